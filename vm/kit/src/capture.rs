@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What is on the wire, with the kernel's own timestamps.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::io::IoSliceMut;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{ensure, Context, Result};
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{
+    bind, recvmsg, setsockopt, sockopt, ControlMessageOwned, LinkAddr, MsgFlags,
+};
+use socket2::{Domain, Socket, Type};
+
+use crate::clock::Stamp;
+use crate::netns::{self, Netns};
+use crate::segment::Segment;
+use crate::sys;
+
+/// Which way a packet crossed the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the wire into this machine.
+    In,
+    /// From this machine onto the wire.
+    Out,
+}
+
+/// A captured TCP segment.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    /// When the interface saw it.
+    pub at: Stamp,
+    /// Which way it went.
+    pub direction: Direction,
+    /// What it says.
+    pub segment: Segment,
+    /// The whole packet, from the IP header on.
+    pub bytes: Vec<u8>,
+}
+
+/// A running capture of one interface; dropping it ends it.
+#[derive(Debug)]
+pub struct Capture {
+    shared: Arc<Shared>,
+    stop: Arc<EventFd>,
+    reader: Option<JoinHandle<Result<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: OwnedFd,
+    /// On the loopback interface every packet is seen twice: on its way out, and on its way in. One is enough.
+    loopback: bool,
+    packets: Mutex<Vec<Packet>>,
+}
+
+impl Capture {
+    /// Starts to capture every TCP segment of an interface in a namespace, in both directions.
+    ///
+    /// Packets are seen after the queueing discipline of their interface: with a netem delay, when they really leave.
+    pub fn start(ns: &Netns, interface: &str) -> Result<Self> {
+        let shared = Arc::new(ns.run(|| Shared::open(interface))?);
+        let stop = Arc::new(EventFd::from_flags(
+            EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+        )?);
+        let reader = std::thread::spawn({
+            let (shared, stop) = (Arc::clone(&shared), Arc::clone(&stop));
+            move || shared.read_until(&stop)
+        });
+        Ok(Self {
+            shared,
+            stop,
+            reader: Some(reader),
+        })
+    }
+
+    /// Everything captured until this moment.
+    pub fn so_far(&self) -> Result<Trace> {
+        self.shared.drain()?;
+        Ok(Trace {
+            packets: self.shared.lock().clone(),
+        })
+    }
+
+    /// Waits until a captured packet satisfies `wanted`, and returns the first that does.
+    pub fn wait_for(
+        &self,
+        limit: Duration,
+        mut wanted: impl FnMut(&Packet) -> bool,
+    ) -> Result<Option<Packet>> {
+        let mut found = None;
+        crate::wait::until(limit, || {
+            self.shared.drain()?;
+            found = self.shared.lock().iter().find(|p| wanted(p)).cloned();
+            Ok(found.is_some())
+        })?;
+        Ok(found)
+    }
+
+    /// Ends the capture. Packets the kernel had no room for are an error: a count would be wrong.
+    pub fn stop(mut self) -> Result<Trace> {
+        self.end()?;
+        self.shared.drain()?;
+        let lost = self.shared.lost()?;
+        ensure!(lost == 0, "the capture lost {lost} packets");
+        let packets = std::mem::take(&mut *self.shared.lock());
+        Ok(Trace { packets })
+    }
+
+    fn end(&mut self) -> Result<()> {
+        match self.reader.take() {
+            Some(reader) => {
+                self.stop.write(1)?;
+                netns::join(reader)
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // Nobody is left to hear of an error here; who wants to know calls `stop`.
+        let _ = self.end();
+    }
+}
+
+impl Shared {
+    fn open(interface: &str) -> Result<Self> {
+        Netns::want_module("af_packet");
+        // A protocol of 0: nothing arrives before the socket is bound to its interface.
+        let socket = Socket::new(Domain::PACKET, Type::DGRAM.nonblocking(), None)
+            .context("packet socket (CONFIG_PACKET)")?;
+        let index = nix::net::if_::if_nametoindex(interface)
+            .with_context(|| format!("no interface {interface}"))?;
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &true).context("SO_TIMESTAMPNS")?;
+        setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20)).context("SO_RCVBUFFORCE")?;
+        bind(socket.as_raw_fd(), &sys::packet_address(index)?).context("bind a packet socket")?;
+        Ok(Self {
+            socket: socket.into(),
+            loopback: interface == "lo",
+            packets: Mutex::new(Vec::new()),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Packet>> {
+        self.packets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_until(&self, stop: &EventFd) -> Result<()> {
+        loop {
+            let mut fds = [
+                PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
+                PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error).context("poll a packet socket"),
+            }
+            self.drain()?;
+            if fds[1].any() == Some(true) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes everything out of the socket that is in it now.
+    fn drain(&self) -> Result<()> {
+        // Large enough for what segmentation offload makes.
+        let mut buffer = vec![0u8; 1 << 17];
+        let mut packets = self.lock();
+        while let Some(packet) = self.receive(&mut buffer)? {
+            packets.extend(packet);
+        }
+        Ok(())
+    }
+
+    /// One packet: `None` when there is none, `Some(None)` when it is not to be kept.
+    fn receive(&self, buffer: &mut [u8]) -> Result<Option<Option<Packet>>> {
+        let mut control = nix::cmsg_space!(nix::sys::time::TimeSpec);
+        let mut iov = [IoSliceMut::new(buffer)];
+        let message = match recvmsg::<LinkAddr>(
+            self.socket.as_raw_fd(),
+            &mut iov,
+            Some(&mut control),
+            MsgFlags::MSG_DONTWAIT,
+        ) {
+            Ok(message) => message,
+            Err(Errno::EAGAIN) => return Ok(None),
+            // The interface is gone or down: what it carried before that stays.
+            Err(Errno::ENETDOWN) => return Ok(None),
+            Err(error) => return Err(error).context("receive from a packet socket"),
+        };
+        let direction = match message.address.map(|address| address.pkttype()) {
+            Some(libc::PACKET_OUTGOING) => Direction::Out,
+            _ => Direction::In,
+        };
+        let at = message
+            .cmsgs()?
+            .find_map(|cmsg| match cmsg {
+                ControlMessageOwned::ScmTimestampns(time) => {
+                    Some(Stamp::from_epoch(Duration::from(time)))
+                }
+                _ => None,
+            })
+            .context("a packet without a timestamp")?;
+        let length = message.bytes;
+        let bytes = buffer.get(..length).unwrap_or_default();
+        if self.loopback && direction == Direction::Out {
+            return Ok(Some(None));
+        }
+        Ok(Some(Segment::parse(bytes).map(|segment| Packet {
+            at,
+            direction,
+            segment,
+            bytes: bytes.to_vec(),
+        })))
+    }
+
+    /// How many packets the kernel dropped because the socket's buffer was full.
+    fn lost(&self) -> Result<u32> {
+        // struct tpacket_stats: packets, drops.
+        let mut stats = [0u8; 8];
+        sys::get_option(
+            self.socket.as_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            &mut stats,
+        )
+        .context("PACKET_STATISTICS")?;
+        let [_, _, _, _, drops @ ..] = stats;
+        Ok(u32::from_ne_bytes(drops))
+    }
+}
+
+/// A finished capture, or a part of one, in the order of its packets.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    /// The packets.
+    pub packets: Vec<Packet>,
+}
+
+impl Trace {
+    /// The packets that satisfy `wanted`.
+    pub fn filter(&self, mut wanted: impl FnMut(&Packet) -> bool) -> Self {
+        Self {
+            packets: self.packets.iter().filter(|p| wanted(p)).cloned().collect(),
+        }
+    }
+
+    /// How many packets satisfy `wanted`.
+    pub fn count(&self, mut wanted: impl FnMut(&Segment) -> bool) -> usize {
+        self.packets.iter().filter(|p| wanted(&p.segment)).count()
+    }
+
+    /// The first packet that satisfies `wanted`.
+    pub fn first(&self, mut wanted: impl FnMut(&Segment) -> bool) -> Option<&Packet> {
+        self.packets.iter().find(|p| wanted(&p.segment))
+    }
+
+    /// The last packet that satisfies `wanted`.
+    pub fn last(&self, mut wanted: impl FnMut(&Segment) -> bool) -> Option<&Packet> {
+        self.packets.iter().rfind(|p| wanted(&p.segment))
+    }
+
+    /// What was sent to or from a server's port.
+    pub fn of_port(&self, port: u16) -> Self {
+        self.filter(|p| p.segment.touches(port))
+    }
+
+    /// What was sent to or from an address and port.
+    pub fn of_peer(&self, peer: SocketAddr) -> Self {
+        self.filter(|p| p.segment.source == peer || p.segment.destination == peer)
+    }
+
+    /// What was sent to a server's port.
+    pub fn to_port(&self, port: u16) -> Self {
+        self.filter(|p| p.segment.destination.port() == port)
+    }
+
+    /// What was sent from a server's port.
+    pub fn from_port(&self, port: u16) -> Self {
+        self.filter(|p| p.segment.source.port() == port)
+    }
+
+    /// What was captured after `from` and not after `to`.
+    pub fn between(&self, from: Stamp, to: Stamp) -> Self {
+        self.filter(|p| p.at > from && p.at <= to)
+    }
+
+    /// How many SYN-ACKs there are.
+    pub fn syn_acks(&self) -> usize {
+        self.count(Segment::is_syn_ack)
+    }
+
+    /// How many SYN-ACKs each client was sent.
+    pub fn syn_acks_by_client(&self) -> HashMap<SocketAddr, usize> {
+        let mut counts = HashMap::new();
+        for packet in &self.packets {
+            if packet.segment.is_syn_ack() {
+                *counts.entry(packet.segment.destination).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    /// How many resets there are.
+    pub fn resets(&self) -> usize {
+        self.count(Segment::is_rst)
+    }
+
+    /// The packets as lines, with the time since the first one: for diagnostics.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        let Some(first) = self.packets.first() else {
+            return "no packets".to_owned();
+        };
+        for packet in &self.packets {
+            let arrow = match packet.direction {
+                Direction::In => "in ",
+                Direction::Out => "out",
+            };
+            let _ = writeln!(
+                text,
+                "{:>11.3} ms {arrow} {}",
+                packet.at.ms_after(first.at),
+                packet.segment
+            );
+        }
+        text
+    }
+}

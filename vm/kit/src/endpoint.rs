@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Listeners and clients made with the kernel's own TCP.
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::libc;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::clock::Stamp;
+use crate::netns::Netns;
+use crate::{sys, ulp, wait};
+
+/// How long a read or write of a test's own connections may take before it is an error.
+const IO_LIMIT: Duration = Duration::from_secs(20);
+
+/// The families a listener and its clients can be of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4 clients of an IPv4 listener.
+    V4,
+    /// IPv6 clients of a listener for IPv6 only.
+    V6,
+    /// IPv4 clients of an IPv6 listener that takes both: `::ffff:192.0.2.1`.
+    Mapped,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Mapped];
+
+    /// Whether the clients' packets are IPv4's.
+    pub fn is_v4_on_the_wire(self) -> bool {
+        self != Self::V6
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "v4",
+            Self::V6 => "v6",
+            Self::Mapped => "mapped",
+        })
+    }
+}
+
+/// How a listener is to be opened.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    family: Family,
+    port: u16,
+    backlog: i32,
+    reuse_port: bool,
+    defer_accept: Option<i32>,
+    filter: Option<&'static str>,
+    filter_after_listen: bool,
+}
+
+impl Listen {
+    /// A plain listener on any address and a free port, with a backlog of 128.
+    pub fn plain(family: Family) -> Self {
+        Self {
+            family,
+            port: 0,
+            backlog: 128,
+            reuse_port: false,
+            defer_accept: None,
+            filter: None,
+            filter_after_listen: false,
+        }
+    }
+
+    /// The same with `dataready` attached before it listens.
+    pub fn filtered(family: Family) -> Self {
+        Self {
+            filter: Some(ulp::DATAREADY),
+            ..Self::plain(family)
+        }
+    }
+
+    /// The same with the kernel's own `TCP_DEFER_ACCEPT`, in seconds.
+    pub fn deferred(family: Family, seconds: i32) -> Self {
+        Self {
+            defer_accept: Some(seconds),
+            ..Self::plain(family)
+        }
+    }
+
+    /// Attaches the filter once the socket listens, and not before.
+    pub fn filter_after_listen(mut self) -> Self {
+        self.filter_after_listen = true;
+        self
+    }
+
+    /// Asks for a certain port.
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    /// Asks for a certain backlog.
+    pub fn backlog(mut self, backlog: i32) -> Self {
+        self.backlog = backlog;
+        self
+    }
+
+    /// Lets other listeners have the same port.
+    pub fn reuse_port(mut self) -> Self {
+        self.reuse_port = true;
+        self
+    }
+
+    /// Opens the listener in a namespace.
+    pub fn open(&self, ns: &Netns) -> Result<Listener> {
+        ns.run(|| self.open_here())
+    }
+
+    /// Opens the listener in the calling thread's namespace.
+    pub fn open_here(&self) -> Result<Listener> {
+        let socket = bound(self.family, self.port, self.reuse_port)?;
+        let attach = |socket: &Socket| match self.filter {
+            Some(name) => ulp::attach(socket, name)
+                .with_context(|| format!("attach `{name}` to a {} listener", self.family)),
+            None => Ok(()),
+        };
+        if let Some(seconds) = self.defer_accept {
+            sys::set_option(
+                socket.as_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_DEFER_ACCEPT,
+                &seconds.to_ne_bytes(),
+            )
+            .context("TCP_DEFER_ACCEPT")?;
+        }
+        if !self.filter_after_listen {
+            attach(&socket)?;
+        }
+        socket.listen(self.backlog).context("listen")?;
+        if self.filter_after_listen {
+            attach(&socket)?;
+        }
+        socket.set_nonblocking(true)?;
+        let port = port_of(&socket)?;
+        Ok(Listener { socket, port })
+    }
+}
+
+/// A TCP socket of a family, bound to any address but not listening; port 0 is a free one.
+pub fn bound(family: Family, port: u16, reuse_port: bool) -> Result<Socket> {
+    let (domain, address): (_, SocketAddr) = match family {
+        Family::V4 => (Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into()),
+        Family::V6 | Family::Mapped => (Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()),
+    };
+    let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).context("socket")?;
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(family == Family::V6)?;
+    }
+    socket.set_reuse_address(true)?;
+    if reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    socket
+        .bind(&address.into())
+        .with_context(|| format!("bind {address}"))?;
+    Ok(socket)
+}
+
+fn port_of(socket: &Socket) -> Result<u16> {
+    socket
+        .local_addr()?
+        .as_socket()
+        .map(|address| address.port())
+        .context("a TCP socket without a port")
+}
+
+/// A listening socket that never blocks by itself.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    port: u16,
+}
+
+/// A connection that came out of `accept()`.
+#[derive(Debug)]
+pub struct Accepted {
+    /// The connection, blocking, with a limit on each read and write.
+    pub stream: TcpStream,
+    /// The client.
+    pub peer: SocketAddr,
+    /// When `accept()` returned.
+    pub at: Stamp,
+}
+
+impl Listener {
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Waits for a connection; nothing, if none came within `limit`.
+    pub fn accept(&self, limit: Duration) -> Result<Option<Accepted>> {
+        // Another thread may take the connection that woke this one: then the wait goes on.
+        let start = Stamp::now();
+        loop {
+            let left = limit.saturating_sub(Stamp::now().since(start));
+            if !wait::readable(&self.socket, left)? {
+                return Ok(None);
+            }
+            if let Some(accepted) = self.accept_now()? {
+                return Ok(Some(accepted));
+            }
+        }
+    }
+
+    /// Takes a connection if there is one right now.
+    pub fn accept_now(&self) -> Result<Option<Accepted>> {
+        let (socket, peer) = match self.socket.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error).context("accept"),
+        };
+        let at = Stamp::now();
+        socket.set_nonblocking(false)?;
+        let stream = TcpStream::from(socket);
+        limit_io(&stream)?;
+        Ok(Some(Accepted {
+            stream,
+            peer: peer.as_socket().context("a peer without an address")?,
+            at,
+        }))
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Connects from inside a namespace: when this returns, the handshake's third segment has been sent.
+pub fn connect(ns: &Netns, server: SocketAddr) -> Result<TcpStream> {
+    ns.run(|| connect_here(server))
+}
+
+/// Connects from the calling thread's namespace.
+pub fn connect_here(server: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&server, IO_LIMIT)
+        .with_context(|| format!("connect to {server}"))?;
+    stream.set_nodelay(true)?;
+    limit_io(&stream)?;
+    Ok(stream)
+}
+
+/// Makes the next close of a connection send a reset, and drop what is not sent.
+pub fn reset_on_close(stream: &TcpStream) -> Result<()> {
+    socket2::SockRef::from(stream)
+        .set_linger(Some(Duration::ZERO))
+        .context("SO_LINGER")
+}
+
+fn limit_io(stream: &TcpStream) -> Result<()> {
+    stream.set_read_timeout(Some(IO_LIMIT))?;
+    stream.set_write_timeout(Some(IO_LIMIT))?;
+    Ok(())
+}

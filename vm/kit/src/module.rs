@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Loading and unloading the module under test.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{bail, Context, Result};
+use nix::errno::Errno;
+use nix::kmod::{delete_module, finit_module, DeleteModuleFlags, ModuleInitFlags};
+
+use crate::wait;
+
+/// The module's name in the kernel.
+pub const NAME: &str = "accf";
+
+/// The file the module is loaded from, as the guest's environment names it.
+pub fn file() -> Result<PathBuf> {
+    std::env::var_os("ACCF_KO")
+        .map(PathBuf::from)
+        .context("ACCF_KO is not set: it names the file of the module, as `cargo xtask vm` does")
+}
+
+/// Loads the module with parameters such as `timeout_ms=2000`.
+pub fn load(parameters: &str) -> Result<()> {
+    let path = file()?;
+    let file = File::open(&path)
+        .with_context(|| format!("cannot open {}: was the module built?", path.display()))?;
+    finit_module(&file, &CString::new(parameters)?, ModuleInitFlags::empty()).with_context(|| {
+        format!(
+            "cannot load {} with `{parameters}`: the kernel log says why",
+            path.display()
+        )
+    })
+}
+
+/// Asks the kernel to unload the module, once: `EWOULDBLOCK` says that it is in use, `ENOENT` that it is not loaded.
+pub fn try_unload() -> Result<(), Errno> {
+    let name = CString::new(NAME).map_err(|_| Errno::EINVAL)?;
+    delete_module(&name, DeleteModuleFlags::O_NONBLOCK)
+}
+
+/// Unloads the module; what still holds it has `limit` to let go.
+pub fn unload(limit: Duration) -> Result<()> {
+    let mut last = Ok(());
+    wait::until(limit, || {
+        last = try_unload();
+        Ok(last != Err(Errno::EWOULDBLOCK))
+    })?;
+    match last {
+        Ok(()) => Ok(()),
+        Err(Errno::EWOULDBLOCK) => bail!(
+            "the module is still in use after {} ms: reference count {}",
+            limit.as_millis(),
+            refcount()?.map_or_else(|| "unknown".to_owned(), |count| count.to_string())
+        ),
+        Err(error) => Err(error).context("unload the module"),
+    }
+}
+
+/// Unloads the module if it is loaded, and loads it with other parameters.
+pub fn reload(parameters: &str) -> Result<()> {
+    if is_loaded()? {
+        unload(Duration::from_secs(10))?;
+    }
+    load(parameters)
+}
+
+/// Whether the module is loaded.
+pub fn is_loaded() -> Result<bool> {
+    Ok(refcount()?.is_some())
+}
+
+/// How many things hold the module; nothing, if it is not loaded.
+pub fn refcount() -> Result<Option<u64>> {
+    let modules = fs::read_to_string("/proc/modules").context("/proc/modules")?;
+    Ok(refcount_in(&modules, NAME))
+}
+
+fn refcount_in(modules: &str, name: &str) -> Option<u64> {
+    modules.lines().find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let count = (fields.next()? == name).then(|| fields.nth(1))??;
+        count.parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_count_is_the_third_column() {
+        let modules = "accf_kunit 16384 0 - Live 0x0000000000000000 (OE)\n\
+                       accf 53248 3 accf_kunit, Live 0x0000000000000000 (OE)\n";
+        assert_eq!(refcount_in(modules, "accf"), Some(3));
+        assert_eq!(refcount_in(modules, "accf_kunit"), Some(0));
+        assert_eq!(refcount_in(modules, "acc"), None);
+    }
+}

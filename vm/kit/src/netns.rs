@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Network namespaces: machines of one's own.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::{fs, io::Write, thread};
+
+use anyhow::{anyhow, bail, ensure, Context, Result};
+use nix::sched::{setns, unshare, CloneFlags};
+
+/// A network namespace, held open.
+///
+/// It has no name in the file system, so nothing is left behind whatever happens: the kernel takes it down once the
+/// last clone of this handle, the last thread inside, and the last socket opened inside are gone.
+#[derive(Clone, Debug)]
+pub struct Netns {
+    handle: Arc<File>,
+}
+
+impl Netns {
+    /// Makes a namespace with its loopback interface up.
+    pub fn new() -> Result<Self> {
+        let handle = thread::spawn(|| -> Result<File> {
+            unshare(CloneFlags::CLONE_NEWNET).context("unshare a network namespace")?;
+            Ok(File::open("/proc/thread-self/ns/net")?)
+        })
+        .join()
+        .map_err(|_| anyhow!("the thread that makes a namespace panicked"))??;
+        let ns = Self {
+            handle: Arc::new(handle),
+        };
+        ns.ip("link set lo up")?;
+        Ok(ns)
+    }
+
+    /// The namespace this thread is in.
+    pub fn current() -> Result<Self> {
+        Ok(Self {
+            handle: Arc::new(File::open("/proc/thread-self/ns/net")?),
+        })
+    }
+
+    /// Moves the calling thread, and no other, into this namespace.
+    pub fn enter(&self) -> Result<()> {
+        setns(&*self.handle, CloneFlags::CLONE_NEWNET).context("enter a network namespace")
+    }
+
+    /// Runs `f` inside, on a thread of its own, and waits for it.
+    ///
+    /// A socket opened inside stays inside, whoever uses it later.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    self.enter()?;
+                    f()
+                })
+                .join()
+                .map_err(|_| anyhow!("a thread inside a namespace panicked"))?
+        })
+    }
+
+    /// Runs `f` inside, on a thread of its own, and does not wait for it.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        f: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> JoinHandle<Result<T>> {
+        let ns = self.clone();
+        thread::spawn(move || {
+            ns.enter()?;
+            drop(ns);
+            f()
+        })
+    }
+
+    /// Runs a program inside, and returns what it wrote to its standard output.
+    pub fn command(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        self.feed(program, arguments, "")
+    }
+
+    /// Runs `ip` inside, on as many commands as `commands` has lines.
+    pub fn ip(&self, commands: &str) -> Result<()> {
+        self.feed("ip", &["-batch", "-"], commands).map(drop)
+    }
+
+    /// Runs `tc` inside, on as many commands as `commands` has lines.
+    pub fn tc(&self, commands: &str) -> Result<()> {
+        self.feed("tc", &["-batch", "-"], commands).map(drop)
+    }
+
+    fn feed(&self, program: &str, arguments: &[&str], input: &str) -> Result<String> {
+        self.run(|| {
+            let mut child = Command::new(program)
+                .args(arguments)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .with_context(|| format!("cannot start `{program}`: is it installed?"))?;
+            if let Some(mut stdin) = child.stdin.take() {
+                stdin.write_all(input.as_bytes())?;
+                // `ip -batch` forgets a last line without an end.
+                stdin.write_all(b"\n")?;
+            }
+            let output = child.wait_with_output()?;
+            ensure!(
+                output.status.success(),
+                "`{program} {}` failed ({}): {}{}",
+                arguments.join(" "),
+                output.status,
+                String::from_utf8_lossy(&output.stderr).trim(),
+                if input.is_empty() {
+                    String::new()
+                } else {
+                    format!("; its input was:\n{input}")
+                }
+            );
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        })
+    }
+
+    /// Reads `/proc/net/FILE` as it is inside.
+    pub fn proc_net(&self, file: &str) -> Result<String> {
+        self.run(|| {
+            // Not `/proc/net`: that is the namespace of the process's first thread.
+            let path = format!("/proc/thread-self/net/{file}");
+            fs::read_to_string(&path).with_context(|| path)
+        })
+    }
+
+    /// Reads a setting of this namespace, by its name with dots.
+    pub fn sysctl(&self, name: &str) -> Result<String> {
+        let path = sysctl_path(name);
+        self.run(|| {
+            let value = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            Ok(value.trim().to_owned())
+        })
+    }
+
+    /// Changes a setting of this namespace, by its name with dots.
+    pub fn set_sysctl(&self, name: &str, value: &str) -> Result<()> {
+        let path = sysctl_path(name);
+        self.run(|| {
+            fs::write(&path, value).with_context(|| format!("{} = {value}", path.display()))
+        })
+    }
+
+    /// The index of an interface inside.
+    pub fn interface_index(&self, interface: &str) -> Result<u32> {
+        self.run(|| {
+            nix::net::if_::if_nametoindex(interface)
+                .with_context(|| format!("no interface {interface}"))
+        })
+    }
+
+    /// A path that names this namespace to other programs while the handle is open.
+    pub fn path(&self) -> PathBuf {
+        let fd: RawFd = self.handle.as_raw_fd();
+        PathBuf::from(format!("/proc/{}/fd/{fd}", std::process::id()))
+    }
+
+    /// Asks `modprobe` for a kernel module that this machine may have to load first.
+    ///
+    /// A kernel that has it built in, or no `modprobe`, is as good: what then is missing shows when it is used.
+    pub(crate) fn want_module(name: &str) {
+        let _ = Command::new("modprobe")
+            .args(["-q", name])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+fn sysctl_path(name: &str) -> PathBuf {
+    PathBuf::from("/proc/sys").join(name.replace('.', "/"))
+}
+
+/// Ends a thread started by [`Netns::spawn`] and returns its result; its panic becomes an error.
+pub fn join<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
+    match thread.join() {
+        Ok(result) => result,
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            bail!("a thread panicked: {text}")
+        }
+    }
+}

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A TCP client that decides on every segment itself.
+//!
+//! It lives behind a TUN interface: the namespace's kernel sees a peer on the other side, and nothing but this code
+//! answers for it. So a test can send what no kernel would: data on the third segment, a SYN after the handshake, a
+//! keepalive probe at will, a wrong acknowledgement number.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Context, Result};
+use nix::errno::Errno;
+use nix::libc;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::capture::Capture;
+use crate::clock::Stamp;
+use crate::endpoint::Family;
+use crate::netns::{self, Netns};
+use crate::segment::{Flags, Segment, Timestamps};
+use crate::sys;
+
+/// The interface's name.
+pub const INTERFACE: &str = "raw0";
+
+const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+const SERVER_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
+
+/// The far side of a TUN interface, where the clients live.
+#[derive(Debug)]
+pub struct RawHost {
+    ns: Netns,
+    shared: Arc<Shared>,
+    stop: Arc<EventFd>,
+    reader: Option<JoinHandle<Result<()>>>,
+    next_port: AtomicU16,
+}
+
+#[derive(Debug)]
+struct Shared {
+    tun: File,
+    /// Who gets the segments sent to a port here.
+    clients: Mutex<HashMap<u16, Sender<Received>>>,
+}
+
+/// A segment that reached a client.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// When it was read; a capture of [`INTERFACE`] knows it more exactly.
+    pub at: Stamp,
+    /// What it says.
+    pub segment: Segment,
+}
+
+impl RawHost {
+    /// Plugs a TUN interface into a server's namespace.
+    pub fn new(ns: &Netns) -> Result<Self> {
+        Netns::want_module("tun");
+        let tun = ns.run(|| {
+            let tun = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open("/dev/net/tun")
+                .context("/dev/net/tun (CONFIG_TUN)")?;
+            sys::tun_attach(tun.as_fd(), INTERFACE).context("TUNSETIFF")?;
+            Ok(tun)
+        })?;
+        ns.ip(&format!(
+            "addr add {SERVER_V4}/24 dev {INTERFACE}\n\
+             addr add {SERVER_V6}/64 dev {INTERFACE} nodad\n\
+             link set {INTERFACE} up"
+        ))?;
+        let shared = Arc::new(Shared {
+            tun,
+            clients: Mutex::new(HashMap::new()),
+        });
+        let stop = Arc::new(EventFd::from_flags(
+            EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+        )?);
+        let reader = std::thread::spawn({
+            let (shared, stop) = (Arc::clone(&shared), Arc::clone(&stop));
+            move || shared.read_until(&stop)
+        });
+        Ok(Self {
+            ns: ns.clone(),
+            shared,
+            stop,
+            reader: Some(reader),
+            next_port: AtomicU16::new(20_000),
+        })
+    }
+
+    /// Starts to watch the interface; [`Direction::In`](crate::capture::Direction::In) is from a client to the server.
+    pub fn watch(&self) -> Result<Capture> {
+        Capture::start(&self.ns, INTERFACE)
+    }
+
+    /// The server's address for clients of a family.
+    pub fn server_address(&self, family: Family, port: u16) -> SocketAddr {
+        let ip: IpAddr = if family.is_v4_on_the_wire() {
+            SERVER_V4.into()
+        } else {
+            SERVER_V6.into()
+        };
+        SocketAddr::new(ip, port)
+    }
+
+    /// A client of a server's port that has not sent anything yet.
+    pub fn client(&self, family: Family, server_port: u16) -> RawClient {
+        let server = self.server_address(family, server_port);
+        let ip: IpAddr = if family.is_v4_on_the_wire() {
+            CLIENT_V4.into()
+        } else {
+            CLIENT_V6.into()
+        };
+        let port = self.next_port.fetch_add(1, Ordering::Relaxed);
+        let (sender, inbox) = channel();
+        self.shared.lock().insert(port, sender);
+        // Any number does: a different one for each client, such that it wraps for some.
+        let isn = u32::MAX - 1 - u32::from(port % 3) + u32::from(port) * 0x0101;
+        RawClient {
+            shared: Arc::clone(&self.shared),
+            inbox,
+            local: SocketAddr::new(ip, port),
+            server,
+            snd_nxt: isn,
+            rcv_nxt: 0,
+            isn,
+            window: u16::MAX,
+            timestamps: None,
+        }
+    }
+}
+
+impl Drop for RawHost {
+    fn drop(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            // Nobody is left to hear of an error here.
+            let _ = self.stop.write(1);
+            let _ = netns::join(reader);
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u16, Sender<Received>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_until(&self, stop: &EventFd) -> Result<()> {
+        let mut buffer = vec![0u8; 1 << 16];
+        loop {
+            let mut fds = [
+                PollFd::new(self.tun.as_fd(), PollFlags::POLLIN),
+                PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error).context("poll a TUN interface"),
+            }
+            if fds[1].any() == Some(true) {
+                return Ok(());
+            }
+            match (&self.tun).read(&mut buffer) {
+                Ok(length) => self.dispatch(buffer.get(..length).unwrap_or_default()),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error).context("read from a TUN interface"),
+            }
+        }
+    }
+
+    fn dispatch(&self, packet: &[u8]) {
+        let at = Stamp::now();
+        // What is not TCP (neighbour discovery, multicast reports) needs no answer.
+        let Some(segment) = Segment::parse(packet) else {
+            return;
+        };
+        let client = self.lock().get(&segment.destination.port()).cloned();
+        if let Some(client) = client {
+            // A client that was dropped hears nothing any more.
+            let _ = client.send(Received { at, segment });
+        }
+    }
+}
+
+/// One connection of a client that sends exactly what it is told.
+///
+/// Nothing is answered by itself; `snd_nxt` and `rcv_nxt` follow what was sent and received in order.
+#[derive(Debug)]
+pub struct RawClient {
+    shared: Arc<Shared>,
+    inbox: Receiver<Received>,
+    /// The client's address and port.
+    pub local: SocketAddr,
+    /// The server's address and port.
+    pub server: SocketAddr,
+    /// The sequence number of the next byte to send.
+    pub snd_nxt: u32,
+    /// The sequence number of the next byte expected.
+    pub rcv_nxt: u32,
+    /// The sequence number of the SYN.
+    pub isn: u32,
+    /// The window to announce, not scaled.
+    pub window: u16,
+    timestamps: Option<Timestamps>,
+}
+
+impl RawClient {
+    /// Uses the timestamp option, from the SYN on.
+    pub fn with_timestamps(mut self) -> Self {
+        self.timestamps = Some(Timestamps { value: 1, echo: 0 });
+        self
+    }
+
+    /// A segment of this connection at its present numbers, to be changed and sent with [`RawClient::send`].
+    pub fn segment(&self, flags: Flags, payload: &[u8]) -> Segment {
+        Segment {
+            seq: self.snd_nxt,
+            ack: if flags.ack { self.rcv_nxt } else { 0 },
+            window: self.window,
+            timestamps: self.timestamps,
+            payload: payload.to_vec(),
+            ..Segment::new(self.local, self.server, flags)
+        }
+    }
+
+    /// Sends a segment just as it is; returns when.
+    pub fn send(&mut self, segment: &Segment) -> Result<Stamp> {
+        let packet = segment.build()?;
+        let at = Stamp::now();
+        // A write to a TUN interface is taken as a whole or not at all.
+        let length = (&self.shared.tun)
+            .write(&packet)
+            .context("write to a TUN interface")?;
+        ensure!(length == packet.len(), "a TUN interface took half a packet");
+        if let Some(timestamps) = &mut self.timestamps {
+            timestamps.value = timestamps.value.wrapping_add(1);
+        }
+        Ok(at)
+    }
+
+    /// Sends a segment at the present numbers and moves `snd_nxt` behind it; returns when.
+    pub fn push(&mut self, flags: Flags, payload: &[u8]) -> Result<Stamp> {
+        let segment = self.segment(flags, payload);
+        let at = self.send(&segment)?;
+        self.snd_nxt = segment.end_seq();
+        Ok(at)
+    }
+
+    /// Sends the SYN; sent again, it is the retransmission of the first.
+    pub fn syn(&mut self) -> Result<Stamp> {
+        let mut segment = self.segment(Flags::SYN, b"");
+        segment.seq = self.isn;
+        segment.mss = Some(1460);
+        segment.sack_permitted = true;
+        segment.window_scale = Some(7);
+        let at = self.send(&segment)?;
+        self.snd_nxt = segment.end_seq();
+        Ok(at)
+    }
+
+    /// Sends data; returns when.
+    pub fn data(&mut self, payload: &[u8]) -> Result<Stamp> {
+        self.push(Flags::PSH_ACK, payload)
+    }
+
+    /// Sends an acknowledgement and nothing else; returns when.
+    pub fn ack(&mut self) -> Result<Stamp> {
+        self.push(Flags::ACK, b"")
+    }
+
+    /// Ends the stream; returns when.
+    pub fn fin(&mut self) -> Result<Stamp> {
+        self.push(Flags::FIN_ACK, b"")
+    }
+
+    /// Resets the connection; returns when.
+    pub fn rst(&mut self) -> Result<Stamp> {
+        self.push(Flags::RST, b"")
+    }
+
+    /// Sends a SYN and waits for its SYN-ACK, without the third segment.
+    pub fn half_open(&mut self, limit: Duration) -> Result<Received> {
+        self.syn()?;
+        let answer = self
+            .receive_until(limit, Segment::is_syn_ack)?
+            .context("no SYN-ACK came")?;
+        ensure!(
+            answer.segment.ack == self.isn.wrapping_add(1),
+            "the SYN-ACK acknowledges {}, not {}",
+            answer.segment.ack,
+            self.isn.wrapping_add(1)
+        );
+        Ok(answer)
+    }
+
+    /// Does the whole handshake, with a bare third segment; returns when that was sent.
+    pub fn open(&mut self, limit: Duration) -> Result<Stamp> {
+        self.half_open(limit)?;
+        self.ack()
+    }
+
+    /// Waits for the next segment; nothing, if none came within `limit`.
+    pub fn receive(&mut self, limit: Duration) -> Result<Option<Received>> {
+        match self.inbox.recv_timeout(limit) {
+            Ok(received) => {
+                self.note(&received.segment);
+                Ok(Some(received))
+            }
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                anyhow::bail!("the TUN interface's reader has ended")
+            }
+        }
+    }
+
+    /// Waits for a segment that satisfies `wanted`, and lets others pass; nothing, if none came within `limit`.
+    pub fn receive_until(
+        &mut self,
+        limit: Duration,
+        mut wanted: impl FnMut(&Segment) -> bool,
+    ) -> Result<Option<Received>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.receive(left)? {
+                Some(received) if wanted(&received.segment) => return Ok(Some(received)),
+                Some(_) => {}
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Follows what the server sent, as far as it is in order.
+    fn note(&mut self, segment: &Segment) {
+        if segment.is_syn_ack() || (segment.seq == self.rcv_nxt && !segment.is_rst()) {
+            self.rcv_nxt = segment.end_seq();
+        }
+        if segment.is_syn_ack() && segment.timestamps.is_none() {
+            self.timestamps = None;
+        }
+        if let (Some(own), Some(theirs)) = (&mut self.timestamps, segment.timestamps) {
+            own.echo = theirs.value;
+        }
+    }
+}
+
+impl Drop for RawClient {
+    fn drop(&mut self) {
+        self.shared.lock().remove(&self.local.port());
+    }
+}

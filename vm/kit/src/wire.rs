@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Two machines and a cable: a client's and a server's namespace, joined by a veth pair.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::capture::Capture;
+use crate::endpoint::Family;
+use crate::netns::Netns;
+
+/// The name both ends of the cable have in their namespaces.
+pub const INTERFACE: &str = "wire0";
+
+const CLIENT_MAC: &str = "02:00:00:00:00:01";
+const SERVER_MAC: &str = "02:00:00:00:00:02";
+const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const SERVER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+
+/// Two namespaces joined by a cable, with IPv4 and IPv6 addresses.
+///
+/// The neighbours know each other from the start, so that no ARP and no neighbour discovery is in the measurements.
+#[derive(Clone, Debug)]
+pub struct Wire {
+    /// Where the clients are.
+    pub client: Netns,
+    /// Where the server is.
+    pub server: Netns,
+}
+
+impl Wire {
+    /// Lays a cable with no delay of its own.
+    pub fn new() -> Result<Self> {
+        Self::with_rtt(Duration::ZERO)
+    }
+
+    /// Lays a cable that a segment and its answer need `rtt` to cross, half of it each way.
+    pub fn with_rtt(rtt: Duration) -> Result<Self> {
+        let wire = Self {
+            client: Netns::new()?,
+            server: Netns::new()?,
+        };
+        Netns::want_module("veth");
+        wire.client.ip(&format!(
+            "link add {INTERFACE} address {CLIENT_MAC} type veth \
+             peer name {INTERFACE} address {SERVER_MAC} netns {}",
+            wire.server.path().display()
+        ))?;
+        let ends = [
+            (
+                &wire.client,
+                CLIENT_V4,
+                CLIENT_V6,
+                SERVER_V4,
+                SERVER_V6,
+                SERVER_MAC,
+            ),
+            (
+                &wire.server,
+                SERVER_V4,
+                SERVER_V6,
+                CLIENT_V4,
+                CLIENT_V6,
+                CLIENT_MAC,
+            ),
+        ];
+        for (ns, own_v4, own_v6, peer_v4, peer_v6, peer_mac) in ends {
+            ns.ip(&format!(
+                "addr add {own_v4}/24 dev {INTERFACE}\n\
+                 addr add {own_v6}/64 dev {INTERFACE} nodad\n\
+                 link set {INTERFACE} up\n\
+                 neigh replace {peer_v4} lladdr {peer_mac} nud permanent dev {INTERFACE}\n\
+                 neigh replace {peer_v6} lladdr {peer_mac} nud permanent dev {INTERFACE}"
+            ))?;
+            if !rtt.is_zero() {
+                Netns::want_module("sch_netem");
+                ns.tc(&format!(
+                    "qdisc add dev {INTERFACE} root netem delay {}us limit 100000",
+                    rtt.as_micros() / 2
+                ))?;
+            }
+        }
+        Ok(wire)
+    }
+
+    /// The server's address for clients of a family.
+    pub fn server_ip(&self, family: Family) -> IpAddr {
+        if family.is_v4_on_the_wire() {
+            SERVER_V4.into()
+        } else {
+            SERVER_V6.into()
+        }
+    }
+
+    /// The server's address and port for clients of a family.
+    pub fn server_address(&self, family: Family, port: u16) -> SocketAddr {
+        SocketAddr::new(self.server_ip(family), port)
+    }
+
+    /// The clients' address of a family.
+    pub fn client_ip(&self, family: Family) -> IpAddr {
+        if family.is_v4_on_the_wire() {
+            CLIENT_V4.into()
+        } else {
+            CLIENT_V6.into()
+        }
+    }
+
+    /// Starts to watch the server's end of the cable.
+    pub fn watch_server(&self) -> Result<Capture> {
+        Capture::start(&self.server, INTERFACE)
+    }
+
+    /// Starts to watch the client's end of the cable.
+    pub fn watch_client(&self) -> Result<Capture> {
+        Capture::start(&self.client, INTERFACE)
+    }
+}
