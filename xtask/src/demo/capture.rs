@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! From packet captures at the two ends of the path to the segments of one connection.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use accf_demo::UnixNanos;
+use anyhow::{bail, Context, Result};
+use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use pcap_file::pcap::PcapReader;
+use pcap_file::DataLink;
+
+/// An end of the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum End {
+    /// The one that calls `connect()`.
+    Client,
+    /// The one that calls `accept()`.
+    Server,
+}
+
+/// The flags of a TCP segment that matter here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Flags {
+    pub(crate) syn: bool,
+    pub(crate) ack: bool,
+    pub(crate) fin: bool,
+    pub(crate) rst: bool,
+    pub(crate) psh: bool,
+}
+
+impl fmt::Display for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let set = [
+            (self.syn, "SYN"),
+            (self.fin, "FIN"),
+            (self.rst, "RST"),
+            (self.psh, "PSH"),
+            (self.ack, "ACK"),
+        ];
+        let names: Vec<_> = set.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+        f.write_str(&names.join("-"))
+    }
+}
+
+/// A TCP segment in one capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Tcp {
+    pub(crate) source_port: u16,
+    pub(crate) destination_port: u16,
+    pub(crate) flags: Flags,
+    pub(crate) seq: u32,
+    pub(crate) ack: u32,
+    pub(crate) payload_len: usize,
+    /// IPv4 identification: tells a retransmission from its original.
+    pub(crate) ip_id: u16,
+}
+
+/// A captured frame.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Frame {
+    pub(crate) at: UnixNanos,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) original_len: u32,
+    /// Its TCP segment, if it carries one.
+    pub(crate) tcp: Option<Tcp>,
+}
+
+/// All frames captured at one end, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Capture {
+    pub(crate) link: DataLink,
+    pub(crate) frames: Vec<Frame>,
+}
+
+impl Capture {
+    /// Reads a pcap file, with micro- or nanoseconds.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        let file = File::open(path).with_context(|| format!("no packet capture at {shown}"))?;
+        let mut reader = PcapReader::new(BufReader::new(file))
+            .with_context(|| format!("{shown} is not a pcap file"))?;
+        let link = reader.header().datalink;
+        let mut frames = Vec::new();
+        while let Some(packet) = reader.next_packet() {
+            let packet = packet.with_context(|| format!("{shown}: packet {}", frames.len() + 1))?;
+            let at = UnixNanos(u64::try_from(packet.timestamp.as_nanos())?);
+            let bytes = packet.data.into_owned();
+            let tcp = dissect(link, &bytes)?;
+            frames.push(Frame { at, bytes, original_len: packet.orig_len, tcp });
+        }
+        Ok(Self { link, frames })
+    }
+}
+
+/// Finds the TCP segment in a frame; `None` for everything else, such as ARP and ICMP.
+fn dissect(link: DataLink, bytes: &[u8]) -> Result<Option<Tcp>> {
+    let sliced = match link {
+        DataLink::ETHERNET => SlicedPacket::from_ethernet(bytes),
+        DataLink::RAW | DataLink::IPV4 | DataLink::IPV6 => SlicedPacket::from_ip(bytes),
+        other => bail!("captures of link type {other:?} are not understood"),
+    };
+    let Ok(sliced) = sliced else { return Ok(None) };
+    let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else { return Ok(None) };
+    let ip_id = match &sliced.net {
+        Some(NetSlice::Ipv4(ip)) => ip.header().identification(),
+        _ => 0,
+    };
+    Ok(Some(Tcp {
+        source_port: tcp.source_port(),
+        destination_port: tcp.destination_port(),
+        flags: Flags {
+            syn: tcp.syn(),
+            ack: tcp.ack(),
+            fin: tcp.fin(),
+            rst: tcp.rst(),
+            psh: tcp.psh(),
+        },
+        seq: tcp.sequence_number(),
+        ack: tcp.acknowledgment_number(),
+        payload_len: tcp.payload().len(),
+        ip_id,
+    }))
+}
+
+/// A segment of one connection, seen at one end or at both.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Segment {
+    pub(crate) from: End,
+    pub(crate) flags: Flags,
+    pub(crate) seq: u32,
+    pub(crate) ack: u32,
+    pub(crate) payload_len: usize,
+    /// When it passed the client's end.
+    pub(crate) at_client: Option<UnixNanos>,
+    /// When it passed the server's end.
+    pub(crate) at_server: Option<UnixNanos>,
+    /// An earlier segment from the same end began with the same sequence number and took up as much room.
+    pub(crate) retransmission: bool,
+}
+
+impl Segment {
+    /// When it passed `end`.
+    pub(crate) fn at(&self, end: End) -> Option<UnixNanos> {
+        match end {
+            End::Client => self.at_client,
+            End::Server => self.at_server,
+        }
+    }
+
+    /// When it was sent; for one seen at the far end alone, when it arrived.
+    pub(crate) fn sent(&self) -> UnixNanos {
+        let (near, far) = match self.from {
+            End::Client => (self.at_client, self.at_server),
+            End::Server => (self.at_server, self.at_client),
+        };
+        near.or(far).unwrap_or(UnixNanos(0))
+    }
+
+    /// When it arrived, if it did.
+    pub(crate) fn arrived(&self) -> Option<UnixNanos> {
+        match self.from {
+            End::Client => self.at_server,
+            End::Server => self.at_client,
+        }
+    }
+
+    /// The first answer to a SYN, or a repetition of it.
+    pub(crate) fn is_syn_ack(&self) -> bool {
+        self.from == End::Server && self.flags.syn && self.flags.ack
+    }
+
+    /// An acknowledgment and nothing else.
+    pub(crate) fn is_bare_ack(&self) -> bool {
+        let Flags { syn, ack, fin, rst, .. } = self.flags;
+        ack && !syn && !fin && !rst && self.payload_len == 0
+    }
+}
+
+/// Puts the two captures of one connection together, in the order of sending.
+pub(crate) fn connection(
+    client: &Capture,
+    server: &Capture,
+    client_port: u16,
+    server_port: u16,
+) -> Vec<Segment> {
+    let of_connection = |capture: &Capture| -> Vec<(UnixNanos, Tcp)> {
+        let ours = |tcp: &Tcp| {
+            let ports = (tcp.source_port, tcp.destination_port);
+            ports == (client_port, server_port) || ports == (server_port, client_port)
+        };
+        let frames = capture.frames.iter();
+        frames.filter_map(|frame| Some((frame.at, frame.tcp.filter(ours)?))).collect()
+    };
+    // The k-th sighting of a segment at one end is the k-th sighting of it at the other: the path keeps the order.
+    let mut at_client: HashMap<Tcp, Vec<UnixNanos>> = HashMap::new();
+    for (at, tcp) in of_connection(client).into_iter().rev() {
+        at_client.entry(tcp).or_default().push(at);
+    }
+    let mut seen = Vec::new();
+    for (at, tcp) in of_connection(server) {
+        let other = at_client.get_mut(&tcp).and_then(Vec::pop);
+        seen.push((tcp, other, Some(at)));
+    }
+    for (tcp, left) in at_client {
+        seen.extend(left.into_iter().map(|at| (tcp, Some(at), None)));
+    }
+
+    let mut segments: Vec<Segment> = seen
+        .into_iter()
+        .map(|(tcp, at_client, at_server)| Segment {
+            from: if tcp.source_port == client_port { End::Client } else { End::Server },
+            flags: tcp.flags,
+            seq: tcp.seq,
+            ack: tcp.ack,
+            payload_len: tcp.payload_len,
+            at_client,
+            at_server,
+            retransmission: false,
+        })
+        .collect();
+    segments.sort_by_key(Segment::sent);
+    for i in 0..segments.len() {
+        let (earlier, this) = (&segments[..i], &segments[i]);
+        let takes_room = this.flags.syn || this.flags.fin || this.payload_len > 0;
+        segments[i].retransmission = takes_room
+            && earlier.iter().any(|other| {
+                (other.from, other.seq, other.payload_len, other.flags.syn, other.flags.fin)
+                    == (this.from, this.seq, this.payload_len, this.flags.syn, this.flags.fin)
+            });
+    }
+    segments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::sample::sample;
+
+    #[test]
+    fn a_file_reads_back_as_it_was_written() {
+        let sample = sample();
+        let directory = std::env::temp_dir().join(format!("accf-demo-capture-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        sample.record(&directory);
+        let path = directory.join(&sample.guest.server_capture);
+        let read = Capture::read(&path);
+        std::fs::write(&path, b"nonsense").unwrap();
+        let nonsense = Capture::read(&path);
+        std::fs::remove_dir_all(&directory).unwrap();
+        // Not assert_eq: it would print every packet.
+        assert!(read.unwrap() == sample.server);
+        assert!(format!("{:#}", nonsense.unwrap_err()).contains("not a pcap file"));
+    }
+
+    #[test]
+    fn flags_have_names() {
+        let flags = Flags { syn: true, ack: true, ..Flags::default() };
+        assert_eq!(flags.to_string(), "SYN-ACK");
+        assert_eq!(Flags::default().to_string(), "");
+    }
+}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What happened: the numbers of the table, computed from the captures and the guest's report.
+
+use accf_demo::{Accepted, Exchange, GuestReport, Listener, Scenario, ServedRequest, UnixNanos};
+use anyhow::{ensure, Context, Result};
+
+use super::capture::{connection, Capture, End, Segment};
+
+/// One connection, understood.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Facts {
+    /// What the two ends recorded.
+    pub(crate) exchange: Exchange,
+    /// Its segments, in the order of sending; the first is the client's SYN.
+    pub(crate) segments: Vec<Segment>,
+}
+
+impl Facts {
+    /// The client's SYN left: time zero of everything shown.
+    pub(crate) fn start(&self) -> UnixNanos {
+        self.segments.first().map_or(self.exchange.client.connect_called, Segment::sent)
+    }
+
+    /// SYN-ACKs the server sent, retransmissions included.
+    pub(crate) fn syn_acks(&self) -> usize {
+        self.segments.iter().filter(|segment| segment.is_syn_ack()).count()
+    }
+
+    /// Segments `end` sent.
+    pub(crate) fn segments_from(&self, end: End) -> usize {
+        self.segments.iter().filter(|segment| segment.from == end).count()
+    }
+
+    /// Bytes of data on the third segment of the connection, if there is a third.
+    pub(crate) fn third_segment_len(&self) -> Option<usize> {
+        self.segments.get(2).map(|segment| segment.payload_len)
+    }
+
+    /// The client's first acknowledgment without data, which completes the handshake.
+    pub(crate) fn bare_ack(&self) -> Option<&Segment> {
+        let mut from_client = self.segments.iter().filter(|segment| segment.from == End::Client);
+        from_client.nth(1).filter(|segment| segment.is_bare_ack())
+    }
+
+    /// The client's first segment with data.
+    pub(crate) fn request(&self) -> Option<&Segment> {
+        self.first_data_from(End::Client)
+    }
+
+    /// The server's first segment with data.
+    pub(crate) fn response(&self) -> Option<&Segment> {
+        self.first_data_from(End::Server)
+    }
+
+    fn first_data_from(&self, end: End) -> Option<&Segment> {
+        self.segments.iter().find(|segment| segment.from == end && segment.payload_len > 0)
+    }
+
+    /// From the bare ACK to the request, at the client's end.
+    pub(crate) fn silence_ms(&self) -> Option<f64> {
+        Some(self.request()?.sent().ms_since(self.bare_ack()?.sent()))
+    }
+
+    fn accepted(&self) -> Option<&Accepted> {
+        self.exchange.accepted.as_ref()
+    }
+
+    /// From the client's SYN leaving to `accept()` returning.
+    pub(crate) fn accept_after_syn_ms(&self) -> Option<f64> {
+        Some(self.accepted()?.at.ms_since(self.start()))
+    }
+
+    /// From the bare ACK reaching the server to `accept()` returning.
+    pub(crate) fn accept_after_bare_ack_ms(&self) -> Option<f64> {
+        Some(self.accepted()?.at.ms_since(self.bare_ack()?.at(End::Server)?))
+    }
+
+    /// From the request reaching the server to `accept()` returning; negative if it came first.
+    pub(crate) fn accept_after_request_ms(&self) -> Option<f64> {
+        Some(self.accepted()?.at.ms_since(self.request()?.at(End::Server)?))
+    }
+
+    /// How long the server's worker held the connection before it had anything to read.
+    pub(crate) fn worker_idle_ms(&self) -> Option<f64> {
+        let accepted = self.accepted()?;
+        Some(accepted.first_read?.ms_since(accepted.at))
+    }
+
+    /// Round-trip time of the accepted socket.
+    pub(crate) fn rtt_ms(&self) -> Option<f64> {
+        Some(f64::from(self.accepted()?.tcp_info.rtt_us) / 1e3)
+    }
+
+    /// Retransmission timeout of the accepted socket.
+    pub(crate) fn rto_ms(&self) -> Option<f64> {
+        Some(f64::from(self.accepted()?.tcp_info.rto_us) / 1e3)
+    }
+
+    /// From the client having a request to make to the first byte of the response.
+    pub(crate) fn time_to_first_byte_ms(&self) -> Option<f64> {
+        let client = &self.exchange.client;
+        Some(client.first_byte?.ms_since(client.request_ready?))
+    }
+}
+
+/// The whole demo, understood.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Findings {
+    /// What the guest reported.
+    pub(crate) guest: GuestReport,
+    /// Its exchanges together with their segments, in the same order.
+    pub(crate) facts: Vec<Facts>,
+}
+
+impl Findings {
+    /// Puts the guest's report and the captures together; fails if any of it is missing.
+    pub(crate) fn new(guest: GuestReport, client: &Capture, server: &Capture) -> Result<Self> {
+        ensure!(
+            guest.schema == accf_demo::SCHEMA,
+            "the guest's report has version {}, this xtask reads version {}: rebuild both",
+            guest.schema,
+            accf_demo::SCHEMA
+        );
+        let mut facts = Vec::new();
+        for exchange in &guest.exchanges {
+            let (from, to) = (exchange.client_port, exchange.server_port);
+            let segments = connection(client, server, from, to);
+            let what = format!("({}) {}", exchange.scenario.key(), exchange.listener);
+            let first = segments.first().with_context(|| {
+                format!("{what}: the captures have no packet from port {from} to port {to}")
+            })?;
+            ensure!(
+                first.from == End::Client && first.flags.syn && first.at_client.is_some(),
+                "{what}: the captures do not begin with the client's SYN, but with {} {:?}",
+                first.flags,
+                first.from
+            );
+            facts.push(Facts { exchange: exchange.clone(), segments });
+        }
+        let findings = Self { guest, facts };
+        for listener in Listener::ALL {
+            for scenario in [Scenario::Rfc793, Scenario::Piggyback, Scenario::Silent] {
+                findings.of(scenario, listener).with_context(|| {
+                    format!("the guest reported nothing of ({}) for {listener}", scenario.key())
+                })?;
+            }
+            for server in accf_demo::HttpServer::ALL {
+                findings.served(server, listener).with_context(|| {
+                    format!("the guest reported nothing of (c) for {listener}, {}", server.title())
+                })?;
+            }
+        }
+        Ok(findings)
+    }
+
+    /// The connection of `scenario` to `listener`.
+    pub(crate) fn of(&self, scenario: Scenario, listener: Listener) -> Option<&Facts> {
+        let mut facts = self.facts.iter();
+        facts.find(|f| f.exchange.scenario == scenario && f.exchange.listener == listener)
+    }
+
+    /// The request of scenario (c) to `server` behind `listener`.
+    pub(crate) fn served(
+        &self,
+        server: accf_demo::HttpServer,
+        listener: Listener,
+    ) -> Option<&ServedRequest> {
+        let mut requests = self.guest.requests.iter();
+        requests.find(|r| r.server == server && r.listener == listener)
+    }
+
+    /// The path's own round-trip time: the median of the echoes.
+    pub(crate) fn path_rtt_ms(&self) -> Option<f64> {
+        let mut sorted = self.guest.path.echo_rtt_us.clone();
+        sorted.sort_unstable();
+        let middle = *sorted.get(sorted.len() / 2)?;
+        Some(middle as f64 / 1e3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use accf_demo::HttpServer;
+
+    use super::*;
+    use crate::demo::capture::Flags;
+    use crate::demo::sample::sample;
+
+    #[test]
+    fn the_numbers_are_the_ones_made_up() {
+        let findings = sample().findings();
+        let plain = findings.of(Scenario::Rfc793, Listener::Plain).unwrap();
+        assert_eq!(plain.accept_after_syn_ms(), Some(60.7));
+        assert_eq!(plain.accept_after_bare_ack_ms(), Some(0.5));
+        assert_eq!(plain.accept_after_request_ms(), Some(-6000.3));
+        assert_eq!(plain.worker_idle_ms(), Some(6000.9));
+        assert_eq!(plain.silence_ms(), Some(6000.8));
+        assert_eq!(plain.time_to_first_byte_ms(), Some(41.5));
+        assert_eq!(plain.segments_from(End::Client), 4);
+        assert_eq!(plain.segments_from(End::Server), 4);
+        assert_eq!(plain.syn_acks(), 1);
+        assert_eq!(findings.path_rtt_ms(), Some(40.5));
+
+        let piggyback = findings.of(Scenario::Piggyback, Listener::Plain).unwrap();
+        assert_eq!(piggyback.third_segment_len(), Some(47));
+        assert!(piggyback.bare_ack().is_none());
+        assert!(piggyback.silence_ms().is_none());
+
+        let deferred = findings.of(Scenario::Silent, Listener::DeferAccept).unwrap();
+        assert_eq!(deferred.syn_acks(), 2);
+        assert!(deferred.time_to_first_byte_ms().is_none());
+        let again: Vec<bool> = deferred.segments.iter().map(|s| s.retransmission).collect();
+        assert_eq!(again, [false, false, false, true, false, false]);
+    }
+
+    #[test]
+    fn a_report_with_something_missing_is_refused() {
+        let mut no_exchange = sample();
+        no_exchange.guest.exchanges.pop();
+        let mut no_request = sample();
+        no_request.guest.requests.retain(|r| r.server != HttpServer::Gunicorn);
+        let mut no_packets = sample();
+        no_packets.client.frames.clear();
+        no_packets.server.frames.clear();
+        let mut no_syn = sample();
+        for frames in [&mut no_syn.client.frames, &mut no_syn.server.frames] {
+            frames.retain(|frame| frame.tcp.is_some_and(|tcp| !tcp.flags.syn));
+        }
+        let mut other = sample();
+        other.guest.schema += 1;
+        for (broken, complaint) in [
+            (no_exchange, "reported nothing of (d)"),
+            (no_request, "reported nothing of (c)"),
+            (no_packets, "no packet from port"),
+            (no_syn, "do not begin with the client's SYN"),
+            (other, "rebuild both"),
+        ] {
+            let error = Findings::new(broken.guest, &broken.client, &broken.server).unwrap_err();
+            assert!(format!("{error:#}").contains(complaint), "{error:#}");
+        }
+    }
+
+    #[test]
+    fn a_segment_lost_on_the_way_is_one_that_did_not_arrive() {
+        let mut sample = sample();
+        let request = |tcp: super::super::capture::Tcp| {
+            tcp.source_port == 40_000 && tcp.flags == Flags { ack: true, psh: true, ..Flags::default() }
+        };
+        sample.server.frames.retain(|frame| !frame.tcp.is_some_and(request));
+        let findings = sample.findings();
+        let facts = findings.of(Scenario::Rfc793, Listener::Plain).unwrap();
+        let lost: Vec<_> = facts.segments.iter().filter(|s| s.arrived().is_none()).collect();
+        assert_eq!(lost.len(), 1);
+        assert_eq!(lost[0].payload_len, 47);
+    }
+}

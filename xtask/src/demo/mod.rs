@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The host side of the demo: from what the guest recorded to tables, pictures and a verdict.
+//!
+//! ```text
+//! guest.json, client.pcap, server.pcap ─► capture ─► facts ─► checks ─► report, terminal
+//!                                                      └────► timeline ─► svg, terminal
+//! ```
+
+mod capture;
+mod checks;
+mod facts;
+mod pcapng;
+mod report;
+#[cfg(test)]
+pub(crate) mod sample;
+mod svg;
+mod terminal;
+mod timeline;
+
+use std::fs;
+use std::path::Path;
+
+use accf_demo::{GuestReport, Listener, Scenario};
+use anyhow::{Context, Result};
+
+use self::capture::Capture;
+use self::facts::Findings;
+use self::report::Report;
+pub(crate) use self::terminal::Screen;
+
+/// The scenarios in the picture.
+const PICTURED: [Scenario; 2] = [Scenario::Rfc793, Scenario::Silent];
+
+/// The file name of the picture.
+pub(crate) const PICTURE_FILE: &str = "ladder.svg";
+
+/// What came out of a demo.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// What to show in the terminal.
+    pub(crate) shown: String,
+    /// The checks that failed, as sentences.
+    pub(crate) failed: Vec<String>,
+    /// The picture.
+    pub(crate) picture: String,
+}
+
+/// Reads what the guest left in `recorded`, judges it, and writes the results into `out`.
+pub(crate) fn evaluate(recorded: &Path, out: &Path, screen: Screen) -> Result<Outcome> {
+    let path = recorded.join(accf_demo::REPORT_FILE);
+    let text = fs::read_to_string(&path).with_context(|| {
+        format!("the guest left no report at {}: it did not get to the end", path.display())
+    })?;
+    let guest: GuestReport = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a report of the demo", path.display()))?;
+    let client = Capture::read(&recorded.join(&guest.client_capture))?;
+    let server = Capture::read(&recorded.join(&guest.server_capture))?;
+    let findings = Findings::new(guest, &client, &server)?;
+    let checks = checks::all(&findings);
+    let report = Report::new(&findings, checks);
+
+    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let write = |name: &str, bytes: &[u8]| {
+        let path = out.join(name);
+        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    };
+    let picture = svg::render(&findings, &PICTURED);
+    write(PICTURE_FILE, picture.as_bytes())?;
+    write("report.md", report.markdown().as_bytes())?;
+    let mut json = serde_json::to_string_pretty(&report)?;
+    json.push('\n');
+    write("report.json", json.as_bytes())?;
+    for listener in Listener::ALL {
+        let bytes = pcapng::of_listener(&findings, &server, listener)?;
+        write(&format!("{}.pcapng", listener.key()), &bytes)?;
+    }
+
+    let mut shown = String::new();
+    for scenario in [Scenario::Rfc793, Scenario::Piggyback, Scenario::Silent] {
+        shown += &terminal::ladders(&findings, scenario, screen);
+    }
+    shown += &terminal::tables(&report, screen);
+    shown += "\n";
+    shown += &report.path();
+    shown += "\n\n";
+    shown += &terminal::checks(&report.checks, screen);
+    let failed = report.checks.iter().filter(|check| !check.pass);
+    let failed = failed
+        .map(|check| {
+            let found = check.value.map_or_else(|| "nothing".into(), number);
+            format!("{}: found {found} {}, must be {}", check.says, check.unit, check.bound)
+        })
+        .collect();
+    Ok(Outcome { shown, failed, picture })
+}
+
+/// A number as people write it: no more digits than it is worth, thousands set apart.
+fn number(value: f64) -> String {
+    if !value.is_finite() {
+        return "unknown".into();
+    }
+    let decimals = match value.abs() {
+        size if size < 100.0 && value.fract() != 0.0 => 1,
+        _ => 0,
+    };
+    let plain = format!("{:.decimals$}", value.abs());
+    let (whole, fraction) = plain.split_once('.').unwrap_or((plain.as_str(), ""));
+    let mut out = String::new();
+    for (i, digit) in whole.chars().enumerate() {
+        if i > 0 && (whole.len() - i) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    if !fraction.is_empty() {
+        out = format!("{out}.{fraction}");
+    }
+    let negative = value < 0.0 && plain.chars().any(|c| ('1'..='9').contains(&c));
+    if negative { format!("−{out}") } else { out }
+}
+
+/// Milliseconds as people write them.
+fn ms(value: f64) -> String {
+    format!("{} ms", number(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use accf_demo::Listener;
+
+    use super::*;
+    use crate::demo::sample::sample;
+
+    /// A directory that goes when it is dropped.
+    struct Scratch(std::path::PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("accf-demo-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    const SCREEN: Screen = Screen { colours: false, width: 100 };
+
+    #[test]
+    fn recordings_become_all_the_files_and_a_verdict() {
+        let (recorded, out) = (Scratch::new("recorded"), Scratch::new("out"));
+        let mut sample = sample();
+        sample.record(&recorded.0);
+        let outcome = evaluate(&recorded.0, &out.0, SCREEN).unwrap();
+        assert_eq!(outcome.failed, [""; 0]);
+        let files = [
+            "report.md",
+            "report.json",
+            "ladder.svg",
+            "plain.pcapng",
+            "defer_accept.pcapng",
+            "dataready.pcapng",
+        ];
+        for file in files {
+            assert!(fs::metadata(out.0.join(file)).unwrap().len() > 500, "{file}");
+        }
+        let json = fs::read_to_string(out.0.join("report.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["pass"], true);
+        let numbers = &json["scenarios"]["a"]["listeners"]["dataready"];
+        assert_eq!(numbers["syn_acks_sent"], 1);
+        assert_eq!(numbers["rto_ms"], 241.0);
+        let gunicorn = &json["scenarios"]["c"]["listeners"]["plain"]["gunicorn"];
+        assert_eq!(gunicorn["answered"], false);
+
+        // The same with a claim that does not hold.
+        sample.exchange(Scenario::Rfc793, Listener::Dataready).accepted.as_mut().unwrap().at.0 -=
+            2_000_000_000;
+        sample.record(&recorded.0);
+        let outcome = evaluate(&recorded.0, &out.0, SCREEN).unwrap();
+        assert_eq!(outcome.failed.len(), 1, "{:?}", outcome.failed);
+        assert!(outcome.shown.contains("FAIL"));
+        let json = fs::read_to_string(out.0.join("report.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["pass"], false);
+        assert!(fs::read_to_string(out.0.join("report.md")).unwrap().contains("**FAIL**"));
+    }
+
+    #[test]
+    fn no_report_is_an_error() {
+        let empty = Scratch::new("empty");
+        let error = evaluate(&empty.0, &empty.0, SCREEN).unwrap_err();
+        assert!(format!("{error:#}").contains("did not get to the end"), "{error:#}");
+        fs::write(empty.0.join(accf_demo::REPORT_FILE), "{}").unwrap();
+        let error = evaluate(&empty.0, &empty.0, SCREEN).unwrap_err();
+        assert!(format!("{error:#}").contains("is not a report"), "{error:#}");
+    }
+
+    #[test]
+    fn numbers_are_written_for_people() {
+        let cases = [
+            (0.0, "0"),
+            (1.0, "1"),
+            (0.04, "0.0"),
+            (-0.04, "0.0"),
+            (40.83, "40.8"),
+            (-1.26, "−1.3"),
+            (244.0, "244"),
+            (244.4, "244"),
+            (6081.5, "6,082"),
+            (-6019.6, "−6,020"),
+            (1234567.0, "1,234,567"),
+            (f64::NAN, "unknown"),
+        ];
+        for (value, wanted) in cases {
+            assert_eq!(number(value), wanted, "{value}");
+        }
+    }
+}

@@ -1,0 +1,471 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The picture: ladders of the three listeners side by side, for people who read the README.
+//!
+//! The colours follow the reader's preference for light or dark; the picture brings its own background, so it can be
+//! read on a page that does not.
+
+use accf_demo::{Listener, Scenario};
+use svg::node::element::{Circle, Group, Line, Path, Polygon, Rectangle, Style, Text, Title, SVG};
+use svg::node::Text as Characters;
+use svg::Node;
+
+use super::capture::End;
+use super::facts::{Facts, Findings};
+use super::ms;
+use super::timeline::{Arrow, Ladder, Scale, Until};
+
+const WIDTH: f64 = 1200.0;
+/// Room for the time axis.
+const AXIS: f64 = 96.0;
+const RIGHT: f64 = 20.0;
+const COLUMN: f64 = (WIDTH - AXIS - RIGHT) / 3.0;
+/// The lifelines, from the column's left edge.
+const CLIENT_X: f64 = 44.0;
+const SERVER_X: f64 = 222.0;
+/// Height of a millisecond.
+const PER_MS: f64 = 2.3;
+/// Silence longer than this is cut out.
+const QUIET_MS: f64 = 150.0;
+const MARGIN_MS: f64 = 9.0;
+/// Height that a cut leaves.
+const GAP: f64 = 58.0;
+const TITLE: f64 = 96.0;
+const HEAD: f64 = 92.0;
+const FOOT: f64 = 122.0;
+const LEGEND: f64 = 74.0;
+
+const STYLE: &str = "
+text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif; font-size: 15px; }
+.page { fill: #ffffff; stroke: #d0d7de; }
+.ink { fill: #1f2328; }
+.soft { fill: #59636e; }
+.warn { fill: #b35900; }
+.good { fill: #1a7f37; }
+.title { font-size: 22px; font-weight: 700; }
+.scene { font-size: 18px; font-weight: 700; }
+.name { font-size: 17px; font-weight: 700; }
+.bold { font-weight: 700; }
+.small { font-size: 13.5px; }
+.mono { font-family: ui-monospace, SFMono-Regular, Menlo, 'DejaVu Sans Mono', monospace; font-size: 14px; }
+.panel { fill: #f6f8fa; }
+.rule { stroke: #d0d7de; stroke-width: 1; fill: none; }
+.grid { stroke: #d8dee4; stroke-width: 1; stroke-dasharray: 2 5; }
+.life { stroke: #59636e; stroke-width: 2; }
+.cut { fill: #eaeef2; }
+.zigzag { stroke: #8c959f; stroke-width: 1.5; fill: none; }
+.arrow { stroke: #0969da; stroke-width: 2; fill: none; }
+.tip { fill: #0969da; }
+.again { stroke: #d1242f; stroke-width: 2.5; fill: none; }
+.again-tip, .again-text { fill: #d1242f; }
+.again-text { font-weight: 700; }
+.idle { fill: #f0883e; }
+.held { fill: #dafbe1; stroke: #1a7f37; stroke-width: 1.5; }
+.accept { fill: #1a7f37; stroke: #ffffff; stroke-width: 2; }
+@media (prefers-color-scheme: dark) {
+.page { fill: #0d1117; stroke: #30363d; }
+.ink { fill: #e6edf3; }
+.soft { fill: #9198a1; }
+.warn { fill: #f0a95c; }
+.good { fill: #56d364; }
+.panel { fill: #151b23; }
+.rule { stroke: #30363d; }
+.grid { stroke: #2a313c; }
+.life { stroke: #9198a1; }
+.cut { fill: #1c2430; }
+.zigzag { stroke: #656c76; }
+.arrow { stroke: #4493f8; }
+.tip { fill: #4493f8; }
+.again { stroke: #ff6a69; }
+.again-tip, .again-text { fill: #ff6a69; }
+.idle { fill: #c9691c; }
+.held { fill: #12341f; stroke: #3fb950; }
+.accept { fill: #3fb950; stroke: #0d1117; }
+}
+";
+
+/// Draws `scenarios`, one below the other.
+pub(crate) fn render(findings: &Findings, scenarios: &[Scenario]) -> String {
+    let mut body = Group::new();
+    let mut y = TITLE;
+    for scenario in scenarios {
+        let (panel, height) = scene(findings, *scenario);
+        body = body.add(panel.set("transform", format!("translate(0 {y:.1})")));
+        y += height;
+    }
+    body = body.add(legend().set("transform", format!("translate(0 {y:.1})")));
+    let height = y + LEGEND;
+
+    let page = Rectangle::new()
+        .set("class", "page")
+        .set("x", 0.5)
+        .set("y", 0.5)
+        .set("width", WIDTH - 1.0)
+        .set("height", height - 1.0)
+        .set("rx", 10);
+    let path = findings.path_rtt_ms().map_or_else(String::new, |rtt| {
+        format!(
+            "Measured on Linux {} over a path with {} of round-trip time. Time runs downward, to scale; \
+             silence is cut out.",
+            findings.guest.kernel_release,
+            ms(rtt)
+        )
+    });
+    let picture = SVG::new()
+        .set("viewBox", format!("0 0 {WIDTH} {height:.0}"))
+        .set("width", WIDTH)
+        .set("height", format!("{height:.0}"))
+        .set("role", "img")
+        .add(Title::new("What a silent TCP client meets, for three kinds of listener"))
+        .add(Style::new(STYLE))
+        .add(page)
+        .add(text("ink title", 28.0, 42.0, "A client that connects now and speaks later"))
+        .add(text("soft", 28.0, 70.0, path))
+        .add(body);
+    format!("<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n{picture}\n")
+}
+
+/// One scenario: a panel with a time axis and three columns, and its height.
+fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
+    let columns: Vec<(&Facts, Ladder)> = Listener::ALL
+        .into_iter()
+        .filter_map(|listener| findings.of(scenario, listener))
+        .map(|facts| (facts, Ladder::new(facts, Until::Answer)))
+        .collect();
+    let scale = Scale::new(
+        columns.iter().flat_map(|(_, ladder)| ladder.instants()),
+        QUIET_MS,
+        PER_MS,
+        MARGIN_MS,
+        GAP,
+    );
+    let (top, bottom) = (HEAD, HEAD + scale.height());
+    let mut g = Group::new();
+    g.append(
+        Rectangle::new()
+            .set("class", "panel")
+            .set("x", 14)
+            .set("y", 0)
+            .set("width", WIDTH - 28.0)
+            .set("height", bottom + FOOT - 14.0)
+            .set("rx", 8),
+    );
+    let heading = match scenario {
+        Scenario::Rfc793 => "The client connects, is silent for six seconds, then sends its request",
+        Scenario::Piggyback => "The request rides on the third segment",
+        Scenario::LoadBalancer => "Idle connections in front of a one-worker server",
+        Scenario::Silent => "The client connects and stays silent; the server asked for a deadline of 5 s",
+    };
+    g.append(text("ink scene", 28.0, 30.0, heading));
+
+    // Cuts, below everything else.
+    for pair in scale.stretches.windows(2) {
+        let [before, after] = pair else { continue };
+        let (from, to) = (top + before.y.1, top + after.y.0);
+        g.append(
+            Rectangle::new()
+                .set("class", "cut")
+                .set("x", AXIS)
+                .set("y", fixed(from + 8.0))
+                .set("width", WIDTH - AXIS - RIGHT - 8.0)
+                .set("height", fixed(to - from - 16.0)),
+        );
+        for edge in [from + 8.0, to - 8.0] {
+            g.append(zigzag(AXIS, WIDTH - RIGHT - 8.0, edge));
+        }
+        let silence = after.ms.0 - before.ms.1 + 2.0 * MARGIN_MS;
+        let label = format!("{:.1} s", silence / 1e3);
+        g.append(end_text("soft bold", AXIS - 12.0, (from + to) / 2.0 + 5.0, label));
+    }
+    // The time axis.
+    for stretch in &scale.stretches {
+        let inner = (stretch.ms.0 + MARGIN_MS, stretch.ms.1 - MARGIN_MS);
+        for tick in ticks(inner.0, inner.1) {
+            let y = top + scale.y(tick);
+            g.append(line("grid", (AXIS, y), (WIDTH - RIGHT - 8.0, y)));
+            let label =
+                if tick < 1e3 { format!("{tick:.0} ms") } else { format!("{:.2} s", tick / 1e3) };
+            g.append(end_text("soft small", AXIS - 12.0, y + 5.0, label));
+        }
+    }
+    for (i, (facts, ladder)) in columns.iter().enumerate() {
+        let x = AXIS + COLUMN * i as f64;
+        if i > 0 {
+            g.append(line("rule", (x - 4.0, 46.0), (x - 4.0, bottom + FOOT - 24.0)));
+        }
+        column(&mut g, x, facts, ladder, &scale, (top, bottom), findings);
+    }
+    (g, bottom + FOOT)
+}
+
+/// One listener's ladder.
+fn column(
+    g: &mut Group,
+    x: f64,
+    facts: &Facts,
+    ladder: &Ladder,
+    scale: &Scale,
+    (top, bottom): (f64, f64),
+    findings: &Findings,
+) {
+    let (client, server) = (x + CLIENT_X, x + SERVER_X);
+    let y = |ms: f64| top + scale.y(ms);
+    let listener = facts.exchange.listener;
+
+    g.append(text("ink name", x + 12.0, 60.0, listener.title()));
+    g.append(middle_text("soft small", client, top - 8.0, "client"));
+    g.append(middle_text("soft small", server, top - 8.0, "server"));
+    for life in [client, server] {
+        g.append(line("life", (life, top), (life, bottom)));
+    }
+
+    // What the connection waits in, between the bare ACK and the first byte to read.
+    let bar = |class: &str, from: f64, to: f64| {
+        Rectangle::new()
+            .set("class", class)
+            .set("x", fixed(server - 4.5))
+            .set("y", fixed(from))
+            .set("width", 9)
+            .set("height", fixed((to - from).max(0.0)))
+            .set("rx", 3)
+    };
+    let noticeable = |from: f64, to: f64| to - from > QUIET_MS;
+    if let (Some(acked), Some(accepted)) = (ladder.bare_ack_ms, ladder.accept_ms) {
+        if noticeable(acked, accepted) {
+            g.append(bar("held", y(acked), y(accepted)));
+            note(g, "good", server + 14.0, cut_after(scale, acked, top), &["waits in the kernel,", "no worker woken"]);
+        }
+        let until = ladder.first_read_ms.unwrap_or(f64::INFINITY);
+        if noticeable(accepted, until) {
+            let end = if until.is_finite() { y(until) } else { bottom };
+            g.append(bar("idle", y(accepted), end));
+            let at = cut_after(scale, accepted, top);
+            if at < end {
+                note(g, "warn", server + 14.0, at, &["worker blocked,", "nothing to read"]);
+            }
+        }
+    }
+
+    let mut below: Option<usize> = None;
+    for (i, arrow) in ladder.arrows.iter().enumerate() {
+        // Two arrows in the same direction so close that their labels would touch: one above, one below.
+        let close = |other: Option<&Arrow>| {
+            other.is_some_and(|other| {
+                other.segment.from == arrow.segment.from
+                    && (y(arrow.sent_ms) - y(other.sent_ms)).abs() < 24.0
+            })
+        };
+        let under = i > 0 && close(ladder.arrows.get(i - 1)) && below != Some(i - 1);
+        if under {
+            below = Some(i);
+        }
+        draw_arrow(g, arrow, (client, server), y, under);
+    }
+
+    if let Some(accept) = ladder.accept_ms {
+        g.append(
+            Circle::new()
+                .set("class", "accept")
+                .set("cx", fixed(server))
+                .set("cy", fixed(y(accept)))
+                .set("r", 7.5),
+        );
+        g.append(text("good bold", server + 14.0, y(accept) - 3.0, "accept()"));
+        g.append(text("good small", server + 14.0, y(accept) + 14.0, ms(accept)));
+    }
+
+    // The numbers below.
+    let mut row = bottom + 26.0;
+    g.append(line("rule", (x + 8.0, bottom + 4.0), (x + COLUMN - 16.0, bottom + 4.0)));
+    for (name, value, class) in numbers(facts, findings) {
+        g.append(text("soft", x + 12.0, row, name));
+        g.append(end_text(class, x + COLUMN - 22.0, row, value));
+        row += 22.0;
+    }
+}
+
+/// The numbers below a column: what, how much, and the class that says whether it is as it should be.
+fn numbers(facts: &Facts, findings: &Findings) -> Vec<(&'static str, String, &'static str)> {
+    let judged = |good: bool| if good { "ink bold" } else { "again-text" };
+    let syn_acks = facts.syn_acks();
+    let mut rows =
+        vec![("SYN-ACKs sent", syn_acks.to_string(), judged(syn_acks == 1))];
+    match facts.exchange.deadline_ms {
+        Some(deadline) if facts.exchange.scenario == Scenario::Silent => {
+            let late = facts.accept_after_bare_ack_ms();
+            let good = late.is_some_and(|late| {
+                (late - deadline as f64).abs() <= super::checks::bound::DEADLINE_OFF_MS
+            });
+            let value = late.map_or("never".into(), |late| {
+                format!("{:.2} s, asked for {} s", late / 1e3, deadline as f64 / 1e3)
+            });
+            rows.push(("accept() after ACK", value, judged(good)));
+        }
+        _ => {
+            let idle = facts.worker_idle_ms();
+            let value = match idle {
+                Some(idle) => ms(idle),
+                None => "until it gives up".into(),
+            };
+            rows.push(("worker blocked", value, judged(idle.is_some_and(|ms| ms < QUIET_MS))));
+        }
+    }
+    let path = findings.path_rtt_ms().unwrap_or(f64::NAN);
+    if let Some(rtt) = facts.rtt_ms() {
+        let good = (rtt - path).abs() <= super::checks::bound::RTT_OFF_MS;
+        rows.push(("RTT of the socket", ms(rtt), judged(good)));
+    }
+    let plain = findings.of(facts.exchange.scenario, Listener::Plain).and_then(Facts::rto_ms);
+    if let (Some(rto), Some(plain)) = (facts.rto_ms(), plain) {
+        let off = 100.0 * (rto / plain - 1.0).abs();
+        rows.push(("RTO of the socket", ms(rto), judged(off <= super::checks::bound::RTO_OFF_PERCENT)));
+    }
+    rows
+}
+
+/// The middle of the first cut after `at_ms`, or shortly below it if there is none.
+fn cut_after(scale: &Scale, at_ms: f64, top: f64) -> f64 {
+    let cut = scale.stretches.windows(2).find(|pair| pair[0].ms.1 >= at_ms);
+    cut.map_or_else(|| top + scale.y(at_ms) + 40.0, |pair| top + (pair[0].y.1 + pair[1].y.0) / 2.0)
+}
+
+/// A few short lines, centred on `y`.
+fn note(g: &mut Group, class: &str, x: f64, y: f64, lines: &[&str]) {
+    let first = y + 5.0 - 8.5 * (lines.len() as f64 - 1.0);
+    for (i, words) in lines.iter().enumerate() {
+        g.append(text(&format!("{class} small"), x, first + 17.0 * i as f64, *words));
+    }
+}
+
+fn draw_arrow(
+    g: &mut Group,
+    arrow: &Arrow,
+    (client, server): (f64, f64),
+    y: impl Fn(f64) -> f64,
+    label_below: bool,
+) {
+    let again = arrow.segment.retransmission;
+    let (stroke, tip, words) =
+        if again { ("again", "again-tip", "again-text") } else { ("arrow", "tip", "ink") };
+    let (from, to) = match arrow.segment.from {
+        End::Client => (client, server),
+        End::Server => (server, client),
+    };
+    let toward = if to > from { 1.0 } else { -1.0 };
+    // Lost on the way: half an arrow with a cross.
+    let lost = arrow.arrived_ms.is_none();
+    let (x1, y1) = (from + toward * 6.0, y(arrow.sent_ms));
+    let (x2, y2) = match arrow.arrived_ms {
+        Some(arrived) => (to - toward * 6.0, y(arrived)),
+        None => ((from + to) / 2.0, y(arrow.sent_ms) + 20.0),
+    };
+    let (dx, dy) = (x2 - x1, y2 - y1);
+    let length = dx.hypot(dy);
+    let (ux, uy) = (dx / length, dy / length);
+    g.append(line(stroke, (x1, y1), (x2 - 8.0 * ux, y2 - 8.0 * uy)));
+    if lost {
+        g.append(middle_text(words, x2, y2 + 5.0, "✕"));
+    } else {
+        let (bx, by) = (x2 - 11.0 * ux, y2 - 11.0 * uy);
+        let points = [
+            (x2, y2),
+            (bx - 5.0 * uy, by + 5.0 * ux),
+            (bx + 5.0 * uy, by - 5.0 * ux),
+        ];
+        let points: Vec<_> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+        g.append(Polygon::new().set("class", tip).set("points", points.join(" ")));
+    }
+    let label = if again { format!("{} again", arrow.label()) } else { arrow.label() };
+    let angle = (dy / dx).atan().to_degrees();
+    let (mx, my) = ((x1 + x2) / 2.0, (y1 + y2) / 2.0);
+    let shift = if label_below { 17.0 } else { -6.0 };
+    g.append(
+        text(&format!("{words} mono"), 0.0, shift, label)
+            .set("text-anchor", "middle")
+            .set("transform", format!("translate({mx:.1} {my:.1}) rotate({angle:.1})")),
+    );
+}
+
+fn legend() -> Group {
+    let mut g = Group::new();
+    let y = 22.0;
+    let mut x = 28.0;
+    g.append(line("arrow", (x, y), (x + 30.0, y)));
+    g.append(Polygon::new().set("class", "tip").set("points", format!("{0:.1},{y} {1:.1},{2} {1:.1},{3}", x + 38.0, x + 27.0, y - 5.0, y + 5.0)));
+    g.append(text("ink small", x + 46.0, y + 5.0, "segment"));
+    x += 134.0;
+    g.append(line("again", (x, y), (x + 30.0, y)));
+    g.append(Polygon::new().set("class", "again-tip").set("points", format!("{0:.1},{y} {1:.1},{2} {1:.1},{3}", x + 38.0, x + 27.0, y - 5.0, y + 5.0)));
+    g.append(text("ink small", x + 46.0, y + 5.0, "retransmission"));
+    x += 182.0;
+    g.append(Circle::new().set("class", "accept").set("cx", x + 8.0).set("cy", y).set("r", 7.5));
+    g.append(text("ink small", x + 24.0, y + 5.0, "accept() returned"));
+    x += 180.0;
+    g.append(Rectangle::new().set("class", "held").set("x", x).set("y", y - 5.0).set("width", 30).set("height", 9).set("rx", 3));
+    g.append(text("ink small", x + 38.0, y + 5.0, "held by the kernel as a small request"));
+    x += 308.0;
+    g.append(Rectangle::new().set("class", "idle").set("x", x).set("y", y - 5.0).set("width", 30).set("height", 9).set("rx", 3));
+    g.append(text("ink small", x + 38.0, y + 5.0, "holds up a worker that has nothing to read"));
+    g.append(text(
+        "soft small",
+        28.0,
+        y + 33.0,
+        "Both ends were captured; each arrow starts when the segment left and ends when it arrived. Times count from the client’s SYN.",
+    ));
+    g
+}
+
+/// Round instants within `first..=last`, about as far apart as a line of text needs.
+fn ticks(first: f64, last: f64) -> Vec<f64> {
+    const STEP: f64 = 20.0;
+    let mut ticks = Vec::new();
+    let mut tick = (first / STEP).ceil() * STEP;
+    while tick <= last + 1.0 {
+        ticks.push(tick);
+        tick += STEP;
+    }
+    if ticks.is_empty() {
+        ticks.push((first + last) / 2.0);
+    }
+    ticks
+}
+
+fn zigzag(from: f64, to: f64, y: f64) -> Path {
+    let mut d = format!("M{from:.1} {y:.1}");
+    let (mut x, mut up) = (from, true);
+    while x < to {
+        x = (x + 8.0).min(to);
+        d += &format!(" L{x:.1} {:.1}", if up { y - 3.0 } else { y + 3.0 });
+        up = !up;
+    }
+    Path::new().set("class", "zigzag").set("d", d)
+}
+
+fn line(class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) -> Line {
+    Line::new()
+        .set("class", class)
+        .set("x1", fixed(x1))
+        .set("y1", fixed(y1))
+        .set("x2", fixed(x2))
+        .set("y2", fixed(y2))
+}
+
+fn text(class: &str, x: f64, y: f64, words: impl Into<String>) -> Text {
+    Text::new("")
+        .set("class", class)
+        .set("x", fixed(x))
+        .set("y", fixed(y))
+        .add(Characters::new(words.into()))
+}
+
+fn middle_text(class: &str, x: f64, y: f64, words: impl Into<String>) -> Text {
+    text(class, x, y, words).set("text-anchor", "middle")
+}
+
+fn end_text(class: &str, x: f64, y: f64, words: impl Into<String>) -> Text {
+    text(class, x, y, words).set("text-anchor", "end")
+}
+
+/// A coordinate with one decimal: enough, and the file stays readable.
+fn fixed(value: f64) -> String {
+    format!("{value:.1}")
+}

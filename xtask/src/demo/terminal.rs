@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Ladders and tables for a terminal.
+
+use accf_demo::{Listener, Scenario};
+use comfy_table::presets::UTF8_FULL_CONDENSED;
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table};
+use console::{measure_text_width, style, StyledObject};
+
+use super::capture::End;
+use super::checks::Check;
+use super::facts::{Facts, Findings};
+use super::report::{Column, Report};
+use super::timeline::{Ladder, Until};
+use super::{ms, number};
+
+/// Between the lifelines.
+const SPAN: usize = 25;
+/// A ladder with its times and remarks.
+const BLOCK: usize = 56;
+
+/// Where output goes, and what it can show.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Screen {
+    /// Colours are wanted.
+    pub(crate) colours: bool,
+    /// Characters in a line.
+    pub(crate) width: usize,
+}
+
+impl Screen {
+    /// The terminal behind standard output; without one, no colours and a usual width.
+    pub(crate) fn stdout() -> Self {
+        let term = console::Term::stdout();
+        let colours = term.is_term() && console::colors_enabled();
+        let width = if term.is_term() { usize::from(term.size().1) } else { 100 };
+        Self { colours, width }
+    }
+
+    fn paint<'a>(self, words: &'a str, how: impl Fn(StyledObject<&'a str>) -> StyledObject<&'a str>) -> String {
+        how(style(words).force_styling(self.colours)).to_string()
+    }
+}
+
+/// The ladders of one scenario, side by side if the screen is wide enough.
+pub(crate) fn ladders(findings: &Findings, scenario: Scenario, screen: Screen) -> String {
+    let blocks: Vec<Vec<String>> = Listener::ALL
+        .into_iter()
+        .filter_map(|listener| findings.of(scenario, listener))
+        .map(|facts| ladder(facts, screen))
+        .collect();
+    let mut out = screen.paint(&format!("({}) {}", scenario.key(), scenario.title()), |s| s.bold());
+    out += "\n\n";
+    if screen.width < BLOCK * blocks.len() {
+        for block in blocks {
+            for row in block {
+                out += row.trim_end();
+                out.push('\n');
+            }
+            out.push('\n');
+        }
+        return out;
+    }
+    for i in 0..blocks.iter().map(Vec::len).max().unwrap_or(0) {
+        let mut row = String::new();
+        for block in &blocks {
+            let cell = block.get(i).map_or("", String::as_str);
+            row += cell;
+            row += &" ".repeat(BLOCK.saturating_sub(measure_text_width(cell)));
+        }
+        out += row.trim_end();
+        out.push('\n');
+    }
+    out.push('\n');
+    out
+}
+
+/// One row of a ladder, with its time.
+enum Event {
+    Arrow(super::timeline::Arrow),
+    Accept,
+    FirstRead,
+}
+
+fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
+    let ladder = Ladder::new(facts, Until::End);
+    let mut events: Vec<(f64, Event)> =
+        ladder.arrows.iter().map(|arrow| (arrow.sent_ms, Event::Arrow(*arrow))).collect();
+    events.extend(ladder.accept_ms.map(|at| (at, Event::Accept)));
+    events.extend(ladder.first_read_ms.map(|at| (at, Event::FirstRead)));
+    events.sort_by(|a, b| a.0.total_cmp(&b.0));
+
+    let exchange = &facts.exchange;
+    let mut rows = vec![
+        screen.paint(&format!("{:11}{}", "", exchange.setting), |s| s.cyan().bold()),
+        format!("{:11}client{:>width$}", "", "server", width = SPAN - 2),
+    ];
+    let mut before: Option<f64> = None;
+    let mut holds: Option<&str> = None;
+    for (at, event) in events {
+        if let Some(quiet) = before.map(|before| at - before).filter(|quiet| *quiet > 150.0) {
+            let words = format!("{:.1} s of silence", quiet / 1e3);
+            let who = match (holds, ladder.accept_ms, ladder.bare_ack_ms) {
+                (Some(worker), _, _) => screen.paint(worker, |s| s.yellow()),
+                (None, Some(_), Some(_)) => screen.paint("held by the kernel", |s| s.green()),
+                _ => String::new(),
+            };
+            let line = format!("{:10} ┊{words:^SPAN$}┊ {who}", "");
+            rows.push(line);
+        }
+        before = Some(before.map_or(at, |before| before.max(at)));
+        let time = format!("{:>10}", ms(at));
+        match event {
+            Event::Arrow(arrow) => {
+                let again = arrow.segment.retransmission;
+                let label = if again { format!("{} again", arrow.label()) } else { arrow.label() };
+                let drawn = draw(&label, arrow.segment.from, arrow.arrived_ms.is_some());
+                let drawn = if again { screen.paint(&drawn, |s| s.red().bold()) } else { drawn };
+                rows.push(format!("{time} │{drawn}│"));
+                // What comes next is silence only after the segment has arrived.
+                before = before.map(|at| at.max(arrow.arrived_ms.unwrap_or(at)));
+            }
+            Event::Accept => {
+                let accept = screen.paint("● accept()", |s| s.green().bold());
+                rows.push(format!("{time} │{:SPAN$}{accept}", ""));
+                if let (Some(rtt), Some(rto)) = (facts.rtt_ms(), facts.rto_ms()) {
+                    let numbers = format!("RTT {}, RTO {}", ms(rtt), ms(rto));
+                    rows.push(format!("{:10} │{numbers:>width$} │", "", width = SPAN - 1));
+                }
+                holds = Some("worker blocked");
+            }
+            Event::FirstRead => {
+                holds = Some("");
+            }
+        }
+    }
+    rows.push(String::new());
+    rows
+}
+
+/// An arrow with its label, [`SPAN`] characters wide.
+fn draw(label: &str, from: End, arrives: bool) -> String {
+    let label = format!(" {label} ");
+    let rest = SPAN.saturating_sub(label.chars().count() + 1);
+    let (left, right) = (rest / 2, rest - rest / 2);
+    match (from, arrives) {
+        (End::Client, true) => format!("{}{label}{}▶", "─".repeat(left), "─".repeat(right)),
+        (End::Client, false) => format!("{}{label}✕{}", "─".repeat(left), " ".repeat(right)),
+        (End::Server, true) => format!("◀{}{label}{}", "─".repeat(left), "─".repeat(right)),
+        (End::Server, false) => format!("{}✕{label}{}", " ".repeat(left), "─".repeat(right)),
+    }
+}
+
+fn table(screen: Screen, columns: &[Column], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(u16::try_from(screen.width.max(100)).unwrap_or(u16::MAX));
+    table.set_header(columns.iter().map(|column| column.title));
+    for row in rows {
+        let cells = row.into_iter().zip(columns).map(|(words, column)| {
+            let alignment =
+                if column.numeric { CellAlignment::Right } else { CellAlignment::Left };
+            Cell::new(words).set_alignment(alignment)
+        });
+        table.add_row(cells);
+    }
+    format!("{table}\n")
+}
+
+/// The tables of numbers.
+pub(crate) fn tables(report: &Report, screen: Screen) -> String {
+    let exchanges = table(screen, &super::report::EXCHANGE_COLUMNS, report.exchange_rows());
+    let requests = table(screen, &super::report::REQUEST_COLUMNS, report.request_rows());
+    let heading = format!("(c) {}", Scenario::LoadBalancer.title());
+    format!("{exchanges}\n{}\n{requests}", screen.paint(&heading, |s| s.bold()))
+}
+
+/// The checks, one per row; those that fail stand out.
+pub(crate) fn checks(checks: &[Check], screen: Screen) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(u16::try_from(screen.width.max(100)).unwrap_or(u16::MAX));
+    table.set_header(["", "check", "found", "must be", "unit"]);
+    if screen.colours {
+        table.enforce_styling();
+    }
+    for check in checks {
+        let (verdict, colour) =
+            if check.pass { ("pass", Color::Green) } else { ("FAIL", Color::Red) };
+        let found = check.value.map_or_else(|| "nothing".into(), number);
+        let verdict = if screen.colours { Cell::new(verdict).fg(colour) } else { Cell::new(verdict) };
+        table.add_row([
+            verdict,
+            Cell::new(&check.says),
+            Cell::new(found).set_alignment(CellAlignment::Right),
+            Cell::new(check.bound.to_string()),
+            Cell::new(check.unit),
+        ]);
+    }
+    format!("{table}\n")
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A connection as a picture shows it: what happens when, and a time scale that leaves silence out.
+
+use super::capture::{End, Segment};
+use super::facts::Facts;
+
+/// One arrow of a ladder. Times are milliseconds since the client's SYN left.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Arrow {
+    pub(crate) segment: Segment,
+    pub(crate) sent_ms: f64,
+    /// `None`: it was not seen to arrive.
+    pub(crate) arrived_ms: Option<f64>,
+}
+
+impl Arrow {
+    /// What is written on it.
+    pub(crate) fn label(&self) -> String {
+        let Segment { flags, payload_len, .. } = self.segment;
+        match (flags.syn, flags.ack, payload_len) {
+            (true, true, _) => "SYN-ACK".into(),
+            (true, false, _) => "SYN".into(),
+            _ if payload_len > 0 && flags.fin => format!("{payload_len} B of data, FIN"),
+            _ if payload_len > 0 => format!("{payload_len} B of data"),
+            _ if flags.fin => "FIN".into(),
+            _ if flags.rst => "RST".into(),
+            _ => "ACK".into(),
+        }
+    }
+}
+
+/// Everything that happens on one connection, and when.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Ladder {
+    /// In the order of sending.
+    pub(crate) arrows: Vec<Arrow>,
+    /// `accept()` returned.
+    pub(crate) accept_ms: Option<f64>,
+    /// The worker that called `accept()` had its first byte to read; `None`: it never had one.
+    pub(crate) first_read_ms: Option<f64>,
+    /// The bare ACK arrived.
+    pub(crate) bare_ack_ms: Option<f64>,
+}
+
+/// Where a ladder ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// With the last segment.
+    End,
+    /// With the first data from the server; without such, before the first FIN or RST.
+    Answer,
+}
+
+impl Ladder {
+    /// The ladder of a connection.
+    pub(crate) fn new(facts: &Facts, until: Until) -> Self {
+        let ms = |at: accf_demo::UnixNanos| at.ms_since(facts.start());
+        let all = &facts.segments;
+        let shown = match until {
+            Until::End => all.len(),
+            Until::Answer => all
+                .iter()
+                .position(|s| s.from == End::Server && s.payload_len > 0)
+                .map(|answer| answer + 1)
+                .or_else(|| all.iter().position(|s| s.flags.fin || s.flags.rst))
+                .unwrap_or(all.len()),
+        };
+        let arrows = all
+            .iter()
+            .take(shown)
+            .map(|segment| Arrow {
+                segment: *segment,
+                sent_ms: ms(segment.sent()),
+                arrived_ms: segment.arrived().map(ms),
+            })
+            .collect();
+        let accepted = facts.exchange.accepted.as_ref();
+        Self {
+            arrows,
+            accept_ms: accepted.map(|accepted| ms(accepted.at)),
+            first_read_ms: accepted.and_then(|accepted| accepted.first_read).map(ms),
+            bare_ack_ms: facts.bare_ack().and_then(|ack| ack.at(End::Server)).map(ms),
+        }
+    }
+
+    /// Every instant that has a place in the picture.
+    pub(crate) fn instants(&self) -> impl Iterator<Item = f64> + '_ {
+        let arrows = self.arrows.iter().flat_map(|a| [Some(a.sent_ms), a.arrived_ms]);
+        arrows.chain([self.accept_ms]).flatten()
+    }
+}
+
+/// A stretch of time that is drawn to scale.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Stretch {
+    /// Its first and last instant.
+    pub(crate) ms: (f64, f64),
+    /// Where these are drawn.
+    pub(crate) y: (f64, f64),
+}
+
+/// A time scale that shows every stretch in which something happens at the same scale, and cuts out the rest.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Scale {
+    /// In order; between two of them time is cut out.
+    pub(crate) stretches: Vec<Stretch>,
+}
+
+impl Scale {
+    /// A scale for `instants`. Where nothing happens for more than `quiet_ms`, time is cut out and `gap` units of height
+    /// are left; every stretch gets `margin_ms` on both sides.
+    pub(crate) fn new(
+        instants: impl IntoIterator<Item = f64>,
+        quiet_ms: f64,
+        units_per_ms: f64,
+        margin_ms: f64,
+        gap: f64,
+    ) -> Self {
+        let mut sorted: Vec<f64> = instants.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        let mut spans: Vec<(f64, f64)> = Vec::new();
+        for ms in sorted {
+            match spans.last_mut() {
+                Some((_, last)) if ms - *last <= quiet_ms => *last = ms,
+                _ => spans.push((ms, ms)),
+            }
+        }
+        let mut y = 0.0;
+        let mut stretches = Vec::new();
+        for (first, last) in spans {
+            let ms = (first - margin_ms, last + margin_ms);
+            let end = y + (ms.1 - ms.0) * units_per_ms;
+            stretches.push(Stretch { ms, y: (y, end) });
+            y = end + gap;
+        }
+        Self { stretches }
+    }
+
+    /// Where `ms` is drawn.
+    pub(crate) fn y(&self, ms: f64) -> f64 {
+        let mut before = (f64::NEG_INFINITY, 0.0);
+        for Stretch { ms: (first, last), y: (top, bottom) } in &self.stretches {
+            if ms < *first {
+                // Cut out: somewhere in the gap, in proportion.
+                let part = (ms - before.0) / (first - before.0);
+                return if part.is_finite() { before.1 + part * (top - before.1) } else { *top };
+            }
+            if ms <= *last {
+                let part = if last > first { (ms - first) / (last - first) } else { 0.0 };
+                return top + part * (bottom - top);
+            }
+            before = (*last, *bottom);
+        }
+        before.1
+    }
+
+    /// The whole height.
+    pub(crate) fn height(&self) -> f64 {
+        self.stretches.last().map_or(0.0, |stretch| stretch.y.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use accf_demo::{Listener, Scenario};
+
+    use super::*;
+    use crate::demo::sample::sample;
+
+    #[test]
+    fn the_scale_cuts_silence_out_and_keeps_the_order() {
+        let scale = Scale::new([0.0, 60.0, 6000.0, 6060.0, 20.0], 150.0, 2.0, 5.0, 40.0);
+        let spans: Vec<_> = scale.stretches.iter().map(|s| s.ms).collect();
+        assert_eq!(spans, [(-5.0, 65.0), (5995.0, 6065.0)]);
+        assert_eq!(scale.y(0.0), 10.0);
+        assert_eq!(scale.y(60.0) - scale.y(20.0), 80.0);
+        assert_eq!(scale.y(6000.0) - scale.y(60.0), 10.0 + 40.0 + 10.0);
+        assert_eq!(scale.height(), 2.0 * 140.0 + 40.0);
+        let mut ys: Vec<f64> = (-10..7000).map(|ms| scale.y(f64::from(ms))).collect();
+        assert!(ys.is_sorted());
+        ys.dedup();
+        assert!(ys.iter().all(|y| y.is_finite()));
+    }
+
+    #[test]
+    fn a_scale_of_nothing_is_flat() {
+        let scale = Scale::new([], 150.0, 2.0, 5.0, 40.0);
+        assert_eq!((scale.height(), scale.y(5.0)), (0.0, 0.0));
+    }
+
+    #[test]
+    fn a_ladder_ends_with_the_answer_or_before_the_end_of_the_connection() {
+        let findings = sample().findings();
+        let labels = |scenario, listener, until| {
+            let facts = findings.of(scenario, listener).unwrap();
+            let ladder = Ladder::new(facts, until);
+            ladder.arrows.iter().map(Arrow::label).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            labels(Scenario::Rfc793, Listener::Plain, Until::Answer),
+            ["SYN", "SYN-ACK", "ACK", "47 B of data", "ACK", "89 B of data"]
+        );
+        assert_eq!(
+            labels(Scenario::Silent, Listener::DeferAccept, Until::Answer),
+            ["SYN", "SYN-ACK", "ACK", "SYN-ACK", "ACK"]
+        );
+        assert_eq!(
+            labels(Scenario::Silent, Listener::Plain, Until::End),
+            ["SYN", "SYN-ACK", "ACK", "FIN"]
+        );
+    }
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The kernels that modules are built for and that guests run.
+
+pub(crate) mod config;
+mod dev;
+mod stock;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{bail, Result};
+
+use crate::sysroot::Sysroot;
+
+/// One of the two kernels that guests run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Kind {
+    /// The distribution's own kernel, untouched.
+    Stock,
+    /// The same source with every checker on.
+    Dev,
+}
+
+impl Kind {
+    /// Returns the name as users write it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Stock => "stock",
+            Self::Dev => "dev",
+        }
+    }
+}
+
+/// A kernel to build modules for: one of ours, or a user's own build tree.
+#[derive(Debug, Clone)]
+pub(crate) enum Target {
+    /// One of the two that guests run.
+    Ours(Kind),
+    /// The build directory of a configured and built kernel.
+    Custom(PathBuf),
+}
+
+impl Target {
+    /// Returns the name of the directory that the products go to.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Ours(kind) => kind.name(),
+            Self::Custom(_) => "custom",
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "stock" => Ok(Self::Ours(Kind::Stock)),
+            "dev" => Ok(Self::Ours(Kind::Dev)),
+            path => {
+                if !Path::new(path)
+                    .join("include/generated/autoconf.h")
+                    .is_file()
+                {
+                    bail!(
+                        "{path} is neither `stock` nor `dev` nor the build directory of a \
+                         configured kernel (no include/generated/autoconf.h; run `make \
+                         modules_prepare` there)"
+                    );
+                }
+                Ok(Self::Custom(std::fs::canonicalize(path)?))
+            }
+        }
+    }
+}
+
+/// A complete kernel: its build tree and its image.
+#[derive(Debug, Clone)]
+pub(crate) struct Kernel {
+    /// Which one it is.
+    pub(crate) kind: Kind,
+    /// The build tree; inside the sysroot it must be at [`crate::sysroot::BUILD`].
+    pub(crate) build: PathBuf,
+    /// The image to boot.
+    pub(crate) image: PathBuf,
+    /// What `make` must be told to use the compilers that built it.
+    pub(crate) make_arguments: Vec<OsString>,
+}
+
+impl Kernel {
+    /// Returns the kernel `kind`, made now if it is not there.
+    pub(crate) fn ensure(sysroot: &Sysroot, kind: Kind) -> Result<Self> {
+        match kind {
+            Kind::Stock => stock::ensure(sysroot),
+            Kind::Dev => dev::ensure(sysroot),
+        }
+    }
+}
+
+/// Returns `-jN` for the processors there are.
+pub(crate) fn jobs() -> String {
+    let count = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("-j{count}")
+}

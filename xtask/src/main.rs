@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The project's tasks, as `cargo xtask COMMAND`: kernels, guests, builds and tests.
+
+mod archive;
+mod cache;
+mod cmd;
+mod exec;
+mod guest;
+mod host;
+mod kernel;
+mod project;
+mod sysroot;
+mod ui;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use xshell::Shell;
+
+/// The project's tasks.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+enum Command {
+    Setup(cmd::Setup),
+    Kernel(cmd::KernelCmd),
+    Vm(cmd::Vm),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs `command`.
+fn run(command: &Command) -> Result<ExitCode> {
+    let sh = Shell::new()?;
+    match command {
+        Command::Setup(setup) => setup.run(&sh)?,
+        Command::Kernel(kernel) => kernel.run(&sh)?,
+        Command::Vm(vm) => return Ok(vm.run(&sh)),
+    }
+    Ok(ExitCode::SUCCESS)
+}

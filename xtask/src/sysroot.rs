@@ -1,0 +1,482 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The hermetic sysroot: one distribution tree that holds the compilers, the packaged kernel and its
+//! source, and that is the guests' root file system.
+
+use std::cmp::Ordering;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{bail, Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::archive::Archive;
+use crate::cache::Entry;
+use crate::ui::{self, Step};
+use crate::{exec, host};
+
+/// The kernel series we support, the preferred one first.
+pub(crate) const SUPPORTED_SERIES: [&str; 1] = ["7.3"];
+
+/// The distribution's release.
+const SUITE: &str = "trixie";
+
+/// The suite that has new kernels.
+const BACKPORTS: &str = "trixie-backports";
+
+/// The flavour of the packaged kernel: the one made for virtual machines.
+const FLAVOUR: &str = "cloud-amd64";
+
+/// Counts the changes of this recipe that the package list does not show.
+const RECIPE: &str = "1";
+
+/// Everything in the sysroot apart from the kernel: compilers first, then the guest's tools.
+const PACKAGES: &[&str] = &[
+    "apt",
+    "gcc-14",
+    "rustc",
+    "rust-src",
+    "rustfmt",
+    "rust-clippy",
+    "bindgen",
+    "clang-19",
+    "lld-19",
+    "llvm-19",
+    "libclang-19-dev",
+    "pahole",
+    "make",
+    "bc",
+    "bison",
+    "flex",
+    "libelf-dev",
+    "libssl-dev",
+    "libdw-dev",
+    "perl",
+    "python3",
+    "rsync",
+    "cpio",
+    "xz-utils",
+    "zstd",
+    "kmod",
+    "qemu-system-x86",
+    "virtiofsd",
+    "busybox-static",
+    "ca-certificates",
+    "curl",
+    "ethtool",
+    "gunicorn",
+    "iproute2",
+    "iputils-ping",
+    "less",
+    "nftables",
+    "openssl",
+    "procps",
+    "psmisc",
+    "strace",
+    "tcpdump",
+    "util-linux",
+];
+
+/// Where the kernel tree of the moment is mounted inside the sysroot: build trees contain their own
+/// path, so it must be the same wherever the cache is.
+pub(crate) const BUILD: &str = "/accf/build";
+
+/// The file that says what is in the sysroot.
+const MANIFEST: &str = "accf/manifest.json";
+
+/// What a sysroot has in it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    /// The packaged kernel's release, as `uname -r` prints it.
+    pub(crate) release: String,
+    /// The version of the kernel's package.
+    pub(crate) package_version: String,
+    /// The series, as in the name of the source package.
+    pub(crate) series: String,
+}
+
+/// A complete sysroot.
+#[derive(Debug, Clone)]
+pub(crate) struct Sysroot {
+    path: PathBuf,
+    manifest: Manifest,
+}
+
+impl Sysroot {
+    /// Returns the sysroot, made now if it is not there.
+    pub(crate) fn ensure(mirror: Option<&str>) -> Result<Self> {
+        let entry = Self::entry()?;
+        let path = entry.ensure(|temp| {
+            host::prepare()?;
+            check_room(temp)?;
+            let archive = Archive::find(mirror)?;
+            ui::step("sysroot", |_| create(temp, &archive, &entry.log()))
+        })?;
+        let file = path.join(MANIFEST);
+        let text = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let manifest = serde_json::from_slice(&text)
+            .with_context(|| format!("cannot understand {}", file.display()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            manifest,
+        })
+    }
+
+    /// Removes the sysroot, so that the next use makes a new one from today's archive.
+    pub(crate) fn forget() -> Result<()> {
+        Self::entry()?.remove()
+    }
+
+    /// Names the cache entry.
+    fn entry() -> Result<Entry> {
+        let mut parts = vec![RECIPE, SUITE, FLAVOUR];
+        parts.extend(SUPPORTED_SERIES);
+        parts.extend(PACKAGES);
+        Entry::new("sysroot", &parts)
+    }
+
+    /// Returns the directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Says what is in it.
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Returns the directory of the packaged kernel, its modules and its image.
+    pub(crate) fn modules(&self) -> PathBuf {
+        self.path
+            .join("usr/lib/modules")
+            .join(&self.manifest.release)
+    }
+
+    /// Returns the packaged headers' directory, which has `.config` and `Module.symvers`.
+    pub(crate) fn headers(&self) -> PathBuf {
+        self.path
+            .join(format!("usr/src/linux-headers-{}", self.manifest.release))
+    }
+
+    /// Returns the kernel source's directory as seen from inside.
+    pub(crate) fn source(&self) -> String {
+        format!("/usr/src/linux-source-{}", self.manifest.series)
+    }
+
+    /// Prepares to run something inside the sysroot.
+    pub(crate) fn inside(&self) -> Inside {
+        Inside::new(&self.path)
+    }
+
+    /// Returns a command that runs one of the sysroot's programs on the host, with the sysroot's own
+    /// loader and libraries.
+    ///
+    /// A guest started from inside a chroot did not always run; from outside it does, and like
+    /// this the host need not have the programs.
+    pub(crate) fn program(&self, path: &str) -> Command {
+        let libraries = self.path.join("usr/lib/x86_64-linux-gnu");
+        let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
+        command
+            .arg("--library-path")
+            .arg(&libraries)
+            .arg(self.path.join(path));
+        command
+    }
+}
+
+/// A command to be run inside a sysroot: a chroot in private mount and PID namespaces.
+pub(crate) struct Inside {
+    root: PathBuf,
+    binds: Vec<(PathBuf, PathBuf)>,
+    network: bool,
+}
+
+/// Mounts what a build needs and enters the sysroot. The arguments are the root, pairs of what to
+/// bind where, `--`, and the command.
+const ENTER: &str = r#"
+set -eu
+root=$1
+shift
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs tmpfs "$root/tmp"
+while [ "$1" != -- ]; do
+    if [ -d "$1" ]; then
+        mkdir -p "$root$2"
+    elif [ ! -e "$root$2" ]; then
+        : > "$root$2"
+    fi
+    mount --rbind "$1" "$root$2"
+    shift 2
+done
+shift
+exec chroot "$root" "$@"
+"#;
+
+impl Inside {
+    /// Prepares to run something inside the tree `root`.
+    fn new(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            binds: Vec::new(),
+            network: false,
+        }
+    }
+
+    /// Shows the host's `from` as `to`.
+    pub(crate) fn bind(mut self, from: impl Into<PathBuf>, to: impl Into<PathBuf>) -> Self {
+        self.binds.push((from.into(), to.into()));
+        self
+    }
+
+    /// Lets the command resolve names and use the host's proxy.
+    fn network(mut self) -> Self {
+        self.network = true;
+        self.bind("/etc/resolv.conf", "/etc/resolv.conf")
+    }
+
+    /// Returns the command that runs `program` there.
+    pub(crate) fn command<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        program: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Command {
+        let mut command = Command::new("unshare");
+        command
+            .args([
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "sh",
+                "-c",
+                ENTER,
+                "sh",
+            ])
+            .arg(&self.root);
+        for (from, to) in &self.binds {
+            command.arg(from).arg(to);
+        }
+        command.arg("--").args(["env", "-i"]).args([
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME=/root",
+            "LC_ALL=C.UTF-8",
+            "DEBIAN_FRONTEND=noninteractive",
+        ]);
+        if self.network {
+            for name in ["http_proxy", "https_proxy", "no_proxy"] {
+                if let Ok(value) = std::env::var(name) {
+                    command.arg(format!("{name}={value}"));
+                }
+            }
+        }
+        command.arg(program).args(arguments);
+        host::as_root(exec::dying_with_us(command))
+    }
+
+    /// Runs a short shell script there and returns what it printed.
+    fn output(&self, script: &str) -> Result<String> {
+        let output = self
+            .command("sh", ["-c", script])
+            .output()
+            .context("cannot run a command in the sysroot")?;
+        if !output.status.success() {
+            bail!(
+                "a command failed in the sysroot ({}): {script}\n{}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// Gigabytes that the sysroot and both kernels take.
+const ROOM: u64 = 10;
+
+/// Refuses to begin where the disk will not hold the result.
+fn check_room(dir: &Path) -> Result<()> {
+    let output = Command::new("df")
+        .args(["--output=avail", "--block-size=1G"])
+        .arg(dir)
+        .output()
+        .context("cannot run df")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let free: Option<u64> = text
+        .lines()
+        .last()
+        .and_then(|line| line.trim().parse().ok());
+    if let Some(free) = free.filter(|free| *free < ROOM) {
+        bail!(
+            "{free} GB are free at {}, but the sysroot and both kernels take {ROOM} GB: free some \
+             space, or point XDG_CACHE_HOME at a larger disk",
+            dir.display()
+        );
+    }
+    Ok(())
+}
+
+/// Fills `root`.
+fn create(root: &Path, archive: &Archive, log: &Path) -> Result<()> {
+    ui::step("packages", |step| bootstrap(root, archive, log, step))?;
+    let kernel = newest_kernel(root)?;
+    ui::step(&format!("packaged kernel {}", kernel.release), |step| {
+        install_kernel(root, &kernel, log, step)
+    })?;
+    ui::step("kernel source", |step| {
+        unpack_source(root, &kernel, log, step)
+    })?;
+    for dir in ["accf/build", "accf/packages"] {
+        // Owned by the sysroot's root, like everything in it.
+        let path = root.join(dir);
+        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    }
+    let text = serde_json::to_string_pretty(&kernel).context("cannot write the manifest")?;
+    fs::write(root.join(MANIFEST), text).context("cannot write the manifest")
+}
+
+/// Installs the distribution and our packages.
+fn bootstrap(root: &Path, archive: &Archive, log: &Path, step: &Step) -> Result<()> {
+    let Archive { main, security } = archive;
+    let mut command = Command::new("mmdebstrap");
+    command
+        .args(["--mode=root", "--variant=apt"])
+        .args([
+            r#"--aptopt=APT::Install-Recommends "false""#,
+            r#"--aptopt=APT::Sandbox::User "root""#,
+            // apt's lists are for finding the kernel.
+            "--skip=cleanup/apt/lists",
+        ])
+        .arg(format!("--include={}", PACKAGES.join(",")))
+        .arg(SUITE)
+        .arg(root)
+        .arg(format!("deb {main} {SUITE} main"))
+        .arg(format!("deb {main} {SUITE}-updates main"))
+        .arg(format!("deb {main} {BACKPORTS} main"))
+        .arg(format!("deb {security} {SUITE}-security main"));
+    let mut private = Command::new("unshare");
+    private.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    let command = host::as_root(exec::dying_with_us(exec::wrap(private, &command)));
+    exec::logged(command, log, step).with_context(|| {
+        format!(
+            "cannot install the sysroot from {main}: the archive must have the suites {SUITE}, \
+             {SUITE}-updates and {BACKPORTS}, and {security} must have {SUITE}-security, with every \
+             package that apt names below (another archive: --mirror URL)"
+        )
+    })
+}
+
+/// Finds the newest packaged kernel of a supported series.
+fn newest_kernel(root: &Path) -> Result<Manifest> {
+    let inside = Inside::new(root);
+    let names = inside.output("apt-cache pkgnames linux-binary-")?;
+    for series in SUPPORTED_SERIES {
+        let Some(release) = newest_release(&names, series) else {
+            continue;
+        };
+        let version = inside.output(&format!(
+            "apt-cache show --no-all-versions linux-binary-{release} | sed -n 's/^Version: //p'"
+        ))?;
+        return Ok(Manifest {
+            release,
+            package_version: version.trim().to_owned(),
+            series: series.to_owned(),
+        });
+    }
+    bail!(
+        "the archive has no package linux-binary-{}.*-{FLAVOUR}: its suite {BACKPORTS} must carry a \
+         kernel of a supported series ({}); try another mirror (--mirror URL), or a newer version of \
+         this project if the series has left the archive",
+        SUPPORTED_SERIES[0],
+        SUPPORTED_SERIES.join(", ")
+    )
+}
+
+/// Picks the newest kernel release of `series` from package names.
+fn newest_release(names: &str, series: &str) -> Option<String> {
+    names
+        .lines()
+        .filter_map(|name| name.strip_prefix("linux-binary-"))
+        .filter(|release| release.ends_with(&format!("-{FLAVOUR}")))
+        .filter(|release| {
+            let rest = release.strip_prefix(series);
+            rest.is_some_and(|rest| rest.starts_with(['.', '+', '~', '-']))
+        })
+        .max_by(|a, b| compare_releases(a, b))
+        .map(str::to_owned)
+}
+
+/// Compares kernel releases number by number.
+fn compare_releases(a: &str, b: &str) -> Ordering {
+    let numbers = |release: &str| -> Vec<u64> {
+        release
+            .split(|c: char| !c.is_ascii_digit())
+            .filter_map(|digits| digits.parse().ok())
+            .collect()
+    };
+    numbers(a).cmp(&numbers(b)).then_with(|| a.cmp(b))
+}
+
+/// Installs the packaged kernel, what building for it takes, and its source.
+fn install_kernel(root: &Path, kernel: &Manifest, log: &Path, step: &Step) -> Result<()> {
+    let release = &kernel.release;
+    let packages = [
+        format!("linux-binary-{release}"),
+        format!("linux-modules-{release}"),
+        format!("linux-headers-{release}"),
+        format!("linux-source-{}", kernel.series),
+    ];
+    let mut arguments: Vec<String> = [
+        "install",
+        "--yes",
+        "--no-install-recommends",
+        "-o",
+        "APT::Sandbox::User=root",
+        "-t",
+        BACKPORTS,
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    arguments.extend(packages.iter().cloned());
+    let inside = Inside::new(root).network();
+    exec::logged(inside.command("apt-get", &arguments), log, step).with_context(|| {
+        format!(
+            "cannot install {} from the suite {BACKPORTS}: the archive must have them all, of \
+             one version; a mirror in the middle of an update has not: try again later, or another \
+             mirror (--mirror URL)",
+            packages.join(", ")
+        )
+    })?;
+    // The image package would have done this.
+    exec::logged(inside.command("depmod", [release]), log, step)
+}
+
+/// Unpacks the kernel's source and drops what is not needed any more.
+fn unpack_source(root: &Path, kernel: &Manifest, log: &Path, step: &Step) -> Result<()> {
+    let series = &kernel.series;
+    let script = format!(
+        "set -e; cd /usr/src; tar --no-same-owner -xf linux-source-{series}.tar.xz; \
+         rm linux-source-{series}.tar.xz; apt-get clean; rm -rf /var/lib/apt/lists/*"
+    );
+    exec::logged(Inside::new(root).command("sh", ["-c", &script]), log, step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_release_is_found_by_number() {
+        let names = "linux-binary-7.3.4+deb13-cloud-amd64\n\
+                     linux-binary-7.3.12+deb13-cloud-amd64\n\
+                     linux-binary-7.3.12+deb13-amd64\n\
+                     linux-binary-7.3.12+deb13-rt-amd64\n\
+                     linux-binary-7.30.1+deb13-cloud-amd64\n\
+                     linux-binary-6.12.57-cloud-amd64\n";
+        assert_eq!(
+            newest_release(names, "7.3").as_deref(),
+            Some("7.3.12+deb13-cloud-amd64")
+        );
+        assert_eq!(newest_release(names, "7.4"), None);
+    }
+}
