@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Scenarios (a), (b) and (d): one connection to each listener, side by side.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use accf_demo::{Accepted, ClientView, Exchange, Scenario, TcpInfo, UnixNanos};
+use accf_kit::endpoint::{self, Family};
+use accf_kit::wire::Wire;
+use accf_kit::{netns, tcp_info};
+use anyhow::{anyhow, Context, Result};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::setup::{unix_nanos, Setup};
+
+const SILENCE: Duration = Duration::from_secs(6);
+/// Longer than any listener's deadline in (d), in practice too.
+const LONG_SILENCE: Duration = Duration::from_secs(10);
+/// Longer than any scenario.
+const LIMIT: Duration = Duration::from_secs(20);
+/// Between the beginnings of the connections of a scenario, so that one handshake is over when the next begins.
+const APART: Duration = Duration::from_millis(200);
+
+const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n";
+const RESPONSE: &[u8] =
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n";
+
+/// What a client does from connecting to closing; called inside the client's namespace. Returns its port, too.
+type Client = fn(SocketAddr) -> Result<(u16, ClientView)>;
+
+/// (a) A handshake as in RFC 793, silence, then a request.
+pub(crate) fn rfc793(wire: &Wire, setups: &[Setup]) -> Result<Vec<Exchange>> {
+    side_by_side(wire, Scenario::Rfc793, setups, |server| {
+        let (stream, mut view) = connect(server, |_| Ok(()))?;
+        thread::sleep(SILENCE);
+        view.request_ready = Some(UnixNanos::now());
+        ask(stream, view)
+    })
+}
+
+/// (b) A client that is told to save the bare ACK, and has its request ready when it connects.
+pub(crate) fn piggyback(wire: &Wire, setups: &[Setup]) -> Result<Vec<Exchange>> {
+    side_by_side(wire, Scenario::Piggyback, setups, |server| {
+        // The kernel then holds the third segment back for a moment, to send it with data. Whether it did is for the
+        // captured packets to say.
+        let (stream, mut view) = connect(server, |socket| socket.set_tcp_quickack(false))?;
+        view.request_ready = Some(view.connect_called);
+        ask(stream, view)
+    })
+}
+
+/// (d) A handshake, and nothing.
+pub(crate) fn silent(wire: &Wire, setups: &[Setup]) -> Result<Vec<Exchange>> {
+    side_by_side(wire, Scenario::Silent, setups, |server| {
+        let (stream, view) = connect(server, |_| Ok(()))?;
+        thread::sleep(LONG_SILENCE);
+        Ok((stream.local_addr()?.port(), view))
+    })
+}
+
+/// Runs every line of code once, so that no measurement is a first time.
+pub(crate) fn warm_up(wire: &Wire, setups: &[Setup]) -> Result<()> {
+    for _ in 0..2 {
+        piggyback(wire, setups)?;
+    }
+    Ok(())
+}
+
+fn side_by_side(
+    wire: &Wire,
+    scenario: Scenario,
+    setups: &[Setup],
+    client: Client,
+) -> Result<Vec<Exchange>> {
+    let mut running = Vec::new();
+    for setup in setups.iter().copied() {
+        let listener = setup
+            .open(&wire.server)
+            .with_context(|| format!("({}) {}", scenario.key(), setup.describe()))?;
+        let server_port = listener.port();
+        let address = wire.server_address(Family::V4, server_port);
+        let server = wire.server.spawn(move || serve(&listener));
+        let client = wire.client.spawn(move || client(address));
+        running.push((setup, server_port, server, client));
+        thread::sleep(APART);
+    }
+    let mut exchanges = Vec::new();
+    for (setup, server_port, server, client) in running {
+        let what = || format!("({}) {}", scenario.key(), setup.describe());
+        // A server that has not been given the connection is given it, at the latest, when the client closes.
+        let (client_port, view) = netns::join(client).with_context(what)?;
+        exchanges.push(Exchange {
+            scenario,
+            listener: setup.listener,
+            setting: setup.describe(),
+            deadline_ms: setup.deadline_ms(),
+            client_port,
+            server_port,
+            client: view,
+            accepted: netns::join(server).with_context(what)?,
+        });
+    }
+    Ok(exchanges)
+}
+
+/// Connects, after `prepare` had a go at the socket.
+fn connect(
+    server: SocketAddr,
+    prepare: impl Fn(&Socket) -> io::Result<()>,
+) -> Result<(TcpStream, ClientView)> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_read_timeout(Some(LIMIT))?;
+    prepare(&socket)?;
+    let connect_called = UnixNanos::now();
+    socket
+        .connect(&server.into())
+        .with_context(|| format!("connect to {server}"))?;
+    let view = ClientView {
+        connect_called,
+        connected: UnixNanos::now(),
+        request_ready: None,
+        first_byte: None,
+        error: None,
+    };
+    Ok((socket.into(), view))
+}
+
+/// Sends the request and reads the response to its end.
+fn ask(mut stream: TcpStream, mut view: ClientView) -> Result<(u16, ClientView)> {
+    let port = stream.local_addr()?.port();
+    let mut talk = || -> io::Result<()> {
+        stream.write_all(REQUEST)?;
+        let mut buffer = [0; 4096];
+        while stream.read(&mut buffer)? > 0 {
+            view.first_byte.get_or_insert_with(UnixNanos::now);
+        }
+        Ok(())
+    };
+    // A server that resets or does not answer is a result, not a failure of the demo.
+    view.error = talk().err().map(|error| error.to_string());
+    Ok((port, view))
+}
+
+/// A server with one worker: accepts one connection, notes how it looks, reads, answers.
+fn serve(listener: &endpoint::Listener) -> Result<Option<Accepted>> {
+    let Some(mut accepted) = listener.accept(LIMIT)? else {
+        return Ok(None);
+    };
+    let info = tcp_info::TcpInfo::of(&accepted.stream).context("TCP_INFO")?;
+    let mut buffer = [0; 4096];
+    // The client may have closed or reset the connection: then there was nothing to read.
+    let length = accepted.stream.read(&mut buffer).unwrap_or(0);
+    let first_read = (length > 0).then(UnixNanos::now);
+    if length > 0 {
+        accepted.stream.write_all(RESPONSE).context("answer")?;
+    }
+    let us = |time: Duration| {
+        u32::try_from(time.as_micros()).map_err(|_| anyhow!("TCP_INFO says {time:?}"))
+    };
+    Ok(Some(Accepted {
+        at: unix_nanos(accepted.at),
+        tcp_info: TcpInfo {
+            rtt_us: us(info.rtt)?,
+            rttvar_us: us(info.rtt_var)?,
+            rto_us: us(info.rto)?,
+            total_retrans: info.total_retrans,
+        },
+        first_read,
+    }))
+}

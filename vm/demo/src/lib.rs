@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the guest side of the demo reports to the host side.
+//!
+//! The guest ([`main.rs`](../src/main.rs.html)) runs the scenarios and writes down what it saw, unjudged: [`GuestReport`]
+//! as JSON, and one packet capture per end of the path. The host (`xtask/src/demo/`) puts both together, computes
+//! the table and judges it. Every instant is a [`UnixNanos`], read from `CLOCK_REALTIME`, the clock that also stamps
+//! the captured packets.
+
+use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// The file in `$ACCF_OUT` that holds the [`GuestReport`]; written last, so its presence means "complete".
+pub const REPORT_FILE: &str = "guest.json";
+
+/// The version of these types; the host refuses a report of another version.
+pub const SCHEMA: u32 = 1;
+
+/// An instant: nanoseconds of `CLOCK_REALTIME` since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct UnixNanos(pub u64);
+
+impl UnixNanos {
+    /// Reads the clock.
+    pub fn now() -> Self {
+        let since_epoch = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        Self(u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Milliseconds from `earlier` to `self`; negative if `self` comes first.
+    pub fn ms_since(self, earlier: Self) -> f64 {
+        (i128::from(self.0) - i128::from(earlier.0)) as f64 / 1e6
+    }
+}
+
+/// How the listening socket was told to treat connections without data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Listener {
+    /// Not at all: an ordinary listener.
+    Plain,
+    /// The kernel's own answer, `TCP_DEFER_ACCEPT`.
+    DeferAccept,
+    /// accf's filter `dataready`.
+    Dataready,
+}
+
+impl Listener {
+    /// All of them, in the order in which they are shown.
+    pub const ALL: [Self; 3] = [Self::Plain, Self::DeferAccept, Self::Dataready];
+
+    /// The name in file names and JSON keys.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::DeferAccept => "defer_accept",
+            Self::Dataready => "dataready",
+        }
+    }
+
+    /// The name a person reads.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::DeferAccept => "TCP_DEFER_ACCEPT",
+            Self::Dataready => "dataready",
+        }
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.title())
+    }
+}
+
+/// One of the four scenes of the demo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Scenario {
+    /// Handshake, silence, then a request.
+    #[serde(rename = "a")]
+    Rfc793,
+    /// Data on the third segment.
+    #[serde(rename = "b")]
+    Piggyback,
+    /// Idle connections in front of a one-worker HTTP server.
+    #[serde(rename = "c")]
+    LoadBalancer,
+    /// Handshake, then nothing, and a deadline.
+    #[serde(rename = "d")]
+    Silent,
+}
+
+impl Scenario {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::Rfc793,
+        Self::Piggyback,
+        Self::LoadBalancer,
+        Self::Silent,
+    ];
+
+    /// The letter in JSON keys and headings.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Rfc793 => "a",
+            Self::Piggyback => "b",
+            Self::LoadBalancer => "c",
+            Self::Silent => "d",
+        }
+    }
+
+    /// What happens in it.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Rfc793 => "RFC 793 client: handshake, silence, then a request",
+            Self::Piggyback => "Piggyback client: the request rides on the third segment",
+            Self::LoadBalancer => "Load balancer: idle connections in front of a one-worker server",
+            Self::Silent => "Silent client: handshake, then nothing",
+        }
+    }
+}
+
+/// Everything the guest saw.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GuestReport {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// `uname -r` of the guest.
+    pub kernel_release: String,
+    /// The path between the two ends.
+    pub path: Path,
+    /// Scenarios (a), (b) and (d): one connection for each listener.
+    pub exchanges: Vec<Exchange>,
+    /// Scenario (c): one real request for each listener and server.
+    pub requests: Vec<ServedRequest>,
+    /// File name, in the same directory, of the capture at the client's end.
+    pub client_capture: String,
+    /// File name, in the same directory, of the capture at the server's end.
+    pub server_capture: String,
+    /// How long the scenarios took.
+    pub took_ms: u64,
+}
+
+/// The path between client and server, and its round-trip time measured without TCP.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Path {
+    /// How it is made, in words.
+    pub description: String,
+    /// netem's delay in each direction.
+    pub one_way_delay_ms: u32,
+    /// Round-trip times of ICMP echoes sent from the client's end, in the order sent, the warm-up left out.
+    pub echo_rtt_us: Vec<u64>,
+}
+
+/// One connection of scenario (a), (b) or (d), as its two ends saw it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Exchange {
+    /// The scene.
+    pub scenario: Scenario,
+    /// The listener it was made to.
+    pub listener: Listener,
+    /// How the listener was set up, as a person would write it.
+    pub setting: String,
+    /// The deadline asked for, if the listener has one.
+    pub deadline_ms: Option<u64>,
+    /// The client's TCP port.
+    pub client_port: u16,
+    /// The listener's TCP port.
+    pub server_port: u16,
+    /// The client's view.
+    pub client: ClientView,
+    /// What `accept()` returned, if it returned.
+    pub accepted: Option<Accepted>,
+}
+
+/// What the client did and when.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientView {
+    /// `connect()` called.
+    pub connect_called: UnixNanos,
+    /// `connect()` returned.
+    pub connected: UnixNanos,
+    /// The moment the client had a request to make: in (a) after its silence, in (b) when it called `connect()`.
+    pub request_ready: Option<UnixNanos>,
+    /// `read()` returned the first byte of the response.
+    pub first_byte: Option<UnixNanos>,
+    /// The error that ended the exchange early.
+    pub error: Option<String>,
+}
+
+/// What the server saw of an accepted connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Accepted {
+    /// `accept()` returned.
+    pub at: UnixNanos,
+    /// `TCP_INFO` of the accepted socket, read straight after.
+    pub tcp_info: TcpInfo,
+    /// `read()` returned the first byte of the request.
+    pub first_read: Option<UnixNanos>,
+}
+
+/// The part of `TCP_INFO` that the demo shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TcpInfo {
+    /// Smoothed round-trip time.
+    pub rtt_us: u32,
+    /// Its mean deviation.
+    pub rttvar_us: u32,
+    /// Retransmission timeout.
+    pub rto_us: u32,
+    /// Segments retransmitted since the SYN.
+    pub total_retrans: u32,
+}
+
+/// A single-threaded HTTP server from a package.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HttpServer {
+    /// Python's `http.server.HTTPServer`.
+    PythonHttpServer,
+    /// gunicorn with one `sync` worker.
+    Gunicorn,
+}
+
+impl HttpServer {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::PythonHttpServer, Self::Gunicorn];
+
+    /// The name in JSON keys and file names.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::PythonHttpServer => "python_http_server",
+            Self::Gunicorn => "gunicorn",
+        }
+    }
+
+    /// The name a person reads.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::PythonHttpServer => "Python http.server",
+            Self::Gunicorn => "gunicorn, 1 sync worker",
+        }
+    }
+
+    /// The same in a word, where it is clear that there is one worker.
+    pub const fn short_title(self) -> &'static str {
+        match self {
+            Self::PythonHttpServer => "http.server",
+            Self::Gunicorn => "gunicorn",
+        }
+    }
+}
+
+/// Scenario (c): one real request behind idle connections.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServedRequest {
+    /// The listener it was made to.
+    pub listener: Listener,
+    /// How the listener was set up.
+    pub setting: String,
+    /// The server behind it.
+    pub server: HttpServer,
+    /// The listener's TCP port.
+    pub server_port: u16,
+    /// Client ports of the idle connections opened before.
+    pub idle_ports: Vec<u16>,
+    /// Client port of curl's connection, as curl reports it.
+    pub curl_port: Option<u16>,
+    /// The limit given to curl (`--max-time`).
+    pub max_time_ms: u64,
+    /// The limit after which the server kills a worker that does not come back (gunicorn `--timeout`).
+    pub worker_timeout_ms: Option<u64>,
+    /// Time from curl's start of the transfer to the first byte of the response; `None`: it gave up.
+    pub time_to_first_byte_ms: Option<f64>,
+    /// How long curl was at it in all.
+    pub total_ms: f64,
+    /// HTTP status of the response.
+    pub http_status: Option<u16>,
+    /// curl's exit status (28: timed out).
+    pub curl_exit: i32,
+    /// Workers the server killed because they hung, counted in its log.
+    pub workers_killed: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_subtract_in_both_directions() {
+        let (early, late) = (
+            UnixNanos(1_000_000_000_000_000_000),
+            UnixNanos(1_000_000_000_002_500_000),
+        );
+        assert_eq!(late.ms_since(early), 2.5);
+        assert_eq!(early.ms_since(late), -2.5);
+    }
+
+    #[test]
+    fn keys_in_json_are_the_ones_key_gives() {
+        for listener in Listener::ALL {
+            assert_eq!(serde_json::to_value(listener).unwrap(), listener.key());
+        }
+        for scenario in Scenario::ALL {
+            assert_eq!(serde_json::to_value(scenario).unwrap(), scenario.key());
+        }
+        for server in HttpServer::ALL {
+            assert_eq!(serde_json::to_value(server).unwrap(), server.key());
+        }
+    }
+}

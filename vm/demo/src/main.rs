@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The guest side of the demo: runs the scenarios, and leaves what it saw in `$ACCF_OUT`.
+//!
+//! It judges nothing. The host side (`xtask/src/demo/`) does, from the packets and the times recorded here.
+
+mod exchange;
+mod http;
+mod path;
+mod setup;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use accf_demo::{GuestReport, Listener, REPORT_FILE, SCHEMA};
+use accf_kit::capture::{Capture, Trace};
+use accf_kit::module;
+use anyhow::{Context, Result};
+use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
+use pcap_file::{DataLink, TsResolution};
+
+use crate::setup::Setup;
+
+/// Round-trip time that netem gives the path, half of it in each direction.
+const RTT: Duration = Duration::from_millis(40);
+
+/// Deadlines: longer than any silence but the one that is to meet it.
+const PATIENT: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(5);
+
+const CLIENT_CAPTURE: &str = "client.pcap";
+const SERVER_CAPTURE: &str = "server.pcap";
+
+fn main() -> Result<()> {
+    let out = env::var_os("ACCF_OUT").map(PathBuf::from).context(
+        "ACCF_OUT is not set: it names the directory for the results, as `cargo xtask demo` does",
+    )?;
+    let begun = Instant::now();
+
+    let path = path::Path::lay(RTT)?;
+    let wire = path.wire();
+    let client_capture = Capture::start(&wire.client, path::INTERFACE)?;
+    let server_capture = Capture::start(&wire.server, path::INTERFACE)?;
+    say("measuring the path");
+    let measured = path.measure()?;
+
+    load_module(PATIENT)?;
+    let setups = |deadline| Listener::ALL.map(|listener| Setup { listener, deadline });
+    say("warming up");
+    exchange::warm_up(wire, &setups(PATIENT))?;
+    say("(a) RFC 793 client: 6 s of silence");
+    let mut exchanges = exchange::rfc793(wire, &setups(PATIENT))?;
+    say("(b) piggyback client");
+    exchanges.extend(exchange::piggyback(wire, &setups(PATIENT))?);
+    say("(c) load balancer and one-worker servers: starting them");
+    let requests = http::run(wire, &setups(PATIENT))?;
+    say("(d) silent client: 10 s");
+    load_module(DEADLINE)?;
+    exchange::warm_up(wire, &setups(DEADLINE))?;
+    exchanges.extend(exchange::silent(wire, &setups(DEADLINE))?);
+
+    save(&client_capture.stop()?, &out.join(CLIENT_CAPTURE))?;
+    save(&server_capture.stop()?, &out.join(SERVER_CAPTURE))?;
+    say("unloading the module");
+    module::unload(Duration::from_secs(10)).context("after the demo")?;
+
+    let report = GuestReport {
+        schema: SCHEMA,
+        kernel_release: fs::read_to_string("/proc/sys/kernel/osrelease")?
+            .trim()
+            .to_owned(),
+        path: measured,
+        exchanges,
+        requests,
+        client_capture: CLIENT_CAPTURE.to_owned(),
+        server_capture: SERVER_CAPTURE.to_owned(),
+        took_ms: u64::try_from(begun.elapsed().as_millis())?,
+    };
+    // Renamed into place: a report is whole or absent.
+    let (new, path) = (
+        out.join(format!("{REPORT_FILE}.new")),
+        out.join(REPORT_FILE),
+    );
+    fs::write(&new, serde_json::to_vec_pretty(&report)?)
+        .and_then(|()| fs::rename(&new, &path))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(())
+}
+
+/// Tells whoever watches what comes next.
+fn say(what: &str) {
+    println!("demo: {what}");
+}
+
+/// Loads the module with a deadline, in place of the one that may be loaded.
+fn load_module(deadline: Duration) -> Result<()> {
+    module::reload(&format!("timeout_ms={}", deadline.as_millis()))
+}
+
+/// Writes what was captured as a pcap file of IP packets, with nanoseconds.
+fn save(trace: &Trace, path: &Path) -> Result<()> {
+    let header = PcapHeader {
+        datalink: DataLink::RAW,
+        ts_resolution: TsResolution::NanoSecond,
+        ..PcapHeader::default()
+    };
+    let file =
+        fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut writer = PcapWriter::with_header(std::io::BufWriter::new(file), header)?;
+    for packet in &trace.packets {
+        let length = u32::try_from(packet.bytes.len())?;
+        writer.write_packet(&PcapPacket::new(packet.at.epoch(), length, &packet.bytes))?;
+    }
+    Ok(())
+}
