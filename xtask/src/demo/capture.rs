@@ -41,7 +41,11 @@ impl fmt::Display for Flags {
             (self.psh, "PSH"),
             (self.ack, "ACK"),
         ];
-        let names: Vec<_> = set.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
+        let names: Vec<_> = set
+            .iter()
+            .filter(|(on, _)| *on)
+            .map(|(_, name)| *name)
+            .collect();
         f.write_str(&names.join("-"))
     }
 }
@@ -90,7 +94,12 @@ impl Capture {
             let at = UnixNanos(u64::try_from(packet.timestamp.as_nanos())?);
             let bytes = packet.data.into_owned();
             let tcp = dissect(link, &bytes)?;
-            frames.push(Frame { at, bytes, original_len: packet.orig_len, tcp });
+            frames.push(Frame {
+                at,
+                bytes,
+                original_len: packet.orig_len,
+                tcp,
+            });
         }
         Ok(Self { link, frames })
     }
@@ -104,7 +113,9 @@ fn dissect(link: DataLink, bytes: &[u8]) -> Result<Option<Tcp>> {
         other => bail!("captures of link type {other:?} are not understood"),
     };
     let Ok(sliced) = sliced else { return Ok(None) };
-    let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else { return Ok(None) };
+    let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else {
+        return Ok(None);
+    };
     let ip_id = match &sliced.net {
         Some(NetSlice::Ipv4(ip)) => ip.header().identification(),
         _ => 0,
@@ -175,7 +186,9 @@ impl Segment {
 
     /// An acknowledgment and nothing else.
     pub(crate) fn is_bare_ack(&self) -> bool {
-        let Flags { syn, ack, fin, rst, .. } = self.flags;
+        let Flags {
+            syn, ack, fin, rst, ..
+        } = self.flags;
         ack && !syn && !fin && !rst && self.payload_len == 0
     }
 }
@@ -193,7 +206,9 @@ pub(crate) fn connection(
             ports == (client_port, server_port) || ports == (server_port, client_port)
         };
         let frames = capture.frames.iter();
-        frames.filter_map(|frame| Some((frame.at, frame.tcp.filter(ours)?))).collect()
+        frames
+            .filter_map(|frame| Some((frame.at, frame.tcp.filter(ours)?)))
+            .collect()
     };
     // The k-th sighting of a segment at one end is the k-th sighting of it at the other: the path keeps the order.
     let mut at_client: HashMap<Tcp, Vec<UnixNanos>> = HashMap::new();
@@ -212,7 +227,11 @@ pub(crate) fn connection(
     let mut segments: Vec<Segment> = seen
         .into_iter()
         .map(|(tcp, at_client, at_server)| Segment {
-            from: if tcp.source_port == client_port { End::Client } else { End::Server },
+            from: if tcp.source_port == client_port {
+                End::Client
+            } else {
+                End::Server
+            },
             flags: tcp.flags,
             seq: tcp.seq,
             ack: tcp.ack,
@@ -228,8 +247,19 @@ pub(crate) fn connection(
         let takes_room = this.flags.syn || this.flags.fin || this.payload_len > 0;
         segments[i].retransmission = takes_room
             && earlier.iter().any(|other| {
-                (other.from, other.seq, other.payload_len, other.flags.syn, other.flags.fin)
-                    == (this.from, this.seq, this.payload_len, this.flags.syn, this.flags.fin)
+                (
+                    other.from,
+                    other.seq,
+                    other.payload_len,
+                    other.flags.syn,
+                    other.flags.fin,
+                ) == (
+                    this.from,
+                    this.seq,
+                    this.payload_len,
+                    this.flags.syn,
+                    this.flags.fin,
+                )
             });
     }
     segments
@@ -243,7 +273,8 @@ mod tests {
     #[test]
     fn a_file_reads_back_as_it_was_written() {
         let sample = sample();
-        let directory = std::env::temp_dir().join(format!("accf-demo-capture-{}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("accf-demo-capture-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
         sample.record(&directory);
         let path = directory.join(&sample.guest.server_capture);
@@ -258,7 +289,11 @@ mod tests {
 
     #[test]
     fn flags_have_names() {
-        let flags = Flags { syn: true, ack: true, ..Flags::default() };
+        let flags = Flags {
+            syn: true,
+            ack: true,
+            ..Flags::default()
+        };
         assert_eq!(flags.to_string(), "SYN-ACK");
         assert_eq!(Flags::default().to_string(), "");
     }

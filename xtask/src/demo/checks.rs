@@ -106,7 +106,15 @@ fn check(
     bound: Bound,
 ) -> Check {
     let pass = value.is_some_and(|value| bound.holds(value));
-    Check { id: id.into(), kind, says: says.into(), value, unit, bound, pass }
+    Check {
+        id: id.into(),
+        kind,
+        says: says.into(),
+        value,
+        unit,
+        bound,
+        pass,
+    }
 }
 
 /// Holds everything the demo claims against `findings`.
@@ -144,14 +152,21 @@ fn premises(findings: &Findings) -> Vec<Check> {
             Premise,
             format!("b.{}.third_segment", listener.key()),
             format!("(b) {listener}: the third segment carries the request"),
-            facts.and_then(Facts::third_segment_len).map(|len| len as f64),
+            facts
+                .and_then(Facts::third_segment_len)
+                .map(|len| len as f64),
             "bytes",
             Bound::AtLeast(1.0),
         ));
         let facts = findings.of(Scenario::Silent, listener);
         let from_client = facts.and_then(|facts| {
-            let sent = facts.segments.iter().filter(|segment| segment.from == End::Client);
-            facts.bare_ack().map(|_| sent.map(|segment| segment.payload_len).sum::<usize>() as f64)
+            let sent = facts
+                .segments
+                .iter()
+                .filter(|segment| segment.from == End::Client);
+            facts
+                .bare_ack()
+                .map(|_| sent.map(|segment| segment.payload_len).sum::<usize>() as f64)
         });
         checks.push(check(
             Premise,
@@ -166,8 +181,13 @@ fn premises(findings: &Findings) -> Vec<Check> {
         checks.push(check(
             Premise,
             format!("{}.plain.at_once", scenario.key()),
-            format!("({}) plain: accept() returns as soon as the bare ACK arrives", scenario.key()),
-            findings.of(scenario, Listener::Plain).and_then(Facts::accept_after_bare_ack_ms),
+            format!(
+                "({}) plain: accept() returns as soon as the bare ACK arrives",
+                scenario.key()
+            ),
+            findings
+                .of(scenario, Listener::Plain)
+                .and_then(Facts::accept_after_bare_ack_ms),
             "ms",
             Bound::Between(0.0, bound::AT_ONCE_MS),
         ));
@@ -177,12 +197,16 @@ fn premises(findings: &Findings) -> Vec<Check> {
         let plain = findings.served(server, Listener::Plain);
         let stuck_for = plain.map(|r| r.time_to_first_byte_ms.unwrap_or(r.total_ms));
         let at_least = plain.map_or(f64::INFINITY, |r| {
-            r.worker_timeout_ms.map_or(r.max_time_ms, |t| t.min(r.max_time_ms)) as f64
+            r.worker_timeout_ms
+                .map_or(r.max_time_ms, |t| t.min(r.max_time_ms)) as f64
         });
         checks.push(check(
             Premise,
             format!("c.{}.plain.stuck", server.key()),
-            format!("(c) plain, {}: stuck until a timeout ends it", server.title()),
+            format!(
+                "(c) plain, {}: stuck until a timeout ends it",
+                server.title()
+            ),
             stuck_for,
             "ms",
             Bound::AtLeast(at_least),
@@ -200,7 +224,10 @@ fn claims(findings: &Findings) -> Vec<Check> {
         checks.push(check(
             Claim,
             format!("{}.dataready.syn_acks", scenario.key()),
-            format!("({}) dataready: one SYN-ACK, no retransmission", scenario.key()),
+            format!(
+                "({}) dataready: one SYN-ACK, no retransmission",
+                scenario.key()
+            ),
             of(scenario).map(|facts| facts.syn_acks() as f64),
             "segments",
             Bound::Exactly(1.0),
@@ -225,7 +252,9 @@ fn claims(findings: &Findings) -> Vec<Check> {
         "ms",
         Bound::around(path.unwrap_or(f64::NAN), bound::RTT_OFF_MS),
     ));
-    let plain_rto = findings.of(Scenario::Rfc793, Listener::Plain).and_then(Facts::rto_ms);
+    let plain_rto = findings
+        .of(Scenario::Rfc793, Listener::Plain)
+        .and_then(Facts::rto_ms);
     let plain_rto = plain_rto.unwrap_or(f64::NAN);
     checks.push(check(
         Claim,
@@ -242,7 +271,9 @@ fn claims(findings: &Findings) -> Vec<Check> {
             Claim,
             format!("c.{}.dataready.first_byte", server.key()),
             format!("(c) dataready, {}: answered within 500 ms", server.title()),
-            served.filter(|r| r.http_status == Some(200)).and_then(|r| r.time_to_first_byte_ms),
+            served
+                .filter(|r| r.http_status == Some(200))
+                .and_then(|r| r.time_to_first_byte_ms),
             "ms",
             Bound::AtMost(bound::FIRST_BYTE_MS),
         ));
@@ -256,7 +287,10 @@ fn claims(findings: &Findings) -> Vec<Check> {
         "(d) dataready: accept() returns at the deadline ± 50 ms",
         silent.and_then(Facts::accept_after_bare_ack_ms),
         "ms",
-        Bound::around(deadline.map_or(f64::NAN, |ms| ms as f64), bound::DEADLINE_OFF_MS),
+        Bound::around(
+            deadline.map_or(f64::NAN, |ms| ms as f64),
+            bound::DEADLINE_OFF_MS,
+        ),
     ));
     checks
 }
@@ -272,7 +306,11 @@ mod tests {
     /// The names of the checks that fail.
     fn failing(sample: &Sample) -> Vec<String> {
         let checks = all(&sample.findings());
-        checks.into_iter().filter(|check| !check.pass).map(|check| check.id).collect()
+        checks
+            .into_iter()
+            .filter(|check| !check.pass)
+            .map(|check| check.id)
+            .collect()
     }
 
     #[test]
@@ -284,9 +322,16 @@ mod tests {
     fn a_second_syn_ack_fails() {
         for scenario in [Scenario::Rfc793, Scenario::Silent] {
             let mut sample = sample();
-            let again = Flags { syn: true, ack: true, ..Flags::default() };
+            let again = Flags {
+                syn: true,
+                ack: true,
+                ..Flags::default()
+            };
             sample.send((scenario, Listener::Dataready), End::Server, again, 1060.0);
-            assert_eq!(failing(&sample), [format!("{}.dataready.syn_acks", scenario.key())]);
+            assert_eq!(
+                failing(&sample),
+                [format!("{}.dataready.syn_acks", scenario.key())]
+            );
         }
     }
 
@@ -323,10 +368,12 @@ mod tests {
         for server in HttpServer::ALL {
             let id = format!("c.{}.dataready.first_byte", server.key());
             let mut late = sample();
-            late.request(server, Listener::Dataready).time_to_first_byte_ms = Some(500.1);
+            late.request(server, Listener::Dataready)
+                .time_to_first_byte_ms = Some(500.1);
             assert_eq!(failing(&late), [id.clone()]);
             let mut none = sample();
-            none.request(server, Listener::Dataready).time_to_first_byte_ms = None;
+            none.request(server, Listener::Dataready)
+                .time_to_first_byte_ms = None;
             assert_eq!(failing(&none), [id.clone()]);
             let mut error = sample();
             error.request(server, Listener::Dataready).http_status = Some(500);
@@ -348,9 +395,13 @@ mod tests {
     #[test]
     fn no_accept_at_all_fails() {
         let mut sample = sample();
-        sample.exchange(Scenario::Silent, Listener::Dataready).accepted = None;
+        sample
+            .exchange(Scenario::Silent, Listener::Dataready)
+            .accepted = None;
         assert_eq!(failing(&sample), ["d.dataready.deadline"]);
-        sample.exchange(Scenario::Rfc793, Listener::Dataready).accepted = None;
+        sample
+            .exchange(Scenario::Rfc793, Listener::Dataready)
+            .accepted = None;
         let wanted = [
             "a.dataready.accept_after_data",
             "a.dataready.rtt",
@@ -371,7 +422,10 @@ mod tests {
         // No piggyback: an ACK of its own came before the data.
         let mut bare = sample();
         let connection = (Scenario::Piggyback, Listener::DeferAccept);
-        let ack = Flags { ack: true, ..Flags::default() };
+        let ack = Flags {
+            ack: true,
+            ..Flags::default()
+        };
         bare.send(connection, End::Client, ack, 40.2);
         assert_eq!(failing(&bare), ["b.defer_accept.third_segment"]);
 
@@ -382,7 +436,12 @@ mod tests {
 
         // Plain is not plain.
         let mut late = sample();
-        late.exchange(Scenario::Silent, Listener::Plain).accepted.as_mut().unwrap().at.0 += 60_000_000;
+        late.exchange(Scenario::Silent, Listener::Plain)
+            .accepted
+            .as_mut()
+            .unwrap()
+            .at
+            .0 += 60_000_000;
         assert_eq!(failing(&late), ["d.plain.at_once"]);
     }
 

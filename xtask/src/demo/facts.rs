@@ -18,17 +18,25 @@ pub(crate) struct Facts {
 impl Facts {
     /// The client's SYN left: time zero of everything shown.
     pub(crate) fn start(&self) -> UnixNanos {
-        self.segments.first().map_or(self.exchange.client.connect_called, Segment::sent)
+        self.segments
+            .first()
+            .map_or(self.exchange.client.connect_called, Segment::sent)
     }
 
     /// SYN-ACKs the server sent, retransmissions included.
     pub(crate) fn syn_acks(&self) -> usize {
-        self.segments.iter().filter(|segment| segment.is_syn_ack()).count()
+        self.segments
+            .iter()
+            .filter(|segment| segment.is_syn_ack())
+            .count()
     }
 
     /// Segments `end` sent.
     pub(crate) fn segments_from(&self, end: End) -> usize {
-        self.segments.iter().filter(|segment| segment.from == end).count()
+        self.segments
+            .iter()
+            .filter(|segment| segment.from == end)
+            .count()
     }
 
     /// Bytes of data on the third segment of the connection, if there is a third.
@@ -38,7 +46,10 @@ impl Facts {
 
     /// The client's first acknowledgment without data, which completes the handshake.
     pub(crate) fn bare_ack(&self) -> Option<&Segment> {
-        let mut from_client = self.segments.iter().filter(|segment| segment.from == End::Client);
+        let mut from_client = self
+            .segments
+            .iter()
+            .filter(|segment| segment.from == End::Client);
         from_client.nth(1).filter(|segment| segment.is_bare_ack())
     }
 
@@ -53,7 +64,9 @@ impl Facts {
     }
 
     fn first_data_from(&self, end: End) -> Option<&Segment> {
-        self.segments.iter().find(|segment| segment.from == end && segment.payload_len > 0)
+        self.segments
+            .iter()
+            .find(|segment| segment.from == end && segment.payload_len > 0)
     }
 
     /// From the bare ACK to the request, at the client's end.
@@ -72,12 +85,20 @@ impl Facts {
 
     /// From the bare ACK reaching the server to `accept()` returning.
     pub(crate) fn accept_after_bare_ack_ms(&self) -> Option<f64> {
-        Some(self.accepted()?.at.ms_since(self.bare_ack()?.at(End::Server)?))
+        Some(
+            self.accepted()?
+                .at
+                .ms_since(self.bare_ack()?.at(End::Server)?),
+        )
     }
 
     /// From the request reaching the server to `accept()` returning; negative if it came first.
     pub(crate) fn accept_after_request_ms(&self) -> Option<f64> {
-        Some(self.accepted()?.at.ms_since(self.request()?.at(End::Server)?))
+        Some(
+            self.accepted()?
+                .at
+                .ms_since(self.request()?.at(End::Server)?),
+        )
     }
 
     /// How long the server's worker held the connection before it had anything to read.
@@ -135,18 +156,27 @@ impl Findings {
                 first.flags,
                 first.from
             );
-            facts.push(Facts { exchange: exchange.clone(), segments });
+            facts.push(Facts {
+                exchange: exchange.clone(),
+                segments,
+            });
         }
         let findings = Self { guest, facts };
         for listener in Listener::ALL {
             for scenario in [Scenario::Rfc793, Scenario::Piggyback, Scenario::Silent] {
                 findings.of(scenario, listener).with_context(|| {
-                    format!("the guest reported nothing of ({}) for {listener}", scenario.key())
+                    format!(
+                        "the guest reported nothing of ({}) for {listener}",
+                        scenario.key()
+                    )
                 })?;
             }
             for server in accf_demo::HttpServer::ALL {
                 findings.served(server, listener).with_context(|| {
-                    format!("the guest reported nothing of (c) for {listener}, {}", server.title())
+                    format!(
+                        "the guest reported nothing of (c) for {listener}, {}",
+                        server.title()
+                    )
                 })?;
             }
         }
@@ -206,7 +236,9 @@ mod tests {
         assert!(piggyback.bare_ack().is_none());
         assert!(piggyback.silence_ms().is_none());
 
-        let deferred = findings.of(Scenario::Silent, Listener::DeferAccept).unwrap();
+        let deferred = findings
+            .of(Scenario::Silent, Listener::DeferAccept)
+            .unwrap();
         assert_eq!(deferred.syn_acks(), 2);
         assert!(deferred.time_to_first_byte_ms().is_none());
         let again: Vec<bool> = deferred.segments.iter().map(|s| s.retransmission).collect();
@@ -218,7 +250,10 @@ mod tests {
         let mut no_exchange = sample();
         no_exchange.guest.exchanges.pop();
         let mut no_request = sample();
-        no_request.guest.requests.retain(|r| r.server != HttpServer::Gunicorn);
+        no_request
+            .guest
+            .requests
+            .retain(|r| r.server != HttpServer::Gunicorn);
         let mut no_packets = sample();
         no_packets.client.frames.clear();
         no_packets.server.frames.clear();
@@ -244,12 +279,25 @@ mod tests {
     fn a_segment_lost_on_the_way_is_one_that_did_not_arrive() {
         let mut sample = sample();
         let request = |tcp: super::super::capture::Tcp| {
-            tcp.source_port == 40_000 && tcp.flags == Flags { ack: true, psh: true, ..Flags::default() }
+            tcp.source_port == 40_000
+                && tcp.flags
+                    == Flags {
+                        ack: true,
+                        psh: true,
+                        ..Flags::default()
+                    }
         };
-        sample.server.frames.retain(|frame| !frame.tcp.is_some_and(request));
+        sample
+            .server
+            .frames
+            .retain(|frame| !frame.tcp.is_some_and(request));
         let findings = sample.findings();
         let facts = findings.of(Scenario::Rfc793, Listener::Plain).unwrap();
-        let lost: Vec<_> = facts.segments.iter().filter(|s| s.arrived().is_none()).collect();
+        let lost: Vec<_> = facts
+            .segments
+            .iter()
+            .filter(|s| s.arrived().is_none())
+            .collect();
         assert_eq!(lost.len(), 1);
         assert_eq!(lost[0].payload_len, 47);
     }

@@ -28,9 +28,6 @@ use self::facts::Findings;
 use self::report::Report;
 pub(crate) use self::terminal::Screen;
 
-/// The scenarios in the picture.
-const PICTURED: [Scenario; 2] = [Scenario::Rfc793, Scenario::Silent];
-
 /// The file name of the picture.
 pub(crate) const PICTURE_FILE: &str = "ladder.svg";
 
@@ -49,7 +46,10 @@ pub(crate) struct Outcome {
 pub(crate) fn evaluate(recorded: &Path, out: &Path, screen: Screen) -> Result<Outcome> {
     let path = recorded.join(accf_demo::REPORT_FILE);
     let text = fs::read_to_string(&path).with_context(|| {
-        format!("the guest left no report at {}: it did not get to the end", path.display())
+        format!(
+            "the guest left no report at {}: it did not get to the end",
+            path.display()
+        )
     })?;
     let guest: GuestReport = serde_json::from_str(&text)
         .with_context(|| format!("{} is not a report of the demo", path.display()))?;
@@ -64,7 +64,7 @@ pub(crate) fn evaluate(recorded: &Path, out: &Path, screen: Screen) -> Result<Ou
         let path = out.join(name);
         fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
     };
-    let picture = svg::render(&findings, &PICTURED);
+    let picture = svg::render(&findings);
     write(PICTURE_FILE, picture.as_bytes())?;
     write("report.md", report.markdown().as_bytes())?;
     let mut json = serde_json::to_string_pretty(&report)?;
@@ -88,10 +88,17 @@ pub(crate) fn evaluate(recorded: &Path, out: &Path, screen: Screen) -> Result<Ou
     let failed = failed
         .map(|check| {
             let found = check.value.map_or_else(|| "nothing".into(), number);
-            format!("{}: found {found} {}, must be {}", check.says, check.unit, check.bound)
+            format!(
+                "{}: found {found} {}, must be {}",
+                check.says, check.unit, check.bound
+            )
         })
         .collect();
-    Ok(Outcome { shown, failed, picture })
+    Ok(Outcome {
+        shown,
+        failed,
+        picture,
+    })
 }
 
 /// A number as people write it: no more digits than it is worth, thousands set apart.
@@ -116,7 +123,11 @@ fn number(value: f64) -> String {
         out = format!("{out}.{fraction}");
     }
     let negative = value < 0.0 && plain.chars().any(|c| ('1'..='9').contains(&c));
-    if negative { format!("−{out}") } else { out }
+    if negative {
+        format!("−{out}")
+    } else {
+        out
+    }
 }
 
 /// Milliseconds as people write them.
@@ -136,7 +147,8 @@ mod tests {
 
     impl Scratch {
         fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("accf-demo-{name}-{}", std::process::id()));
+            let path =
+                std::env::temp_dir().join(format!("accf-demo-{name}-{}", std::process::id()));
             fs::create_dir_all(&path).unwrap();
             Self(path)
         }
@@ -148,7 +160,10 @@ mod tests {
         }
     }
 
-    const SCREEN: Screen = Screen { colours: false, width: 100 };
+    const SCREEN: Screen = Screen {
+        colours: false,
+        width: 100,
+    };
 
     #[test]
     fn recordings_become_all_the_files_and_a_verdict() {
@@ -166,7 +181,10 @@ mod tests {
             "dataready.pcapng",
         ];
         for file in files {
-            assert!(fs::metadata(out.0.join(file)).unwrap().len() > 500, "{file}");
+            assert!(
+                fs::metadata(out.0.join(file)).unwrap().len() > 500,
+                "{file}"
+            );
         }
         let json = fs::read_to_string(out.0.join("report.json")).unwrap();
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -178,8 +196,13 @@ mod tests {
         assert_eq!(gunicorn["answered"], false);
 
         // The same with a claim that does not hold.
-        sample.exchange(Scenario::Rfc793, Listener::Dataready).accepted.as_mut().unwrap().at.0 -=
-            2_000_000_000;
+        sample
+            .exchange(Scenario::Rfc793, Listener::Dataready)
+            .accepted
+            .as_mut()
+            .unwrap()
+            .at
+            .0 -= 2_000_000_000;
         sample.record(&recorded.0);
         let outcome = evaluate(&recorded.0, &out.0, SCREEN).unwrap();
         assert_eq!(outcome.failed.len(), 1, "{:?}", outcome.failed);
@@ -187,17 +210,25 @@ mod tests {
         let json = fs::read_to_string(out.0.join("report.json")).unwrap();
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["pass"], false);
-        assert!(fs::read_to_string(out.0.join("report.md")).unwrap().contains("**FAIL**"));
+        assert!(fs::read_to_string(out.0.join("report.md"))
+            .unwrap()
+            .contains("**FAIL**"));
     }
 
     #[test]
     fn no_report_is_an_error() {
         let empty = Scratch::new("empty");
         let error = evaluate(&empty.0, &empty.0, SCREEN).unwrap_err();
-        assert!(format!("{error:#}").contains("did not get to the end"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("did not get to the end"),
+            "{error:#}"
+        );
         fs::write(empty.0.join(accf_demo::REPORT_FILE), "{}").unwrap();
         let error = evaluate(&empty.0, &empty.0, SCREEN).unwrap_err();
-        assert!(format!("{error:#}").contains("is not a report"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("is not a report"),
+            "{error:#}"
+        );
     }
 
     #[test]

@@ -32,13 +32,28 @@ pub(crate) fn of_listener(
         .facts
         .iter()
         .filter(|facts| facts.exchange.listener == listener)
-        .map(|facts| ((facts.exchange.client_port, facts.exchange.server_port), facts))
+        .map(|facts| {
+            (
+                (facts.exchange.client_port, facts.exchange.server_port),
+                facts,
+            )
+        })
         .collect();
-    let served = || findings.guest.requests.iter().filter(|r| r.listener == listener);
-    let ports: Vec<u16> = connections.keys().map(|(_, server_port)| *server_port).collect();
+    let served = || {
+        findings
+            .guest
+            .requests
+            .iter()
+            .filter(|r| r.listener == listener)
+    };
+    let ports: Vec<u16> = connections
+        .keys()
+        .map(|(_, server_port)| *server_port)
+        .collect();
     let belongs = |tcp: &Tcp| {
         let ends = [tcp.source_port, tcp.destination_port];
-        ends.iter().any(|port| ports.contains(port) || served().any(|r| r.server_port == *port))
+        ends.iter()
+            .any(|port| ports.contains(port) || served().any(|r| r.server_port == *port))
     };
     let frames: Vec<(&Frame, Tcp)> = server
         .frames
@@ -61,17 +76,28 @@ pub(crate) fn of_listener(
         };
         let first = frames.iter().position(|(_, tcp)| ours(tcp) && is_syn(tcp));
         let scenario = exchange.scenario;
-        let heading =
-            format!("accf ({}) {}. Listener: {}.", scenario.key(), scenario.title(), exchange.setting);
+        let heading = format!(
+            "accf ({}) {}. Listener: {}.",
+            scenario.key(),
+            scenario.title(),
+            exchange.setting
+        );
         comment(first, heading);
         if let Some(accepted) = &exchange.accepted {
             let before = |at: UnixNanos| at <= accepted.at;
-            let last = frames.iter().rposition(|(frame, tcp)| ours(tcp) && before(frame.at));
-            let later = last.and_then(|i| frames.get(i)).map(|(f, _)| accepted.at.ms_since(f.at));
+            let last = frames
+                .iter()
+                .rposition(|(frame, tcp)| ours(tcp) && before(frame.at));
+            let later = last
+                .and_then(|i| frames.get(i))
+                .map(|(f, _)| accepted.at.ms_since(f.at));
             let rtt = facts.rtt_ms().map_or_else(String::new, ms);
             let rto = facts.rto_ms().map_or_else(String::new, ms);
             let later = later.map_or_else(String::new, |later| format!("{later:.3} ms"));
-            comment(last, format!("accf: accept() returned {later} later; RTT {rtt}, RTO {rto}"));
+            comment(
+                last,
+                format!("accf: accept() returned {later} later; RTT {rtt}, RTO {rto}"),
+            );
         }
     }
     for request in served() {
@@ -81,7 +107,10 @@ pub(crate) fn of_listener(
                 (tcp.source_port, tcp.destination_port) == ends && is_syn(tcp)
             });
             let (server, setting) = (request.server.title(), &request.setting);
-            let heading = format!("accf (c) idle connection {}, {server}, listener: {setting}", i + 1);
+            let heading = format!(
+                "accf (c) idle connection {}, {server}, listener: {setting}",
+                i + 1
+            );
             comment(syn, heading);
         }
         let syn = frames.iter().position(|(_, tcp)| {
@@ -89,10 +118,14 @@ pub(crate) fn of_listener(
                 && tcp.destination_port == request.server_port
                 && is_syn(tcp)
         });
-        let outcome = request
-            .time_to_first_byte_ms
-            .map_or_else(|| "curl gave up".into(), |t| format!("first byte after {}", ms(t)));
-        comment(syn, format!("accf (c) the real request, by curl: {outcome}"));
+        let outcome = request.time_to_first_byte_ms.map_or_else(
+            || "curl gave up".into(),
+            |t| format!("first byte after {}", ms(t)),
+        );
+        comment(
+            syn,
+            format!("accf (c) the real request, by curl: {outcome}"),
+        );
     }
 
     let section = SectionHeaderBlock {
@@ -102,7 +135,10 @@ pub(crate) fn of_listener(
                 "{listener} listener, seen at the server's end. {}.",
                 findings.guest.path.description
             ))),
-            SectionHeaderOption::OS(Cow::Owned(format!("Linux {}", findings.guest.kernel_release))),
+            SectionHeaderOption::OS(Cow::Owned(format!(
+                "Linux {}",
+                findings.guest.kernel_release
+            ))),
             SectionHeaderOption::UserApplication(Cow::Borrowed("accf demo")),
         ],
         ..SectionHeaderBlock::default()
@@ -118,7 +154,9 @@ pub(crate) fn of_listener(
     };
     writer.write_block(&interface.into_block())?;
     for ((frame, _), comments) in frames.iter().zip(comments) {
-        let comments = comments.into_iter().map(|c| EnhancedPacketOption::Comment(Cow::Owned(c)));
+        let comments = comments
+            .into_iter()
+            .map(|c| EnhancedPacketOption::Comment(Cow::Owned(c)));
         let packet = EnhancedPacketBlock {
             interface_id: 0,
             timestamp: Duration::from_nanos(frame.at.0),
@@ -148,17 +186,29 @@ mod tests {
             let mut reader = PcapNgReader::new(file.as_slice()).unwrap();
             let mut comments = Vec::new();
             while let Some(block) = reader.next_block() {
-                let Block::EnhancedPacket(packet) = block.unwrap() else { continue };
+                let Block::EnhancedPacket(packet) = block.unwrap() else {
+                    continue;
+                };
                 let at = UnixNanos(u64::try_from(packet.timestamp.as_nanos()).unwrap());
-                let original = sample.server.frames.iter().find(|f| f.at == at && f.bytes == *packet.data);
-                assert!(original.is_some(), "{listener}: a packet that was not captured");
+                let original = sample
+                    .server
+                    .frames
+                    .iter()
+                    .find(|f| f.at == at && f.bytes == *packet.data);
+                assert!(
+                    original.is_some(),
+                    "{listener}: a packet that was not captured"
+                );
                 in_all_files += 1;
                 comments.extend(packet.options.iter().filter_map(|option| match option {
                     EnhancedPacketOption::Comment(words) => Some(words.to_string()),
                     _ => None,
                 }));
             }
-            let accepts = comments.iter().filter(|c| c.contains("accept() returned")).count();
+            let accepts = comments
+                .iter()
+                .filter(|c| c.contains("accept() returned"))
+                .count();
             assert_eq!(accepts, 3, "{comments:?}");
         }
         assert_eq!(in_all_files, sample.server.frames.len());

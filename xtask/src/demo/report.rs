@@ -75,7 +75,10 @@ struct ExchangeNumbers {
 impl ExchangeNumbers {
     fn new(facts: &Facts) -> Self {
         let exchange = &facts.exchange;
-        let info = exchange.accepted.as_ref().map(|accepted| &accepted.tcp_info);
+        let info = exchange
+            .accepted
+            .as_ref()
+            .map(|accepted| &accepted.tcp_info);
         Self {
             setting: exchange.setting.clone(),
             deadline_ms: exchange.deadline_ms,
@@ -142,7 +145,10 @@ impl RequestNumbers {
                 let limit = self.curl_max_time_ms as f64 / 1e3;
                 format!("stuck: curl gave up after {} s{after}", number(limit))
             }
-            (false, _) => format!("no answer: curl ended with status {}{after}", self.curl_exit),
+            (false, _) => format!(
+                "no answer: curl ended with status {}{after}",
+                self.curl_exit
+            ),
         }
     }
 }
@@ -154,11 +160,17 @@ pub(crate) struct Column {
 }
 
 const fn words(title: &'static str) -> Column {
-    Column { title, numeric: false }
+    Column {
+        title,
+        numeric: false,
+    }
 }
 
 const fn numeric(title: &'static str) -> Column {
-    Column { title, numeric: true }
+    Column {
+        title,
+        numeric: true,
+    }
 }
 
 /// The table of scenarios (a), (b) and (d).
@@ -177,8 +189,12 @@ pub(crate) const EXCHANGE_COLUMNS: [Column; 11] = [
 ];
 
 /// The table of scenario (c).
-pub(crate) const REQUEST_COLUMNS: [Column; 4] =
-    [words("server"), words("listener"), numeric("first byte, ms"), words("outcome")];
+pub(crate) const REQUEST_COLUMNS: [Column; 4] = [
+    words("server"),
+    words("listener"),
+    numeric("first byte, ms"),
+    words("outcome"),
+];
 
 impl Report {
     /// Sums `findings` and `checks` up.
@@ -204,7 +220,13 @@ impl Report {
                 .into_iter()
                 .filter_map(|listener| Some((listener.key(), numbers(listener)?)))
                 .collect();
-            (scenario.key(), Scene { title: scenario.title(), listeners })
+            (
+                scenario.key(),
+                Scene {
+                    title: scenario.title(),
+                    listeners,
+                },
+            )
         };
         let echoes = &guest.path.echo_rtt_us;
         let ms = |us: Option<&u64>| us.map(|us| *us as f64 / 1e3);
@@ -253,7 +275,9 @@ impl Report {
         let n = |value: Option<f64>| value.map_or_else(|| "–".into(), number);
         self.numbers()
             .filter_map(|(scenario, listener, numbers)| {
-                let Numbers::Exchange(e) = numbers else { return None };
+                let Numbers::Exchange(e) = numbers else {
+                    return None;
+                };
                 // A worker that never had anything to read has no end to its waiting.
                 let blocked = match (e.accept_after_syn_ms, e.worker_blocked_ms) {
                     (Some(_), None) => "no end".into(),
@@ -281,12 +305,18 @@ impl Report {
         let mut rows = Vec::new();
         for server in HttpServer::ALL {
             for (_, listener, numbers) in self.numbers() {
-                let Numbers::Requests(requests) = numbers else { continue };
-                let Some(request) = requests.get(server.key()) else { continue };
+                let Numbers::Requests(requests) = numbers else {
+                    continue;
+                };
+                let Some(request) = requests.get(server.key()) else {
+                    continue;
+                };
                 rows.push(vec![
                     server.title().to_owned(),
                     listener.title().to_owned(),
-                    request.time_to_first_byte_ms.map_or_else(|| "–".into(), number),
+                    request
+                        .time_to_first_byte_ms
+                        .map_or_else(|| "–".into(), number),
                     request.outcome(),
                 ]);
             }
@@ -308,7 +338,11 @@ impl Report {
     /// The report for people.
     pub(crate) fn markdown(&self) -> String {
         let mut out = String::new();
-        let verdict = if self.pass { "every check passed" } else { "**some checks FAILED**" };
+        let verdict = if self.pass {
+            "every check passed"
+        } else {
+            "**some checks FAILED**"
+        };
         // Writing to a String cannot fail.
         let _ = write!(
             out,
@@ -343,7 +377,13 @@ impl Report {
         );
         out += &markdown_table(&REQUEST_COLUMNS, &self.request_rows());
         out += "\n\"First byte\" is curl's `time_starttransfer`, connecting included.\n\n## Checks\n\n";
-        let columns = [words(""), words("check"), numeric("found"), words("must be"), words("kind")];
+        let columns = [
+            words(""),
+            words("check"),
+            numeric("found"),
+            words("must be"),
+            words("kind"),
+        ];
         let rows: Vec<Vec<String>> = self
             .checks
             .iter()
@@ -375,7 +415,12 @@ impl Report {
 fn markdown_table(columns: &[Column], rows: &[Vec<String>]) -> String {
     let line = |cells: Vec<&str>| format!("| {} |\n", cells.join(" | "));
     let mut out = line(columns.iter().map(|column| column.title).collect());
-    out += &line(columns.iter().map(|c| if c.numeric { "---:" } else { "---" }).collect());
+    out += &line(
+        columns
+            .iter()
+            .map(|c| if c.numeric { "---:" } else { "---" })
+            .collect(),
+    );
     for row in rows {
         out += &line(row.iter().map(String::as_str).collect());
     }

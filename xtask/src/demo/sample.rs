@@ -24,11 +24,41 @@ const CLIENT_ISN: u32 = 5_000;
 const REQUEST: usize = 47;
 const RESPONSE: usize = 89;
 
-const SYN: Flags = Flags { syn: true, ack: false, fin: false, rst: false, psh: false };
-const SYN_ACK: Flags = Flags { syn: true, ack: true, fin: false, rst: false, psh: false };
-const ACK: Flags = Flags { syn: false, ack: true, fin: false, rst: false, psh: false };
-const PSH: Flags = Flags { syn: false, ack: true, fin: false, rst: false, psh: true };
-const FIN: Flags = Flags { syn: false, ack: true, fin: true, rst: false, psh: false };
+const SYN: Flags = Flags {
+    syn: true,
+    ack: false,
+    fin: false,
+    rst: false,
+    psh: false,
+};
+const SYN_ACK: Flags = Flags {
+    syn: true,
+    ack: true,
+    fin: false,
+    rst: false,
+    psh: false,
+};
+const ACK: Flags = Flags {
+    syn: false,
+    ack: true,
+    fin: false,
+    rst: false,
+    psh: false,
+};
+const PSH: Flags = Flags {
+    syn: false,
+    ack: true,
+    fin: false,
+    rst: false,
+    psh: true,
+};
+const FIN: Flags = Flags {
+    syn: false,
+    ack: true,
+    fin: true,
+    rst: false,
+    psh: false,
+};
 
 /// What a demo is computed from.
 #[derive(Clone, Debug)]
@@ -71,13 +101,17 @@ impl Sample {
     /// The report's entry of a connection.
     pub(crate) fn exchange(&mut self, scenario: Scenario, listener: Listener) -> &mut Exchange {
         let mut exchanges = self.guest.exchanges.iter_mut();
-        exchanges.find(|e| e.scenario == scenario && e.listener == listener).unwrap()
+        exchanges
+            .find(|e| e.scenario == scenario && e.listener == listener)
+            .unwrap()
     }
 
     /// The report's entry of a request.
     pub(crate) fn request(&mut self, server: HttpServer, listener: Listener) -> &mut ServedRequest {
         let mut requests = self.guest.requests.iter_mut();
-        requests.find(|r| r.server == server && r.listener == listener).unwrap()
+        requests
+            .find(|r| r.server == server && r.listener == listener)
+            .unwrap()
     }
 
     /// Lets a connection send one more segment, `ms` after its SYN left.
@@ -161,7 +195,11 @@ impl Talk {
             End::Server => (far, near),
         };
         if !again {
-            let own = if from == End::Client { &mut self.seq.0 } else { &mut self.seq.1 };
+            let own = if from == End::Client {
+                &mut self.seq.0
+            } else {
+                &mut self.seq.1
+            };
             *own += room;
         }
         self.client.push(to_client);
@@ -173,7 +211,11 @@ impl Talk {
 fn frame(tcp: &Tcp) -> Vec<u8> {
     let (client, server) = ([192, 0, 2, 1], [192, 0, 2, 2]);
     let to_server = tcp.destination_port < 10_000;
-    let (source, destination) = if to_server { (client, server) } else { (server, client) };
+    let (source, destination) = if to_server {
+        (client, server)
+    } else {
+        (server, client)
+    };
     let ip = Ipv4Header {
         identification: tcp.ip_id,
         ..Ipv4Header::new(0, 64, IpNumber::TCP, source, destination).unwrap()
@@ -193,12 +235,18 @@ fn frame(tcp: &Tcp) -> Vec<u8> {
         step = step.psh();
     }
     let mut bytes = Vec::new();
-    step.write(&mut bytes, &vec![b'x'; tcp.payload_len]).unwrap();
+    step.write(&mut bytes, &vec![b'x'; tcp.payload_len])
+        .unwrap();
     bytes
 }
 
 fn info(rtt_us: u32, rto_us: u32) -> TcpInfo {
-    TcpInfo { rtt_us, rttvar_us: rtt_us / 2, rto_us, total_retrans: 0 }
+    TcpInfo {
+        rtt_us,
+        rttvar_us: rtt_us / 2,
+        rto_us,
+        total_retrans: 0,
+    }
 }
 
 /// How long it takes from the server's kernel to its `accept()` and `read()`.
@@ -272,8 +320,14 @@ pub(crate) fn sample() -> Sample {
             server_capture: "server.pcap".into(),
             took_ms: 60_000,
         },
-        client: Capture { link: DataLink::RAW, frames: client },
-        server: Capture { link: DataLink::RAW, frames: server },
+        client: Capture {
+            link: DataLink::RAW,
+            frames: client,
+        },
+        server: Capture {
+            link: DataLink::RAW,
+            frames: server,
+        },
     }
 }
 
@@ -315,7 +369,11 @@ fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange
         talk.segment(Client, FIN, None, 0, 9_000_000);
     }
     let late_sample = listener == Listener::DeferAccept && scenario == Scenario::Rfc793;
-    let tcp_info = if late_sample { info(6_040_900, 18_124_000) } else { info(40_700, 241_000) };
+    let tcp_info = if late_sample {
+        info(6_040_900, 18_124_000)
+    } else {
+        info(40_700, 241_000)
+    };
     let seconds = if scenario == Scenario::Silent { 5 } else { 60 };
     Exchange {
         scenario,

@@ -4,7 +4,7 @@
 //! The colours follow the reader's preference for light or dark; the picture brings its own background, so it can be
 //! read on a page that does not.
 
-use accf_demo::{Listener, Scenario};
+use accf_demo::{HttpServer, Listener, Scenario};
 use svg::node::element::{Circle, Group, Line, Path, Polygon, Rectangle, Style, Text, Title, SVG};
 use svg::node::Text as Characters;
 use svg::Node;
@@ -21,7 +21,7 @@ const RIGHT: f64 = 20.0;
 const COLUMN: f64 = (WIDTH - AXIS - RIGHT) / 3.0;
 /// The lifelines, from the column's left edge.
 const CLIENT_X: f64 = 44.0;
-const SERVER_X: f64 = 222.0;
+const SERVER_X: f64 = 218.0;
 /// Height of a millisecond.
 const PER_MS: f64 = 2.3;
 /// Silence longer than this is cut out.
@@ -32,7 +32,7 @@ const GAP: f64 = 58.0;
 const TITLE: f64 = 96.0;
 const HEAD: f64 = 92.0;
 const FOOT: f64 = 122.0;
-const LEGEND: f64 = 74.0;
+const LEGEND: f64 = 98.0;
 
 const STYLE: &str = "
 text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif; font-size: 15px; }
@@ -83,12 +83,16 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helveti
 }
 ";
 
-/// Draws `scenarios`, one below the other.
-pub(crate) fn render(findings: &Findings, scenarios: &[Scenario]) -> String {
+/// Draws the scenarios (a) and (d) as ladders, and what became of the requests of (c).
+pub(crate) fn render(findings: &Findings) -> String {
     let mut body = Group::new();
     let mut y = TITLE;
-    for scenario in scenarios {
-        let (panel, height) = scene(findings, *scenario);
+    let panels = [
+        scene(findings, Scenario::Rfc793),
+        scene(findings, Scenario::Silent),
+        load_balancer(findings),
+    ];
+    for (panel, height) in panels {
         body = body.add(panel.set("transform", format!("translate(0 {y:.1})")));
         y += height;
     }
@@ -115,10 +119,17 @@ pub(crate) fn render(findings: &Findings, scenarios: &[Scenario]) -> String {
         .set("width", WIDTH)
         .set("height", format!("{height:.0}"))
         .set("role", "img")
-        .add(Title::new("What a silent TCP client meets, for three kinds of listener"))
+        .add(Title::new(
+            "What a silent TCP client meets, for three kinds of listener",
+        ))
         .add(Style::new(STYLE))
         .add(page)
-        .add(text("ink title", 28.0, 42.0, "A client that connects now and speaks later"))
+        .add(text(
+            "ink title",
+            28.0,
+            42.0,
+            "A client that connects now and speaks later",
+        ))
         .add(text("soft", 28.0, 70.0, path))
         .add(body);
     format!("<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n{picture}\n")
@@ -150,10 +161,13 @@ fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
             .set("rx", 8),
     );
     let heading = match scenario {
-        Scenario::Rfc793 => "The client connects, is silent for six seconds, then sends its request",
-        Scenario::Piggyback => "The request rides on the third segment",
-        Scenario::LoadBalancer => "Idle connections in front of a one-worker server",
-        Scenario::Silent => "The client connects and stays silent; the server asked for a deadline of 5 s",
+        Scenario::Rfc793 => {
+            "The client connects, is silent for six seconds, then sends its request"
+        }
+        Scenario::Silent => {
+            "The client connects and stays silent; the server asked for a deadline of 5 s"
+        }
+        other => other.title(),
     };
     g.append(text("ink scene", 28.0, 30.0, heading));
 
@@ -174,7 +188,12 @@ fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
         }
         let silence = after.ms.0 - before.ms.1 + 2.0 * MARGIN_MS;
         let label = format!("{:.1} s", silence / 1e3);
-        g.append(end_text("soft bold", AXIS - 12.0, (from + to) / 2.0 + 5.0, label));
+        g.append(end_text(
+            "soft bold",
+            AXIS - 12.0,
+            (from + to) / 2.0 + 5.0,
+            label,
+        ));
     }
     // The time axis.
     for stretch in &scale.stretches {
@@ -182,15 +201,22 @@ fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
         for tick in ticks(inner.0, inner.1) {
             let y = top + scale.y(tick);
             g.append(line("grid", (AXIS, y), (WIDTH - RIGHT - 8.0, y)));
-            let label =
-                if tick < 1e3 { format!("{tick:.0} ms") } else { format!("{:.2} s", tick / 1e3) };
+            let label = if tick < 1e3 {
+                format!("{tick:.0} ms")
+            } else {
+                format!("{:.2} s", tick / 1e3)
+            };
             g.append(end_text("soft small", AXIS - 12.0, y + 5.0, label));
         }
     }
     for (i, (facts, ladder)) in columns.iter().enumerate() {
         let x = AXIS + COLUMN * i as f64;
         if i > 0 {
-            g.append(line("rule", (x - 4.0, 46.0), (x - 4.0, bottom + FOOT - 24.0)));
+            g.append(line(
+                "rule",
+                (x - 4.0, 46.0),
+                (x - 4.0, bottom + FOOT - 24.0),
+            ));
         }
         column(&mut g, x, facts, ladder, &scale, (top, bottom), findings);
     }
@@ -232,7 +258,13 @@ fn column(
     if let (Some(acked), Some(accepted)) = (ladder.bare_ack_ms, ladder.accept_ms) {
         if noticeable(acked, accepted) {
             g.append(bar("held", y(acked), y(accepted)));
-            note(g, "good", server + 14.0, cut_after(scale, acked, top), &["waits in the kernel,", "no worker woken"]);
+            note(
+                g,
+                "good",
+                server + 14.0,
+                cut_after(scale, acked, top),
+                &["held in the kernel,", "no worker woken"],
+            );
         }
         let until = ladder.first_read_ms.unwrap_or(f64::INFINITY);
         if noticeable(accepted, until) {
@@ -240,7 +272,13 @@ fn column(
             g.append(bar("idle", y(accepted), end));
             let at = cut_after(scale, accepted, top);
             if at < end {
-                note(g, "warn", server + 14.0, at, &["worker blocked,", "nothing to read"]);
+                note(
+                    g,
+                    "warn",
+                    server + 14.0,
+                    at,
+                    &["worker blocked,", "nothing to read"],
+                );
             }
         }
     }
@@ -269,13 +307,27 @@ fn column(
                 .set("cy", fixed(y(accept)))
                 .set("r", 7.5),
         );
-        g.append(text("good bold", server + 14.0, y(accept) - 3.0, "accept()"));
-        g.append(text("good small", server + 14.0, y(accept) + 14.0, ms(accept)));
+        g.append(text(
+            "good bold",
+            server + 14.0,
+            y(accept) - 3.0,
+            "accept()",
+        ));
+        g.append(text(
+            "good small",
+            server + 14.0,
+            y(accept) + 14.0,
+            ms(accept),
+        ));
     }
 
     // The numbers below.
     let mut row = bottom + 26.0;
-    g.append(line("rule", (x + 8.0, bottom + 4.0), (x + COLUMN - 16.0, bottom + 4.0)));
+    g.append(line(
+        "rule",
+        (x + 8.0, bottom + 4.0),
+        (x + COLUMN - 16.0, bottom + 4.0),
+    ));
     for (name, value, class) in numbers(facts, findings) {
         g.append(text("soft", x + 12.0, row, name));
         g.append(end_text(class, x + COLUMN - 22.0, row, value));
@@ -283,12 +335,61 @@ fn column(
     }
 }
 
+/// Scenario (c): a panel with a row for each server, and its height.
+fn load_balancer(findings: &Findings) -> (Group, f64) {
+    let mut g = Group::new();
+    let height = 78.0 + 26.0 * HttpServer::ALL.len() as f64;
+    g.append(
+        Rectangle::new()
+            .set("class", "panel")
+            .set("x", 14)
+            .set("y", 0)
+            .set("width", WIDTH - 28.0)
+            .set("height", height - 14.0)
+            .set("rx", 8),
+    );
+    let idle = findings
+        .guest
+        .requests
+        .first()
+        .map_or(0, |request| request.idle_ports.len());
+    let heading = format!(
+        "A load balancer keeps {idle} idle connections open to a one-worker server; then one real request"
+    );
+    g.append(text("ink scene", 28.0, 30.0, heading));
+    let mut y = 62.0;
+    for server in HttpServer::ALL {
+        for (i, listener) in Listener::ALL.into_iter().enumerate() {
+            let x = AXIS + COLUMN * i as f64;
+            if i > 0 {
+                g.append(line("rule", (x - 4.0, y - 18.0), (x - 4.0, y + 10.0)));
+            }
+            let Some(request) = findings.served(server, listener) else {
+                continue;
+            };
+            let (value, class) = match request.time_to_first_byte_ms {
+                Some(took) if took <= super::checks::bound::FIRST_BYTE_MS => {
+                    (format!("answered in {}", ms(took)), "ink bold")
+                }
+                Some(took) => (format!("answered in {}", ms(took)), "again-text"),
+                None => (
+                    format!("no answer in {} s", request.max_time_ms / 1000),
+                    "again-text",
+                ),
+            };
+            g.append(text("soft", x + 12.0, y, server.short_title()));
+            g.append(end_text(class, x + COLUMN - 22.0, y, value));
+        }
+        y += 26.0;
+    }
+    (g, height)
+}
+
 /// The numbers below a column: what, how much, and the class that says whether it is as it should be.
 fn numbers(facts: &Facts, findings: &Findings) -> Vec<(&'static str, String, &'static str)> {
     let judged = |good: bool| if good { "ink bold" } else { "again-text" };
     let syn_acks = facts.syn_acks();
-    let mut rows =
-        vec![("SYN-ACKs sent", syn_acks.to_string(), judged(syn_acks == 1))];
+    let mut rows = vec![("SYN-ACKs sent", syn_acks.to_string(), judged(syn_acks == 1))];
     match facts.exchange.deadline_ms {
         Some(deadline) if facts.exchange.scenario == Scenario::Silent => {
             let late = facts.accept_after_bare_ack_ms();
@@ -306,7 +407,11 @@ fn numbers(facts: &Facts, findings: &Findings) -> Vec<(&'static str, String, &'s
                 Some(idle) => ms(idle),
                 None => "until it gives up".into(),
             };
-            rows.push(("worker blocked", value, judged(idle.is_some_and(|ms| ms < QUIET_MS))));
+            rows.push((
+                "worker blocked",
+                value,
+                judged(idle.is_some_and(|ms| ms < QUIET_MS)),
+            ));
         }
     }
     let path = findings.path_rtt_ms().unwrap_or(f64::NAN);
@@ -314,25 +419,42 @@ fn numbers(facts: &Facts, findings: &Findings) -> Vec<(&'static str, String, &'s
         let good = (rtt - path).abs() <= super::checks::bound::RTT_OFF_MS;
         rows.push(("RTT of the socket", ms(rtt), judged(good)));
     }
-    let plain = findings.of(facts.exchange.scenario, Listener::Plain).and_then(Facts::rto_ms);
+    let plain = findings
+        .of(facts.exchange.scenario, Listener::Plain)
+        .and_then(Facts::rto_ms);
     if let (Some(rto), Some(plain)) = (facts.rto_ms(), plain) {
         let off = 100.0 * (rto / plain - 1.0).abs();
-        rows.push(("RTO of the socket", ms(rto), judged(off <= super::checks::bound::RTO_OFF_PERCENT)));
+        rows.push((
+            "RTO of the socket",
+            ms(rto),
+            judged(off <= super::checks::bound::RTO_OFF_PERCENT),
+        ));
     }
     rows
 }
 
 /// The middle of the first cut after `at_ms`, or shortly below it if there is none.
 fn cut_after(scale: &Scale, at_ms: f64, top: f64) -> f64 {
-    let cut = scale.stretches.windows(2).find(|pair| pair[0].ms.1 >= at_ms);
-    cut.map_or_else(|| top + scale.y(at_ms) + 40.0, |pair| top + (pair[0].y.1 + pair[1].y.0) / 2.0)
+    let cut = scale
+        .stretches
+        .windows(2)
+        .find(|pair| pair[0].ms.1 >= at_ms);
+    cut.map_or_else(
+        || top + scale.y(at_ms) + 40.0,
+        |pair| top + (pair[0].y.1 + pair[1].y.0) / 2.0,
+    )
 }
 
 /// A few short lines, centred on `y`.
 fn note(g: &mut Group, class: &str, x: f64, y: f64, lines: &[&str]) {
     let first = y + 5.0 - 8.5 * (lines.len() as f64 - 1.0);
     for (i, words) in lines.iter().enumerate() {
-        g.append(text(&format!("{class} small"), x, first + 17.0 * i as f64, *words));
+        g.append(text(
+            &format!("{class} small"),
+            x,
+            first + 17.0 * i as f64,
+            *words,
+        ));
     }
 }
 
@@ -344,8 +466,11 @@ fn draw_arrow(
     label_below: bool,
 ) {
     let again = arrow.segment.retransmission;
-    let (stroke, tip, words) =
-        if again { ("again", "again-tip", "again-text") } else { ("arrow", "tip", "ink") };
+    let (stroke, tip, words) = if again {
+        ("again", "again-tip", "again-text")
+    } else {
+        ("arrow", "tip", "ink")
+    };
     let (from, to) = match arrow.segment.from {
         End::Client => (client, server),
         End::Server => (server, client),
@@ -371,17 +496,31 @@ fn draw_arrow(
             (bx - 5.0 * uy, by + 5.0 * ux),
             (bx + 5.0 * uy, by - 5.0 * ux),
         ];
-        let points: Vec<_> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        g.append(Polygon::new().set("class", tip).set("points", points.join(" ")));
+        let points: Vec<_> = points
+            .iter()
+            .map(|(x, y)| format!("{x:.1},{y:.1}"))
+            .collect();
+        g.append(
+            Polygon::new()
+                .set("class", tip)
+                .set("points", points.join(" ")),
+        );
     }
-    let label = if again { format!("{} again", arrow.label()) } else { arrow.label() };
+    let label = if again {
+        format!("{} again", arrow.label())
+    } else {
+        arrow.label()
+    };
     let angle = (dy / dx).atan().to_degrees();
     let (mx, my) = ((x1 + x2) / 2.0, (y1 + y2) / 2.0);
     let shift = if label_below { 17.0 } else { -6.0 };
     g.append(
         text(&format!("{words} mono"), 0.0, shift, label)
             .set("text-anchor", "middle")
-            .set("transform", format!("translate({mx:.1} {my:.1}) rotate({angle:.1})")),
+            .set(
+                "transform",
+                format!("translate({mx:.1} {my:.1}) rotate({angle:.1})"),
+            ),
     );
 }
 
@@ -390,26 +529,82 @@ fn legend() -> Group {
     let y = 22.0;
     let mut x = 28.0;
     g.append(line("arrow", (x, y), (x + 30.0, y)));
-    g.append(Polygon::new().set("class", "tip").set("points", format!("{0:.1},{y} {1:.1},{2} {1:.1},{3}", x + 38.0, x + 27.0, y - 5.0, y + 5.0)));
+    g.append(Polygon::new().set("class", "tip").set(
+        "points",
+        format!(
+            "{0:.1},{y} {1:.1},{2} {1:.1},{3}",
+            x + 38.0,
+            x + 27.0,
+            y - 5.0,
+            y + 5.0
+        ),
+    ));
     g.append(text("ink small", x + 46.0, y + 5.0, "segment"));
     x += 134.0;
     g.append(line("again", (x, y), (x + 30.0, y)));
-    g.append(Polygon::new().set("class", "again-tip").set("points", format!("{0:.1},{y} {1:.1},{2} {1:.1},{3}", x + 38.0, x + 27.0, y - 5.0, y + 5.0)));
+    g.append(Polygon::new().set("class", "again-tip").set(
+        "points",
+        format!(
+            "{0:.1},{y} {1:.1},{2} {1:.1},{3}",
+            x + 38.0,
+            x + 27.0,
+            y - 5.0,
+            y + 5.0
+        ),
+    ));
     g.append(text("ink small", x + 46.0, y + 5.0, "retransmission"));
     x += 182.0;
-    g.append(Circle::new().set("class", "accept").set("cx", x + 8.0).set("cy", y).set("r", 7.5));
+    g.append(
+        Circle::new()
+            .set("class", "accept")
+            .set("cx", x + 8.0)
+            .set("cy", y)
+            .set("r", 7.5),
+    );
     g.append(text("ink small", x + 24.0, y + 5.0, "accept() returned"));
     x += 180.0;
-    g.append(Rectangle::new().set("class", "held").set("x", x).set("y", y - 5.0).set("width", 30).set("height", 9).set("rx", 3));
-    g.append(text("ink small", x + 38.0, y + 5.0, "held by the kernel as a small request"));
+    g.append(
+        Rectangle::new()
+            .set("class", "held")
+            .set("x", x)
+            .set("y", y - 5.0)
+            .set("width", 30)
+            .set("height", 9)
+            .set("rx", 3),
+    );
+    g.append(text(
+        "ink small",
+        x + 38.0,
+        y + 5.0,
+        "held by the kernel as a small request",
+    ));
     x += 308.0;
-    g.append(Rectangle::new().set("class", "idle").set("x", x).set("y", y - 5.0).set("width", 30).set("height", 9).set("rx", 3));
-    g.append(text("ink small", x + 38.0, y + 5.0, "holds up a worker that has nothing to read"));
+    g.append(
+        Rectangle::new()
+            .set("class", "idle")
+            .set("x", x)
+            .set("y", y - 5.0)
+            .set("width", 30)
+            .set("height", 9)
+            .set("rx", 3),
+    );
+    g.append(text(
+        "ink small",
+        x + 38.0,
+        y + 5.0,
+        "holds up a worker that has nothing to read",
+    ));
     g.append(text(
         "soft small",
         28.0,
         y + 33.0,
-        "Both ends were captured; each arrow starts when the segment left and ends when it arrived. Times count from the client’s SYN.",
+        "Both ends were captured: each arrow starts when the segment left and ends when it arrived. Times count from the client’s SYN.",
+    ));
+    g.append(text(
+        "soft small",
+        28.0,
+        y + 55.0,
+        "RTT and RTO are those of the socket that accept() returned. RTO is how long the server would wait before it repeats an answer that got lost.",
     ));
     g
 }
@@ -418,8 +613,10 @@ fn legend() -> Group {
 fn ticks(first: f64, last: f64) -> Vec<f64> {
     const STEP: f64 = 20.0;
     let mut ticks = Vec::new();
-    let mut tick = (first / STEP).ceil() * STEP;
-    while tick <= last + 1.0 {
+    // A tick a little outside is still within the margin.
+    // `+ 0.0` turns a negative zero into zero.
+    let mut tick = ((first - MARGIN_MS / 2.0) / STEP).ceil() * STEP + 0.0;
+    while tick <= last + MARGIN_MS / 2.0 {
         ticks.push(tick);
         tick += STEP;
     }

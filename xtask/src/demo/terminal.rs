@@ -14,9 +14,9 @@ use super::timeline::{Ladder, Until};
 use super::{ms, number};
 
 /// Between the lifelines.
-const SPAN: usize = 25;
+const SPAN: usize = 29;
 /// A ladder with its times and remarks.
-const BLOCK: usize = 56;
+const BLOCK: usize = 60;
 
 /// Where output goes, and what it can show.
 #[derive(Clone, Copy, Debug)]
@@ -32,11 +32,19 @@ impl Screen {
     pub(crate) fn stdout() -> Self {
         let term = console::Term::stdout();
         let colours = term.is_term() && console::colors_enabled();
-        let width = if term.is_term() { usize::from(term.size().1) } else { 100 };
+        let width = if term.is_term() {
+            usize::from(term.size().1)
+        } else {
+            100
+        };
         Self { colours, width }
     }
 
-    fn paint<'a>(self, words: &'a str, how: impl Fn(StyledObject<&'a str>) -> StyledObject<&'a str>) -> String {
+    fn paint<'a>(
+        self,
+        words: &'a str,
+        how: impl Fn(StyledObject<&'a str>) -> StyledObject<&'a str>,
+    ) -> String {
         how(style(words).force_styling(self.colours)).to_string()
     }
 }
@@ -48,7 +56,9 @@ pub(crate) fn ladders(findings: &Findings, scenario: Scenario, screen: Screen) -
         .filter_map(|listener| findings.of(scenario, listener))
         .map(|facts| ladder(facts, screen))
         .collect();
-    let mut out = screen.paint(&format!("({}) {}", scenario.key(), scenario.title()), |s| s.bold());
+    let mut out = screen.paint(&format!("({}) {}", scenario.key(), scenario.title()), |s| {
+        s.bold()
+    });
     out += "\n\n";
     if screen.width < BLOCK * blocks.len() {
         for block in blocks {
@@ -83,21 +93,29 @@ enum Event {
 
 fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
     let ladder = Ladder::new(facts, Until::End);
-    let mut events: Vec<(f64, Event)> =
-        ladder.arrows.iter().map(|arrow| (arrow.sent_ms, Event::Arrow(*arrow))).collect();
+    let mut events: Vec<(f64, Event)> = ladder
+        .arrows
+        .iter()
+        .map(|arrow| (arrow.sent_ms, Event::Arrow(*arrow)))
+        .collect();
     events.extend(ladder.accept_ms.map(|at| (at, Event::Accept)));
     events.extend(ladder.first_read_ms.map(|at| (at, Event::FirstRead)));
     events.sort_by(|a, b| a.0.total_cmp(&b.0));
 
     let exchange = &facts.exchange;
     let mut rows = vec![
-        screen.paint(&format!("{:11}{}", "", exchange.setting), |s| s.cyan().bold()),
+        screen.paint(&format!("{:11}{}", "", exchange.setting), |s| {
+            s.cyan().bold()
+        }),
         format!("{:11}client{:>width$}", "", "server", width = SPAN - 2),
     ];
     let mut before: Option<f64> = None;
     let mut holds: Option<&str> = None;
     for (at, event) in events {
-        if let Some(quiet) = before.map(|before| at - before).filter(|quiet| *quiet > 150.0) {
+        if let Some(quiet) = before
+            .map(|before| at - before)
+            .filter(|quiet| *quiet > 150.0)
+        {
             let words = format!("{:.1} s of silence", quiet / 1e3);
             let who = match (holds, ladder.accept_ms, ladder.bare_ack_ms) {
                 (Some(worker), _, _) => screen.paint(worker, |s| s.yellow()),
@@ -112,9 +130,17 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
         match event {
             Event::Arrow(arrow) => {
                 let again = arrow.segment.retransmission;
-                let label = if again { format!("{} again", arrow.label()) } else { arrow.label() };
+                let label = if again {
+                    format!("{} again", arrow.label())
+                } else {
+                    arrow.label()
+                };
                 let drawn = draw(&label, arrow.segment.from, arrow.arrived_ms.is_some());
-                let drawn = if again { screen.paint(&drawn, |s| s.red().bold()) } else { drawn };
+                let drawn = if again {
+                    screen.paint(&drawn, |s| s.red().bold())
+                } else {
+                    drawn
+                };
                 rows.push(format!("{time} │{drawn}│"));
                 // What comes next is silence only after the segment has arrived.
                 before = before.map(|at| at.max(arrow.arrived_ms.unwrap_or(at)));
@@ -152,13 +178,18 @@ fn draw(label: &str, from: End, arrives: bool) -> String {
 
 fn table(screen: Screen, columns: &[Column], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+        .load_style(UTF8_FULL_CONDENSED)
+        .set_content_arrangement(ContentArrangement::Dynamic);
     table.set_width(u16::try_from(screen.width.max(100)).unwrap_or(u16::MAX));
     table.set_header(columns.iter().map(|column| column.title));
     for row in rows {
         let cells = row.into_iter().zip(columns).map(|(words, column)| {
-            let alignment =
-                if column.numeric { CellAlignment::Right } else { CellAlignment::Left };
+            let alignment = if column.numeric {
+                CellAlignment::Right
+            } else {
+                CellAlignment::Left
+            };
             Cell::new(words).set_alignment(alignment)
         });
         table.add_row(cells);
@@ -168,26 +199,46 @@ fn table(screen: Screen, columns: &[Column], rows: Vec<Vec<String>>) -> String {
 
 /// The tables of numbers.
 pub(crate) fn tables(report: &Report, screen: Screen) -> String {
-    let exchanges = table(screen, &super::report::EXCHANGE_COLUMNS, report.exchange_rows());
-    let requests = table(screen, &super::report::REQUEST_COLUMNS, report.request_rows());
+    let exchanges = table(
+        screen,
+        &super::report::EXCHANGE_COLUMNS,
+        report.exchange_rows(),
+    );
+    let requests = table(
+        screen,
+        &super::report::REQUEST_COLUMNS,
+        report.request_rows(),
+    );
     let heading = format!("(c) {}", Scenario::LoadBalancer.title());
-    format!("{exchanges}\n{}\n{requests}", screen.paint(&heading, |s| s.bold()))
+    format!(
+        "{exchanges}\n{}\n{requests}",
+        screen.paint(&heading, |s| s.bold())
+    )
 }
 
 /// The checks, one per row; those that fail stand out.
 pub(crate) fn checks(checks: &[Check], screen: Screen) -> String {
     let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+        .load_style(UTF8_FULL_CONDENSED)
+        .set_content_arrangement(ContentArrangement::Dynamic);
     table.set_width(u16::try_from(screen.width.max(100)).unwrap_or(u16::MAX));
     table.set_header(["", "check", "found", "must be", "unit"]);
     if screen.colours {
         table.enforce_styling();
     }
     for check in checks {
-        let (verdict, colour) =
-            if check.pass { ("pass", Color::Green) } else { ("FAIL", Color::Red) };
+        let (verdict, colour) = if check.pass {
+            ("pass", Color::Green)
+        } else {
+            ("FAIL", Color::Red)
+        };
         let found = check.value.map_or_else(|| "nothing".into(), number);
-        let verdict = if screen.colours { Cell::new(verdict).fg(colour) } else { Cell::new(verdict) };
+        let verdict = if screen.colours {
+            Cell::new(verdict).fg(colour)
+        } else {
+            Cell::new(verdict)
+        };
         table.add_row([
             verdict,
             Cell::new(&check.says),

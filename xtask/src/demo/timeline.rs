@@ -16,7 +16,9 @@ pub(crate) struct Arrow {
 impl Arrow {
     /// What is written on it.
     pub(crate) fn label(&self) -> String {
-        let Segment { flags, payload_len, .. } = self.segment;
+        let Segment {
+            flags, payload_len, ..
+        } = self.segment;
         match (flags.syn, flags.ack, payload_len) {
             (true, true, _) => "SYN-ACK".into(),
             (true, false, _) => "SYN".into(),
@@ -85,7 +87,10 @@ impl Ladder {
 
     /// Every instant that has a place in the picture.
     pub(crate) fn instants(&self) -> impl Iterator<Item = f64> + '_ {
-        let arrows = self.arrows.iter().flat_map(|a| [Some(a.sent_ms), a.arrived_ms]);
+        let arrows = self
+            .arrows
+            .iter()
+            .flat_map(|a| [Some(a.sent_ms), a.arrived_ms]);
         arrows.chain([self.accept_ms]).flatten()
     }
 }
@@ -139,14 +144,26 @@ impl Scale {
     /// Where `ms` is drawn.
     pub(crate) fn y(&self, ms: f64) -> f64 {
         let mut before = (f64::NEG_INFINITY, 0.0);
-        for Stretch { ms: (first, last), y: (top, bottom) } in &self.stretches {
+        for Stretch {
+            ms: (first, last),
+            y: (top, bottom),
+        } in &self.stretches
+        {
             if ms < *first {
                 // Cut out: somewhere in the gap, in proportion.
                 let part = (ms - before.0) / (first - before.0);
-                return if part.is_finite() { before.1 + part * (top - before.1) } else { *top };
+                return if part.is_finite() {
+                    before.1 + part * (top - before.1)
+                } else {
+                    *top
+                };
             }
             if ms <= *last {
-                let part = if last > first { (ms - first) / (last - first) } else { 0.0 };
+                let part = if last > first {
+                    (ms - first) / (last - first)
+                } else {
+                    0.0
+                };
                 return top + part * (bottom - top);
             }
             before = (*last, *bottom);
@@ -198,7 +215,14 @@ mod tests {
         };
         assert_eq!(
             labels(Scenario::Rfc793, Listener::Plain, Until::Answer),
-            ["SYN", "SYN-ACK", "ACK", "47 B of data", "ACK", "89 B of data"]
+            [
+                "SYN",
+                "SYN-ACK",
+                "ACK",
+                "47 B of data",
+                "ACK",
+                "89 B of data"
+            ]
         );
         assert_eq!(
             labels(Scenario::Silent, Listener::DeferAccept, Until::Answer),
