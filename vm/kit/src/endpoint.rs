@@ -130,13 +130,7 @@ impl Listen {
             None => Ok(()),
         };
         if let Some(seconds) = self.defer_accept {
-            sys::set_option(
-                socket.as_fd(),
-                libc::IPPROTO_TCP,
-                libc::TCP_DEFER_ACCEPT,
-                &seconds.to_ne_bytes(),
-            )
-            .context("TCP_DEFER_ACCEPT")?;
+            set_defer_accept(socket.as_fd(), seconds)?;
         }
         if !self.filter_after_listen {
             attach(&socket)?;
@@ -267,6 +261,22 @@ pub fn reset_on_close(stream: &TcpStream) -> Result<()> {
     socket2::SockRef::from(stream)
         .set_linger(Some(Duration::ZERO))
         .context("SO_LINGER")
+}
+
+/// Makes a socket that is about to connect send no bare ACK: the first data is the handshake's third segment.
+pub fn let_data_carry_the_ack(socket: impl AsFd) -> Result<()> {
+    // On a client's socket, Linux takes a deferred accept as "data will follow at once, wait with the ACK".
+    set_defer_accept(socket.as_fd(), 1)
+}
+
+fn set_defer_accept(socket: BorrowedFd<'_>, seconds: i32) -> Result<()> {
+    sys::set_option(
+        socket,
+        libc::IPPROTO_TCP,
+        libc::TCP_DEFER_ACCEPT,
+        &seconds.to_ne_bytes(),
+    )
+    .context("TCP_DEFER_ACCEPT")
 }
 
 fn limit_io(stream: &TcpStream) -> Result<()> {

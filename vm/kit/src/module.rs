@@ -4,6 +4,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -75,8 +76,12 @@ pub fn is_loaded() -> Result<bool> {
 
 /// How many things hold the module; nothing, if it is not loaded.
 pub fn refcount() -> Result<Option<u64>> {
-    let modules = fs::read_to_string("/proc/modules").context("/proc/modules")?;
-    Ok(refcount_in(&modules, NAME))
+    match fs::read_to_string("/proc/modules") {
+        Ok(modules) => Ok(refcount_in(&modules, NAME)),
+        // A kernel without modules has none loaded.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context("/proc/modules"),
+    }
 }
 
 fn refcount_in(modules: &str, name: &str) -> Option<u64> {

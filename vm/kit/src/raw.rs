@@ -130,8 +130,8 @@ impl RawHost {
         let port = self.next_port.fetch_add(1, Ordering::Relaxed);
         let (sender, inbox) = channel();
         self.shared.lock().insert(port, sender);
-        // Any number does: a different one for each client, such that it wraps for some.
-        let isn = u32::MAX - 1 - u32::from(port % 3) + u32::from(port) * 0x0101;
+        // Every third client's numbers wrap within its first bytes.
+        let isn = (u32::MAX - 3).wrapping_add(u32::from(port % 3) * 1_000_000_007);
         RawClient {
             shared: Arc::clone(&self.shared),
             inbox,
