@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What a case is, and what it is given.
+
+use std::fmt;
+use std::time::Duration;
+
+use accf_kit::endpoint::Family;
+use anyhow::{bail, Result};
+
+/// What state the module is in while a case runs, and whether other cases run beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Not loaded; with others.
+    Unloaded,
+    /// Loaded with these parameters; with others.
+    Loaded(&'static str),
+    /// The case loads and unloads it itself; alone.
+    Alone,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unloaded => f.write_str("module not loaded"),
+            Self::Loaded("") => f.write_str("module loaded"),
+            Self::Loaded(parameters) => write!(f, "module loaded with {parameters}"),
+            Self::Alone => f.write_str("one by one"),
+        }
+    }
+}
+
+/// What a case does.
+type Body = Box<dyn Fn(&Context) -> Result<()>>;
+
+/// One test.
+pub(crate) struct Case {
+    /// Its name, unique in the table: `area.what.family`.
+    pub(crate) name: String,
+    /// What it needs.
+    pub(crate) stage: Stage,
+    /// How long it may take on a fast kernel.
+    pub(crate) limit: Duration,
+    /// Whether it takes so long that it had better start first.
+    pub(crate) early: bool,
+    /// What it does.
+    pub(crate) body: Body,
+}
+
+impl Case {
+    /// A case that needs no more than half a minute.
+    pub(crate) fn new(
+        stage: Stage,
+        name: impl Into<String>,
+        body: impl Fn(&Context) -> Result<()> + 'static,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            stage,
+            limit: Duration::from_secs(30),
+            early: false,
+            body: Box::new(body),
+        }
+    }
+
+    /// The same with another limit, started before others.
+    pub(crate) fn long(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self.early = true;
+        self
+    }
+}
+
+/// One case for each family.
+pub(crate) fn each_family(
+    stage: Stage,
+    name: &str,
+    body: impl Fn(&Context, Family) -> Result<()> + Copy + 'static,
+) -> Vec<Case> {
+    Family::ALL
+        .into_iter()
+        .map(|family| {
+            Case::new(stage, format!("{name}.{family}"), move |context| {
+                body(context, family)
+            })
+        })
+        .collect()
+}
+
+/// The kernels the suite knows, for what may be asked of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    /// A distribution's.
+    Stock,
+    /// Ours, with every checker on: slow, and with every feature.
+    Dev,
+}
+
+impl Kernel {
+    /// The one this guest runs, as its environment says.
+    pub(crate) fn of_this_guest() -> Self {
+        match std::env::var("ACCF_KERNEL").as_deref() {
+            Ok("dev") => Self::Dev,
+            _ => Self::Stock,
+        }
+    }
+
+    /// How many times longer than on a stock kernel a step may take.
+    pub(crate) fn patience(self) -> u32 {
+        match self {
+            Self::Stock => 1,
+            Self::Dev => 4,
+        }
+    }
+}
+
+/// What a case is given.
+pub(crate) struct Context {
+    /// The kernel it runs on.
+    pub(crate) kernel: Kernel,
+    /// Where its random numbers start from.
+    pub(crate) seed: u64,
+    name: String,
+}
+
+impl Context {
+    /// The context of the case called `name`.
+    pub(crate) fn new(name: &str, seed: u64) -> Self {
+        Self {
+            kernel: Kernel::of_this_guest(),
+            seed,
+            name: name.to_owned(),
+        }
+    }
+
+    /// Random numbers that are the same for the same case and seed.
+    pub(crate) fn rng(&self) -> fastrand::Rng {
+        let name = self.name.bytes().fold(self.seed, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        fastrand::Rng::with_seed(name)
+    }
+
+    /// How soon is "at once".
+    ///
+    /// Well below the second after which the first timer of TCP could be what made it happen.
+    pub(crate) fn prompt(&self) -> Duration {
+        match self.kernel {
+            Kernel::Stock => Duration::from_millis(300),
+            Kernel::Dev => Duration::from_millis(800),
+        }
+    }
+
+    /// How far from its time a deadline may be met.
+    pub(crate) fn deadline_tolerance_ms(&self) -> f64 {
+        match self.kernel {
+            Kernel::Stock => 50.0,
+            Kernel::Dev => 150.0,
+        }
+    }
+
+    /// How long to wait for what will surely happen: only a failure ever takes that long.
+    pub(crate) fn patience(&self) -> Duration {
+        Duration::from_secs(5) * self.kernel.patience()
+    }
+
+    /// Tells something about the run that a reader of the results may want.
+    pub(crate) fn note(&self, text: impl fmt::Display) {
+        println!("{text}");
+    }
+
+    /// Ends the case because the kernel lacks `what`: a skip on a stock kernel, a failure on ours, which has it all.
+    pub(crate) fn lacks(&self, what: &str) -> Result<()> {
+        match self.kernel {
+            Kernel::Stock => Err(Skip(format!("this kernel has no {what}")).into()),
+            Kernel::Dev => bail!("the dev kernel lacks {what}: its configuration should have it"),
+        }
+    }
+}
+
+/// The error of a case that does not apply.
+#[derive(Debug)]
+pub(crate) struct Skip(pub(crate) String);
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skip {}
+
+/// Fails unless a value is the one expected, and says which it is.
+macro_rules! expect_eq {
+    ($seen:expr, $expected:expr, $($what:tt)+) => {
+        match (&$seen, &$expected) {
+            (seen, expected) => ::anyhow::ensure!(
+                seen == expected,
+                "{}: expected {expected:?}, saw {seen:?}",
+                format_args!($($what)+)
+            ),
+        }
+    };
+}
+
+/// Fails unless a value is in a range, and says which it is.
+macro_rules! expect_in {
+    ($seen:expr, $range:expr, $($what:tt)+) => {
+        match (&$seen, &($range)) {
+            (seen, range) => ::anyhow::ensure!(
+                range.contains(seen),
+                "{}: expected {range:?}, saw {seen:?}",
+                format_args!($($what)+)
+            ),
+        }
+    };
+}
+
+pub(crate) use {expect_eq, expect_in};

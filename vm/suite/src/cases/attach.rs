@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Asking for the filter, and who may not.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+
+use accf_kit::endpoint::{bound, connect, connect_here, Family, Listen};
+use accf_kit::netns::Netns;
+use accf_kit::ulp::{self, DATAREADY};
+use anyhow::{bail, ensure, Context as _, Result};
+use nix::errno::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::DEFAULT;
+use crate::case::{each_family, expect_eq, Case, Context, Stage};
+use crate::scene::Scene;
+
+pub(crate) fn cases_unloaded() -> Vec<Case> {
+    vec![Case::new(
+        Stage::Unloaded,
+        "attach.enoent_without_the_module",
+        not_loaded,
+    )]
+}
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = [
+        each_family(DEFAULT, "attach.before_listen", before_listen),
+        each_family(DEFAULT, "attach.after_listen", after_listen),
+        each_family(DEFAULT, "attach.twice", twice),
+        each_family(DEFAULT, "attach.connected", connected),
+        each_family(DEFAULT, "attach.then_connect", then_connect),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    cases.extend([
+        Case::new(DEFAULT, "attach.unknown_name", unknown_name),
+        Case::new(DEFAULT, "attach.mptcp.v4", |context| {
+            mptcp(context, Domain::IPV4)
+        }),
+        Case::new(DEFAULT, "attach.mptcp.v6", |context| {
+            mptcp(context, Domain::IPV6)
+        }),
+        Case::new(DEFAULT, "attach.smc", smc),
+        Case::new(DEFAULT, "attach.listed_in_sysctl", listed),
+        Case::new(DEFAULT, "attach.shown_by_ss", shown_by_ss),
+    ]);
+    cases
+}
+
+/// Attaches, and returns the errno that came of it.
+fn errno_of_attaching(socket: impl AsFd, name: &str) -> Result<Option<Errno>> {
+    match ulp::attach(socket, name) {
+        Ok(()) => Ok(None),
+        Err(error) => match error.raw_os_error() {
+            Some(number) => Ok(Some(Errno::from_raw(number))),
+            None => bail!("attach: {error}"),
+        },
+    }
+}
+
+fn not_loaded(_: &Context) -> Result<()> {
+    let ns = Netns::new()?;
+    let listener = Listen::plain(Family::V4).open(&ns)?;
+    expect_eq!(
+        errno_of_attaching(&listener, DATAREADY)?,
+        Some(Errno::ENOENT),
+        "attaching without the module"
+    );
+    expect_eq!(ulp::attached(&listener)?, None, "the listener's filter");
+    Ok(())
+}
+
+fn before_listen(_: &Context, family: Family) -> Result<()> {
+    let ns = Netns::new()?;
+    let socket = ns.run(|| bound(family, 0, false))?;
+    expect_eq!(ulp::attached(&socket)?, None, "the filter before attaching");
+    expect_eq!(errno_of_attaching(&socket, DATAREADY)?, None, "attaching");
+    expect_eq!(
+        ulp::attached(&socket)?.as_deref(),
+        Some(DATAREADY),
+        "the filter"
+    );
+    socket.listen(16)?;
+    expect_eq!(
+        ulp::attached(&socket)?.as_deref(),
+        Some(DATAREADY),
+        "the filter of the listening socket"
+    );
+    Ok(())
+}
+
+fn after_listen(_: &Context, family: Family) -> Result<()> {
+    let ns = Netns::new()?;
+    let listener = Listen::plain(family).open(&ns)?;
+    expect_eq!(
+        ulp::attached(&listener)?,
+        None,
+        "the filter before attaching"
+    );
+    expect_eq!(errno_of_attaching(&listener, DATAREADY)?, None, "attaching");
+    expect_eq!(
+        ulp::attached(&listener)?.as_deref(),
+        Some(DATAREADY),
+        "the filter"
+    );
+    Ok(())
+}
+
+fn twice(_: &Context, family: Family) -> Result<()> {
+    let ns = Netns::new()?;
+    for listener in [
+        Listen::filtered(family).open(&ns)?,
+        Listen::filtered(family).filter_after_listen().open(&ns)?,
+    ] {
+        for name in [DATAREADY, "tls"] {
+            expect_eq!(
+                errno_of_attaching(&listener, name)?,
+                Some(Errno::EEXIST),
+                "attaching `{name}` after `{DATAREADY}`"
+            );
+        }
+        expect_eq!(
+            ulp::attached(&listener)?.as_deref(),
+            Some(DATAREADY),
+            "the filter"
+        );
+    }
+    Ok(())
+}
+
+fn unknown_name(_: &Context) -> Result<()> {
+    let ns = Netns::new()?;
+    let listener = Listen::plain(Family::V4).open(&ns)?;
+    for name in ["nosuchfilter", "dataread", "datareadyy", ""] {
+        expect_eq!(
+            errno_of_attaching(&listener, name)?,
+            // The kernel takes no empty name at all.
+            Some(if name.is_empty() {
+                Errno::EINVAL
+            } else {
+                Errno::ENOENT
+            }),
+            "attaching `{name}`"
+        );
+    }
+    expect_eq!(ulp::attached(&listener)?, None, "the listener's filter");
+    Ok(())
+}
+
+/// Neither end of a connection takes a filter, and trying does it no harm.
+fn connected(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::plain(family))?;
+    let client = scene.connect()?;
+    let accepted = scene.accept(context)?;
+    for (end, stream) in [("client", &client.stream), ("server", &accepted.stream)] {
+        let errno = errno_of_attaching(stream, DATAREADY)?;
+        ensure!(
+            matches!(errno, Some(Errno::ENOTCONN | Errno::EOPNOTSUPP)),
+            "attaching to a connected {end}: expected ENOTCONN or EOPNOTSUPP, saw {errno:?}"
+        );
+        expect_eq!(ulp::attached(stream)?, None, "the {end}'s filter");
+    }
+    crate::scene::exchange_and_close(client, accepted)
+}
+
+/// A bound socket takes the filter, as it may listen later; if it connects instead, it works as any other.
+fn then_connect(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::plain(family))?;
+    let server = scene.wire.server_address(family, scene.port());
+    let socket = scene.wire.client.run(|| {
+        let socket = bound(family, 0, false)?;
+        ulp::attach(&socket, DATAREADY).context("attach")?;
+        // Through the mapped address where the socket is of the other family.
+        let address = match (family, server.ip()) {
+            (Family::Mapped, std::net::IpAddr::V4(ip)) => {
+                (ip.to_ipv6_mapped(), server.port()).into()
+            }
+            _ => server,
+        };
+        socket
+            .connect_timeout(&address.into(), context.patience())
+            .context("connect with a socket that has the filter")?;
+        Ok(socket)
+    })?;
+    let mut client = std::net::TcpStream::from(socket);
+    client.set_read_timeout(Some(context.patience()))?;
+    let mut accepted = scene.accept(context)?;
+    client.write_all(b"ping")?;
+    let mut buffer = [0; 4];
+    accepted
+        .stream
+        .read_exact(&mut buffer)
+        .context("server reads")?;
+    expect_eq!(&buffer, b"ping", "what the server reads");
+    accepted.stream.write_all(b"pong")?;
+    client.read_exact(&mut buffer).context("client reads")?;
+    expect_eq!(&buffer, b"pong", "what the client reads");
+    drop(accepted);
+    expect_eq!(
+        crate::scene::rest(&mut client)?.len(),
+        0,
+        "bytes before the end"
+    );
+    Ok(())
+}
+
+fn mptcp(context: &Context, domain: Domain) -> Result<()> {
+    let ns = Netns::new()?;
+    ns.run(|| {
+        let socket = match Socket::new(domain, Type::STREAM, Some(Protocol::from(262))) {
+            Ok(socket) => socket,
+            Err(error)
+                if matches!(
+                    error.raw_os_error().map(Errno::from_raw),
+                    Some(Errno::EPROTONOSUPPORT | Errno::ENOPROTOOPT)
+                ) =>
+            {
+                return context.lacks("MPTCP")
+            }
+            Err(error) => return Err(error).context("MPTCP socket"),
+        };
+        let address: std::net::SocketAddr = if domain == Domain::IPV4 {
+            ([127, 0, 0, 1], 0).into()
+        } else {
+            (std::net::Ipv6Addr::LOCALHOST, 0).into()
+        };
+        socket.bind(&address.into())?;
+        expect_eq!(
+            errno_of_attaching(&socket, DATAREADY)?,
+            Some(Errno::EOPNOTSUPP),
+            "attaching to a bound MPTCP socket"
+        );
+        socket.listen(16)?;
+        expect_eq!(
+            errno_of_attaching(&socket, DATAREADY)?,
+            Some(Errno::EOPNOTSUPP),
+            "attaching to an MPTCP listener"
+        );
+        // The refusal does the listener no harm.
+        let server = socket.local_addr()?.as_socket().context("no address")?;
+        let _client = connect_here(server)?;
+        socket.accept().context("accept on the MPTCP listener")?;
+        Ok(())
+    })
+}
+
+fn smc(context: &Context) -> Result<()> {
+    const AF_SMC: i32 = 43;
+    let ns = Netns::new()?;
+    ns.run(|| {
+        let socket = match Socket::new(Domain::from(AF_SMC), Type::STREAM, None) {
+            Ok(socket) => socket,
+            Err(error)
+                if error.raw_os_error().map(Errno::from_raw) == Some(Errno::EAFNOSUPPORT) =>
+            {
+                return context.lacks("SMC")
+            }
+            Err(error) => return Err(error).context("SMC socket"),
+        };
+        let address: std::net::SocketAddr = ([127, 0, 0, 1], 0).into();
+        socket.bind(&address.into())?;
+        socket.listen(16)?;
+        expect_eq!(
+            errno_of_attaching(&socket, DATAREADY)?,
+            Some(Errno::EOPNOTSUPP),
+            "attaching to an SMC listener"
+        );
+        Ok(())
+    })
+}
+
+fn listed(_: &Context) -> Result<()> {
+    let names = ulp::available().context("net.ipv4.tcp_available_ulp")?;
+    ensure!(
+        names.iter().any(|name| name == DATAREADY),
+        "net.ipv4.tcp_available_ulp does not list `{DATAREADY}`: {names:?}"
+    );
+    Ok(())
+}
+
+/// `ss` names the filter of a listener that has one, and of no other.
+fn shown_by_ss(_: &Context) -> Result<()> {
+    let ns = Netns::new()?;
+    for family in Family::ALL {
+        let filtered = Listen::filtered(family).open(&ns)?;
+        let plain = Listen::plain(family).open(&ns)?;
+        for (listener, shown) in [(&filtered, true), (&plain, false)] {
+            let filter = format!("sport = :{}", listener.port());
+            let text = ns.command("ss", &["-Hltni", &filter])?;
+            ensure!(
+                text.contains("LISTEN"),
+                "`ss` does not show the listener: {text}"
+            );
+            expect_eq!(
+                text.contains(&format!("tcp-ulp-{DATAREADY}")),
+                shown,
+                "whether `ss -ltni` shows the filter ({family}): {text}"
+            );
+        }
+    }
+    // A look at every socket of the namespace, parked requests among them, does no harm.
+    let listener = Listen::filtered(Family::V4).open(&ns)?;
+    let _client = connect(&ns, ([127, 0, 0, 1], listener.port()).into())?;
+    let text = ns.command("ss", &["-Htnie", "state", "syn-recv"])?;
+    ensure!(
+        text.contains(&format!(":{}", listener.port())),
+        "`ss` does not show the parked request: {text:?}"
+    );
+    Ok(())
+}

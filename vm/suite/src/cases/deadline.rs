@@ -1,0 +1,510 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Clients that stay silent until their time is up.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::thread::sleep;
+use std::time::Duration;
+
+use accf_kit::capture::Packet;
+use accf_kit::clock::Stamp;
+use accf_kit::endpoint::{connect_here, Accepted, Family, Listen};
+use accf_kit::segment::{Flags, Segment};
+use accf_kit::tcp_info::TcpInfo;
+use accf_kit::wire::{Wire, INTERFACE};
+use accf_kit::{sockets, ulp, wait};
+use anyhow::{ensure, Context as _, Result};
+use socket2::SockRef;
+
+use super::{ktls, DEFAULT, NEVER, TWO_SECONDS};
+use crate::case::{each_family, expect_eq, expect_in, Case, Context, Kernel};
+use crate::scene::{
+    bare_ack, established, exchange_and_close, rest, serve, RawScene, Scene, REQUEST,
+};
+
+/// The deadline of [`TWO_SECONDS`], in milliseconds.
+const DEADLINE_MS: f64 = 2000.0;
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = [
+        each_family(TWO_SECONDS, "deadline.silent", silent),
+        each_family(TWO_SECONDS, "deadline.many_at_once", many),
+        each_family(TWO_SECONDS, "deadline.one_after_another", one_after_another),
+        each_family(TWO_SECONDS, "deadline.data_before", data_before),
+        each_family(
+            TWO_SECONDS,
+            "deadline.data_at_that_moment",
+            data_at_that_moment,
+        ),
+        each_family(TWO_SECONDS, "deadline.rst_before", rst_before),
+        each_family(TWO_SECONDS, "deadline.bound_to_a_device", bound_to_device),
+        each_family(TWO_SECONDS, "deadline.rtt", rtt),
+        each_family(TWO_SECONDS, "deadline.after_a_retransmitted_syn", after_syn),
+        each_family(
+            TWO_SECONDS,
+            "deadline.after_odd_segments",
+            after_odd_segments,
+        ),
+        each_family(TWO_SECONDS, "deadline.of_a_late_bare_ack", late_ack),
+        ktls::cases_at_the_deadline(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    for retries in ["0", "1"] {
+        cases.extend(each_family(
+            TWO_SECONDS,
+            &format!("deadline.syn_ack_retries_{retries}"),
+            move |context, family| {
+                with_sysctl(context, family, "net.ipv4.tcp_synack_retries", retries)
+            },
+        ));
+    }
+    cases.extend([
+        Case::new(TWO_SECONDS, "deadline.strict_reverse_path.v4", |context| {
+            with_sysctl(context, Family::V4, "net.ipv4.conf.all.rp_filter", "1")
+        }),
+        Case::new(TWO_SECONDS, "deadline.link_local.v6", link_local),
+        Case::new(TWO_SECONDS, "deadline.loopback.v4", |context| {
+            loopback(context, Family::V4)
+        }),
+        Case::new(TWO_SECONDS, "deadline.loopback.v6", |context| {
+            loopback(context, Family::V6)
+        }),
+        Case::new(TWO_SECONDS, "deadline.loopback.mapped", |context| {
+            loopback(context, Family::Mapped)
+        }),
+    ]);
+    cases
+}
+
+pub(crate) fn cases_default() -> Vec<Case> {
+    vec![
+        Case::new(DEFAULT, "deadline.default_is_a_minute", default_is_a_minute)
+            .long(Duration::from_secs(90)),
+    ]
+}
+
+pub(crate) fn cases_never() -> Vec<Case> {
+    each_family(NEVER, "deadline.zero_holds_until_data", never)
+}
+
+/// How long after its bare ACK a connection was accepted, judged against a deadline in milliseconds.
+fn on_time(context: &Context, ack: &Packet, accepted: &Accepted, deadline_ms: f64) -> Result<f64> {
+    let after = accepted.at.ms_after(ack.at);
+    let tolerance = context.deadline_tolerance_ms();
+    // Early is wrong in any amount a clock tick does not explain.
+    expect_in!(
+        after,
+        deadline_ms - 5.0..deadline_ms + tolerance,
+        "milliseconds from the bare ACK to accept()"
+    );
+    Ok(after)
+}
+
+/// Accepted at the deadline as any connection would have been at once: no segment tells that there was one.
+fn silent_on(context: &Context, scene: Scene) -> Result<()> {
+    let (client, ack) = scene.connect_and_ack(context)?;
+    let accepted = scene.accept(context)?;
+    let after = on_time(context, &ack, &accepted, DEADLINE_MS)?;
+    context.note(format!("accept() {after:.1} ms after the bare ACK"));
+    expect_eq!(
+        accepted.peer.port(),
+        client.local.port(),
+        "the client that was accepted"
+    );
+    expect_eq!(
+        ulp::attached(&accepted.stream)?,
+        None,
+        "the accepted socket's filter"
+    );
+    established(&client, &accepted)?;
+    // Time for whatever might have been sent because of the deadline.
+    sleep(Duration::from_millis(300));
+    let spoken = Stamp::now();
+    exchange_and_close(client, accepted)?;
+    scene.requests(context, 0)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        let silence = trace.between(ack.at, spoken);
+        expect_eq!(silence.packets.len(), 0, "segments around the deadline");
+        Ok(())
+    })
+}
+
+fn silent(context: &Context, family: Family) -> Result<()> {
+    silent_on(context, Scene::new(family, &Listen::filtered(family))?)
+}
+
+/// The same in a namespace with a setting that must make no difference.
+fn with_sysctl(context: &Context, family: Family, name: &str, value: &str) -> Result<()> {
+    let wire = Wire::new()?;
+    wire.server.set_sysctl(name, value)?;
+    silent_on(context, Scene::on(wire, family, &Listen::filtered(family))?)
+}
+
+/// The same for a listener that only hears one interface.
+fn bound_to_device(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    SockRef::from(scene.listener.socket())
+        .bind_device(Some(INTERFACE.as_bytes()))
+        .context("SO_BINDTODEVICE")?;
+    silent_on(context, scene)
+}
+
+/// The same between addresses that mean nothing without their interface.
+fn link_local(context: &Context) -> Result<()> {
+    let family = Family::V6;
+    let wire = Wire::new()?;
+    wire.client
+        .ip(&format!("addr add fe80::a/64 dev {INTERFACE} nodad"))?;
+    wire.server
+        .ip(&format!("addr add fe80::b/64 dev {INTERFACE} nodad"))?;
+    wire.client.ip(&format!(
+        "neigh replace fe80::b lladdr 02:00:00:00:00:02 nud permanent dev {INTERFACE}"
+    ))?;
+    wire.server.ip(&format!(
+        "neigh replace fe80::a lladdr 02:00:00:00:00:01 nud permanent dev {INTERFACE}"
+    ))?;
+    let scope = wire.client.interface_index(INTERFACE)?;
+    let scene = Scene::on(wire, family, &Listen::filtered(family))?;
+    let server = std::net::SocketAddrV6::new("fe80::b".parse()?, scene.port(), 0, scope);
+    let stream = scene.wire.client.run(|| {
+        let socket = accf_kit::endpoint::bound(family, 0, false)?;
+        socket.connect_timeout(&server.into(), context.patience())?;
+        Ok(std::net::TcpStream::from(socket))
+    })?;
+    stream.set_read_timeout(Some(context.patience()))?;
+    let local = stream.local_addr()?;
+    let client = crate::scene::Client { stream, local };
+    let ack = bare_ack(&scene.capture, context, local.port())?;
+    let accepted = scene.accept(context)?;
+    on_time(context, &ack, &accepted, DEADLINE_MS)?;
+    exchange_and_close(client, accepted)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+/// The same inside one machine.
+fn loopback(context: &Context, family: Family) -> Result<()> {
+    let ns = accf_kit::netns::Netns::new()?;
+    let listener = Listen::filtered(family).open(&ns)?;
+    let capture = accf_kit::capture::Capture::start(&ns, "lo")?;
+    let server: std::net::SocketAddr = if family.is_v4_on_the_wire() {
+        ([127, 0, 0, 1], listener.port()).into()
+    } else {
+        (std::net::Ipv6Addr::LOCALHOST, listener.port()).into()
+    };
+    let stream = ns.run(|| connect_here(server))?;
+    let local = stream.local_addr()?;
+    let client = crate::scene::Client { stream, local };
+    let ack = bare_ack(&capture, context, local.port())?;
+    let accepted = listener
+        .accept(context.patience())?
+        .context("no connection to accept")?;
+    on_time(context, &ack, &accepted, DEADLINE_MS)?;
+    exchange_and_close(client, accepted)?;
+    let trace = capture.stop()?.of_port(listener.port());
+    expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+    expect_eq!(trace.resets(), 0, "resets");
+    Ok(())
+}
+
+/// Accepts `count` connections and judges each against its own bare ACK.
+fn all_on_time(context: &Context, scene: &Scene, count: usize) -> Result<Vec<Accepted>> {
+    let mut accepted = Vec::new();
+    for nth in 0..count {
+        accepted.push(
+            scene
+                .accept(context)
+                .with_context(|| format!("connection {} of {count}", nth + 1))?,
+        );
+    }
+    let acks: HashMap<u16, Packet> = scene
+        .capture
+        .so_far()?
+        .to_port(scene.port())
+        .packets
+        .into_iter()
+        .filter(|packet| packet.segment.is_bare_ack())
+        .map(|packet| (packet.segment.source.port(), packet))
+        .collect();
+    let mut latest = 0.0_f64;
+    for connection in &accepted {
+        let ack = acks
+            .get(&connection.peer.port())
+            .context("a connection whose bare ACK was not seen")?;
+        latest = latest.max(on_time(context, ack, connection, DEADLINE_MS)?);
+    }
+    context.note(format!(
+        "{count} connections, the latest {:.1} ms after its deadline",
+        latest - DEADLINE_MS
+    ));
+    Ok(accepted)
+}
+
+fn many(context: &Context, family: Family) -> Result<()> {
+    const CLIENTS: usize = 200;
+    let scene = Scene::new(family, &Listen::filtered(family).backlog(1024))?;
+    let server = scene.wire.server_address(family, scene.port());
+    let mut clients = scene.wire.client.run(|| {
+        (0..CLIENTS)
+            .map(|_| connect_here(server))
+            .collect::<Result<Vec<_>>>()
+    })?;
+    let accepted = all_on_time(context, &scene, CLIENTS)?;
+    for client in &mut clients {
+        client.write_all(REQUEST)?;
+    }
+    for connection in &accepted {
+        serve(connection)?;
+    }
+    drop(accepted);
+    for client in &mut clients {
+        expect_eq!(rest(client)?, crate::scene::RESPONSE, "the response");
+    }
+    scene.requests(context, 0)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), CLIENTS, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+/// Deadlines that follow one another are met each for itself.
+fn one_after_another(context: &Context, family: Family) -> Result<()> {
+    const CLIENTS: usize = 12;
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(scene.connect()?);
+        sleep(Duration::from_millis(130));
+    }
+    all_on_time(context, &scene, CLIENTS)?;
+    Ok(())
+}
+
+/// Data in time is the end of it: the deadline passes without a second connection.
+fn data_before(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let (mut client, ack) = scene.connect_and_ack(context)?;
+    sleep(Duration::from_millis(1500).saturating_sub(Stamp::now().since(ack.at)));
+    client.request()?;
+    let accepted = scene.accept(context)?;
+    expect_in!(
+        accepted.at.ms_after(ack.at),
+        1490.0..DEADLINE_MS - 50.0,
+        "milliseconds from the bare ACK to accept()"
+    );
+    serve(&accepted)?;
+    client.response()?;
+    scene.accept_nothing(
+        Duration::from_secs(1),
+        "its only client was accepted before",
+    )?;
+    exchange_and_close(client, accepted)
+}
+
+/// Data that arrives as the time runs out: whichever is first, the connection is accepted once, with its data.
+fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
+    const CLIENTS: u32 = 40;
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(scene.connect_and_ack(context)?);
+    }
+    let mut rng = context.rng();
+    let spread = i64::from(context.kernel.patience()) * 10_000;
+    for (client, ack) in &mut clients {
+        let aim = Duration::from_micros((2_000_000 + rng.i64(-spread..spread)).unsigned_abs());
+        sleep(aim.saturating_sub(Stamp::now().since(ack.at)));
+        client.request()?;
+    }
+    let mut seen = Vec::new();
+    for _ in 0..CLIENTS {
+        let accepted = scene.accept(context)?;
+        serve(&accepted)?;
+        seen.push(accepted.peer.port());
+    }
+    for (client, _) in &mut clients {
+        client.response()?;
+    }
+    scene.accept_nothing(Duration::from_secs(1), "each client was accepted before")?;
+    seen.sort_unstable();
+    seen.dedup();
+    expect_eq!(seen.len(), CLIENTS as usize, "different clients accepted");
+    scene.requests(context, 0)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), CLIENTS as usize, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+/// A client that has reset is not accepted at its deadline.
+fn rst_before(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.parked(context)?;
+    sleep(Duration::from_millis(500));
+    client.rst()?;
+    scene.requests(context, 0)?;
+    scene.accept_nothing(Duration::from_millis(2500), "the only client has reset")?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        Ok(())
+    })
+}
+
+/// The path's round-trip time is known at the deadline too.
+fn rtt(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::on(
+        Wire::with_rtt(Duration::from_millis(40))?,
+        family,
+        &Listen::filtered(family),
+    )?;
+    let (client, ack) = scene.connect_and_ack(context)?;
+    let accepted = scene.accept(context)?;
+    let info = TcpInfo::of(&accepted.stream)?;
+    let syn_ack = scene
+        .capture
+        .so_far()?
+        .first(Segment::is_syn_ack)
+        .context("no SYN-ACK")?
+        .at;
+    let path = ack.at.ms_after(syn_ack);
+    let rtt = info.rtt.as_secs_f64() * 1e3;
+    context.note(format!(
+        "path {path:.1} ms, RTT {rtt:.1} ms, RTO {:?}",
+        info.rto
+    ));
+    let slack = match context.kernel {
+        Kernel::Stock => 10.0,
+        Kernel::Dev => 30.0,
+    };
+    expect_in!(
+        rtt,
+        path - slack..path + slack,
+        "tcpi_rtt of the accepted socket, in ms"
+    );
+    expect_in!(
+        info.rto,
+        Duration::from_millis(200)..Duration::from_millis(500),
+        "tcpi_rto of the accepted socket"
+    );
+    on_time(context, &ack, &accepted, DEADLINE_MS)?;
+    exchange_and_close(client, accepted)
+}
+
+/// A SYN sent again while parked is answered, and moves the deadline nowhere.
+fn after_syn(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let (mut client, ack) = scene.parked(context)?;
+    sleep(Duration::from_millis(700));
+    client.syn()?;
+    client
+        .receive_until(context.patience(), Segment::is_syn_ack)?
+        .context("no answer to the retransmitted SYN")?;
+    let accepted = scene.accept(context)?;
+    on_time(context, &ack, &accepted, DEADLINE_MS)?;
+    client.data(REQUEST)?;
+    serve(&accepted)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+/// Duplicate ACKs and keepalive probes buy no time.
+fn after_odd_segments(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let (mut client, ack) = scene.parked(context)?;
+    for _ in 0..3 {
+        sleep(Duration::from_millis(500));
+        client.ack()?;
+        let mut probe = client.segment(Flags::ACK, b"");
+        probe.seq = client.snd_nxt.wrapping_sub(1);
+        client.send(&probe)?;
+    }
+    let accepted = scene.accept(context)?;
+    on_time(context, &ack, &accepted, DEADLINE_MS)?;
+    client.data(REQUEST)?;
+    serve(&accepted)
+}
+
+/// A bare ACK that comes only after the SYN-ACK was sent again: its time begins with it.
+fn late_ack(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let mut client = scene.client();
+    client.half_open(context.patience())?;
+    client
+        .receive_until(context.patience(), Segment::is_syn_ack)?
+        .context("the SYN-ACK was not sent again")?;
+    client.ack()?;
+    let ack = bare_ack(&scene.capture, context, client.local.port())?;
+    let accepted = scene.accept(context)?;
+    on_time(context, &ack, &accepted, DEADLINE_MS)?;
+    client.data(REQUEST)?;
+    serve(&accepted)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+/// Without a parameter a silent client is held for a minute, and then accepted like any other.
+fn default_is_a_minute(context: &Context) -> Result<()> {
+    let family = Family::V4;
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let (client, ack) = scene.connect_and_ack(context)?;
+    scene.accept_nothing(Duration::from_secs(55), "its minute is not over")?;
+    let accepted = scene
+        .listener
+        .accept(Duration::from_secs(10))?
+        .context("no connection to accept")?;
+    let after = on_time(context, &ack, &accepted, 60_000.0)?;
+    context.note(format!("accept() {after:.1} ms after the bare ACK"));
+    exchange_and_close(client, accepted)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+/// A deadline of zero is none.
+fn never(context: &Context, family: Family) -> Result<()> {
+    let wire = Wire::new()?;
+    wire.server.set_sysctl("net.ipv4.tcp_synack_retries", "0")?;
+    let scene = Scene::on(wire, family, &Listen::filtered(family))?;
+    let (mut client, ack) = scene.connect_and_ack(context)?;
+    scene.accept_nothing(Duration::from_secs(8), "there is no deadline")?;
+    ensure!(
+        wait::until(Duration::ZERO, || Ok(sockets::requests(
+            &scene.wire.server,
+            scene.port()
+        )? == 1))?,
+        "the parked request is gone"
+    );
+    let spoken = Stamp::now();
+    client.request()?;
+    let accepted = scene.accept(context)?;
+    serve(&accepted)?;
+    client.response()?;
+    crate::scene::close(client, accepted)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(
+            trace.between(ack.at, spoken).packets.len(),
+            0,
+            "segments in the silence"
+        );
+        Ok(())
+    })
+}

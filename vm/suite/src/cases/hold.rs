@@ -1,0 +1,586 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A client that does its handshake and thinks before it speaks.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::thread::{self, sleep};
+use std::time::{Duration, Instant};
+
+use accf_kit::capture::{Direction, Trace};
+use accf_kit::counters::Counters;
+use accf_kit::endpoint::{connect, Family, Listen};
+use accf_kit::netns::join;
+use accf_kit::segment::Segment;
+use accf_kit::tcp_info::TcpInfo;
+use accf_kit::ulp;
+use accf_kit::wire::Wire;
+use anyhow::{ensure, Context as _, Result};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::DEFAULT;
+use crate::case::{each_family, expect_eq, expect_in, Case, Context, Kernel};
+use crate::scene::{
+    bare_ack, close, established, exchange_and_close, explained, rest, serve, Scene,
+};
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = [
+        each_family(DEFAULT, "hold.bare_ack_then_data", bare_ack_then_data),
+        each_family(DEFAULT, "hold.byte_at_a_time", byte_at_a_time),
+        each_family(DEFAULT, "hold.a_megabyte_each_way", megabyte),
+        each_family(DEFAULT, "hold.rtt", |context, family| {
+            rtt(context, family, Timestamps::On)
+        }),
+        each_family(DEFAULT, "hold.epoll_wakes_once", epoll_wakes_once),
+        each_family(DEFAULT, "hold.reuseport", reuse_port),
+        each_family(DEFAULT, "hold.counters", counters),
+        each_family(
+            DEFAULT,
+            "hold.attached_while_listening",
+            attached_while_listening,
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    cases.extend([
+        Case::new(DEFAULT, "hold.rtt_without_timestamps.v4", |context| {
+            rtt(context, Family::V4, Timestamps::Off)
+        }),
+        Case::new(DEFAULT, "hold.outlives_syn_ack_retries.v4", |context| {
+            outlives_retries(context, Family::V4)
+        }),
+        Case::new(DEFAULT, "hold.outlives_syn_ack_retries.v6", |context| {
+            outlives_retries(context, Family::V6)
+        }),
+        Case::new(DEFAULT, "hold.several_threads_accept", several_threads),
+        Case::new(DEFAULT, "hold.backlog_of_one", backlog_of_one),
+        Case::new(DEFAULT, "hold.plain_listener_beside", plain_beside),
+    ]);
+    cases
+}
+
+/// The case of the report that started it: handshake, silence, then a request.
+fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let (mut client, ack) = scene.connect_and_ack(context)?;
+    // The kernel would have sent its SYN-ACK again after 1 s and after 3 s.
+    scene.accept_nothing(Duration::from_secs(4), "the client has not sent anything")?;
+    scene.requests(context, 1)?;
+    let sent = client.request()?;
+    let accepted = scene.accept(context)?;
+    expect_in!(
+        accepted.at.ms_after(sent),
+        0.0..context.prompt().as_secs_f64() * 1e3,
+        "milliseconds from the request to accept()"
+    );
+    context.note(format!(
+        "accept() {:.1} ms after the request, {:.1} ms after the bare ACK",
+        accepted.at.ms_after(sent),
+        accepted.at.ms_after(ack.at)
+    ));
+    expect_eq!(
+        ulp::attached(&accepted.stream)?,
+        None,
+        "the accepted socket's filter"
+    );
+    scene.requests(context, 0)?;
+    serve(&accepted)?;
+    client.response()?;
+    established(&client, &accepted)?;
+    close(client, accepted)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        expect_eq!(trace.count(Segment::is_fin), 2, "FINs");
+        let silence = trace.between(ack.at, sent);
+        expect_eq!(
+            silence.packets.len(),
+            0,
+            "segments while the client was silent"
+        );
+        Ok(())
+    })
+}
+
+/// The first byte is enough, and none is lost or doubled.
+fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.connect_and_ack(context)?;
+    scene.accept_nothing(
+        Duration::from_millis(300),
+        "the client has not sent anything",
+    )?;
+    let text = b"one byte at a time";
+    let mut accepted = None;
+    for byte in text {
+        client.stream.write_all(&[*byte])?;
+        if accepted.is_none() {
+            accepted = Some(scene.accept(context)?);
+        }
+        sleep(Duration::from_millis(5));
+    }
+    client.stream.shutdown(Shutdown::Write)?;
+    let mut accepted = accepted.context("nothing was sent")?;
+    expect_eq!(rest(&mut accepted.stream)?, text, "what the server reads");
+    drop(accepted);
+    expect_eq!(rest(&mut client.stream)?.len(), 0, "bytes the client reads");
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        let first = trace.first(Segment::has_data).context("no data")?;
+        expect_eq!(first.segment.payload, b"o", "the first segment with data");
+        Ok(())
+    })
+}
+
+/// A window's worth and more, both ways, on a connection that was held back.
+fn megabyte(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.connect_and_ack(context)?;
+    scene.accept_nothing(
+        Duration::from_millis(300),
+        "the client has not sent anything",
+    )?;
+    let mut rng = context.rng();
+    let bytes: Vec<u8> = std::iter::repeat_with(|| rng.u8(..))
+        .take(1 << 20)
+        .collect();
+    let echoed = thread::scope(|scope| {
+        let sender = client.stream.try_clone()?;
+        scope.spawn({
+            let bytes = &bytes;
+            move || {
+                let mut sender = sender;
+                // A failure shows at the other end, as bytes that are missing.
+                let _ = sender.write_all(bytes);
+                let _ = sender.shutdown(Shutdown::Write);
+            }
+        });
+        let mut accepted = scene.accept(context)?;
+        let received = rest(&mut accepted.stream)?;
+        ensure!(
+            received == bytes,
+            "the server reads {} other bytes",
+            received.len()
+        );
+        scope.spawn(move || {
+            let _ = accepted.stream.write_all(&received);
+        });
+        rest(&mut client.stream)
+    })?;
+    ensure!(
+        echoed == bytes,
+        "the client reads {} other bytes",
+        echoed.len()
+    );
+    Ok(())
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Timestamps {
+    On,
+    Off,
+}
+
+/// The time a client thinks is not part of the path's: RTT and RTO are those of a plain listener.
+fn rtt(context: &Context, family: Family, timestamps: Timestamps) -> Result<()> {
+    const PATH: Duration = Duration::from_millis(40);
+    let wire = Wire::with_rtt(PATH)?;
+    if timestamps == Timestamps::Off {
+        wire.client.set_sysctl("net.ipv4.tcp_timestamps", "0")?;
+    }
+    let scene = Scene::on(wire, family, &Listen::filtered(family))?;
+    let plain = Listen::plain(family).open(&scene.wire.server)?;
+
+    let (mut client, _) = scene.connect_and_ack(context)?;
+    let mut plain_client = connect(
+        &scene.wire.client,
+        scene.wire.server_address(family, plain.port()),
+    )?;
+    scene.accept_nothing(Duration::from_secs(3), "the client has not sent anything")?;
+    client.request()?;
+    plain_client.write_all(b"x")?;
+    let accepted = scene.accept(context)?;
+    let plain_accepted = plain
+        .accept(context.patience())?
+        .context("the plain listener has no connection")?;
+    (&plain_accepted.stream).read_exact(&mut [0])?;
+    let (held, free) = (
+        TcpInfo::of(&accepted.stream)?,
+        TcpInfo::of(&plain_accepted.stream)?,
+    );
+    serve(&accepted)?;
+    client.response()?;
+    close(client, accepted)?;
+
+    let plain_port = plain.port();
+    let (port, trace) = (scene.port(), scene.capture.stop()?);
+    let handshake = |trace: Trace| -> Result<f64> {
+        let syn_ack = trace.first(Segment::is_syn_ack).context("no SYN-ACK")?;
+        let ack = trace.first(Segment::is_bare_ack).context("no bare ACK")?;
+        Ok(ack.at.ms_after(syn_ack.at))
+    };
+    let path = handshake(trace.of_port(port))?;
+    let plain_path = handshake(trace.of_port(plain_port))?;
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    context.note(format!(
+        "path {path:.1} ms: RTT {:.1} ms, RTO {:.0} ms; plain {plain_path:.1} ms: RTT {:.1} ms, RTO {:.0} ms",
+        ms(held.rtt),
+        ms(held.rto),
+        ms(free.rtt),
+        ms(free.rto)
+    ));
+    explained(&trace.of_port(port), {
+        (|| {
+            expect_eq!(trace.of_port(port).syn_acks(), 1, "SYN-ACKs");
+            let slack = match context.kernel {
+                Kernel::Stock => 10.0,
+                Kernel::Dev => 30.0,
+            };
+            expect_in!(
+                ms(held.rtt),
+                path - slack..path + slack,
+                "tcpi_rtt of the accepted socket, in ms"
+            );
+            // The bare ACK can be seen a little later than the plain listener's: allow for what was seen.
+            let expected = ms(free.rto) + (path - plain_path);
+            let slack = expected * 0.1 + (path - plain_path).abs() * 2.0;
+            expect_in!(
+                ms(held.rto),
+                expected - slack..expected + slack,
+                "tcpi_rto of the accepted socket, in ms"
+            );
+            Ok(())
+        })()
+    })
+}
+
+/// A server asleep in `epoll_wait()` is woken once for each connection, and not for a bare ACK.
+fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
+    const CLIENTS: usize = 8;
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    // Edge-triggered: each event is one call of the listener's wake-up.
+    epoll.add(
+        &scene.listener,
+        EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 1),
+    )?;
+    let stop = EventFd::from_flags(EfdFlags::EFD_NONBLOCK)?;
+    epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, 2))?;
+    let (listener, prompt) = (&scene.listener, context.prompt());
+    thread::scope(|scope| {
+        let server = scope.spawn(move || -> Result<(usize, usize)> {
+            let (mut wakeups, mut accepted) = (0, 0);
+            loop {
+                let mut events = [EpollEvent::empty(); 4];
+                let count = epoll.wait(&mut events, EpollTimeout::NONE)?;
+                let mut last = false;
+                for event in events.iter().take(count) {
+                    match event.data() {
+                        1 => {
+                            wakeups += 1;
+                            while listener.accept_now()?.is_some() {
+                                accepted += 1;
+                            }
+                        }
+                        _ => last = true,
+                    }
+                }
+                if last {
+                    return Ok((wakeups, accepted));
+                }
+            }
+        });
+        let outcome: Result<_> = (|| {
+            let mut clients = Vec::new();
+            for _ in 0..CLIENTS {
+                clients.push(scene.connect_and_ack(context)?.0);
+            }
+            scene.requests(context, CLIENTS)?;
+            sleep(prompt);
+            for (index, client) in clients.iter_mut().enumerate() {
+                client.request()?;
+                // Far enough apart for each to be a wake-up of its own.
+                scene.requests(context, CLIENTS - index - 1)?;
+                sleep(Duration::from_millis(50) * context.kernel.patience());
+            }
+            Ok(())
+        })();
+        stop.write(1)?;
+        let server = server
+            .join()
+            .map_err(|_| anyhow::anyhow!("the server panicked"))??;
+        outcome?;
+        expect_eq!(
+            server,
+            (CLIENTS, CLIENTS),
+            "wake-ups of epoll_wait() and connections accepted"
+        );
+        Ok(())
+    })
+}
+
+/// Two filtered listeners share a port: each of them holds its connections back, and none is lost.
+fn reuse_port(context: &Context, family: Family) -> Result<()> {
+    const CLIENTS: usize = 24;
+    let listen = Listen::filtered(family).reuse_port();
+    let scene = Scene::new(family, &listen)?;
+    let second = listen.port(scene.port()).open(&scene.wire.server)?;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(scene.connect_and_ack(context)?.0);
+    }
+    scene.accept_nothing(Duration::from_secs(1), "no client has sent anything")?;
+    expect_eq!(
+        second.accept_now()?.is_some(),
+        false,
+        "a connection on the second listener"
+    );
+    for client in &mut clients {
+        client.request()?;
+    }
+    scene.requests(context, 0)?;
+    let mut served = [0, 0];
+    for (listener, count) in [&scene.listener, &second].into_iter().zip(&mut served) {
+        while let Some(accepted) = listener.accept_now()? {
+            serve(&accepted)?;
+            *count += 1;
+        }
+    }
+    for client in &mut clients {
+        client.response()?;
+    }
+    expect_eq!(served[0] + served[1], CLIENTS, "connections served");
+    context.note(format!("{} and {} connections", served[0], served[1]));
+    ensure!(
+        served[0] > 0 && served[1] > 0,
+        "all {CLIENTS} connections went to one of two listeners"
+    );
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), CLIENTS, "SYN-ACKs");
+        Ok(())
+    })
+}
+
+/// The kernel's books say that nothing was dropped, retransmitted or overflowed.
+fn counters(context: &Context, family: Family) -> Result<()> {
+    const CLIENTS: usize = 10;
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let before = Counters::read(&scene.wire.server)?;
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(scene.connect_and_ack(context)?.0);
+    }
+    // Over the time of the first retransmission.
+    sleep(Duration::from_millis(1500));
+    for mut client in clients {
+        client.request()?;
+        let accepted = scene.accept(context)?;
+        serve(&accepted)?;
+        client.response()?;
+        close(client, accepted)?;
+    }
+    let after = Counters::read(&scene.wire.server)?;
+    let changes = after.changes(&before);
+    for name in [
+        "TcpRetransSegs",
+        "TcpAttemptFails",
+        "TcpEstabResets",
+        "TcpInErrs",
+        "TcpOutRsts",
+        "TcpExtTCPSynRetrans",
+        "TcpExtTCPDeferAcceptDrop",
+        "TcpExtListenOverflows",
+        "TcpExtListenDrops",
+        "TcpExtTCPTimeouts",
+        "TcpExtTCPReqQFullDrop",
+        "TcpExtTCPReqQFullDoCookies",
+        "TcpExtSyncookiesSent",
+        "TcpExtTCPChallengeACK",
+        "TcpExtTCPDSACKOldSent",
+    ] {
+        expect_eq!(after.growth(&before, name)?, 0, "{name}, of {changes:?}");
+    }
+    expect_eq!(
+        after.growth(&before, "TcpPassiveOpens")?,
+        CLIENTS as i64,
+        "TcpPassiveOpens, of {changes:?}"
+    );
+    expect_eq!(after.get("TcpCurrEstab")?, 0, "connections left");
+    Ok(())
+}
+
+/// A filter that comes while clients are already waiting does not touch those it finds in the queue.
+fn attached_while_listening(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::plain(family))?;
+    let (early, _) = scene.connect_and_ack(context)?;
+    scene.requests(context, 0)?;
+    ulp::attach(&scene.listener, ulp::DATAREADY).context("attach")?;
+    let (late, _) = scene.connect_and_ack(context)?;
+    let accepted = scene.accept(context)?;
+    expect_eq!(
+        accepted.peer.port(),
+        early.local.port(),
+        "the client that was accepted"
+    );
+    scene.accept_nothing(
+        Duration::from_millis(500),
+        "the second client has not sent anything",
+    )?;
+    exchange_and_close(early, accepted)?;
+    let mut late = late;
+    late.request()?;
+    let accepted = scene.accept(context)?;
+    serve(&accepted)?;
+    late.response()?;
+    close(late, accepted)
+}
+
+/// A parked request is not given up when the kernel would have stopped retransmitting its SYN-ACK.
+fn outlives_retries(context: &Context, family: Family) -> Result<()> {
+    let wire = Wire::new()?;
+    // The kernel would drop the request after 3 s.
+    wire.server.set_sysctl("net.ipv4.tcp_synack_retries", "1")?;
+    let scene = Scene::on(wire, family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.connect_and_ack(context)?;
+    scene.accept_nothing(Duration::from_secs(8), "the client has not sent anything")?;
+    client.request()?;
+    let accepted = scene.accept(context)?;
+    serve(&accepted)?;
+    client.response()?;
+    close(client, accepted)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+/// Several threads wait in `accept()`: each connection comes out once.
+fn several_threads(context: &Context) -> Result<()> {
+    const CLIENTS: usize = 40;
+    const THREADS: usize = 4;
+    let family = Family::V6;
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let (listener, patience) = (&scene.listener, context.patience());
+    thread::scope(|scope| {
+        let servers: Vec<_> = (0..THREADS)
+            .map(|_| {
+                scope.spawn(move || -> Result<Vec<u16>> {
+                    let mut peers = Vec::new();
+                    let deadline = Instant::now() + patience;
+                    // A connection without data would end the read with an error.
+                    while Instant::now() < deadline {
+                        let Some(accepted) = listener.accept(Duration::from_millis(1500))? else {
+                            break;
+                        };
+                        serve(&accepted)?;
+                        peers.push(accepted.peer.port());
+                    }
+                    Ok(peers)
+                })
+            })
+            .collect();
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS {
+            clients.push(scene.connect()?);
+        }
+        sleep(Duration::from_millis(200));
+        for client in &mut clients {
+            client.request()?;
+        }
+        for client in &mut clients {
+            client.response()?;
+        }
+        let mut served = Vec::new();
+        for server in servers {
+            served.extend(
+                server
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("a server panicked"))??,
+            );
+        }
+        expect_eq!(served.len(), CLIENTS, "connections accepted");
+        let expected: BTreeSet<u16> = clients.iter().map(|client| client.local.port()).collect();
+        expect_eq!(
+            served.into_iter().collect::<BTreeSet<_>>(),
+            expected,
+            "who was served"
+        );
+        Ok(())
+    })
+}
+
+/// The smallest backlog: clients who speak are served, one after another and side by side.
+fn backlog_of_one(context: &Context) -> Result<()> {
+    let family = Family::V4;
+    let scene = Scene::new(family, &Listen::filtered(family).backlog(1))?;
+    for _ in 0..3 {
+        let (mut client, _) = scene.connect_and_ack(context)?;
+        scene.accept_nothing(
+            Duration::from_millis(300),
+            "the client has not sent anything",
+        )?;
+        client.request()?;
+        let accepted = scene.accept(context)?;
+        serve(&accepted)?;
+        client.response()?;
+        close(client, accepted)?;
+    }
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(scene.connect()?);
+    }
+    for client in &mut clients {
+        client.request()?;
+    }
+    for _ in 0..clients.len() {
+        serve(&scene.accept(context)?)?;
+    }
+    for client in &mut clients {
+        client.response()?;
+    }
+    Ok(())
+}
+
+/// A plain listener of the same process and namespace knows nothing of its neighbour's filter.
+fn plain_beside(context: &Context) -> Result<()> {
+    let family = Family::V4;
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let plain = Listen::plain(family).open(&scene.wire.server)?;
+    let (held, _) = scene.connect_and_ack(context)?;
+    let server = scene.wire.server_address(family, plain.port());
+    let client = scene
+        .wire
+        .client
+        .spawn(move || accf_kit::endpoint::connect_here(server));
+    let client = join(client)?;
+    let ack = bare_ack(&scene.capture, context, client.local_addr()?.port())?;
+    let accepted = plain
+        .accept(context.patience())?
+        .context("the plain listener has no connection")?;
+    expect_in!(
+        accepted.at.since(ack.at),
+        ..context.prompt(),
+        "time from the bare ACK to the plain listener's accept()"
+    );
+    scene.accept_nothing(Duration::from_secs(1), "its client has not sent anything")?;
+    let trace = scene.capture.so_far()?.from_port(plain.port());
+    expect_eq!(
+        trace
+            .filter(|packet| packet.direction == Direction::Out)
+            .syn_acks(),
+        1,
+        "SYN-ACKs of the plain listener"
+    );
+    drop((accepted, client));
+    let mut held = held;
+    held.request()?;
+    let accepted = scene.accept(context)?;
+    serve(&accepted)?;
+    held.response()
+}

@@ -1,0 +1,543 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The module goes when nothing of it is in use, and not before; nothing of it stays behind.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{Shutdown, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, sleep};
+use std::time::Duration;
+
+use accf_kit::endpoint::{bound, connect, Family, Listen};
+use accf_kit::netns::Netns;
+use accf_kit::wire::{Wire, INTERFACE};
+use accf_kit::{module, sockets, ulp, wait};
+use anyhow::{ensure, Context as _, Result};
+use nix::errno::Errno;
+
+use crate::case::{each_family, expect_eq, Case, Context, Kernel, Stage};
+use crate::scene::{exchange_and_close, rest, serve, RawScene, Scene, REQUEST};
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = [
+        each_family(
+            Stage::Alone,
+            "lifetime.unload_with_a_request_parked",
+            unload_parked,
+        ),
+        each_family(
+            Stage::Alone,
+            "lifetime.unload_with_an_accepted_socket_open",
+            unload_accepted,
+        ),
+        each_family(Stage::Alone, "lifetime.server_killed", server_killed),
+        each_family(Stage::Alone, "lifetime.namespace_gone", namespace_gone),
+        each_family(
+            Stage::Alone,
+            "lifetime.interface_gone_before_the_deadline",
+            interface_gone,
+        ),
+        each_family(
+            Stage::Alone,
+            "lifetime.shut_down_and_listen_again",
+            listen_again,
+        ),
+        each_family(Stage::Alone, "lifetime.reuseport_migration", migration),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    cases.extend([
+        Case::new(
+            Stage::Alone,
+            "lifetime.unload_is_refused_while_listening",
+            refused,
+        ),
+        Case::new(
+            Stage::Alone,
+            "lifetime.unload_after_a_reset",
+            unload_after_reset,
+        ),
+        Case::new(
+            Stage::Alone,
+            "lifetime.attached_and_closed_at_once",
+            closed_at_once,
+        ),
+        Case::new(
+            Stage::Alone,
+            "lifetime.load_and_unload_again_and_again",
+            again_and_again,
+        )
+        .long(Duration::from_secs(60)),
+        Case::new(Stage::Alone, "lifetime.unload_under_traffic", under_traffic),
+        Case::new(
+            Stage::Alone,
+            "lifetime.unload_at_the_deadline",
+            unload_at_the_deadline,
+        )
+        .long(Duration::from_secs(60)),
+    ]);
+    cases
+}
+
+/// The module has to be unloadable: soon, as what is closed may take a grace period or two to be gone.
+fn unloads(context: &Context) -> Result<()> {
+    module::unload(context.patience())
+}
+
+/// Nothing but the module itself may hold it now.
+fn refcount_is_zero(context: &Context) -> Result<()> {
+    let mut seen = None;
+    wait::until(context.patience(), || {
+        seen = module::refcount()?;
+        Ok(seen == Some(0))
+    })?;
+    expect_eq!(seen, Some(0), "the module's reference count");
+    Ok(())
+}
+
+fn refused(context: &Context) -> Result<()> {
+    module::reload("")?;
+    refcount_is_zero(context)?;
+    let ns = Netns::new()?;
+    for family in Family::ALL {
+        let listener = Listen::filtered(family).open(&ns)?;
+        expect_eq!(
+            module::try_unload(),
+            Err(Errno::EWOULDBLOCK),
+            "unloading while a {family} listener has the filter"
+        );
+        let output = Command::new("rmmod").arg(module::NAME).output()?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            !output.status.success() && text.contains("in use"),
+            "`rmmod` does not say that the module is in use: {} {text}",
+            output.status
+        );
+        drop(listener);
+    }
+    unloads(context)?;
+    let late = Listen::plain(Family::V4).open(&ns)?;
+    let error = ulp::attach(&late, ulp::DATAREADY);
+    expect_eq!(
+        error.err().and_then(|error| error.raw_os_error()),
+        Some(Errno::ENOENT as i32),
+        "attaching after unloading"
+    );
+    module::load("")?;
+    ulp::attach(&late, ulp::DATAREADY).context("attach after loading again")?;
+    drop(late);
+    unloads(context)
+}
+
+/// A listener closes over a parked request: the module is free, and the client learns of it as from any kernel.
+fn unload_parked(context: &Context, family: Family) -> Result<()> {
+    module::reload("")?;
+    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.parked(context)?;
+    scene.requests(context, 1)?;
+    ensure!(
+        module::refcount()?.unwrap_or(0) > 0,
+        "nothing holds the module while a request is parked"
+    );
+    let RawScene {
+        ns,
+        host,
+        listener,
+        capture,
+        ..
+    } = scene;
+    let port = listener.port();
+    drop(listener);
+    expect_eq!(
+        sockets::requests(&ns, port)?,
+        0,
+        "requests after the listener was closed"
+    );
+    unloads(context)?;
+    // With the module's code gone: what the client still sends is answered by a reset.
+    client.data(REQUEST)?;
+    let answer = client
+        .receive_until(context.patience(), |segment| segment.is_rst())?
+        .context("no reset for data to a closed listener")?;
+    expect_eq!(
+        answer.segment.seq,
+        client.rcv_nxt,
+        "sequence number of the reset"
+    );
+    expect_eq!(capture.stop()?.syn_acks(), 1, "SYN-ACKs");
+    drop(host);
+    Ok(())
+}
+
+/// An accepted socket has nothing of the module: it lives on without it.
+fn unload_accepted(context: &Context, family: Family) -> Result<()> {
+    module::reload("timeout_ms=500")?;
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let (mut spoken, _) = scene.connect_and_ack(context)?;
+    spoken.request()?;
+    let by_data = scene.accept(context)?;
+    let (silent, _) = scene.connect_and_ack(context)?;
+    let by_deadline = scene.accept(context)?;
+    let Scene { listener, wire, .. } = scene;
+    drop(listener);
+    unloads(context)?;
+    serve(&by_data)?;
+    spoken.response()?;
+    exchange_and_close(spoken, by_data)?;
+    exchange_and_close(silent, by_deadline)?;
+    drop(wire);
+    Ok(())
+}
+
+fn unload_after_reset(context: &Context) -> Result<()> {
+    module::reload("")?;
+    let scene = RawScene::new(Family::V6, &Listen::filtered(Family::V6))?;
+    for _ in 0..10 {
+        let (mut client, _) = scene.parked(context)?;
+        client.rst()?;
+    }
+    scene.requests(context, 0)?;
+    // As `ss` sees it, too.
+    let text = scene.ns.command("ss", &["-Htn", "state", "syn-recv"])?;
+    expect_eq!(text.trim(), "", "half-open requests in `ss`");
+    drop(scene.listener);
+    refcount_is_zero(context)?;
+    unloads(context)
+}
+
+/// A filter on a socket that never listens, or never gets a client.
+fn closed_at_once(context: &Context) -> Result<()> {
+    module::reload("")?;
+    let ns = Netns::new()?;
+    ns.run(|| {
+        for family in Family::ALL {
+            for _ in 0..20 {
+                let socket = bound(family, 0, false)?;
+                ulp::attach(&socket, ulp::DATAREADY)?;
+                drop(socket);
+                drop(Listen::filtered(family).open_here()?);
+                drop(Listen::filtered(family).filter_after_listen().open_here()?);
+            }
+        }
+        Ok(())
+    })?;
+    refcount_is_zero(context)?;
+    unloads(context)
+}
+
+/// A whole life of the module, several times.
+fn again_and_again(context: &Context) -> Result<()> {
+    let rounds = match context.kernel {
+        Kernel::Stock => 12,
+        Kernel::Dev => 6,
+    };
+    let wire = Wire::new()?;
+    for round in 0..rounds {
+        module::reload("")?;
+        let family = *Family::ALL
+            .get(round % Family::ALL.len())
+            .context("no family")?;
+        let scene = Scene::on(wire.clone(), family, &Listen::filtered(family))?;
+        let (mut client, _) = scene.connect_and_ack(context)?;
+        let (parked, _) = scene.connect_and_ack(context)?;
+        scene.requests(context, 2)?;
+        client.request()?;
+        let accepted = scene.accept(context)?;
+        serve(&accepted)?;
+        client.response()?;
+        drop((scene, accepted, client, parked));
+        module::unload(context.patience()).with_context(|| format!("round {}", round + 1))?;
+    }
+    Ok(())
+}
+
+/// Somebody tries to unload all the time while clients come and go.
+fn under_traffic(context: &Context) -> Result<()> {
+    const CLIENTS: usize = 60;
+    module::reload("")?;
+    let family = Family::V4;
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let over = AtomicBool::new(false);
+    let attempts = thread::scope(|scope| {
+        let unloader = scope.spawn(|| -> Result<usize> {
+            let mut attempts = 0;
+            while !over.load(Ordering::Relaxed) {
+                expect_eq!(
+                    module::try_unload(),
+                    Err(Errno::EWOULDBLOCK),
+                    "unloading while a listener has the filter"
+                );
+                attempts += 1;
+                sleep(Duration::from_millis(1));
+            }
+            Ok(attempts)
+        });
+        let clients: Result<()> = (|| {
+            for nth in 0..CLIENTS {
+                let mut client = scene.connect()?;
+                if nth % 3 == 0 {
+                    accf_kit::endpoint::reset_on_close(&client.stream)?;
+                    continue;
+                }
+                client.request()?;
+                let accepted = scene.accept(context)?;
+                serve(&accepted)?;
+                client.response()?;
+            }
+            Ok(())
+        })();
+        over.store(true, Ordering::Relaxed);
+        let attempts = unloader
+            .join()
+            .map_err(|_| anyhow::anyhow!("the thread that unloads panicked"))??;
+        clients.map(|()| attempts)
+    })?;
+    context.note(format!("{attempts} attempts"));
+    scene.requests(context, 0)?;
+    drop(scene);
+    unloads(context)
+}
+
+/// The listener closes and the module goes just as deadlines are met.
+fn unload_at_the_deadline(context: &Context) -> Result<()> {
+    const CLIENTS: usize = 20;
+    const DEADLINE: Duration = Duration::from_millis(600);
+    let wire = Wire::new()?;
+    let mut rng = context.rng();
+    for round in 0..6_i64 {
+        module::reload(&format!("timeout_ms={}", DEADLINE.as_millis()))?;
+        let family = Family::V6;
+        let scene = Scene::on(wire.clone(), family, &Listen::filtered(family))?;
+        let server = wire.server_address(family, scene.port());
+        let (clients, ack) = wire.client.run(|| {
+            let clients = (0..CLIENTS)
+                .map(|_| accf_kit::endpoint::connect_here(server))
+                .collect::<Result<Vec<_>>>()?;
+            Ok((clients, accf_kit::clock::Stamp::now()))
+        })?;
+        let aim = DEADLINE + Duration::from_millis(rng.u64(..20));
+        let Scene { listener, .. } = scene;
+        sleep(aim.saturating_sub(accf_kit::clock::Stamp::now().since(ack)));
+        drop(listener);
+        module::unload(context.patience()).with_context(|| format!("round {}", round + 1))?;
+        drop(clients);
+    }
+    Ok(())
+}
+
+/// A server that is killed leaves nothing behind, and its clients hear of it.
+fn server_killed(context: &Context, family: Family) -> Result<()> {
+    const CLIENTS: usize = 20;
+    module::reload("")?;
+    let wire = Wire::new()?;
+    let (mut server, port) = start_holder(&wire.server, family)?;
+    let outcome: Result<_> = (|| {
+        let clients = (0..CLIENTS)
+            .map(|_| connect(&wire.client, wire.server_address(family, port)))
+            .collect::<Result<Vec<TcpStream>>>()?;
+        let mut parked = 0;
+        wait::until(context.patience(), || {
+            parked = sockets::requests(&wire.server, port)?;
+            Ok(parked == CLIENTS)
+        })?;
+        expect_eq!(parked, CLIENTS, "parked requests");
+        Ok(clients)
+    })();
+    server.kill()?;
+    server.wait()?;
+    let clients = outcome?;
+    expect_eq!(sockets::requests(&wire.server, port)?, 0, "requests left");
+    unloads(context)?;
+    for mut client in clients {
+        // Nobody listens any more: the first data is answered by a reset.
+        client.write_all(REQUEST)?;
+        let error = rest(&mut client)
+            .err()
+            .map(|error| error.downcast_ref::<io::Error>().map(io::Error::kind));
+        expect_eq!(
+            error,
+            Some(Some(io::ErrorKind::ConnectionReset)),
+            "what the client reads"
+        );
+    }
+    Ok(())
+}
+
+/// Starts another process that holds a filtered listener inside a namespace, and returns its port.
+fn start_holder(ns: &Netns, family: Family) -> Result<(Child, u16)> {
+    ns.run(|| {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["hold", &family.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start a server process")?;
+        let stdout = child.stdout.take().context("no standard output")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let port = line
+            .trim()
+            .parse()
+            .with_context(|| format!("the server process said `{}`", line.trim()))?;
+        Ok((child, port))
+    })
+}
+
+/// What the other process does.
+pub(crate) fn hold(_: &Context, family: &str) -> Result<()> {
+    let family = Family::ALL
+        .into_iter()
+        .find(|candidate| candidate.to_string() == family)
+        .with_context(|| format!("no family is called {family}"))?;
+    let listener = Listen::filtered(family).open_here()?;
+    println!("{}", listener.port());
+    io::stdout().flush()?;
+    // Until killed: this never becomes readable for long, as nobody accepts.
+    loop {
+        sleep(Duration::from_secs(3600));
+    }
+}
+
+/// Both namespaces go while requests are parked and deadlines near.
+fn namespace_gone(context: &Context, family: Family) -> Result<()> {
+    const CLIENTS: usize = 20;
+    module::reload("timeout_ms=1500")?;
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let clients = (0..CLIENTS)
+        .map(|_| scene.connect())
+        .collect::<Result<Vec<_>>>()?;
+    scene.requests(context, CLIENTS)?;
+    ensure!(
+        module::refcount()?.unwrap_or(0) > 0,
+        "nothing holds the module while requests are parked"
+    );
+    drop((scene, clients));
+    refcount_is_zero(context)?;
+    // Over the deadline, with the code still there to be called if anything were left to call it.
+    sleep(Duration::from_secs(2));
+    unloads(context)
+}
+
+/// The interface a client came through is taken away before its deadline.
+///
+/// Whether the connection is accepted then is the kernel's to say, as its address is gone, too; it may not harm it.
+fn interface_gone(context: &Context, family: Family) -> Result<()> {
+    module::reload("timeout_ms=1500")?;
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let clients = (0..5)
+        .map(|_| scene.connect())
+        .collect::<Result<Vec<_>>>()?;
+    scene.requests(context, clients.len())?;
+    let Scene {
+        wire,
+        listener,
+        capture,
+        ..
+    } = scene;
+    drop(capture);
+    wire.server.ip(&format!("link del {INTERFACE}"))?;
+    sleep(Duration::from_secs(2));
+    let mut accepted = 0;
+    while listener.accept_now()?.is_some() {
+        accepted += 1;
+    }
+    context.note(format!(
+        "{accepted} of {} connections accepted, {} requests left",
+        clients.len(),
+        sockets::requests(&wire.server, listener.port())?
+    ));
+    drop(listener);
+    drop((clients, wire));
+    unloads(context)
+}
+
+/// `shutdown()` of a listener drops what is parked; the socket listens again, filter and all.
+fn listen_again(context: &Context, family: Family) -> Result<()> {
+    module::reload("")?;
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let (parked, _) = scene.connect_and_ack(context)?;
+    scene.requests(context, 1)?;
+    scene.listener.socket().shutdown(Shutdown::Both)?;
+    scene.requests(context, 0)?;
+    expect_eq!(
+        ulp::attached(&scene.listener)?.as_deref(),
+        Some(ulp::DATAREADY),
+        "the filter after shutdown()"
+    );
+    scene.listener.socket().listen(16)?;
+    let (mut client, _) = scene.connect_and_ack(context)?;
+    scene.accept_nothing(Duration::from_secs(1), "the client has not sent anything")?;
+    client.request()?;
+    let accepted = scene.accept(context)?;
+    expect_eq!(
+        accepted.peer.port(),
+        client.local.port(),
+        "the client that was accepted"
+    );
+    serve(&accepted)?;
+    client.response()?;
+    drop((scene, accepted, client, parked));
+    unloads(context)
+}
+
+/// A listener of a reuseport group closes, and the kernel moves its requests to another one.
+///
+/// Moved or dropped: no client is served twice, none holds the module, and the other listener goes on.
+fn migration(context: &Context, family: Family) -> Result<()> {
+    const CLIENTS: usize = 16;
+    module::reload("")?;
+    let wire = Wire::new()?;
+    wire.server.set_sysctl("net.ipv4.tcp_migrate_req", "1")?;
+    for other in ["filtered", "plain"] {
+        let filtered = Listen::filtered(family).reuse_port();
+        let scene = Scene::on(wire.clone(), family, &filtered)?;
+        let listen = if other == "filtered" {
+            filtered
+        } else {
+            Listen::plain(family).reuse_port()
+        };
+        let second = listen.port(scene.port()).open(&wire.server)?;
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS {
+            clients.push(scene.connect_and_ack(context)?.0);
+        }
+        let parked = sockets::requests(&wire.server, scene.port())?;
+        ensure!(parked > 0, "no request is parked on the first listener");
+        let port = scene.port();
+        let Scene {
+            listener, capture, ..
+        } = scene;
+        drop(listener);
+        for client in &mut clients {
+            client.request()?;
+        }
+        let mut served = 0;
+        while let Some(accepted) = second.accept(Duration::from_millis(700))? {
+            serve(&accepted)?;
+            served += 1;
+        }
+        let mut answered = 0;
+        for client in &mut clients {
+            client
+                .stream
+                .set_read_timeout(Some(Duration::from_millis(200)))?;
+            answered += usize::from(client.response().is_ok());
+        }
+        context.note(format!(
+            "{other}: {parked} of {CLIENTS} parked, {served} served, {answered} answered"
+        ));
+        expect_eq!(answered, served, "clients answered ({other})");
+        drop((second, clients));
+        expect_eq!(
+            sockets::requests(&wire.server, port)?,
+            0,
+            "requests left ({other})"
+        );
+        drop(capture);
+        refcount_is_zero(context)?;
+    }
+    drop(wire);
+    unloads(context)
+}

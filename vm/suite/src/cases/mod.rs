@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The table of all cases.
+
+mod attach;
+mod crowd;
+mod deadline;
+mod hold;
+mod ktls;
+pub(crate) mod lifetime;
+mod odd;
+mod plain;
+mod release;
+
+use std::time::Duration;
+
+use accf_kit::module;
+
+use crate::case::{Case, Stage};
+
+/// Loaded as an administrator would who gives no parameters.
+const DEFAULT: Stage = Stage::Loaded("");
+/// Loaded with a deadline short enough to wait for.
+const TWO_SECONDS: Stage = Stage::Loaded("timeout_ms=2000");
+/// Loaded without a deadline.
+const NEVER: Stage = Stage::Loaded("timeout_ms=0");
+
+/// Every case, in the order of the results.
+pub(crate) fn table() -> Vec<Case> {
+    [
+        plain::cases(Stage::Unloaded, "unloaded."),
+        attach::cases_unloaded(),
+        attach::cases(),
+        plain::cases(DEFAULT, ""),
+        hold::cases(),
+        release::cases(),
+        odd::cases(),
+        ktls::cases(),
+        deadline::cases_default(),
+        nothing_left("default"),
+        deadline::cases(),
+        nothing_left("two_seconds"),
+        deadline::cases_never(),
+        nothing_left("never"),
+        lifetime::cases(),
+        crowd::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Once the cases of a stage are over, nothing may be left of them that holds the module.
+fn nothing_left(stage: &str) -> Vec<Case> {
+    vec![Case::new(
+        Stage::Alone,
+        format!("lifetime.nothing_is_left_after_the_stage.{stage}"),
+        |context| module::unload(Duration::from_secs(10) * context.kernel.patience()),
+    )]
+}

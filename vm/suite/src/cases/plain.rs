@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Listeners without a filter: the same whether the module is loaded or not.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use accf_kit::capture::Direction;
+use accf_kit::endpoint::{Family, Listen};
+use accf_kit::ulp;
+use anyhow::{Context as _, Result};
+
+use crate::case::{each_family, expect_eq, expect_in, Case, Context, Stage};
+use crate::scene::{close, established, exchange_and_close, serve, RawScene, Scene};
+
+pub(crate) fn cases(stage: Stage, prefix: &str) -> Vec<Case> {
+    [
+        each_family(stage, &format!("{prefix}plain.accepted_at_once"), at_once),
+        each_family(stage, &format!("{prefix}plain.defer_accept"), defer_accept),
+        each_family(
+            stage,
+            &format!("{prefix}plain.unanswered_syn_ack"),
+            unanswered_syn_ack,
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// A silent client is accepted as soon as its bare ACK is there, and nothing more is sent.
+fn at_once(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::plain(family))?;
+    let (client, ack) = scene.connect_and_ack(context)?;
+    let accepted = scene.accept(context)?;
+    expect_in!(
+        accepted.at.since(ack.at),
+        ..context.prompt(),
+        "time from the bare ACK to accept()"
+    );
+    expect_eq!(
+        ulp::attached(&scene.listener)?,
+        None,
+        "the listener's filter"
+    );
+    expect_eq!(
+        ulp::attached(&accepted.stream)?,
+        None,
+        "the accepted socket's filter"
+    );
+    // Longer than the first retransmission of a SYN-ACK would take.
+    sleep(Duration::from_millis(1500));
+    established(&client, &accepted)?;
+    exchange_and_close(client, accepted)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+/// The kernel's own deferral: it drops the bare ACK, and asks for it again when the time is up.
+fn defer_accept(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::deferred(family, 1))?;
+
+    let (mut client, _) = scene.connect_and_ack(context)?;
+    sleep(Duration::from_millis(400));
+    let sent = client.request()?;
+    let accepted = scene.accept(context)?;
+    expect_in!(
+        accepted.at.ms_after(sent),
+        0.0..context.prompt().as_secs_f64() * 1e3,
+        "milliseconds from the request to accept()"
+    );
+    serve(&accepted)?;
+    client.response()?;
+    close(client, accepted)?;
+
+    let (client, ack) = scene.connect_and_ack(context)?;
+    let accepted = scene.accept(context)?;
+    expect_in!(
+        accepted.at.ms_after(ack.at),
+        900.0..2000.0,
+        "milliseconds from the bare ACK to accept() of a silent client"
+    );
+    exchange_and_close(client, accepted)?;
+    scene.judge(|trace| {
+        let mut counts: Vec<usize> = trace.syn_acks_by_client().into_values().collect();
+        counts.sort_unstable();
+        expect_eq!(
+            counts,
+            [1, 2],
+            "SYN-ACKs to the client that speaks, and to the silent one"
+        );
+        Ok(())
+    })
+}
+
+/// A SYN-ACK nobody answers is sent again, after one second and two more.
+fn unanswered_syn_ack(context: &Context, family: Family) -> Result<()> {
+    unanswered(context, family, &Listen::plain(family))
+}
+
+/// The same for any listener: no filter has a say before the third segment.
+pub(crate) fn unanswered(context: &Context, family: Family, listen: &Listen) -> Result<()> {
+    let scene = RawScene::new(family, listen)?;
+    let mut client = scene.client();
+    client.half_open(context.patience())?;
+    let third = |packets: &[_]| packets.len() >= 3;
+    let mut seen = Vec::new();
+    accf_kit::wait::until(Duration::from_secs(3) + context.patience(), || {
+        seen = scene
+            .capture
+            .so_far()?
+            .filter(|packet| packet.segment.is_syn_ack() && packet.direction == Direction::Out)
+            .packets;
+        Ok(third(&seen))
+    })?;
+    let first = seen.first().context("no SYN-ACK at all")?.at;
+    let times: Vec<f64> = seen
+        .iter()
+        .map(|packet| (packet.at.ms_after(first) / 100.0).round() / 10.0)
+        .collect();
+    context.note(format!("SYN-ACKs at {times:?} s"));
+    expect_eq!(times.len(), 3, "SYN-ACKs, at {times:?} s");
+    scene.accept_nothing(Duration::ZERO, "the handshake is not over")?;
+    // A late third segment still opens the connection.
+    client.ack()?;
+    scene.serve(context, &mut client)?;
+    Ok(())
+}

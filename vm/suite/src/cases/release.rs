@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What ends the wait: data, the end of the stream, a reset.
+
+use std::io::Write;
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
+
+use accf_kit::clock::Stamp;
+use accf_kit::endpoint::{let_data_carry_the_ack, reset_on_close, Family, Listen};
+use accf_kit::segment::{Flags, Segment};
+use accf_kit::tcp_info::{State, TcpInfo};
+use anyhow::{Context as _, Result};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::DEFAULT;
+use crate::case::{each_family, expect_eq, expect_in, Case, Context};
+use crate::scene::{
+    close, exchange_and_close, rest, serve, Client, RawScene, Scene, REQUEST, RESPONSE,
+};
+
+pub(crate) fn cases() -> Vec<Case> {
+    [
+        each_family(DEFAULT, "release.piggyback", piggyback),
+        each_family(
+            DEFAULT,
+            "release.piggyback_of_a_kernel_client",
+            kernel_piggyback,
+        ),
+        each_family(DEFAULT, "release.fin", fin),
+        each_family(DEFAULT, "release.fin_at_once", fin_at_once),
+        each_family(DEFAULT, "release.data_with_fin", data_with_fin),
+        each_family(DEFAULT, "release.rst", rst),
+        each_family(DEFAULT, "release.rst_of_a_raw_client", raw_rst),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Data on the third segment: accepted at once, and nothing was ever held.
+fn piggyback(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let mut client = scene.client();
+    client.half_open(context.patience())?;
+    scene.serve(context, &mut client)?;
+    client.ack()?;
+    client.fin()?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        let third = trace
+            .packets
+            .iter()
+            .filter(|packet| packet.segment.source == client.local)
+            .nth(1)
+            .context("the client sent no second segment")?;
+        expect_eq!(
+            third.segment.payload,
+            REQUEST,
+            "the handshake's third segment"
+        );
+        Ok(())
+    })
+}
+
+/// The same from a Linux client that is told to wait with its acknowledgement.
+fn kernel_piggyback(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let server = scene.wire.server_address(family, scene.port());
+    let stream = scene.wire.client.run(|| {
+        let socket = Socket::new(
+            Domain::for_address(server),
+            Type::STREAM,
+            Some(Protocol::TCP),
+        )?;
+        let_data_carry_the_ack(&socket)?;
+        socket.set_tcp_nodelay(true)?;
+        socket.connect_timeout(&server.into(), context.patience())?;
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(REQUEST)?;
+        stream.set_read_timeout(Some(context.patience()))?;
+        Ok(stream)
+    })?;
+    let local = stream.local_addr()?;
+    let mut client = Client { stream, local };
+    let accepted = scene.accept(context)?;
+    serve(&accepted)?;
+    client.response()?;
+    close(client, accepted)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        let to_server = trace.to_port(trace_port(trace)?);
+        let third = to_server.packets.get(1).context("no third segment")?;
+        expect_eq!(
+            third.segment.payload,
+            REQUEST,
+            "the handshake's third segment"
+        );
+        Ok(())
+    })
+}
+
+/// The server's port of a trace that begins with a SYN.
+fn trace_port(trace: &accf_kit::capture::Trace) -> Result<u16> {
+    let syn = trace.first(Segment::is_syn).context("no SYN")?;
+    Ok(syn.segment.destination.port())
+}
+
+/// A client that says nothing and is done: the server reads the end of the stream, and may still speak.
+fn fin(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.connect_and_ack(context)?;
+    scene.accept_nothing(
+        Duration::from_millis(700),
+        "the client has not sent anything",
+    )?;
+    let sent = Stamp::now();
+    client.stream.shutdown(Shutdown::Write)?;
+    let mut accepted = scene.accept(context)?;
+    expect_in!(
+        accepted.at.since(sent),
+        ..context.prompt(),
+        "time from the FIN to accept()"
+    );
+    expect_eq!(
+        rest(&mut accepted.stream)?.len(),
+        0,
+        "bytes before the end of the stream"
+    );
+    expect_eq!(
+        TcpInfo::of(&accepted.stream)?.state,
+        State::CloseWait,
+        "the accepted socket's state"
+    );
+    accepted.stream.write_all(RESPONSE)?;
+    client.response()?;
+    drop(accepted);
+    expect_eq!(
+        rest(&mut client.stream)?.len(),
+        0,
+        "bytes after the response"
+    );
+    scene.requests(context, 0)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+/// A client that closes as soon as it is connected.
+fn fin_at_once(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    for _ in 0..10 {
+        drop(scene.connect()?);
+        let mut accepted = scene.accept(context)?;
+        expect_eq!(
+            rest(&mut accepted.stream)?.len(),
+            0,
+            "bytes before the end of the stream"
+        );
+    }
+    scene.requests(context, 0)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 10, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+/// Request and end of stream in one segment, of a parked client and on the third segment.
+fn data_with_fin(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let (parked, _) = scene.parked(context)?;
+    let mut direct = scene.client();
+    direct.half_open(context.patience())?;
+    for mut client in [parked, direct] {
+        let flags = Flags {
+            psh: true,
+            ..Flags::FIN_ACK
+        };
+        client.push(flags, REQUEST)?;
+        let mut accepted = scene.accept(context)?;
+        expect_eq!(
+            accepted.peer.port(),
+            client.local.port(),
+            "the client that was accepted"
+        );
+        expect_eq!(
+            rest(&mut accepted.stream)?,
+            REQUEST,
+            "what the server reads"
+        );
+        accepted.stream.write_all(RESPONSE)?;
+        let answer = client
+            .receive_until(context.patience(), Segment::has_data)?
+            .context("no response")?;
+        expect_eq!(answer.segment.payload, RESPONSE, "the response");
+        expect_eq!(
+            answer.segment.ack,
+            client.snd_nxt,
+            "what the response acknowledges"
+        );
+    }
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
+        Ok(())
+    })
+}
+
+/// A parked client that resets: never accepted, gone from the kernel's tables, and nobody else is the worse for it.
+fn rst(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let (client, _) = scene.connect_and_ack(context)?;
+    scene.requests(context, 1)?;
+    reset_on_close(&client.stream)?;
+    drop(client);
+    scene.requests(context, 0)?;
+    let (mut next, _) = scene.connect_and_ack(context)?;
+    scene.accept_nothing(
+        Duration::from_secs(1),
+        "one client has reset, and the other has not sent anything",
+    )?;
+    next.request()?;
+    let accepted = scene.accept(context)?;
+    expect_eq!(
+        accepted.peer.port(),
+        next.local.port(),
+        "the client that was accepted"
+    );
+    let mut probe = [0; 1];
+    expect_eq!(accepted.stream.peek(&mut probe)?, 1, "bytes to read");
+    serve(&accepted)?;
+    next.response()?;
+    exchange_and_close(next, accepted)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
+        expect_eq!(trace.resets(), 1, "resets");
+        Ok(())
+    })
+}
+
+/// The same with the exact segment, which is not answered; a second connection from the same port is a new one.
+fn raw_rst(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.parked(context)?;
+    scene.requests(context, 1)?;
+    client.rst()?;
+    scene.requests(context, 0)?;
+    expect_eq!(
+        client
+            .receive(Duration::from_millis(300))?
+            .map(|received| received.segment),
+        None,
+        "an answer to the reset"
+    );
+    client.isn = client.isn.wrapping_add(100_000);
+    client.open(context.patience())?;
+    scene.accept_nothing(
+        Duration::from_millis(500),
+        "the client has not sent anything",
+    )?;
+    scene.serve(context, &mut client)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
+        Ok(())
+    })
+}

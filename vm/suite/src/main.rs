@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The client suite: what servers and clients see of accf, tested from inside the guest.
+//!
+//! `accf-suite run` prints KTAP on its standard output and succeeds only if every case does. Each case is a process of
+//! its own, so that one that hangs or dies leaves no socket open and takes nobody with it.
+
+mod case;
+mod cases;
+mod ktap;
+mod runner;
+mod scene;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::case::Context;
+
+/// Tests accf from the inside of a guest, as root.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the cases and print KTAP.
+    Run {
+        /// Only cases with this in their name; may be given more than once.
+        #[arg(long, value_name = "SUBSTR")]
+        filter: Vec<String>,
+        /// Print the names of the cases instead of running them.
+        #[arg(long)]
+        list: bool,
+        /// How many cases may run at the same time, where they may at all.
+        #[arg(long, value_name = "N")]
+        jobs: Option<usize>,
+        /// What random numbers start from; a run prints its own.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Run one case in this process.
+    #[command(hide = true)]
+    Case {
+        name: String,
+        #[arg(long)]
+        seed: u64,
+    },
+    /// Hold a filtered listener open until killed.
+    #[command(hide = true)]
+    Hold { family: String },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run {
+            filter,
+            list,
+            jobs,
+            seed,
+        } => {
+            let cases = runner::select(cases::table(), &filter);
+            if list {
+                for case in &cases {
+                    println!("{}", case.name);
+                }
+                return Ok(ExitCode::SUCCESS);
+            }
+            let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+            runner::run(cases, jobs, seed)
+        }
+        Command::Case { name, seed } => runner::run_here(cases::table(), &name, seed),
+        Command::Hold { family } => {
+            cases::lifetime::hold(&Context::new("hold", 0), &family)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Runs the cases: stage by stage, each in a process of its own, under a watchdog.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::mpsc::{channel, Sender};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use accf_kit::module;
+use anyhow::{Context as _, Result};
+use nix::sys::signal::{killpg, Signal};
+use nix::unistd::Pid;
+
+use crate::case::{Case, Context, Kernel, Skip, Stage};
+use crate::ktap::{Verdict, Writer};
+
+/// The exit status of a case's process that says "does not apply"; the last line it wrote says why.
+const SKIPPED: u8 = 4;
+
+/// The cases whose name contains one of `filters`; all, if there is none.
+pub(crate) fn select(cases: Vec<Case>, filters: &[String]) -> Vec<Case> {
+    cases
+        .into_iter()
+        .filter(|case| {
+            filters.is_empty() || filters.iter().any(|filter| case.name.contains(filter))
+        })
+        .collect()
+}
+
+/// Runs one case in this process, and ends it with the status the runner understands.
+pub(crate) fn run_here(cases: Vec<Case>, name: &str, seed: u64) -> Result<ExitCode> {
+    let case = cases
+        .into_iter()
+        .find(|case| case.name == name)
+        .with_context(|| format!("no case is called {name}"))?;
+    match (case.body)(&Context::new(name, seed)) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => match error.downcast_ref::<Skip>() {
+            Some(skip) => {
+                println!("{skip}");
+                Ok(ExitCode::from(SKIPPED))
+            }
+            None => {
+                println!("{error:#}");
+                Ok(ExitCode::FAILURE)
+            }
+        },
+    }
+}
+
+/// What came of a case.
+struct Outcome {
+    verdict: Verdict,
+    diagnostics: String,
+    took: Duration,
+}
+
+impl Outcome {
+    fn failed(diagnostics: String) -> Self {
+        Self {
+            verdict: Verdict::Failed,
+            diagnostics,
+            took: Duration::ZERO,
+        }
+    }
+}
+
+/// What the processes of cases are told.
+struct Orders {
+    seed: u64,
+    patience: u32,
+}
+
+/// Runs the cases and prints their results in their order; the exit status is a success if none failed.
+pub(crate) fn run(cases: Vec<Case>, jobs: Option<usize>, seed: u64) -> Result<ExitCode> {
+    let kernel = Kernel::of_this_guest();
+    let orders = Orders {
+        seed,
+        patience: kernel.patience(),
+    };
+    let jobs = jobs.unwrap_or(match kernel {
+        Kernel::Stock => 8,
+        Kernel::Dev => 4,
+    });
+    let loaded_before = module::is_loaded()?;
+    let start = Instant::now();
+    let mut writer = Writer::new(std::io::stdout().lock(), cases.len())?;
+    writer.diagnostic(&format!(
+        "accf-suite: {} cases on {kernel:?}, kernel {}, {jobs} at a time, --seed {seed}",
+        cases.len(),
+        release()
+    ))?;
+    let mut cases = VecDeque::from(cases);
+    while let Some(stage) = cases.front().map(|case| case.stage) {
+        let mut batch = Vec::new();
+        while let Some(case) = cases.pop_front_if(|case| case.stage == stage) {
+            batch.push(case);
+        }
+        let stage_start = Instant::now();
+        let width = if stage == Stage::Alone { 1 } else { jobs };
+        match prepare(stage) {
+            Ok(()) => run_batch(&batch, width, &orders, &mut writer)?,
+            Err(error) => {
+                let text = format!("the stage \"{stage}\" could not be prepared: {error:#}");
+                for case in &batch {
+                    report(&mut writer, case, &Outcome::failed(text.clone()))?;
+                }
+            }
+        }
+        writer.diagnostic(&format!(
+            "stage \"{stage}\": {} cases in {:.1} s",
+            batch.len(),
+            stage_start.elapsed().as_secs_f64()
+        ))?;
+    }
+    if loaded_before && !module::is_loaded()? {
+        module::load("")?;
+    }
+    writer.diagnostic(&format!("took {:.1} s", start.elapsed().as_secs_f64()))?;
+    let totals = writer.finish()?;
+    Ok(if totals.failed == 0 && totals.passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Brings the module into the state a stage needs.
+fn prepare(stage: Stage) -> Result<()> {
+    match stage {
+        Stage::Unloaded if module::is_loaded()? => module::unload(Duration::from_secs(10)),
+        Stage::Loaded(parameters) => module::reload(parameters),
+        Stage::Unloaded | Stage::Alone => Ok(()),
+    }
+}
+
+/// Runs the cases of one stage, `width` at a time, and prints each result once all before it are printed.
+fn run_batch<W: std::io::Write>(
+    batch: &[Case],
+    width: usize,
+    orders: &Orders,
+    writer: &mut Writer<W>,
+) -> Result<()> {
+    let mut order: Vec<usize> = (0..batch.len()).collect();
+    order.sort_by_key(|index| batch.get(*index).is_some_and(|case| !case.early));
+    // The names and limits only: a case's body stays on this thread, and runs in another process.
+    let queue: VecDeque<(usize, String, Duration)> = order
+        .into_iter()
+        .filter_map(|index| {
+            let case = batch.get(index)?;
+            Some((index, case.name.clone(), case.limit * orders.patience))
+        })
+        .collect();
+    let queue = Mutex::new(queue);
+    let mut outcomes: Vec<Option<Outcome>> = batch.iter().map(|_| None).collect();
+    thread::scope(|scope| {
+        let (sender, receiver) = channel();
+        for _ in 0..width.max(1) {
+            let sender = sender.clone();
+            scope.spawn(|| work(&queue, orders, sender));
+        }
+        drop(sender);
+        let mut printed = 0;
+        for (index, outcome) in receiver {
+            if let Some(slot) = outcomes.get_mut(index) {
+                *slot = Some(outcome);
+            }
+            while let (Some(case), Some(Some(outcome))) =
+                (batch.get(printed), outcomes.get(printed))
+            {
+                report(writer, case, outcome)?;
+                printed += 1;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Takes cases from the queue until it is empty.
+fn work(
+    queue: &Mutex<VecDeque<(usize, String, Duration)>>,
+    orders: &Orders,
+    results: Sender<(usize, Outcome)>,
+) {
+    loop {
+        let next = queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front();
+        let Some((index, name, limit)) = next else {
+            return;
+        };
+        let outcome = run_process(&name, limit, orders.seed)
+            .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
+        if results.send((index, outcome)).is_err() {
+            return;
+        }
+    }
+}
+
+fn report<W: std::io::Write>(writer: &mut Writer<W>, case: &Case, outcome: &Outcome) -> Result<()> {
+    let took = outcome.took.as_secs_f64();
+    writer.diagnostic(&format!("{} ({took:.1} s)", case.name))?;
+    for line in outcome.diagnostics.lines() {
+        writer.diagnostic(&format!("  {line}"))?;
+    }
+    writer.result(&case.name, &outcome.verdict)?;
+    Ok(())
+}
+
+/// Runs one case in a process of its own, and ends the process if it does not end by itself.
+fn run_process(name: &str, limit: Duration, seed: u64) -> Result<Outcome> {
+    let start = Instant::now();
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["case", name, "--seed", &seed.to_string()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // A group of its own: what the case starts ends with it.
+        .process_group(0)
+        .spawn()
+        .context("start a case")?;
+    let stdout = collect(child.stdout.take());
+    let stderr = collect(child.stderr.take());
+    let status = wait(&mut child, limit)?;
+    let hung = if status.is_none() {
+        let stacks = stacks(child.id());
+        end(&mut child)?;
+        Some(stacks)
+    } else {
+        // Nothing of the case may outlive it.
+        let _ = killpg(group(&child)?, Signal::SIGKILL);
+        None
+    };
+    let stdout = stdout.join().unwrap_or_default();
+    let mut diagnostics = stdout.clone();
+    diagnostics.push_str(&stderr.join().unwrap_or_default());
+    let verdict = match (status, hung) {
+        (Some(status), _) if status.success() => Verdict::Passed,
+        (Some(status), _) if status.code() == Some(i32::from(SKIPPED)) => Verdict::Skipped(
+            stdout
+                .lines()
+                .last()
+                .unwrap_or("no reason given")
+                .to_owned(),
+        ),
+        (Some(status), _) => {
+            if status.code() != Some(1) {
+                diagnostics.push_str(&format!("the case's process ended: {status}\n"));
+            }
+            Verdict::Failed
+        }
+        (None, stacks) => {
+            diagnostics.push_str(&format!(
+                "hung: ended after its limit of {:.0} s; where its threads were:\n{}",
+                limit.as_secs_f64(),
+                stacks.unwrap_or_default()
+            ));
+            Verdict::Failed
+        }
+    };
+    Ok(Outcome {
+        verdict,
+        diagnostics,
+        took: start.elapsed(),
+    })
+}
+
+/// Reads a stream to its end on a thread of its own.
+fn collect(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let Some(stream) = stream else {
+            return String::new();
+        };
+        let mut text = String::new();
+        let mut lines = BufReader::new(stream);
+        let mut line = Vec::new();
+        while matches!(lines.read_until(b'\n', &mut line), Ok(length) if length > 0) {
+            text.push_str(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+        text
+    })
+}
+
+/// Waits for a process to end; nothing, if it did not within `limit`.
+fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if start.elapsed() >= limit {
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn group(child: &Child) -> Result<Pid> {
+    Ok(Pid::from_raw(i32::try_from(child.id())?))
+}
+
+/// Kills a hung case with all it started.
+fn end(child: &mut Child) -> Result<()> {
+    killpg(group(child)?, Signal::SIGKILL).context("kill a hung case")?;
+    wait(child, Duration::from_secs(10))?
+        .map(drop)
+        .context("a hung case does not even end when killed: it is stuck in the kernel")
+}
+
+/// Where the threads of a process are in the kernel, as far as the kernel tells.
+fn stacks(process: u32) -> String {
+    let mut text = String::new();
+    let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else {
+        return text;
+    };
+    for task in tasks.filter_map(Result::ok) {
+        let read = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        text.push_str(&format!(
+            "thread {}: {}\n{}\n",
+            task.file_name().to_string_lossy(),
+            read("wchan"),
+            read("stack").trim_end()
+        ));
+    }
+    text
+}
+
+fn release() -> String {
+    fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map(|release| release.trim().to_owned())
+        .unwrap_or_else(|_| "unknown".to_owned())
+}
