@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The filters: when a connection is worth accepting.
+
+use super::Segment;
+
+/// What a filter makes of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing to read yet: the connection waits.
+    Wait,
+    /// Something for the server to do: the connection is accepted.
+    Ready,
+}
+
+/// An accept filter, by the name a server asks for it.
+pub trait Filter {
+    /// The name given to `setsockopt(IPPROTO_TCP, TCP_ULP)`: at most 15 bytes, as `TCP_ULP_NAME_MAX` is 16.
+    const NAME: &'static str;
+
+    /// Judges a segment that acknowledges the SYN-ACK and lies in the window.
+    fn verdict(segment: Segment) -> Verdict;
+}
+
+/// BSD's `dataready`: a connection is accepted once its first byte, or its end, has arrived.
+pub struct Dataready;
+
+impl Filter for Dataready {
+    const NAME: &'static str = "dataready";
+
+    fn verdict(segment: Segment) -> Verdict {
+        match segment {
+            Segment::BareAck => Verdict::Wait,
+            Segment::Data | Segment::Fin => Verdict::Ready,
+        }
+    }
+}

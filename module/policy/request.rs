@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The life of one connection request: fresh, parked, due.
+
+use super::{Filter, Verdict};
+
+/// What a segment carries, as far as a filter cares.
+///
+/// Every segment judged here passed `tcp_check_req()`: it acknowledges our SYN-ACK, lies in the window, is no SYN and
+/// no RST (RFC 9293, section 3.10.7.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// Ends where the SYN ended: the third segment of a handshake without data, or a copy of it.
+    BareAck,
+    /// Carries at least one byte, or leaves a gap before what it carries.
+    Data,
+    /// Ends the client's stream and carries nothing else.
+    Fin,
+}
+
+/// Where a request stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The kernel's alone: its bare ACK may be parked.
+    Fresh,
+    /// Must stay the kernel's alone (syncookie, Fast Open, `tcp_abort_on_overflow` …): fails open.
+    Exempt,
+    /// Parked: acknowledged, waiting for data or its deadline.
+    Parked,
+    /// Parked, and at its deadline: the next ACK makes the connection, whatever it carries.
+    Due,
+}
+
+/// What to do with a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Swallow it, mark the request acked, start its deadline.
+    Park,
+    /// Swallow it; the request stays parked and its deadline stands.
+    Hold,
+    /// Give it to TCP: the connection is made.
+    Admit,
+}
+
+/// Decides about a segment for a request in `phase`.
+pub fn on_segment<F: Filter>(phase: Phase, segment: Segment) -> Action {
+    match (phase, F::verdict(segment)) {
+        (Phase::Exempt | Phase::Due, _) | (_, Verdict::Ready) => Action::Admit,
+        (Phase::Fresh, Verdict::Wait) => Action::Park,
+        (Phase::Parked, Verdict::Wait) => Action::Hold,
+    }
+}
+
+/// Why TCP is about to send a SYN-ACK again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// The request's timer fired.
+    Timer,
+    /// The client sent its SYN again: our SYN-ACK never reached it.
+    ClientSyn,
+}
+
+/// What to do with a SYN-ACK that is about to be sent for a parked request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SynAck {
+    /// Let it go out.
+    Send,
+    /// The client has acknowledged one already: nothing goes out.
+    Suppress,
+}
+
+/// Decides whether a parked request answers `trigger` with a SYN-ACK.
+pub fn on_synack(trigger: Trigger) -> SynAck {
+    match trigger {
+        Trigger::Timer => SynAck::Suppress,
+        Trigger::ClientSyn => SynAck::Send,
+    }
+}
