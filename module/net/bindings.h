@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What bindgen is shown: the kernel's request-socket types, and the functions of helpers.c.
+ */
+#ifndef ACCF_NET_BINDINGS_H
+#define ACCF_NET_BINDINGS_H
+
+#include <linux/ipv6.h>
+#include <linux/module.h>
+#include <linux/rcupdate.h>
+#include <linux/skbuff.h>
+#include <linux/tcp.h>
+#include <linux/timer.h>
+#include <net/inet_connection_sock.h>
+#include <net/request_sock.h>
+#include <net/sock.h>
+#include <net/tcp.h>
+
+enum {
+	ACCF_AF_INET = AF_INET,
+	ACCF_AF_INET6 = AF_INET6,
+	ACCF_TCP_CLOSE = TCP_CLOSE,
+	ACCF_TCP_LISTEN = TCP_LISTEN,
+};
+
+/* Both ends of a connection request, as they stand on the wire. */
+struct accf_endpoints {
+	u16 family; /* of the packets: AF_INET also for a v4-mapped client of an IPv6 listener */
+	__be16 client_port;
+	__be16 server_port;
+	__be32 client_v4;
+	__be32 server_v4;
+	struct in6_addr client_v6;
+	struct in6_addr server_v6;
+};
+
+/* Contexts. */
+void accf_local_bh_disable(void);
+void accf_local_bh_enable(void);
+void accf_synchronize_rcu_tasks(void);
+void accf_pin_module(void);
+
+/* Listeners. */
+bool accf_sk_acceptq_is_full(const struct sock *sk);
+bool accf_abort_on_overflow(const struct sock *sk);
+bool accf_is_mptcp_or_smc(const struct sock *sk);
+bool accf_is_signed(const struct sock *sk);
+void accf_ulp_data_publish(struct sock *sk, void *data);
+void *accf_ulp_data_rcu(const struct sock *sk);
+
+/* Requests. */
+struct sock *accf_req_listener(const struct request_sock *req);
+bool accf_req_get(struct request_sock *req);
+bool accf_req_is_hashed(struct request_sock *req);
+bool accf_timer_pending(const struct timer_list *timer);
+unsigned long accf_jiffies(void);
+u64 accf_clock_us(void);
+void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *ends);
+bool accf_reuseport_may_migrate(const struct sock *sk);
+void accf_young_inc(struct sock *sk);
+
+/* Segments. */
+const struct tcphdr *accf_tcp_hdr(const struct sk_buff *skb);
+u32 accf_skb_end_seq(const struct sk_buff *skb);
+bool accf_skb_tsval(const struct sock *sk, const struct sk_buff *skb, u32 *tsval);
+struct sk_buff *accf_skb_received(const struct request_sock *req, const void *packet, u32 len,
+				  u32 network_len);
+bool accf_skb_route_local(const struct request_sock *req, struct sk_buff *skb);
+void accf_tcp_rcv(const struct request_sock *req, struct sk_buff *skb);
+void accf_skb_drop(struct sk_buff *skb);
+
+#endif /* ACCF_NET_BINDINGS_H */

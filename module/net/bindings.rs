@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The generated bindings: `bindings.h` as bindgen read it, layout assertions included.
+//!
+//! Nominally these types are not those of `kernel::bindings`, where the request-socket types are opaque.
+
+#![allow(
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    dead_code,
+    improper_ctypes,
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
+    unreachable_pub,
+    unsafe_op_in_unsafe_fn
+)]
+#![cfg_attr(not(CONFIG_RUSTC_HAS_UNNECESSARY_TRANSMUTES), allow(unknown_lints))]
+#![allow(unnecessary_transmutes)]
+
+use kernel::ffi;
+use pin_init::{MaybeZeroable, Zeroable};
+
+// The types that rust/bindgen_parameters blocks.
+type __kernel_size_t = usize;
+type __kernel_ssize_t = isize;
+type __kernel_ptrdiff_t = isize;
+
+// SAFETY: `__BindgenBitfieldUnit<Storage>` is a newtype around `Storage`; bindgen does not derive this itself.
+unsafe impl<Storage> Zeroable for __BindgenBitfieldUnit<Storage> where Storage: Zeroable {}
+
+include!(concat!(env!("ACCF_NET_OBJ"), "/bindings_generated.rs"));

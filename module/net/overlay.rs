@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The operations that a request wears while it is parked: the kernel's own, with our `send_synack` and `destructor`.
+//!
+//! The originals are not exported. They are taken from the first request seen of each family, and there is one copy
+//! for the whole module, in its static data: a copy of a request that the kernel made behind our back
+//! (`inet_reqsk_clone()`) may point there for longer than its listener lives.
+
+use core::ptr;
+
+use kernel::sync::SetOnce;
+
+use super::{
+    bindings, hooks,
+    request::{Request, AF_INET, AF_INET6},
+};
+
+/// One family's operations, original and ours.
+///
+/// # Invariants
+///
+/// The originals point to constants of the kernel's image.
+pub(super) struct Overlay {
+    original: *const bindings::request_sock_ops,
+    original_tcp: *const bindings::tcp_request_sock_ops,
+    ops: bindings::request_sock_ops,
+    tcp: bindings::tcp_request_sock_ops,
+}
+
+// SAFETY: nothing in it changes once it is made, and its pointers are to constants.
+unsafe impl Send for Overlay {}
+// SAFETY: as above.
+unsafe impl Sync for Overlay {}
+
+static IPV4: SetOnce<Overlay> = SetOnce::new();
+static IPV6: SetOnce<Overlay> = SetOnce::new();
+
+impl Overlay {
+    fn slot(family: i32) -> Option<&'static SetOnce<Overlay>> {
+        match family {
+            AF_INET => Some(&IPV4),
+            AF_INET6 => Some(&IPV6),
+            _ => None,
+        }
+    }
+
+    /// The overlay for requests of this family, if one was ever parked.
+    pub(super) fn of(request: &Request<'_>) -> Option<&'static Self> {
+        Self::slot(request.family())?.as_ref()
+    }
+
+    /// The overlay to park `request` under, made now if it is the first.
+    ///
+    /// `None` where the request has other operations than its family's first one had (MPTCP's, say), and where another
+    /// CPU is making the overlay right now: it is left to the kernel then.
+    ///
+    /// The request must not be parked.
+    pub(super) fn for_parking(request: &Request<'_>) -> Option<&'static Self> {
+        let slot = Self::slot(request.family())?;
+        if slot.as_ref().is_none() {
+            // INVARIANT: the operations of a request of plain TCP are `tcp_request_sock_ops`, `tcp6_request_sock_ops`,
+            // `tcp_request_sock_ipv4_ops` and `tcp_request_sock_ipv6_ops`, constants all.
+            slot.populate(Self::new(request.ops(), request.tcp_ops()));
+        }
+        slot.as_ref().filter(|overlay| {
+            ptr::eq(request.ops(), overlay.original)
+                && ptr::eq(request.tcp_ops(), overlay.original_tcp)
+        })
+    }
+
+    fn new(
+        original: *const bindings::request_sock_ops,
+        original_tcp: *const bindings::tcp_request_sock_ops,
+    ) -> Self {
+        // SAFETY: a request's operations are valid and never change.
+        let mut ops = unsafe { *original };
+        // SAFETY: as above.
+        let mut tcp = unsafe { *original_tcp };
+        ops.destructor = Some(hooks::destructor);
+        tcp.send_synack = Some(hooks::send_synack);
+        Self {
+            original,
+            original_tcp,
+            ops,
+            tcp,
+        }
+    }
+
+    /// Ours, for `req->rsk_ops`.
+    pub(super) fn ops(&'static self) -> *const bindings::request_sock_ops {
+        &self.ops
+    }
+
+    /// Ours, for `tcp_rsk(req)->af_specific`.
+    pub(super) fn tcp_ops(&'static self) -> *const bindings::tcp_request_sock_ops {
+        &self.tcp
+    }
+
+    /// The kernel's `rsk_ops`.
+    pub(super) fn original(&self) -> &'static bindings::request_sock_ops {
+        // SAFETY: by the type invariants.
+        unsafe { &*self.original }
+    }
+
+    /// The kernel's `af_specific`.
+    pub(super) fn original_tcp(&self) -> &'static bindings::tcp_request_sock_ops {
+        // SAFETY: by the type invariants.
+        unsafe { &*self.original_tcp }
+    }
+}

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A connection request, and what parking changes in it.
+//!
+//! Four fields tell that a request is parked. All are written under the lock of its home (the [`Listener`] of
+//! `req->rsk_listener`), or by the request's own destructor:
+//!
+//! | field | while parked | otherwise |
+//! | --- | --- | --- |
+//! | `rsk_ops` | the overlay's | the kernel's |
+//! | `af_specific` | the overlay's | the kernel's |
+//! | `dl_next` | a reference to its [`Parked`] | unused in SYN_RECV |
+//! | `sk` | the request itself | NULL in SYN_RECV |
+//!
+//! The last is what tells a parked request from a copy of one. `inet_reqsk_clone()` copies all four, and the copy,
+//! which we never see made, must not be taken for the original: its `sk` points elsewhere. The kernel reads `dl_next`
+//! and `sk` only of requests in an accept queue (and of Fast Open's, which are never parked), and
+//! `inet_csk_reqsk_queue_add()` writes both when a request enters it.
+//!
+//! [`Listener`]: super::listener::Listener
+
+use core::{
+    marker::PhantomData,
+    ptr::{self, NonNull},
+};
+
+use kernel::sync::Arc;
+
+use super::{bindings, listener::Parked, overlay::Overlay, wire};
+
+pub(super) const AF_INET: i32 = bindings::ACCF_AF_INET as i32;
+pub(super) const AF_INET6: i32 = bindings::ACCF_AF_INET6 as i32;
+
+/// Far in the future, in jiffies, and no further than a timer can be set without losing its order
+/// (`WHEEL_TIMEOUT_MAX`): 49 days at HZ=250, 12 at HZ=1000.
+const FAR_JIFFIES: usize = 1 << 30;
+
+/// The bytes of an IPv6 address, in network order.
+pub(super) fn in6_bytes(address: &bindings::in6_addr) -> [u8; 16] {
+    // SAFETY: all three views of the union are 16 bytes without padding.
+    unsafe { address.in6_u.u6_addr8 }
+}
+
+/// A TCP connection request (`struct request_sock`).
+///
+/// # Invariants
+///
+/// `ptr` points to a `struct tcp_request_sock` that is alive for `'a`: somebody holds a reference to it, or it is being
+/// destroyed by the caller. It has a listener (it is no syncookie's), to which it holds a reference.
+pub(super) struct Request<'a> {
+    ptr: NonNull<bindings::request_sock>,
+    _request: PhantomData<&'a bindings::request_sock>,
+}
+
+impl<'a> Request<'a> {
+    /// Wraps the kernel's pointer.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must meet the type's invariants for `'a`.
+    pub(super) unsafe fn from_raw(ptr: NonNull<bindings::request_sock>) -> Self {
+        // INVARIANT: by the contract of this function.
+        Self {
+            ptr,
+            _request: PhantomData,
+        }
+    }
+
+    /// The kernel's pointer.
+    pub(super) fn as_ptr(&self) -> *mut bindings::request_sock {
+        self.ptr.as_ptr()
+    }
+
+    /// `tcp_rsk(req)`.
+    fn tcp(&self) -> *mut bindings::tcp_request_sock {
+        // A `struct request_sock` is the first member of `inet_request_sock`, and that of `tcp_request_sock`.
+        self.as_ptr().cast()
+    }
+
+    /// `inet_rsk(req)`.
+    fn inet(&self) -> *mut bindings::inet_request_sock {
+        self.as_ptr().cast()
+    }
+
+    /// The family of its packets: `AF_INET` also for a v4-mapped client.
+    pub(super) fn family(&self) -> i32 {
+        // SAFETY: a request's operations are valid, and constant (also the overlay's).
+        unsafe { (*self.ops()).family }
+    }
+
+    /// `req->rsk_ops`.
+    pub(super) fn ops(&self) -> *const bindings::request_sock_ops {
+        // SAFETY: the request is alive by the type invariants. The read is a `READ_ONCE()`: another CPU may park the
+        // request or undo that.
+        unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).rsk_ops) }
+    }
+
+    /// `tcp_rsk(req)->af_specific`.
+    pub(super) fn tcp_ops(&self) -> *const bindings::tcp_request_sock_ops {
+        // SAFETY: as in `ops()`.
+        unsafe { ptr::read_volatile(&raw const (*self.tcp()).af_specific) }
+    }
+
+    /// The listener it was made for. Lives as long as the request.
+    pub(super) fn listener_sock(&self) -> *mut bindings::sock {
+        // SAFETY: alive by the type invariants; written before the request could be found, and not after.
+        unsafe { bindings::accf_req_listener(self.as_ptr()) }
+    }
+
+    /// IRS: the client's initial sequence number.
+    pub(super) fn client_isn(&self) -> u32 {
+        // SAFETY: alive by the type invariants; written before the request could be found, and not after.
+        unsafe { (*self.tcp()).rcv_isn }
+    }
+
+    /// Did both ends agree on timestamps?
+    pub(super) fn uses_timestamps(&self) -> bool {
+        // SAFETY: as in `client_isn()`.
+        unsafe { (*self.inet()).tstamp_ok() != 0 }
+    }
+
+    /// Was data, or a cookie, accepted with the SYN?
+    pub(super) fn is_fast_open(&self) -> bool {
+        // SAFETY: as in `client_isn()`.
+        unsafe { (*self.tcp()).tfo_listener }
+    }
+
+    /// Does it belong to an MPTCP connection?
+    pub(super) fn is_mptcp(&self) -> bool {
+        // SAFETY: as in `client_isn()`.
+        unsafe { (*self.tcp()).is_mptcp }
+    }
+
+    /// Is it still in the table of connections? Once it is out, it never comes back.
+    pub(super) fn is_hashed(&self) -> bool {
+        // SAFETY: alive by the type invariants.
+        unsafe { bindings::accf_req_is_hashed(self.as_ptr()) }
+    }
+
+    /// Microseconds since our first SYN-ACK; 0 where that is not known, and the largest value where it is longer ago.
+    pub(super) fn synack_age_us(&self) -> u32 {
+        // SAFETY: alive by the type invariants; written once, when the SYN-ACK went out. The clock has no
+        // requirements.
+        let (sent, now) = unsafe { ((*self.tcp()).snt_synack, bindings::accf_clock_us()) };
+        if sent == 0 {
+            return 0;
+        }
+        u32::try_from(now.saturating_sub(sent)).unwrap_or(u32::MAX)
+    }
+
+    /// Makes our first SYN-ACK look as if it had been sent `age_us` microseconds ago, unless that is not known.
+    ///
+    /// `tcp_synack_rtt_meas()` then takes the sample that it would have taken at the bare ACK.
+    pub(super) fn set_synack_age_us(&self, age_us: u32) {
+        if age_us == 0 {
+            return;
+        }
+        // SAFETY: alive by the type invariants. The caller owns the request (`own_req`): nobody else looks at the
+        // field any more.
+        unsafe {
+            (*self.tcp()).snt_synack = bindings::accf_clock_us().saturating_sub(u64::from(age_us));
+        }
+    }
+
+    /// Takes a reference, unless the request is dying.
+    pub(super) fn get(&self) -> Option<OwnedRequest> {
+        // SAFETY: alive by the type invariants.
+        let taken = unsafe { bindings::accf_req_get(self.as_ptr()) };
+        // INVARIANT: the reference just taken is the owned one.
+        taken.then_some(OwnedRequest(self.ptr))
+    }
+
+    /// Is its own timer waiting to fire? Not while the timer's handler runs.
+    pub(super) fn timer_is_pending(&self) -> bool {
+        // SAFETY: alive by the type invariants; the timer was set up before the request could be found.
+        unsafe { bindings::accf_timer_pending(&raw const (*self.as_ptr()).rsk_timer) }
+    }
+
+    /// Moves its own timer to `jiffies` from now. `false`, and nothing changed, where the timer is not pending: its
+    /// handler is running, or the request is dying.
+    fn move_timer(&self, jiffies: usize) -> bool {
+        // SAFETY: as in `timer_is_pending()`; the call takes the timer's own lock.
+        unsafe {
+            bindings::mod_timer_pending(
+                &raw mut (*self.as_ptr()).rsk_timer,
+                bindings::accf_jiffies().wrapping_add(jiffies),
+            ) != 0
+        }
+    }
+
+    /// Puts its own timer off for weeks, so that it does no harm while the request is parked.
+    ///
+    /// The timer stays pending, as whoever drops the request takes the timer's reference by deleting it.
+    pub(super) fn put_timer_off(&self) -> bool {
+        self.move_timer(FAR_JIFFIES)
+    }
+
+    /// Lets its own timer fire at the next tick: the kernel decides what becomes of the request.
+    pub(super) fn hurry_timer(&self) -> bool {
+        self.move_timer(1)
+    }
+
+    /// Undoes the count of timeouts, so that the timer's handler never finds that there were too many.
+    ///
+    /// Only for `send_synack` called by that handler (`reqsk_timer_handler()`): afterwards it counts this timeout, and
+    /// the request as no longer young if it was the first. So it is young again now.
+    pub(super) fn forget_timeouts(&self) {
+        let req = self.as_ptr();
+        // SAFETY: alive by the type invariants. `num_timeout` is written by the timer's handler alone, whose callee
+        // we are; it shares its byte with `syncookie`, which does not change any more. The listener is alive.
+        unsafe {
+            if (*req).num_timeout() != 0 {
+                (*req).set_num_timeout(0);
+                bindings::accf_young_inc(self.listener_sock());
+            }
+        }
+    }
+
+    /// Is it parked? Tells for sure only under the lock of its home and in its destructor.
+    pub(super) fn is_parked(&self) -> bool {
+        // SAFETY: alive by the type invariants; the read is a `READ_ONCE()`.
+        let sk = unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).sk) };
+        ptr::eq(sk.cast(), self.as_ptr()) && self.wears_overlay()
+    }
+
+    /// Does it wear our operations? So does a copy of a parked request.
+    fn wears_overlay(&self) -> bool {
+        Overlay::of(self).is_some_and(|overlay| ptr::eq(self.ops(), overlay.ops()))
+    }
+
+    /// Makes it a parked request.
+    ///
+    /// # Safety
+    ///
+    /// The caller holds the lock of its home; the request is in the table of connections and not parked.
+    pub(super) unsafe fn dress(&self, overlay: &'static Overlay, parked: Arc<Parked>) {
+        let req = self.as_ptr();
+        // SAFETY: alive by the type invariants. `dl_next` and `sk` are unused in this state; the others are only ever
+        // read, and either value will do. No other CPU writes, by the lock. The writes are `WRITE_ONCE()`s; that ours
+        // come last makes sure that whoever calls our functions finds the rest.
+        unsafe {
+            ptr::write_volatile(
+                &raw mut (*req).dl_next,
+                Arc::into_raw(parked).cast_mut().cast(),
+            );
+            ptr::write_volatile(&raw mut (*req).sk, req.cast());
+            kernel::sync::barrier::smp_mb(kernel::sync::barrier::Write);
+            ptr::write_volatile(&raw mut (*self.tcp()).af_specific, overlay.tcp_ops());
+            ptr::write_volatile(&raw mut (*req).rsk_ops, overlay.ops());
+        }
+    }
+
+    /// What the request keeps while parked.
+    ///
+    /// # Safety
+    ///
+    /// The request is parked; and the caller holds the lock of its home, or is its destructor. So it stays parked for
+    /// as long as the reference is used.
+    pub(super) unsafe fn parked(&self) -> &Parked {
+        // SAFETY: `dl_next` is the reference that `dress()` put there, and by the contract stays there.
+        unsafe { &*(*self.as_ptr()).dl_next.cast::<Parked>() }
+    }
+
+    /// Makes a parked request the kernel's again, and returns what it kept.
+    ///
+    /// # Safety
+    ///
+    /// The request is parked; and the caller holds the lock of its home and a reference to the request, or is its
+    /// destructor.
+    pub(super) unsafe fn undress(&self) -> Arc<Parked> {
+        // SAFETY: by the contract `dl_next` is the reference that `dress()` put there. It is taken out below, before
+        // anybody else may look.
+        let parked = unsafe { Arc::from_raw((*self.as_ptr()).dl_next.cast::<Parked>()) };
+        self.shed();
+        parked
+    }
+
+    /// Gives a request that wears our operations the kernel's.
+    fn shed(&self) {
+        let Some(overlay) = Overlay::of(self) else {
+            return;
+        };
+        let req = self.as_ptr();
+        // SAFETY: alive by the type invariants; no other CPU writes, as told by the callers. The kernel's operations
+        // go first: they do not look at the rest.
+        unsafe {
+            ptr::write_volatile(&raw mut (*self.tcp()).af_specific, overlay.original_tcp());
+            ptr::write_volatile(&raw mut (*req).rsk_ops, overlay.original());
+            ptr::write_volatile(&raw mut (*req).sk, ptr::null_mut());
+            ptr::write_volatile(&raw mut (*req).dl_next, ptr::null_mut());
+        }
+    }
+
+    /// Makes a copy of a parked request (`inet_reqsk_clone()`) what it would have been without us.
+    ///
+    /// # Safety
+    ///
+    /// The caller is `send_synack`, called by `reqsk_timer_handler()`: such a copy is in no table yet, and its maker's
+    /// alone.
+    pub(super) unsafe fn shed_if_copy(&self) {
+        if self.wears_overlay() && !self.is_parked() {
+            self.shed();
+        }
+    }
+
+    /// Both ends, as they stand on the wire.
+    pub(super) fn endpoints(&self) -> bindings::accf_endpoints {
+        let mut ends = bindings::accf_endpoints::default();
+        // SAFETY: alive by the type invariants; the addresses were written before the request could be found.
+        unsafe { bindings::accf_req_endpoints(self.as_ptr(), &mut ends) };
+        ends
+    }
+
+    /// The client's bare ACK, with this window and, where timestamps are used, this TSval.
+    pub(super) fn bare_ack(&self, window: u16, tsval: Option<u32>) -> wire::BareAck {
+        let tcp = self.tcp();
+        // SAFETY: alive by the type invariants. The numbers do not change; the kernel reads `snt_tsval_last`, which
+        // does, with a `READ_ONCE()` too.
+        let (seq, ack, tsecr) = unsafe {
+            (
+                (*tcp).rcv_isn.wrapping_add(1),
+                (*tcp).snt_isn.wrapping_add(1),
+                ptr::read_volatile(&raw const (*tcp).snt_tsval_last),
+            )
+        };
+        wire::BareAck {
+            seq,
+            ack,
+            window,
+            timestamps: tsval.map(|tsval| (tsval, tsecr)),
+        }
+    }
+}
+
+/// A reference to a request.
+///
+/// # Invariants
+///
+/// Owns one of the request's references.
+pub(super) struct OwnedRequest(NonNull<bindings::request_sock>);
+
+impl OwnedRequest {
+    /// The request.
+    pub(super) fn as_request(&self) -> Request<'_> {
+        // SAFETY: alive by the reference. Only requests with a listener were parked, and only those are wrapped.
+        unsafe { Request::from_raw(self.0) }
+    }
+}
+
+impl Drop for OwnedRequest {
+    fn drop(&mut self) {
+        // SAFETY: gives up the reference owned by the type invariants. `sock_gen_put()` stands for `reqsk_put()`,
+        // which needs a function that is not exported; both do the same for a request.
+        unsafe { bindings::sock_gen_put(self.0.as_ptr().cast()) };
+    }
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Filters as upper layer protocols of TCP: a listener asks for one by name, `setsockopt(fd, IPPROTO_TCP, TCP_ULP, …)`.
+
+use core::{marker::PhantomPinned, ptr};
+
+use kernel::{
+    error::to_result,
+    prelude::*,
+    sync::{
+        atomic::{ordering::Acquire, ordering::Relaxed, ordering::Release, Atomic},
+        rcu,
+    },
+    types::Opaque,
+    ThisModule,
+};
+
+use crate::policy::{Filter, Timeout};
+
+use super::{bindings, hooks};
+
+/// So many filters can be registered at once.
+const MAX_FILTERS: usize = 8;
+
+/// The registered filters: `init` of a ULP is not told which one it is of.
+static REGISTERED: [Atomic<usize>; MAX_FILTERS] = [const { Atomic::new(0) }; MAX_FILTERS];
+
+/// A filter that listeners can ask for until this is dropped.
+///
+/// Dropping may sleep. By then no listener has the filter: each holds a reference to the module.
+///
+/// # Invariants
+///
+/// `ops` is registered with TCP, and the address of `self` is in [`REGISTERED`].
+#[pin_data(PinnedDrop)]
+pub(crate) struct Registration {
+    #[pin]
+    ops: Opaque<bindings::tcp_ulp_ops>,
+    name: &'static str,
+    timeout: Timeout,
+    #[pin]
+    _pin: PhantomPinned,
+}
+
+// SAFETY: TCP's list of ULPs has a lock of its own, and `timeout` does not change.
+unsafe impl Send for Registration {}
+// SAFETY: as above.
+unsafe impl Sync for Registration {}
+
+impl Registration {
+    /// Registers `F`, with `timeout` for every listener.
+    ///
+    /// `EEXIST`: TCP has a ULP of this name. `ENAMETOOLONG`: the name does not fit. `ENOSPC`: too many filters.
+    pub(crate) fn new<F: Filter>(
+        timeout: Timeout,
+        module: &'static ThisModule,
+    ) -> impl PinInit<Self, Error> {
+        try_pin_init!(&this in Self {
+            // In this order: from the registration on, `init()` looks at these.
+            name: F::NAME,
+            timeout: timeout,
+            ops <- Opaque::try_ffi_init(move |slot: *mut bindings::tcp_ulp_ops| {
+                let mut ops = bindings::tcp_ulp_ops {
+                    init: Some(hooks::init::<F>),
+                    release: Some(hooks::release),
+                    clone: Some(hooks::clone),
+                    owner: module.as_ptr().cast(),
+                    ..Default::default()
+                };
+                put_name(&mut ops.name, F::NAME)?;
+                // SAFETY: the slot is valid for writes, and stays where it is.
+                unsafe { slot.write(ops) };
+
+                let registered = REGISTERED
+                    .iter()
+                    .find(|slot| slot.cmpxchg(0, this.as_ptr() as usize, Release).is_ok())
+                    .ok_or(ENOSPC)?;
+                // SAFETY: the operations are valid until they are unregistered in `drop()`.
+                to_result(unsafe { bindings::tcp_register_ulp(slot) })
+                    .inspect_err(|_| registered.store(0, Release))
+            }),
+            _pin: PhantomPinned,
+        }? Error)
+    }
+
+    /// The registered filter `name`.
+    pub(super) fn by_name(name: &str) -> Option<&'static Self> {
+        REGISTERED.iter().find_map(|slot| {
+            // SAFETY: a registration in the table is alive, and was written before it entered.
+            let registration = unsafe { (slot.load(Acquire) as *const Self).as_ref() }?;
+            (registration.name == name).then_some(registration)
+        })
+    }
+
+    /// For `icsk->icsk_ulp_ops`.
+    pub(super) fn as_ptr(&self) -> *const bindings::tcp_ulp_ops {
+        self.ops.get()
+    }
+
+    /// How long its listeners hold a silent connection back.
+    pub(super) fn timeout(&self) -> Timeout {
+        self.timeout
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Registration {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: registered by the type invariants. Waits for readers of the list (`synchronize_rcu()`).
+        unsafe { bindings::tcp_unregister_ulp(self.ops.get()) };
+        let address = ptr::from_ref(&*self) as usize;
+        for slot in &REGISTERED {
+            if slot.load(Relaxed) == address {
+                slot.store(0, Release);
+            }
+        }
+        // A request that was dying when its listener closed may only now be in our destructor, and that in process
+        // context, where nothing but RCU tasks sees it; and listeners may wait for their drop.
+        // SAFETY: may sleep here.
+        unsafe { bindings::accf_synchronize_rcu_tasks() };
+        rcu::rcu_barrier();
+    }
+}
+
+/// Writes `name` and a NUL.
+fn put_name(place: &mut [kernel::ffi::c_char], name: &str) -> Result {
+    if name.len() >= place.len() {
+        return Err(ENAMETOOLONG);
+    }
+    for (to, from) in place.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    Ok(())
+}
