@@ -86,10 +86,14 @@ impl Capture {
 
     /// Everything captured until this moment.
     pub fn so_far(&self) -> Result<Trace> {
-        self.shared.drain()?;
-        Ok(Trace {
-            packets: self.shared.lock().clone(),
-        })
+        self.shared.so_far()
+    }
+
+    /// Lets somebody else look at what is captured, during the capture and after.
+    pub fn viewer(&self) -> Viewer {
+        Viewer {
+            shared: Arc::clone(&self.shared),
+        }
     }
 
     /// Waits until a captured packet satisfies `wanted`, and returns the first that does.
@@ -113,8 +117,7 @@ impl Capture {
         self.shared.drain()?;
         let lost = self.shared.lost()?;
         ensure!(lost == 0, "the capture lost {lost} packets");
-        let packets = std::mem::take(&mut *self.shared.lock());
-        Ok(Trace { packets })
+        self.shared.so_far()
     }
 
     fn end(&mut self) -> Result<()> {
@@ -135,7 +138,27 @@ impl Drop for Capture {
     }
 }
 
+/// A look at a capture that somebody else runs.
+#[derive(Clone, Debug)]
+pub struct Viewer {
+    shared: Arc<Shared>,
+}
+
+impl Viewer {
+    /// Everything captured until this moment.
+    pub fn so_far(&self) -> Result<Trace> {
+        self.shared.so_far()
+    }
+}
+
 impl Shared {
+    fn so_far(&self) -> Result<Trace> {
+        self.drain()?;
+        Ok(Trace {
+            packets: self.lock().clone(),
+        })
+    }
+
     fn open(interface: &str) -> Result<Self> {
         Netns::want_module("af_packet");
         // A protocol of 0: nothing arrives before the socket is bound to its interface.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::libc;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::clock::Stamp;
 use crate::netns::Netns;
@@ -277,6 +277,14 @@ fn set_defer_accept(socket: BorrowedFd<'_>, seconds: i32) -> Result<()> {
         &seconds.to_ne_bytes(),
     )
     .context("TCP_DEFER_ACCEPT")
+}
+
+/// Makes an idle connection ask every second whether the other side is still there.
+pub fn keep_alive(stream: &TcpStream) -> Result<()> {
+    let second = Duration::from_secs(1);
+    socket2::SockRef::from(stream)
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(second).with_interval(second))
+        .context("SO_KEEPALIVE")
 }
 
 fn limit_io(stream: &TcpStream) -> Result<()> {

@@ -2,14 +2,15 @@
 
 //! Two machines and a cable: a client's and a server's namespace, joined by a veth pair.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{ensure, Context as _, Result};
 
 use crate::capture::Capture;
 use crate::endpoint::Family;
 use crate::netns::Netns;
+use crate::wait;
 
 /// The name both ends of the cable have in their namespaces.
 pub const INTERFACE: &str = "wire0";
@@ -84,7 +85,32 @@ impl Wire {
                 ))?;
             }
         }
+        wire.wait_until_it_carries()?;
         Ok(wire)
+    }
+
+    /// Waits until a datagram has crossed the cable each way.
+    ///
+    /// The kernel lets an interface send only some time after its other end came up, and drops what comes before: a
+    /// first SYN lost would be sent again after a second, and spoil what is measured.
+    fn wait_until_it_carries(&self) -> Result<()> {
+        let socket = |ns: &Netns, address: Ipv4Addr| {
+            ns.run(|| {
+                let socket = UdpSocket::bind((address, 0)).context("UDP socket")?;
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            })
+        };
+        let client = socket(&self.client, CLIENT_V4)?;
+        let server = socket(&self.server, SERVER_V4)?;
+        for (from, to) in [(&client, &server), (&server, &client)] {
+            let crossed = wait::until(Duration::from_secs(20), || {
+                from.send_to(b"?", to.local_addr()?)?;
+                wait::readable(to, Duration::from_millis(20))
+            })?;
+            ensure!(crossed, "nothing crosses the cable");
+        }
+        Ok(())
     }
 
     /// The server's address for clients of a family.

@@ -3,8 +3,10 @@
 //! What a case is, and what it is given.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use accf_kit::capture::{Capture, Viewer};
 use accf_kit::endpoint::Family;
 use anyhow::{bail, Result};
 
@@ -121,6 +123,7 @@ pub(crate) struct Context {
     /// Where its random numbers start from.
     pub(crate) seed: u64,
     name: String,
+    captures: Mutex<Vec<Viewer>>,
 }
 
 impl Context {
@@ -130,6 +133,7 @@ impl Context {
             kernel: Kernel::of_this_guest(),
             seed,
             name: name.to_owned(),
+            captures: Mutex::new(Vec::new()),
         }
     }
 
@@ -167,6 +171,32 @@ impl Context {
     /// Tells something about the run that a reader of the results may want.
     pub(crate) fn note(&self, text: impl fmt::Display) {
         println!("{text}");
+    }
+
+    /// Makes what a capture saw part of the diagnostics, should the case fail.
+    pub(crate) fn show_on_failure(&self, capture: &Capture) {
+        self.captures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(capture.viewer());
+    }
+
+    /// What the captures of this case saw, as far as one wants to read it.
+    pub(crate) fn on_the_wire(&self) -> String {
+        const ENOUGH: usize = 60;
+        let mut text = String::new();
+        let captures = self.captures.lock().unwrap_or_else(PoisonError::into_inner);
+        for capture in captures.iter() {
+            let Ok(trace) = capture.so_far() else {
+                continue;
+            };
+            text.push_str("on the wire:\n");
+            text.extend(trace.describe().split_inclusive('\n').take(ENOUGH));
+            if let Some(rest) = trace.packets.len().checked_sub(ENOUGH + 1) {
+                text.push_str(&format!("… and {} more\n", rest + 1));
+            }
+        }
+        text
     }
 
     /// Ends the case because the kernel lacks `what`: a skip on a stock kernel, a failure on ours, which has it all.

@@ -39,7 +39,8 @@ pub(crate) fn run_here(cases: Vec<Case>, name: &str, seed: u64) -> Result<ExitCo
         .into_iter()
         .find(|case| case.name == name)
         .with_context(|| format!("no case is called {name}"))?;
-    match (case.body)(&Context::new(name, seed)) {
+    let context = Context::new(name, seed);
+    match (case.body)(&context) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => match error.downcast_ref::<Skip>() {
             Some(skip) => {
@@ -48,6 +49,7 @@ pub(crate) fn run_here(cases: Vec<Case>, name: &str, seed: u64) -> Result<ExitCo
             }
             None => {
                 println!("{error:#}");
+                println!("{}", context.on_the_wire());
                 Ok(ExitCode::FAILURE)
             }
         },

@@ -40,14 +40,20 @@ pub(crate) struct Client {
 
 impl Scene {
     /// Opens a listener on a new cable.
-    pub(crate) fn new(family: Family, listen: &Listen) -> Result<Self> {
-        Self::on(Wire::new()?, family, listen)
+    pub(crate) fn new(context: &Context, family: Family, listen: &Listen) -> Result<Self> {
+        Self::on(context, Wire::new()?, family, listen)
     }
 
     /// Opens a listener on a cable.
-    pub(crate) fn on(wire: Wire, family: Family, listen: &Listen) -> Result<Self> {
+    pub(crate) fn on(
+        context: &Context,
+        wire: Wire,
+        family: Family,
+        listen: &Listen,
+    ) -> Result<Self> {
         let listener = listen.open(&wire.server)?;
         let capture = wire.watch_server()?;
+        context.show_on_failure(&capture);
         Ok(Self {
             wire,
             family,
@@ -92,10 +98,9 @@ impl Scene {
         requests(&self.wire.server, self.port(), context, expected)
     }
 
-    /// Ends the capture and judges it; what was on the wire is part of the error.
+    /// Ends the capture and judges what it saw of the listener.
     pub(crate) fn judge(self, verdict: impl FnOnce(&Trace) -> Result<()>) -> Result<()> {
-        let trace = self.capture.stop()?.of_port(self.listener.port());
-        explained(&trace, verdict(&trace))
+        verdict(&self.capture.stop()?.of_port(self.listener.port()))
     }
 }
 
@@ -109,11 +114,12 @@ pub(crate) struct RawScene {
 }
 
 impl RawScene {
-    pub(crate) fn new(family: Family, listen: &Listen) -> Result<Self> {
+    pub(crate) fn new(context: &Context, family: Family, listen: &Listen) -> Result<Self> {
         let ns = Netns::new()?;
         let host = RawHost::new(&ns)?;
         let listener = listen.open(&ns)?;
         let capture = host.watch()?;
+        context.show_on_failure(&capture);
         Ok(Self {
             ns,
             family,
@@ -182,27 +188,10 @@ impl RawScene {
         Ok(())
     }
 
-    /// Ends the capture and judges it; what was on the wire is part of the error.
+    /// Ends the capture and judges what it saw of the listener.
     pub(crate) fn judge(self, verdict: impl FnOnce(&Trace) -> Result<()>) -> Result<()> {
-        let trace = self.capture.stop()?.of_port(self.listener.port());
-        explained(&trace, verdict(&trace))
+        verdict(&self.capture.stop()?.of_port(self.listener.port()))
     }
-}
-
-/// Adds what was on the wire to an error.
-pub(crate) fn explained<T>(trace: &Trace, result: Result<T>) -> Result<T> {
-    const ENOUGH: usize = 60;
-    result.map_err(|error| {
-        let all = trace.describe();
-        let shown: String = all.split_inclusive('\n').take(ENOUGH).collect();
-        let rest = trace.packets.len().saturating_sub(ENOUGH);
-        let rest = if rest > 0 {
-            format!("… and {rest} more\n")
-        } else {
-            String::new()
-        };
-        anyhow::anyhow!("{error:#}\non the wire:\n{shown}{rest}")
-    })
 }
 
 /// Waits until the bare ACK of a client is on the server's wire.

@@ -152,7 +152,7 @@ fn unknown_name(_: &Context) -> Result<()> {
 
 /// Neither end of a connection takes a filter, and trying does it no harm.
 fn connected(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::plain(family))?;
+    let scene = Scene::new(context, family, &Listen::plain(family))?;
     let client = scene.connect()?;
     let accepted = scene.accept(context)?;
     for (end, stream) in [("client", &client.stream), ("server", &accepted.stream)] {
@@ -168,7 +168,7 @@ fn connected(context: &Context, family: Family) -> Result<()> {
 
 /// A bound socket takes the filter, as it may listen later; if it connects instead, it works as any other.
 fn then_connect(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::plain(family))?;
+    let scene = Scene::new(context, family, &Listen::plain(family))?;
     let server = scene.wire.server_address(family, scene.port());
     let socket = scene.wire.client.run(|| {
         let socket = bound(family, 0, false)?;

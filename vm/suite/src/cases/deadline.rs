@@ -135,19 +135,25 @@ fn silent_on(context: &Context, scene: Scene) -> Result<()> {
 }
 
 fn silent(context: &Context, family: Family) -> Result<()> {
-    silent_on(context, Scene::new(family, &Listen::filtered(family))?)
+    silent_on(
+        context,
+        Scene::new(context, family, &Listen::filtered(family))?,
+    )
 }
 
 /// The same in a namespace with a setting that must make no difference.
 fn with_sysctl(context: &Context, family: Family, name: &str, value: &str) -> Result<()> {
     let wire = Wire::new()?;
     wire.server.set_sysctl(name, value)?;
-    silent_on(context, Scene::on(wire, family, &Listen::filtered(family))?)
+    silent_on(
+        context,
+        Scene::on(context, wire, family, &Listen::filtered(family))?,
+    )
 }
 
 /// The same for a listener that only hears one interface.
 fn bound_to_device(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     SockRef::from(scene.listener.socket())
         .bind_device(Some(INTERFACE.as_bytes()))
         .context("SO_BINDTODEVICE")?;
@@ -169,7 +175,7 @@ fn link_local(context: &Context) -> Result<()> {
         "neigh replace fe80::a lladdr 02:00:00:00:00:01 nud permanent dev {INTERFACE}"
     ))?;
     let scope = wire.client.interface_index(INTERFACE)?;
-    let scene = Scene::on(wire, family, &Listen::filtered(family))?;
+    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
     let server = std::net::SocketAddrV6::new("fe80::b".parse()?, scene.port(), 0, scope);
     let stream = scene.wire.client.run(|| {
         let socket = accf_kit::endpoint::bound(family, 0, false)?;
@@ -195,6 +201,7 @@ fn loopback(context: &Context, family: Family) -> Result<()> {
     let ns = accf_kit::netns::Netns::new()?;
     let listener = Listen::filtered(family).open(&ns)?;
     let capture = accf_kit::capture::Capture::start(&ns, "lo")?;
+    context.show_on_failure(&capture);
     let server: std::net::SocketAddr = if family.is_v4_on_the_wire() {
         ([127, 0, 0, 1], listener.port()).into()
     } else {
@@ -250,7 +257,7 @@ fn all_on_time(context: &Context, scene: &Scene, count: usize) -> Result<Vec<Acc
 
 fn many(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 200;
-    let scene = Scene::new(family, &Listen::filtered(family).backlog(1024))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family).backlog(1024))?;
     let server = scene.wire.server_address(family, scene.port());
     let mut clients = scene.wire.client.run(|| {
         (0..CLIENTS)
@@ -279,7 +286,7 @@ fn many(context: &Context, family: Family) -> Result<()> {
 /// Deadlines that follow one another are met each for itself.
 fn one_after_another(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 12;
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         clients.push(scene.connect()?);
@@ -291,7 +298,7 @@ fn one_after_another(context: &Context, family: Family) -> Result<()> {
 
 /// Data in time is the end of it: the deadline passes without a second connection.
 fn data_before(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     sleep(Duration::from_millis(1500).saturating_sub(Stamp::now().since(ack.at)));
     client.request()?;
@@ -313,7 +320,7 @@ fn data_before(context: &Context, family: Family) -> Result<()> {
 /// Data that arrives as the time runs out: whichever is first, the connection is accepted once, with its data.
 fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: u32 = 40;
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
         clients.push(scene.connect_and_ack(context)?);
@@ -348,7 +355,7 @@ fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
 
 /// A client that has reset is not accepted at its deadline.
 fn rst_before(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
     sleep(Duration::from_millis(500));
     client.rst()?;
@@ -363,6 +370,7 @@ fn rst_before(context: &Context, family: Family) -> Result<()> {
 /// The path's round-trip time is known at the deadline too.
 fn rtt(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::on(
+        context,
         Wire::with_rtt(Duration::from_millis(40))?,
         family,
         &Listen::filtered(family),
@@ -402,7 +410,7 @@ fn rtt(context: &Context, family: Family) -> Result<()> {
 
 /// A SYN sent again while parked is answered, and moves the deadline nowhere.
 fn after_syn(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, ack) = scene.parked(context)?;
     sleep(Duration::from_millis(700));
     client.syn()?;
@@ -422,7 +430,7 @@ fn after_syn(context: &Context, family: Family) -> Result<()> {
 
 /// Duplicate ACKs and keepalive probes buy no time.
 fn after_odd_segments(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, ack) = scene.parked(context)?;
     for _ in 0..3 {
         sleep(Duration::from_millis(500));
@@ -439,7 +447,7 @@ fn after_odd_segments(context: &Context, family: Family) -> Result<()> {
 
 /// A bare ACK that comes only after the SYN-ACK was sent again: its time begins with it.
 fn late_ack(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut client = scene.client();
     client.half_open(context.patience())?;
     client
@@ -461,7 +469,7 @@ fn late_ack(context: &Context, family: Family) -> Result<()> {
 /// Without a parameter a silent client is held for a minute, and then accepted like any other.
 fn default_is_a_minute(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (client, ack) = scene.connect_and_ack(context)?;
     scene.accept_nothing(Duration::from_secs(55), "its minute is not over")?;
     let accepted = scene
@@ -482,7 +490,7 @@ fn default_is_a_minute(context: &Context) -> Result<()> {
 fn never(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
     wire.server.set_sysctl("net.ipv4.tcp_synack_retries", "0")?;
-    let scene = Scene::on(wire, family, &Listen::filtered(family))?;
+    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     scene.accept_nothing(Duration::from_secs(8), "there is no deadline")?;
     ensure!(

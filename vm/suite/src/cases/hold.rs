@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use accf_kit::capture::{Direction, Trace};
 use accf_kit::counters::Counters;
-use accf_kit::endpoint::{connect, Family, Listen};
+use accf_kit::endpoint::{connect, keep_alive, Family, Listen};
 use accf_kit::netns::join;
 use accf_kit::segment::Segment;
 use accf_kit::tcp_info::TcpInfo;
@@ -22,9 +22,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::DEFAULT;
 use crate::case::{each_family, expect_eq, expect_in, Case, Context, Kernel};
-use crate::scene::{
-    bare_ack, close, established, exchange_and_close, explained, rest, serve, Scene,
-};
+use crate::scene::{bare_ack, close, established, exchange_and_close, rest, serve, Scene};
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> = [
@@ -36,6 +34,7 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         each_family(DEFAULT, "hold.epoll_wakes_once", epoll_wakes_once),
         each_family(DEFAULT, "hold.reuseport", reuse_port),
+        each_family(DEFAULT, "hold.keepalive", keepalive),
         each_family(DEFAULT, "hold.counters", counters),
         each_family(
             DEFAULT,
@@ -65,7 +64,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// The case of the report that started it: handshake, silence, then a request.
 fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     // The kernel would have sent its SYN-ACK again after 1 s and after 3 s.
     scene.accept_nothing(Duration::from_secs(4), "the client has not sent anything")?;
@@ -108,7 +107,7 @@ fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
 
 /// The first byte is enough, and none is lost or doubled.
 fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.connect_and_ack(context)?;
     scene.accept_nothing(
         Duration::from_millis(300),
@@ -139,7 +138,7 @@ fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
 
 /// A window's worth and more, both ways, on a connection that was held back.
 fn megabyte(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.connect_and_ack(context)?;
     scene.accept_nothing(
         Duration::from_millis(300),
@@ -193,7 +192,7 @@ fn rtt(context: &Context, family: Family, timestamps: Timestamps) -> Result<()> 
     if timestamps == Timestamps::Off {
         wire.client.set_sysctl("net.ipv4.tcp_timestamps", "0")?;
     }
-    let scene = Scene::on(wire, family, &Listen::filtered(family))?;
+    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
     let plain = Listen::plain(family).open(&scene.wire.server)?;
 
     let (mut client, _) = scene.connect_and_ack(context)?;
@@ -234,35 +233,31 @@ fn rtt(context: &Context, family: Family, timestamps: Timestamps) -> Result<()> 
         ms(free.rtt),
         ms(free.rto)
     ));
-    explained(&trace.of_port(port), {
-        (|| {
-            expect_eq!(trace.of_port(port).syn_acks(), 1, "SYN-ACKs");
-            let slack = match context.kernel {
-                Kernel::Stock => 10.0,
-                Kernel::Dev => 30.0,
-            };
-            expect_in!(
-                ms(held.rtt),
-                path - slack..path + slack,
-                "tcpi_rtt of the accepted socket, in ms"
-            );
-            // The bare ACK can be seen a little later than the plain listener's: allow for what was seen.
-            let expected = ms(free.rto) + (path - plain_path);
-            let slack = expected * 0.1 + (path - plain_path).abs() * 2.0;
-            expect_in!(
-                ms(held.rto),
-                expected - slack..expected + slack,
-                "tcpi_rto of the accepted socket, in ms"
-            );
-            Ok(())
-        })()
-    })
+    expect_eq!(trace.of_port(port).syn_acks(), 1, "SYN-ACKs");
+    let slack = match context.kernel {
+        Kernel::Stock => 10.0,
+        Kernel::Dev => 30.0,
+    };
+    expect_in!(
+        ms(held.rtt),
+        path - slack..path + slack,
+        "tcpi_rtt of the accepted socket, in ms"
+    );
+    // The bare ACK can be seen a little later than the plain listener's: allow for what was seen.
+    let expected = ms(free.rto) + (path - plain_path);
+    let slack = expected * 0.1 + (path - plain_path).abs() * 2.0;
+    expect_in!(
+        ms(held.rto),
+        expected - slack..expected + slack,
+        "tcpi_rto of the accepted socket, in ms"
+    );
+    Ok(())
 }
 
 /// A server asleep in `epoll_wait()` is woken once for each connection, and not for a bare ACK.
 fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 8;
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     // Edge-triggered: each event is one call of the listener's wake-up.
     epoll.add(
@@ -328,7 +323,7 @@ fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
 fn reuse_port(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 24;
     let listen = Listen::filtered(family).reuse_port();
-    let scene = Scene::new(family, &listen)?;
+    let scene = Scene::new(context, family, &listen)?;
     let second = listen.port(scene.port()).open(&scene.wire.server)?;
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
@@ -366,10 +361,47 @@ fn reuse_port(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+/// A client that keeps its idle connection alive is answered while it is held, and is served when it speaks.
+///
+/// The answers carry timestamps newer than the SYN-ACK's, and the client's next segments echo them.
+fn keepalive(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let (mut client, ack) = scene.connect_and_ack(context)?;
+    keep_alive(&client.stream)?;
+    scene.accept_nothing(
+        Duration::from_millis(3500),
+        "the client has only asked whether the server is there",
+    )?;
+    let sent = client.request()?;
+    let accepted = scene.accept(context)?;
+    expect_in!(
+        accepted.at.ms_after(sent),
+        0.0..context.prompt().as_secs_f64() * 1e3,
+        "milliseconds from the request to accept()"
+    );
+    serve(&accepted)?;
+    client.response()?;
+    close(client, accepted)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        let silence = trace.between(ack.at, sent);
+        let probes = silence.filter(|packet| packet.direction == Direction::In);
+        let answers = silence.filter(|packet| packet.direction == Direction::Out);
+        expect_in!(probes.packets.len(), 2..=4, "keepalive probes");
+        expect_eq!(
+            answers.packets.len(),
+            probes.packets.len(),
+            "answers to keepalive probes"
+        );
+        Ok(())
+    })
+}
+
 /// The kernel's books say that nothing was dropped, retransmitted or overflowed.
 fn counters(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 10;
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let before = Counters::read(&scene.wire.server)?;
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
@@ -416,7 +448,7 @@ fn counters(context: &Context, family: Family) -> Result<()> {
 
 /// A filter that comes while clients are already waiting does not touch those it finds in the queue.
 fn attached_while_listening(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::plain(family))?;
+    let scene = Scene::new(context, family, &Listen::plain(family))?;
     let (early, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 0)?;
     ulp::attach(&scene.listener, ulp::DATAREADY).context("attach")?;
@@ -445,7 +477,7 @@ fn outlives_retries(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
     // The kernel would drop the request after 3 s.
     wire.server.set_sysctl("net.ipv4.tcp_synack_retries", "1")?;
-    let scene = Scene::on(wire, family, &Listen::filtered(family))?;
+    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.connect_and_ack(context)?;
     scene.accept_nothing(Duration::from_secs(8), "the client has not sent anything")?;
     client.request()?;
@@ -465,7 +497,7 @@ fn several_threads(context: &Context) -> Result<()> {
     const CLIENTS: usize = 40;
     const THREADS: usize = 4;
     let family = Family::V6;
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (listener, patience) = (&scene.listener, context.patience());
     thread::scope(|scope| {
         let servers: Vec<_> = (0..THREADS)
@@ -518,7 +550,7 @@ fn several_threads(context: &Context) -> Result<()> {
 /// The smallest backlog: clients who speak are served, one after another and side by side.
 fn backlog_of_one(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = Scene::new(family, &Listen::filtered(family).backlog(1))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family).backlog(1))?;
     for _ in 0..3 {
         let (mut client, _) = scene.connect_and_ack(context)?;
         scene.accept_nothing(
@@ -550,7 +582,7 @@ fn backlog_of_one(context: &Context) -> Result<()> {
 /// A plain listener of the same process and namespace knows nothing of its neighbour's filter.
 fn plain_beside(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let plain = Listen::plain(family).open(&scene.wire.server)?;
     let (held, _) = scene.connect_and_ack(context)?;
     let server = scene.wire.server_address(family, plain.port());

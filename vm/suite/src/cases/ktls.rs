@@ -30,7 +30,7 @@ pub(crate) fn cases_at_the_deadline() -> Vec<Case> {
 }
 
 fn after_data(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.connect_and_ack(context)?;
     scene.accept_nothing(
         Duration::from_millis(300),
@@ -43,7 +43,7 @@ fn after_data(context: &Context, family: Family) -> Result<()> {
 }
 
 fn at_the_deadline(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (client, _) = scene.connect_and_ack(context)?;
     let accepted = scene.accept(context)?;
     encrypt(context, scene, client, accepted)

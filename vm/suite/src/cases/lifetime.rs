@@ -134,7 +134,7 @@ fn refused(context: &Context) -> Result<()> {
 /// A listener closes over a parked request: the module is free, and the client learns of it as from any kernel.
 fn unload_parked(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
     scene.requests(context, 1)?;
     ensure!(
@@ -174,7 +174,7 @@ fn unload_parked(context: &Context, family: Family) -> Result<()> {
 /// An accepted socket has nothing of the module: it lives on without it.
 fn unload_accepted(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=500")?;
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (mut spoken, _) = scene.connect_and_ack(context)?;
     spoken.request()?;
     let by_data = scene.accept(context)?;
@@ -193,7 +193,7 @@ fn unload_accepted(context: &Context, family: Family) -> Result<()> {
 
 fn unload_after_reset(context: &Context) -> Result<()> {
     module::reload("")?;
-    let scene = RawScene::new(Family::V6, &Listen::filtered(Family::V6))?;
+    let scene = RawScene::new(context, Family::V6, &Listen::filtered(Family::V6))?;
     for _ in 0..10 {
         let (mut client, _) = scene.parked(context)?;
         client.rst()?;
@@ -239,7 +239,7 @@ fn again_and_again(context: &Context) -> Result<()> {
         let family = *Family::ALL
             .get(round % Family::ALL.len())
             .context("no family")?;
-        let scene = Scene::on(wire.clone(), family, &Listen::filtered(family))?;
+        let scene = Scene::on(context, wire.clone(), family, &Listen::filtered(family))?;
         let (mut client, _) = scene.connect_and_ack(context)?;
         let (parked, _) = scene.connect_and_ack(context)?;
         scene.requests(context, 2)?;
@@ -258,7 +258,7 @@ fn under_traffic(context: &Context) -> Result<()> {
     const CLIENTS: usize = 60;
     module::reload("")?;
     let family = Family::V4;
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let over = AtomicBool::new(false);
     let attempts = thread::scope(|scope| {
         let unloader = scope.spawn(|| -> Result<usize> {
@@ -309,7 +309,7 @@ fn unload_at_the_deadline(context: &Context) -> Result<()> {
     for round in 0..6_i64 {
         module::reload(&format!("timeout_ms={}", DEADLINE.as_millis()))?;
         let family = Family::V6;
-        let scene = Scene::on(wire.clone(), family, &Listen::filtered(family))?;
+        let scene = Scene::on(context, wire.clone(), family, &Listen::filtered(family))?;
         let server = wire.server_address(family, scene.port());
         let (clients, ack) = wire.client.run(|| {
             let clients = (0..CLIENTS)
@@ -404,7 +404,7 @@ pub(crate) fn hold(_: &Context, family: &str) -> Result<()> {
 fn namespace_gone(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 20;
     module::reload("timeout_ms=1500")?;
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let clients = (0..CLIENTS)
         .map(|_| scene.connect())
         .collect::<Result<Vec<_>>>()?;
@@ -425,7 +425,7 @@ fn namespace_gone(context: &Context, family: Family) -> Result<()> {
 /// Whether the connection is accepted then is the kernel's to say, as its address is gone, too; it may not harm it.
 fn interface_gone(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=1500")?;
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let clients = (0..5)
         .map(|_| scene.connect())
         .collect::<Result<Vec<_>>>()?;
@@ -456,7 +456,7 @@ fn interface_gone(context: &Context, family: Family) -> Result<()> {
 /// `shutdown()` of a listener drops what is parked; the socket listens again, filter and all.
 fn listen_again(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (parked, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 1)?;
     scene.listener.socket().shutdown(Shutdown::Both)?;
@@ -492,7 +492,7 @@ fn migration(context: &Context, family: Family) -> Result<()> {
     wire.server.set_sysctl("net.ipv4.tcp_migrate_req", "1")?;
     for other in ["filtered", "plain"] {
         let filtered = Listen::filtered(family).reuse_port();
-        let scene = Scene::on(wire.clone(), family, &filtered)?;
+        let scene = Scene::on(context, wire.clone(), family, &filtered)?;
         let listen = if other == "filtered" {
             filtered
         } else {

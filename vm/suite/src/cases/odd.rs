@@ -21,11 +21,19 @@ pub(crate) fn cases() -> Vec<Case> {
             unanswered(context, family, &Listen::filtered(family))
         }),
         each_family(DEFAULT, "odd.duplicate_bare_acks", duplicate_acks),
-        each_family(DEFAULT, "odd.keepalive_probes", keepalive),
+        each_family(DEFAULT, "odd.keepalive_probes", |context, family| {
+            keepalive(context, family, false)
+        }),
+        each_family(
+            DEFAULT,
+            "odd.keepalive_probes_with_timestamps",
+            |context, family| keepalive(context, family, true),
+        ),
         each_family(DEFAULT, "odd.retransmitted_syn", retransmitted_syn),
         each_family(DEFAULT, "odd.wrong_ack_number", wrong_ack),
         each_family(DEFAULT, "odd.second_segment_first", second_segment_first),
         each_family(DEFAULT, "odd.old_timestamp", old_timestamp),
+        each_family(DEFAULT, "odd.inexact_reset", inexact_rst),
         each_family(DEFAULT, "odd.stray_segments", stray),
     ]
     .into_iter()
@@ -64,7 +72,7 @@ fn still_parked(context: &Context, scene: &RawScene, client: &mut RawClient) -> 
 }
 
 fn duplicate_acks(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
     for window in [u16::MAX, u16::MAX, 1000, 0, 2000] {
         client.window = window;
@@ -81,9 +89,16 @@ fn duplicate_acks(context: &Context, family: Family) -> Result<()> {
 }
 
 /// A probe asks "are you there?", with no byte or with one of garbage before the window: the answer is an ACK.
-fn keepalive(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
-    let (mut client, _) = scene.parked(context)?;
+///
+/// With timestamps, what the client sends after that echoes the answer's, which is newer than the SYN-ACK's.
+fn keepalive(context: &Context, family: Family, timestamps: bool) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let mut client = scene.client();
+    if timestamps {
+        client = client.with_timestamps();
+    }
+    client.open(context.patience())?;
+    scene.requests(context, 1)?;
     for garbage in [&b""[..], b"\0"] {
         let mut probe = client.segment(Flags::ACK, garbage);
         probe.seq = client.snd_nxt.wrapping_sub(1);
@@ -110,7 +125,7 @@ fn keepalive(context: &Context, family: Family) -> Result<()> {
 
 /// A client that sends its SYN again has not seen the SYN-ACK, whatever else came: it gets it again, once.
 fn retransmitted_syn(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
     // Past the time within which the kernel keeps quiet about repeated SYNs.
     std::thread::sleep(Duration::from_millis(600));
@@ -147,7 +162,7 @@ fn retransmitted_syn(context: &Context, family: Family) -> Result<()> {
 
 /// An ACK of something never sent is answered by a reset, before and after the right one; the request stays.
 fn wrong_ack(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut client = scene.client();
     client.half_open(context.patience())?;
     for parked in [false, true] {
@@ -171,7 +186,7 @@ fn wrong_ack(context: &Context, family: Family) -> Result<()> {
 
 /// The second half of a request overtakes the first: released by it, but the bytes are in order.
 fn second_segment_first(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
     let (first, second) = crate::scene::REQUEST.split_at(5);
     let first = client.segment(Flags::PSH_ACK, first);
@@ -196,7 +211,7 @@ fn second_segment_first(context: &Context, family: Family) -> Result<()> {
 
 /// Data with a timestamp older than the bare ACK's is from the past: acknowledged as such, and not data.
 fn old_timestamp(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut client = scene.client().with_timestamps();
     client.open(context.patience())?;
     scene.requests(context, 1)?;
@@ -213,9 +228,22 @@ fn old_timestamp(context: &Context, family: Family) -> Result<()> {
     still_parked(context, &scene, &mut client)
 }
 
+/// A reset inside the window that is not exactly at its edge is not believed without asking back (RFC 5961).
+fn inexact_rst(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.parked(context)?;
+    let mut rst = client.segment(Flags::RST, b"");
+    rst.seq = client.snd_nxt.wrapping_add(100);
+    client.send(&rst)?;
+    let reply = answer(context, &mut client, "a reset inside the window")?;
+    expect_eq!(reply.flags, Flags::ACK, "flags of the answer");
+    expect_eq!(reply.ack, client.snd_nxt, "what is acknowledged");
+    still_parked(context, &scene, &mut client)
+}
+
 /// A reset and data outside the window, and a SYN of long ago: the connection is none of their business.
 fn stray(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
     let far = client.snd_nxt.wrapping_sub(1_000_000);
 

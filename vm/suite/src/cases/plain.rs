@@ -30,7 +30,7 @@ pub(crate) fn cases(stage: Stage, prefix: &str) -> Vec<Case> {
 
 /// A silent client is accepted as soon as its bare ACK is there, and nothing more is sent.
 fn at_once(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::plain(family))?;
+    let scene = Scene::new(context, family, &Listen::plain(family))?;
     let (client, ack) = scene.connect_and_ack(context)?;
     let accepted = scene.accept(context)?;
     expect_in!(
@@ -61,7 +61,7 @@ fn at_once(context: &Context, family: Family) -> Result<()> {
 
 /// The kernel's own deferral: it drops the bare ACK, and asks for it again when the time is up.
 fn defer_accept(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::deferred(family, 1))?;
+    let scene = Scene::new(context, family, &Listen::deferred(family, 1))?;
 
     let (mut client, _) = scene.connect_and_ack(context)?;
     sleep(Duration::from_millis(400));
@@ -103,7 +103,7 @@ fn unanswered_syn_ack(context: &Context, family: Family) -> Result<()> {
 
 /// The same for any listener: no filter has a say before the third segment.
 pub(crate) fn unanswered(context: &Context, family: Family, listen: &Listen) -> Result<()> {
-    let scene = RawScene::new(family, listen)?;
+    let scene = RawScene::new(context, family, listen)?;
     let mut client = scene.client();
     client.half_open(context.patience())?;
     let third = |packets: &[_]| packets.len() >= 3;

@@ -40,7 +40,7 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// Data on the third segment: accepted at once, and nothing was ever held.
 fn piggyback(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut client = scene.client();
     client.half_open(context.patience())?;
     scene.serve(context, &mut client)?;
@@ -66,7 +66,7 @@ fn piggyback(context: &Context, family: Family) -> Result<()> {
 
 /// The same from a Linux client that is told to wait with its acknowledgement.
 fn kernel_piggyback(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let server = scene.wire.server_address(family, scene.port());
     let stream = scene.wire.client.run(|| {
         let socket = Socket::new(
@@ -109,7 +109,7 @@ fn trace_port(trace: &accf_kit::capture::Trace) -> Result<u16> {
 
 /// A client that says nothing and is done: the server reads the end of the stream, and may still speak.
 fn fin(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.connect_and_ack(context)?;
     scene.accept_nothing(
         Duration::from_millis(700),
@@ -151,7 +151,7 @@ fn fin(context: &Context, family: Family) -> Result<()> {
 
 /// A client that closes as soon as it is connected.
 fn fin_at_once(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     for _ in 0..10 {
         drop(scene.connect()?);
         let mut accepted = scene.accept(context)?;
@@ -171,7 +171,7 @@ fn fin_at_once(context: &Context, family: Family) -> Result<()> {
 
 /// Request and end of stream in one segment, of a parked client and on the third segment.
 fn data_with_fin(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (parked, _) = scene.parked(context)?;
     let mut direct = scene.client();
     direct.half_open(context.patience())?;
@@ -211,7 +211,7 @@ fn data_with_fin(context: &Context, family: Family) -> Result<()> {
 
 /// A parked client that resets: never accepted, gone from the kernel's tables, and nobody else is the worse for it.
 fn rst(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(family, &Listen::filtered(family))?;
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (client, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 1)?;
     reset_on_close(&client.stream)?;
@@ -243,7 +243,7 @@ fn rst(context: &Context, family: Family) -> Result<()> {
 
 /// The same with the exact segment, which is not answered; a second connection from the same port is a new one.
 fn raw_rst(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(family, &Listen::filtered(family))?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
     scene.requests(context, 1)?;
     client.rst()?;
