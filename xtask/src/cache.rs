@@ -59,11 +59,6 @@ impl Entry {
         Ok(Self { kind, path })
     }
 
-    /// Returns where the entry is once it exists.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Returns where the log of the entry's making is.
     pub(crate) fn log(&self) -> PathBuf {
         self.path.with_extension("log")

@@ -8,8 +8,12 @@ mod exec;
 mod guest;
 mod host;
 mod kernel;
+mod ktap;
+mod lab;
+mod module;
 mod project;
 mod sysroot;
+mod tidy;
 mod ui;
 
 use std::process::ExitCode;
@@ -31,7 +35,10 @@ struct Arguments {
 enum Command {
     Setup(cmd::Setup),
     Kernel(cmd::KernelCmd),
+    Build(cmd::Build),
     Vm(cmd::Vm),
+    Test(cmd::Test),
+    Tidy(cmd::Tidy),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +58,9 @@ fn run(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Setup(setup) => setup.run(&sh)?,
         Command::Kernel(kernel) => kernel.run(&sh)?,
+        Command::Build(build) => build.run(&sh)?,
+        Command::Test(test) => return test.run(&sh),
+        Command::Tidy(tidy) => tidy.run(&sh)?,
         Command::Vm(vm) => return Ok(vm.run(&sh)),
     }
     Ok(ExitCode::SUCCESS)

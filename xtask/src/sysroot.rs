@@ -30,9 +30,8 @@ const FLAVOUR: &str = "cloud-amd64";
 /// Counts the changes of this recipe that the package list does not show.
 const RECIPE: &str = "1";
 
-/// Everything in the sysroot apart from the kernel: compilers first, then the guest's tools.
-const PACKAGES: &[&str] = &[
-    "apt",
+/// What compiles kernels and modules; a kernel is made anew when one of their versions changes.
+const COMPILERS: &[&str] = &[
     "gcc-14",
     "rustc",
     "rust-src",
@@ -44,23 +43,30 @@ const PACKAGES: &[&str] = &[
     "llvm-19",
     "libclang-19-dev",
     "pahole",
-    "make",
+];
+
+/// What else building a kernel takes, what a guest is made of, and the tools people use in it.
+const TOOLS: &[&str] = &[
+    // Building.
     "bc",
     "bison",
     "flex",
+    "libdw-dev",
     "libelf-dev",
     "libssl-dev",
-    "libdw-dev",
+    "make",
     "perl",
-    "python3",
     "rsync",
-    "cpio",
     "xz-utils",
     "zstd",
-    "kmod",
-    "qemu-system-x86",
-    "virtiofsd",
+    // The machine.
     "busybox-static",
+    "kmod",
+    "mount",
+    "qemu-system-x86",
+    "util-linux",
+    "virtiofsd",
+    // In the guest.
     "ca-certificates",
     "curl",
     "ethtool",
@@ -72,9 +78,9 @@ const PACKAGES: &[&str] = &[
     "openssl",
     "procps",
     "psmisc",
+    "python3",
     "strace",
     "tcpdump",
-    "util-linux",
 ];
 
 /// Where the kernel tree of the moment is mounted inside the sysroot: build trees contain their own
@@ -93,6 +99,8 @@ pub(crate) struct Manifest {
     pub(crate) package_version: String,
     /// The series, as in the name of the source package.
     pub(crate) series: String,
+    /// The compilers, each with its version.
+    pub(crate) compilers: Vec<String>,
 }
 
 /// A complete sysroot.
@@ -131,7 +139,8 @@ impl Sysroot {
     fn entry() -> Result<Entry> {
         let mut parts = vec![RECIPE, SUITE, FLAVOUR];
         parts.extend(SUPPORTED_SERIES);
-        parts.extend(PACKAGES);
+        parts.extend(COMPILERS);
+        parts.extend(TOOLS);
         Entry::new("sysroot", &parts)
     }
 
@@ -326,11 +335,8 @@ fn create(root: &Path, archive: &Archive, log: &Path) -> Result<()> {
     ui::step("kernel source", |step| {
         unpack_source(root, &kernel, log, step)
     })?;
-    for dir in ["accf/build", "accf/packages"] {
-        // Owned by the sysroot's root, like everything in it.
-        let path = root.join(dir);
-        fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
-    }
+    let build = root.join(BUILD.trim_start_matches('/'));
+    fs::create_dir_all(&build).with_context(|| format!("cannot create {}", build.display()))?;
     let text = serde_json::to_string_pretty(&kernel).context("cannot write the manifest")?;
     fs::write(root.join(MANIFEST), text).context("cannot write the manifest")
 }
@@ -347,7 +353,10 @@ fn bootstrap(root: &Path, archive: &Archive, log: &Path, step: &Step) -> Result<
             // apt's lists are for finding the kernel.
             "--skip=cleanup/apt/lists",
         ])
-        .arg(format!("--include={}", PACKAGES.join(",")))
+        .arg(format!(
+            "--include={}",
+            [COMPILERS, TOOLS].concat().join(",")
+        ))
         .arg(SUITE)
         .arg(root)
         .arg(format!("deb {main} {SUITE} main"))
@@ -381,6 +390,7 @@ fn newest_kernel(root: &Path) -> Result<Manifest> {
             release,
             package_version: version.trim().to_owned(),
             series: series.to_owned(),
+            compilers: compilers(root)?,
         });
     }
     bail!(
@@ -390,6 +400,12 @@ fn newest_kernel(root: &Path) -> Result<Manifest> {
         SUPPORTED_SERIES[0],
         SUPPORTED_SERIES.join(", ")
     )
+}
+
+/// Lists the installed compilers with their versions.
+fn compilers(root: &Path) -> Result<Vec<String>> {
+    let list = Inside::new(root).output(&format!("dpkg-query --show {}", COMPILERS.join(" ")))?;
+    Ok(list.lines().map(str::to_owned).collect())
 }
 
 /// Picks the newest kernel release of `series` from package names.

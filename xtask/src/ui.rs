@@ -68,6 +68,12 @@ pub(crate) fn step<T>(name: &str, work: impl FnOnce(&Step) -> Result<T>) -> Resu
     result
 }
 
+/// Remembers how long a part of a step took, for the table of timings.
+pub(crate) fn record(name: &str, took: Duration) {
+    let indent = "  ".repeat(DEPTH.with_borrow(|depth| *depth));
+    FINISHED.with_borrow_mut(|all| all.push((format!("{indent}{name}"), took)));
+}
+
 /// Prints how long each step took.
 pub(crate) fn print_timings() {
     let finished = FINISHED.take();

@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One file per command.
 
+mod build;
 mod kernel;
 mod setup;
+mod test;
+mod tidy;
 mod vm;
 
+pub(crate) use build::Build;
 pub(crate) use kernel::KernelCmd;
 pub(crate) use setup::Setup;
+pub(crate) use test::Test;
+pub(crate) use tidy::Tidy;
 pub(crate) use vm::Vm;

@@ -12,8 +12,8 @@ use anyhow::{bail, Context, Result};
 use xshell::Shell;
 
 use crate::guest::Guest;
-use crate::kernel::{Kernel, Kind};
-use crate::sysroot::Sysroot;
+use crate::kernel::Kind;
+use crate::lab::Lab;
 
 /// The exit status for everything that goes wrong around the command, as container tools use it.
 const TROUBLE: u8 = 125;
@@ -84,8 +84,11 @@ impl Vm {
         if shell && !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) {
             bail!("a shell takes a terminal; or give a command: cargo xtask vm -- COMMAND");
         }
-        let sysroot = Sysroot::ensure(None)?;
-        let kernel = Kernel::ensure(&sysroot, self.kernel)?;
+        let lab = if self.no_module {
+            Lab::without_module(self.kernel)?
+        } else {
+            Lab::new(self.kernel)?
+        };
         let default_timeout = (!shell).then_some(DEFAULT_TIMEOUT);
         let guest = Guest {
             cpus: self.cpus,
@@ -96,17 +99,18 @@ impl Vm {
                 .flat_map(|text| text.split_whitespace().map(str::to_owned))
                 .collect(),
             timeout: self.timeout.map(Duration::from_secs).or(default_timeout),
-            module: None,
             shares: self.share.clone(),
-            ..Guest::default()
+            ..lab.guest(&self.module_params)
         };
         let report = if shell {
-            guest.shell(&sysroot, &kernel)?
+            lab.shell(&guest)?
         } else {
-            guest.run(&sysroot, &kernel, &self.command)?
+            lab.run(&guest, &self.command)?
         };
         let status = report.verdict().with_context(|| match report.status {
-            Some(status) => format!("the command ended with status {status}, but"),
+            Some(status) => {
+                format!("the command ended with status {status}, but the run does not count")
+            }
             None => "the command did not come to an end".to_owned(),
         })?;
         // Nothing to look at afterwards.

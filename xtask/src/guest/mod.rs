@@ -125,10 +125,8 @@ pub(crate) struct Report {
     pub(crate) stderr: Vec<u8>,
     /// The kernel's log; the console's text if the guest did not get to leave its log.
     pub(crate) dmesg: String,
-    /// From power-on to the loaded module.
+    /// From power-on to the loaded module, if it came to that.
     pub(crate) boot_time: Option<Duration>,
-    /// From power-on to the end.
-    pub(crate) took: Duration,
     /// The directory with the guest's logs.
     pub(crate) run: PathBuf,
 }
@@ -193,10 +191,9 @@ impl Guest {
         )?;
         let begin = Instant::now();
         let end = machine.wait(self.timeout, self.echo && !terminal)?;
-        let took = begin.elapsed();
         drop(machine);
         fs::remove_file(&initrd).context("cannot remove the initrd")?;
-        self.judge(run, end, begin, took)
+        self.judge(run, end, begin)
     }
 
     /// Lists the directories that the guest sees writable: the checkout and the user's.
@@ -273,7 +270,7 @@ impl Guest {
     }
 
     /// Reads what the guest left behind.
-    fn judge(&self, run: PathBuf, end: End, begin: Instant, took: Duration) -> Result<Report> {
+    fn judge(&self, run: PathBuf, end: End, begin: Instant) -> Result<Report> {
         let read = |name: &str| fs::read(run.join(name)).ok();
         let text = |name: &str| read(name).map(|b| String::from_utf8_lossy(&b).into_owned());
         let console = text("console").unwrap_or_default().replace('\r', "");
@@ -297,7 +294,11 @@ impl Guest {
                 failures.push(Failure::Insmod(format!("{said}{}", last_lines(&log, 15))));
             }
             ("directory", _) => bail!("the guest cannot enter the working directory"),
-            _ => failures.push(no_verdict(end, &console, &splats, self.timeout)),
+            _ => {
+                let said = text("guest-init.log").unwrap_or_default();
+                let console = format!("{console}{said}");
+                failures.push(no_verdict(end, &console, &splats, self.timeout));
+            }
         }
         // A panic's own text is in its failure already.
         if !matches!(failures.first(), Some(Failure::Panic(_))) {
@@ -319,7 +320,6 @@ impl Guest {
             stderr: read("stderr").unwrap_or_default(),
             dmesg: log,
             boot_time,
-            took,
             run,
         })
     }

@@ -95,7 +95,7 @@ pub(crate) fn scan(log: &str) -> Vec<Splat> {
     let mut shown_until = 0;
     for (number, line) in lines.iter().enumerate() {
         // One report has many telling lines; those after the first are in its excerpt.
-        if number < shown_until || !is_splat(message(line)) {
+        if number < shown_until || !is_splat(line) {
             continue;
         }
         let begin = number.saturating_sub(BEFORE);
@@ -109,13 +109,16 @@ pub(crate) fn scan(log: &str) -> Vec<Splat> {
     splats
 }
 
-/// Says whether the message is a sign of something wrong.
-fn is_splat(message: &str) -> bool {
+/// Says whether the line is a sign of something wrong.
+fn is_splat(line: &str) -> bool {
+    let message = message(line);
     // A user-space program's own fault, although the words are those of the kernel's.
     if message.starts_with("traps: ") {
         return false;
     }
-    PATTERNS.iter().any(|pattern| message.contains(pattern)) || is_ours(message)
+    // On a console there is text without a time stamp, which is not the kernel's.
+    let is_kernels = message.len() < line.len();
+    PATTERNS.iter().any(|pattern| message.contains(pattern)) || (is_kernels && is_ours(message))
 }
 
 /// Says whether our module printed something, or something was printed about it: in normal
@@ -219,6 +222,7 @@ mod tests {
         "[    8.1] not ok 2 accf_kunit",
         "[    8.1] traps: python3[93] general protection fault ip:7f0 sp:7ff error:0 in libc.so.6[7f0+1000]",
         "[    1.0] kmemleak: Kernel memory leak detector initialized (mem pool available: 15679)",
+        "/run/accf/guest-init: line 14: mount: command not found",
         "[    1.0] rcu: Preemptible hierarchical RCU implementation.",
         "[    1.0] rcu: \tRCU debug extended QS entry/exit.",
         "[    1.0] Lock dependency validator: Copyright (c) 2006 Red Hat, Inc., Ingo Molnar",

@@ -24,13 +24,16 @@ const FRAGMENT: &str = include_str!("../../../vm/dev.config");
 /// Returns the dev kernel.
 pub(super) fn ensure(sysroot: &Sysroot) -> Result<Kernel> {
     let manifest = sysroot.manifest();
-    let sysroot_name = sysroot.path().to_string_lossy();
+    let compilers = manifest.compilers.join(
+        "
+",
+    );
     let entry = Entry::new(
         "kernel-dev",
         &[
             RECIPE,
             LLVM,
-            &sysroot_name,
+            &compilers,
             &manifest.package_version,
             FRAGMENT,
         ],

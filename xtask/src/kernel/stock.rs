@@ -25,12 +25,15 @@ pub(super) fn ensure(sysroot: &Sysroot) -> Result<Kernel> {
         .with_context(|| format!("cannot read {}", config_file.display()))?;
     let compiler = config::compiler(&config)
         .with_context(|| format!("{} does not say what compiled it", config_file.display()))?;
-    let sysroot_name = sysroot.path().to_string_lossy();
+    let compilers = manifest.compilers.join(
+        "
+",
+    );
     let entry = Entry::new(
         "kernel-stock",
         &[
             RECIPE,
-            &sysroot_name,
+            &compilers,
             &manifest.release,
             &manifest.package_version,
             &config,

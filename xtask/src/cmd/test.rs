@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `cargo xtask test`: every test there is, on the host and in guests of both kernels.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{bail, Context, Result};
+use xshell::Shell;
+
+use crate::guest::Report;
+use crate::kernel::Kind;
+use crate::ktap::{self, Outcome, Results, Test as Case};
+use crate::lab::{self, Lab};
+use crate::{exec, project, tidy, ui};
+
+/// How long one boot with all its suites may take.
+const GUEST_TIMEOUT: Duration = Duration::from_secs(1200);
+
+/// What runs in a guest of the dev kernel: first KUnit, whose module is then unloaded because the
+/// client suite unloads ours, then the client suite, whose results are what is printed.
+const DEV_SCRIPT: &str = r#"
+insmod "$ACCF_KUNIT_KO" || exit 1
+cat /sys/kernel/debug/kunit/*/results >"$ACCF_OUT/kunit.ktap"
+rmmod accf_kunit || exit 1
+exec "$@"
+"#;
+
+/// Run every test: on the host, and in one guest of each kernel.
+///
+/// The last line is `N passed, N failed, N skipped`; logs are under target/accf/test/.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Test {}
+
+impl Test {
+    /// Runs the command.
+    pub(crate) fn run(&self, sh: &Shell) -> Result<ExitCode> {
+        let mut tally = Tally::new()?;
+        run_all(sh, &mut tally);
+        ui::print_timings();
+        println!("\n{}", tally.failures());
+        println!("{}", tally.last_line());
+        Ok(if tally.failed() == 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+}
+
+/// Runs everything; what fails does not keep the rest from running.
+pub(crate) fn run_all(sh: &Shell, tally: &mut Tally) {
+    tally.check("tidy", || {
+        let complaints = tidy::check(sh)?;
+        if !complaints.is_empty() {
+            bail!("{}", complaints.join("\n"));
+        }
+        Ok(())
+    });
+    let cargo = |arguments: &[&str]| {
+        let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+        command.args(arguments).current_dir(project::root());
+        command
+    };
+    tally.logged("rustfmt", cargo(&["fmt", "--all", "--", "--check"]));
+    tally.logged(
+        "clippy",
+        cargo(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    );
+    let mut doc = cargo(&[
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ]);
+    doc.env("RUSTDOCFLAGS", "-D warnings");
+    tally.logged("rustdoc", doc);
+    tally.host_tests(cargo(&["test", "--workspace", "--no-fail-fast"]));
+
+    let suite = match lab::guest_program(sh, "accf-suite") {
+        Ok(suite) => Some(suite),
+        Err(error) => {
+            tally.fail("guest/accf-suite", &format!("{error:#}"));
+            None
+        }
+    };
+    for kind in [Kind::Stock, Kind::Dev] {
+        let name = format!("build/{}", kind.name());
+        match Lab::new(kind) {
+            Ok(lab) => {
+                tally.pass(&name);
+                if let Some(suite) = &suite {
+                    if let Err(error) = tally.guest(kind, &lab, suite) {
+                        tally.fail(&format!("guest/{}", kind.name()), &format!("{error:#}"));
+                    }
+                }
+            }
+            Err(error) => tally.fail(&name, &format!("{error:#}")),
+        }
+    }
+}
+
+/// The results so far.
+pub(crate) struct Tally {
+    cases: Vec<Case>,
+    /// Tests of the host, of which only the number is known.
+    host_passed: usize,
+    logs: PathBuf,
+}
+
+impl Tally {
+    /// Begins with nothing, in an empty directory of logs.
+    pub(crate) fn new() -> Result<Self> {
+        let logs = project::target().join("test");
+        if logs.exists() {
+            fs::remove_dir_all(&logs)
+                .with_context(|| format!("cannot remove {}", logs.display()))?;
+        }
+        fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+        Ok(Self {
+            cases: Vec::new(),
+            host_passed: 0,
+            logs,
+        })
+    }
+
+    /// Records one result.
+    fn record(&mut self, name: &str, outcome: Outcome, detail: &str) {
+        self.cases.push(Case {
+            name: name.to_owned(),
+            outcome,
+            detail: detail.to_owned(),
+        });
+    }
+
+    /// Records a test that passed.
+    fn pass(&mut self, name: &str) {
+        self.record(name, Outcome::Passed, "");
+    }
+
+    /// Records a test that failed.
+    pub(crate) fn fail(&mut self, name: &str, detail: &str) {
+        self.record(name, Outcome::Failed, detail);
+    }
+
+    /// Runs a check and records how it went.
+    fn check(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
+        match ui::step(name, |_| check()) {
+            Ok(()) => self.pass(name),
+            Err(error) => self.fail(name, &format!("{error:#}")),
+        }
+    }
+
+    /// Runs a command whose success is the test.
+    fn logged(&mut self, name: &str, command: Command) {
+        let log = self.logs.join(format!("{name}.log"));
+        match ui::step(name, |step| exec::logged(command, &log, step)) {
+            Ok(()) => self.pass(name),
+            Err(error) => self.fail(name, &format!("{error:#}")),
+        }
+    }
+
+    /// Runs the host's tests.
+    fn host_tests(&mut self, command: Command) {
+        let log = self.logs.join("host.log");
+        let result = ui::step("host tests", |step| exec::logged(command, &log, step));
+        let text = fs::read(&log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let host = HostResults::parse(&text);
+        self.host_passed += host.passed;
+        for name in &host.failed {
+            self.fail(&format!("host/{name}"), &format!("see {}", log.display()));
+        }
+        for _ in 0..host.ignored {
+            self.record("host", Outcome::Skipped, "ignored");
+        }
+        match result {
+            Err(error) if host.failed.is_empty() => self.fail("host", &format!("{error:#}")),
+            Ok(()) if host.passed == 0 => self.fail("host", "no test ran"),
+            _ => {}
+        }
+    }
+
+    /// Boots a guest of `kind` and records what its suites say.
+    fn guest(&mut self, kind: Kind, lab: &Lab, suite: &Path) -> Result<()> {
+        let name = kind.name();
+        let out = self.logs.join(name);
+        fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+        let mut guest = lab.guest(&[]);
+        guest.timeout = Some(GUEST_TIMEOUT);
+        guest.echo = false;
+        guest.kmemleak = kind == Kind::Dev;
+        guest.out = out.clone();
+        let suite = [suite.as_os_str(), "run".as_ref()];
+        let mut command: Vec<&std::ffi::OsStr> = Vec::new();
+        if kind == Kind::Dev {
+            command.extend(["sh", "-c", DEV_SCRIPT, "sh"].map(std::ffi::OsStr::new));
+        }
+        command.extend(suite);
+        let report = ui::step(&format!("guest of the {name} kernel"), |_| {
+            let report = lab.run(&guest, &command)?;
+            if let Some(boot) = report.boot_time {
+                ui::record("booting and loading the module", boot);
+            }
+            Ok(report)
+        })?;
+        keep(&report, &out)?;
+        self.judge(kind, &report, &out);
+        Ok(())
+    }
+
+    /// Records what a guest's suites say, and whatever else went wrong.
+    fn judge(&mut self, kind: Kind, report: &Report, out: &Path) {
+        let name = kind.name();
+        for failure in &report.failures {
+            self.fail(&format!("{name}/guest"), &failure.to_string());
+        }
+        let before = self.failed();
+        if kind == Kind::Dev {
+            let text = fs::read(out.join("kunit.ktap")).unwrap_or_default();
+            self.ktap("dev/kunit", &String::from_utf8_lossy(&text));
+        }
+        self.ktap(
+            &format!("{name}/suite"),
+            &String::from_utf8_lossy(&report.stdout),
+        );
+        // A suite that fails without a failed test, or a script that could not go on.
+        if self.failed() == before && report.status.is_some_and(|status| status != 0) {
+            let said = String::from_utf8_lossy(&report.stderr);
+            let status = report.status.unwrap_or_default();
+            self.fail(
+                &format!("{name}/guest"),
+                &format!("the command in the guest ended with status {status}:\n{said}"),
+            );
+        }
+    }
+
+    /// Records the results of a KTAP text.
+    fn ktap(&mut self, name: &str, text: &str) {
+        let Results { tests, errors } = ktap::parse(text);
+        if tests.is_empty() {
+            self.fail(name, "no test ran");
+        }
+        for test in tests {
+            self.record(&format!("{name}/{}", test.name), test.outcome, &test.detail);
+        }
+        for error in errors {
+            self.fail(name, &error);
+        }
+    }
+
+    /// Counts the results of one outcome.
+    fn count(&self, outcome: Outcome) -> usize {
+        let cases = self.cases.iter();
+        cases.filter(|case| case.outcome == outcome).count()
+    }
+
+    /// Counts the failures.
+    pub(crate) fn failed(&self) -> usize {
+        self.count(Outcome::Failed)
+    }
+
+    /// Describes the failures and the skipped tests.
+    pub(crate) fn failures(&self) -> Results {
+        let cases = self.cases.iter();
+        Results {
+            tests: cases
+                .filter(|case| case.outcome != Outcome::Passed)
+                .cloned()
+                .collect(),
+            errors: Vec::new(),
+        }
+    }
+
+    /// Returns the line that everything ends with.
+    pub(crate) fn last_line(&self) -> String {
+        let passed = self.count(Outcome::Passed) + self.host_passed;
+        let mut line = format!("{passed} passed, {} failed", self.failed());
+        let skipped = self.count(Outcome::Skipped);
+        if skipped > 0 {
+            line.push_str(&format!(", {skipped} skipped"));
+        }
+        line
+    }
+}
+
+/// Keeps a guest's logs with those of the tests.
+fn keep(report: &Report, out: &Path) -> Result<()> {
+    fs::write(out.join("suite.ktap"), &report.stdout)
+        .and_then(|()| fs::write(out.join("stderr"), &report.stderr))
+        .and_then(|()| fs::write(out.join("dmesg"), &report.dmesg))
+        .with_context(|| format!("cannot write the guest's logs to {}", out.display()))
+}
+
+/// What `cargo test` says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct HostResults {
+    passed: usize,
+    ignored: usize,
+    failed: Vec<String>,
+}
+
+impl HostResults {
+    /// Reads the output of all test programs.
+    fn parse(text: &str) -> Self {
+        let mut results = Self::default();
+        for line in text.lines() {
+            if let Some(counts) = line.strip_prefix("test result: ") {
+                results.passed += number_before(counts, " passed");
+                results.ignored += number_before(counts, " ignored");
+            } else if let Some(name) = line
+                .strip_prefix("test ")
+                .and_then(|rest| rest.strip_suffix(" ... FAILED"))
+            {
+                results.failed.push(name.to_owned());
+            }
+        }
+        results
+    }
+}
+
+/// Returns the number right before `word`, or none, which is zero.
+fn number_before(text: &str, word: &str) -> usize {
+    text.split_once(word)
+        .and_then(|(before, _)| before.rsplit(' ').next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Results without a directory of logs.
+    fn tally() -> Tally {
+        Tally {
+            cases: Vec::new(),
+            host_passed: 0,
+            logs: PathBuf::new(),
+        }
+    }
+
+    /// A guest's report.
+    fn report(status: i32, stdout: &str) -> Report {
+        Report {
+            status: Some(status),
+            failures: Vec::new(),
+            stdout: stdout.as_bytes().to_vec(),
+            stderr: b"what it said".to_vec(),
+            dmesg: String::new(),
+            boot_time: None,
+            run: PathBuf::new(),
+        }
+    }
+
+    #[test]
+    fn the_hosts_results_are_added_up() {
+        let text = "running 2 tests\ntest a::b ... ok\ntest a::c ... FAILED\n\n\
+                    test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n\
+                    test result: ok. 12 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out\n";
+        let expected = HostResults {
+            passed: 13,
+            ignored: 2,
+            failed: vec!["a::c".to_owned()],
+        };
+        assert_eq!(HostResults::parse(text), expected);
+    }
+
+    #[test]
+    fn a_good_guest_passes() {
+        let mut tally = tally();
+        let good = "KTAP version 1\n1..2\nok 1 a\nok 2 b # SKIP not here\n";
+        tally.judge(Kind::Stock, &report(0, good), Path::new(""));
+        assert_eq!(tally.last_line(), "1 passed, 0 failed, 1 skipped");
+    }
+
+    #[test]
+    fn a_silent_guest_fails() {
+        let mut tally = tally();
+        tally.judge(Kind::Stock, &report(0, ""), Path::new(""));
+        assert!(tally.failed() > 0);
+    }
+
+    #[test]
+    fn no_kunit_results_are_a_failure() {
+        let mut tally = tally();
+        let good = "KTAP version 1\n1..1\nok 1 a\n";
+        tally.judge(Kind::Dev, &report(0, good), Path::new("/nonexistent"));
+        assert!(tally.failed() > 0);
+    }
+
+    #[test]
+    fn a_status_without_a_failed_test_fails() {
+        let mut tally = tally();
+        let good = "KTAP version 1\n1..1\nok 1 a\n";
+        tally.judge(Kind::Stock, &report(1, good), Path::new(""));
+        assert_eq!(tally.last_line(), "1 passed, 1 failed");
+        assert!(tally.failures().to_string().contains("what it said"));
+    }
+
+    #[test]
+    fn a_guests_failure_fails_whatever_the_suite_says() {
+        let mut tally = tally();
+        let mut report = report(0, "KTAP version 1\n1..1\nok 1 a\n");
+        report
+            .failures
+            .push(crate::guest::Failure::Splat("WARNING: x".to_owned()));
+        tally.judge(Kind::Stock, &report, Path::new(""));
+        assert_eq!(tally.last_line(), "1 passed, 1 failed");
+    }
+}

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `cargo xtask tidy`: check the rules that no compiler checks.
+
+use anyhow::{bail, Result};
+use xshell::Shell;
+
+use crate::tidy;
+
+/// Check licence headers, documentation, where `unsafe` is, and that nothing of this machine is in
+/// a file or commit.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Tidy {}
+
+impl Tidy {
+    /// Runs the command.
+    pub(crate) fn run(&self, sh: &Shell) -> Result<()> {
+        let complaints = tidy::check(sh)?;
+        if !complaints.is_empty() {
+            bail!("the checkout is not tidy:\n{}", complaints.join("\n"));
+        }
+        println!("tidy");
+        Ok(())
+    }
+}

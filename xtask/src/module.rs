@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Building our modules for a kernel.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{bail, Context, Result};
+
+use crate::kernel::{jobs, Kernel, Kind, Target};
+use crate::sysroot::{Sysroot, BUILD};
+use crate::ui::{self, Step};
+use crate::{exec, project};
+
+/// The modules built for one kernel.
+#[derive(Debug, Clone)]
+pub(crate) struct Modules {
+    /// `accf.ko`.
+    pub(crate) accf: PathBuf,
+    /// `accf_kunit.ko`, where the kernel has KUnit.
+    pub(crate) kunit: Option<PathBuf>,
+}
+
+/// One of the directories with a Kbuild file.
+struct Part {
+    /// The directory in the checkout.
+    directory: &'static str,
+    /// The module built there.
+    module: &'static str,
+}
+
+/// The module itself.
+const ACCF: Part = Part {
+    directory: "module",
+    module: "accf.ko",
+};
+
+/// Its KUnit suites.
+const KUNIT: Part = Part {
+    directory: "kunit",
+    module: "accf_kunit.ko",
+};
+
+/// Builds the modules for one of the kernels that guests run. Compiler warnings are errors; on the
+/// dev kernel, whose compiler it suits, Clippy's too.
+pub(crate) fn build(sysroot: &Sysroot, kernel: &Kernel) -> Result<Modules> {
+    let mut arguments = kernel.make_arguments.clone();
+    if kernel.kind == Kind::Dev {
+        arguments.push("CLIPPY=1".into());
+    }
+    let target = Target::Ours(kernel.kind);
+    let root = project::root();
+    let make = |arguments: &[OsString]| {
+        sysroot
+            .inside()
+            .bind(&kernel.build, BUILD)
+            .bind(root, root)
+            .command("make", arguments)
+    };
+    let build = |part: &Part| {
+        ui::step(
+            &format!("{} for the {} kernel", part.module, target.name()),
+            |step| part.build(&target, Path::new(BUILD), &arguments, &make, step),
+        )
+    };
+    Ok(Modules {
+        accf: build(&ACCF)?,
+        kunit: match kernel.kind {
+            Kind::Stock => None,
+            Kind::Dev => Some(build(&KUNIT)?),
+        },
+    })
+}
+
+/// Builds the module for a user's own kernel, with the host's compilers.
+pub(crate) fn build_custom(tree: &Path) -> Result<PathBuf> {
+    let target = Target::Custom(tree.to_owned());
+    let make = |arguments: &[OsString]| {
+        let mut command = Command::new("make");
+        command.args(arguments);
+        // Which rustc the project is built with says nothing about the kernel's.
+        command.env_remove("RUSTUP_TOOLCHAIN");
+        exec::dying_with_us(command)
+    };
+    ui::step(&format!("{} for {}", ACCF.module, tree.display()), |step| {
+        ACCF.build(&target, tree, &[], &make, step)
+    })
+}
+
+impl Part {
+    /// Builds the module against the tree `build` and returns where it is.
+    fn build(
+        &self,
+        target: &Target,
+        build: &Path,
+        arguments: &[OsString],
+        make: &dyn Fn(&[OsString]) -> Command,
+        step: &Step,
+    ) -> Result<PathBuf> {
+        let source = project::root().join(self.directory);
+        let output = project::target().join(target.name());
+        let objects = output.join(self.directory);
+        let log = output.join(format!("{}.log", self.directory));
+        fs::create_dir_all(&objects)
+            .with_context(|| format!("cannot create {}", objects.display()))?;
+        // Only this run's lines.
+        if log.exists() {
+            fs::remove_file(&log).with_context(|| format!("cannot remove {}", log.display()))?;
+        }
+        let variable = |name: &str, value: &Path| {
+            let mut assignment = OsString::from(format!("{name}="));
+            assignment.push(value);
+            assignment
+        };
+        let mut all: Vec<OsString> = vec!["-C".into(), build.into(), jobs().into()];
+        all.push(variable("M", &source));
+        all.push(variable("MO", &objects));
+        all.push("W=1".into());
+        all.extend_from_slice(arguments);
+        all.push("modules".into());
+        exec::logged(make(&all), &log, step)?;
+        let text = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+        let warnings = warnings(&String::from_utf8_lossy(&text));
+        if !warnings.is_empty() {
+            // Objects that are up to date would not be compiled, nor warned of, again.
+            fs::remove_dir_all(&objects)
+                .with_context(|| format!("cannot remove {}", objects.display()))?;
+            bail!(
+                "warnings while building {}:\n{}\n(all of it: {})",
+                self.module,
+                warnings,
+                log.display()
+            );
+        }
+        let module = output.join(self.module);
+        fs::copy(objects.join(self.module), &module)
+            .with_context(|| format!("the build made no {}", self.module))?;
+        Ok(module)
+    }
+}
+
+/// How many lines after a warning are shown with it.
+const CONTEXT: usize = 12;
+
+/// Returns the warnings of a build's log with the lines that follow each.
+fn warnings(log: &str) -> String {
+    let mut left = 0;
+    let mut text = String::new();
+    for line in log.lines() {
+        if is_warning(line) {
+            left = CONTEXT;
+        }
+        if left > 0 {
+            left -= 1;
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// Says whether a compiler, linker, make or modpost warns in this line.
+fn is_warning(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    line.starts_with("warning") || line.contains("warning:") || line.contains("warning[")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_of_every_tool_are_seen() {
+        for line in [
+            "warning: unused variable: `x`",
+            "warning[E0001]: something",
+            "/x/helpers.c:3:5: warning: unused variable 'x' [-Wunused-variable]",
+            "WARNING: modpost: missing MODULE_LICENSE() in accf.o",
+            "ld.lld: warning: something",
+        ] {
+            assert!(is_warning(line), "{line}");
+        }
+        for line in [
+            "  RUSTC [M] accf_main.o",
+            "  CC [M]  net/warnings.o",
+            "Skipping BTF generation for accf.ko due to unavailability of vmlinux",
+        ] {
+            assert!(!is_warning(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_warning_comes_with_what_explains_it() {
+        let log = "  RUSTC [M] a.o\nwarning: unused\n --> a.rs:1:1\n";
+        assert_eq!(warnings(log), "warning: unused\n --> a.rs:1:1\n");
+    }
+}

@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The rules that no compiler checks, each a function from a file to complaints.
+
+mod code;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use xshell::{cmd, Shell};
+
+use crate::project;
+
+/// A tracked file.
+struct File<'a> {
+    /// Its path from the checkout's root, with `/`.
+    path: &'a str,
+    /// What is in it.
+    text: &'a str,
+}
+
+/// A rule: complaints about one file.
+type Rule = fn(&File<'_>, &Machine) -> Vec<String>;
+
+/// All rules about files.
+const RULES: [Rule; 6] = [
+    licence,
+    module_doc,
+    unsafe_code,
+    archive_names,
+    machine_paths,
+    unfinished,
+];
+
+/// What must not leave this machine.
+struct Machine {
+    /// Paths that exist here only.
+    paths: Vec<String>,
+    /// Host names of package archives and registries.
+    hosts: Vec<String>,
+}
+
+/// Checks the checkout's tracked files and commits, and returns what is wrong.
+pub(crate) fn check(sh: &Shell) -> Result<Vec<String>> {
+    let root = project::root();
+    let _here = sh.push_dir(root);
+    let machine = Machine::here();
+    // What is about to be added counts, too.
+    let names = cmd!(sh, "git ls-files -z --cached --others --exclude-standard")
+        .quiet()
+        .read()
+        .context("cannot list the checkout's files")?;
+    let mut complaints = Vec::new();
+    for path in names.split('\0').filter(|path| !path.is_empty()) {
+        let Ok(bytes) = fs::read(root.join(path)) else {
+            // Tracked and just removed, or a dangling link.
+            continue;
+        };
+        // Binary files have no text to judge.
+        let Ok(text) = std::str::from_utf8(&bytes) else {
+            continue;
+        };
+        let file = File { path, text };
+        for rule in RULES {
+            let found = rule(&file, &machine);
+            complaints.extend(found.iter().map(|complaint| format!("{path}: {complaint}")));
+        }
+    }
+    let log = cmd!(sh, "git log --format=%H%x09%B%x00")
+        .quiet()
+        .ignore_stderr()
+        .ignore_status()
+        .read()
+        .context("cannot read the commits")?;
+    complaints.extend(
+        log.split('\0')
+            .flat_map(|commit| commit_rule(commit, &machine)),
+    );
+    Ok(complaints)
+}
+
+impl Machine {
+    /// Learns this machine's names.
+    fn here() -> Self {
+        let mut paths = vec![project::root().display().to_string()];
+        if let Some(home) = std::env::home_dir() {
+            paths.push(home.display().to_string());
+        }
+        // A checkout right below / has no telling parent.
+        let parent = project::root()
+            .parent()
+            .filter(|dir| *dir != Path::new("/"));
+        paths.extend(parent.map(|dir| dir.display().to_string()));
+        Self {
+            paths,
+            hosts: archive_hosts(),
+        }
+    }
+}
+
+/// The licences of the parts under the kernel's; everything else has [`OURS`].
+const LICENCES: [(&str, &str); 4] = [
+    ("module/uapi/", "GPL-2.0-only WITH Linux-syscall-note"),
+    ("module/", "GPL-2.0-only"),
+    ("kunit/", "GPL-2.0-only"),
+    ("patches/", "GPL-2.0-only"),
+];
+
+/// The licence of everything that is not the kernel's.
+const OURS: &str = "MIT OR Apache-2.0";
+
+/// Returns the licence that a file must have; none for files that cannot say.
+fn wanted_licence(path: &str) -> Option<&'static str> {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let cannot_say = path.starts_with("LICENSES/")
+        || name == "Cargo.lock"
+        || [".json", ".pcapng", ".proptest-regressions"]
+            .iter()
+            .any(|end| name.ends_with(end));
+    if cannot_say {
+        return None;
+    }
+    let special = LICENCES.iter().find(|(dir, _)| path.starts_with(dir));
+    Some(special.map_or(OURS, |(_, licence)| licence))
+}
+
+/// Every file names its licence, the right one, in its first lines.
+fn licence(file: &File<'_>, _machine: &Machine) -> Vec<String> {
+    let Some(wanted) = wanted_licence(file.path) else {
+        return Vec::new();
+    };
+    // Written in two parts: this file has one such line.
+    let tag = concat!("SPDX-License", "-Identifier:");
+    let found = file.text.lines().take(5).find_map(|line| {
+        let (_, rest) = line.split_once(tag)?;
+        let rest = rest.trim();
+        // The ends of comments of every kind.
+        let rest = rest.trim_end_matches("*/").trim_end_matches("-->");
+        Some(rest.trim_end_matches('"').trim())
+    });
+    match found {
+        Some(found) if found == wanted => Vec::new(),
+        Some(found) => vec![format!(
+            "its licence is `{found}`, here it must be `{wanted}`"
+        )],
+        None => vec![format!("no `{tag} {wanted}` in the first five lines")],
+    }
+}
+
+/// Every Rust file says what it is.
+fn module_doc(file: &File<'_>, _machine: &Machine) -> Vec<String> {
+    let begins = file.text.lines().any(|line| line.starts_with("//!"));
+    if file.path.ends_with(".rs") && !begins {
+        return vec!["no `//!` documentation".to_owned()];
+    }
+    Vec::new()
+}
+
+/// Where `unsafe` may be.
+const UNSAFE_PLACES: [&str; 3] = ["module/net/", "kunit/", "vm/kit/src/sys.rs"];
+
+/// `unsafe` stays in its layer.
+fn unsafe_code(file: &File<'_>, _machine: &Machine) -> Vec<String> {
+    let allowed = UNSAFE_PLACES
+        .iter()
+        .any(|place| file.path.starts_with(place));
+    if allowed || !file.path.ends_with(".rs") {
+        return Vec::new();
+    }
+    code::words(file.text)
+        .filter(|(_, word)| *word == "unsafe")
+        .map(|(line, _)| format!("line {line}: `unsafe` outside its layer"))
+        .collect()
+}
+
+/// Returns what the names of package archives and registries contain.
+fn archive_hosts() -> Vec<String> {
+    // In parts, so that this file does not contain them.
+    let mut hosts: Vec<String> = [
+        ["deb.", "debian.org"],
+        ["security.", "debian.org"],
+        ["ftp.", "debian.org"],
+        ["snapshot.", "debian.org"],
+        ["archive.", "ubuntu.com"],
+        ["security.", "ubuntu.com"],
+        ["index.", "crates.io"],
+        ["static.", "crates.io"],
+        ["files.", "pythonhosted.org"],
+        ["registry.", "npmjs.org"],
+    ]
+    .iter()
+    .map(|parts| parts.concat())
+    .collect();
+    // Whatever this machine uses instead.
+    if let Ok(archive) = crate::archive::Archive::find(None) {
+        for address in [archive.main, archive.security] {
+            let host = address
+                .split("://")
+                .nth(1)
+                .and_then(|rest| rest.split('/').next());
+            hosts.extend(host.map(str::to_owned));
+        }
+    }
+    hosts
+}
+
+/// No package archive is named: addresses come from the machine's own configuration.
+fn archive_names(file: &File<'_>, machine: &Machine) -> Vec<String> {
+    // Which registry a lock file's packages come from is not ours to say.
+    if file.path.ends_with("Cargo.lock") {
+        return Vec::new();
+    }
+    occurrences(file.text, &machine.hosts, "names the package archive")
+}
+
+/// No path of the machine on which it was written.
+fn machine_paths(file: &File<'_>, machine: &Machine) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for path in &machine.paths {
+        for (number, line) in file.text.lines().enumerate() {
+            if mentions_path(line, path) {
+                complaints.push(format!(
+                    "line {}: contains the machine's own path {path}",
+                    number + 1
+                ));
+            }
+        }
+    }
+    complaints
+}
+
+/// Says whether `line` has `path` as a whole path or the beginning of one.
+fn mentions_path(line: &str, path: &str) -> bool {
+    line.match_indices(path).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        let after = line[at + path.len()..].chars().next();
+        let joins = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
+        // A short home's path may be the end of many other paths.
+        let is_whole =
+            !before.is_some_and(|c| joins(c) || c == '/' || c == '}') && !after.is_some_and(joins);
+        // The home directory inside a guest or sysroot may be that very path.
+        is_whole && !line[..at].ends_with("HOME=")
+    })
+}
+
+/// Nothing is left for later.
+fn unfinished(file: &File<'_>, _machine: &Machine) -> Vec<String> {
+    // In parts, so that this file does not contain them.
+    let words = [["TO", "DO"], ["FIX", "ME"], ["XX", "X"]].map(|parts| parts.concat());
+    let macros = [["todo", "!"], ["unimplemented", "!"]].map(|parts| parts.concat());
+    if file.path.starts_with("LICENSES/") {
+        return Vec::new();
+    }
+    let mut complaints = Vec::new();
+    for (number, line) in file.text.lines().enumerate() {
+        let has_word = line
+            .split(|c: char| !c.is_ascii_alphanumeric())
+            .any(|word| words.iter().any(|w| w == word));
+        let has_macro = macros.iter().any(|name| line.contains(name.as_str()));
+        if has_word || has_macro {
+            complaints.push(format!("line {}: unfinished: {}", number + 1, line.trim()));
+        }
+    }
+    complaints
+}
+
+/// Commits carry no sign-offs, and name neither archives nor paths of the machine.
+fn commit_rule(commit: &str, machine: &Machine) -> Vec<String> {
+    let Some((hash, message)) = commit.trim().split_once('\t') else {
+        return Vec::new();
+    };
+    let mut complaints = occurrences(message, &machine.hosts, "names the package archive");
+    let sign_off = ["Signed-off", "-by:"].concat();
+    if message
+        .lines()
+        .any(|line| line.trim_start().starts_with(&sign_off))
+    {
+        complaints.push("has a sign-off".to_owned());
+    }
+    for path in &machine.paths {
+        if message.lines().any(|line| mentions_path(line, path)) {
+            complaints.push(format!("contains the machine's own path {path}"));
+        }
+    }
+    let short = hash.get(..12).unwrap_or(hash);
+    complaints
+        .iter()
+        .map(|complaint| format!("commit {short}: {complaint}"))
+        .collect()
+}
+
+/// Complains of every line that has one of `patterns`.
+fn occurrences(text: &str, patterns: &[String], what: &str) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        for pattern in patterns.iter().filter(|pattern| line.contains(*pattern)) {
+            complaints.push(format!("line {}: {what} {pattern}", number + 1));
+        }
+    }
+    complaints.dedup();
+    complaints
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine with names of its own.
+    fn machine() -> Machine {
+        Machine {
+            paths: vec!["/somewhere/accf".to_owned(), "/home/me".to_owned()],
+            hosts: vec!["packages.example.org".to_owned()],
+        }
+    }
+
+    /// Applies a rule to a file.
+    fn apply(rule: Rule, path: &str, text: &str) -> usize {
+        rule(&File { path, text }, &machine()).len()
+    }
+
+    /// A licence line.
+    fn tagged(licence: &str) -> String {
+        format!("// {} {licence}\n", concat!("SPDX-License", "-Identifier:"))
+    }
+
+    #[test]
+    fn this_checkout_is_tidy() {
+        let sh = Shell::new().unwrap();
+        let complaints = check(&sh).unwrap();
+        assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+    }
+
+    #[test]
+    fn the_licence_depends_on_the_place() {
+        let kernel = tagged("GPL-2.0-only");
+        let ours = tagged("MIT OR Apache-2.0");
+        let uapi = tagged("GPL-2.0-only WITH Linux-syscall-note");
+        assert_eq!(apply(licence, "module/net/mod.rs", &kernel), 0);
+        assert_eq!(apply(licence, "module/net/mod.rs", &ours), 1);
+        assert_eq!(apply(licence, "module/uapi/accf.h", &uapi), 0);
+        assert_eq!(apply(licence, "module/uapi/accf.h", &kernel), 1);
+        assert_eq!(apply(licence, "xtask/src/main.rs", &ours), 0);
+        assert_eq!(apply(licence, "xtask/src/main.rs", &kernel), 1);
+        assert_eq!(apply(licence, "README.md", "# accf\n"), 1);
+        assert_eq!(apply(licence, "Cargo.lock", "version = 4\n"), 0);
+        let html = format!("<!-- {} -->", tagged("MIT OR Apache-2.0").trim());
+        assert_eq!(apply(licence, "README.md", &html), 0);
+    }
+
+    #[test]
+    fn rust_files_say_what_they_are() {
+        assert_eq!(apply(module_doc, "a.rs", "//! Says it.\n"), 0);
+        assert_eq!(apply(module_doc, "a.rs", "fn main() {}\n"), 1);
+        assert_eq!(apply(module_doc, "a.sh", "true\n"), 0);
+    }
+
+    #[test]
+    fn unsafe_stays_in_its_layer() {
+        let text = "fn f() { unsafe { g() } }\n";
+        assert_eq!(apply(unsafe_code, "module/policy/lib.rs", text), 1);
+        assert_eq!(apply(unsafe_code, "vm/kit/src/lib.rs", text), 1);
+        assert_eq!(apply(unsafe_code, "module/net/ulp.rs", text), 0);
+        assert_eq!(apply(unsafe_code, "vm/kit/src/sys.rs", text), 0);
+        let talk = "#![forbid(unsafe_code)]\n// unsafe is not here\nconst S: &str = \"unsafe\";\n";
+        assert_eq!(apply(unsafe_code, "module/policy/lib.rs", talk), 0);
+    }
+
+    #[test]
+    fn archives_are_not_named() {
+        let text = "URIs: http://packages.example.org/debian\n";
+        assert_eq!(apply(archive_names, "a.md", text), 1);
+        assert_eq!(apply(archive_names, "a.md", "http://www.example.org/\n"), 0);
+        let real = format!("http://{}{}/debian", "deb.", "debian.org");
+        assert!(archive_hosts().iter().any(|host| real.contains(host)));
+    }
+
+    #[test]
+    fn paths_of_the_machine_stay_there() {
+        let count = |text| apply(machine_paths, "a.md", text);
+        assert_eq!(count("see /somewhere/accf/README.md\n"), 1);
+        assert_eq!(count("in /home/me\n"), 1);
+        assert_eq!(count("in /home/meg, /srv/home/me or $S/home/me\n"), 0);
+    }
+
+    #[test]
+    fn nothing_is_left_for_later() {
+        let later = format!("// {}: later\n", ["TO", "DO"].concat());
+        assert_eq!(apply(unfinished, "a.rs", &later), 1);
+        let hole = format!("fn f() {{ {}() }}\n", ["todo", "!"].concat());
+        assert_eq!(apply(unfinished, "a.rs", &hole), 1);
+        assert_eq!(apply(unfinished, "a.rs", "let todo_list = 1;\n"), 0);
+    }
+
+    #[test]
+    fn commits_have_no_sign_off() {
+        let sign_off = ["Signed-off", "-by: A <a@example.org>"].concat();
+        let bad = format!("0123456789abcdef\tarea: do it\n\n{sign_off}\n");
+        assert_eq!(commit_rule(&bad, &machine()).len(), 1);
+        assert_eq!(
+            commit_rule("0123\tarea: do it\n\nWhy.\n", &machine()).len(),
+            0
+        );
+        let path = "0123\tarea: do it\n\nSee /home/me/notes.\n";
+        assert_eq!(commit_rule(path, &machine()).len(), 1);
+        assert_eq!(commit_rule("", &machine()).len(), 0);
+    }
+}
