@@ -2,16 +2,13 @@
 //! A kernel ready for guests, with the modules built for it and the programs to run in it.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
 
-use anyhow::{bail, Context, Result};
-use xshell::{cmd, Shell};
+use anyhow::Result;
 
 use crate::guest::{Guest, Module, Report};
 use crate::kernel::{Kernel, Kind};
 use crate::module::{self, Modules};
 use crate::sysroot::Sysroot;
-use crate::{project, ui};
 
 /// A kernel to run guests with.
 #[derive(Debug)]
@@ -65,28 +62,4 @@ impl Lab {
     pub(crate) fn shell(&self, guest: &Guest) -> Result<Report> {
         guest.shell(&self.sysroot, &self.kernel)
     }
-}
-
-/// Builds the workspace's program `package` for guests: linked statically, so that it runs on any
-/// guest's libc. Returns its path, which guests see.
-pub(crate) fn guest_program(sh: &Shell, package: &str) -> Result<PathBuf> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let directory = project::target().join("guest");
-    ui::step(&format!("{package} for guests"), |_| {
-        let _here = sh.push_dir(project::root());
-        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-        cmd!(
-            sh,
-            "{cargo} build --quiet --release --package {package} --target {TARGET} --target-dir {directory}"
-        )
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        .quiet()
-        .run()
-        .with_context(|| format!("cannot build {package} for guests"))
-    })?;
-    let program = directory.join(TARGET).join("release").join(package);
-    if !program.is_file() {
-        bail!("the package {package} has no program of that name");
-    }
-    Ok(program)
 }

@@ -11,6 +11,7 @@ mod kernel;
 mod ktap;
 mod lab;
 mod module;
+mod program;
 mod project;
 mod sysroot;
 mod tidy;

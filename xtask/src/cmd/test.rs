@@ -12,8 +12,8 @@ use xshell::Shell;
 use crate::guest::Report;
 use crate::kernel::Kind;
 use crate::ktap::{self, Outcome, Results, Test as Case};
-use crate::lab::{self, Lab};
-use crate::{exec, project, tidy, ui};
+use crate::lab::Lab;
+use crate::{exec, program, project, tidy, ui};
 
 /// How long one boot with all its suites may take.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(1200);
@@ -85,7 +85,7 @@ pub(crate) fn run_all(sh: &Shell, tally: &mut Tally) {
     tally.logged("rustdoc", doc);
     tally.host_tests(cargo(&["test", "--workspace", "--no-fail-fast"]));
 
-    let suite = match lab::guest_program(sh, "accf-suite") {
+    let suite = match program::build(sh, "accf-suite") {
         Ok(suite) => Some(suite),
         Err(error) => {
             tally.fail("guest/accf-suite", &format!("{error:#}"));
@@ -209,6 +209,7 @@ impl Tally {
             let report = lab.run(&guest, &command)?;
             if let Some(boot) = report.boot_time {
                 ui::record("booting and loading the module", boot);
+                ui::record("its suites", report.took.saturating_sub(boot));
             }
             Ok(report)
         })?;
@@ -356,6 +357,7 @@ mod tests {
             stderr: b"what it said".to_vec(),
             dmesg: String::new(),
             boot_time: None,
+            took: Duration::ZERO,
             run: PathBuf::new(),
         }
     }

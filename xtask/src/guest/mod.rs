@@ -127,6 +127,8 @@ pub(crate) struct Report {
     pub(crate) dmesg: String,
     /// From power-on to the loaded module, if it came to that.
     pub(crate) boot_time: Option<Duration>,
+    /// From power-on to the end.
+    pub(crate) took: Duration,
     /// The directory with the guest's logs.
     pub(crate) run: PathBuf,
 }
@@ -191,9 +193,10 @@ impl Guest {
         )?;
         let begin = Instant::now();
         let end = machine.wait(self.timeout, self.echo && !terminal)?;
+        let took = begin.elapsed();
         drop(machine);
         fs::remove_file(&initrd).context("cannot remove the initrd")?;
-        self.judge(run, end, begin)
+        self.judge(run, end, begin, took)
     }
 
     /// Lists the directories that the guest sees writable: the checkout and the user's.
@@ -270,7 +273,7 @@ impl Guest {
     }
 
     /// Reads what the guest left behind.
-    fn judge(&self, run: PathBuf, end: End, begin: Instant) -> Result<Report> {
+    fn judge(&self, run: PathBuf, end: End, begin: Instant, took: Duration) -> Result<Report> {
         let read = |name: &str| fs::read(run.join(name)).ok();
         let text = |name: &str| read(name).map(|b| String::from_utf8_lossy(&b).into_owned());
         let console = text("console").unwrap_or_default().replace('\r', "");
@@ -320,6 +323,7 @@ impl Guest {
             stderr: read("stderr").unwrap_or_default(),
             dmesg: log,
             boot_time,
+            took,
             run,
         })
     }
