@@ -17,7 +17,7 @@ use kernel::{
 use super::bindings;
 
 /// Proof that bottom halves are off on this CPU for as long as it lives: in softirq, or under a [`BhGuard`].
-pub(super) struct BhDisabled<'a>(PhantomData<&'a ()>, NotThreadSafe);
+pub(crate) struct BhDisabled<'a>(PhantomData<&'a ()>, NotThreadSafe);
 
 impl BhDisabled<'_> {
     /// States that bottom halves are off.
@@ -25,17 +25,17 @@ impl BhDisabled<'_> {
     /// # Safety
     ///
     /// Bottom halves must be off on this CPU for the lifetime that the caller chooses.
-    pub(super) unsafe fn assume() -> Self {
+    pub(crate) unsafe fn assume() -> Self {
         Self(PhantomData, NotThreadSafe)
     }
 }
 
 /// Turns bottom halves off on this CPU until it is dropped. Process context and softirq; nests.
-pub(super) struct BhGuard(NotThreadSafe);
+pub(crate) struct BhGuard(NotThreadSafe);
 
 impl BhGuard {
     /// Turns bottom halves off.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // SAFETY: may be called from process context and from softirq; undone in `drop()` on the same CPU, as
         // `NotThreadSafe` keeps the guard in its thread and tasks do not migrate with bottom halves off.
         unsafe { bindings::accf_local_bh_disable() };
@@ -43,7 +43,7 @@ impl BhGuard {
     }
 
     /// The proof.
-    pub(super) fn token(&self) -> BhDisabled<'_> {
+    pub(crate) fn token(&self) -> BhDisabled<'_> {
         // SAFETY: they are off as long as `self` lives, which the token borrows.
         unsafe { BhDisabled::assume() }
     }
@@ -58,21 +58,21 @@ impl Drop for BhGuard {
 
 /// A spin lock that is taken with bottom halves off, everywhere: `spin_lock_bh()`, with the `_bh` as a token.
 #[pin_data]
-pub(super) struct BhSpinLock<T> {
+pub(crate) struct BhSpinLock<T> {
     #[pin]
     inner: SpinLock<T>,
 }
 
 impl<T> BhSpinLock<T> {
     /// A new lock around `value`.
-    pub(super) fn new(value: T) -> impl PinInit<Self> {
+    pub(crate) fn new(value: T) -> impl PinInit<Self> {
         pin_init!(Self {
             inner <- new_spinlock!(value, "accf::listener"),
         })
     }
 
     /// Takes the lock.
-    pub(super) fn lock<'a>(&'a self, _bh: &'a BhDisabled<'_>) -> Guard<'a, T, SpinLockBackend> {
+    pub(crate) fn lock<'a>(&'a self, _bh: &'a BhDisabled<'_>) -> Guard<'a, T, SpinLockBackend> {
         self.inner.lock()
     }
 }

@@ -49,7 +49,7 @@ fn csk(sk: *mut sock) -> *mut bindings::inet_connection_sock {
 /// # Safety
 ///
 /// `sk` must be a locked TCP socket without a ULP, in process context; this is the `init` of a registered [`Registration`].
-pub(super) unsafe extern "C" fn init<F: Filter>(sk: *mut sock) -> c_int {
+pub(crate) unsafe extern "C" fn init<F: Filter>(sk: *mut sock) -> c_int {
     from_result(|| {
         // SAFETY: by the contract of this function.
         unsafe { attach::<F>(sk) }.map(|()| 0)
@@ -109,7 +109,7 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
 /// # Safety
 ///
 /// `child` must be a new copy of a listener that has, or had, our ULP, not visible to anybody else.
-pub(super) unsafe extern "C" fn clone(
+pub(crate) unsafe extern "C" fn clone(
     _req: *const request_sock,
     child: *mut sock,
     _priority: bindings::gfp_t,
@@ -147,7 +147,7 @@ unsafe fn disown(child: *mut sock, listener: &Listener) {
 ///
 /// `sk` must be a socket that [`init`] attached to, in the course of its destruction (`tcp_cleanup_ulp()`): bottom
 /// halves are off.
-pub(super) unsafe extern "C" fn release(sk: *mut sock) {
+pub(crate) unsafe extern "C" fn release(sk: *mut sock) {
     // SAFETY: `tcp_v4_destroy_sock()` runs with bottom halves off.
     let bh = unsafe { BhDisabled::assume() };
     let raw = csk(sk);
@@ -171,7 +171,7 @@ pub(super) unsafe extern "C" fn release(sk: *mut sock) {
 }
 
 /// The type of `icsk_af_ops->syn_recv_sock`.
-type SynRecvSock = unsafe extern "C" fn(
+pub(crate) type SynRecvSock = unsafe extern "C" fn(
     *const sock,
     *mut sk_buff,
     *mut request_sock,
@@ -182,7 +182,7 @@ type SynRecvSock = unsafe extern "C" fn(
 ) -> *mut sock;
 
 /// Ours, to tell it from the kernel's.
-const OURS: SynRecvSock = syn_recv_sock;
+pub(crate) const OURS: SynRecvSock = syn_recv_sock;
 
 /// Stands for `tcp_v4_syn_recv_sock()` and `tcp_v6_syn_recv_sock()` of a filtered listener.
 ///
@@ -191,7 +191,7 @@ const OURS: SynRecvSock = syn_recv_sock;
 /// # Safety
 ///
 /// For the kernel only; the arguments are those of its own functions.
-pub(super) unsafe extern "C" fn syn_recv_sock(
+pub(crate) unsafe extern "C" fn syn_recv_sock(
     sk: *const sock,
     skb: *mut sk_buff,
     req: *mut request_sock,
@@ -307,7 +307,7 @@ unsafe fn is_exempt(sk: *const sock, request: &Request<'_>) -> bool {
 /// # Safety
 ///
 /// For the kernel only; the arguments are those of its own functions.
-pub(super) unsafe extern "C" fn send_synack(
+pub(crate) unsafe extern "C" fn send_synack(
     sk: *const sock,
     dst: *mut bindings::dst_entry,
     fl: *mut bindings::flowi,
@@ -354,7 +354,7 @@ pub(super) unsafe extern "C" fn send_synack(
 /// # Safety
 ///
 /// For the kernel only: the last reference to `req` is gone.
-pub(super) unsafe extern "C" fn destructor(req: *mut request_sock) {
+pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
     let Some(req_ptr) = NonNull::new(req) else {
         return;
     };

@@ -65,7 +65,7 @@ fn now() -> Nanos {
 ///
 /// The atomics are written under the home's lock only, with no ordering of their own.
 #[pin_data]
-pub(super) struct Parked {
+pub(crate) struct Parked {
     #[pin]
     links: ListLinks,
     /// The request that owns this. Alive while this is in the queue, under the lock.
@@ -127,7 +127,8 @@ impl Parked {
         self.state.store(state, Relaxed);
     }
 
-    fn window(&self) -> u16 {
+    /// The window of the last bare ACK: not scaled.
+    pub(crate) fn window(&self) -> u16 {
         (self.state.load(Relaxed) & Self::WINDOW) as u16
     }
 
@@ -167,7 +168,7 @@ struct State {
 
 /// A listener with a filter: what `icsk_ulp_data` points to.
 #[pin_data]
-pub(super) struct Listener {
+pub(crate) struct Listener {
     #[pin]
     state: BhSpinLock<State>,
     #[pin]
@@ -213,7 +214,7 @@ impl Listener {
     /// # Safety
     ///
     /// `sock` must stay in memory until [`Self::close`] has returned.
-    pub(super) unsafe fn new(
+    pub(crate) unsafe fn new(
         sock: NonNull<bindings::sock>,
         decide: fn(Phase, policy::Segment) -> Action,
         timeout: Timeout,
@@ -241,12 +242,12 @@ impl Listener {
     }
 
     /// Ours, for `icsk->icsk_af_ops`.
-    pub(super) fn ops(&self) -> *const bindings::inet_connection_sock_af_ops {
+    pub(crate) fn ops(&self) -> *const bindings::inet_connection_sock_af_ops {
         &self.ops
     }
 
     /// The kernel's `icsk->icsk_af_ops`.
-    pub(super) fn original_ops(&self) -> &'static bindings::inet_connection_sock_af_ops {
+    pub(crate) fn original_ops(&self) -> &'static bindings::inet_connection_sock_af_ops {
         self.original_ops
     }
 
@@ -256,7 +257,7 @@ impl Listener {
     ///
     /// The `icsk_ulp_data` of `sock`, if any, was published by `hooks::init()`. The socket is alive while the guard
     /// is held.
-    pub(super) unsafe fn of<'a>(
+    pub(crate) unsafe fn of<'a>(
         sock: *const bindings::sock,
         _rcu: &'a rcu::Guard,
     ) -> Option<ArcBorrow<'a, Self>> {
@@ -272,7 +273,7 @@ impl Listener {
     /// # Safety
     ///
     /// `request` is parked, or its listener is being looked at by our `syn_recv_sock`.
-    pub(super) unsafe fn home_of<'a>(
+    pub(crate) unsafe fn home_of<'a>(
         request: &Request<'_>,
         rcu: &'a rcu::Guard,
     ) -> Option<ArcBorrow<'a, Self>> {
@@ -282,7 +283,7 @@ impl Listener {
     }
 
     /// Where `request` stands here: parked, due, or neither.
-    pub(super) fn phase_of(&self, bh: &BhDisabled<'_>, request: &Request<'_>) -> Option<Phase> {
+    pub(crate) fn phase_of(&self, bh: &BhDisabled<'_>, request: &Request<'_>) -> Option<Phase> {
         let _state = self.state.lock(bh);
         if !request.is_parked() {
             return None;
@@ -292,7 +293,7 @@ impl Listener {
     }
 
     /// What to do with a segment for a request that stands at `phase`.
-    pub(super) fn decide(&self, phase: Phase, segment: policy::Segment) -> Action {
+    pub(crate) fn decide(&self, phase: Phase, segment: policy::Segment) -> Action {
         (self.decide)(phase, segment)
     }
 
@@ -300,7 +301,7 @@ impl Listener {
     ///
     /// `false`: it could not be parked (no memory, its timer is just firing, the listener is closing, it is no longer
     /// in the table), and nothing has changed.
-    pub(super) fn park(
+    pub(crate) fn park(
         self: ArcBorrow<'_, Self>,
         bh: &BhDisabled<'_>,
         request: &Request<'_>,
@@ -344,7 +345,7 @@ impl Listener {
     }
 
     /// Remembers another bare ACK of a parked request.
-    pub(super) fn hold(&self, bh: &BhDisabled<'_>, request: &Request<'_>, segment: &Segment<'_>) {
+    pub(crate) fn hold(&self, bh: &BhDisabled<'_>, request: &Request<'_>, segment: &Segment<'_>) {
         let _state = self.state.lock(bh);
         if request.is_parked() {
             // SAFETY: it is parked, and this, its home, is locked.
@@ -356,7 +357,7 @@ impl Listener {
     /// as old as it was at the first bare ACK.
     ///
     /// The caller has taken the request out of the table (`own_req`).
-    pub(super) fn settle(&self, bh: &BhDisabled<'_>, request: &Request<'_>) {
+    pub(crate) fn settle(&self, bh: &BhDisabled<'_>, request: &Request<'_>) {
         let mut state = self.state.lock(bh);
         if !request.is_parked() {
             return;
@@ -371,7 +372,7 @@ impl Listener {
     /// # Safety
     ///
     /// The caller is the destructor of `request`, which is parked here.
-    pub(super) unsafe fn forget(&self, bh: &BhDisabled<'_>, request: &Request<'_>) {
+    pub(crate) unsafe fn forget(&self, bh: &BhDisabled<'_>, request: &Request<'_>) {
         let mut state = self.state.lock(bh);
         // SAFETY: by the contract of this function; this, its home, is locked.
         drop(unsafe { Self::unpark(&mut state, request) });
@@ -394,7 +395,7 @@ impl Listener {
     ///
     /// A request then is what it is on a plain listener that was closed: half open. Its timer fires at the next tick,
     /// and the kernel drops it, or moves it to another listener of the group (`net.ipv4.tcp_migrate_req`).
-    pub(super) fn close(&self, bh: &BhDisabled<'_>) {
+    pub(crate) fn close(&self, bh: &BhDisabled<'_>) {
         let timer = {
             let mut state = self.state.lock(bh);
             state.closed = true;

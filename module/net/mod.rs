@@ -12,13 +12,13 @@
 //!
 //! The kernel's functions named in these pages are those of Linux 7.3.
 
-mod bindings;
-mod context;
-mod hooks;
-mod listener;
-mod overlay;
-mod rcu;
-mod request;
-mod segment;
+pub(crate) mod bindings;
+pub(crate) mod context;
+pub(crate) mod hooks;
+pub(crate) mod listener;
+pub(crate) mod overlay;
+pub(crate) mod rcu;
+pub(crate) mod request;
+pub(crate) mod segment;
 pub(crate) mod ulp;
-mod wire;
+pub(crate) mod wire;

@@ -20,7 +20,7 @@ use super::{
 /// # Invariants
 ///
 /// The originals point to constants of the kernel's image.
-pub(super) struct Overlay {
+pub(crate) struct Overlay {
     original: *const bindings::request_sock_ops,
     original_tcp: *const bindings::tcp_request_sock_ops,
     ops: bindings::request_sock_ops,
@@ -45,7 +45,7 @@ impl Overlay {
     }
 
     /// The overlay for requests of this family, if one was ever parked.
-    pub(super) fn of(request: &Request<'_>) -> Option<&'static Self> {
+    pub(crate) fn of(request: &Request<'_>) -> Option<&'static Self> {
         Self::slot(request.family())?.as_ref()
     }
 
@@ -55,7 +55,7 @@ impl Overlay {
     /// CPU is making the overlay right now: it is left to the kernel then.
     ///
     /// The request must not be parked.
-    pub(super) fn for_parking(request: &Request<'_>) -> Option<&'static Self> {
+    pub(crate) fn for_parking(request: &Request<'_>) -> Option<&'static Self> {
         let slot = Self::slot(request.family())?;
         if slot.as_ref().is_none() {
             // INVARIANT: the operations of a request of plain TCP are `tcp_request_sock_ops`, `tcp6_request_sock_ops`,
@@ -87,23 +87,23 @@ impl Overlay {
     }
 
     /// Ours, for `req->rsk_ops`.
-    pub(super) fn ops(&'static self) -> *const bindings::request_sock_ops {
+    pub(crate) fn ops(&'static self) -> *const bindings::request_sock_ops {
         &self.ops
     }
 
     /// Ours, for `tcp_rsk(req)->af_specific`.
-    pub(super) fn tcp_ops(&'static self) -> *const bindings::tcp_request_sock_ops {
+    pub(crate) fn tcp_ops(&'static self) -> *const bindings::tcp_request_sock_ops {
         &self.tcp
     }
 
     /// The kernel's `rsk_ops`.
-    pub(super) fn original(&self) -> &'static bindings::request_sock_ops {
+    pub(crate) fn original(&self) -> &'static bindings::request_sock_ops {
         // SAFETY: by the type invariants.
         unsafe { &*self.original }
     }
 
     /// The kernel's `af_specific`.
-    pub(super) fn original_tcp(&self) -> &'static bindings::tcp_request_sock_ops {
+    pub(crate) fn original_tcp(&self) -> &'static bindings::tcp_request_sock_ops {
         // SAFETY: by the type invariants.
         unsafe { &*self.original_tcp }
     }

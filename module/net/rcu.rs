@@ -11,14 +11,14 @@ use super::bindings;
 /// The `struct rcu_head` inside a [`DeferDrop`] type.
 #[pin_data]
 #[repr(transparent)]
-pub(super) struct RcuHead {
+pub(crate) struct RcuHead {
     #[pin]
     head: Opaque<bindings::callback_head>,
 }
 
 impl RcuHead {
     /// A head that is not queued.
-    pub(super) fn new() -> impl PinInit<Self> {
+    pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             head <- Opaque::uninit(),
         })
@@ -35,7 +35,7 @@ unsafe impl Sync for RcuHead {}
 /// # Safety
 ///
 /// `from_head()` must be the inverse of `head()`.
-pub(super) unsafe trait DeferDrop: Send + Sync + 'static {
+pub(crate) unsafe trait DeferDrop: Send + Sync + 'static {
     /// The head inside `self`.
     fn head(&self) -> &RcuHead;
 
@@ -55,7 +55,7 @@ pub(super) unsafe trait DeferDrop: Send + Sync + 'static {
 /// # Safety
 ///
 /// Must be called at most once for one allocation: its head can be queued but once.
-pub(super) unsafe fn defer_drop<T: DeferDrop>(value: Arc<T>) {
+pub(crate) unsafe fn defer_drop<T: DeferDrop>(value: Arc<T>) {
     let head = value.head().head.get();
     // The reference is taken up again in `drop_after_grace_period()`.
     let _ = Arc::into_raw(value);
@@ -64,6 +64,9 @@ pub(super) unsafe fn defer_drop<T: DeferDrop>(value: Arc<T>) {
     unsafe { bindings::call_rcu(head, Some(drop_after_grace_period::<T>)) };
 }
 
+/// # Safety
+///
+/// For `call_rcu()` only, with the head that [`defer_drop`] queued.
 unsafe extern "C" fn drop_after_grace_period<T: DeferDrop>(head: *mut bindings::callback_head) {
     // SAFETY: `RcuHead` is a transparent cell around the head that `defer_drop()` queued, inside a `T` that is alive
     // by the reference forgotten there.

@@ -28,15 +28,15 @@ use kernel::sync::Arc;
 
 use super::{bindings, listener::Parked, overlay::Overlay, wire};
 
-pub(super) const AF_INET: i32 = bindings::ACCF_AF_INET as i32;
-pub(super) const AF_INET6: i32 = bindings::ACCF_AF_INET6 as i32;
+pub(crate) const AF_INET: i32 = bindings::ACCF_AF_INET as i32;
+pub(crate) const AF_INET6: i32 = bindings::ACCF_AF_INET6 as i32;
 
 /// Far in the future, in jiffies, and no further than a timer can be set without losing its order
 /// (`WHEEL_TIMEOUT_MAX`): 49 days at HZ=250, 12 at HZ=1000.
 const FAR_JIFFIES: usize = 1 << 30;
 
 /// The bytes of an IPv6 address, in network order.
-pub(super) fn in6_bytes(address: &bindings::in6_addr) -> [u8; 16] {
+pub(crate) fn in6_bytes(address: &bindings::in6_addr) -> [u8; 16] {
     // SAFETY: all three views of the union are 16 bytes without padding.
     unsafe { address.in6_u.u6_addr8 }
 }
@@ -47,7 +47,7 @@ pub(super) fn in6_bytes(address: &bindings::in6_addr) -> [u8; 16] {
 ///
 /// `ptr` points to a `struct tcp_request_sock` that is alive for `'a`: somebody holds a reference to it, or it is being
 /// destroyed by the caller. It has a listener (it is no syncookie's), to which it holds a reference.
-pub(super) struct Request<'a> {
+pub(crate) struct Request<'a> {
     ptr: NonNull<bindings::request_sock>,
     _request: PhantomData<&'a bindings::request_sock>,
 }
@@ -58,7 +58,7 @@ impl<'a> Request<'a> {
     /// # Safety
     ///
     /// `ptr` must meet the type's invariants for `'a`.
-    pub(super) unsafe fn from_raw(ptr: NonNull<bindings::request_sock>) -> Self {
+    pub(crate) unsafe fn from_raw(ptr: NonNull<bindings::request_sock>) -> Self {
         // INVARIANT: by the contract of this function.
         Self {
             ptr,
@@ -67,7 +67,7 @@ impl<'a> Request<'a> {
     }
 
     /// The kernel's pointer.
-    pub(super) fn as_ptr(&self) -> *mut bindings::request_sock {
+    pub(crate) fn as_ptr(&self) -> *mut bindings::request_sock {
         self.ptr.as_ptr()
     }
 
@@ -83,62 +83,62 @@ impl<'a> Request<'a> {
     }
 
     /// The family of its packets: `AF_INET` also for a v4-mapped client.
-    pub(super) fn family(&self) -> i32 {
+    pub(crate) fn family(&self) -> i32 {
         // SAFETY: a request's operations are valid, and constant (also the overlay's).
         unsafe { (*self.ops()).family }
     }
 
     /// `req->rsk_ops`.
-    pub(super) fn ops(&self) -> *const bindings::request_sock_ops {
+    pub(crate) fn ops(&self) -> *const bindings::request_sock_ops {
         // SAFETY: the request is alive by the type invariants. The read is a `READ_ONCE()`: another CPU may park the
         // request or undo that.
         unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).rsk_ops) }
     }
 
     /// `tcp_rsk(req)->af_specific`.
-    pub(super) fn tcp_ops(&self) -> *const bindings::tcp_request_sock_ops {
+    pub(crate) fn tcp_ops(&self) -> *const bindings::tcp_request_sock_ops {
         // SAFETY: as in `ops()`.
         unsafe { ptr::read_volatile(&raw const (*self.tcp()).af_specific) }
     }
 
     /// The listener it was made for. Lives as long as the request.
-    pub(super) fn listener_sock(&self) -> *mut bindings::sock {
+    pub(crate) fn listener_sock(&self) -> *mut bindings::sock {
         // SAFETY: alive by the type invariants; written before the request could be found, and not after.
         unsafe { bindings::accf_req_listener(self.as_ptr()) }
     }
 
     /// IRS: the client's initial sequence number.
-    pub(super) fn client_isn(&self) -> u32 {
+    pub(crate) fn client_isn(&self) -> u32 {
         // SAFETY: alive by the type invariants; written before the request could be found, and not after.
         unsafe { (*self.tcp()).rcv_isn }
     }
 
     /// Did both ends agree on timestamps?
-    pub(super) fn uses_timestamps(&self) -> bool {
+    pub(crate) fn uses_timestamps(&self) -> bool {
         // SAFETY: as in `client_isn()`.
         unsafe { (*self.inet()).tstamp_ok() != 0 }
     }
 
     /// Was data, or a cookie, accepted with the SYN?
-    pub(super) fn is_fast_open(&self) -> bool {
+    pub(crate) fn is_fast_open(&self) -> bool {
         // SAFETY: as in `client_isn()`.
         unsafe { (*self.tcp()).tfo_listener }
     }
 
     /// Does it belong to an MPTCP connection?
-    pub(super) fn is_mptcp(&self) -> bool {
+    pub(crate) fn is_mptcp(&self) -> bool {
         // SAFETY: as in `client_isn()`.
         unsafe { (*self.tcp()).is_mptcp }
     }
 
     /// Is it still in the table of connections? Once it is out, it never comes back.
-    pub(super) fn is_hashed(&self) -> bool {
+    pub(crate) fn is_hashed(&self) -> bool {
         // SAFETY: alive by the type invariants.
         unsafe { bindings::accf_req_is_hashed(self.as_ptr()) }
     }
 
     /// Microseconds since our first SYN-ACK; 0 where that is not known, and the largest value where it is longer ago.
-    pub(super) fn synack_age_us(&self) -> u32 {
+    pub(crate) fn synack_age_us(&self) -> u32 {
         // SAFETY: alive by the type invariants; written once, when the SYN-ACK went out. The clock has no
         // requirements.
         let (sent, now) = unsafe { ((*self.tcp()).snt_synack, bindings::accf_clock_us()) };
@@ -151,7 +151,7 @@ impl<'a> Request<'a> {
     /// Makes our first SYN-ACK look as if it had been sent `age_us` microseconds ago, unless that is not known.
     ///
     /// `tcp_synack_rtt_meas()` then takes the sample that it would have taken at the bare ACK.
-    pub(super) fn set_synack_age_us(&self, age_us: u32) {
+    pub(crate) fn set_synack_age_us(&self, age_us: u32) {
         if age_us == 0 {
             return;
         }
@@ -163,7 +163,7 @@ impl<'a> Request<'a> {
     }
 
     /// Takes a reference, unless the request is dying.
-    pub(super) fn get(&self) -> Option<OwnedRequest> {
+    pub(crate) fn get(&self) -> Option<OwnedRequest> {
         // SAFETY: alive by the type invariants.
         let taken = unsafe { bindings::accf_req_get(self.as_ptr()) };
         // INVARIANT: the reference just taken is the owned one.
@@ -171,7 +171,7 @@ impl<'a> Request<'a> {
     }
 
     /// Is its own timer waiting to fire? Not while the timer's handler runs.
-    pub(super) fn timer_is_pending(&self) -> bool {
+    pub(crate) fn timer_is_pending(&self) -> bool {
         // SAFETY: alive by the type invariants; the timer was set up before the request could be found.
         unsafe { bindings::accf_timer_pending(&raw const (*self.as_ptr()).rsk_timer) }
     }
@@ -191,12 +191,12 @@ impl<'a> Request<'a> {
     /// Puts its own timer off for weeks, so that it does no harm while the request is parked.
     ///
     /// The timer stays pending, as whoever drops the request takes the timer's reference by deleting it.
-    pub(super) fn put_timer_off(&self) -> bool {
+    pub(crate) fn put_timer_off(&self) -> bool {
         self.move_timer(FAR_JIFFIES)
     }
 
     /// Lets its own timer fire at the next tick: the kernel decides what becomes of the request.
-    pub(super) fn hurry_timer(&self) -> bool {
+    pub(crate) fn hurry_timer(&self) -> bool {
         self.move_timer(1)
     }
 
@@ -204,7 +204,7 @@ impl<'a> Request<'a> {
     ///
     /// Only for `send_synack` called by that handler (`reqsk_timer_handler()`): afterwards it counts this timeout, and
     /// the request as no longer young if it was the first. So it is young again now.
-    pub(super) fn forget_timeouts(&self) {
+    pub(crate) fn forget_timeouts(&self) {
         let req = self.as_ptr();
         // SAFETY: alive by the type invariants. `num_timeout` is written by the timer's handler alone, whose callee
         // we are; it shares its byte with `syncookie`, which does not change any more. The listener is alive.
@@ -217,7 +217,7 @@ impl<'a> Request<'a> {
     }
 
     /// Is it parked? Tells for sure only under the lock of its home and in its destructor.
-    pub(super) fn is_parked(&self) -> bool {
+    pub(crate) fn is_parked(&self) -> bool {
         // SAFETY: alive by the type invariants; the read is a `READ_ONCE()`.
         let sk = unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).sk) };
         ptr::eq(sk.cast(), self.as_ptr()) && self.wears_overlay()
@@ -233,7 +233,7 @@ impl<'a> Request<'a> {
     /// # Safety
     ///
     /// The caller holds the lock of its home; the request is in the table of connections and not parked.
-    pub(super) unsafe fn dress(&self, overlay: &'static Overlay, parked: Arc<Parked>) {
+    pub(crate) unsafe fn dress(&self, overlay: &'static Overlay, parked: Arc<Parked>) {
         let req = self.as_ptr();
         // SAFETY: alive by the type invariants. `dl_next` and `sk` are unused in this state; the others are only ever
         // read, and either value will do. No other CPU writes, by the lock. The writes are `WRITE_ONCE()`s; that ours
@@ -256,7 +256,7 @@ impl<'a> Request<'a> {
     ///
     /// The request is parked; and the caller holds the lock of its home, or is its destructor. So it stays parked for
     /// as long as the reference is used.
-    pub(super) unsafe fn parked(&self) -> &Parked {
+    pub(crate) unsafe fn parked(&self) -> &Parked {
         // SAFETY: `dl_next` is the reference that `dress()` put there, and by the contract stays there.
         unsafe { &*(*self.as_ptr()).dl_next.cast::<Parked>() }
     }
@@ -267,7 +267,7 @@ impl<'a> Request<'a> {
     ///
     /// The request is parked; and the caller holds the lock of its home and a reference to the request, or is its
     /// destructor.
-    pub(super) unsafe fn undress(&self) -> Arc<Parked> {
+    pub(crate) unsafe fn undress(&self) -> Arc<Parked> {
         // SAFETY: by the contract `dl_next` is the reference that `dress()` put there. It is taken out below, before
         // anybody else may look.
         let parked = unsafe { Arc::from_raw((*self.as_ptr()).dl_next.cast::<Parked>()) };
@@ -297,14 +297,14 @@ impl<'a> Request<'a> {
     ///
     /// The caller is `send_synack`, called by `reqsk_timer_handler()`: such a copy is in no table yet, and its maker's
     /// alone.
-    pub(super) unsafe fn shed_if_copy(&self) {
+    pub(crate) unsafe fn shed_if_copy(&self) {
         if self.wears_overlay() && !self.is_parked() {
             self.shed();
         }
     }
 
     /// Both ends, as they stand on the wire.
-    pub(super) fn endpoints(&self) -> bindings::accf_endpoints {
+    pub(crate) fn endpoints(&self) -> bindings::accf_endpoints {
         let mut ends = bindings::accf_endpoints::default();
         // SAFETY: alive by the type invariants; the addresses were written before the request could be found.
         unsafe { bindings::accf_req_endpoints(self.as_ptr(), &mut ends) };
@@ -312,7 +312,7 @@ impl<'a> Request<'a> {
     }
 
     /// The client's bare ACK, with this window and, where timestamps are used, this TSval.
-    pub(super) fn bare_ack(&self, window: u16, tsval: Option<u32>) -> wire::BareAck {
+    pub(crate) fn bare_ack(&self, window: u16, tsval: Option<u32>) -> wire::BareAck {
         let tcp = self.tcp();
         // SAFETY: alive by the type invariants. The numbers do not change; the kernel reads `snt_tsval_last`, which
         // does, with a `READ_ONCE()` too.
@@ -337,11 +337,11 @@ impl<'a> Request<'a> {
 /// # Invariants
 ///
 /// Owns one of the request's references.
-pub(super) struct OwnedRequest(NonNull<bindings::request_sock>);
+pub(crate) struct OwnedRequest(NonNull<bindings::request_sock>);
 
 impl OwnedRequest {
     /// The request.
-    pub(super) fn as_request(&self) -> Request<'_> {
+    pub(crate) fn as_request(&self) -> Request<'_> {
         // SAFETY: alive by the reference. Only requests with a listener were parked, and only those are wrapped.
         unsafe { Request::from_raw(self.0) }
     }

@@ -14,7 +14,7 @@ use super::{bindings, request::Request};
 ///
 /// `skb` is valid for `'a`, its transport header is a whole TCP header in linear memory, options included, and its
 /// control block is TCP's (`tcp_v4_fill_cb()`, `tcp_v6_fill_cb()`).
-pub(super) struct Segment<'a> {
+pub(crate) struct Segment<'a> {
     skb: *const bindings::sk_buff,
     _skb: PhantomData<&'a bindings::sk_buff>,
 }
@@ -25,7 +25,7 @@ impl<'a> Segment<'a> {
     /// # Safety
     ///
     /// `skb` must meet the type's invariants.
-    pub(super) unsafe fn from_raw(skb: *const bindings::sk_buff) -> Self {
+    pub(crate) unsafe fn from_raw(skb: *const bindings::sk_buff) -> Self {
         // INVARIANT: by the contract of this function.
         Self {
             skb,
@@ -39,7 +39,7 @@ impl<'a> Segment<'a> {
     }
 
     /// What the segment carries, as the reply to the SYN-ACK of `request`.
-    pub(super) fn kind(&self, request: &Request<'_>) -> policy::Segment {
+    pub(crate) fn kind(&self, request: &Request<'_>) -> policy::Segment {
         // SAFETY: the control block is TCP's, by the type invariants.
         let end_seq = unsafe { bindings::accf_skb_end_seq(self.skb) };
         let start = request.client_isn().wrapping_add(1);
@@ -54,12 +54,12 @@ impl<'a> Segment<'a> {
     }
 
     /// The window in the header: not scaled.
-    pub(super) fn window(&self) -> u16 {
+    pub(crate) fn window(&self) -> u16 {
         u16::from_be(self.header().window)
     }
 
     /// TSval, if the segment carries timestamps and `request` agreed on using them.
-    pub(super) fn tsval(&self, request: &Request<'_>) -> Option<u32> {
+    pub(crate) fn tsval(&self, request: &Request<'_>) -> Option<u32> {
         if !request.uses_timestamps() {
             return None;
         }

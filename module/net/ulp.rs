@@ -84,7 +84,7 @@ impl Registration {
     }
 
     /// The registered filter `name`.
-    pub(super) fn by_name(name: &str) -> Option<&'static Self> {
+    pub(crate) fn by_name(name: &str) -> Option<&'static Self> {
         REGISTERED.iter().find_map(|slot| {
             // SAFETY: a registration in the table is alive, and was written before it entered.
             let registration = unsafe { (slot.load(Acquire) as *const Self).as_ref() }?;
@@ -93,12 +93,12 @@ impl Registration {
     }
 
     /// For `icsk->icsk_ulp_ops`.
-    pub(super) fn as_ptr(&self) -> *const bindings::tcp_ulp_ops {
+    pub(crate) fn as_ptr(&self) -> *const bindings::tcp_ulp_ops {
         self.ops.get()
     }
 
     /// How long its listeners hold a silent connection back.
-    pub(super) fn timeout(&self) -> Timeout {
+    pub(crate) fn timeout(&self) -> Timeout {
         self.timeout
     }
 }
