@@ -10,7 +10,7 @@ mod setup;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use std::{env, fs};
+use std::{env, fs, thread};
 
 use accf_demo::{GuestReport, Listener, REPORT_FILE, SCHEMA};
 use accf_kit::capture::{Capture, Trace};
@@ -27,6 +27,9 @@ const RTT: Duration = Duration::from_millis(40);
 /// Deadlines: longer than any silence but the one that is to meet it.
 const PATIENT: Duration = Duration::from_secs(60);
 const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Between the warm-up and the first measurement.
+const CALM: Duration = Duration::from_secs(1);
 
 const CLIENT_CAPTURE: &str = "client.pcap";
 const SERVER_CAPTURE: &str = "server.pcap";
@@ -48,6 +51,7 @@ fn main() -> Result<()> {
     let setups = |deadline| Listener::ALL.map(|listener| Setup { listener, deadline });
     say("warming up");
     exchange::warm_up(wire, &setups(PATIENT))?;
+    thread::sleep(CALM);
     say("(a) RFC 793 client: 6 s of silence");
     let mut exchanges = exchange::rfc793(wire, &setups(PATIENT))?;
     say("(b) piggyback client");
@@ -59,6 +63,8 @@ fn main() -> Result<()> {
     exchange::warm_up(wire, &setups(DEADLINE))?;
     exchanges.extend(exchange::silent(wire, &setups(DEADLINE))?);
 
+    // What is on its way at the end is to be seen at both ends.
+    thread::sleep(4 * RTT);
     save(&client_capture.stop()?, &out.join(CLIENT_CAPTURE))?;
     save(&server_capture.stop()?, &out.join(SERVER_CAPTURE))?;
     say("unloading the module");

@@ -370,14 +370,14 @@ mod tests {
             let mut late = sample();
             late.request(server, Listener::Dataready)
                 .time_to_first_byte_ms = Some(500.1);
-            assert_eq!(failing(&late), [id.clone()]);
+            assert_eq!(failing(&late), [id.as_str()]);
             let mut none = sample();
             none.request(server, Listener::Dataready)
                 .time_to_first_byte_ms = None;
-            assert_eq!(failing(&none), [id.clone()]);
+            assert_eq!(failing(&none), [id.as_str()]);
             let mut error = sample();
             error.request(server, Listener::Dataready).http_status = Some(500);
-            assert_eq!(failing(&error), [id]);
+            assert_eq!(failing(&error), [id.as_str()]);
         }
     }
 

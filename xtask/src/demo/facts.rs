@@ -55,18 +55,11 @@ impl Facts {
 
     /// The client's first segment with data.
     pub(crate) fn request(&self) -> Option<&Segment> {
-        self.first_data_from(End::Client)
-    }
-
-    /// The server's first segment with data.
-    pub(crate) fn response(&self) -> Option<&Segment> {
-        self.first_data_from(End::Server)
-    }
-
-    fn first_data_from(&self, end: End) -> Option<&Segment> {
-        self.segments
+        let mut from_client = self
+            .segments
             .iter()
-            .find(|segment| segment.from == end && segment.payload_len > 0)
+            .filter(|segment| segment.from == End::Client);
+        from_client.find(|segment| segment.payload_len > 0)
     }
 
     /// From the bare ACK to the request, at the client's end.

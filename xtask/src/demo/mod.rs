@@ -12,7 +12,7 @@ mod facts;
 mod pcapng;
 mod report;
 #[cfg(test)]
-pub(crate) mod sample;
+mod sample;
 mod svg;
 mod terminal;
 mod timeline;

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `cargo xtask demo`: show on the wire what the filter changes, and check it.
+
+use std::fs;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{bail, Context, Result};
+use xshell::Shell;
+
+use crate::demo::{self, Outcome, Screen};
+use crate::kernel::Kind;
+use crate::lab::Lab;
+use crate::{program, project, ui};
+
+/// How long the guest may take; an emulated one on a busy machine is slow.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Where the picture is that the README shows.
+const DOCS_PICTURE: &str = "docs/ladder.svg";
+
+/// Show, packet by packet, what plain, TCP_DEFER_ACCEPT and dataready listeners do, and check it.
+///
+/// Boots the stock kernel, loads the module and runs four scenarios over a path with 40 ms of
+/// round-trip time. Tables and ladder diagrams go to the terminal; report.md, report.json, a pcapng
+/// for each listener and ladder.svg to target/accf/demo/. Fails if a claim does not hold.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Demo {
+    /// Also replace the picture in docs/ that the README shows.
+    #[arg(long)]
+    update_docs: bool,
+}
+
+impl Demo {
+    /// Runs the command.
+    pub(crate) fn run(&self, sh: &Shell) -> Result<ExitCode> {
+        let lab = Lab::new(Kind::Stock)?;
+        let program = program::build(sh, "accf-demo")?;
+
+        let out = project::target().join("demo");
+        // Nothing of an earlier run is to be taken for a result of this one.
+        if out.exists() {
+            fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
+        }
+        let recorded = out.join("guest");
+        ui::step("the demo in a guest", |_| {
+            run_guest(&lab, &program, &recorded)
+        })?;
+        let outcome = demo::evaluate(&recorded, &out, Screen::stdout())?;
+        println!("\n{}", outcome.shown);
+        ui::print_timings();
+        println!("\nReport, packets and picture: {}", out.display());
+        if self.update_docs && outcome.failed.is_empty() {
+            update_docs(&outcome)?;
+        }
+        Ok(verdict(&outcome))
+    }
+}
+
+/// Runs the scenarios in a guest, which leaves its recordings in `recorded`.
+fn run_guest(lab: &Lab, program: &Path, recorded: &Path) -> Result<()> {
+    let mut guest = lab.guest(&[]);
+    guest.timeout = Some(TIMEOUT);
+    guest.out = recorded.to_owned();
+    // Where no spinner shows that it goes on, the guest's own words do.
+    guest.echo = !std::io::stderr().is_terminal();
+    let report = lab.run(&guest, &[program])?;
+    if let Some(boot) = report.boot_time {
+        ui::record("booting and loading the module", boot);
+    }
+    match report.verdict()? {
+        0 => fs::remove_dir_all(&report.run)
+            .with_context(|| format!("cannot remove {}", report.run.display())),
+        status => bail!(
+            "the demo ended with status {status} in the guest:\n{}\n(logs: {})",
+            String::from_utf8_lossy(&report.stderr).trim(),
+            report.run.display()
+        ),
+    }
+}
+
+/// Replaces the committed picture.
+fn update_docs(outcome: &Outcome) -> Result<()> {
+    let path = project::root().join(DOCS_PICTURE);
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
+    }
+    fs::write(&path, &outcome.picture)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    println!("Replaced {DOCS_PICTURE}");
+    Ok(())
+}
+
+/// Says in one line how it went, and in the exit status.
+fn verdict(outcome: &Outcome) -> ExitCode {
+    let failed = &outcome.failed;
+    if failed.is_empty() {
+        println!("The demo holds: every check passed.");
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("\nerror: the demo does not hold; {} failed:", failed.len());
+    for check in failed {
+        eprintln!("  {check}");
+    }
+    ExitCode::FAILURE
+}
