@@ -4,6 +4,7 @@
 mod archive;
 mod cache;
 mod cmd;
+mod demo;
 mod exec;
 mod guest;
 mod host;
@@ -38,8 +39,10 @@ enum Command {
     Kernel(cmd::KernelCmd),
     Build(cmd::Build),
     Vm(cmd::Vm),
+    Demo(cmd::Demo),
     Test(cmd::Test),
     Tidy(cmd::Tidy),
+    Ci(cmd::Ci),
 }
 
 fn main() -> ExitCode {
@@ -60,7 +63,9 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Setup(setup) => setup.run(&sh)?,
         Command::Kernel(kernel) => kernel.run(&sh)?,
         Command::Build(build) => build.run(&sh)?,
+        Command::Demo(demo) => return demo.run(&sh),
         Command::Test(test) => return test.run(&sh),
+        Command::Ci(ci) => return ci.run(&sh),
         Command::Tidy(tidy) => tidy.run(&sh)?,
         Command::Vm(vm) => return Ok(vm.run(&sh)),
     }

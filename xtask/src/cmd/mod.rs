@@ -2,6 +2,8 @@
 //! One file per command.
 
 mod build;
+mod ci;
+mod demo;
 mod kernel;
 mod setup;
 mod test;
@@ -9,6 +11,8 @@ mod tidy;
 mod vm;
 
 pub(crate) use build::Build;
+pub(crate) use ci::Ci;
+pub(crate) use demo::Demo;
 pub(crate) use kernel::KernelCmd;
 pub(crate) use setup::Setup;
 pub(crate) use test::Test;

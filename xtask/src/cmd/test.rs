@@ -30,7 +30,7 @@ exec "$@"
 /// Run every test: on the host, and in one guest of each kernel.
 ///
 /// The last line is `N passed, N failed, N skipped`; logs are under target/accf/test/.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub(crate) struct Test {}
 
 impl Test {
