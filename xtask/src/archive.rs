@@ -83,9 +83,40 @@ impl Archive {
     }
 }
 
+/// Returns the host's proxy settings as lines of an apt configuration.
+pub(crate) fn proxy_settings() -> Result<Vec<String>> {
+    let output = Command::new("apt-config")
+        .arg("dump")
+        .output()
+        .context("cannot run apt-config")?;
+    Ok(only_proxies(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// Picks the proxy settings out of a dumped configuration.
+fn only_proxies(dump: &str) -> Vec<String> {
+    dump.lines()
+        .filter(|line| {
+            ["Acquire::http::Proxy", "Acquire::https::Proxy"]
+                .iter()
+                .any(|name| line.starts_with(name))
+        })
+        .map(|line| line.trim_end_matches(';').to_owned())
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn proxies_are_taken_over() {
+        let dump = "Acquire \"\";\nAcquire::http \"\";\n\
+                    Acquire::http::Proxy \"http://proxy.example:3128\";\nDir::Etc \"etc\";\n";
+        assert_eq!(
+            only_proxies(dump),
+            ["Acquire::http::Proxy \"http://proxy.example:3128\""]
+        );
+    }
 
     #[test]
     fn a_debian_host_names_both() {

@@ -131,7 +131,7 @@ impl Entry {
     }
 }
 
-/// Removes the entries of `kind` that were not used for a long time.
+/// Removes the entries of `kind` that were not used for a long time, and what interrupted tasks left.
 fn prune(cache: &Path, kind: &str) -> Result<()> {
     for entry in fs::read_dir(cache).context("cannot read the cache")? {
         let path = entry.context("cannot read the cache")?.path();
@@ -139,16 +139,25 @@ fn prune(cache: &Path, kind: &str) -> Result<()> {
             eprintln!("removing {}, unused for a month", path.display());
             remove(&path)?;
         }
+        let unfinished = path.extension().is_some_and(|end| end == "tmp");
+        if unfinished && is_ours(&path.with_extension(""), kind) && is_abandoned(&path) {
+            eprintln!("removing {}, never finished", path.display());
+            remove(&path)?;
+        }
     }
     Ok(())
 }
 
-/// Says whether `path` is a complete entry of `kind`, judged by its name.
+/// Says whether nobody is making the unfinished entry `path`.
+fn is_abandoned(path: &Path) -> bool {
+    File::open(path.with_extension("lock")).is_ok_and(|lock| lock.try_lock().is_ok())
+}
+
+/// Says whether `path` has the name of a complete entry of `kind`.
 fn is_ours(path: &Path, kind: &str) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     name.and_then(|name| name.strip_prefix(kind)?.strip_prefix('-'))
         .is_some_and(|key| key.len() == 16 && key.bytes().all(|b| b.is_ascii_hexdigit()))
-        && path.is_dir()
 }
 
 /// Says whether the entry was last used long ago; without a stamp we cannot tell and say no.
@@ -204,6 +213,11 @@ mod tests {
         assert!(!is_ours(&unfinished, "sysroot"));
         assert!(!is_ours(&foreign, "sysroot"));
         assert!(!is_old(&ours), "no stamp: not known to be old");
+        assert!(!is_abandoned(&unfinished), "no lock: not known to be ours");
+        let lock = File::create(unfinished.with_extension("lock")).unwrap();
+        assert!(is_abandoned(&unfinished));
+        lock.lock().unwrap();
+        assert!(!is_abandoned(&unfinished), "somebody is making it");
         fs::remove_dir_all(dir).unwrap();
     }
 }

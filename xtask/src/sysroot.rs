@@ -10,7 +10,7 @@ use std::process::Command;
 use anyhow::{bail, Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::archive::Archive;
+use crate::archive::{self, Archive};
 use crate::cache::Entry;
 use crate::ui::{self, Step};
 use crate::{exec, host};
@@ -238,10 +238,14 @@ impl Inside {
         self
     }
 
-    /// Lets the command resolve names and use the host's proxy.
+    /// Lets the command use the network the way the host does.
     fn network(mut self) -> Self {
         self.network = true;
-        self.bind("/etc/resolv.conf", "/etc/resolv.conf")
+        // Names, and whom the host trusts, are the host's business.
+        ["/etc/resolv.conf", "/etc/ssl/certs"]
+            .into_iter()
+            .filter(|path| Path::new(path).exists())
+            .fold(self, |inside, path| inside.bind(path, path))
     }
 
     /// Returns the command that runs `program` there.
