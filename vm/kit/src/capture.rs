@@ -160,7 +160,6 @@ impl Shared {
     }
 
     fn open(interface: &str) -> Result<Self> {
-        Netns::want_module("af_packet");
         // A protocol of 0: nothing arrives before the socket is bound to its interface.
         let socket = Socket::new(Domain::PACKET, Type::DGRAM.nonblocking(), None)
             .context("packet socket (CONFIG_PACKET)")?;

@@ -3,6 +3,8 @@
 //! Points in time that packets and system calls share.
 
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A point in time on the clock the kernel stamps packets with (`CLOCK_REALTIME`).
@@ -49,5 +51,90 @@ impl fmt::Display for Stamp {
             self.0.as_secs() % 1000,
             self.0.subsec_micros()
         )
+    }
+}
+
+/// Knows how late this machine ran its programs.
+///
+/// An emulated machine on a busy host stops now and then, and so does every program in it. A thread that does nothing
+/// but sleep shows when, and by how much: what a test allows beyond its own tolerance.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    beats: Arc<Mutex<Vec<Beat>>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Beat {
+    due: Stamp,
+    at: Stamp,
+}
+
+impl Pulse {
+    const PERIOD: Duration = Duration::from_millis(20);
+
+    /// Starts the thread; it ends with the process, or when the last clone is gone.
+    pub fn start() -> Self {
+        let beats = Arc::new(Mutex::new(Vec::new()));
+        let pulse = Self {
+            beats: Arc::clone(&beats),
+        };
+        let beats = Arc::downgrade(&beats);
+        thread::spawn(move || loop {
+            let due = Stamp(Stamp::now().0 + Self::PERIOD);
+            thread::sleep(Self::PERIOD);
+            let at = Stamp::now();
+            match beats.upgrade() {
+                Some(beats) => beats
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(Beat { due, at }),
+                None => return,
+            }
+        });
+        pulse
+    }
+
+    /// The most that a program which was due between two points in time was late.
+    pub fn worst(&self, from: Stamp, to: Stamp) -> Duration {
+        let beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        beats
+            .iter()
+            .filter(|beat| beat.due <= to && beat.at >= from)
+            .map(|beat| beat.at.since(beat.due))
+            .max()
+            .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_beat_of_a_time_is_found() {
+        let ms = |ms| Stamp(Duration::from_millis(ms));
+        let beat = |due, at| Beat {
+            due: ms(due),
+            at: ms(at),
+        };
+        let pulse = Pulse {
+            beats: Arc::new(Mutex::new(vec![beat(20, 21), beat(41, 99), beat(119, 122)])),
+        };
+        assert_eq!(pulse.worst(ms(0), ms(200)), Duration::from_millis(58));
+        assert_eq!(pulse.worst(ms(60), ms(70)), Duration::from_millis(58));
+        assert_eq!(pulse.worst(ms(100), ms(200)), Duration::from_millis(3));
+        assert_eq!(pulse.worst(ms(0), ms(30)), Duration::from_millis(1));
+        assert_eq!(pulse.worst(ms(100), ms(110)), Duration::ZERO);
+    }
+
+    #[test]
+    fn stamps_compare_both_ways() {
+        let (early, late) = (
+            Stamp(Duration::from_millis(5)),
+            Stamp(Duration::from_millis(7)),
+        );
+        assert_eq!(late.since(early), Duration::from_millis(2));
+        assert_eq!(early.since(late), Duration::ZERO);
+        assert!((early.ms_after(late) + 2.0).abs() < 1e-6);
     }
 }

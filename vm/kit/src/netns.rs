@@ -25,17 +25,22 @@ pub struct Netns {
 impl Netns {
     /// Makes a namespace with its loopback interface up.
     pub fn new() -> Result<Self> {
+        let ns = Self::without_loopback()?;
+        ns.ip("link set lo up")?;
+        Ok(ns)
+    }
+
+    /// Makes a namespace as bare as the kernel makes it.
+    pub(crate) fn without_loopback() -> Result<Self> {
         let handle = thread::spawn(|| -> Result<File> {
             unshare(CloneFlags::CLONE_NEWNET).context("unshare a network namespace")?;
             Ok(File::open("/proc/thread-self/ns/net")?)
         })
         .join()
         .map_err(|_| anyhow!("the thread that makes a namespace panicked"))??;
-        let ns = Self {
+        Ok(Self {
             handle: Arc::new(handle),
-        };
-        ns.ip("link set lo up")?;
-        Ok(ns)
+        })
     }
 
     /// The namespace this thread is in.
@@ -162,18 +167,6 @@ impl Netns {
     pub fn path(&self) -> PathBuf {
         let fd: RawFd = self.handle.as_raw_fd();
         PathBuf::from(format!("/proc/{}/fd/{fd}", std::process::id()))
-    }
-
-    /// Asks `modprobe` for a kernel module that this machine may have to load first.
-    ///
-    /// A kernel that has it built in, or no `modprobe`, is as good: what then is missing shows when it is used.
-    pub(crate) fn want_module(name: &str) {
-        let _ = Command::new("modprobe")
-            .args(["-q", name])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
     }
 }
 

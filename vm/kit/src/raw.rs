@@ -8,10 +8,11 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +31,7 @@ use crate::endpoint::Family;
 use crate::netns::{self, Netns};
 use crate::segment::{Flags, Segment, Timestamps};
 use crate::sys;
+use crate::wait;
 
 /// The interface's name.
 pub const INTERFACE: &str = "raw0";
@@ -68,14 +70,8 @@ pub struct Received {
 impl RawHost {
     /// Plugs a TUN interface into a server's namespace.
     pub fn new(ns: &Netns) -> Result<Self> {
-        Netns::want_module("tun");
         let tun = ns.run(|| {
-            let tun = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(libc::O_NONBLOCK)
-                .open("/dev/net/tun")
-                .context("/dev/net/tun (CONFIG_TUN)")?;
+            let tun = open_tun().context("/dev/net/tun (CONFIG_TUN)")?;
             sys::tun_attach(tun.as_fd(), INTERFACE).context("TUNSETIFF")?;
             Ok(tun)
         })?;
@@ -95,13 +91,33 @@ impl RawHost {
             let (shared, stop) = (Arc::clone(&shared), Arc::clone(&stop));
             move || shared.read_until(&stop)
         });
-        Ok(Self {
+        let host = Self {
             ns: ns.clone(),
             shared,
             stop,
             reader: Some(reader),
             next_port: AtomicU16::new(20_000),
-        })
+        };
+        host.wait_until_it_answers()?;
+        Ok(host)
+    }
+
+    /// Waits until the kernel refuses connections on both of its addresses: it is some time before they are in use.
+    fn wait_until_it_answers(&self) -> Result<()> {
+        for family in [Family::V4, Family::V6] {
+            // Nobody listens on the port 1 of a test's namespace.
+            let mut client = self.client(family, 1);
+            let answered = wait::until(Duration::from_secs(20), || {
+                client.syn()?;
+                let answer = client.receive_until(Duration::from_millis(20), Segment::is_rst)?;
+                Ok(answer.is_some())
+            })?;
+            ensure!(
+                answered,
+                "nobody answers behind the TUN interface ({family})"
+            );
+        }
+        Ok(())
     }
 
     /// Starts to watch the interface; [`Direction::In`](crate::capture::Direction::In) is from a client to the server.
@@ -146,6 +162,24 @@ impl RawHost {
     }
 }
 
+fn open_tun() -> io::Result<File> {
+    let open = || {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/net/tun")
+    };
+    open().or_else(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            return Err(error);
+        }
+        // Without udev nobody makes the node before the module is loaded.
+        Command::new("modprobe").arg("tun").status()?;
+        open()
+    })
+}
+
 impl Drop for RawHost {
     fn drop(&mut self) {
         if let Some(reader) = self.reader.take() {
@@ -177,7 +211,7 @@ impl Shared {
             }
             match (&self.tun).read(&mut buffer) {
                 Ok(length) => self.dispatch(buffer.get(..length).unwrap_or_default()),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error).context("read from a TUN interface"),
             }
         }

@@ -42,43 +42,32 @@ impl Wire {
     /// Lays a cable that a segment and its answer need `rtt` to cross, half of it each way.
     pub fn with_rtt(rtt: Duration) -> Result<Self> {
         let wire = Self {
-            client: Netns::new()?,
-            server: Netns::new()?,
+            client: Netns::without_loopback()?,
+            server: Netns::without_loopback()?,
         };
-        Netns::want_module("veth");
-        wire.client.ip(&format!(
+        let cable = format!(
             "link add {INTERFACE} address {CLIENT_MAC} type veth \
-             peer name {INTERFACE} address {SERVER_MAC} netns {}",
+             peer name {INTERFACE} address {SERVER_MAC} netns {}\n",
             wire.server.path().display()
-        ))?;
-        let ends = [
-            (
-                &wire.client,
-                CLIENT_V4,
-                CLIENT_V6,
-                SERVER_V4,
-                SERVER_V6,
-                SERVER_MAC,
-            ),
-            (
-                &wire.server,
-                SERVER_V4,
-                SERVER_V6,
-                CLIENT_V4,
-                CLIENT_V6,
-                CLIENT_MAC,
-            ),
-        ];
-        for (ns, own_v4, own_v6, peer_v4, peer_v6, peer_mac) in ends {
+        );
+        let client = (CLIENT_V4, CLIENT_V6);
+        let server = (SERVER_V4, SERVER_V6);
+        for (ns, first, own, peer, peer_mac) in [
+            (&wire.client, cable.as_str(), client, server, SERVER_MAC),
+            (&wire.server, "", server, client, CLIENT_MAC),
+        ] {
+            // One call for everything: starting a program is what costs time in an emulated machine.
             ns.ip(&format!(
-                "addr add {own_v4}/24 dev {INTERFACE}\n\
-                 addr add {own_v6}/64 dev {INTERFACE} nodad\n\
+                "{first}\
+                 link set lo up\n\
+                 addr add {}/24 dev {INTERFACE}\n\
+                 addr add {}/64 dev {INTERFACE} nodad\n\
                  link set {INTERFACE} up\n\
-                 neigh replace {peer_v4} lladdr {peer_mac} nud permanent dev {INTERFACE}\n\
-                 neigh replace {peer_v6} lladdr {peer_mac} nud permanent dev {INTERFACE}"
+                 neigh replace {} lladdr {peer_mac} nud permanent dev {INTERFACE}\n\
+                 neigh replace {} lladdr {peer_mac} nud permanent dev {INTERFACE}",
+                own.0, own.1, peer.0, peer.1
             ))?;
             if !rtt.is_zero() {
-                Netns::want_module("sch_netem");
                 ns.tc(&format!(
                     "qdisc add dev {INTERFACE} root netem delay {}us limit 100000",
                     rtt.as_micros() / 2
@@ -94,21 +83,37 @@ impl Wire {
     /// The kernel lets an interface send only some time after its other end came up, and drops what comes before: a
     /// first SYN lost would be sent again after a second, and spoil what is measured.
     fn wait_until_it_carries(&self) -> Result<()> {
-        let socket = |ns: &Netns, address: Ipv4Addr| {
+        let socket = |ns: &Netns| {
             ns.run(|| {
-                let socket = UdpSocket::bind((address, 0)).context("UDP socket")?;
+                let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).context("UDP socket")?;
                 socket.set_nonblocking(true)?;
-                Ok(socket)
+                let port = socket.local_addr()?.port();
+                Ok((socket, port))
             })
         };
-        let client = socket(&self.client, CLIENT_V4)?;
-        let server = socket(&self.server, SERVER_V4)?;
-        for (from, to) in [(&client, &server), (&server, &client)] {
-            let crossed = wait::until(Duration::from_secs(20), || {
-                from.send_to(b"?", to.local_addr()?)?;
-                wait::readable(to, Duration::from_millis(20))
-            })?;
-            ensure!(crossed, "nothing crosses the cable");
+        let (client, client_port) = socket(&self.client)?;
+        let (server, server_port) = socket(&self.server)?;
+        let addresses = [
+            (CLIENT_V4.to_ipv6_mapped(), SERVER_V4.to_ipv6_mapped()),
+            (CLIENT_V6, SERVER_V6),
+        ];
+        for (client_ip, server_ip) in addresses {
+            for (from, to, address) in [
+                (&client, &server, (server_ip, server_port)),
+                (&server, &client, (client_ip, client_port)),
+            ] {
+                let mut last = Ok(0);
+                let crossed = wait::until(Duration::from_secs(20), || {
+                    last = from.send_to(b"?", address);
+                    wait::readable(to, Duration::from_millis(20))
+                })?;
+                ensure!(
+                    crossed,
+                    "nothing crosses the cable to {}: {last:?}",
+                    address.0
+                );
+                while to.recv(&mut [0; 8]).is_ok() {}
+            }
         }
         Ok(())
     }

@@ -7,8 +7,37 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use accf_kit::capture::{Capture, Viewer};
+use accf_kit::clock::{Pulse, Stamp};
 use accf_kit::endpoint::Family;
 use anyhow::{bail, Result};
+
+/// Fails unless a value is the one expected, and says which it is.
+macro_rules! expect_eq {
+    ($seen:expr, $expected:expr, $($what:tt)+) => {
+        match (&$seen, &$expected) {
+            (seen, expected) => ::anyhow::ensure!(
+                seen == expected,
+                "{}: expected {expected:?}, saw {seen:?}",
+                format_args!($($what)+)
+            ),
+        }
+    };
+}
+
+/// Fails unless a value is in a range, and says which it is.
+macro_rules! expect_in {
+    ($seen:expr, $range:expr, $($what:tt)+) => {
+        match (&$seen, &($range)) {
+            (seen, range) => ::anyhow::ensure!(
+                range.contains(seen),
+                "{}: expected {range:?}, saw {seen:?}",
+                format_args!($($what)+)
+            ),
+        }
+    };
+}
+
+pub(crate) use {expect_eq, expect_in};
 
 /// What state the module is in while a case runs, and whether other cases run beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +153,7 @@ pub(crate) struct Context {
     pub(crate) seed: u64,
     name: String,
     captures: Mutex<Vec<Viewer>>,
+    pulse: Pulse,
 }
 
 impl Context {
@@ -134,6 +164,7 @@ impl Context {
             seed,
             name: name.to_owned(),
             captures: Mutex::new(Vec::new()),
+            pulse: Pulse::start(),
         }
     }
 
@@ -151,16 +182,41 @@ impl Context {
     pub(crate) fn prompt(&self) -> Duration {
         match self.kernel {
             Kernel::Stock => Duration::from_millis(300),
-            Kernel::Dev => Duration::from_millis(800),
+            Kernel::Dev => Duration::from_millis(600),
         }
     }
 
-    /// How far from its time a deadline may be met.
-    pub(crate) fn deadline_tolerance_ms(&self) -> f64 {
-        match self.kernel {
-            Kernel::Stock => 50.0,
-            Kernel::Dev => 150.0,
-        }
+    /// Makes sure that `then` came at once after `since`, by the standards of this machine at that moment.
+    pub(crate) fn at_once(&self, since: Stamp, then: Stamp, what: &str) -> Result<()> {
+        let late = self.pulse.worst(since, then);
+        let allowed = self.prompt() + late;
+        expect_in!(
+            then.ms_after(since),
+            0.0..allowed.as_secs_f64() * 1e3,
+            "milliseconds {what} (this machine was up to {late:?} late)"
+        );
+        Ok(())
+    }
+
+    /// Makes sure that `then` came as long after `since` as a deadline asks for; returns the milliseconds.
+    ///
+    /// Too early is wrong in any amount that a clock's tick does not explain. Too late is wrong beyond the tolerance
+    /// and what this machine was late by itself just then.
+    pub(crate) fn on_time(&self, since: Stamp, then: Stamp, deadline: Duration) -> Result<f64> {
+        let due = Stamp::from_epoch(since.epoch() + deadline);
+        let late = self.pulse.worst(due, then);
+        let tolerance = match self.kernel {
+            Kernel::Stock => Duration::from_millis(50),
+            Kernel::Dev => Duration::from_millis(150),
+        };
+        let after = then.ms_after(since);
+        let deadline_ms = deadline.as_secs_f64() * 1e3;
+        expect_in!(
+            after,
+            deadline_ms - 5.0..deadline_ms + (tolerance + late).as_secs_f64() * 1e3,
+            "milliseconds from the bare ACK to accept() (this machine was up to {late:?} late)"
+        );
+        Ok(after)
     }
 
     /// How long to wait for what will surely happen: only a failure ever takes that long.
@@ -219,31 +275,3 @@ impl fmt::Display for Skip {
 }
 
 impl std::error::Error for Skip {}
-
-/// Fails unless a value is the one expected, and says which it is.
-macro_rules! expect_eq {
-    ($seen:expr, $expected:expr, $($what:tt)+) => {
-        match (&$seen, &$expected) {
-            (seen, expected) => ::anyhow::ensure!(
-                seen == expected,
-                "{}: expected {expected:?}, saw {seen:?}",
-                format_args!($($what)+)
-            ),
-        }
-    };
-}
-
-/// Fails unless a value is in a range, and says which it is.
-macro_rules! expect_in {
-    ($seen:expr, $range:expr, $($what:tt)+) => {
-        match (&$seen, &($range)) {
-            (seen, range) => ::anyhow::ensure!(
-                range.contains(seen),
-                "{}: expected {range:?}, saw {seen:?}",
-                format_args!($($what)+)
-            ),
-        }
-    };
-}
-
-pub(crate) use {expect_eq, expect_in};

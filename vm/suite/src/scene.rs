@@ -17,7 +17,7 @@ use accf_kit::wire::Wire;
 use accf_kit::{sockets, wait};
 use anyhow::{ensure, Context as _, Result};
 
-use crate::case::{expect_eq, expect_in, Context};
+use crate::case::{expect_eq, Context};
 
 /// What clients say.
 pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
@@ -170,11 +170,7 @@ impl RawScene {
             client.local.port(),
             "the client that was accepted"
         );
-        expect_in!(
-            accepted.at.since(sent),
-            ..context.prompt(),
-            "time from the request to accept()"
-        );
+        context.at_once(sent, accepted.at, "from the request to accept()")?;
         serve(&accepted)?;
         let answer = client
             .receive_until(context.patience(), Segment::has_data)?

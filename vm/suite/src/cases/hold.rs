@@ -71,11 +71,7 @@ fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
     scene.requests(context, 1)?;
     let sent = client.request()?;
     let accepted = scene.accept(context)?;
-    expect_in!(
-        accepted.at.ms_after(sent),
-        0.0..context.prompt().as_secs_f64() * 1e3,
-        "milliseconds from the request to accept()"
-    );
+    context.at_once(sent, accepted.at, "from the request to accept()")?;
     context.note(format!(
         "accept() {:.1} ms after the request, {:.1} ms after the bare ACK",
         accepted.at.ms_after(sent),
@@ -374,11 +370,7 @@ fn keepalive(context: &Context, family: Family) -> Result<()> {
     )?;
     let sent = client.request()?;
     let accepted = scene.accept(context)?;
-    expect_in!(
-        accepted.at.ms_after(sent),
-        0.0..context.prompt().as_secs_f64() * 1e3,
-        "milliseconds from the request to accept()"
-    );
+    context.at_once(sent, accepted.at, "from the request to accept()")?;
     serve(&accepted)?;
     client.response()?;
     close(client, accepted)?;
@@ -595,11 +587,11 @@ fn plain_beside(context: &Context) -> Result<()> {
     let accepted = plain
         .accept(context.patience())?
         .context("the plain listener has no connection")?;
-    expect_in!(
-        accepted.at.since(ack.at),
-        ..context.prompt(),
-        "time from the bare ACK to the plain listener's accept()"
-    );
+    context.at_once(
+        ack.at,
+        accepted.at,
+        "from the bare ACK to the plain listener's accept()",
+    )?;
     scene.accept_nothing(Duration::from_secs(1), "its client has not sent anything")?;
     let trace = scene.capture.so_far()?.from_port(plain.port());
     expect_eq!(

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::DEFAULT;
-use crate::case::{each_family, expect_eq, expect_in, Case, Context};
+use crate::case::{each_family, expect_eq, Case, Context};
 use crate::scene::{
     close, exchange_and_close, rest, serve, Client, RawScene, Scene, REQUEST, RESPONSE,
 };
@@ -118,11 +118,7 @@ fn fin(context: &Context, family: Family) -> Result<()> {
     let sent = Stamp::now();
     client.stream.shutdown(Shutdown::Write)?;
     let mut accepted = scene.accept(context)?;
-    expect_in!(
-        accepted.at.since(sent),
-        ..context.prompt(),
-        "time from the FIN to accept()"
-    );
+    context.at_once(sent, accepted.at, "from the FIN to accept()")?;
     expect_eq!(
         rest(&mut accepted.stream)?.len(),
         0,
