@@ -357,6 +357,11 @@ fn bootstrap(root: &Path, archive: &Archive, log: &Path, step: &Step) -> Result<
             // apt's lists are for finding the kernel.
             "--skip=cleanup/apt/lists",
         ])
+        .args(
+            archive::proxy_settings()?
+                .iter()
+                .map(|setting| format!("--aptopt={setting}")),
+        )
         .arg(format!(
             "--include={}",
             [COMPILERS, TOOLS].concat().join(",")
