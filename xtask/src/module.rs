@@ -104,6 +104,10 @@ impl Part {
         let log = output.join(format!("{}.log", self.directory));
         fs::create_dir_all(&objects)
             .with_context(|| format!("cannot create {}", objects.display()))?;
+        // Two tasks at once must not compile into the same files.
+        let lock = fs::File::create(output.join(format!("{}.lock", self.directory)))
+            .context("cannot create the build's lock")?;
+        lock.lock().context("cannot lock the build")?;
         // Only this run's lines.
         if log.exists() {
             fs::remove_file(&log).with_context(|| format!("cannot remove {}", log.display()))?;
@@ -134,8 +138,12 @@ impl Part {
             );
         }
         let module = output.join(self.module);
-        fs::copy(objects.join(self.module), &module)
+        // A guest of another task may be reading it: replace it as a whole.
+        let new = output.join(format!("{}.new", self.module));
+        fs::copy(objects.join(self.module), &new)
             .with_context(|| format!("the build made no {}", self.module))?;
+        fs::rename(&new, &module)
+            .with_context(|| format!("cannot replace {}", module.display()))?;
         Ok(module)
     }
 }
