@@ -25,7 +25,13 @@ const STOP: Duration = Duration::from_secs(15);
 
 /// The kernel's command line: the console at warnings and above (the whole log is a file at the
 /// end), and a kernel that is broken stops at once.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 loglevel=5 log_buf_len=4M panic=-1 oops=panic";
+///
+/// `init_on_alloc`: a file server writes file contents into the guest's memory behind the back of
+/// QEMU's translator, which goes on executing its translation of whatever code was in that page
+/// before. Pages that the guest's own processor clears first have no old translation. Debian's
+/// kernel does that by default; without it programs crash at random.
+const KERNEL_ARGUMENTS: &str =
+    "console=ttyS0 loglevel=5 log_buf_len=4M panic=-1 oops=panic init_on_alloc=1";
 
 /// What a machine is made of.
 pub(super) struct Parts<'a> {
