@@ -18,11 +18,16 @@ use crate::{exec, program, project, tidy, ui};
 /// How long one boot with all its suites may take.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(1200);
 
-/// What runs in a guest of the dev kernel: first KUnit, whose module is then unloaded because the
-/// client suite unloads ours, then the client suite, whose results are what is printed.
+/// What runs in a guest of the dev kernel: first our KUnit suites, those that appear when their
+/// module is loaded; it is unloaded because the client suite unloads ours. Then the client suite,
+/// whose results are what is printed.
 const DEV_SCRIPT: &str = r#"
+kunit=/sys/kernel/debug/kunit
+ls "$kunit" >/tmp/suites
 insmod "$ACCF_KUNIT_KO" || exit 1
-cat /sys/kernel/debug/kunit/*/results >"$ACCF_OUT/kunit.ktap"
+ls "$kunit" | grep -vxFf /tmp/suites | while read -r suite; do
+    cat "$kunit/$suite/results"
+done >"$ACCF_OUT/kunit.ktap"
 rmmod accf_kunit || exit 1
 exec "$@"
 "#;
