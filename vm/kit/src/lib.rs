@@ -21,6 +21,7 @@ pub mod clock;
 pub mod counters;
 pub mod endpoint;
 pub mod ktls;
+mod link;
 pub mod module;
 pub mod netns;
 pub mod raw;

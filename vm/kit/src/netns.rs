@@ -3,7 +3,7 @@
 //! Network namespaces: machines of one's own.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -12,6 +12,8 @@ use std::{fs, io::Write, thread};
 
 use anyhow::{anyhow, bail, ensure, Context, Result};
 use nix::sched::{setns, unshare, CloneFlags};
+
+use crate::link::Links;
 
 /// A network namespace, held open.
 ///
@@ -26,7 +28,7 @@ impl Netns {
     /// Makes a namespace with its loopback interface up.
     pub fn new() -> Result<Self> {
         let ns = Self::without_loopback()?;
-        ns.ip("link set lo up")?;
+        Links::of(&ns)?.loopback_up()?;
         Ok(ns)
     }
 
@@ -163,10 +165,9 @@ impl Netns {
         })
     }
 
-    /// A path that names this namespace to other programs while the handle is open.
-    pub fn path(&self) -> PathBuf {
-        let fd: RawFd = self.handle.as_raw_fd();
-        PathBuf::from(format!("/proc/{}/fd/{fd}", std::process::id()))
+    /// The descriptor that names this namespace to the kernel.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
     }
 }
 

@@ -28,6 +28,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::capture::Capture;
 use crate::clock::Stamp;
 use crate::endpoint::Family;
+use crate::link::Links;
 use crate::netns::{self, Netns};
 use crate::segment::{Flags, Segment, Timestamps};
 use crate::sys;
@@ -75,11 +76,11 @@ impl RawHost {
             sys::tun_attach(tun.as_fd(), INTERFACE).context("TUNSETIFF")?;
             Ok(tun)
         })?;
-        ns.ip(&format!(
-            "addr add {SERVER_V4}/24 dev {INTERFACE}\n\
-             addr add {SERVER_V6}/64 dev {INTERFACE} nodad\n\
-             link set {INTERFACE} up"
-        ))?;
+        let links = Links::of(ns)?;
+        let index = ns.interface_index(INTERFACE)?;
+        links.add_address(index, SERVER_V4.into())?;
+        links.add_address(index, SERVER_V6.into())?;
+        links.up(index)?;
         let shared = Arc::new(Shared {
             tun,
             clients: Mutex::new(HashMap::new()),

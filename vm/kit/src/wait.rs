@@ -38,6 +38,6 @@ pub fn until(limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<
         if Instant::now() >= deadline {
             return Ok(false);
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(10));
     }
 }

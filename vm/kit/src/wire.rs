@@ -9,14 +9,15 @@ use anyhow::{ensure, Context as _, Result};
 
 use crate::capture::Capture;
 use crate::endpoint::Family;
+use crate::link::{End, Links, Mac};
 use crate::netns::Netns;
 use crate::wait;
 
 /// The name both ends of the cable have in their namespaces.
 pub const INTERFACE: &str = "wire0";
 
-const CLIENT_MAC: &str = "02:00:00:00:00:01";
-const SERVER_MAC: &str = "02:00:00:00:00:02";
+const CLIENT_MAC: Mac = [2, 0, 0, 0, 0, 1];
+const SERVER_MAC: Mac = [2, 0, 0, 0, 0, 2];
 const CLIENT_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const SERVER_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
@@ -45,28 +46,28 @@ impl Wire {
             client: Netns::without_loopback()?,
             server: Netns::without_loopback()?,
         };
-        let cable = format!(
-            "link add {INTERFACE} address {CLIENT_MAC} type veth \
-             peer name {INTERFACE} address {SERVER_MAC} netns {}\n",
-            wire.server.path().display()
-        );
-        let client = (CLIENT_V4, CLIENT_V6);
-        let server = (SERVER_V4, SERVER_V6);
-        for (ns, first, own, peer, peer_mac) in [
-            (&wire.client, cable.as_str(), client, server, SERVER_MAC),
-            (&wire.server, "", server, client, CLIENT_MAC),
+        let links = [Links::of(&wire.client)?, Links::of(&wire.server)?];
+        let [near, far] = [CLIENT_MAC, SERVER_MAC].map(|mac| End {
+            name: INTERFACE,
+            mac,
+        });
+        let [client, server] = &links;
+        client.add_veth(&near, &far, wire.server.as_fd())?;
+        let client_ips: [IpAddr; 2] = [CLIENT_V4.into(), CLIENT_V6.into()];
+        let server_ips: [IpAddr; 2] = [SERVER_V4.into(), SERVER_V6.into()];
+        for (ns, links, own, peer, peer_mac) in [
+            (&wire.client, client, client_ips, server_ips, SERVER_MAC),
+            (&wire.server, server, server_ips, client_ips, CLIENT_MAC),
         ] {
-            // One call for everything: starting a program is what costs time in an emulated machine.
-            ns.ip(&format!(
-                "{first}\
-                 link set lo up\n\
-                 addr add {}/24 dev {INTERFACE}\n\
-                 addr add {}/64 dev {INTERFACE} nodad\n\
-                 link set {INTERFACE} up\n\
-                 neigh replace {} lladdr {peer_mac} nud permanent dev {INTERFACE}\n\
-                 neigh replace {} lladdr {peer_mac} nud permanent dev {INTERFACE}",
-                own.0, own.1, peer.0, peer.1
-            ))?;
+            let index = ns.interface_index(INTERFACE)?;
+            links.loopback_up()?;
+            for ip in own {
+                links.add_address(index, ip)?;
+            }
+            links.up(index)?;
+            for ip in peer {
+                links.add_neighbour(index, ip, peer_mac)?;
+            }
             if !rtt.is_zero() {
                 ns.tc(&format!(
                     "qdisc add dev {INTERFACE} root netem delay {}us limit 100000",
@@ -130,6 +131,22 @@ impl Wire {
     /// The server's address and port for clients of a family.
     pub fn server_address(&self, family: Family, port: u16) -> SocketAddr {
         SocketAddr::new(self.server_ip(family), port)
+    }
+
+    /// Gives both ends a link-local address each, and returns the client's and the server's.
+    pub fn add_link_local(&self) -> Result<(Ipv6Addr, Ipv6Addr)> {
+        let client = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xa);
+        let server = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xb);
+        for (ns, own, peer, peer_mac) in [
+            (&self.client, client, server, SERVER_MAC),
+            (&self.server, server, client, CLIENT_MAC),
+        ] {
+            let links = Links::of(ns)?;
+            let index = ns.interface_index(INTERFACE)?;
+            links.add_address(index, own.into())?;
+            links.add_neighbour(index, peer.into(), peer_mac)?;
+        }
+        Ok((client, server))
     }
 
     /// The clients' address of a family.

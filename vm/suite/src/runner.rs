@@ -3,9 +3,11 @@
 //! Runs the cases: stage by stage, each in a process of its own, under a watchdog.
 
 use std::collections::VecDeque;
-use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc::{channel, Sender};
 use std::sync::{Mutex, PoisonError};
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use accf_kit::module;
 use anyhow::{Context as _, Result};
+use nix::sys::memfd::{memfd_create, MFdFlags};
 use nix::sys::signal::{killpg, Signal};
 use nix::unistd::Pid;
 
@@ -75,14 +78,39 @@ impl Outcome {
 
 /// What the processes of cases are told.
 struct Orders {
+    program: Program,
     seed: u64,
     patience: u32,
+}
+
+/// This program in memory, where starting it does not depend on how the guest sees the host's files.
+struct Program {
+    copy: OwnedFd,
+}
+
+impl Program {
+    fn load() -> Result<Self> {
+        let mut copy = File::from(memfd_create("accf-suite", MFdFlags::MFD_CLOEXEC)?);
+        io::copy(&mut File::open("/proc/self/exe")?, &mut copy).context("copy this program")?;
+        // A file that is open for writing cannot be executed.
+        let copy = File::open(format!("/proc/self/fd/{}", copy.as_raw_fd()))?;
+        Ok(Self { copy: copy.into() })
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            self.copy.as_raw_fd()
+        ))
+    }
 }
 
 /// Runs the cases and prints their results in their order; the exit status is a success if none failed.
 pub(crate) fn run(cases: Vec<Case>, jobs: Option<usize>, seed: u64) -> Result<ExitCode> {
     let kernel = Kernel::of_this_guest();
     let orders = Orders {
+        program: Program::load()?,
         seed,
         patience: kernel.patience(),
     };
@@ -198,7 +226,7 @@ fn work(
         let Some((index, name, limit)) = next else {
             return;
         };
-        let outcome = run_process(&name, limit, orders.seed)
+        let outcome = run_process(&name, limit, orders)
             .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
         if results.send((index, outcome)).is_err() {
             return;
@@ -217,10 +245,10 @@ fn report<W: std::io::Write>(writer: &mut Writer<W>, case: &Case, outcome: &Outc
 }
 
 /// Runs one case in a process of its own, and ends the process if it does not end by itself.
-fn run_process(name: &str, limit: Duration, seed: u64) -> Result<Outcome> {
+fn run_process(name: &str, limit: Duration, orders: &Orders) -> Result<Outcome> {
     let start = Instant::now();
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(["case", name, "--seed", &seed.to_string()])
+    let mut child = Command::new(orders.program.path())
+        .args(["case", name, "--seed", &orders.seed.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -4,18 +4,19 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use accf_kit::capture::{Capture, Packet, Trace};
 use accf_kit::clock::Stamp;
-use accf_kit::endpoint::{connect, Accepted, Family, Listen, Listener};
+use accf_kit::endpoint::{connect, connect_here, Accepted, Family, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::raw::{RawClient, RawHost};
 use accf_kit::segment::Segment;
 use accf_kit::tcp_info::{State, TcpInfo};
 use accf_kit::wire::Wire;
 use accf_kit::{sockets, wait};
-use anyhow::{ensure, Context as _, Result};
+use anyhow::{anyhow, ensure, Context as _, Result};
 
 use crate::case::{expect_eq, Context};
 
@@ -74,6 +75,20 @@ impl Scene {
         )?;
         let local = stream.local_addr()?;
         Ok(Client { stream, local })
+    }
+
+    /// Connects several clients one after another.
+    pub(crate) fn connect_many(&self, count: usize) -> Result<Vec<Client>> {
+        let server = self.wire.server_address(self.family, self.port());
+        self.wire.client.run(|| {
+            (0..count)
+                .map(|_| {
+                    let stream = connect_here(server)?;
+                    let local = stream.local_addr()?;
+                    Ok(Client { stream, local })
+                })
+                .collect()
+        })
     }
 
     /// Connects a client and waits until its bare ACK is on the server's wire.
@@ -197,6 +212,20 @@ pub(crate) fn bare_ack(capture: &Capture, context: &Context, client_port: u16) -
             packet.segment.is_bare_ack() && packet.segment.source.port() == client_port
         })?
         .context("the client's bare ACK did not reach the server")
+}
+
+/// Waits in `accept()` already while something is done to get a connection there.
+pub(crate) fn accept_while<T>(
+    listener: &Listener,
+    context: &Context,
+    connect: impl FnOnce() -> Result<T>,
+) -> Result<(Accepted, T)> {
+    thread::scope(|scope| {
+        let server = scope.spawn(|| accept(listener, context));
+        let client = connect();
+        let accepted = server.join().map_err(|_| anyhow!("the server panicked"))?;
+        Ok((accepted?, client?))
+    })
 }
 
 fn accept(listener: &Listener, context: &Context) -> Result<Accepted> {

@@ -26,13 +26,13 @@ pub(crate) fn cases() -> Vec<Case> {
             "crowd.five_hundred_of_every_kind",
             |context| crowd(context, "", 500),
         )
-        .long(Duration::from_secs(90)),
+        .long(Duration::from_secs(150)),
         Case::new(
             Stage::Alone,
             "crowd.three_hundred_and_short_deadlines",
             |context| crowd(context, "timeout_ms=400", 300),
         )
-        .long(Duration::from_secs(90)),
+        .long(Duration::from_secs(150)),
     ]
 }
 

@@ -3,7 +3,6 @@
 //! Clients that stay silent until their time is up.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use accf_kit::{sockets, ulp, wait};
 use anyhow::{ensure, Context as _, Result};
 use socket2::SockRef;
 
+use super::hold::handshake_ms;
 use super::{ktls, DEFAULT, NEVER, TWO_SECONDS};
 use crate::case::{each_family, expect_eq, expect_in, Case, Context, Kernel};
 use crate::scene::{
@@ -82,7 +82,7 @@ pub(crate) fn cases() -> Vec<Case> {
 pub(crate) fn cases_default() -> Vec<Case> {
     vec![
         Case::new(DEFAULT, "deadline.default_is_a_minute", default_is_a_minute)
-            .long(Duration::from_secs(90)),
+            .long(Duration::from_secs(150)),
     ]
 }
 
@@ -151,19 +151,10 @@ fn bound_to_device(context: &Context, family: Family) -> Result<()> {
 fn link_local(context: &Context) -> Result<()> {
     let family = Family::V6;
     let wire = Wire::new()?;
-    wire.client
-        .ip(&format!("addr add fe80::a/64 dev {INTERFACE} nodad"))?;
-    wire.server
-        .ip(&format!("addr add fe80::b/64 dev {INTERFACE} nodad"))?;
-    wire.client.ip(&format!(
-        "neigh replace fe80::b lladdr 02:00:00:00:00:02 nud permanent dev {INTERFACE}"
-    ))?;
-    wire.server.ip(&format!(
-        "neigh replace fe80::a lladdr 02:00:00:00:00:01 nud permanent dev {INTERFACE}"
-    ))?;
+    let (_, server) = wire.add_link_local()?;
     let scope = wire.client.interface_index(INTERFACE)?;
     let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
-    let server = std::net::SocketAddrV6::new("fe80::b".parse()?, scene.port(), 0, scope);
+    let server = std::net::SocketAddrV6::new(server, scene.port(), 0, scope);
     let stream = scene.wire.client.run(|| {
         let socket = accf_kit::endpoint::bound(family, 0, false)?;
         socket.connect_timeout(&server.into(), context.patience())?;
@@ -245,22 +236,21 @@ fn all_on_time(context: &Context, scene: &Scene, count: usize) -> Result<Vec<Acc
 fn many(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 200;
     let scene = Scene::new(context, family, &Listen::filtered(family).backlog(1024))?;
-    let server = scene.wire.server_address(family, scene.port());
-    let mut clients = scene.wire.client.run(|| {
-        (0..CLIENTS)
-            .map(|_| connect_here(server))
-            .collect::<Result<Vec<_>>>()
-    })?;
+    let mut clients = scene.connect_many(CLIENTS)?;
     let accepted = all_on_time(context, &scene, CLIENTS)?;
     for client in &mut clients {
-        client.write_all(REQUEST)?;
+        client.request()?;
     }
     for connection in &accepted {
         serve(connection)?;
     }
     drop(accepted);
     for client in &mut clients {
-        expect_eq!(rest(client)?, crate::scene::RESPONSE, "the response");
+        expect_eq!(
+            rest(&mut client.stream)?,
+            crate::scene::RESPONSE,
+            "the response"
+        );
     }
     scene.requests(context, 0)?;
     scene.judge(|trace| {
@@ -365,13 +355,7 @@ fn rtt(context: &Context, family: Family) -> Result<()> {
     let (client, ack) = scene.connect_and_ack(context)?;
     let accepted = scene.accept(context)?;
     let info = TcpInfo::of(&accepted.stream)?;
-    let syn_ack = scene
-        .capture
-        .so_far()?
-        .first(Segment::is_syn_ack)
-        .context("no SYN-ACK")?
-        .at;
-    let path = ack.at.ms_after(syn_ack);
+    let path = handshake_ms(&scene.capture.so_far()?)?;
     let rtt = info.rtt.as_secs_f64() * 1e3;
     context.note(format!(
         "path {path:.1} ms, RTT {rtt:.1} ms, RTO {:?}",

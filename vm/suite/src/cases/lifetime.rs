@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
-use accf_kit::endpoint::{bound, connect, Family, Listen};
+use accf_kit::endpoint::{bound, connect_here, Family, Listen};
 use accf_kit::netns::Netns;
 use accf_kit::wire::{Wire, INTERFACE};
 use accf_kit::{module, sockets, ulp, wait};
@@ -69,14 +69,14 @@ pub(crate) fn cases() -> Vec<Case> {
             "lifetime.load_and_unload_again_and_again",
             again_and_again,
         )
-        .long(Duration::from_secs(60)),
+        .long(Duration::from_secs(120)),
         Case::new(Stage::Alone, "lifetime.unload_under_traffic", under_traffic),
         Case::new(
             Stage::Alone,
             "lifetime.unload_at_the_deadline",
             unload_at_the_deadline,
         )
-        .long(Duration::from_secs(60)),
+        .long(Duration::from_secs(120)),
     ]);
     cases
 }
@@ -313,7 +313,7 @@ fn unload_at_the_deadline(context: &Context) -> Result<()> {
         let server = wire.server_address(family, scene.port());
         let (clients, ack) = wire.client.run(|| {
             let clients = (0..CLIENTS)
-                .map(|_| accf_kit::endpoint::connect_here(server))
+                .map(|_| connect_here(server))
                 .collect::<Result<Vec<_>>>()?;
             Ok((clients, accf_kit::clock::Stamp::now()))
         })?;
@@ -334,9 +334,12 @@ fn server_killed(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
     let (mut server, port) = start_holder(&wire.server, family)?;
     let outcome: Result<_> = (|| {
-        let clients = (0..CLIENTS)
-            .map(|_| connect(&wire.client, wire.server_address(family, port)))
-            .collect::<Result<Vec<TcpStream>>>()?;
+        let address = wire.server_address(family, port);
+        let clients = wire.client.run(|| {
+            (0..CLIENTS)
+                .map(|_| connect_here(address))
+                .collect::<Result<Vec<TcpStream>>>()
+        })?;
         let mut parked = 0;
         wait::until(context.patience(), || {
             parked = sockets::requests(&wire.server, port)?;
@@ -368,7 +371,7 @@ fn server_killed(context: &Context, family: Family) -> Result<()> {
 /// Starts another process that holds a filtered listener inside a namespace, and returns its port.
 fn start_holder(ns: &Netns, family: Family) -> Result<(Child, u16)> {
     ns.run(|| {
-        let mut child = Command::new(std::env::current_exe()?)
+        let mut child = Command::new("/proc/self/exe")
             .args(["hold", &family.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -405,9 +408,7 @@ fn namespace_gone(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 20;
     module::reload("timeout_ms=1500")?;
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let clients = (0..CLIENTS)
-        .map(|_| scene.connect())
-        .collect::<Result<Vec<_>>>()?;
+    let clients = scene.connect_many(CLIENTS)?;
     scene.requests(context, CLIENTS)?;
     ensure!(
         module::refcount()?.unwrap_or(0) > 0,
@@ -426,9 +427,7 @@ fn namespace_gone(context: &Context, family: Family) -> Result<()> {
 fn interface_gone(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=1500")?;
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let clients = (0..5)
-        .map(|_| scene.connect())
-        .collect::<Result<Vec<_>>>()?;
+    let clients = scene.connect_many(5)?;
     scene.requests(context, clients.len())?;
     let Scene {
         wire,
@@ -499,10 +498,8 @@ fn migration(context: &Context, family: Family) -> Result<()> {
             Listen::plain(family).reuse_port()
         };
         let second = listen.port(scene.port()).open(&wire.server)?;
-        let mut clients = Vec::new();
-        for _ in 0..CLIENTS {
-            clients.push(scene.connect_and_ack(context)?.0);
-        }
+        let mut clients = scene.connect_many(CLIENTS)?;
+        sleep(Duration::from_millis(300));
         let parked = sockets::requests(&wire.server, scene.port())?;
         ensure!(parked > 0, "no request is parked on the first listener");
         let port = scene.port();

@@ -11,7 +11,9 @@ use accf_kit::ulp;
 use anyhow::{bail, Context as _, Result};
 
 use crate::case::{each_family, expect_eq, expect_in, Case, Context, Stage};
-use crate::scene::{close, established, exchange_and_close, serve, RawScene, Scene};
+use crate::scene::{
+    accept_while, bare_ack, close, established, exchange_and_close, serve, RawScene, Scene,
+};
 
 pub(crate) fn cases(stage: Stage, prefix: &str) -> Vec<Case> {
     [
@@ -31,8 +33,8 @@ pub(crate) fn cases(stage: Stage, prefix: &str) -> Vec<Case> {
 /// A silent client is accepted as soon as its bare ACK is there, and nothing more is sent.
 fn at_once(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::plain(family))?;
-    let (client, ack) = scene.connect_and_ack(context)?;
-    let accepted = scene.accept(context)?;
+    let (accepted, client) = accept_while(&scene.listener, context, || scene.connect())?;
+    let ack = bare_ack(&scene.capture, context, client.local.port())?;
     context.at_once(ack.at, accepted.at, "from the bare ACK to accept()")?;
     expect_eq!(
         ulp::attached(&scene.listener)?,
