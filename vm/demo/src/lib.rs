@@ -176,6 +176,10 @@ pub struct Exchange {
     pub client: ClientView,
     /// What `accept()` returned, if it returned.
     pub accepted: Option<Accepted>,
+    /// The most by which the machine was late, meanwhile, in running a program that was due.
+    pub machine_late_us: u64,
+    /// How often the scenario was run; the run in which the machine was late the least is reported.
+    pub runs: u32,
 }
 
 /// What the client did and when.

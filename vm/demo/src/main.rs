@@ -14,6 +14,7 @@ use std::{env, fs, thread};
 
 use accf_demo::{GuestReport, Listener, REPORT_FILE, SCHEMA};
 use accf_kit::capture::{Capture, Trace};
+use accf_kit::clock::Pulse;
 use accf_kit::module;
 use anyhow::{Context, Result};
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
@@ -40,6 +41,7 @@ fn main() -> Result<()> {
     )?;
     let begun = Instant::now();
 
+    let pulse = Pulse::start();
     let path = path::Path::lay(RTT)?;
     let wire = path.wire();
     let client_capture = Capture::start(&wire.client, path::INTERFACE)?;
@@ -53,15 +55,19 @@ fn main() -> Result<()> {
     exchange::warm_up(wire, &setups(PATIENT))?;
     thread::sleep(CALM);
     say("(a) RFC 793 client: 6 s of silence");
-    let mut exchanges = exchange::rfc793(wire, &setups(PATIENT))?;
+    let mut exchanges = exchange::calmest(&pulse, || exchange::rfc793(wire, &setups(PATIENT)))?;
     say("(b) piggyback client");
-    exchanges.extend(exchange::piggyback(wire, &setups(PATIENT))?);
+    exchanges.extend(exchange::calmest(&pulse, || {
+        exchange::piggyback(wire, &setups(PATIENT))
+    })?);
     say("(c) load balancer and one-worker servers: starting them");
     let requests = http::run(wire, &setups(PATIENT))?;
     say("(d) silent client: 10 s");
     load_module(DEADLINE)?;
     exchange::warm_up(wire, &setups(DEADLINE))?;
-    exchanges.extend(exchange::silent(wire, &setups(DEADLINE))?);
+    exchanges.extend(exchange::calmest(&pulse, || {
+        exchange::silent(wire, &setups(DEADLINE))
+    })?);
 
     // What is on its way at the end is to be seen at both ends.
     thread::sleep(4 * RTT);

@@ -70,6 +70,8 @@ struct ExchangeNumbers {
     rto_ms: Option<f64>,
     total_retransmissions: Option<u32>,
     time_to_first_byte_ms: Option<f64>,
+    machine_late_ms: f64,
+    runs: u32,
 }
 
 impl ExchangeNumbers {
@@ -97,6 +99,8 @@ impl ExchangeNumbers {
             rto_ms: facts.rto_ms(),
             total_retransmissions: info.map(|info| info.total_retrans),
             time_to_first_byte_ms: facts.time_to_first_byte_ms(),
+            machine_late_ms: exchange.machine_late_us as f64 / 1e3,
+            runs: exchange.runs,
         }
     }
 }

@@ -394,5 +394,7 @@ fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange
             tcp_info,
             first_read: request_at.map(|us| talk.at(us + DELAY_US + WAKE_US + 100)),
         }),
+        machine_late_us: 700,
+        runs: 1,
     }
 }
