@@ -75,14 +75,16 @@ pub(crate) fn evaluate(recorded: &Path, out: &Path, screen: Screen) -> Result<Ou
         write(&format!("{}.pcapng", listener.key()), &bytes)?;
     }
 
-    let mut shown = String::new();
+    let mut shown = String::from(
+        "Each time is when a segment was sent, or when accept() returned, since the client's SYN.\n\n",
+    );
     for scenario in [Scenario::Rfc793, Scenario::Piggyback, Scenario::Silent] {
         shown += &terminal::ladders(&findings, scenario, screen);
     }
     shown += &terminal::tables(&report, screen);
     shown += "\n";
-    shown += &report.path();
-    shown += "\n\n";
+    shown += &terminal::prose(&report.path(), screen);
+    shown += "\n";
     shown += &terminal::checks(&report.checks, screen);
     let failed = report.checks.iter().filter(|check| !check.pass);
     let failed = failed

@@ -159,20 +159,25 @@ impl RequestNumbers {
 
 /// A column of a table for people.
 pub(crate) struct Column {
+    /// Its title in words.
     pub(crate) title: &'static str,
+    /// The same in two short lines, for a terminal.
+    pub(crate) short: &'static str,
     pub(crate) numeric: bool,
 }
 
 const fn words(title: &'static str) -> Column {
     Column {
         title,
+        short: title,
         numeric: false,
     }
 }
 
-const fn numeric(title: &'static str) -> Column {
+const fn numeric(title: &'static str, short: &'static str) -> Column {
     Column {
         title,
+        short,
         numeric: true,
     }
 }
@@ -181,24 +186,30 @@ const fn numeric(title: &'static str) -> Column {
 pub(crate) const EXCHANGE_COLUMNS: [Column; 11] = [
     words(""),
     words("listener"),
-    numeric("SYN-ACKs sent"),
-    numeric("segments"),
-    numeric("accept() after SYN, ms"),
-    numeric("after bare ACK, ms"),
-    numeric("after request, ms"),
-    numeric("worker blocked, ms"),
-    numeric("RTT, ms"),
-    numeric("RTO, ms"),
-    numeric("first byte, ms"),
+    numeric("SYN-ACKs sent", "SYN-\nACKs"),
+    numeric("segments", "seg-\nments"),
+    numeric("accept() after SYN, ms", "accept()\nafter SYN"),
+    numeric("accept() after bare ACK, ms", "after\nbare ACK"),
+    numeric("accept() after request, ms", "after\nrequest"),
+    numeric("worker blocked, ms", "worker\nblocked"),
+    numeric("RTT, ms", "RTT"),
+    numeric("RTO, ms", "RTO"),
+    numeric("first byte, ms", "first\nbyte"),
 ];
 
 /// The table of scenario (c).
 pub(crate) const REQUEST_COLUMNS: [Column; 4] = [
     words("server"),
     words("listener"),
-    numeric("first byte, ms"),
+    numeric("first byte, ms", "first\nbyte, ms"),
     words("outcome"),
 ];
+
+/// What the columns of the first table mean.
+pub(crate) const EXCHANGE_NOTE: &str = "Times are milliseconds. accept() counts from the client's SYN leaving, or \
+    from the bare ACK or the request arriving at the server; a negative time means that accept() came first. \"Worker \
+    blocked\" is from accept() to the first byte that could be read. RTT and RTO are TCP_INFO of the accepted \
+    socket, read straight after accept(). \"First byte\" counts from the moment the client had a request to make.";
 
 impl Report {
     /// Sums `findings` and `checks` up.
@@ -353,7 +364,7 @@ impl Report {
             "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n\
              # accf demo: {verdict}\n\n\
              Kernel {}, unmodified. {}\n\n\
-             ![Ladders of scenarios (a) and (d)](ladder.svg)\n\n\
+             ![Scenarios (a), (d) and (c) as a picture](ladder.svg)\n\n\
              ## Connections\n\n",
             self.kernel_release,
             self.path()
@@ -369,10 +380,7 @@ impl Report {
         }
         out.push('\n');
         out += &markdown_table(&EXCHANGE_COLUMNS, &self.exchange_rows());
-        out += "\nTimes of `accept()` count from the client's SYN leaving, or from the arrival at the server of the \
-                bare ACK or the request; a negative one means that `accept()` came first. \"Worker blocked\" is from \
-                `accept()` to the first byte it could read. RTT and RTO are `TCP_INFO` of the accepted socket, read \
-                straight after `accept()`. \"First byte\" counts from the moment the client had a request to make.\n";
+        let _ = writeln!(out, "\n{EXCHANGE_NOTE}");
         let _ = write!(
             out,
             "\n## (c) {}\n\nListeners: {}.\n\n",
@@ -384,7 +392,7 @@ impl Report {
         let columns = [
             words(""),
             words("check"),
-            numeric("found"),
+            numeric("found", "found"),
             words("must be"),
             words("kind"),
         ];
@@ -411,7 +419,8 @@ impl Report {
                 * `report.json`: every number above, with its unit in its name.\n\
                 * `plain.pcapng`, `defer_accept.pcapng`, `dataready.pcapng`: the packets of each listener as they \
                 passed the server's end, with comments; for Wireshark.\n\
-                * `ladder.svg`: scenarios (a) and (d) as a picture.\n";
+                * `ladder.svg`: scenarios (a), (c) and (d) as a picture.\n\
+                * `guest/`: what all of this was computed from.\n";
         out
     }
 }

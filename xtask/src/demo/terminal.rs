@@ -2,14 +2,13 @@
 //! Ladders and tables for a terminal.
 
 use accf_demo::{Listener, Scenario};
-use comfy_table::presets::UTF8_FULL_CONDENSED;
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table};
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle};
 use console::{measure_text_width, style, StyledObject};
 
 use super::capture::End;
 use super::checks::Check;
 use super::facts::{Facts, Findings};
-use super::report::{Column, Report};
+use super::report::{Column, Report, EXCHANGE_COLUMNS, EXCHANGE_NOTE, REQUEST_COLUMNS};
 use super::timeline::{Ladder, Until};
 use super::{ms, number};
 
@@ -17,6 +16,15 @@ use super::{ms, number};
 const SPAN: usize = 29;
 /// A ladder with its times and remarks.
 const BLOCK: usize = 60;
+
+/// A line below the header, and one at each end.
+const RULES: TableStyle = TableStyle::new()
+    .top_border(LineStyle::none().fill('─').junction('─'))
+    .header_separator(LineStyle::none().fill('─').junction('─'))
+    .bottom_border(LineStyle::none().fill('─').junction('─'));
+
+/// Tables are not made narrower than this.
+const NARROWEST: usize = 100;
 
 /// Where output goes, and what it can show.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +43,7 @@ impl Screen {
         let width = if term.is_term() {
             usize::from(term.size().1)
         } else {
-            100
+            120
         };
         Self { colours, width }
     }
@@ -66,7 +74,6 @@ pub(crate) fn ladders(findings: &Findings, scenario: Scenario, screen: Screen) -
                 out += row.trim_end();
                 out.push('\n');
             }
-            out.push('\n');
         }
         return out;
     }
@@ -176,54 +183,61 @@ fn draw(label: &str, from: End, arrives: bool) -> String {
     }
 }
 
-fn table(screen: Screen, columns: &[Column], rows: Vec<Vec<String>>) -> String {
+/// An empty table as wide as the screen.
+fn empty_table(screen: Screen) -> Table {
     let mut table = Table::new();
     table
-        .load_style(UTF8_FULL_CONDENSED)
-        .set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_width(u16::try_from(screen.width.max(100)).unwrap_or(u16::MAX));
-    table.set_header(columns.iter().map(|column| column.title));
+        .load_style(RULES)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_width(u16::try_from(screen.width.max(NARROWEST)).unwrap_or(u16::MAX));
+    table
+}
+
+fn table(screen: Screen, columns: &[Column], rows: Vec<Vec<String>>) -> String {
+    let mut table = empty_table(screen);
+    table.set_header(columns.iter().map(|column| cell(column.short, column)));
     for row in rows {
-        let cells = row.into_iter().zip(columns).map(|(words, column)| {
-            let alignment = if column.numeric {
-                CellAlignment::Right
-            } else {
-                CellAlignment::Left
-            };
-            Cell::new(words).set_alignment(alignment)
-        });
-        table.add_row(cells);
+        table.add_row(
+            row.into_iter()
+                .zip(columns)
+                .map(|(words, column)| cell(&words, column)),
+        );
     }
-    format!("{table}\n")
+    // With one blank between columns, the widest table fits an ordinary terminal.
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
+    }
+    table.trim_fmt() + "\n"
+}
+
+fn cell(words: &str, column: &Column) -> Cell {
+    let alignment = if column.numeric {
+        CellAlignment::Right
+    } else {
+        CellAlignment::Left
+    };
+    Cell::new(words).set_alignment(alignment)
+}
+
+/// Running text, in lines that are easy to read.
+pub(crate) fn prose(words: &str, screen: Screen) -> String {
+    textwrap::fill(words, screen.width.min(NARROWEST)) + "\n"
 }
 
 /// The tables of numbers.
 pub(crate) fn tables(report: &Report, screen: Screen) -> String {
-    let exchanges = table(
-        screen,
-        &super::report::EXCHANGE_COLUMNS,
-        report.exchange_rows(),
-    );
-    let requests = table(
-        screen,
-        &super::report::REQUEST_COLUMNS,
-        report.request_rows(),
-    );
+    let exchanges = table(screen, &EXCHANGE_COLUMNS, report.exchange_rows());
+    let requests = table(screen, &REQUEST_COLUMNS, report.request_rows());
     let heading = format!("(c) {}", Scenario::LoadBalancer.title());
-    format!(
-        "{exchanges}\n{}\n{requests}",
-        screen.paint(&heading, |s| s.bold())
-    )
+    let heading = screen.paint(&heading, |s| s.bold());
+    let note = prose(EXCHANGE_NOTE, screen);
+    format!("{exchanges}{note}\n{heading}\n{requests}")
 }
 
 /// The checks, one per row; those that fail stand out.
 pub(crate) fn checks(checks: &[Check], screen: Screen) -> String {
-    let mut table = Table::new();
-    table
-        .load_style(UTF8_FULL_CONDENSED)
-        .set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_width(u16::try_from(screen.width.max(100)).unwrap_or(u16::MAX));
-    table.set_header(["", "check", "found", "must be", "unit"]);
+    let mut table = empty_table(screen);
+    table.set_header(["", "check", "found", "must be"]);
     if screen.colours {
         table.enforce_styling();
     }
@@ -234,18 +248,20 @@ pub(crate) fn checks(checks: &[Check], screen: Screen) -> String {
             ("FAIL", Color::Red)
         };
         let found = check.value.map_or_else(|| "nothing".into(), number);
-        let verdict = if screen.colours {
-            Cell::new(verdict).fg(colour)
-        } else {
-            Cell::new(verdict)
-        };
+        let verdict = Cell::new(verdict);
         table.add_row([
-            verdict,
+            if screen.colours {
+                verdict.fg(colour)
+            } else {
+                verdict
+            },
             Cell::new(&check.says),
             Cell::new(found).set_alignment(CellAlignment::Right),
-            Cell::new(check.bound.to_string()),
-            Cell::new(check.unit),
+            Cell::new(format!("{} {}", check.bound, check.unit)),
         ]);
     }
-    format!("{table}\n")
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 1));
+    }
+    table.trim_fmt() + "\n"
 }
