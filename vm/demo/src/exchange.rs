@@ -7,14 +7,12 @@ use std::thread;
 use std::time::Duration;
 
 use accf_demo::{Accepted, ClientView, Exchange, Scenario, TcpInfo, UnixNanos};
-use accf_kit::clock::{Pulse, Stamp};
 use accf_kit::endpoint::{self, Family};
 use accf_kit::wire::Wire;
 use accf_kit::{netns, tcp_info};
 use anyhow::{anyhow, Context, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::say;
 use crate::setup::{unix_nanos, Setup};
 
 const SILENCE: Duration = Duration::from_secs(6);
@@ -24,10 +22,6 @@ const LONG_SILENCE: Duration = Duration::from_secs(10);
 const LIMIT: Duration = Duration::from_secs(20);
 /// Between the beginnings of the connections of a scenario, so that one handshake is over when the next begins.
 const APART: Duration = Duration::from_millis(200);
-
-/// How late the machine may be in a run that counts without another one.
-const TOLERABLE: Duration = Duration::from_millis(10);
-const RUNS: u32 = 3;
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n";
 const RESPONSE: &[u8] =
@@ -64,40 +58,6 @@ pub(crate) fn silent(wire: &Wire, setups: &[Setup]) -> Result<Vec<Exchange>> {
         thread::sleep(LONG_SILENCE);
         Ok((stream.local_addr()?.port(), view))
     })
-}
-
-/// Runs a scenario, and runs it again if the machine stood still meanwhile, as an emulated one on a busy host does.
-///
-/// Whether it did is for a thread to say that has nothing to do with the scenario. The calmest run counts, whatever
-/// its results are.
-pub(crate) fn calmest(
-    pulse: &Pulse,
-    scenario: impl Fn() -> Result<Vec<Exchange>>,
-) -> Result<Vec<Exchange>> {
-    let mut best: Option<(Duration, Vec<Exchange>)> = None;
-    let mut runs = 0;
-    loop {
-        let from = Stamp::now();
-        let exchanges = scenario()?;
-        let late = pulse.worst(from, Stamp::now());
-        runs += 1;
-        if best.as_ref().is_none_or(|(least, _)| late < *least) {
-            best = Some((late, exchanges));
-        }
-        if late > TOLERABLE && runs < RUNS {
-            say(&format!(
-                "the machine stood still for {} ms: once more",
-                late.as_millis()
-            ));
-            continue;
-        }
-        let (late, mut exchanges) = best.unwrap_or_default();
-        for exchange in &mut exchanges {
-            exchange.machine_late_us = u64::try_from(late.as_micros())?;
-            exchange.runs = runs;
-        }
-        return Ok(exchanges);
-    }
 }
 
 /// Runs every line of code once, so that no measurement is a first time.

@@ -289,6 +289,10 @@ pub struct ServedRequest {
     pub curl_exit: i32,
     /// Workers the server killed because they hung, counted in its log.
     pub workers_killed: u32,
+    /// The most by which the machine was late, meanwhile, in running a program that was due; 0 if nobody looked.
+    pub machine_late_us: u64,
+    /// How often the request was made; the run in which the machine was late the least is reported.
+    pub runs: u32,
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //!
 //! It judges nothing. The host side (`xtask/src/demo/`) does, from the packets and the times recorded here.
 
+mod calm;
 mod exchange;
 mod http;
 mod path;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
-use accf_demo::{GuestReport, Listener, REPORT_FILE, SCHEMA};
+use accf_demo::{Exchange, GuestReport, Listener, REPORT_FILE, SCHEMA};
 use accf_kit::capture::{Capture, Trace};
 use accf_kit::clock::Pulse;
 use accf_kit::module;
@@ -20,6 +21,7 @@ use anyhow::{Context, Result};
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::{DataLink, TsResolution};
 
+use crate::calm::calmest;
 use crate::setup::Setup;
 
 /// Round-trip time that netem gives the path, half of it in each direction.
@@ -28,6 +30,9 @@ const RTT: Duration = Duration::from_millis(40);
 /// Deadlines: longer than any silence but the one that is to meet it.
 const PATIENT: Duration = Duration::from_secs(60);
 const DEADLINE: Duration = Duration::from_secs(5);
+
+/// How late the machine may be while times of a few milliseconds are measured.
+const TOLERABLE: Duration = Duration::from_millis(10);
 
 /// Between the warm-up and the first measurement.
 const CALM: Duration = Duration::from_secs(1);
@@ -51,23 +56,27 @@ fn main() -> Result<()> {
 
     load_module(PATIENT)?;
     let setups = |deadline| Listener::ALL.map(|listener| Setup { listener, deadline });
+    let calm = |scenario: &dyn Fn() -> Result<Vec<Exchange>>| {
+        let mut calmest = calmest(&pulse, TOLERABLE, scenario)?;
+        let (late_us, runs) = (calmest.late_us(), calmest.runs);
+        for exchange in &mut calmest.result {
+            (exchange.machine_late_us, exchange.runs) = (late_us, runs);
+        }
+        anyhow::Ok(calmest.result)
+    };
     say("warming up");
     exchange::warm_up(wire, &setups(PATIENT))?;
     thread::sleep(CALM);
     say("(a) RFC 793 client: 6 s of silence");
-    let mut exchanges = exchange::calmest(&pulse, || exchange::rfc793(wire, &setups(PATIENT)))?;
+    let mut exchanges = calm(&|| exchange::rfc793(wire, &setups(PATIENT)))?;
     say("(b) piggyback client");
-    exchanges.extend(exchange::calmest(&pulse, || {
-        exchange::piggyback(wire, &setups(PATIENT))
-    })?);
+    exchanges.extend(calm(&|| exchange::piggyback(wire, &setups(PATIENT)))?);
     say("(c) load balancer and one-worker servers: starting them");
-    let requests = http::run(wire, &setups(PATIENT))?;
+    let requests = http::run(wire, &setups(PATIENT), &pulse)?;
     say("(d) silent client: 10 s");
     load_module(DEADLINE)?;
     exchange::warm_up(wire, &setups(DEADLINE))?;
-    exchanges.extend(exchange::calmest(&pulse, || {
-        exchange::silent(wire, &setups(DEADLINE))
-    })?);
+    exchanges.extend(calm(&|| exchange::silent(wire, &setups(DEADLINE)))?);
 
     // What is on its way at the end is to be seen at both ends.
     thread::sleep(4 * RTT);

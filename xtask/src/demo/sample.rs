@@ -301,6 +301,8 @@ pub(crate) fn sample() -> Sample {
                 http_status: (!stuck).then_some(200),
                 curl_exit: if stuck { 28 } else { 0 },
                 workers_killed: u32::from(stuck && server == HttpServer::Gunicorn) * 4,
+                machine_late_us: 900,
+                runs: 1,
             });
         }
     }
