@@ -244,7 +244,8 @@ fn accept_nothing(listener: &Listener, time: Duration, why: &str) -> Result<()> 
     Ok(())
 }
 
-fn requests(ns: &Netns, port: u16, context: &Context, expected: usize) -> Result<()> {
+/// Waits until a port has `expected` requests, and no more and no less.
+pub(crate) fn requests(ns: &Netns, port: u16, context: &Context, expected: usize) -> Result<()> {
     let mut seen = 0;
     wait::until(context.patience(), || {
         seen = sockets::requests(ns, port)?;

@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
+use accf_kit::capture::{Packet, Trace};
 use accf_kit::endpoint::{connect_here, reset_on_close, Accepted, Family, Listen, Listener};
 use accf_kit::wire::Wire;
 use accf_kit::{module, sockets, wait};
@@ -251,18 +252,45 @@ fn crowd(context: &Context, parameters: &str, count: usize) -> Result<()> {
     let trace = capture.stop()?;
     let with_deadlines = !parameters.is_empty();
     account(context, &plans, &served, &played, with_deadlines)?;
-    let mut twice: Vec<_> = trace
-        .syn_acks_by_client()
-        .into_iter()
-        .filter(|(_, syn_acks)| *syn_acks != 1)
-        .collect();
-    twice.sort_by_key(|(client, _)| client.port());
-    expect_eq!(twice, [], "clients that were not sent exactly one SYN-ACK");
-    expect_eq!(trace.syn_acks(), count, "SYN-ACKs");
+    let late = no_syn_ack_after_an_ack(&trace)?;
+    context.note(format!(
+        "{} SYN-ACKs, {late} of them sent again before the client's ACK came",
+        trace.syn_acks()
+    ));
+    expect_eq!(trace.syn_acks(), count + late, "SYN-ACKs");
 
     drop(listeners);
     drop(wire);
     module::unload(patience)
+}
+
+/// Makes sure that nobody was sent a SYN-ACK whose ACK had come, unless it asked again; returns how many were sent again
+/// before.
+fn no_syn_ack_after_an_ack(trace: &Trace) -> Result<usize> {
+    #[derive(Default)]
+    struct Handshake {
+        syn_acks: usize,
+        acked: bool,
+    }
+    let mut handshakes: HashMap<SocketAddr, Handshake> = HashMap::new();
+    let mut again = 0;
+    for Packet { segment, .. } in &trace.packets {
+        if segment.is_syn() {
+            handshakes.entry(segment.source).or_default().acked = false;
+        } else if segment.is_syn_ack() {
+            let handshake = handshakes.entry(segment.destination).or_default();
+            ensure!(
+                !handshake.acked,
+                "a SYN-ACK after the client's ACK:\n{}",
+                trace.of_peer(segment.destination).describe()
+            );
+            again += usize::from(handshake.syn_acks > 0);
+            handshake.syn_acks += 1;
+        } else if let Some(handshake) = handshakes.get_mut(&segment.source) {
+            handshake.acked = true;
+        }
+    }
+    Ok(again)
 }
 
 /// Compares what each client did with what the servers saw of it.

@@ -3,7 +3,7 @@
 //! Clients that stay silent until their time is up.
 
 use std::collections::HashMap;
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::Duration;
 
 use accf_kit::capture::Packet;
@@ -13,14 +13,14 @@ use accf_kit::segment::{Flags, Segment};
 use accf_kit::tcp_info::TcpInfo;
 use accf_kit::wire::{Wire, INTERFACE};
 use accf_kit::{sockets, ulp, wait};
-use anyhow::{ensure, Context as _, Result};
+use anyhow::{anyhow, ensure, Context as _, Result};
 use socket2::SockRef;
 
 use super::hold::handshake_ms;
 use super::{ktls, DEFAULT, NEVER, TWO_SECONDS};
 use crate::case::{each_family, expect_eq, expect_in, Case, Context, Kernel};
 use crate::scene::{
-    bare_ack, established, exchange_and_close, rest, serve, RawScene, Scene, REQUEST,
+    bare_ack, established, exchange_and_close, rest, serve, Client, RawScene, Scene, REQUEST,
 };
 
 /// The deadline of [`TWO_SECONDS`].
@@ -162,7 +162,7 @@ fn link_local(context: &Context) -> Result<()> {
     })?;
     stream.set_read_timeout(Some(context.patience()))?;
     let local = stream.local_addr()?;
-    let client = crate::scene::Client { stream, local };
+    let client = Client { stream, local };
     let ack = bare_ack(&scene.capture, context, local.port())?;
     let accepted = scene.accept(context)?;
     context.on_time(ack.at, accepted.at, DEADLINE)?;
@@ -187,7 +187,7 @@ fn loopback(context: &Context, family: Family) -> Result<()> {
     };
     let stream = ns.run(|| connect_here(server))?;
     let local = stream.local_addr()?;
-    let client = crate::scene::Client { stream, local };
+    let client = Client { stream, local };
     let ack = bare_ack(&capture, context, local.port())?;
     let accepted = listener
         .accept(context.patience())?
@@ -200,16 +200,27 @@ fn loopback(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Accepts `count` connections and judges each against its own bare ACK.
-fn all_on_time(context: &Context, scene: &Scene, count: usize) -> Result<Vec<Accepted>> {
-    let mut accepted = Vec::new();
-    for nth in 0..count {
-        accepted.push(
-            scene
-                .accept(context)
-                .with_context(|| format!("connection {} of {count}", nth + 1))?,
-        );
-    }
+/// Connects clients, accepts them all the while, and judges each against its own bare ACK.
+fn all_on_time(
+    context: &Context,
+    scene: &Scene,
+    count: usize,
+    connect: impl FnOnce() -> Result<Vec<Client>>,
+) -> Result<(Vec<Client>, Vec<Accepted>)> {
+    let (accepted, clients) = thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            (0..count)
+                .map(|nth| {
+                    scene
+                        .accept(context)
+                        .with_context(|| format!("connection {} of {count}", nth + 1))
+                })
+                .collect::<Result<Vec<_>>>()
+        });
+        let clients = connect();
+        let accepted = server.join().map_err(|_| anyhow!("the server panicked"))?;
+        Ok::<_, anyhow::Error>((accepted?, clients?))
+    })?;
     let acks: HashMap<u16, Packet> = scene
         .capture
         .so_far()?
@@ -230,14 +241,14 @@ fn all_on_time(context: &Context, scene: &Scene, count: usize) -> Result<Vec<Acc
         "{count} connections, the latest {:.1} ms after its deadline",
         latest - DEADLINE.as_secs_f64() * 1e3
     ));
-    Ok(accepted)
+    Ok((clients, accepted))
 }
 
 fn many(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 200;
     let scene = Scene::new(context, family, &Listen::filtered(family).backlog(1024))?;
-    let mut clients = scene.connect_many(CLIENTS)?;
-    let accepted = all_on_time(context, &scene, CLIENTS)?;
+    let (mut clients, accepted) =
+        all_on_time(context, &scene, CLIENTS, || scene.connect_many(CLIENTS))?;
     for client in &mut clients {
         client.request()?;
     }
@@ -264,12 +275,14 @@ fn many(context: &Context, family: Family) -> Result<()> {
 fn one_after_another(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 12;
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let mut clients = Vec::new();
-    for _ in 0..CLIENTS {
-        clients.push(scene.connect()?);
-        sleep(Duration::from_millis(130));
-    }
-    all_on_time(context, &scene, CLIENTS)?;
+    all_on_time(context, &scene, CLIENTS, || {
+        (0..CLIENTS)
+            .map(|_| {
+                sleep(Duration::from_millis(130));
+                scene.connect()
+            })
+            .collect()
+    })?;
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use anyhow::{ensure, Context as _, Result};
 use nix::errno::Errno;
 
 use crate::case::{each_family, expect_eq, Case, Context, Kernel, Stage};
-use crate::scene::{exchange_and_close, rest, serve, RawScene, Scene, REQUEST};
+use crate::scene::{exchange_and_close, requests, rest, serve, RawScene, Scene, REQUEST};
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases: Vec<Case> = [
@@ -150,11 +150,7 @@ fn unload_parked(context: &Context, family: Family) -> Result<()> {
     } = scene;
     let port = listener.port();
     drop(listener);
-    expect_eq!(
-        sockets::requests(&ns, port)?,
-        0,
-        "requests after the listener was closed"
-    );
+    requests(&ns, port, context, 0)?;
     unloads(context)?;
     // With the module's code gone: what the client still sends is answered by a reset.
     client.data(REQUEST)?;
@@ -340,18 +336,13 @@ fn server_killed(context: &Context, family: Family) -> Result<()> {
                 .map(|_| connect_here(address))
                 .collect::<Result<Vec<TcpStream>>>()
         })?;
-        let mut parked = 0;
-        wait::until(context.patience(), || {
-            parked = sockets::requests(&wire.server, port)?;
-            Ok(parked == CLIENTS)
-        })?;
-        expect_eq!(parked, CLIENTS, "parked requests");
+        requests(&wire.server, port, context, CLIENTS)?;
         Ok(clients)
     })();
     server.kill()?;
     server.wait()?;
     let clients = outcome?;
-    expect_eq!(sockets::requests(&wire.server, port)?, 0, "requests left");
+    requests(&wire.server, port, context, 0)?;
     unloads(context)?;
     for mut client in clients {
         // Nobody listens any more: the first data is answered by a reset.
@@ -452,14 +443,20 @@ fn interface_gone(context: &Context, family: Family) -> Result<()> {
     unloads(context)
 }
 
-/// `shutdown()` of a listener drops what is parked; the socket listens again, filter and all.
+/// A listener is shut down and listens again, with the filter it had.
+///
+/// As for any half-open request, `shutdown()` does not end the wait of a parked one: it finds a listener again, or not.
 fn listen_again(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (parked, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 1)?;
     scene.listener.socket().shutdown(Shutdown::Both)?;
-    scene.requests(context, 0)?;
+    expect_eq!(
+        module::try_unload(),
+        Err(Errno::EWOULDBLOCK),
+        "unloading while a socket has the filter"
+    );
     expect_eq!(
         ulp::attached(&scene.listener)?.as_deref(),
         Some(ulp::DATAREADY),
@@ -527,11 +524,8 @@ fn migration(context: &Context, family: Family) -> Result<()> {
         ));
         expect_eq!(answered, served, "clients answered ({other})");
         drop((second, clients));
-        expect_eq!(
-            sockets::requests(&wire.server, port)?,
-            0,
-            "requests left ({other})"
-        );
+        requests(&wire.server, port, context, 0)
+            .with_context(|| format!("beside a {other} listener"))?;
         drop(capture);
         refcount_is_zero(context)?;
     }
