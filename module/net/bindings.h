@@ -41,6 +41,7 @@ void accf_synchronize_rcu_tasks(void);
 void accf_pin_module(void);
 
 /* Listeners. */
+u8 accf_sk_state(const struct sock *sk);
 bool accf_sk_acceptq_is_full(const struct sock *sk);
 bool accf_abort_on_overflow(const struct sock *sk);
 bool accf_is_mptcp_or_smc(const struct sock *sk);
@@ -54,9 +55,10 @@ bool accf_req_get(struct request_sock *req);
 bool accf_req_is_hashed(struct request_sock *req);
 bool accf_timer_pending(const struct timer_list *timer);
 unsigned long accf_jiffies(void);
-u64 accf_clock_us(void);
+bool accf_synack_rtt_us(const struct request_sock *req, const struct sk_buff *skb, u32 *rtt_us);
+void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us);
 void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *ends);
-bool accf_reuseport_may_migrate(const struct sock *sk);
+bool accf_req_may_have_copy(const struct request_sock *req);
 void accf_young_inc(struct sock *sk);
 
 /* Segments. */
@@ -65,7 +67,7 @@ u32 accf_skb_end_seq(const struct sk_buff *skb);
 bool accf_skb_tsval(const struct sock *sk, const struct sk_buff *skb, u32 *tsval);
 struct sk_buff *accf_skb_received(const struct request_sock *req, const void *packet, u32 len,
 				  u32 network_len);
-bool accf_skb_route_local(const struct request_sock *req, struct sk_buff *skb);
+bool accf_skb_route(const struct request_sock *req, struct sk_buff *skb);
 void accf_tcp_rcv(const struct request_sock *req, struct sk_buff *skb);
 void accf_skb_drop(struct sk_buff *skb);
 

@@ -4,6 +4,8 @@
  * differ from kernel to kernel. No decisions are taken here.
  */
 
+#include <net/inet6_hashtables.h>
+#include <net/inet_hashtables.h>
 #include <net/ip6_route.h>
 #include <net/protocol.h>
 #include <net/route.h>
@@ -28,6 +30,11 @@ void accf_synchronize_rcu_tasks(void)
 void accf_pin_module(void)
 {
 	__module_get(THIS_MODULE);
+}
+
+u8 accf_sk_state(const struct sock *sk)
+{
+	return inet_sk_state_load(sk);
 }
 
 bool accf_sk_acceptq_is_full(const struct sock *sk)
@@ -100,9 +107,38 @@ unsigned long accf_jiffies(void)
 	return jiffies;
 }
 
-u64 accf_clock_us(void)
+/*
+ * The round-trip time that the kernel would take from @skb, were it to complete the handshake: from our first SYN-ACK
+ * (tcp_synack_rtt_meas()), and if that was sent again, from the timestamp that is echoed (tcp_ack_update_rtt()).
+ */
+bool accf_synack_rtt_us(const struct request_sock *req, const struct sk_buff *skb, u32 *rtt_us)
 {
-	return tcp_clock_us();
+	const struct tcp_request_sock *treq = tcp_rsk(req);
+	struct tcp_options_received opt = {};
+	u64 rtt;
+
+	if (!READ_ONCE(req->num_retrans)) {
+		if (!treq->snt_synack)
+			return false;
+		rtt = max_t(s64, tcp_clock_us() - treq->snt_synack, 1);
+	} else {
+		tcp_parse_options(sock_net(req->rsk_listener), skb, &opt, 0, NULL);
+		if (!treq->req.tstamp_ok || !opt.saw_tstamp || !opt.rcv_tsecr)
+			return false;
+		rtt = tcp_clock_ts(treq->req_usec_ts) - (opt.rcv_tsecr - treq->ts_off);
+		rtt = (u32)rtt;
+		if (!treq->req_usec_ts)
+			rtt = max_t(u64, rtt, 1) * (USEC_PER_SEC / TCP_TS_HZ);
+	}
+	*rtt_us = min_t(u64, rtt, U32_MAX);
+	return true;
+}
+
+/* Makes tcp_synack_rtt_meas() take @rtt_us. The child has its copy of what is overwritten here. */
+void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us)
+{
+	tcp_rsk(req)->snt_synack = tcp_clock_us() - rtt_us;
+	req->num_retrans = 0;
 }
 
 void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *ends)
@@ -110,7 +146,7 @@ void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *e
 	const struct inet_request_sock *ireq = inet_rsk(req);
 
 	memset(ends, 0, sizeof(*ends));
-	ends->family = req->rsk_ops->family;
+	ends->family = READ_ONCE(req->rsk_ops)->family;
 	ends->client_port = ireq->ir_rmt_port;
 	ends->server_port = htons(ireq->ir_num);
 	ends->client_v4 = ireq->ir_rmt_addr;
@@ -121,10 +157,31 @@ void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *e
 #endif
 }
 
-/* Has the listener stopped, and may the kernel move its requests to another one of its group? */
-bool accf_reuseport_may_migrate(const struct sock *sk)
+/*
+ * May there be a copy of the request (inet_csk_complete_hashdance())? One is made when the listener has stopped and
+ * another one of its group takes over a request of which a connection was just made: that is in the table then.
+ */
+bool accf_req_may_have_copy(const struct request_sock *req)
 {
-	return inet_sk_state_load(sk) != TCP_LISTEN && rcu_access_pointer(sk->sk_reuseport_cb);
+	const struct inet_request_sock *ireq = inet_rsk(req);
+	struct net *net = read_pnet(&ireq->ireq_net);
+	struct sock *sk;
+
+	if (!rcu_access_pointer(req->rsk_listener->sk_reuseport_cb))
+		return false;
+	if (READ_ONCE(req->rsk_ops)->family == AF_INET)
+		sk = __inet_lookup_established(net, ireq->ir_rmt_addr, ireq->ir_rmt_port, ireq->ir_loc_addr,
+					       ireq->ir_num, ireq->ir_iif, ireq->ir_iif);
+	else
+#if IS_ENABLED(CONFIG_IPV6)
+		sk = __inet6_lookup_established(net, &ireq->ir_v6_rmt_addr, ireq->ir_rmt_port,
+						&ireq->ir_v6_loc_addr, ireq->ir_num, ireq->ir_iif, ireq->ir_iif);
+#else
+		sk = NULL;
+#endif
+	if (sk)
+		sock_gen_put(sk);
+	return sk;
 }
 
 void accf_young_inc(struct sock *sk)
@@ -176,7 +233,7 @@ struct sk_buff *accf_skb_received(const struct request_sock *req, const void *pa
 	skb->dev = net->loopback_dev;
 	skb->skb_iif = ireq->ir_iif ?: net->loopback_dev->ifindex;
 	skb->mark = ireq->ir_mark;
-	if (req->rsk_ops->family == AF_INET) {
+	if (READ_ONCE(req->rsk_ops)->family == AF_INET) {
 		skb->protocol = htons(ETH_P_IP);
 		IPCB(skb)->iif = skb->skb_iif;
 	} else {
@@ -188,34 +245,26 @@ struct sk_buff *accf_skb_received(const struct request_sock *req, const void *pa
 }
 
 /*
- * Gives the packet a route: TCP looks at it, for instance when the request is gone and a reset is due. It is an output
- * route to the listener's address, as an input route would be refused for loopback. Where that address is not local
- * (IP_TRANSPARENT), its route must not become the child's and there is none.
+ * Gives the packet a route: TCP looks at it, for instance when the request is gone and a reset is due, and the child
+ * keeps it until the client's next packet. An input route would be refused for loopback. IPv4 gets one that says "for us"
+ * and nothing else: unlike what a look-up finds, it says nothing of the device (VRFs), and suits addresses that are not
+ * the machine's own (IP_TRANSPARENT). IPv6 gets the output route to the listener's address, if that is local.
  */
-bool accf_skb_route_local(const struct request_sock *req, struct sk_buff *skb)
+bool accf_skb_route(const struct request_sock *req, struct sk_buff *skb)
 {
 	const struct inet_request_sock *ireq = inet_rsk(req);
 	struct net *net = read_pnet(&ireq->ireq_net);
-	struct dst_entry *dst;
-	bool local;
 
-	if (req->rsk_ops->family == AF_INET) {
-		struct flowi4 fl4 = {
-			.flowi4_oif = ireq->ir_iif,
-			.flowi4_mark = ireq->ir_mark,
-			.flowi4_proto = IPPROTO_TCP,
-			.daddr = ireq->ir_loc_addr,
-			.fl4_sport = ireq->ir_rmt_port,
-			.fl4_dport = htons(ireq->ir_num),
-		};
-		struct rtable *rt = ip_route_output_flow(net, &fl4, NULL);
+	if (READ_ONCE(req->rsk_ops)->family == AF_INET) {
+		struct rtable *rt = rt_dst_alloc(net->loopback_dev, RTCF_LOCAL, RTN_LOCAL, false);
 
-		if (IS_ERR(rt))
+		if (!rt)
 			return false;
-		dst = &rt->dst;
-		local = rt->rt_type == RTN_LOCAL;
-	} else {
+		skb_dst_set(skb, &rt->dst);
+		return true;
+	}
 #if IS_ENABLED(CONFIG_IPV6)
+	{
 		struct flowi6 fl6 = {
 			.flowi6_oif = ireq->ir_iif,
 			.flowi6_mark = ireq->ir_mark,
@@ -224,24 +273,22 @@ bool accf_skb_route_local(const struct request_sock *req, struct sk_buff *skb)
 			.fl6_sport = ireq->ir_rmt_port,
 			.fl6_dport = htons(ireq->ir_num),
 		};
+		struct dst_entry *dst = ip6_route_output(net, NULL, &fl6);
 
-		dst = ip6_route_output(net, NULL, &fl6);
-		local = !dst->error && (dst_rt6_info(dst)->rt6i_flags & RTF_LOCAL);
-#else
-		return false;
-#endif
-	}
-	if (local)
-		skb_dst_set(skb, dst);
-	else
+		if (!dst->error && (dst_rt6_info(dst)->rt6i_flags & RTF_LOCAL)) {
+			skb_dst_set(skb, dst);
+			return true;
+		}
 		dst_release(dst);
-	return local;
+	}
+#endif
+	return false;
 }
 
 /* TCP's own handler, which consumes the packet. The caller is in an RCU read-side section with bottom halves off. */
 void accf_tcp_rcv(const struct request_sock *req, struct sk_buff *skb)
 {
-	if (req->rsk_ops->family == AF_INET)
+	if (READ_ONCE(req->rsk_ops)->family == AF_INET)
 		rcu_dereference(inet_protos[IPPROTO_TCP])->handler(skb);
 #if IS_ENABLED(CONFIG_IPV6)
 	else

@@ -61,14 +61,15 @@ pub(crate) unsafe extern "C" fn init<F: Filter>(sk: *mut sock) -> c_int {
 /// As for [`init`].
 unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
     let sk = NonNull::new(sk).ok_or(EINVAL)?;
-    let registration = Registration::by_name(F::NAME).ok_or(ENOENT)?;
+    // SAFETY: the kernel calls the `init` of this very registration.
+    let registration = unsafe { Registration::by_name(F::NAME) }.ok_or(ENOENT)?;
     let raw = sk.as_ptr();
 
     // SAFETY: the socket is a TCP socket and locked. The kernel's operations, which `icsk_af_ops` points to where there
     // is no ULP, are constant.
     let (state, is_mptcp_or_smc, original) = unsafe {
         (
-            u32::from(ptr::read_volatile(&raw const (*raw).__sk_common.skc_state)),
+            u32::from(bindings::accf_sk_state(raw)),
             bindings::accf_is_mptcp_or_smc(raw),
             &*(*csk(raw)).icsk_af_ops,
         )
@@ -92,12 +93,16 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
         )
     }?;
     let ops = listener.ops();
-    // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and make
-    // children with our operations, so they must find the rest (pairs with the barrier there): the data, and, for the
-    // children's sake, the ULP, which the kernel would only set after we return, to the same value.
+    // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and must find
+    // the data (pairs with the barrier there), and make children by copying the socket. Whoever copies our operations must
+    // copy the ULP too, or `clone()` is not called; so it is set before, to what the kernel sets it to after we return,
+    // and copies that began earlier are waited for.
     unsafe {
         bindings::accf_ulp_data_publish(raw, Arc::into_raw(listener).cast_mut().cast());
         ptr::write_volatile(&raw mut (*csk(raw)).icsk_ulp_ops, registration.as_ptr());
+        if state == bindings::ACCF_TCP_LISTEN {
+            rcu::synchronize_rcu();
+        }
         smp_mb(Write);
         ptr::write_volatile(&raw mut (*csk(raw)).icsk_af_ops, ops);
     }
@@ -209,14 +214,22 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
     smp_mb(Read);
     // SAFETY: the listener is alive, and our operations are only on sockets with our data.
     let Some(listener) = (unsafe { Listener::of(sk, &rcu) }) else {
-        // It was destroyed while the kernel called us, and has the kernel's operations back.
+        // It was destroyed while the kernel called us, and has the kernel's operations back. Read them after the data:
+        // pairs with the barrier in `release()`.
+        smp_mb(Read);
         // SAFETY: the listener is alive; its operations are valid under RCU.
         let ops = unsafe { &*ptr::read_volatile(&raw const (*csk(sk.cast_mut())).icsk_af_ops) };
-        let original = ops.syn_recv_sock.filter(|&f| !ptr::fn_addr_eq(f, OURS));
-        // SAFETY: the arguments are passed on.
-        return original.map_or(ptr::null_mut(), |original| unsafe {
-            original(sk, skb, req, dst, req_unhash, own_req, opt_child_init)
-        });
+        return match ops.syn_recv_sock.filter(|&f| !ptr::fn_addr_eq(f, OURS)) {
+            // SAFETY: the arguments are passed on.
+            Some(original) => unsafe {
+                original(sk, skb, req, dst, req_unhash, own_req, opt_child_init)
+            },
+            None => {
+                // SAFETY: whoever makes no child must put the route, which may be NULL.
+                unsafe { bindings::dst_release(dst) };
+                ptr::null_mut()
+            }
+        };
     };
     let original = || {
         let Some(original) = listener.original_ops().syn_recv_sock else {
@@ -241,19 +254,25 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
     // SAFETY: the kernel has checked the segment for this request.
     let segment = unsafe { Segment::from_raw(skb) };
 
-    // SAFETY: the request is parked, or else this is about its listener.
-    let home = unsafe { Listener::home_of(&request, &rcu) };
-    let phase = home
-        .and_then(|home| home.phase_of(&bh, &request))
-        .unwrap_or_else(|| {
-            // SAFETY: the listener is alive.
-            let exempt = unsafe { is_exempt(sk, &request) };
-            if exempt {
-                Phase::Exempt
-            } else {
-                Phase::Fresh
-            }
-        });
+    // Its home: this listener, unless that has stopped and this one of its group is to take over.
+    let home = if ptr::eq(sk, request.listener_sock()) {
+        Some(listener)
+    } else if request.wears_overlay() {
+        // SAFETY: it wears our operations.
+        unsafe { Listener::home_of(&request, &rcu) }
+    } else {
+        None
+    };
+    // SAFETY: the listener is alive.
+    let phase = if unsafe { is_exempt(sk) } {
+        Phase::Exempt
+    } else if let Some(phase) = home.and_then(|home| home.phase_of(&bh, &request)) {
+        phase
+    } else if is_exempt_request(&request) || home.is_none() {
+        Phase::Exempt
+    } else {
+        Phase::Fresh
+    };
 
     let swallowed = match listener.decide(phase, segment.kind(&request)) {
         Action::Admit => false,
@@ -276,28 +295,31 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
     if !child.is_null() && unsafe { *own_req } {
         // Even if it was not parked before: another CPU may have done so meanwhile.
         if let Some(home) = home {
-            home.settle(&bh, &request);
+            // SAFETY: we own the request, and have made the connection.
+            unsafe { home.settle(&bh, &request) };
         }
     }
     child
 }
 
-/// Must the kernel's listener `sk` deal with `request` alone?
+/// Must the kernel deal with all requests of the listener `sk` alone?
+///
+/// With `tcp_abort_on_overflow`, NULL would mean a reset. Who is asked again at the deadline cannot sign.
 ///
 /// # Safety
 ///
 /// `sk` must be a listener that is alive.
-unsafe fn is_exempt(sk: *const sock, request: &Request<'_>) -> bool {
+unsafe fn is_exempt(sk: *const sock) -> bool {
     // SAFETY: by the contract of this function.
-    let (would_reset, is_signed) = unsafe {
-        (
-            bindings::accf_abort_on_overflow(sk),
-            bindings::accf_is_signed(sk),
-        )
-    };
-    // A request whose listener has gone, and which this one is to take over: it cannot be accounted to either.
-    let migrates = !ptr::eq(sk, request.listener_sock());
-    would_reset || is_signed || migrates || request.is_fast_open() || request.is_mptcp()
+    unsafe { bindings::accf_abort_on_overflow(sk) || bindings::accf_is_signed(sk) }
+}
+
+/// Must the kernel deal with a request that is not parked alone?
+///
+/// One that was acked before was parked, and given back because it could not be made a connection; or it could not even
+/// be parked. It gets no second chance to be late.
+fn is_exempt_request(request: &Request<'_>) -> bool {
+    request.is_acked() || request.is_fast_open() || request.is_mptcp()
 }
 
 /// Stands for `tcp_v4_send_synack()` and `tcp_v6_send_synack()` of a parked request.
@@ -325,6 +347,9 @@ pub(crate) unsafe extern "C" fn send_synack(
         return EINVAL.to_errno();
     };
 
+    // A copy for another listener, which the timer's handler has just made, is not our business.
+    request.shed_if_new_copy();
+
     // `tcp_rtx_synack()` has two callers: the timer's handler, during which the timer is not pending, and
     // `tcp_check_req()` for a SYN that came again. Should that happen during the handler, it will come yet again.
     let trigger = if request.timer_is_pending() {
@@ -332,21 +357,29 @@ pub(crate) unsafe extern "C" fn send_synack(
     } else {
         Trigger::Timer
     };
-    // The timer's handler has the only right to this request's timeouts, and no CPU unparks it meanwhile but to give
-    // it back: then one SYN-ACK less does no harm.
-    if trigger == Trigger::Timer {
-        if request.is_parked() && policy::on_synack(trigger) == SynAck::Suppress {
-            request.forget_timeouts();
-            return EAGAIN.to_errno();
+    let is_parked = request.is_parked();
+    if is_parked && policy::on_synack(trigger) == SynAck::Suppress {
+        let bh = BhGuard::new();
+        let rcu = rcu::read_lock();
+        // SAFETY: it wears our operations.
+        if let Some(home) = unsafe { Listener::home_of(&request, &rcu) } {
+            // SAFETY: the timer's handler is calling.
+            if unsafe { home.outlive_timer(&bh.token(), &request) } {
+                return EAGAIN.to_errno();
+            }
         }
-        // SAFETY: the caller is the timer's handler, which may have copied the request for another listener.
-        unsafe { request.shed_if_copy() };
     }
-    match overlay.original_tcp().send_synack {
-        // SAFETY: the arguments are passed on.
-        Some(original) => unsafe { original(sk, dst, fl, req, foc, synack_type, syn_skb) },
-        None => EINVAL.to_errno(),
+    let Some(original) = overlay.original_tcp().send_synack else {
+        return EINVAL.to_errno();
+    };
+    // SAFETY: the arguments are passed on.
+    let sent = unsafe { original(sk, dst, fl, req, foc, synack_type, syn_skb) };
+    if is_parked && sent == 0 {
+        // It went out, but must not count as a retransmission, nor may the kernel set the request's timer anew: the client
+        // has acknowledged the SYN-ACK before, and the request stays parked.
+        return EAGAIN.to_errno();
     }
+    sent
 }
 
 /// Stands for the destructor of a parked request, or of a copy of one.
@@ -366,10 +399,10 @@ pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
     if request.is_parked() {
         let bh = BhGuard::new();
         let rcu = rcu::read_lock();
-        // The kernel may have copied the request to another listener of the group before it dropped it. If that one
-        // is plain, the copy sits in its accept queue, and its destructor is still this function.
-        // SAFETY: the request keeps its listener alive.
-        if unsafe { bindings::accf_reuseport_may_migrate(request.listener_sock()) } {
+        // A connection was made of it by another listener of its group, without our knowing? If that one is plain, a copy
+        // of the request sits in its accept queue, and this is the destructor of the copy too.
+        // SAFETY: the request is alive, with its listener and its namespace, while we run.
+        if unsafe { bindings::accf_req_may_have_copy(request.as_ptr()) } {
             pin_module();
         }
         // SAFETY: it is parked.

@@ -17,7 +17,7 @@
 //!
 //! [`Listener::close`] undresses every parked request; then nothing points here, except readers under RCU.
 
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 
 use kernel::{
     alloc::flags::{__GFP_NOWARN, GFP_ATOMIC},
@@ -71,7 +71,8 @@ pub(crate) struct Parked {
     /// The request that owns this. Alive while this is in the queue, under the lock.
     request: NonNull<bindings::request_sock>,
     parked_at: Nanos,
-    synack_age_us: u32,
+    /// The round-trip time that the first bare ACK showed, in microseconds.
+    rtt_us: Option<u32>,
     /// TSval of the last bare ACK; means nothing without [`Self::HAS_TSVAL`].
     tsval: Atomic<u32>,
     /// Window of the last bare ACK, and the flags below.
@@ -101,13 +102,13 @@ impl Parked {
         parked_at: Nanos,
     ) -> Result<ListArc<Self>> {
         let request_ptr = NonNull::new(request.as_ptr()).ok_or(EINVAL)?;
-        let synack_age_us = request.synack_age_us();
+        let rtt_us = segment.synack_rtt_us(request);
         let parked = ListArc::pin_init(
             try_pin_init!(Self {
                 links <- ListLinks::new(),
                 request: request_ptr,
                 parked_at: parked_at,
-                synack_age_us: synack_age_us,
+                rtt_us: rtt_us,
                 tsval: Atomic::new(0),
                 state: Atomic::new(0),
             }? Error),
@@ -268,24 +269,34 @@ impl Listener {
         Some(unsafe { ArcBorrow::from_raw(listener.as_ptr().cast::<Self>()) })
     }
 
-    /// The home of a request that is parked, or about to be.
+    /// The home of a request that wears our operations, unless it was closed meanwhile.
     ///
     /// # Safety
     ///
-    /// `request` is parked, or its listener is being looked at by our `syn_recv_sock`.
+    /// `request` wears our operations, or has done so in this read-side critical section.
     pub(crate) unsafe fn home_of<'a>(
         request: &Request<'_>,
         rcu: &'a rcu::Guard,
     ) -> Option<ArcBorrow<'a, Self>> {
-        // SAFETY: a request is parked only where its listener has our data, and a listener's ULP stays until the
+        // SAFETY: only requests of a listener with our data ever wear our operations, and a listener's ULP stays until the
         // socket is destroyed. The request holds a reference to the socket.
         unsafe { Self::of(request.listener_sock(), rcu) }
+    }
+
+    /// Is this the listener that `request` was made for? Only its lock guards the request.
+    fn is_home_of(&self, request: &Request<'_>) -> bool {
+        ptr::eq(request.listener_sock(), self.sock.as_ptr())
+    }
+
+    /// Is `request` parked here? Under the lock.
+    fn has_parked(&self, request: &Request<'_>) -> bool {
+        self.is_home_of(request) && request.is_parked()
     }
 
     /// Where `request` stands here: parked, due, or neither.
     pub(crate) fn phase_of(&self, bh: &BhDisabled<'_>, request: &Request<'_>) -> Option<Phase> {
         let _state = self.state.lock(bh);
-        if !request.is_parked() {
+        if !self.has_parked(request) {
             return None;
         }
         // SAFETY: it is parked, and this, its home, is locked.
@@ -313,17 +324,18 @@ impl Listener {
         };
 
         let mut state = self.state.lock(bh);
-        if request.is_parked() {
+        if self.has_parked(request) {
             // SAFETY: it is parked, and this, its home, is locked.
             unsafe { request.parked() }.remember(request, segment);
             return true;
         }
         // Under the lock: a CPU that makes the connection takes the request out of the table first, and then asks
         // here, under the lock, whether it is parked.
-        if state.closed || !request.is_hashed() {
+        if state.closed || !self.is_home_of(request) || !request.is_hashed() {
             return false;
         }
-        let Some(overlay) = Overlay::for_parking(request) else {
+        // SAFETY: it is not parked, and no copy: it is in the table.
+        let Some(overlay) = (unsafe { Overlay::for_parking(request) }) else {
             return false;
         };
         if !request.put_timer_off() {
@@ -347,24 +359,44 @@ impl Listener {
     /// Remembers another bare ACK of a parked request.
     pub(crate) fn hold(&self, bh: &BhDisabled<'_>, request: &Request<'_>, segment: &Segment<'_>) {
         let _state = self.state.lock(bh);
-        if request.is_parked() {
+        if self.has_parked(request) {
             // SAFETY: it is parked, and this, its home, is locked.
             unsafe { request.parked() }.remember(request, segment);
         }
     }
 
-    /// Ends the parking of a request of which a connection was just made: it is the kernel's again. Its SYN-ACK looks
-    /// as old as it was at the first bare ACK.
+    /// Keeps a parked request whose own timer fired, for weeks after all. `false` if it is not parked here.
     ///
-    /// The caller has taken the request out of the table (`own_req`).
-    pub(crate) fn settle(&self, bh: &BhDisabled<'_>, request: &Request<'_>) {
+    /// # Safety
+    ///
+    /// The caller is called by the timer's handler.
+    pub(crate) unsafe fn outlive_timer(&self, bh: &BhDisabled<'_>, request: &Request<'_>) -> bool {
+        let _state = self.state.lock(bh);
+        let is_here = self.has_parked(request);
+        if is_here {
+            // SAFETY: its home is locked; the rest by the contract of this function.
+            unsafe { request.forget_timeouts() };
+        }
+        is_here
+    }
+
+    /// Ends the parking of a request of which a connection was just made, if it is parked here: it is the kernel's again.
+    /// The connection gets the round-trip time that the bare ACK showed.
+    ///
+    /// # Safety
+    ///
+    /// The caller has taken the request out of the table (`own_req`), and the connection exists.
+    pub(crate) unsafe fn settle(&self, bh: &BhDisabled<'_>, request: &Request<'_>) {
         let mut state = self.state.lock(bh);
-        if !request.is_parked() {
+        if !self.has_parked(request) {
             return;
         }
         // SAFETY: it is parked, this, its home, is locked, and the caller holds a reference to it.
         let parked = unsafe { Self::unpark(&mut state, request) };
-        request.set_synack_age_us(parked.synack_age_us);
+        if let Some(rtt_us) = parked.rtt_us {
+            // SAFETY: by the contract of this function.
+            unsafe { request.set_synack_rtt_us(rtt_us) };
+        }
     }
 
     /// Forgets a parked request that the kernel dropped.
@@ -476,7 +508,7 @@ impl Listener {
             // The connection was made, as a rule, and the request is not parked any more.
             let mut state = self.state.lock(bh);
             let request = owned.as_request();
-            if request.is_parked() {
+            if self.has_parked(&request) {
                 if self.accept_queue_is_full() {
                     parked.set_due(false);
                 } else {
@@ -537,7 +569,7 @@ fn accept(request: &Request<'_>, parked: &Parked, _bh: &BhDisabled<'_>, _rcu: &r
     // SAFETY: the packet is ours, and the request alive. TCP's handler consumes the packet; it is called as from the
     // IP layer, with bottom halves off and under RCU, as the tokens prove, and with no lock held that it might take.
     unsafe {
-        if bindings::accf_skb_route_local(request.as_ptr(), skb) {
+        if bindings::accf_skb_route(request.as_ptr(), skb) {
             bindings::accf_tcp_rcv(request.as_ptr(), skb);
         } else {
             bindings::accf_skb_drop(skb);

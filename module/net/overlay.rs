@@ -54,11 +54,13 @@ impl Overlay {
     /// `None` where the request has other operations than its family's first one had (MPTCP's, say), and where another
     /// CPU is making the overlay right now: it is left to the kernel then.
     ///
-    /// The request must not be parked.
-    pub(crate) fn for_parking(request: &Request<'_>) -> Option<&'static Self> {
+    /// # Safety
+    ///
+    /// The request has the operations that the kernel gave it.
+    pub(crate) unsafe fn for_parking(request: &Request<'_>) -> Option<&'static Self> {
         let slot = Self::slot(request.family())?;
         if slot.as_ref().is_none() {
-            // INVARIANT: the operations of a request of plain TCP are `tcp_request_sock_ops`, `tcp6_request_sock_ops`,
+            // INVARIANT: by the contract of this function, and as no other kind of request gets here, these are `tcp_request_sock_ops`, `tcp6_request_sock_ops`,
             // `tcp_request_sock_ipv4_ops` and `tcp_request_sock_ipv6_ops`, constants all.
             slot.populate(Self::new(request.ops(), request.tcp_ops()));
         }

@@ -24,15 +24,18 @@ use core::{
     ptr::{self, NonNull},
 };
 
-use kernel::sync::Arc;
+use kernel::sync::{
+    barrier::{smp_mb, Read, Write},
+    Arc,
+};
 
 use super::{bindings, listener::Parked, overlay::Overlay, wire};
 
 pub(crate) const AF_INET: i32 = bindings::ACCF_AF_INET as i32;
 pub(crate) const AF_INET6: i32 = bindings::ACCF_AF_INET6 as i32;
 
-/// Far in the future, in jiffies, and no further than a timer can be set without losing its order
-/// (`WHEEL_TIMEOUT_MAX`): 49 days at HZ=250, 12 at HZ=1000.
+/// As far in the future as a timer can be set, in jiffies. The wheel cuts it to `WHEEL_TIMEOUT_MAX`: 49 days at HZ=250, 12
+/// at HZ=1000.
 const FAR_JIFFIES: usize = 1 << 30;
 
 /// The bytes of an IPv6 address, in network order.
@@ -137,29 +140,21 @@ impl<'a> Request<'a> {
         unsafe { bindings::accf_req_is_hashed(self.as_ptr()) }
     }
 
-    /// Microseconds since our first SYN-ACK; 0 where that is not known, and the largest value where it is longer ago.
-    pub(crate) fn synack_age_us(&self) -> u32 {
-        // SAFETY: alive by the type invariants; written once, when the SYN-ACK went out. The clock has no
-        // requirements.
-        let (sent, now) = unsafe { ((*self.tcp()).snt_synack, bindings::accf_clock_us()) };
-        if sent == 0 {
-            return 0;
-        }
-        u32::try_from(now.saturating_sub(sent)).unwrap_or(u32::MAX)
+    /// Has the kernel been told before that its SYN-ACK was acknowledged, or refused to make the connection?
+    pub(crate) fn is_acked(&self) -> bool {
+        // SAFETY: alive by the type invariants. Another CPU may be setting this one bit, and either value will do.
+        unsafe { (*self.inet()).acked() != 0 }
     }
 
-    /// Makes our first SYN-ACK look as if it had been sent `age_us` microseconds ago, unless that is not known.
+    /// Makes `tcp_synack_rtt_meas()` take `rtt_us` microseconds for the round-trip time of the handshake.
     ///
-    /// `tcp_synack_rtt_meas()` then takes the sample that it would have taken at the bare ACK.
-    pub(crate) fn set_synack_age_us(&self, age_us: u32) {
-        if age_us == 0 {
-            return;
-        }
-        // SAFETY: alive by the type invariants. The caller owns the request (`own_req`): nobody else looks at the
-        // field any more.
-        unsafe {
-            (*self.tcp()).snt_synack = bindings::accf_clock_us().saturating_sub(u64::from(age_us));
-        }
+    /// # Safety
+    ///
+    /// The caller has taken the request out of the table to make a connection of it (`own_req`), which exists: so nobody
+    /// else looks at what is written.
+    pub(crate) unsafe fn set_synack_rtt_us(&self, rtt_us: u32) {
+        // SAFETY: alive by the type invariants; nobody else looks, by the contract of this function.
+        unsafe { bindings::accf_set_synack_rtt_us(self.as_ptr(), rtt_us) };
     }
 
     /// Takes a reference, unless the request is dying.
@@ -204,10 +199,14 @@ impl<'a> Request<'a> {
     ///
     /// Only for `send_synack` called by that handler (`reqsk_timer_handler()`): afterwards it counts this timeout, and
     /// the request as no longer young if it was the first. So it is young again now.
-    pub(crate) fn forget_timeouts(&self) {
+    ///
+    /// # Safety
+    ///
+    /// The caller holds the lock of the request's home, and is called by the timer's handler, the only one to count.
+    pub(crate) unsafe fn forget_timeouts(&self) {
         let req = self.as_ptr();
-        // SAFETY: alive by the type invariants. `num_timeout` is written by the timer's handler alone, whose callee
-        // we are; it shares its byte with `syncookie`, which does not change any more. The listener is alive.
+        // SAFETY: alive by the type invariants, and so is the listener. `num_timeout` is written by the timer's handler
+        // alone, which waits for us; it shares its byte with `syncookie`, which does not change any more.
         unsafe {
             if (*req).num_timeout() != 0 {
                 (*req).set_num_timeout(0);
@@ -216,16 +215,33 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Is it parked? Tells for sure only under the lock of its home and in its destructor.
-    pub(crate) fn is_parked(&self) -> bool {
+    /// `req->sk`.
+    fn sk(&self) -> *mut bindings::sock {
         // SAFETY: alive by the type invariants; the read is a `READ_ONCE()`.
-        let sk = unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).sk) };
-        ptr::eq(sk.cast(), self.as_ptr()) && self.wears_overlay()
+        unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).sk) }
     }
 
-    /// Does it wear our operations? So does a copy of a parked request.
-    fn wears_overlay(&self) -> bool {
+    /// Is it parked? Tells for sure only under the lock of its home and in its destructor.
+    pub(crate) fn is_parked(&self) -> bool {
+        ptr::eq(self.sk().cast(), self.as_ptr()) && self.wears_overlay()
+    }
+
+    /// Does it wear our operations? Then it is parked, or a copy of one that was: in any case its first listener has, or
+    /// had, a filter of ours.
+    pub(crate) fn wears_overlay(&self) -> bool {
         Overlay::of(self).is_some_and(|overlay| ptr::eq(self.ops(), overlay.ops()))
+    }
+
+    /// Is it a copy of a parked request, made for another listener and not yet in the table?
+    fn is_new_copy(&self) -> bool {
+        let sk = self.sk();
+        // Read `sk` before the operations: who finds that of a request in an accept queue finds the kernel's
+        // operations too (pairs with the barrier in `shed()`).
+        smp_mb(Read);
+        !sk.is_null()
+            && !ptr::eq(sk.cast(), self.as_ptr())
+            && !self.is_hashed()
+            && self.wears_overlay()
     }
 
     /// Makes it a parked request.
@@ -244,7 +260,7 @@ impl<'a> Request<'a> {
                 Arc::into_raw(parked).cast_mut().cast(),
             );
             ptr::write_volatile(&raw mut (*req).sk, req.cast());
-            kernel::sync::barrier::smp_mb(kernel::sync::barrier::Write);
+            smp_mb(Write);
             ptr::write_volatile(&raw mut (*self.tcp()).af_specific, overlay.tcp_ops());
             ptr::write_volatile(&raw mut (*req).rsk_ops, overlay.ops());
         }
@@ -286,6 +302,7 @@ impl<'a> Request<'a> {
         unsafe {
             ptr::write_volatile(&raw mut (*self.tcp()).af_specific, overlay.original_tcp());
             ptr::write_volatile(&raw mut (*req).rsk_ops, overlay.original());
+            smp_mb(Write);
             ptr::write_volatile(&raw mut (*req).sk, ptr::null_mut());
             ptr::write_volatile(&raw mut (*req).dl_next, ptr::null_mut());
         }
@@ -293,12 +310,10 @@ impl<'a> Request<'a> {
 
     /// Makes a copy of a parked request (`inet_reqsk_clone()`) what it would have been without us.
     ///
-    /// # Safety
-    ///
-    /// The caller is `send_synack`, called by `reqsk_timer_handler()`: such a copy is in no table yet, and its maker's
-    /// alone.
-    pub(crate) unsafe fn shed_if_copy(&self) {
-        if self.wears_overlay() && !self.is_parked() {
+    /// For `send_synack`: of all requests it is called for, only a copy that `reqsk_timer_handler()` has just made is one
+    /// by the test. It is in no table yet, and its maker's alone.
+    pub(crate) fn shed_if_new_copy(&self) {
+        if self.is_new_copy() {
             self.shed();
         }
     }

@@ -72,4 +72,14 @@ impl<'a> Segment<'a> {
             unsafe { bindings::accf_skb_tsval(request.listener_sock(), self.skb, &mut tsval) };
         seen.then_some(tsval)
     }
+
+    /// The round-trip time that the kernel would take from this reply to the SYN-ACK of `request`, if any.
+    pub(crate) fn synack_rtt_us(&self, request: &Request<'_>) -> Option<u32> {
+        let mut rtt_us = 0;
+        // SAFETY: the request is alive; the segment is valid, with all its options, by the type invariants; `rtt_us` is a
+        // live variable.
+        let known =
+            unsafe { bindings::accf_synack_rtt_us(request.as_ptr(), self.skb, &mut rtt_us) };
+        known.then_some(rtt_us)
+    }
 }

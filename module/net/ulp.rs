@@ -84,7 +84,12 @@ impl Registration {
     }
 
     /// The registered filter `name`.
-    pub(crate) fn by_name(name: &str) -> Option<&'static Self> {
+    ///
+    /// # Safety
+    ///
+    /// For as long as the reference is used, the registration is not dropped: it is the one whose `init` the kernel is
+    /// calling, which holds a reference to the module.
+    pub(crate) unsafe fn by_name<'a>(name: &str) -> Option<&'a Self> {
         REGISTERED.iter().find_map(|slot| {
             // SAFETY: a registration in the table is alive, and was written before it entered.
             let registration = unsafe { (slot.load(Acquire) as *const Self).as_ref() }?;
