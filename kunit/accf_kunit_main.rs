@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! KUnit suites for the edges of accf that a client cannot reach: requests and segments are made up, listeners are
+//! real. The suites run when the module is loaded, with the module's own sources linked in.
+
+use kernel::prelude::*;
+
+#[path = "../module/net/mod.rs"]
+mod net;
+#[allow(unreachable_pub, reason = "the host crate exports these")]
+#[path = "../module/policy/mod.rs"]
+mod policy;
+
+mod fabricate;
+mod test_listener;
+mod test_policy;
+mod test_registration;
+mod test_wire;
+
+module! {
+    type: AccfKunit,
+    name: "accf_kunit",
+    authors: ["The accf authors"],
+    description: "KUnit suites for accf",
+    license: "GPL v2",
+}
+
+/// Nothing but a home for the suites: KUnit finds them in the module's `.kunit_test_suites` section.
+struct AccfKunit;
+
+impl kernel::Module for AccfKunit {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        Ok(Self)
+    }
+}

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+#include <linux/in.h>
+#include <linux/net.h>
+#include <linux/slab.h>
+#include <linux/sockptr.h>
+#include <net/net_namespace.h>
+#include <net/tcp.h>
+
+#include "bindings.h"
+#include "fabricate.h"
+
+#define CLIENT_ISN 0xfffffff0u
+#define SERVER_ISN 1000u
+
+struct socket *accf_kunit_listener(int family)
+{
+	struct sockaddr_storage addr = { .ss_family = family };
+	struct socket *sock;
+
+	if (sock_create_kern(&init_net, family, SOCK_STREAM, IPPROTO_TCP, &sock))
+		return NULL;
+	if (kernel_bind(sock, (void *)&addr, sizeof(addr)) || kernel_listen(sock, 128)) {
+		sock_release(sock);
+		return NULL;
+	}
+	return sock;
+}
+
+struct sock *accf_kunit_sk(struct socket *sock)
+{
+	return sock->sk;
+}
+
+int accf_kunit_attach(struct socket *sock, const char *name)
+{
+	return sock->ops->setsockopt(sock, SOL_TCP, TCP_ULP, KERNEL_SOCKPTR((void *)name), strlen(name));
+}
+
+void accf_kunit_close(struct socket *sock)
+{
+	sock_release(sock);
+}
+
+static void timer_fired(struct timer_list *timer)
+{
+}
+
+struct request_sock *accf_kunit_request(struct sock *listener, const struct request_sock_ops *ops,
+					const struct tcp_request_sock_ops *tcp_ops, u32 age_us)
+{
+	struct tcp_request_sock *treq = kzalloc(sizeof(*treq), GFP_KERNEL);
+	struct request_sock *req;
+
+	if (!treq)
+		return NULL;
+	req = &treq->req.req;
+	req->rsk_ops = ops;
+	req->rsk_listener = listener;
+	sock_hold(listener);
+	treq->af_specific = tcp_ops;
+	treq->rcv_isn = CLIENT_ISN;
+	treq->rcv_nxt = CLIENT_ISN + 1;
+	treq->snt_isn = SERVER_ISN;
+	treq->snt_synack = tcp_clock_us() - age_us;
+	treq->req.ireq_state = TCP_NEW_SYN_RECV;
+	treq->req.ireq_family = listener->sk_family;
+	write_pnet(&treq->req.ireq_net, sock_net(listener));
+	timer_setup(&req->rsk_timer, timer_fired, TIMER_PINNED);
+	mod_timer(&req->rsk_timer, jiffies + HZ);
+	/* Whatever looks like being in a list. */
+	req_to_sk(req)->sk_node.pprev = &req_to_sk(req)->sk_node.next;
+	reqsk_queue_added(&inet_csk(listener)->icsk_accept_queue);
+	refcount_set(&req->rsk_refcnt, 3);
+	return req;
+}
+
+struct request_sock *accf_kunit_copy(const struct request_sock *req)
+{
+	struct tcp_request_sock *copy = kzalloc(sizeof(*copy), GFP_KERNEL);
+
+	if (!copy)
+		return NULL;
+	/* The kernel's copy leaves the timer and the reference count out too: it sets them up anew. */
+	memcpy(copy, req, sizeof(*copy));
+	memset(&copy->req.req.rsk_timer, 0, sizeof(copy->req.req.rsk_timer));
+	timer_setup(&copy->req.req.rsk_timer, timer_fired, TIMER_PINNED);
+	sk_node_init(&req_to_sk(&copy->req.req)->sk_node);
+	refcount_set(&copy->req.req.rsk_refcnt, 3);
+	sock_hold(copy->req.req.rsk_listener);
+	reqsk_queue_added(&inet_csk(copy->req.req.rsk_listener)->icsk_accept_queue);
+	return &copy->req.req;
+}
+
+void accf_kunit_unhash(struct request_sock *req)
+{
+	sk_node_init(&req_to_sk(req)->sk_node);
+}
+
+void accf_kunit_stop_timer(struct request_sock *req)
+{
+	timer_delete_sync(&req->rsk_timer);
+}
+
+void accf_kunit_time_out(struct request_sock *req, u8 timeouts)
+{
+	if (req->num_timeout == 0 && timeouts)
+		atomic_dec(&inet_csk(req->rsk_listener)->icsk_accept_queue.young);
+	req->num_timeout = timeouts;
+}
+
+u8 accf_kunit_timeouts(const struct request_sock *req)
+{
+	return req->num_timeout;
+}
+
+long accf_kunit_timer_in(const struct request_sock *req)
+{
+	return timer_pending(&req->rsk_timer) ? (long)(req->rsk_timer.expires - jiffies) : -1;
+}
+
+u64 accf_kunit_synack_age_us(const struct request_sock *req)
+{
+	return tcp_clock_us() - tcp_rsk(req)->snt_synack;
+}
+
+int accf_kunit_young(const struct sock *listener)
+{
+	return reqsk_queue_len_young(&inet_csk(listener)->icsk_accept_queue);
+}
+
+void accf_kunit_free(struct request_sock *req)
+{
+	timer_delete_sync(&req->rsk_timer);
+	reqsk_queue_removed(&inet_csk(req->rsk_listener)->icsk_accept_queue, req);
+	sock_put(req->rsk_listener);
+	kfree(tcp_rsk(req));
+}
+
+struct sk_buff *accf_kunit_segment(const struct request_sock *req, u32 len, bool fin, u16 window)
+{
+	struct sk_buff *skb = alloc_skb(sizeof(struct iphdr) + sizeof(struct tcphdr), GFP_KERNEL);
+	struct tcphdr *th;
+
+	if (!skb)
+		return NULL;
+	skb_put_zero(skb, sizeof(struct iphdr));
+	skb_reset_network_header(skb);
+	skb_pull(skb, sizeof(struct iphdr));
+	skb_reset_transport_header(skb);
+	th = skb_put_zero(skb, sizeof(*th));
+	th->doff = sizeof(*th) / 4;
+	th->ack = 1;
+	th->fin = fin;
+	th->window = htons(window);
+	th->seq = htonl(tcp_rsk(req)->rcv_isn + 1);
+	th->ack_seq = htonl(tcp_rsk(req)->snt_isn + 1);
+	TCP_SKB_CB(skb)->seq = tcp_rsk(req)->rcv_isn + 1;
+	TCP_SKB_CB(skb)->end_seq = TCP_SKB_CB(skb)->seq + len + fin;
+	TCP_SKB_CB(skb)->ack_seq = tcp_rsk(req)->snt_isn + 1;
+	return skb;
+}
+
+void accf_kunit_free_segment(struct sk_buff *skb)
+{
+	kfree_skb(skb);
+}

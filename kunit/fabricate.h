@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Real listeners, and requests and segments made up for them.
+ */
+#ifndef ACCF_KUNIT_FABRICATE_H
+#define ACCF_KUNIT_FABRICATE_H
+
+struct request_sock;
+struct request_sock_ops;
+struct sk_buff;
+struct sock;
+struct socket;
+struct tcp_request_sock_ops;
+
+/* A listener on loopback, any port. NULL if there is no memory. */
+struct socket *accf_kunit_listener(int family);
+struct sock *accf_kunit_sk(struct socket *sock);
+int accf_kunit_attach(struct socket *sock, const char *name);
+void accf_kunit_close(struct socket *sock);
+
+/*
+ * A request as it stands in the table after its SYN-ACK went out @age_us ago: three references, hashed, its timer set
+ * to a second from now, counted as young.
+ */
+struct request_sock *accf_kunit_request(struct sock *listener, const struct request_sock_ops *ops,
+					const struct tcp_request_sock_ops *tcp_ops, u32 age_us);
+/* As inet_reqsk_clone() copies it. */
+struct request_sock *accf_kunit_copy(const struct request_sock *req);
+void accf_kunit_unhash(struct request_sock *req);
+void accf_kunit_stop_timer(struct request_sock *req);
+void accf_kunit_time_out(struct request_sock *req, u8 timeouts);
+u8 accf_kunit_timeouts(const struct request_sock *req);
+long accf_kunit_timer_in(const struct request_sock *req);
+u64 accf_kunit_synack_age_us(const struct request_sock *req);
+int accf_kunit_young(const struct sock *listener);
+void accf_kunit_free(struct request_sock *req);
+
+/* The reply to the SYN-ACK of @req: @len bytes of data, @fin or not. */
+struct sk_buff *accf_kunit_segment(const struct request_sock *req, u32 len, bool fin, u16 window);
+void accf_kunit_free_segment(struct sk_buff *skb);
+
+#endif /* ACCF_KUNIT_FABRICATE_H */

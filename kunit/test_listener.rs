@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The life of a request: made up, but of a real listener.
+
+use kernel::prelude::*;
+
+#[kunit_tests(accf_listener)]
+mod tests {
+    use kernel::{prelude::*, sync::atomic::ordering::Relaxed};
+
+    use crate::{
+        fabricate::{register, TestListener, TestRequest, TestSegment, DESTROYED, SYNACKS},
+        policy::{Phase, Segment, Timeout},
+    };
+
+    #[test]
+    fn segments_are_told_apart() -> Result {
+        let listener = TestListener::plain()?;
+        let request = TestRequest::new(&listener, 0)?;
+        for (len, fin, kind) in [
+            (0, false, Segment::BareAck),
+            (0, true, Segment::Fin),
+            (1, false, Segment::Data),
+            (1, true, Segment::Data),
+            (100, false, Segment::Data),
+        ] {
+            assert!(TestSegment::new(&request, len, fin, 1)?.kind(&request) == kind);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_bare_ack_is_swallowed_and_its_request_parked() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let request = TestRequest::new(&listener, 0)?;
+        assert!(request.phase().is_none());
+        assert!(request.bare_ack(500)?);
+        assert!(request.phase() == Some(Phase::Parked));
+        assert!(!request.wears_originals());
+        assert!(request.timer_in() > 1 << 29);
+        assert!(request.remembered_window() == Some(500));
+        // The last one counts.
+        assert!(request.bare_ack(600)?);
+        assert!(request.remembered_window() == Some(600));
+        request.settle()?;
+        assert!(request.wears_originals());
+        drop(request);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn a_request_that_is_not_in_the_table_is_not_parked() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let request = TestRequest::new(&listener, 0)?;
+        request.unhash();
+        assert!(!request.park(1)?);
+        assert!(request.wears_originals());
+        assert!(request.phase().is_none());
+        drop(request);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn a_request_whose_timer_is_firing_is_not_parked() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let request = TestRequest::new(&listener, 0)?;
+        request.stop_timer();
+        assert!(!request.park(1)?);
+        assert!(request.wears_originals());
+        assert!(request.timer_in() == -1);
+        drop(request);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn the_timer_sends_no_syn_ack_and_never_counts_to_the_end() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let request = TestRequest::new(&listener, 0)?;
+        assert!(request.park(1)?);
+        let sent = SYNACKS.load(Relaxed);
+        let young = listener.young();
+
+        // A SYN that came again: the timer is pending. The kernel is not to know that it was answered.
+        assert!(request.send_synack() != 0);
+        assert!(SYNACKS.load(Relaxed) == sent + 1);
+
+        // The timer's handler.
+        request.stop_timer();
+        request.time_out(100);
+        assert!(listener.young() == young - 1);
+        assert!(request.send_synack() != 0);
+        assert!(SYNACKS.load(Relaxed) == sent + 1);
+        assert!(request.timeouts() == 0);
+        assert!(listener.young() == young);
+
+        request.settle()?;
+        drop(request);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn the_round_trip_is_that_of_the_bare_ack() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let request = TestRequest::new(&listener, 40_000)?;
+        assert!(request.park(1)?);
+        let at_park = request.synack_age_us();
+        kernel::time::delay::fsleep(kernel::time::Delta::from_millis(50));
+        assert!(request.synack_age_us() >= at_park + 50_000);
+        request.settle()?;
+        // What it was when it was parked, not what it would be by now.
+        assert!(request.synack_age_us() < at_park + 50_000);
+        assert!(request.synack_age_us() >= 40_000);
+        drop(request);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn a_parked_request_that_dies_leaves_nothing_behind() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let request = TestRequest::new(&listener, 0)?;
+        let destroyed = DESTROYED.load(Relaxed);
+        assert!(request.park(1)?);
+        request.destroy();
+        assert!(DESTROYED.load(Relaxed) == destroyed + 1);
+        assert!(request.wears_originals());
+        assert!(request.phase().is_none());
+        // Were it still in the queue, closing the listener would touch freed memory.
+        drop(request);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn a_copy_of_a_parked_request_is_not_parked() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let request = TestRequest::new(&listener, 0)?;
+        assert!(request.park(1)?);
+
+        // One that the kernel drops.
+        let copy = request.copy()?;
+        let destroyed = DESTROYED.load(Relaxed);
+        assert!(!copy.wears_originals());
+        assert!(copy.phase().is_none());
+        copy.destroy();
+        assert!(DESTROYED.load(Relaxed) == destroyed + 1);
+        assert!(request.phase() == Some(Phase::Parked));
+        drop(copy);
+
+        // One that the timer's handler hands to another listener: it is plain from its first SYN-ACK on.
+        let copy = request.copy()?;
+        let sent = SYNACKS.load(Relaxed);
+        assert!(copy.send_synack() == 0);
+        assert!(SYNACKS.load(Relaxed) == sent + 1);
+        assert!(copy.wears_originals());
+        assert!(request.phase() == Some(Phase::Parked));
+        drop(copy);
+
+        request.settle()?;
+        drop(request);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn a_listener_that_closes_gives_its_requests_back() -> Result {
+        let registration = register(Timeout::from_millis(60_000))?;
+        let listener = TestListener::filtered()?;
+        let first = TestRequest::new(&listener, 0)?;
+        let second = TestRequest::new(&listener, 0)?;
+        assert!(first.park(1)? && second.park(1)?);
+        drop(listener);
+        for request in [&first, &second] {
+            assert!(request.wears_originals());
+            assert!(request.timer_in() <= 1);
+        }
+        drop(first);
+        drop(second);
+        drop(registration);
+        Ok(())
+    }
+}

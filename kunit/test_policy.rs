@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The policy as this kernel's compiler built it. Its properties are tested on the host.
+
+use kernel::prelude::*;
+
+#[kunit_tests(accf_policy)]
+mod tests {
+    use crate::policy::{
+        on_alarm, on_segment, Action, Alarm, Dataready, Nanos, Phase, Segment, Timeout,
+    };
+
+    #[test]
+    fn a_bare_ack_parks() {
+        assert!(on_segment::<Dataready>(Phase::Fresh, Segment::BareAck) == Action::Park);
+        assert!(on_segment::<Dataready>(Phase::Parked, Segment::Data) == Action::Admit);
+    }
+
+    #[test]
+    fn deadlines_do_not_overflow() {
+        let timeout = Timeout::from_millis(u32::MAX);
+        assert!(timeout.deadline(Nanos(u64::MAX - 1)) == Some(Nanos(u64::MAX)));
+        assert!(on_alarm(Nanos(u64::MAX), Some(Nanos(0)), timeout, false) == Alarm::Due);
+    }
+}

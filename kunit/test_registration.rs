@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Registering filters, and attaching them to real sockets.
+
+use kernel::prelude::*;
+
+#[kunit_tests(accf_registration)]
+mod tests {
+    use kernel::prelude::*;
+
+    use crate::{
+        fabricate::{register, TestListener},
+        net::ulp::Registration,
+        policy::{Dataready, Filter, Segment, Timeout, Verdict},
+    };
+
+    struct LongName;
+
+    impl Filter for LongName {
+        const NAME: &'static str = "sixteen_bytes_it";
+
+        fn verdict(segment: Segment) -> Verdict {
+            Dataready::verdict(segment)
+        }
+    }
+
+    #[test]
+    fn a_name_is_registered_once() -> Result {
+        let first = register(Timeout::Never)?;
+        assert!(register(Timeout::Never).is_err_and(|error| error == EEXIST));
+        drop(first);
+        register(Timeout::Never)?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_name_that_does_not_fit_is_refused() {
+        let registration = KBox::pin_init(
+            Registration::new::<LongName>(
+                Timeout::Never,
+                kernel::module::this_module::<crate::AccfKunit>(),
+            ),
+            GFP_KERNEL,
+        );
+        assert!(registration.is_err_and(|error| error == ENAMETOOLONG));
+    }
+
+    #[test]
+    fn a_listener_is_hooked_while_it_has_the_filter() -> Result {
+        let listener = TestListener::plain()?;
+        assert!(listener
+            .attach(c"accf_kunit")
+            .is_err_and(|error| error == ENOENT));
+        let registration = register(Timeout::Never)?;
+        assert!(!listener.is_hooked());
+        listener.attach(c"accf_kunit")?;
+        assert!(listener.is_hooked());
+        assert!(listener
+            .attach(c"accf_kunit")
+            .is_err_and(|error| error == EEXIST));
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The rebuilt ACK, byte by byte.
+
+use kernel::prelude::*;
+
+#[kunit_tests(accf_wire)]
+mod tests {
+    use crate::net::{
+        bindings::{accf_endpoints, in6_addr},
+        request::{AF_INET, AF_INET6},
+        wire::{BareAck, Packet},
+    };
+
+    fn ends(family: i32) -> accf_endpoints {
+        let mut ends = accf_endpoints {
+            family: family as u16,
+            client_port: 0x1234_u16.to_be(),
+            server_port: 80_u16.to_be(),
+            client_v4: u32::from_ne_bytes([192, 0, 2, 1]),
+            server_v4: u32::from_ne_bytes([192, 0, 2, 2]),
+            ..Default::default()
+        };
+        ends.client_v6 = address(1);
+        ends.server_v6 = address(2);
+        ends
+    }
+
+    fn address(host: u8) -> in6_addr {
+        let mut address = in6_addr::default();
+        address.in6_u.u6_addr8 = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host];
+        address
+    }
+
+    const ACK: BareAck = BareAck {
+        seq: 0x0102_0304,
+        ack: 0x0506_0708,
+        window: 0x090a,
+        timestamps: None,
+    };
+
+    #[test]
+    fn ipv4() {
+        let packet = Packet::new(&ends(AF_INET), ACK);
+        assert_eq!(packet.network_len(), 20);
+        assert!(
+            packet.as_bytes()
+                == [
+                    0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2,
+                    2, // IP
+                    0x12, 0x34, 0, 80, 1, 2, 3, 4, 5, 6, 7, 8, 0x50, 0x10, 9, 10, 0, 0, 0, 0,
+                ]
+        );
+    }
+
+    #[test]
+    fn ipv6_with_timestamps() {
+        let packet = Packet::new(
+            &ends(AF_INET6),
+            BareAck {
+                timestamps: Some((0x1112_1314, 0x1516_1718)),
+                ..ACK
+            },
+        );
+        let bytes = packet.as_bytes();
+        assert_eq!(packet.network_len(), 40);
+        assert_eq!(bytes.len(), 72);
+        assert!(bytes.get(..8) == Some(&[0x60, 0, 0, 0, 0, 32, 6, 64]));
+        assert!(bytes.get(23) == Some(&1));
+        assert!(bytes.get(39) == Some(&2));
+        assert!(bytes.get(52..54) == Some(&[0x80, 0x10]));
+        assert!(
+            bytes.get(60..) == Some(&[1, 1, 8, 10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18])
+        );
+    }
+}
