@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the guest side of the demo reports to the host side.
 //!
-//! The guest ([`main.rs`](../src/main.rs.html)) runs the scenarios and writes down what it saw, unjudged: [`GuestReport`]
+//! The guest (`main.rs`) runs the scenarios and writes down what it saw, unjudged: [`GuestReport`]
 //! as JSON, and one packet capture per end of the path. The host (`xtask/src/demo/`) puts both together, computes
 //! the table and judges it. Every instant is a [`UnixNanos`], read from `CLOCK_REALTIME`, the clock that also stamps
 //! the captured packets.

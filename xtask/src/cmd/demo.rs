@@ -107,3 +107,20 @@ fn verdict(outcome: &Outcome) -> ExitCode {
     }
     ExitCode::FAILURE
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_check_is_a_failed_demo() {
+        let mut outcome = Outcome {
+            shown: String::new(),
+            failed: Vec::new(),
+            picture: String::new(),
+        };
+        assert_eq!(verdict(&outcome), ExitCode::SUCCESS);
+        outcome.failed.push("two SYN-ACKs".to_owned());
+        assert_eq!(verdict(&outcome), ExitCode::FAILURE);
+    }
+}
