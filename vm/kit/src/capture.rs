@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::IoSliceMut;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -17,14 +17,14 @@ use nix::libc;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{
-    bind, recvmsg, setsockopt, sockopt, ControlMessageOwned, LinkAddr, MsgFlags,
+    bind, recvmsg, setsockopt, sockopt, ControlMessageOwned, LinkAddr, MsgFlags, RecvMsg,
 };
 use socket2::{Domain, Socket, Type};
 
 use crate::clock::Stamp;
 use crate::netns::{self, Netns};
 use crate::segment::Segment;
-use crate::sys;
+use crate::{sys, wait};
 
 /// Which way a packet crossed the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -103,7 +103,7 @@ impl Capture {
         mut wanted: impl FnMut(&Packet) -> bool,
     ) -> Result<Option<Packet>> {
         let mut found = None;
-        crate::wait::until(limit, || {
+        wait::until(limit, || {
             self.shared.drain()?;
             found = self.shared.lock().iter().find(|p| wanted(p)).cloned();
             Ok(found.is_some())
@@ -167,6 +167,7 @@ impl Shared {
             .with_context(|| format!("no interface {interface}"))?;
         setsockopt(&socket, sockopt::ReceiveTimestampns, &true).context("SO_TIMESTAMPNS")?;
         setsockopt(&socket, sockopt::RcvBufForce, &(64 << 20)).context("SO_RCVBUFFORCE")?;
+        wait_until_stamped()?;
         bind(socket.as_raw_fd(), &sys::packet_address(index)?).context("bind a packet socket")?;
         Ok(Self {
             socket: socket.into(),
@@ -227,15 +228,7 @@ impl Shared {
             Some(libc::PACKET_OUTGOING) => Direction::Out,
             _ => Direction::In,
         };
-        let at = message
-            .cmsgs()?
-            .find_map(|cmsg| match cmsg {
-                ControlMessageOwned::ScmTimestampns(time) => {
-                    Some(Stamp::from_epoch(Duration::from(time)))
-                }
-                _ => None,
-            })
-            .context("a packet without a timestamp")?;
+        let at = stamp(&message)?;
         let length = message.bytes;
         let bytes = buffer.get(..length).unwrap_or_default();
         if self.loopback && direction == Direction::Out {
@@ -263,6 +256,47 @@ impl Shared {
         let [_, _, _, _, drops @ ..] = stats;
         Ok(u32::from_ne_bytes(drops))
     }
+}
+
+/// Waits until packets are stamped as they arrive.
+///
+/// The kernel begins to do so some time after the first socket asked for it; until then, a packet gets the time at which
+/// it is read.
+fn wait_until_stamped() -> Result<()> {
+    const PAUSE: Duration = Duration::from_millis(3);
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("UDP socket")?;
+    setsockopt(&socket, sockopt::ReceiveTimestampns, &true).context("SO_TIMESTAMPNS")?;
+    socket.connect(socket.local_addr()?)?;
+    let mut buffer = [0; 1];
+    let stamped = wait::until(Duration::from_secs(10), || {
+        socket.send(b"?").context("send to oneself")?;
+        let sent = Stamp::now();
+        std::thread::sleep(PAUSE);
+        let mut control = nix::cmsg_space!(nix::sys::time::TimeSpec);
+        let mut iov = [IoSliceMut::new(&mut buffer)];
+        let message = recvmsg::<()>(
+            socket.as_raw_fd(),
+            &mut iov,
+            Some(&mut control),
+            MsgFlags::empty(),
+        )?;
+        Ok(stamp(&message)? <= sent)
+    })?;
+    ensure!(stamped, "the kernel does not stamp packets as they arrive");
+    Ok(())
+}
+
+/// The kernel's timestamp of a packet.
+fn stamp<S>(message: &RecvMsg<'_, '_, S>) -> Result<Stamp> {
+    message
+        .cmsgs()?
+        .find_map(|cmsg| match cmsg {
+            ControlMessageOwned::ScmTimestampns(time) => {
+                Some(Stamp::from_epoch(Duration::from(time)))
+            }
+            _ => None,
+        })
+        .context("a packet without a timestamp")
 }
 
 /// A finished capture, or a part of one, in the order of its packets.

@@ -36,6 +36,11 @@ impl Stamp {
         self.0.saturating_sub(earlier.0)
     }
 
+    /// The point in time that much before this one.
+    pub fn before(self, time: Duration) -> Self {
+        Self(self.0.saturating_sub(time))
+    }
+
     /// How many milliseconds after `other` this is; negative, if it is before it.
     pub fn ms_after(self, other: Self) -> f64 {
         (self.0.as_secs_f64() - other.0.as_secs_f64()) * 1e3

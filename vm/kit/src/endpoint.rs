@@ -14,6 +14,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::clock::Stamp;
 use crate::netns::Netns;
+use crate::tcp_info::TcpInfo;
 use crate::{sys, ulp, wait};
 
 /// How long a read or write of a test's own connections may take before it is an error.
@@ -187,6 +188,8 @@ pub struct Accepted {
     pub stream: TcpStream,
     /// The client.
     pub peer: SocketAddr,
+    /// When the kernel made the socket and put it into the listener's queue, give or take a clock tick.
+    pub made: Stamp,
     /// When `accept()` returned.
     pub at: Stamp,
 }
@@ -225,12 +228,15 @@ impl Listener {
             Err(error) => return Err(error).context("accept"),
         };
         let at = Stamp::now();
+        let info = TcpInfo::of(&socket).context("TCP_INFO")?;
+        let made = Stamp::now().before(info.since_data_sent);
         socket.set_nonblocking(false)?;
         let stream = TcpStream::from(socket);
         limit_io(&stream)?;
         Ok(Some(Accepted {
             stream,
             peer: peer.as_socket().context("a peer without an address")?,
+            made,
             at,
         }))
     }

@@ -63,6 +63,8 @@ pub struct TcpInfo {
     pub rto: Duration,
     /// The delayed-acknowledgement timeout.
     pub ato: Duration,
+    /// How long ago data was sent; before any was, how long ago the kernel made the socket. In whole clock ticks.
+    pub since_data_sent: Duration,
     /// The smoothed round-trip time.
     pub rtt: Duration,
     /// The round-trip time's mean deviation.
@@ -114,6 +116,7 @@ impl TcpInfo {
         let byte = |at: usize| bytes.get(at).copied();
         let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let long = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        let millis = |at: usize| Some(Duration::from_millis(u64::from(word(at)?)));
         let micros = |at: usize| Some(Duration::from_micros(u64::from(word(at)?)));
         Some(Self {
             state: State::from(byte(0)?),
@@ -121,6 +124,7 @@ impl TcpInfo {
             backoff: byte(4)?,
             rto: micros(8)?,
             ato: micros(12)?,
+            since_data_sent: millis(44)?,
             rtt: micros(68)?,
             rtt_var: micros(72)?,
             min_rtt: micros(148)?,

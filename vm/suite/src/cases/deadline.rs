@@ -94,8 +94,11 @@ pub(crate) fn cases_never() -> Vec<Case> {
 fn silent_on(context: &Context, scene: Scene) -> Result<()> {
     let (client, ack) = scene.connect_and_ack(context)?;
     let accepted = scene.accept(context)?;
-    let after = context.on_time(ack.at, accepted.at, DEADLINE)?;
-    context.note(format!("accept() {after:.1} ms after the bare ACK"));
+    let after = context.on_time(ack.at, &accepted, DEADLINE)?;
+    context.note(format!(
+        "connection {after:.1} ms after the bare ACK, accept() {:.1} ms",
+        accepted.at.ms_after(ack.at)
+    ));
     expect_eq!(
         accepted.peer.port(),
         client.local.port(),
@@ -165,7 +168,7 @@ fn link_local(context: &Context) -> Result<()> {
     let client = Client { stream, local };
     let ack = bare_ack(&scene.capture, context, local.port())?;
     let accepted = scene.accept(context)?;
-    context.on_time(ack.at, accepted.at, DEADLINE)?;
+    context.on_time(ack.at, &accepted, DEADLINE)?;
     exchange_and_close(client, accepted)?;
     scene.judge(|trace| {
         expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
@@ -192,7 +195,7 @@ fn loopback(context: &Context, family: Family) -> Result<()> {
     let accepted = listener
         .accept(context.patience())?
         .context("no connection to accept")?;
-    context.on_time(ack.at, accepted.at, DEADLINE)?;
+    context.on_time(ack.at, &accepted, DEADLINE)?;
     exchange_and_close(client, accepted)?;
     let trace = capture.stop()?.of_port(listener.port());
     expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
@@ -235,7 +238,7 @@ fn all_on_time(
         let ack = acks
             .get(&connection.peer.port())
             .context("a connection whose bare ACK was not seen")?;
-        latest = latest.max(context.on_time(ack.at, connection.at, DEADLINE)?);
+        latest = latest.max(context.on_time(ack.at, connection, DEADLINE)?);
     }
     context.note(format!(
         "{count} connections, the latest {:.1} ms after its deadline",
@@ -388,7 +391,7 @@ fn rtt(context: &Context, family: Family) -> Result<()> {
         Duration::from_millis(200)..Duration::from_millis(500),
         "tcpi_rto of the accepted socket"
     );
-    context.on_time(ack.at, accepted.at, DEADLINE)?;
+    context.on_time(ack.at, &accepted, DEADLINE)?;
     exchange_and_close(client, accepted)
 }
 
@@ -402,7 +405,7 @@ fn after_syn(context: &Context, family: Family) -> Result<()> {
         .receive_until(context.patience(), Segment::is_syn_ack)?
         .context("no answer to the retransmitted SYN")?;
     let accepted = scene.accept(context)?;
-    context.on_time(ack.at, accepted.at, DEADLINE)?;
+    context.on_time(ack.at, &accepted, DEADLINE)?;
     client.data(REQUEST)?;
     serve(&accepted)?;
     scene.judge(|trace| {
@@ -424,7 +427,7 @@ fn after_odd_segments(context: &Context, family: Family) -> Result<()> {
         client.send(&probe)?;
     }
     let accepted = scene.accept(context)?;
-    context.on_time(ack.at, accepted.at, DEADLINE)?;
+    context.on_time(ack.at, &accepted, DEADLINE)?;
     client.data(REQUEST)?;
     serve(&accepted)
 }
@@ -440,7 +443,7 @@ fn late_ack(context: &Context, family: Family) -> Result<()> {
     client.ack()?;
     let ack = bare_ack(&scene.capture, context, client.local.port())?;
     let accepted = scene.accept(context)?;
-    context.on_time(ack.at, accepted.at, DEADLINE)?;
+    context.on_time(ack.at, &accepted, DEADLINE)?;
     client.data(REQUEST)?;
     serve(&accepted)?;
     scene.judge(|trace| {
@@ -460,8 +463,11 @@ fn default_is_a_minute(context: &Context) -> Result<()> {
         .listener
         .accept(Duration::from_secs(10))?
         .context("no connection to accept")?;
-    let after = context.on_time(ack.at, accepted.at, Duration::from_secs(60))?;
-    context.note(format!("accept() {after:.1} ms after the bare ACK"));
+    let after = context.on_time(ack.at, &accepted, Duration::from_secs(60))?;
+    context.note(format!(
+        "connection {after:.1} ms after the bare ACK, accept() {:.1} ms",
+        accepted.at.ms_after(ack.at)
+    ));
     exchange_and_close(client, accepted)?;
     scene.judge(|trace| {
         expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");

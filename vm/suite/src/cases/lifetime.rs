@@ -448,7 +448,9 @@ fn interface_gone(context: &Context, family: Family) -> Result<()> {
 /// As for any half-open request, `shutdown()` does not end the wait of a parked one: it finds a listener again, or not.
 fn listen_again(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    // A port the kernel has chosen would be given back.
+    let listen = Listen::filtered(family).port(4000);
+    let scene = Scene::new(context, family, &listen)?;
     let (parked, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 1)?;
     scene.listener.socket().shutdown(Shutdown::Both)?;
