@@ -63,6 +63,7 @@ struct request_sock *accf_kunit_request(struct sock *listener, const struct requ
 	treq->rcv_nxt = CLIENT_ISN + 1;
 	treq->snt_isn = SERVER_ISN;
 	treq->snt_synack = tcp_clock_us() - age_us;
+	treq->snt_tsval_first = treq->snt_tsval_last = tcp_rsk_tsval(treq) - age_us / 1000;
 	treq->req.ireq_state = TCP_NEW_SYN_RECV;
 	treq->req.ireq_family = listener->sk_family;
 	write_pnet(&treq->req.ireq_net, sock_net(listener));
@@ -122,6 +123,16 @@ long accf_kunit_timer_in(const struct request_sock *req)
 u64 accf_kunit_synack_age_us(const struct request_sock *req)
 {
 	return tcp_clock_us() - tcp_rsk(req)->snt_synack;
+}
+
+u32 accf_kunit_last_tsval(const struct request_sock *req)
+{
+	return tcp_rsk(req)->snt_tsval_last;
+}
+
+u32 accf_kunit_tsval_now(const struct request_sock *req)
+{
+	return tcp_rsk_tsval(tcp_rsk(req));
 }
 
 int accf_kunit_young(const struct sock *listener)

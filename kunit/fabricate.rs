@@ -308,6 +308,34 @@ impl TestRequest {
         }
     }
 
+    /// Calls its `send_ack`, as `tcp_check_req()` does for what lies outside of the window.
+    pub(crate) fn send_ack(&self) {
+        let _bh = BhGuard::new();
+        // SAFETY: the operations of a request are valid.
+        if let Some(send) = unsafe { (*self.request().ops()).send_ack } {
+            // SAFETY: what the kernel would pass, but for the segment, which nobody looks at.
+            unsafe {
+                send(
+                    self.request().listener_sock(),
+                    ptr::null_mut(),
+                    self.0.as_ptr(),
+                )
+            };
+        }
+    }
+
+    /// The latest timestamp that the client may echo.
+    pub(crate) fn last_tsval(&self) -> u32 {
+        // SAFETY: the request is ours.
+        unsafe { bindings::accf_kunit_last_tsval(self.0.as_ptr()) }
+    }
+
+    /// The timestamp of a segment that would be sent now.
+    pub(crate) fn tsval_now(&self) -> u32 {
+        // SAFETY: the request is ours.
+        unsafe { bindings::accf_kunit_tsval_now(self.0.as_ptr()) }
+    }
+
     /// Calls its destructor, as `__reqsk_free()` does.
     pub(crate) fn destroy(&self) {
         // SAFETY: the operations of a request are valid.

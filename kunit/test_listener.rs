@@ -111,6 +111,23 @@ mod tests {
     }
 
     #[test]
+    fn what_an_answer_carried_may_be_echoed() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let request = TestRequest::new(&listener, 5_000_000)?;
+        assert!(request.park(1)?);
+        let now = request.tsval_now();
+        assert!(now.wrapping_sub(request.last_tsval()) >= 5_000);
+        request.send_ack();
+        assert!(request.last_tsval().wrapping_sub(now) < 5_000);
+        request.settle()?;
+        drop(request);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
     fn the_round_trip_is_that_of_the_bare_ack() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;

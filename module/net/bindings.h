@@ -59,6 +59,7 @@ bool accf_synack_rtt_us(const struct request_sock *req, const struct sk_buff *sk
 void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us);
 void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *ends);
 bool accf_req_may_have_copy(const struct request_sock *req);
+void accf_tsval_sent(struct request_sock *req);
 void accf_young_inc(struct sock *sk);
 
 /* Segments. */

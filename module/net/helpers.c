@@ -184,6 +184,12 @@ bool accf_req_may_have_copy(const struct request_sock *req)
 	return sk;
 }
 
+/* As tcp_make_synack() does: what the client may echo. */
+void accf_tsval_sent(struct request_sock *req)
+{
+	WRITE_ONCE(tcp_rsk(req)->snt_tsval_last, tcp_rsk_tsval(tcp_rsk(req)));
+}
+
 void accf_young_inc(struct sock *sk)
 {
 	atomic_inc(&inet_csk(sk)->icsk_accept_queue.young);

@@ -9,6 +9,7 @@
 //! | [`release`] | `tcp_ulp_ops.release` | when the listener is destroyed | bottom halves off, socket's spin lock held |
 //! | [`syn_recv_sock`] | `icsk_af_ops->syn_recv_sock` | for each ACK of a request | softirq, RCU, listener not locked |
 //! | [`send_synack`] | `af_specific->send_synack` | for parked requests | softirq, RCU |
+//! | [`send_ack`] | `rsk_ops->send_ack` | for parked requests | softirq, RCU |
 //! | [`destructor`] | `rsk_ops->destructor` | when a parked request dies | any |
 
 use core::{
@@ -380,6 +381,32 @@ pub(crate) unsafe extern "C" fn send_synack(
         return EAGAIN.to_errno();
     }
     sent
+}
+
+/// Stands for `tcp_v4_reqsk_send_ack()` and `tcp_v6_reqsk_send_ack()` of a parked request: the answer to a keepalive probe,
+/// and to whatever else lies outside of the window.
+///
+/// `tcp_check_req()` refuses segments that echo a later timestamp than that of our last SYN-ACK. That of this answer is
+/// later, and the client echoes it with everything that it sends afterwards.
+///
+/// # Safety
+///
+/// For the kernel only; the arguments are those of its own functions.
+pub(crate) unsafe extern "C" fn send_ack(
+    sk: *const sock,
+    skb: *mut sk_buff,
+    req: *mut request_sock,
+) {
+    let Some(req_ptr) = NonNull::new(req) else {
+        return;
+    };
+    // SAFETY: the kernel holds a reference to the request, which has a listener.
+    let request = unsafe { Request::from_raw(req_ptr) };
+    if let Some(original) = Overlay::of(&request).and_then(|overlay| overlay.original().send_ack) {
+        // SAFETY: the arguments are passed on.
+        unsafe { original(sk, skb, req) };
+    }
+    request.tsval_sent();
 }
 
 /// Stands for the destructor of a parked request, or of a copy of one.

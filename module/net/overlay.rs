@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The operations that a request wears while it is parked: the kernel's own, with our `send_synack` and `destructor`.
+//! The operations that a request wears while it is parked: the kernel's own, with our `send_synack`, `send_ack` and
+//! `destructor`.
 //!
 //! The originals are not exported. They are taken from the first request seen of each family, and there is one copy
 //! for the whole module, in its static data: a copy of a request that the kernel made behind our back
@@ -78,6 +79,7 @@ impl Overlay {
         let mut ops = unsafe { *original };
         // SAFETY: as above.
         let mut tcp = unsafe { *original_tcp };
+        ops.send_ack = Some(hooks::send_ack);
         ops.destructor = Some(hooks::destructor);
         tcp.send_synack = Some(hooks::send_synack);
         Self {

@@ -308,6 +308,13 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// Notes that a segment with the timestamp of this moment went out: the client may echo it.
+    pub(crate) fn tsval_sent(&self) {
+        // SAFETY: alive by the type invariants. The write is a `WRITE_ONCE()`, of a value that only grows, as those of
+        // other CPUs are.
+        unsafe { bindings::accf_tsval_sent(self.as_ptr()) };
+    }
+
     /// Makes a copy of a parked request (`inet_reqsk_clone()`) what it would have been without us.
     ///
     /// For `send_synack`: of all requests it is called for, only a copy that `reqsk_timer_handler()` has just made is one
