@@ -166,6 +166,22 @@ pub fn bound(family: Family, port: u16, reuse_port: bool) -> Result<Socket> {
     Ok(socket)
 }
 
+/// When the kernel made a socket that has not sent anything.
+fn made(socket: &Socket) -> Result<Stamp> {
+    const ATTEMPTS: usize = 20;
+    let mut made = Stamp::now();
+    for _ in 0..ATTEMPTS {
+        let before = Stamp::now();
+        let age = TcpInfo::of(socket).context("TCP_INFO")?.since_data_sent;
+        made = before.before(age);
+        // Otherwise this thread was held up somewhere in between, and the age belongs to another moment.
+        if Stamp::now().since(before) < Duration::from_millis(2) {
+            break;
+        }
+    }
+    Ok(made)
+}
+
 fn port_of(socket: &Socket) -> Result<u16> {
     socket
         .local_addr()?
@@ -228,8 +244,7 @@ impl Listener {
             Err(error) => return Err(error).context("accept"),
         };
         let at = Stamp::now();
-        let info = TcpInfo::of(&socket).context("TCP_INFO")?;
-        let made = Stamp::now().before(info.since_data_sent);
+        let made = made(&socket)?;
         socket.set_nonblocking(false)?;
         let stream = TcpStream::from(socket);
         limit_io(&stream)?;

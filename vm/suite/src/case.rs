@@ -222,8 +222,8 @@ impl Context {
             deadline_ms - 10.0..deadline_ms + (tolerance + late).as_secs_f64() * 1e3,
             "milliseconds from the bare ACK to the connection (this machine was up to {late:?} late)"
         );
-        // The tick may make the connection look later than it was.
-        let made = accepted.made.before(Duration::from_millis(10));
+        // A tick may make the connection look later than it was.
+        let made = accepted.made.min(accepted.at);
         self.at_once(made, accepted.at, "from the connection to accept()")?;
         Ok(after)
     }

@@ -16,9 +16,9 @@ use accf_kit::{sockets, ulp, wait};
 use anyhow::{anyhow, ensure, Context as _, Result};
 use socket2::SockRef;
 
-use super::hold::handshake_ms;
+use super::hold::{path_ms, rtt_is_the_paths};
 use super::{ktls, DEFAULT, NEVER, TWO_SECONDS};
-use crate::case::{each_family, expect_eq, expect_in, Case, Context, Kernel};
+use crate::case::{each_family, expect_eq, expect_in, Case, Context};
 use crate::scene::{
     bare_ack, established, exchange_and_close, rest, serve, Client, RawScene, Scene, REQUEST,
 };
@@ -362,30 +362,22 @@ fn rst_before(context: &Context, family: Family) -> Result<()> {
 
 /// The path's round-trip time is known at the deadline too.
 fn rtt(context: &Context, family: Family) -> Result<()> {
+    const PATH: Duration = Duration::from_millis(40);
     let scene = Scene::on(
         context,
-        Wire::with_rtt(Duration::from_millis(40))?,
+        Wire::with_rtt(PATH)?,
         family,
         &Listen::filtered(family),
     )?;
     let (client, ack) = scene.connect_and_ack(context)?;
     let accepted = scene.accept(context)?;
     let info = TcpInfo::of(&accepted.stream)?;
-    let path = handshake_ms(&scene.capture.so_far()?)?;
-    let rtt = info.rtt.as_secs_f64() * 1e3;
+    let path = path_ms(&scene.capture.so_far()?, PATH)?;
     context.note(format!(
-        "path {path:.1} ms, RTT {rtt:.1} ms, RTO {:?}",
-        info.rto
+        "path {path:.1?} ms, RTT {:?}, RTO {:?}",
+        info.rtt, info.rto
     ));
-    let slack = match context.kernel {
-        Kernel::Stock => 10.0,
-        Kernel::Dev => 30.0,
-    };
-    expect_in!(
-        rtt,
-        path - slack..path + slack,
-        "tcpi_rtt of the accepted socket, in ms"
-    );
+    rtt_is_the_paths(context, info.rtt, path)?;
     expect_in!(
         info.rto,
         Duration::from_millis(200)..Duration::from_millis(500),
