@@ -16,7 +16,7 @@ use crate::lab::Lab;
 use crate::{exec, program, project, tidy, ui};
 
 /// How long one boot with all its suites may take.
-const GUEST_TIMEOUT: Duration = Duration::from_secs(1200);
+const GUEST_TIMEOUT: Duration = Duration::from_secs(2400);
 
 /// What runs in a guest of the dev kernel: first our KUnit suites, those that appear when their
 /// module is loaded; it is unloaded because the client suite unloads ours. Then the client suite,
