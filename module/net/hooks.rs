@@ -6,7 +6,7 @@
 //! | --- | --- | --- | --- |
 //! | [`init`] | `tcp_ulp_ops.init` | by `setsockopt(TCP_ULP)` | process, socket locked, may sleep |
 //! | [`clone`] | `tcp_ulp_ops.clone` | when a child is made | softirq |
-//! | [`release`] | `tcp_ulp_ops.release` | when the listener is destroyed | bottom halves off, socket's spin lock held |
+//! | [`release`] | `tcp_ulp_ops.release` | when the socket is destroyed | process, or softirq; may not sleep |
 //! | [`syn_recv_sock`] | `icsk_af_ops->syn_recv_sock` | for each ACK of a request | softirq, RCU, listener not locked |
 //! | [`send_synack`] | `af_specific->send_synack` | for parked requests | softirq, RCU |
 //! | [`send_ack`] | `rsk_ops->send_ack` | for parked requests | softirq, RCU |
@@ -151,17 +151,16 @@ unsafe fn disown(child: *mut sock, listener: &Listener) {
 ///
 /// # Safety
 ///
-/// `sk` must be a socket that [`init`] attached to, in the course of its destruction (`tcp_cleanup_ulp()`): bottom
-/// halves are off.
+/// `sk` must be a socket that [`init`] attached to, in the course of its destruction (`tcp_cleanup_ulp()`).
 pub(crate) unsafe extern "C" fn release(sk: *mut sock) {
-    // SAFETY: `tcp_v4_destroy_sock()` runs with bottom halves off.
-    let bh = unsafe { BhDisabled::assume() };
+    // Not off where a socket that has connected since dies of a segment from its backlog (`__release_sock()`).
+    let bh = BhGuard::new();
     let raw = csk(sk);
     // SAFETY: `init()` put this reference there, and only we take it out.
     let listener = unsafe { Arc::from_raw((*raw).icsk_ulp_data.cast::<Listener>()) };
 
     // Only now may anybody no longer find the listener: who does not, takes it that no request is parked there.
-    listener.close(&bh);
+    listener.close(&bh.token());
 
     // SAFETY: nobody else changes these; readers find either value (the barrier pairs with that in
     // `syn_recv_sock()`). A socket that has connected since may have got other operations, which stay.

@@ -422,8 +422,8 @@ impl Listener {
         parked
     }
 
-    /// Gives every parked request back to the kernel and parks no more. Waits for the timer's handler. Bottom halves
-    /// off, as the kernel calls our `release` so; must not be called by the handler itself.
+    /// Gives every parked request back to the kernel and parks no more. Waits for the timer's handler, which must
+    /// not be the caller.
     ///
     /// A request then is what it is on a plain listener that was closed: half open. Its timer fires at the next tick,
     /// and the kernel drops it, or moves it to another listener of the group (`net.ipv4.tcp_migrate_req`).
