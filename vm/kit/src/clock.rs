@@ -3,7 +3,7 @@
 //! Points in time that packets and system calls share.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -65,7 +65,14 @@ impl fmt::Display for Stamp {
 /// but sleep shows when, and by how much: what a test allows beyond its own tolerance.
 #[derive(Clone, Debug)]
 pub struct Pulse {
-    beats: Arc<Mutex<Vec<Beat>>>,
+    beats: Arc<Mutex<Beats>>,
+}
+
+#[derive(Debug)]
+struct Beats {
+    past: Vec<Beat>,
+    /// When the next one is due: if that is over, the thread is late right now.
+    next_due: Stamp,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -79,36 +86,48 @@ impl Pulse {
 
     /// Starts the thread; it ends with the process, or when the last clone is gone.
     pub fn start() -> Self {
-        let beats = Arc::new(Mutex::new(Vec::new()));
+        let next = || Stamp(Stamp::now().0 + Self::PERIOD);
+        let beats = Arc::new(Mutex::new(Beats {
+            past: Vec::new(),
+            next_due: next(),
+        }));
         let pulse = Self {
             beats: Arc::clone(&beats),
         };
         let beats = Arc::downgrade(&beats);
         thread::spawn(move || loop {
-            let due = Stamp(Stamp::now().0 + Self::PERIOD);
             thread::sleep(Self::PERIOD);
-            let at = Stamp::now();
-            match beats.upgrade() {
-                Some(beats) => beats
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(Beat { due, at }),
-                None => return,
-            }
+            let Some(beats) = beats.upgrade() else {
+                return;
+            };
+            let mut beats = lock(&beats);
+            let (due, at) = (beats.next_due, Stamp::now());
+            beats.past.push(Beat { due, at });
+            beats.next_due = next();
         });
         pulse
     }
 
     /// The most that a program which was due between two points in time was late.
     pub fn worst(&self, from: Stamp, to: Stamp) -> Duration {
-        let beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        let beats = lock(&self.beats);
+        let pending = Beat {
+            due: beats.next_due,
+            at: Stamp::now().max(beats.next_due),
+        };
         beats
+            .past
             .iter()
+            .chain([&pending])
             .filter(|beat| beat.due <= to && beat.at >= from)
             .map(|beat| beat.at.since(beat.due))
             .max()
             .unwrap_or_default()
     }
+}
+
+fn lock(beats: &Mutex<Beats>) -> MutexGuard<'_, Beats> {
+    beats.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -123,13 +142,18 @@ mod tests {
             at: ms(at),
         };
         let pulse = Pulse {
-            beats: Arc::new(Mutex::new(vec![beat(20, 21), beat(41, 99), beat(119, 122)])),
+            beats: Arc::new(Mutex::new(Beats {
+                past: vec![beat(20, 21), beat(41, 99), beat(119, 122)],
+                next_due: Stamp(Stamp::now().0 - Duration::from_secs(1)),
+            })),
         };
         assert_eq!(pulse.worst(ms(0), ms(200)), Duration::from_millis(58));
         assert_eq!(pulse.worst(ms(60), ms(70)), Duration::from_millis(58));
         assert_eq!(pulse.worst(ms(100), ms(200)), Duration::from_millis(3));
         assert_eq!(pulse.worst(ms(0), ms(30)), Duration::from_millis(1));
         assert_eq!(pulse.worst(ms(100), ms(110)), Duration::ZERO);
+        // The beat that should have been a second ago is still missing.
+        assert!(pulse.worst(ms(0), Stamp::now()) >= Duration::from_secs(1));
     }
 
     #[test]

@@ -198,11 +198,18 @@ impl Context {
         Ok(())
     }
 
+    /// Makes sure that `accept()` returned a connection as soon as there was one.
+    pub(crate) fn accepted_at_once(&self, accepted: &Accepted) -> Result<()> {
+        // A tick may make the connection look later than it was.
+        let made = accepted.made.min(accepted.at);
+        self.at_once(made, accepted.at, "from the connection to accept()")
+    }
+
     /// Makes sure that a connection came as long after its bare ACK as a deadline asks for; returns the milliseconds.
     ///
     /// Too early is wrong in any amount that two clock ticks do not explain. Too late is wrong beyond the tolerance
-    /// and what this machine was late by itself just then. What counts is when the connection could be accepted;
-    /// that it was, at once, is another question.
+    /// and what this machine was late by itself just then. What counts is when the connection could be accepted:
+    /// whether it was, at once, is for [`Self::accepted_at_once`].
     pub(crate) fn on_time(
         &self,
         ack: Stamp,
@@ -211,20 +218,17 @@ impl Context {
     ) -> Result<f64> {
         let due = Stamp::from_epoch(ack.epoch() + deadline);
         let late = self.pulse.worst(due, accepted.made);
-        let tolerance = match self.kernel {
-            Kernel::Stock => Duration::from_millis(50),
-            Kernel::Dev => Duration::from_millis(150),
+        let (early_ms, tolerance) = match self.kernel {
+            Kernel::Stock => (10.0, Duration::from_millis(50)),
+            Kernel::Dev => (20.0, Duration::from_millis(150)),
         };
         let after = accepted.made.ms_after(ack);
         let deadline_ms = deadline.as_secs_f64() * 1e3;
         expect_in!(
             after,
-            deadline_ms - 10.0..deadline_ms + (tolerance + late).as_secs_f64() * 1e3,
+            deadline_ms - early_ms..deadline_ms + (tolerance + late).as_secs_f64() * 1e3,
             "milliseconds from the bare ACK to the connection (this machine was up to {late:?} late)"
         );
-        // A tick may make the connection look later than it was.
-        let made = accepted.made.min(accepted.at);
-        self.at_once(made, accepted.at, "from the connection to accept()")?;
         Ok(after)
     }
 

@@ -272,13 +272,20 @@ fn no_syn_ack_after_an_ack(trace: &Trace) -> Result<usize> {
         syn_acks: usize,
         acked: bool,
     }
-    let mut handshakes: HashMap<SocketAddr, Handshake> = HashMap::new();
+    // By client and server: the same client's port may be used with several servers.
+    let mut handshakes: HashMap<(SocketAddr, SocketAddr), Handshake> = HashMap::new();
     let mut again = 0;
     for Packet { segment, .. } in &trace.packets {
+        let from_client = (segment.source, segment.destination);
+        let from_server = (segment.destination, segment.source);
         if segment.is_syn() {
-            handshakes.entry(segment.source).or_default().acked = false;
+            let handshake = handshakes.entry(from_client).or_default();
+            // Otherwise it is the same SYN once more.
+            if handshake.acked {
+                *handshake = Handshake::default();
+            }
         } else if segment.is_syn_ack() {
-            let handshake = handshakes.entry(segment.destination).or_default();
+            let handshake = handshakes.entry(from_server).or_default();
             ensure!(
                 !handshake.acked,
                 "a SYN-ACK after the client's ACK:\n{}",
@@ -286,7 +293,7 @@ fn no_syn_ack_after_an_ack(trace: &Trace) -> Result<usize> {
             );
             again += usize::from(handshake.syn_acks > 0);
             handshake.syn_acks += 1;
-        } else if let Some(handshake) = handshakes.get_mut(&segment.source) {
+        } else if let Some(handshake) = handshakes.get_mut(&from_client) {
             handshake.acked = true;
         }
     }

@@ -16,7 +16,7 @@ use accf_kit::{sockets, ulp, wait};
 use anyhow::{anyhow, ensure, Context as _, Result};
 use socket2::SockRef;
 
-use super::hold::{path_ms, rtt_is_the_paths};
+use super::hold::{path_ms, rto_is_the_paths, rtt_is_the_paths};
 use super::{ktls, DEFAULT, NEVER, TWO_SECONDS};
 use crate::case::{each_family, expect_eq, expect_in, Case, Context};
 use crate::scene::{
@@ -95,6 +95,7 @@ fn silent_on(context: &Context, scene: Scene) -> Result<()> {
     let (client, ack) = scene.connect_and_ack(context)?;
     let accepted = scene.accept(context)?;
     let after = context.on_time(ack.at, &accepted, DEADLINE)?;
+    context.accepted_at_once(&accepted)?;
     context.note(format!(
         "connection {after:.1} ms after the bare ACK, accept() {:.1} ms",
         accepted.at.ms_after(ack.at)
@@ -378,11 +379,7 @@ fn rtt(context: &Context, family: Family) -> Result<()> {
         info.rtt, info.rto
     ));
     rtt_is_the_paths(context, info.rtt, path)?;
-    expect_in!(
-        info.rto,
-        Duration::from_millis(200)..Duration::from_millis(500),
-        "tcpi_rto of the accepted socket"
-    );
+    rto_is_the_paths(&info)?;
     context.on_time(ack.at, &accepted, DEADLINE)?;
     exchange_and_close(client, accepted)
 }
@@ -456,6 +453,7 @@ fn default_is_a_minute(context: &Context) -> Result<()> {
         .accept(Duration::from_secs(10))?
         .context("no connection to accept")?;
     let after = context.on_time(ack.at, &accepted, Duration::from_secs(60))?;
+    context.accepted_at_once(&accepted)?;
     context.note(format!(
         "connection {after:.1} ms after the bare ACK, accept() {:.1} ms",
         accepted.at.ms_after(ack.at)
