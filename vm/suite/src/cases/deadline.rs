@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
-use accf_kit::capture::Packet;
 use accf_kit::clock::Stamp;
 use accf_kit::endpoint::{connect_here, Accepted, Family, Listen};
 use accf_kit::segment::{Flags, Segment};
@@ -204,6 +203,19 @@ fn loopback(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+/// When the bare ACK of each client was seen, by the client's port.
+fn bare_acks(scene: &Scene) -> Result<HashMap<u16, Stamp>> {
+    let trace = scene.capture.so_far()?.to_port(scene.port());
+    let mut acks = HashMap::new();
+    for packet in trace.packets {
+        if packet.segment.is_bare_ack() {
+            acks.entry(packet.segment.source.port())
+                .or_insert(packet.at);
+        }
+    }
+    Ok(acks)
+}
+
 /// Connects clients, accepts them all the while, and judges each against its own bare ACK.
 fn all_on_time(
     context: &Context,
@@ -225,21 +237,13 @@ fn all_on_time(
         let accepted = server.join().map_err(|_| anyhow!("the server panicked"))?;
         Ok::<_, anyhow::Error>((accepted?, clients?))
     })?;
-    let acks: HashMap<u16, Packet> = scene
-        .capture
-        .so_far()?
-        .to_port(scene.port())
-        .packets
-        .into_iter()
-        .filter(|packet| packet.segment.is_bare_ack())
-        .map(|packet| (packet.segment.source.port(), packet))
-        .collect();
+    let acks = bare_acks(scene)?;
     let mut latest = 0.0_f64;
     for connection in &accepted {
         let ack = acks
             .get(&connection.peer.port())
             .context("a connection whose bare ACK was not seen")?;
-        latest = latest.max(context.on_time(ack.at, connection, DEADLINE)?);
+        latest = latest.max(context.on_time(*ack, connection, DEADLINE)?);
     }
     context.note(format!(
         "{count} connections, the latest {:.1} ms after its deadline",
@@ -294,7 +298,10 @@ fn one_after_another(context: &Context, family: Family) -> Result<()> {
 fn data_before(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
-    sleep(Duration::from_millis(1500).saturating_sub(Stamp::now().since(ack.at)));
+    scene.accept_nothing(
+        Duration::from_millis(1500).saturating_sub(Stamp::now().since(ack.at)),
+        "the client has not sent anything",
+    )?;
     client.request()?;
     let accepted = scene.accept(context)?;
     expect_in!(
@@ -313,17 +320,19 @@ fn data_before(context: &Context, family: Family) -> Result<()> {
 
 /// Data that arrives as the time runs out: whichever is first, the connection is accepted once, with its data.
 fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
-    const CLIENTS: u32 = 40;
+    const CLIENTS: usize = 40;
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let mut clients = Vec::new();
-    for _ in 0..CLIENTS {
-        clients.push(scene.connect_and_ack(context)?);
-    }
+    let mut clients = scene.connect_many(CLIENTS)?;
+    scene.requests(context, CLIENTS)?;
+    let acks = bare_acks(&scene)?;
     let mut rng = context.rng();
     let spread = i64::from(context.kernel.patience()) * 10_000;
-    for (client, ack) in &mut clients {
+    for client in &mut clients {
+        let ack = acks
+            .get(&client.local.port())
+            .context("a client whose bare ACK was not seen")?;
         let aim = Duration::from_micros((2_000_000 + rng.i64(-spread..spread)).unsigned_abs());
-        sleep(aim.saturating_sub(Stamp::now().since(ack.at)));
+        sleep(aim.saturating_sub(Stamp::now().since(*ack)));
         client.request()?;
     }
     let mut seen = Vec::new();
@@ -332,16 +341,16 @@ fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
         serve(&accepted)?;
         seen.push(accepted.peer.port());
     }
-    for (client, _) in &mut clients {
+    for client in &mut clients {
         client.response()?;
     }
     scene.accept_nothing(Duration::from_secs(1), "each client was accepted before")?;
     seen.sort_unstable();
     seen.dedup();
-    expect_eq!(seen.len(), CLIENTS as usize, "different clients accepted");
+    expect_eq!(seen.len(), CLIENTS, "different clients accepted");
     scene.requests(context, 0)?;
     scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), CLIENTS as usize, "SYN-ACKs");
+        expect_eq!(trace.syn_acks(), CLIENTS, "SYN-ACKs");
         expect_eq!(trace.resets(), 0, "resets");
         Ok(())
     })

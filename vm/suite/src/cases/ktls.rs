@@ -45,6 +45,7 @@ fn after_data(context: &Context, family: Family) -> Result<()> {
 fn at_the_deadline(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (client, _) = scene.connect_and_ack(context)?;
+    scene.accept_nothing(Duration::from_secs(1), "its deadline is not over")?;
     let accepted = scene.accept(context)?;
     encrypt(context, scene, client, accepted)
 }
