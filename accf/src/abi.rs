@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What user space shares with the module: the mirror of `module/uapi/accf.h`, name by name.
+//!
+//! The meaning of each field is told there, and at the types that are made of these:
+//! [`Config`](crate::Config) and [`Stats`](crate::Stats). A test compiles the header and compares.
+//!
+//! Both structures may grow at their ends. [`decode`] reads a shorter one as if zeros followed, and
+//! leaves out what a longer one has in addition.
+
+#![allow(non_camel_case_types)]
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// The level of `getsockopt()` and `setsockopt()`.
+pub const SOL_ACCF: i32 = 0xACCF;
+/// The option [`accf_config`], to get and to set.
+pub const ACCF_CONFIG: i32 = 1;
+/// The option [`accf_stats`], to get.
+pub const ACCF_STATS: i32 = 2;
+
+/// At the deadline, the server accepts the silent connection.
+pub const ACCF_ON_TIMEOUT_ACCEPT: u32 = 0;
+/// At the deadline, the client is reset.
+pub const ACCF_ON_TIMEOUT_RESET: u32 = 1;
+/// At the deadline, the connection is forgotten.
+pub const ACCF_ON_TIMEOUT_DROP: u32 = 2;
+
+/// The number of buckets of [`accf_stats::wait_log2`].
+pub const ACCF_WAIT_BUCKETS: usize = 32;
+
+/// The attribute inside `INET_DIAG_ULP_INFO` that is an [`accf_config`].
+pub const ACCF_ULP_INFO_CONFIG: u16 = 0x1AC1;
+/// The attribute inside `INET_DIAG_ULP_INFO` that is an [`accf_stats`].
+pub const ACCF_ULP_INFO_STATS: u16 = 0x1AC2;
+
+/// The attribute that tells of a socket's upper layer protocol; from `linux/inet_diag.h`.
+pub const INET_DIAG_ULP_INFO: u16 = 19;
+/// The attribute inside that one that is the protocol's name; from `linux/inet_diag.h`.
+pub const INET_ULP_INFO_NAME: u16 = 1;
+
+/// `struct accf_config`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct accf_config {
+    pub timeout_ms: u32,
+    pub max_parked: u32,
+    pub on_timeout: u32,
+}
+
+/// `struct accf_stats`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct accf_stats {
+    pub parked: u64,
+    pub half_open: i64,
+    pub half_open_young: i64,
+    pub parked_total: u64,
+    pub released_data: u64,
+    pub released_fin: u64,
+    pub timeout_accept: u64,
+    pub timeout_reset: u64,
+    pub timeout_drop: u64,
+    pub evicted: u64,
+    pub aborted: u64,
+    pub returned: u64,
+    pub synack_suppressed: u64,
+    pub bypass_syncookie: u64,
+    pub bypass_fastopen: u64,
+    pub bypass_abort_on_overflow: u64,
+    pub bypass_accept_queue_full: u64,
+    pub bypass_no_memory: u64,
+    pub bypass_namespace_limit: u64,
+    pub bypass_signed: u64,
+    pub bypass_other: u64,
+    pub wait_log2: [u64; ACCF_WAIT_BUCKETS],
+}
+
+/// Reads one of the structures from what a module wrote, be it older or newer than this crate.
+pub fn decode<T: FromBytes + IntoBytes>(bytes: &[u8]) -> T {
+    let mut value = T::new_zeroed();
+    for (to, from) in value.as_mut_bytes().iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three different numbers.
+    const CONFIG: accf_config = accf_config {
+        timeout_ms: 1,
+        max_parked: 2,
+        on_timeout: 3,
+    };
+
+    #[test]
+    fn an_older_module_leaves_zeros() {
+        let bytes = CONFIG.as_bytes();
+        let short: accf_config = decode(&bytes[..4]);
+        let expected = accf_config {
+            timeout_ms: 1,
+            ..accf_config::default()
+        };
+        assert_eq!(short, expected);
+        assert_eq!(decode::<accf_config>(&[]), accf_config::default());
+    }
+
+    #[test]
+    fn what_a_newer_module_adds_is_left_out() {
+        let mut bytes = CONFIG.as_bytes().to_vec();
+        bytes.extend([9; 8]);
+        assert_eq!(decode::<accf_config>(&bytes), CONFIG);
+    }
+
+    #[test]
+    fn attributes_need_not_be_aligned() {
+        let stats = accf_stats {
+            bypass_other: 7,
+            ..accf_stats::default()
+        };
+        let mut bytes = vec![0xff];
+        bytes.extend(stats.as_bytes());
+        assert_eq!(decode::<accf_stats>(&bytes[1..]), stats);
+    }
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A listener's settings.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use crate::abi::{
+    accf_config, ACCF_ON_TIMEOUT_ACCEPT, ACCF_ON_TIMEOUT_DROP, ACCF_ON_TIMEOUT_RESET,
+};
+use crate::Error;
+
+/// A listener's settings: [`config`](crate::config()) reads them, [`set_config`](crate::set_config)
+/// sets them.
+///
+/// The default holds connections back until they send, as many as the module's default allows. It
+/// is not what a listener begins with: that is up to the module's parameters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// How long a silent connection is held back, from the client's bare ACK. None: until it sends.
+    ///
+    /// The module counts whole milliseconds, 1 to 4,294,967,295 of them; [`set_config`] rounds up.
+    ///
+    /// A `TCP_DEFER_ACCEPT` that the application sets is taken over here, as the kernel has rounded
+    /// it up: to 1, 3, 7, 15, 31, 63 … seconds.
+    ///
+    /// [`set_config`]: crate::set_config
+    pub timeout: Option<Duration>,
+    /// How many connections may be parked at once; one more, and the oldest meets its deadline.
+    /// None: the module's default.
+    pub max_parked: Option<NonZeroU32>,
+    /// What becomes of a client that is silent until its deadline, or that makes room for another.
+    pub on_timeout: OnTimeout,
+}
+
+/// What becomes of a client that is silent until its deadline, or that makes room for another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnTimeout {
+    /// The server accepts an established, silent connection. Nothing is sent.
+    #[default]
+    Accept,
+    /// The client gets one RST; the server never hears of it.
+    Reset,
+    /// The connection is forgotten. Nothing is sent; what the client sends later is answered by an
+    /// RST.
+    Drop,
+    /// Something that a newer module knows, by its number.
+    Other(u32),
+}
+
+impl Config {
+    /// Returns the settings that a module told.
+    pub(crate) fn from_abi(raw: &accf_config) -> Self {
+        let timeout = NonZeroU32::new(raw.timeout_ms);
+        Self {
+            timeout: timeout.map(|ms| Duration::from_millis(ms.get().into())),
+            max_parked: NonZeroU32::new(raw.max_parked),
+            on_timeout: OnTimeout::from_abi(raw.on_timeout),
+        }
+    }
+
+    /// Returns the settings as the module takes them.
+    pub(crate) fn to_abi(self) -> Result<accf_config, Error> {
+        Ok(accf_config {
+            timeout_ms: self.timeout.map_or(Ok(0), milliseconds)?,
+            max_parked: self.max_parked.map_or(0, NonZeroU32::get),
+            on_timeout: self.on_timeout.to_abi(),
+        })
+    }
+}
+
+/// Returns a timeout in whole milliseconds, rounded up. Zero would mean the contrary: no timeout.
+fn milliseconds(timeout: Duration) -> Result<u32, Error> {
+    match u32::try_from(timeout.as_nanos().div_ceil(1_000_000)) {
+        Ok(ms) if ms > 0 => Ok(ms),
+        _ => Err(Error::TimeoutOutOfRange(timeout)),
+    }
+}
+
+impl OnTimeout {
+    /// Returns what a module's number means.
+    fn from_abi(raw: u32) -> Self {
+        match raw {
+            ACCF_ON_TIMEOUT_ACCEPT => Self::Accept,
+            ACCF_ON_TIMEOUT_RESET => Self::Reset,
+            ACCF_ON_TIMEOUT_DROP => Self::Drop,
+            other => Self::Other(other),
+        }
+    }
+
+    /// Returns the number that the module knows this by.
+    fn to_abi(self) -> u32 {
+        match self {
+            Self::Accept => ACCF_ON_TIMEOUT_ACCEPT,
+            Self::Reset => ACCF_ON_TIMEOUT_RESET,
+            Self::Drop => ACCF_ON_TIMEOUT_DROP,
+            Self::Other(other) => other,
+        }
+    }
+}
+
+impl fmt::Display for OnTimeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accept => f.pad("accept"),
+            Self::Reset => f.pad("reset"),
+            Self::Drop => f.pad("drop"),
+            Self::Other(other) => f.pad(&other.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_survive_the_way_there_and_back() {
+        for on_timeout in [
+            OnTimeout::Accept,
+            OnTimeout::Reset,
+            OnTimeout::Drop,
+            OnTimeout::Other(17),
+        ] {
+            let config = Config {
+                timeout: Some(Duration::from_millis(1500)),
+                max_parked: NonZeroU32::new(7),
+                on_timeout,
+            };
+            assert_eq!(Config::from_abi(&config.to_abi().unwrap()), config);
+        }
+    }
+
+    #[test]
+    fn zeros_are_the_default() {
+        assert_eq!(Config::default().to_abi().unwrap(), accf_config::default());
+        assert_eq!(Config::from_abi(&accf_config::default()), Config::default());
+    }
+
+    #[test]
+    fn a_short_timeout_does_not_become_none() {
+        assert_eq!(milliseconds(Duration::from_nanos(1)).unwrap(), 1);
+        assert_eq!(milliseconds(Duration::from_micros(1001)).unwrap(), 2);
+        assert!(milliseconds(Duration::ZERO).is_err());
+    }
+
+    #[test]
+    fn the_longest_timeout_has_32_bits() {
+        let longest = Duration::from_millis(u32::MAX.into());
+        assert_eq!(milliseconds(longest).unwrap(), u32::MAX);
+        assert!(milliseconds(longest + Duration::from_nanos(1)).is_err());
+        assert!(milliseconds(Duration::MAX).is_err());
+    }
+}

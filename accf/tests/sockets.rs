@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What sockets without a filter answer: no module is needed.
+
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::net::UnixListener;
+use std::time::Duration;
+
+use accf::{Config, Error};
+
+/// A listener that nobody else knows of.
+fn listener() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+#[test]
+fn a_listener_without_a_filter_has_neither_settings_nor_statistics() {
+    let listener = listener();
+    assert!(matches!(accf::config(&listener), Err(Error::NoFilter)));
+    assert!(matches!(accf::stats(&listener), Err(Error::NoFilter)));
+    let set = accf::set_config(&listener, &Config::default());
+    assert!(matches!(set, Err(Error::NoFilter)));
+    assert_eq!(accf::attached(&listener).unwrap(), None);
+}
+
+#[test]
+fn an_unknown_filter_is_named() {
+    match accf::attach(listener(), "no-such-filter") {
+        Err(Error::NoSuchFilter { name }) => assert_eq!(name, "no-such-filter"),
+        // A kernel that knows no upper layer protocols at all.
+        Err(Error::NotTcp) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_name_that_the_kernel_would_cut_off_is_refused() {
+    for name in ["", "sixteen-letters-", "nul\0"] {
+        let result = accf::attach(listener(), name);
+        assert!(matches!(result, Err(Error::InvalidName { .. })), "{name:?}");
+    }
+}
+
+#[test]
+fn a_timeout_without_a_representation_is_refused() {
+    let config = Config {
+        timeout: Some(Duration::ZERO),
+        ..Config::default()
+    };
+    let result = accf::set_config(listener(), &config);
+    assert!(matches!(result, Err(Error::TimeoutOutOfRange(_))));
+}
+
+#[test]
+fn sockets_of_other_kinds_have_no_filters() {
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let path = std::env::temp_dir().join(format!("accf-test-{}", std::process::id()));
+    let unix = UnixListener::bind(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(matches!(accf::stats(&udp), Err(Error::NoFilter)));
+    assert!(matches!(accf::stats(&unix), Err(Error::NoFilter)));
+    assert!(accf::attach(&udp, accf::DATAREADY).is_err());
+    assert!(accf::attach(&unix, accf::DATAREADY).is_err());
+}
+
+#[test]
+fn a_listener_without_a_filter_is_not_listed() {
+    let listener = listener();
+    let address = listener.local_addr().unwrap();
+    match accf::listeners_on(address.port()) {
+        Ok(found) => assert!(found.iter().all(|found| found.address != address)),
+        // A kernel without sock_diag, or one that keeps it from us.
+        Err(Error::NoSockDiag | Error::Os { .. }) => {}
+        Err(error) => panic!("{error:?}"),
+    }
+}
