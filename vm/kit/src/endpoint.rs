@@ -13,9 +13,10 @@ use nix::libc;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::clock::Stamp;
+use crate::control::Config;
 use crate::netns::Netns;
 use crate::tcp_info::TcpInfo;
-use crate::{sys, ulp, wait};
+use crate::{control, sys, ulp, wait};
 
 /// How long a read or write of a test's own connections may take before it is an error.
 const IO_LIMIT: Duration = Duration::from_secs(20);
@@ -61,6 +62,7 @@ pub struct Listen {
     defer_accept: Option<i32>,
     filter: Option<&'static str>,
     filter_after_listen: bool,
+    config: Option<Config>,
 }
 
 impl Listen {
@@ -74,6 +76,7 @@ impl Listen {
             defer_accept: None,
             filter: None,
             filter_after_listen: false,
+            config: None,
         }
     }
 
@@ -96,6 +99,18 @@ impl Listen {
     /// Attaches the filter once the socket listens, and not before.
     pub fn filter_after_listen(mut self) -> Self {
         self.filter_after_listen = true;
+        self
+    }
+
+    /// Gives the filter settings as soon as it is attached.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = Some(config);
+        self
+    }
+
+    /// Sets `TCP_DEFER_ACCEPT`, in seconds, before a filter is attached.
+    pub fn defer_accept(mut self, seconds: i32) -> Self {
+        self.defer_accept = Some(seconds);
         self
     }
 
@@ -125,13 +140,18 @@ impl Listen {
     /// Opens the listener in the calling thread's namespace.
     pub fn open_here(&self) -> Result<Listener> {
         let socket = bound(self.family, self.port, self.reuse_port)?;
-        let attach = |socket: &Socket| match self.filter {
-            Some(name) => ulp::attach(socket, name)
-                .with_context(|| format!("attach `{name}` to a {} listener", self.family)),
-            None => Ok(()),
+        let attach = |socket: &Socket| -> Result<()> {
+            if let Some(name) = self.filter {
+                ulp::attach(socket, name)
+                    .with_context(|| format!("attach `{name}` to a {} listener", self.family))?;
+            }
+            if let Some(config) = &self.config {
+                control::set_config(socket, config).context("ACCF_CONFIG")?;
+            }
+            Ok(())
         };
         if let Some(seconds) = self.defer_accept {
-            set_defer_accept(socket.as_fd(), seconds)?;
+            set_defer_accept(&socket, seconds)?;
         }
         if !self.filter_after_listen {
             attach(&socket)?;
@@ -290,17 +310,30 @@ pub fn reset_on_close(stream: &TcpStream) -> Result<()> {
 /// Makes a socket that is about to connect send no bare ACK: the first data is the handshake's third segment.
 pub fn let_data_carry_the_ack(socket: impl AsFd) -> Result<()> {
     // On a client's socket, Linux takes a deferred accept as "data will follow at once, wait with the ACK".
-    set_defer_accept(socket.as_fd(), 1)
+    set_defer_accept(socket, 1)
 }
 
-fn set_defer_accept(socket: BorrowedFd<'_>, seconds: i32) -> Result<()> {
-    sys::set_option(
-        socket,
-        libc::IPPROTO_TCP,
-        libc::TCP_DEFER_ACCEPT,
-        &seconds.to_ne_bytes(),
-    )
-    .context("TCP_DEFER_ACCEPT")
+/// Sets the kernel's own `TCP_DEFER_ACCEPT`, in seconds.
+pub fn set_defer_accept(socket: impl AsFd, seconds: i32) -> Result<()> {
+    set_tcp_option(socket, libc::TCP_DEFER_ACCEPT, seconds).context("TCP_DEFER_ACCEPT")
+}
+
+/// The kernel's own `TCP_DEFER_ACCEPT`, in seconds as the kernel has rounded them.
+pub fn defer_accept(socket: impl AsFd) -> Result<i32> {
+    tcp_option(socket, libc::TCP_DEFER_ACCEPT).context("TCP_DEFER_ACCEPT")
+}
+
+/// Sets one of TCP's options that are numbers.
+pub fn set_tcp_option(socket: impl AsFd, name: i32, value: i32) -> io::Result<()> {
+    let value = value.to_ne_bytes();
+    sys::set_option(socket.as_fd(), libc::IPPROTO_TCP, name, &value)
+}
+
+/// One of TCP's options that are numbers.
+pub fn tcp_option(socket: impl AsFd, name: i32) -> io::Result<i32> {
+    let mut value = [0; 4];
+    sys::get_option(socket.as_fd(), libc::IPPROTO_TCP, name, &mut value)?;
+    Ok(i32::from_ne_bytes(value))
 }
 
 /// Makes an idle connection ask every second whether the other side is still there.

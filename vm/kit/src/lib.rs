@@ -5,12 +5,16 @@
 //! | to | use |
 //! | --- | --- |
 //! | ask for an accept filter, and read it back | [`ulp`] |
+//! | change its settings, and read what it counted | [`control`] |
 //! | have a machine room of one's own | [`netns`], [`wire`] |
 //! | open listeners for IPv4, IPv6 and both | [`endpoint`] |
 //! | see what is on the wire | [`capture`], [`segment`] |
 //! | speak TCP segment by segment, with no kernel in between | [`raw`] |
+//! | be thousands of clients | [`swarm`] |
 //! | see what the kernel thinks | [`tcp_info`], [`counters`], [`sockets`] |
+//! | see how much memory the kernel uses, and have it run out | [`slab`], [`fault`] |
 //! | load and unload the module | [`module`] |
+//! | sign segments | [`signature`] |
 //! | encrypt in the kernel | [`ktls`] |
 //!
 //! Everything runs as root, and changes nothing outside the namespaces it makes, except for [`module`].
@@ -18,15 +22,20 @@
 
 pub mod capture;
 pub mod clock;
+pub mod control;
 pub mod counters;
 pub mod endpoint;
+pub mod fault;
 pub mod ktls;
 mod link;
 pub mod module;
 pub mod netns;
 pub mod raw;
 pub mod segment;
+pub mod signature;
+pub mod slab;
 pub mod sockets;
+pub mod swarm;
 mod sys;
 pub mod tcp_info;
 pub mod ulp;

@@ -93,6 +93,15 @@ impl Links {
             .with_context(|| format!("bring interface {index} up"))
     }
 
+    /// Makes room for that many packets that wait to leave.
+    pub(crate) fn set_queue(&self, index: u32, packets: u32) -> Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes = vec![LinkAttribute::TxQueueLen(packets)];
+        self.tell(RouteNetlinkMessage::SetLink(link), 0)
+            .with_context(|| format!("give interface {index} a queue of {packets} packets"))
+    }
+
     /// Brings the loopback interface up.
     pub(crate) fn loopback_up(&self) -> Result<()> {
         self.up(LOOPBACK)

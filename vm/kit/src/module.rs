@@ -74,6 +74,18 @@ pub fn is_loaded() -> Result<bool> {
     Ok(refcount()?.is_some())
 }
 
+/// Where the module's code is: its first address, and one behind it.
+pub fn text() -> Result<(u64, u64)> {
+    let path = format!("/sys/module/{NAME}/sections/.text");
+    let start = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let start = u64::from_str_radix(start.trim().trim_start_matches("0x"), 16)
+        .with_context(|| format!("{path}: `{}`", start.trim()))?;
+    let modules = fs::read_to_string("/proc/modules").context("/proc/modules")?;
+    // All of the module's memory is at least as much as its code.
+    let size = column(&modules, NAME, 1).context("the module is not loaded")?;
+    Ok((start, start.saturating_add(size)))
+}
+
 /// How many things hold the module; nothing, if it is not loaded.
 pub fn refcount() -> Result<Option<u64>> {
     match fs::read_to_string("/proc/modules") {
@@ -85,11 +97,15 @@ pub fn refcount() -> Result<Option<u64>> {
 }
 
 fn refcount_in(modules: &str, name: &str) -> Option<u64> {
-    modules.lines().find_map(|line| {
-        let mut fields = line.split_whitespace();
-        let count = (fields.next()? == name).then(|| fields.nth(1))??;
-        count.parse().ok()
-    })
+    column(modules, name, 2)
+}
+
+/// A number of a module's line, by its column; the name is column 0.
+fn column(modules: &str, name: &str, column: usize) -> Option<u64> {
+    let line = modules
+        .lines()
+        .find(|line| line.split_whitespace().next() == Some(name))?;
+    line.split_whitespace().nth(column)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -136,6 +136,16 @@ impl RawHost {
         SocketAddr::new(ip, port)
     }
 
+    /// Puts a whole packet on the wire, from its IP header on: what is no client's segment.
+    pub fn inject(&self, packet: &[u8]) -> Result<Stamp> {
+        let at = Stamp::now();
+        let length = (&self.shared.tun)
+            .write(packet)
+            .context("write to a TUN interface")?;
+        ensure!(length == packet.len(), "a TUN interface took half a packet");
+        Ok(at)
+    }
+
     /// A client of a server's port that has not sent anything yet.
     pub fn client(&self, family: Family, server_port: u16) -> RawClient {
         let server = self.server_address(family, server_port);
@@ -163,7 +173,7 @@ impl RawHost {
     }
 }
 
-fn open_tun() -> io::Result<File> {
+pub(crate) fn open_tun() -> io::Result<File> {
     let open = || {
         OpenOptions::new()
             .read(true)

@@ -53,6 +53,36 @@ pub(crate) fn set_option(
     Ok(())
 }
 
+/// Where no process has anything mapped: the first page.
+const NOWHERE: *mut libc::c_void = std::ptr::without_provenance_mut(8);
+
+/// Asks for a socket option of `length` bytes to be written where nothing can be.
+pub(crate) fn get_option_nowhere(
+    socket: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    length: u32,
+) -> io::Result<()> {
+    let mut length = length;
+    // SAFETY: nothing is mapped there, so there is nothing to overwrite; `length` is a local the kernel may overwrite.
+    let rc = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, NOWHERE, &mut length) };
+    Errno::result(rc)?;
+    Ok(())
+}
+
+/// Sets a socket option to `length` bytes from where nothing can be read.
+pub(crate) fn set_option_nowhere(
+    socket: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    length: u32,
+) -> io::Result<()> {
+    // SAFETY: the kernel only reads, or fails to.
+    let rc = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, NOWHERE, length) };
+    Errno::result(rc)?;
+    Ok(())
+}
+
 /// The address that binds a packet socket to every protocol of one interface.
 pub(crate) fn packet_address(interface: u32) -> io::Result<LinkAddr> {
     let raw = libc::sockaddr_ll {

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! How much memory the kernel's small objects take: `/proc/slabinfo`.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::{Context, Result};
+
+/// A reading of all caches: the bytes of objects in use, by cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slabs {
+    bytes: BTreeMap<String, i64>,
+}
+
+impl Slabs {
+    /// Reads the kernel's caches.
+    pub fn read() -> Result<Self> {
+        Self::parse(&fs::read_to_string("/proc/slabinfo").context("/proc/slabinfo")?)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let mut bytes = BTreeMap::new();
+        // Two lines of headings.
+        for line in text.lines().skip(2) {
+            let (name, used) = cache(line).with_context(|| format!("/proc/slabinfo: `{line}`"))?;
+            *bytes.entry(name).or_default() += used;
+        }
+        Ok(Self { bytes })
+    }
+
+    /// How many bytes each cache has grown by since `earlier`, those that have not left out.
+    pub fn growth(&self, earlier: &Self) -> BTreeMap<String, i64> {
+        self.bytes
+            .iter()
+            .filter_map(|(name, bytes)| {
+                let growth = bytes - earlier.bytes.get(name).copied().unwrap_or(0);
+                (growth != 0).then(|| (name.clone(), growth))
+            })
+            .collect()
+    }
+}
+
+/// A cache's name, and the bytes of its objects in use.
+fn cache(line: &str) -> Option<(String, i64)> {
+    let mut fields = line.split_whitespace();
+    let name = fields.next()?;
+    let objects: i64 = fields.next()?.parse().ok()?;
+    let size: i64 = fields.nth(1)?.parse().ok()?;
+    Some((name.to_owned(), objects.checked_mul(size)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "slabinfo - version: 2.1\n\
+        # name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab>\n";
+
+    #[test]
+    fn objects_in_use_count_with_their_size() {
+        let before =
+            Slabs::parse(&format!("{HEAD}a 3 10 64 1 1 : tunables\nb 1 1 8 1 1\n")).unwrap();
+        let after =
+            Slabs::parse(&format!("{HEAD}a 5 10 64 1 1\nb 1 1 8 1 1\nc 1 1 8 1 1\n")).unwrap();
+        let growth: Vec<_> = after.growth(&before).into_iter().collect();
+        assert_eq!(growth, [("a".to_owned(), 128), ("c".to_owned(), 8)]);
+    }
+
+    #[test]
+    fn other_lines_are_refused() {
+        assert!(Slabs::parse(&format!("{HEAD}a x y z\n")).is_err());
+    }
+}

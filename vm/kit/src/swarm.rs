@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Thousands of clients, each as cheap as three numbers.
+//!
+//! A [`RawClient`](crate::raw::RawClient) has a channel of its own, and somebody who waits at it. Here one thread is all
+//! of the clients: it sends for whomever it likes, and is told what came for whom. They live behind a TUN interface of
+//! their own, on two hundred addresses.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Context, Result};
+use nix::errno::Errno;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+
+use crate::endpoint::Family;
+use crate::link::Links;
+use crate::netns::Netns;
+use crate::segment::{Flags, Segment};
+use crate::{raw, sys};
+
+/// The interface's name.
+pub const INTERFACE: &str = "swarm0";
+
+const SERVER_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
+/// How many addresses the clients have: enough to be many, and fewer than the kernel remembers neighbours.
+const ADDRESSES: u32 = 200;
+/// The last part of the first address.
+const FIRST_ADDRESS: u32 = 11;
+const FIRST_PORT: u32 = 1024;
+/// How many segments of the server may wait to be read: more than it sends at once.
+const QUEUE: u32 = 20_000;
+/// How many handshakes of [`Swarm::open`] are under way at once: fewer than any backlog a test asks for.
+const WINDOW: usize = 32;
+
+/// The far side of a TUN interface, with all of its clients.
+#[derive(Debug)]
+pub struct Swarm {
+    tun: File,
+    family: Family,
+    server: SocketAddr,
+    buffer: Vec<u8>,
+}
+
+/// One client: which one, and where it is in its two streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its number.
+    pub nth: u32,
+    /// The sequence number of the next byte to send.
+    pub snd_nxt: u32,
+    /// The sequence number of the next byte expected; 0 before the SYN-ACK.
+    pub rcv_nxt: u32,
+}
+
+impl Swarm {
+    /// Plugs a TUN interface into a server's namespace, for clients of one of its ports.
+    pub fn new(ns: &Netns, family: Family, server_port: u16) -> Result<Self> {
+        let tun = ns.run(|| {
+            let tun = raw::open_tun().context("/dev/net/tun (CONFIG_TUN)")?;
+            sys::tun_attach(tun.as_fd(), INTERFACE).context("TUNSETIFF")?;
+            Ok(tun)
+        })?;
+        let links = Links::of(ns)?;
+        let index = ns.interface_index(INTERFACE)?;
+        links.set_queue(index, QUEUE)?;
+        links.add_address(index, SERVER_V4.into())?;
+        links.add_address(index, SERVER_V6.into())?;
+        links.up(index)?;
+        let ip: IpAddr = if family.is_v4_on_the_wire() {
+            SERVER_V4.into()
+        } else {
+            SERVER_V6.into()
+        };
+        let mut swarm = Self {
+            tun,
+            family,
+            server: SocketAddr::new(ip, 1),
+            buffer: vec![0; 1 << 16],
+        };
+        swarm.wait_until_it_answers()?;
+        swarm.server = SocketAddr::new(ip, server_port);
+        Ok(swarm)
+    }
+
+    /// Waits until the kernel refuses connections: it is some time before an address is in use.
+    fn wait_until_it_answers(&mut self) -> Result<()> {
+        let limit = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < limit {
+            self.syn(&mut Self::member(0))?;
+            let mut answered = false;
+            self.pump(Duration::from_millis(20), |_, segment| {
+                answered |= segment.is_rst();
+                Ok(())
+            })?;
+            if answered {
+                return Ok(());
+            }
+        }
+        bail!(
+            "nobody answers behind the TUN interface {INTERFACE} ({})",
+            self.family
+        )
+    }
+
+    /// A client that has not sent anything yet.
+    pub fn member(nth: u32) -> Member {
+        Member {
+            nth,
+            snd_nxt: nth.wrapping_mul(2_654_435_761),
+            rcv_nxt: 0,
+        }
+    }
+
+    /// Where a client is.
+    pub fn address(&self, nth: u32) -> SocketAddr {
+        let host = FIRST_ADDRESS + nth % ADDRESSES;
+        let ip: IpAddr = if self.family.is_v4_on_the_wire() {
+            let [a, b, c, _] = SERVER_V4.octets();
+            Ipv4Addr::new(a, b, c, u8::try_from(host).unwrap_or(u8::MAX)).into()
+        } else {
+            let network = SERVER_V6.to_bits() & !0xffff;
+            Ipv6Addr::from_bits(network | u128::from(host)).into()
+        };
+        // 64,000 ports are enough for 12,800,000 clients; more would begin again.
+        let port = FIRST_PORT + nth / ADDRESSES % (65_536 - FIRST_PORT);
+        SocketAddr::new(ip, u16::try_from(port).unwrap_or(u16::MAX))
+    }
+
+    /// Who is at an address.
+    pub fn at(address: SocketAddr) -> Option<u32> {
+        let host = match address.ip().to_canonical() {
+            IpAddr::V4(ip) => u32::from(ip.octets()[3]),
+            IpAddr::V6(ip) => u32::from(ip.segments()[7]),
+        };
+        let host = host.checked_sub(FIRST_ADDRESS)?;
+        let port = u32::from(address.port()).checked_sub(FIRST_PORT)?;
+        (host < ADDRESSES).then_some(port * ADDRESSES + host)
+    }
+
+    /// A segment of a client at its present numbers, to be changed and sent with [`Swarm::send`].
+    pub fn segment(&self, member: &Member, flags: Flags, payload: &[u8]) -> Segment {
+        Segment {
+            seq: member.snd_nxt,
+            ack: if flags.ack { member.rcv_nxt } else { 0 },
+            payload: payload.to_vec(),
+            ..Segment::new(self.address(member.nth), self.server, flags)
+        }
+    }
+
+    /// Sends a segment just as it is.
+    pub fn send(&self, segment: &Segment) -> Result<()> {
+        let packet = segment.build()?;
+        loop {
+            match (&self.tun).write(&packet) {
+                Ok(length) => {
+                    ensure!(length == packet.len(), "a TUN interface took half a packet");
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(PollFlags::POLLOUT, Duration::from_millis(100))?;
+                }
+                Err(error) => return Err(error).context("write to a TUN interface"),
+            }
+        }
+    }
+
+    /// Sends a segment at a client's present numbers and moves `snd_nxt` behind it.
+    pub fn push(&self, member: &mut Member, flags: Flags, payload: &[u8]) -> Result<()> {
+        let segment = self.segment(member, flags, payload);
+        self.send(&segment)?;
+        member.snd_nxt = segment.end_seq();
+        Ok(())
+    }
+
+    /// Sends a client's SYN.
+    pub fn syn(&self, member: &mut Member) -> Result<()> {
+        let mut segment = self.segment(member, Flags::SYN, b"");
+        segment.mss = Some(1460);
+        segment.sack_permitted = true;
+        segment.window_scale = Some(7);
+        self.send(&segment)?;
+        member.snd_nxt = segment.end_seq();
+        Ok(())
+    }
+
+    /// Tells `heard` of all that has come, and of what comes within `limit` if nothing has; says whether anything did.
+    pub fn pump(
+        &mut self,
+        limit: Duration,
+        mut heard: impl FnMut(u32, &Segment) -> Result<()>,
+    ) -> Result<bool> {
+        // A budget: who is flooded must still get to do something else.
+        const AT_ONCE: usize = 256;
+        let mut any = false;
+        for _ in 0..AT_ONCE {
+            match (&self.tun).read(&mut self.buffer) {
+                Ok(length) => {
+                    let packet = self.buffer.get(..length).unwrap_or_default();
+                    // What is not TCP (neighbour discovery, multicast reports) needs no answer.
+                    let Some(segment) = Segment::parse(packet) else {
+                        continue;
+                    };
+                    let Some(nth) = Self::at(segment.destination) else {
+                        continue;
+                    };
+                    any = true;
+                    heard(nth, &segment)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if any || !self.wait(PollFlags::POLLIN, limit)? {
+                        return Ok(any);
+                    }
+                }
+                Err(error) => return Err(error).context("read from a TUN interface"),
+            }
+        }
+        Ok(any)
+    }
+
+    /// Has clients do their handshakes, a few at a time, each with a bare ACK; each SYN-ACK must come within `limit`.
+    ///
+    /// Another segment than the one SYN-ACK is an error.
+    pub fn open(&mut self, clients: Range<u32>, limit: Duration) -> Result<Vec<Member>> {
+        let count = clients.len();
+        let mut opened = Vec::with_capacity(count);
+        self.handshakes(clients, limit, true, &mut opened)?;
+        ensure!(
+            opened.len() == count,
+            "{} of {count} handshakes were answered",
+            opened.len()
+        );
+        Ok(opened)
+    }
+
+    /// The same for a server that need not answer everybody, and may say more: returns who was answered.
+    ///
+    /// Once nothing came for `limit`, those who wait give up.
+    pub fn try_open(&mut self, clients: Range<u32>, limit: Duration) -> Result<Vec<Member>> {
+        let mut opened = Vec::with_capacity(clients.len());
+        self.handshakes(clients, limit, false, &mut opened)?;
+        Ok(opened)
+    }
+
+    fn handshakes(
+        &mut self,
+        clients: Range<u32>,
+        limit: Duration,
+        strict: bool,
+        opened: &mut Vec<Member>,
+    ) -> Result<()> {
+        let first = clients.start;
+        let mut members: Vec<Member> = clients.map(Self::member).collect();
+        let (mut sent, mut under_way) = (0, 0);
+        loop {
+            while under_way < WINDOW {
+                let Some(member) = members.get_mut(sent) else {
+                    break;
+                };
+                self.syn(member)?;
+                sent += 1;
+                under_way += 1;
+            }
+            if under_way == 0 {
+                return Ok(());
+            }
+            let mut ready = Vec::new();
+            let any = self.pump(limit, |nth, segment| {
+                let index = nth.wrapping_sub(first) as usize;
+                let Some(member) = members.get_mut(index) else {
+                    return Ok(());
+                };
+                let is_answer = segment.is_syn_ack() && segment.ack == member.snd_nxt;
+                if is_answer && member.rcv_nxt == 0 {
+                    member.rcv_nxt = segment.end_seq();
+                    ready.push(index);
+                } else {
+                    ensure!(!strict, "not the one answer to a SYN: {segment}");
+                }
+                Ok(())
+            })?;
+            if !any {
+                under_way = 0;
+            }
+            for index in ready {
+                let Some(member) = members.get_mut(index) else {
+                    continue;
+                };
+                under_way = under_way.saturating_sub(1);
+                self.push(member, Flags::ACK, b"")?;
+                opened.push(*member);
+            }
+        }
+    }
+
+    fn wait(&self, flags: PollFlags, limit: Duration) -> Result<bool> {
+        let timeout = PollTimeout::try_from(limit + Duration::from_micros(999))?;
+        let mut fds = [PollFd::new(self.tun.as_fd(), flags)];
+        match poll(&mut fds, timeout) {
+            Ok(count) => Ok(count > 0),
+            Err(Errno::EINTR) => Ok(true),
+            Err(error) => Err(error).context("poll a TUN interface"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn swarm(family: Family) -> Swarm {
+        Swarm {
+            tun: File::open("/dev/null").unwrap(),
+            family,
+            server: "198.18.0.1:80".parse().unwrap(),
+            buffer: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn addresses_and_numbers_belong_together() {
+        for family in Family::ALL {
+            let swarm = swarm(family);
+            for nth in (0..2_000).chain([99_999, 1_000_000]) {
+                assert_eq!(Swarm::at(swarm.address(nth)), Some(nth), "{family}");
+            }
+            assert_eq!(swarm.address(0).is_ipv4(), family.is_v4_on_the_wire());
+        }
+        assert_eq!(Swarm::at("198.18.0.1:2000".parse().unwrap()), None);
+        assert_eq!(Swarm::at("198.18.0.211:2000".parse().unwrap()), None);
+        assert_eq!(Swarm::at("198.18.0.11:80".parse().unwrap()), None);
+        assert_eq!(
+            Swarm::at("[::ffff:198.18.0.11]:1024".parse().unwrap()),
+            Some(0)
+        );
+    }
+}
