@@ -216,18 +216,29 @@ impl Context {
         accepted: &Accepted,
         deadline: Duration,
     ) -> Result<f64> {
+        self.happened_on_time(ack, accepted.made, deadline, "to the connection")
+    }
+
+    /// The same for what else is to happen at a deadline; `what` ends the sentence "milliseconds from the bare ACK …".
+    pub(crate) fn happened_on_time(
+        &self,
+        ack: Stamp,
+        happened: Stamp,
+        deadline: Duration,
+        what: &str,
+    ) -> Result<f64> {
         let due = Stamp::from_epoch(ack.epoch() + deadline);
-        let late = self.pulse.worst(due, accepted.made);
+        let late = self.pulse.worst(due, happened);
         let (early_ms, tolerance) = match self.kernel {
             Kernel::Stock => (10.0, Duration::from_millis(50)),
             Kernel::Dev => (20.0, Duration::from_millis(150)),
         };
-        let after = accepted.made.ms_after(ack);
+        let after = happened.ms_after(ack);
         let deadline_ms = deadline.as_secs_f64() * 1e3;
         expect_in!(
             after,
             deadline_ms - early_ms..deadline_ms + (tolerance + late).as_secs_f64() * 1e3,
-            "milliseconds from the bare ACK to the connection (this machine was up to {late:?} late)"
+            "milliseconds from the bare ACK {what} (this machine was up to {late:?} late)"
         );
         Ok(after)
     }

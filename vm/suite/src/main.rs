@@ -7,6 +7,7 @@
 
 mod case;
 mod cases;
+mod count;
 mod ktap;
 mod runner;
 mod scene;
@@ -50,6 +51,9 @@ enum Command {
         #[arg(long)]
         seed: u64,
     },
+    /// Print what `inet_diag` tells of a filtered listener's counts.
+    #[command(hide = true)]
+    Diag { port: u16 },
     /// Hold a filtered listener open until killed.
     #[command(hide = true)]
     Hold { family: String },
@@ -84,6 +88,10 @@ fn run(command: Command) -> Result<ExitCode> {
             runner::run(cases, jobs, seed)
         }
         Command::Case { name, seed } => runner::run_here(cases::table(), &name, seed),
+        Command::Diag { port } => {
+            cases::control::diag(port)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Hold { family } => {
             cases::lifetime::hold(&Context::new("hold", 0), &family)?;
             Ok(ExitCode::SUCCESS)

@@ -3,6 +3,7 @@
 //! The table of all cases.
 
 mod attach;
+pub(crate) mod control;
 mod crowd;
 mod deadline;
 mod hold;
@@ -36,6 +37,7 @@ pub(crate) fn table() -> Vec<Case> {
         release::cases(),
         odd::cases(),
         ktls::cases(),
+        control::cases(),
         deadline::cases_default(),
         nothing_left("default"),
         deadline::cases(),
@@ -43,6 +45,7 @@ pub(crate) fn table() -> Vec<Case> {
         deadline::cases_never(),
         nothing_left("never"),
         lifetime::cases(),
+        control::cases_alone(),
         crowd::cases(),
     ]
     .into_iter()
