@@ -160,9 +160,7 @@ impl Listen {
         if self.filter_after_listen {
             attach(&socket)?;
         }
-        socket.set_nonblocking(true)?;
-        let port = port_of(&socket)?;
-        Ok(Listener { socket, port })
+        Listener::from_socket(socket)
     }
 }
 
@@ -234,6 +232,13 @@ pub struct Accepted {
 }
 
 impl Listener {
+    /// Takes over a socket that listens.
+    pub fn from_socket(socket: Socket) -> Result<Self> {
+        socket.set_nonblocking(true)?;
+        let port = port_of(&socket)?;
+        Ok(Self { socket, port })
+    }
+
     /// The port it listens on.
     pub fn port(&self) -> u16 {
         self.port

@@ -6,11 +6,13 @@ mod attach;
 pub(crate) mod control;
 mod crowd;
 mod deadline;
+mod defer;
 mod hold;
 mod ktls;
 pub(crate) mod lifetime;
 mod odd;
 mod plain;
+mod policy;
 mod release;
 
 use std::time::Duration;
@@ -38,6 +40,8 @@ pub(crate) fn table() -> Vec<Case> {
         odd::cases(),
         ktls::cases(),
         control::cases(),
+        policy::cases(),
+        defer::cases(),
         deadline::cases_default(),
         nothing_left("default"),
         deadline::cases(),

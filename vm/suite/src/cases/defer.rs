@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A server that sets `TCP_DEFER_ACCEPT` and has a filter: it meant a deadline, and gets one.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use accf_kit::control::{self, settings, timeout, OnTimeout};
+use accf_kit::counters::Counters;
+use accf_kit::endpoint::{bound, defer_accept, set_defer_accept, Family, Listen, Listener};
+use accf_kit::netns::Netns;
+use accf_kit::ulp;
+use accf_kit::wire::Wire;
+use anyhow::{Context as _, Result};
+
+use super::DEFAULT;
+use crate::case::{each_family, expect_eq, Case, Context};
+use crate::count::{counted, counts};
+use crate::scene::{exchange_and_close, serve, RawScene, Scene};
+
+pub(crate) fn cases() -> Vec<Case> {
+    [
+        each_family(DEFAULT, "defer.before_attach", |context, family| {
+            let listen = Listen::filtered(family).defer_accept(1);
+            taken_over(context, family, &listen)
+        }),
+        each_family(
+            DEFAULT,
+            "defer.attach_while_listening",
+            |context, family| {
+                let listen = Listen::filtered(family)
+                    .defer_accept(1)
+                    .filter_after_listen();
+                taken_over(context, family, &listen)
+            },
+        ),
+        each_family(DEFAULT, "defer.rounded_as_the_kernel_does", rounded),
+        each_family(DEFAULT, "defer.after_attach", after_attach),
+        each_family(DEFAULT, "defer.after_listen", after_listen),
+        each_family(DEFAULT, "defer.while_parked", while_parked),
+        each_family(DEFAULT, "defer.between_syn_and_ack", between_syn_and_ack),
+        each_family(DEFAULT, "defer.again_and_again", again_and_again),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// The deadline in milliseconds that a listener has now, and what is left of `TCP_DEFER_ACCEPT`.
+fn deadlines(listener: &impl std::os::fd::AsFd) -> Result<(Option<u128>, i32)> {
+    let timeout = control::config(listener)?.timeout;
+    Ok((
+        timeout.map(|timeout| timeout.as_millis()),
+        defer_accept(listener)?,
+    ))
+}
+
+/// A silent client waits for exactly a second, and is asked nothing.
+fn waits_a_second(context: &Context, scene: Scene) -> Result<()> {
+    let before = Counters::read(&scene.wire.server)?;
+    let (client, ack) = scene.connect_and_ack(context)?;
+    expect_eq!(
+        deadlines(&scene.listener)?,
+        (Some(1000), 0),
+        "timeout_ms and TCP_DEFER_ACCEPT"
+    );
+    counts(context, &scene.listener, counted!(parked: 1))?;
+    let accepted = scene.accept(context)?;
+    context.on_time(ack.at, &accepted, Duration::from_secs(1))?;
+    counts(context, &scene.listener, counted!(timeout_accept: 1))?;
+    let after = Counters::read(&scene.wire.server)?;
+    expect_eq!(
+        after.growth(&before, "TcpExtTCPDeferAcceptDrop")?,
+        0,
+        "ACKs that the kernel dropped"
+    );
+    exchange_and_close(client, accepted)?;
+    // And one that speaks.
+    let (mut client, _) = scene.connect_and_ack(context)?;
+    let sent = client.request()?;
+    let accepted = scene.accept(context)?;
+    context.at_once(sent, accepted.at, "from the request to accept()")?;
+    serve(&accepted)?;
+    client.response()?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+fn taken_over(context: &Context, family: Family, listen: &Listen) -> Result<()> {
+    let scene = Scene::new(context, family, listen)?;
+    expect_eq!(
+        deadlines(&scene.listener)?,
+        (Some(1000), 0),
+        "timeout_ms and TCP_DEFER_ACCEPT once attached"
+    );
+    waits_a_second(context, scene)
+}
+
+/// The kernel rounds up to the times at which it would send its SYN-ACK again.
+fn rounded(_: &Context, family: Family) -> Result<()> {
+    let ns = Netns::new()?;
+    for (asked, rounded) in [
+        (1, 1),
+        (2, 3),
+        (3, 3),
+        (5, 7),
+        (10, 15),
+        (60, 63),
+        (100, 127),
+    ] {
+        let plain = Listen::deferred(family, asked).open(&ns)?;
+        expect_eq!(
+            defer_accept(&plain)?,
+            rounded,
+            "TCP_DEFER_ACCEPT of {asked} on a plain listener"
+        );
+        let listener = Listen::filtered(family).defer_accept(asked).open(&ns)?;
+        expect_eq!(
+            deadlines(&listener)?,
+            (Some(rounded as u128 * 1000), 0),
+            "timeout_ms and TCP_DEFER_ACCEPT after {asked} s"
+        );
+        expect_eq!(
+            control::config(&listener)?.on_timeout,
+            OnTimeout::Accept,
+            "on_timeout after {asked} s"
+        );
+    }
+    // None is none, and the deadline is the module's own.
+    let listener = Listen::filtered(family).defer_accept(0).open(&ns)?;
+    expect_eq!(
+        deadlines(&listener)?,
+        (Some(60_000), 0),
+        "timeout_ms and TCP_DEFER_ACCEPT after 0 s"
+    );
+    Ok(())
+}
+
+fn after_attach(context: &Context, family: Family) -> Result<()> {
+    const PORT: u16 = 4002;
+    let wire = Wire::new()?;
+    let socket = wire.server.run(|| {
+        let socket = bound(family, PORT, false)?;
+        ulp::attach(&socket, ulp::DATAREADY)?;
+        set_defer_accept(&socket, 1)?;
+        socket.listen(16)?;
+        Ok(socket)
+    })?;
+    let scene = Scene {
+        capture: wire.watch_server()?,
+        wire,
+        family,
+        listener: Listener::from_socket(socket)?,
+    };
+    context.show_on_failure(&scene.capture);
+    waits_a_second(context, scene)
+}
+
+fn after_listen(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(
+        context,
+        family,
+        &Listen::filtered(family).filter_after_listen(),
+    )?;
+    let (mut client, _) = scene.connect_and_ack(context)?;
+    client.request()?;
+    let accepted = scene.accept(context)?;
+    serve(&accepted)?;
+    client.response()?;
+    drop((client, accepted));
+    set_defer_accept(&scene.listener, 2)?;
+    let (client, ack) = scene.connect_and_ack(context)?;
+    expect_eq!(
+        deadlines(&scene.listener)?,
+        (Some(3000), 0),
+        "timeout_ms and TCP_DEFER_ACCEPT"
+    );
+    let accepted = scene.accept(context)?;
+    context.on_time(ack.at, &accepted, Duration::from_secs(3))?;
+    counts(
+        context,
+        &scene.listener,
+        counted!(released_data: 1, timeout_accept: 1),
+    )?;
+    exchange_and_close(client, accepted)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
+        Ok(())
+    })
+}
+
+/// From the next SYN on it holds for those, too, who are parked already; the policy stays.
+fn while_parked(context: &Context, family: Family) -> Result<()> {
+    let listen = Listen::filtered(family).config(settings(60_000, 50, OnTimeout::Accept));
+    let scene = Scene::new(context, family, &listen)?;
+    let (first, first_ack) = scene.connect_and_ack(context)?;
+    set_defer_accept(&scene.listener, 2)?;
+    sleep(Duration::from_millis(400));
+    let (second, second_ack) = scene.connect_and_ack(context)?;
+    expect_eq!(
+        control::config(&scene.listener)?,
+        settings(3000, 50, OnTimeout::Accept),
+        "configuration"
+    );
+    for (client, ack) in [(first, first_ack), (second, second_ack)] {
+        let accepted = scene.accept(context)?;
+        expect_eq!(
+            accepted.peer.port(),
+            client.local.port(),
+            "the client that was accepted"
+        );
+        context.on_time(ack.at, &accepted, Duration::from_secs(3))?;
+        exchange_and_close(client, accepted)?;
+    }
+    counts(context, &scene.listener, counted!(timeout_accept: 2)).map(drop)
+}
+
+/// The ACK of a SYN that came before is still the kernel's to drop; nobody is lost.
+fn between_syn_and_ack(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let mut client = scene.client();
+    client.half_open(context.patience())?;
+    set_defer_accept(&scene.listener, 1)?;
+    client.ack()?;
+    sleep(Duration::from_millis(200));
+    scene.serve(context, &mut client)?;
+    let (mut next, _) = scene.parked(context)?;
+    expect_eq!(
+        deadlines(&scene.listener)?,
+        (Some(1000), 0),
+        "timeout_ms and TCP_DEFER_ACCEPT"
+    );
+    scene.serve(context, &mut next)
+}
+
+/// Whoever speaks last is heard: the option, the configuration, the option.
+fn again_and_again(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    for (asked, expected_ms) in [(1, 1000), (10, 15_000), (3, 3000)] {
+        set_defer_accept(&scene.listener, asked)?;
+        let (mut client, _) = scene.parked(context)?;
+        expect_eq!(
+            deadlines(&scene.listener)?,
+            (Some(expected_ms), 0),
+            "timeout_ms and TCP_DEFER_ACCEPT after {asked} s"
+        );
+        scene.serve(context, &mut client)?;
+        // None is not a deadline to take over.
+        set_defer_accept(&scene.listener, 0)?;
+        let (mut client, _) = scene.parked(context)?;
+        expect_eq!(
+            deadlines(&scene.listener)?,
+            (Some(expected_ms), 0),
+            "timeout_ms and TCP_DEFER_ACCEPT after 0 s"
+        );
+        scene.serve(context, &mut client)?;
+        control::set_config(&scene.listener, &timeout(40_000)).context("ACCF_CONFIG")?;
+        let (mut client, _) = scene.parked(context)?;
+        expect_eq!(
+            deadlines(&scene.listener)?,
+            (Some(40_000), 0),
+            "timeout_ms and TCP_DEFER_ACCEPT after both"
+        );
+        scene.serve(context, &mut client)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,799 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What becomes of the silent at their deadline: accepted, reset, dropped.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, sleep};
+use std::time::Duration;
+
+use accf_kit::capture::{Capture, Direction, Packet, Trace};
+use accf_kit::clock::Stamp;
+use accf_kit::control::{self, settings, timeout, OnTimeout};
+use accf_kit::endpoint::{connect_here, set_tcp_option, Family, Listen, Listener};
+use accf_kit::netns::Netns;
+use accf_kit::raw::RawClient;
+use accf_kit::segment::{Flags, Segment};
+use accf_kit::tcp_info::TcpInfo;
+use accf_kit::wait;
+use accf_kit::wire::{Wire, INTERFACE};
+use anyhow::{anyhow, bail, ensure, Context as _, Result};
+use socket2::SockRef;
+
+use super::DEFAULT;
+use crate::case::{each_family, expect_eq, Case, Context};
+use crate::count::{counted, counts, describe, stats};
+use crate::scene::{bare_ack, exchange_and_close, rest, serve, Client, RawScene, Scene, REQUEST};
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = [
+        each_family(DEFAULT, "policy.reset", reset),
+        each_family(
+            DEFAULT,
+            "policy.reset_of_a_raw_client",
+            |context, family| raw_reset(context, family, false),
+        ),
+        each_family(
+            DEFAULT,
+            "policy.reset_of_a_raw_client_with_timestamps",
+            |context, family| raw_reset(context, family, true),
+        ),
+        each_family(DEFAULT, "policy.reset_and_come_again", come_again),
+        each_family(DEFAULT, "policy.reset_on_loopback", reset_on_loopback),
+        each_family(DEFAULT, "policy.reset_bound_to_a_device", reset_on_device),
+        each_family(DEFAULT, "policy.reset_after_odd_segments", reset_after_odd),
+        each_family(DEFAULT, "policy.drop", drop_silently),
+        each_family(DEFAULT, "policy.drop_of_a_raw_client", raw_drop),
+        each_family(DEFAULT, "policy.fifty_milliseconds", fifty_milliseconds),
+        each_family(DEFAULT, "policy.four_deadlines.accept", four_accept),
+        each_family(DEFAULT, "policy.four_deadlines.reset", four_reset),
+        each_family(DEFAULT, "policy.accept_queue_full", accept_queue_full),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    for on_timeout in [OnTimeout::Reset, OnTimeout::Drop] {
+        cases.extend(each_family(
+            DEFAULT,
+            &format!("policy.{on_timeout}.data_before"),
+            move |context, family| data_before(context, family, on_timeout),
+        ));
+        cases.extend(each_family(
+            DEFAULT,
+            &format!("policy.{on_timeout}.fin_and_rst_before"),
+            move |context, family| fin_and_rst_before(context, family, on_timeout),
+        ));
+        cases.extend(each_family(
+            DEFAULT,
+            &format!("policy.{on_timeout}.data_at_that_moment"),
+            move |context, family| data_at_that_moment(context, family, on_timeout),
+        ));
+        cases.extend(each_family(
+            DEFAULT,
+            &format!("policy.{on_timeout}.many_at_once"),
+            move |context, family| many(context, family, on_timeout),
+        ));
+    }
+    cases.push(
+        Case::new(
+            DEFAULT,
+            "policy.deadline_beyond_seven_bits_of_timeouts.v4",
+            beyond_seven_bits,
+        )
+        .long(Duration::from_secs(240)),
+    );
+    cases
+}
+
+/// A deadline long enough to tell it from "at once", and short enough to wait for.
+const DEADLINE: Duration = Duration::from_millis(600);
+
+fn listen(family: Family, deadline: Duration, on_timeout: OnTimeout) -> Listen {
+    let deadline_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
+    Listen::filtered(family).config(settings(deadline_ms, 0, on_timeout))
+}
+
+/// What the server sends around a deadline.
+fn resets(trace: &Trace) -> Vec<&Packet> {
+    trace
+        .packets
+        .iter()
+        .filter(|packet| packet.segment.is_rst())
+        .collect()
+}
+
+/// Waits for the server's reset of a client.
+fn reset_of(capture: &Capture, context: &Context, client: u16) -> Result<Packet> {
+    capture
+        .wait_for(context.patience(), |packet| {
+            packet.segment.is_rst() && packet.segment.destination.port() == client
+        })?
+        .context("no reset at the deadline")
+}
+
+/// Makes sure that a reset is one that every client believes: exactly at the byte it expects next (RFC 5961).
+fn is_exact(reset: &Segment, syn_ack: &Segment) -> Result<()> {
+    expect_eq!(reset.flags, Flags::RST, "flags of the reset {reset}");
+    expect_eq!(
+        reset.seq,
+        syn_ack.seq.wrapping_add(1),
+        "sequence number of the reset"
+    );
+    expect_eq!(reset.payload.len(), 0, "bytes in the reset");
+    Ok(())
+}
+
+/// What a client reads from a connection that is reset.
+fn reads_reset(client: &mut Client) -> Result<()> {
+    let error = rest(&mut client.stream)
+        .err()
+        .map(|error| error.downcast_ref::<io::Error>().map(io::Error::kind));
+    expect_eq!(
+        error,
+        Some(Some(io::ErrorKind::ConnectionReset)),
+        "what the client reads"
+    );
+    Ok(())
+}
+
+/// One reset, at the deadline, that the client's kernel believes; the server never hears of the client.
+fn reset_in(
+    context: &Context,
+    listener: &Listener,
+    capture: &Capture,
+    mut client: Client,
+) -> Result<()> {
+    let port = client.local.port();
+    let ack = bare_ack(capture, context, port)?;
+    reads_reset(&mut client)?;
+    let read = Stamp::now();
+    let packet = reset_of(capture, context, port)?;
+    let after = context.happened_on_time(ack.at, packet.at, DEADLINE, "to the reset")?;
+    context.note(format!("reset {after:.1} ms after the bare ACK"));
+    context.at_once(packet.at, read, "from the reset to the client's error")?;
+    counts(context, listener, counted!(timeout_reset: 1))?;
+    // Time for whatever else might be sent because of the deadline.
+    let accepted = listener.accept(Duration::from_millis(300))?;
+    ensure!(
+        accepted.is_none(),
+        "the server accepted a client that was reset"
+    );
+    let trace = capture.so_far()?.of_port(listener.port());
+    let syn_ack = trace.first(Segment::is_syn_ack).context("no SYN-ACK")?;
+    expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+    let resets = resets(&trace);
+    expect_eq!(resets.len(), 1, "resets");
+    for reset in resets {
+        is_exact(&reset.segment, &syn_ack.segment)?;
+    }
+    expect_eq!(
+        trace.between(ack.at, Stamp::now()).packets.len(),
+        1,
+        "segments after the bare ACK"
+    );
+    Ok(())
+}
+
+fn reset(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
+    let client = scene.connect()?;
+    reset_in(context, &scene.listener, &scene.capture, client)?;
+    scene.requests(context, 0)
+}
+
+fn reset_on_device(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
+    SockRef::from(scene.listener.socket())
+        .bind_device(Some(INTERFACE.as_bytes()))
+        .context("SO_BINDTODEVICE")?;
+    let client = scene.connect()?;
+    reset_in(context, &scene.listener, &scene.capture, client)
+}
+
+fn reset_on_loopback(context: &Context, family: Family) -> Result<()> {
+    let ns = Netns::new()?;
+    let listener = listen(family, DEADLINE, OnTimeout::Reset).open(&ns)?;
+    let capture = Capture::start(&ns, "lo")?;
+    context.show_on_failure(&capture);
+    let server: SocketAddr = if family.is_v4_on_the_wire() {
+        ([127, 0, 0, 1], listener.port()).into()
+    } else {
+        (std::net::Ipv6Addr::LOCALHOST, listener.port()).into()
+    };
+    let stream = ns.run(|| connect_here(server))?;
+    let local = stream.local_addr()?;
+    reset_in(context, &listener, &capture, Client { stream, local })
+}
+
+/// The same for a client that shows each segment.
+fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> {
+    let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
+    let mut client = scene.client();
+    if timestamps {
+        client = client.with_timestamps();
+    }
+    client.open(context.patience())?;
+    let expected = client.rcv_nxt;
+    let ack = bare_ack(&scene.capture, context, client.local.port())?;
+    let reset = client
+        .receive(context.patience())?
+        .context("nothing came at the deadline")?
+        .segment;
+    expect_eq!(reset.flags, Flags::RST, "flags of what came: {reset}");
+    expect_eq!(reset.seq, expected, "sequence number of the reset");
+    let packet = reset_of(&scene.capture, context, client.local.port())?;
+    context.happened_on_time(ack.at, packet.at, DEADLINE, "to the reset")?;
+    counts(context, &scene.listener, counted!(timeout_reset: 1))?;
+    scene.requests(context, 0)?;
+    scene.accept_nothing(Duration::from_millis(300), "the client was reset")?;
+    expect_eq!(
+        client
+            .receive(Duration::from_millis(300))?
+            .map(|received| received.segment.to_string()),
+        None,
+        "what came after the reset"
+    );
+    // Nobody knows the connection any more.
+    client.data(REQUEST)?;
+    let answer = client
+        .receive(context.patience())?
+        .context("no answer to data after the reset")?
+        .segment;
+    expect_eq!(answer.is_rst(), true, "whether {answer} is a reset");
+    counts(context, &scene.listener, counted!(timeout_reset: 1)).map(drop)
+}
+
+/// The numbers of the reset are those of the handshake, whatever came after it.
+fn reset_after_odd(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
+    let mut client = scene.client().with_timestamps();
+    client.open(context.patience())?;
+    let expected = client.rcv_nxt;
+    let ack = bare_ack(&scene.capture, context, client.local.port())?;
+    client.window = 0;
+    client.ack()?;
+    let mut probe = client.segment(Flags::ACK, b"");
+    probe.seq = client.snd_nxt.wrapping_sub(1);
+    client.send(&probe)?;
+    let reset = client
+        .receive_until(context.patience(), Segment::is_rst)?
+        .context("no reset at the deadline")?
+        .segment;
+    expect_eq!(reset.seq, expected, "sequence number of the reset");
+    expect_eq!(reset.flags, Flags::RST, "flags of the reset");
+    let packet = reset_of(&scene.capture, context, client.local.port())?;
+    context.happened_on_time(ack.at, packet.at, DEADLINE, "to the reset")?;
+    counts(context, &scene.listener, counted!(timeout_reset: 1)).map(drop)
+}
+
+/// A client that was reset connects again from the same port, and is any client.
+fn come_again(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
+    let (mut client, _) = scene.parked(context)?;
+    for round in 1..=3 {
+        client
+            .receive_until(context.patience(), Segment::is_rst)?
+            .with_context(|| format!("no reset at the deadline, round {round}"))?;
+        counts(context, &scene.listener, counted!(timeout_reset: round))?;
+        client.isn = client.isn.wrapping_add(100_000);
+        client.snd_nxt = client.isn;
+        client.open(context.patience())?;
+    }
+    scene.serve(context, &mut client)?;
+    counts(
+        context,
+        &scene.listener,
+        counted!(timeout_reset: 3, released_data: 1),
+    )
+    .map(drop)
+}
+
+/// Watches the counts for the moment at which a client is dropped.
+fn dropped_at(context: &Context, listener: &Listener) -> Result<Stamp> {
+    let limit = Stamp::now();
+    loop {
+        let seen = stats(listener)?;
+        if seen.timeout_drop == 1 {
+            return Ok(Stamp::now());
+        }
+        if Stamp::now().since(limit) > context.patience() {
+            bail!("the client was not dropped: {}", describe(&seen));
+        }
+        sleep(Duration::from_millis(2));
+    }
+}
+
+/// Not a word at the deadline; what the client says later is answered as anything that nobody knows of.
+fn drop_silently(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(context, family, &listen(family, DEADLINE, OnTimeout::Drop))?;
+    let (mut client, ack) = scene.connect_and_ack(context)?;
+    let dropped = dropped_at(context, &scene.listener)?;
+    let after = context.happened_on_time(ack.at, dropped, DEADLINE, "to the drop")?;
+    context.note(format!("dropped {after:.1} ms after the bare ACK"));
+    scene.requests(context, 0)?;
+    scene.accept_nothing(Duration::from_millis(400), "the client was dropped")?;
+    let spoken = client.request()?;
+    reads_reset(&mut client)?;
+    scene.accept_nothing(Duration::from_millis(200), "the client was dropped")?;
+    counts(context, &scene.listener, counted!(timeout_drop: 1))?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(
+            trace.between(ack.at, spoken).packets.len(),
+            0,
+            "segments around the deadline"
+        );
+        expect_eq!(trace.resets(), 1, "resets");
+        Ok(())
+    })
+}
+
+/// The same for a client that shows each segment, and that comes again.
+fn raw_drop(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Drop))?;
+    let (mut client, ack) = scene.parked(context)?;
+    let dropped = dropped_at(context, &scene.listener)?;
+    context.happened_on_time(ack.at, dropped, DEADLINE, "to the drop")?;
+    expect_eq!(
+        client
+            .receive(Duration::from_millis(1200))?
+            .map(|received| received.segment.to_string()),
+        None,
+        "what a dropped client is sent"
+    );
+    let expected = client.rcv_nxt;
+    client.data(REQUEST)?;
+    let answer = client
+        .receive(context.patience())?
+        .context("no answer to late data")?
+        .segment;
+    expect_eq!(answer.is_rst(), true, "whether {answer} is a reset");
+    expect_eq!(answer.seq, expected, "sequence number of the reset");
+    client.isn = client.isn.wrapping_add(100_000);
+    client.snd_nxt = client.isn;
+    client.open(context.patience())?;
+    scene.serve(context, &mut client)?;
+    counts(
+        context,
+        &scene.listener,
+        counted!(timeout_drop: 1, released_data: 1),
+    )
+    .map(drop)
+}
+
+/// The shortest deadline that is promised, with each policy.
+fn fifty_milliseconds(context: &Context, family: Family) -> Result<()> {
+    const SHORT: Duration = Duration::from_millis(50);
+    let wire = Wire::new()?;
+    let scene = Scene::on(
+        context,
+        wire.clone(),
+        family,
+        &listen(family, SHORT, OnTimeout::Accept),
+    )?;
+    let (client, ack) = scene.connect_and_ack(context)?;
+    let accepted = scene.accept(context)?;
+    let after = context.on_time(ack.at, &accepted, SHORT)?;
+    context.note(format!("connection {after:.1} ms after the bare ACK"));
+    exchange_and_close(client, accepted)?;
+    counts(context, &scene.listener, counted!(timeout_accept: 1))?;
+
+    let resetting = listen(family, SHORT, OnTimeout::Reset).open(&wire.server)?;
+    let server = wire.server_address(family, resetting.port());
+    let stream = wire.client.run(|| connect_here(server))?;
+    let local = stream.local_addr()?;
+    let mut client = Client { stream, local };
+    reads_reset(&mut client)?;
+    let ack = bare_ack(&scene.capture, context, local.port())?;
+    let packet = reset_of(&scene.capture, context, local.port())?;
+    let after = context.happened_on_time(ack.at, packet.at, SHORT, "to the reset")?;
+    context.note(format!("reset {after:.1} ms after the bare ACK"));
+
+    let dropping = listen(family, SHORT, OnTimeout::Drop).open(&wire.server)?;
+    let server = wire.server_address(family, dropping.port());
+    let stream = wire.client.run(|| connect_here(server))?;
+    let local = stream.local_addr()?;
+    let dropped = dropped_at(context, &dropping)?;
+    let ack = bare_ack(&scene.capture, context, local.port())?;
+    let after = context.happened_on_time(ack.at, dropped, SHORT, "to the drop")?;
+    context.note(format!("dropped {after:.1} ms after the bare ACK"));
+    Ok(())
+}
+
+/// The deadlines that are measured together.
+const FOUR: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
+/// How many clients each of them has.
+const EACH: usize = 5;
+
+/// When each client's bare ACK was seen.
+fn bare_acks(trace: &Trace) -> HashMap<u16, Stamp> {
+    let mut acks = HashMap::new();
+    for packet in &trace.packets {
+        if packet.segment.is_bare_ack() && packet.direction == Direction::In {
+            acks.entry(packet.segment.source.port())
+                .or_insert(packet.at);
+        }
+    }
+    acks
+}
+
+/// Opens four listeners on one cable, and has clients connect to all of them in turn, and stay silent.
+fn four_listeners(
+    context: &Context,
+    family: Family,
+    on_timeout: OnTimeout,
+) -> Result<(Wire, Capture, Vec<Listener>)> {
+    let wire = Wire::new()?;
+    let listeners = FOUR
+        .iter()
+        .map(|deadline| listen(family, *deadline, on_timeout).open(&wire.server))
+        .collect::<Result<Vec<_>>>()?;
+    let capture = wire.watch_server()?;
+    context.show_on_failure(&capture);
+    Ok((wire, capture, listeners))
+}
+
+fn connect_in_turn(
+    wire: &Wire,
+    family: Family,
+    listeners: &[Listener],
+) -> Result<Vec<std::net::TcpStream>> {
+    wire.client.run(|| {
+        let mut clients = Vec::new();
+        for _ in 0..EACH {
+            for listener in listeners {
+                clients.push(connect_here(wire.server_address(family, listener.port()))?);
+                sleep(Duration::from_millis(7));
+            }
+        }
+        Ok(clients)
+    })
+}
+
+/// Listeners with deadlines of their own, each met for itself.
+fn four_accept(context: &Context, family: Family) -> Result<()> {
+    let (wire, capture, listeners) = four_listeners(context, family, OnTimeout::Accept)?;
+    let (accepted, _clients) = thread::scope(|scope| {
+        let servers: Vec<_> = listeners
+            .iter()
+            .map(|listener| {
+                scope.spawn(move || {
+                    (0..EACH)
+                        .map(|_| {
+                            listener
+                                .accept(context.patience())?
+                                .context("no connection to accept")
+                        })
+                        .collect::<Result<Vec<_>>>()
+                })
+            })
+            .collect();
+        let clients = connect_in_turn(&wire, family, &listeners);
+        let accepted = servers
+            .into_iter()
+            .map(|server| server.join().map_err(|_| anyhow!("a server panicked"))?)
+            .collect::<Result<Vec<_>>>();
+        Ok::<_, anyhow::Error>((accepted?, clients?))
+    })?;
+    let acks = bare_acks(&capture.stop()?);
+    for (deadline, connections) in FOUR.iter().zip(&accepted) {
+        let mut latest = 0.0_f64;
+        for connection in connections {
+            let ack = acks
+                .get(&connection.peer.port())
+                .context("a connection whose bare ACK was not seen")?;
+            let after = context
+                .on_time(*ack, connection, *deadline)
+                .with_context(|| format!("deadline of {deadline:?}"))?;
+            latest = latest.max(after - deadline.as_secs_f64() * 1e3);
+        }
+        context.note(format!("{deadline:?}: the latest {latest:.1} ms late"));
+    }
+    for listener in &listeners {
+        counts(context, listener, counted!(timeout_accept: EACH as u64))?;
+    }
+    Ok(())
+}
+
+fn four_reset(context: &Context, family: Family) -> Result<()> {
+    let (wire, capture, listeners) = four_listeners(context, family, OnTimeout::Reset)?;
+    let _clients = connect_in_turn(&wire, family, &listeners)?;
+    for listener in &listeners {
+        counts(context, listener, counted!(timeout_reset: EACH as u64))?;
+    }
+    let trace = capture.stop()?;
+    let acks = bare_acks(&trace);
+    let resets = resets(&trace);
+    expect_eq!(resets.len(), FOUR.len() * EACH, "resets");
+    let mut latest = HashMap::new();
+    for reset in resets {
+        let ack = acks
+            .get(&reset.segment.destination.port())
+            .context("a reset of a client whose bare ACK was not seen")?;
+        let nth = listeners
+            .iter()
+            .position(|listener| listener.port() == reset.segment.source.port())
+            .context("a reset of nobody's")?;
+        let deadline = *FOUR.get(nth).context("no deadline")?;
+        let after = context
+            .happened_on_time(*ack, reset.at, deadline, "to the reset")
+            .with_context(|| format!("deadline of {deadline:?}"))?;
+        let late = latest.entry(deadline).or_insert(0.0_f64);
+        *late = late.max(after - deadline.as_secs_f64() * 1e3);
+    }
+    context.note(format!("the latest, in ms: {latest:.1?}"));
+    Ok(())
+}
+
+/// A client that speaks in time has nothing to do with the policy.
+fn data_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
+    let deadline = Duration::from_millis(1500);
+    let scene = Scene::new(context, family, &listen(family, deadline, on_timeout))?;
+    let (mut client, ack) = scene.connect_and_ack(context)?;
+    sleep(Duration::from_millis(1000).saturating_sub(Stamp::now().since(ack.at)));
+    let sent = client.request()?;
+    let accepted = scene.accept(context)?;
+    context.at_once(sent, accepted.at, "from the request to accept()")?;
+    sleep(Duration::from_millis(900));
+    serve(&accepted)?;
+    client.response()?;
+    exchange_and_close(client, accepted)?;
+    counts(context, &scene.listener, counted!(released_data: 1))?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+/// Nor one that is done, or gone, in time.
+fn fin_and_rst_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
+    let deadline = Duration::from_millis(1500);
+    let scene = RawScene::new(context, family, &listen(family, deadline, on_timeout))?;
+    let (mut leaver, _) = scene.parked(context)?;
+    let (mut breaker, _) = scene.parked(context)?;
+    leaver.fin()?;
+    breaker.rst()?;
+    let mut accepted = scene.accept(context)?;
+    expect_eq!(
+        accepted.peer.port(),
+        leaver.local.port(),
+        "the client that was accepted"
+    );
+    expect_eq!(
+        rest(&mut accepted.stream)?.len(),
+        0,
+        "bytes before the end of the stream"
+    );
+    scene.accept_nothing(Duration::from_millis(1800), "the other client has reset")?;
+    counts(
+        context,
+        &scene.listener,
+        counted!(released_fin: 1, aborted: 1),
+    )?;
+    scene.judge(|trace| {
+        let sent = trace.filter(|packet| packet.direction == Direction::Out);
+        expect_eq!(sent.resets(), 0, "resets of the server");
+        Ok(())
+    })
+}
+
+/// Data that arrives as the time runs out: the client is served, or it is not and hears of it; nothing in between.
+fn data_at_that_moment(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
+    const CLIENTS: usize = 40;
+    let deadline = Duration::from_millis(1500);
+    let scene = Scene::new(context, family, &listen(family, deadline, on_timeout))?;
+    let clients = scene.connect_many(CLIENTS)?;
+    let acks = bare_acks(&scene.capture.so_far()?.to_port(scene.port()));
+    let mut rng = context.rng();
+    let spread = i64::from(context.kernel.patience()) * 10_000;
+    let over = AtomicBool::new(false);
+    let (served, refused) = thread::scope(|scope| {
+        let server = scope.spawn(|| -> Result<Vec<u16>> {
+            let mut served = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                if let Some(accepted) = scene.listener.accept(Duration::from_millis(50))? {
+                    serve(&accepted)?;
+                    served.push(accepted.peer.port());
+                }
+            }
+            Ok(served)
+        });
+        let outcome: Result<usize> = (|| {
+            let mut refused = 0;
+            let mut spoken = Vec::new();
+            for mut client in clients {
+                let ack = acks
+                    .get(&client.local.port())
+                    .context("a client whose bare ACK was not seen")?;
+                let aim = deadline.as_micros() as i64 + rng.i64(-spread..spread);
+                let aim = Duration::from_micros(aim.unsigned_abs());
+                sleep(aim.saturating_sub(Stamp::now().since(*ack)));
+                match client.request() {
+                    Ok(_) => spoken.push(client),
+                    // It has heard already.
+                    Err(_) => refused += 1,
+                }
+            }
+            for mut client in spoken {
+                if let Err(error) = client.response() {
+                    let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+                    expect_eq!(
+                        kind,
+                        Some(io::ErrorKind::ConnectionReset),
+                        "what a client reads that is not served: {error:#}"
+                    );
+                    refused += 1;
+                }
+            }
+            Ok(refused)
+        })();
+        over.store(true, Ordering::Relaxed);
+        let served = server
+            .join()
+            .map_err(|_| anyhow!("the server panicked"))??;
+        Ok::<_, anyhow::Error>((served, outcome?))
+    })?;
+    let mut different = served.clone();
+    different.sort_unstable();
+    different.dedup();
+    expect_eq!(different.len(), served.len(), "different clients served");
+    expect_eq!(served.len() + refused, CLIENTS, "clients served or refused");
+    context.note(format!("{} served, {refused} refused", served.len()));
+    let (served, refused) = (served.len() as u64, refused as u64);
+    let expected = if on_timeout == OnTimeout::Reset {
+        counted!(released_data: served, timeout_reset: refused)
+    } else {
+        counted!(released_data: served, timeout_drop: refused)
+    };
+    counts(context, &scene.listener, expected)?;
+    scene.requests(context, 0)
+}
+
+/// All at once: each exactly once, and nobody is left.
+fn many(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
+    const CLIENTS: usize = 150;
+    let deadline = Duration::from_millis(800);
+    let scene = Scene::new(
+        context,
+        family,
+        &listen(family, deadline, on_timeout).backlog(1024),
+    )?;
+    let clients = scene.connect_many(CLIENTS)?;
+    let expected = if on_timeout == OnTimeout::Reset {
+        counted!(timeout_reset: CLIENTS as u64)
+    } else {
+        counted!(timeout_drop: CLIENTS as u64)
+    };
+    counts(context, &scene.listener, expected)?;
+    scene.requests(context, 0)?;
+    scene.accept_nothing(Duration::from_millis(100), "no client was accepted")?;
+    let spoken = Stamp::now();
+    for mut client in clients {
+        if on_timeout == OnTimeout::Drop {
+            client.request()?;
+        }
+        reads_reset(&mut client)?;
+    }
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), CLIENTS, "SYN-ACKs");
+        expect_eq!(trace.resets(), CLIENTS, "resets");
+        let before = trace.filter(|packet| packet.at <= spoken).resets();
+        let expected = if on_timeout == OnTimeout::Reset {
+            CLIENTS
+        } else {
+            0
+        };
+        expect_eq!(before, expected, "resets at the deadline");
+        Ok(())
+    })
+}
+
+/// Who is to be accepted waits until there is room; who is to be reset does not.
+fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(1))?;
+    let mut silent = Vec::new();
+    for _ in 0..2 {
+        silent.push(scene.parked(context)?.0);
+    }
+    let speakers = fill_accept_queue(context, &scene)?;
+    control::set_config(&scene.listener, &timeout(50))?;
+    sleep(Duration::from_millis(500));
+    counts(context, &scene.listener, counted!(parked: 2))?;
+    for _ in &speakers {
+        serve(&scene.accept(context)?)?;
+    }
+    // Now there is room.
+    for _ in &silent {
+        let accepted = scene.accept(context)?;
+        ensure!(
+            silent
+                .iter()
+                .any(|client| client.local.port() == accepted.peer.port()),
+            "{} was accepted",
+            accepted.peer
+        );
+    }
+    counts(context, &scene.listener, counted!(timeout_accept: 2))?;
+
+    control::set_config(&scene.listener, &timeout(60_000))?;
+    let mut third = scene.parked(context)?.0;
+    let speakers = fill_accept_queue(context, &scene)?;
+    let set = Stamp::now();
+    control::set_config(&scene.listener, &settings(50, 0, OnTimeout::Reset))?;
+    let reset = third
+        .receive_until(context.patience(), Segment::is_rst)?
+        .context("no reset at the deadline, although it needs no room")?;
+    context.at_once(set, reset.at, "from the shorter deadline to the reset")?;
+    for _ in &speakers {
+        serve(&scene.accept(context)?)?;
+    }
+    counts(
+        context,
+        &scene.listener,
+        counted!(timeout_accept: 2, timeout_reset: 1),
+    )
+    .map(drop)
+}
+
+/// Fills the accept queue of a listener with a backlog of 1 with clients that spoke at once.
+fn fill_accept_queue(context: &Context, scene: &RawScene) -> Result<Vec<RawClient>> {
+    // One more than asked for: that is how the kernel counts.
+    let mut speakers = vec![scene.client(), scene.client()];
+    for speaker in &mut speakers {
+        speaker.half_open(context.patience())?;
+    }
+    for speaker in &mut speakers {
+        speaker.data(REQUEST)?;
+    }
+    let mut queued = 0;
+    wait::until(context.patience(), || {
+        queued = TcpInfo::of(&scene.listener)?.unacked;
+        Ok(queued == 2)
+    })?;
+    expect_eq!(queued, 2, "connections that wait for accept()");
+    Ok(speakers)
+}
+
+/// The kernel counts a request's timeouts in seven bits: none of them may end, or wake, a client that waits.
+fn beyond_seven_bits(context: &Context) -> Result<()> {
+    const TCP_RTO_MAX_MS: i32 = 44;
+    const LONG: Duration = Duration::from_secs(137);
+    let family = Family::V4;
+    let wire = Wire::new()?;
+    wire.server.set_sysctl("net.ipv4.tcp_synack_retries", "2")?;
+    let scene = Scene::on(
+        context,
+        wire,
+        family,
+        &Listen::filtered(family).config(timeout(u32::try_from(LONG.as_millis())?)),
+    )?;
+    // A request's timer fires every second from now on, if it is the kernel's.
+    if let Err(error) = set_tcp_option(&scene.listener, TCP_RTO_MAX_MS, 1000) {
+        bail!("TCP_RTO_MAX_MS: {error}");
+    }
+    let (client, ack) = scene.connect_and_ack(context)?;
+    scene.accept_nothing(LONG - Duration::from_secs(2), "its deadline is not over")?;
+    ensure!(
+        wait::until(Duration::ZERO, || Ok(stats(&scene.listener)?.parked == 1))?,
+        "the client is not parked any more: {}",
+        describe(&stats(&scene.listener)?)
+    );
+    let accepted = scene.accept(context)?;
+    context.on_time(ack.at, &accepted, LONG)?;
+    let seen = counts(context, &scene.listener, counted!(timeout_accept: 1))?;
+    context.note(describe(&seen));
+    exchange_and_close(client, accepted)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
