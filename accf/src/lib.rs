@@ -3,8 +3,8 @@
 //!
 //! A listener with the filter [`DATAREADY`] accepts a connection once its first byte, or its end,
 //! has arrived. The kernel module `accf` does that; this crate asks for it, sets it up, and reads
-//! what it has counted: of one's own listeners through the socket ([`config`], [`stats`]), of any
-//! process's through the kernel's list of sockets ([`listeners`]).
+//! what it has counted: of one's own listeners through the socket ([`config()`], [`stats()`]), of any
+//! process's through the kernel's list of sockets ([`listeners()`]).
 //!
 //! ```no_run
 //! use std::net::TcpListener;
@@ -127,7 +127,7 @@ pub fn config(socket: impl AsFd) -> Result<Config, Error> {
 /// Changes the settings of a socket's filter: `setsockopt(SOL_ACCF, ACCF_CONFIG)`.
 ///
 /// It takes effect at once, also for the connections that are parked. All settings are set: to
-/// change one, begin with those that [`config`] returns.
+/// change one, begin with those that [`config()`] returns.
 ///
 /// # Errors
 ///

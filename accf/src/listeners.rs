@@ -51,6 +51,25 @@ pub struct Listener {
     pub cookie: u64,
 }
 
+impl Listener {
+    /// Returns a listener on `address` with `filter` that has counted nothing, and whose other fields
+    /// are zero: something to test programs with.
+    pub fn new(address: SocketAddr, filter: &str) -> Self {
+        Self {
+            address,
+            interface: None,
+            filter: filter.to_owned(),
+            config: Config::default(),
+            stats: Stats::default(),
+            accept_queue: 0,
+            backlog: 0,
+            uid: 0,
+            inode: 0,
+            cookie: 0,
+        }
+    }
+}
+
 /// Returns all listeners that have an accept filter, of any process in the calling thread's network
 /// namespace: those on IPv4 addresses first, in no order.
 ///
@@ -64,13 +83,13 @@ pub fn listeners() -> Result<Vec<Listener>, Error> {
     listeners_on(0)
 }
 
-/// Returns those of the [`listeners`] that listen on `port`; 0 is any.
+/// Returns those of the [`listeners()`] that listen on `port`; 0 is any.
 ///
 /// There is more than one with `SO_REUSEPORT`, and with different addresses.
 ///
 /// # Errors
 ///
-/// Those of [`listeners`].
+/// Those of [`listeners()`].
 pub fn listeners_on(port: u16) -> Result<Vec<Listener>, Error> {
     let socket = Socket::new(NETLINK_SOCK_DIAG).map_err(Error::diag)?;
     let mut found = Vec::new();

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Listeners as JSON. Names and units are those of `accf.h`.
+
+use std::net::IpAddr;
+
+use accf::{Config, Listener, Stats};
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::text;
+
+/// A listener.
+#[derive(Serialize)]
+struct ListenerView {
+    address: IpAddr,
+    port: u16,
+    /// The interface that it is bound to, or null.
+    interface: Option<String>,
+    filter: String,
+    uid: u32,
+    inode: u32,
+    /// Connections that wait for `accept()`, and how many may.
+    accept_queue: u32,
+    backlog: u32,
+    config: ConfigView,
+    stats: StatsView,
+}
+
+/// Its settings, as the module tells them: 0 is "until the client sends", and the module's default.
+#[derive(Serialize)]
+struct ConfigView {
+    timeout_ms: u64,
+    max_parked: u32,
+    /// A word, or the number of one that this program does not know.
+    on_timeout: String,
+}
+
+/// What it has counted.
+#[derive(Serialize)]
+struct StatsView {
+    parked: u64,
+    half_open: i64,
+    half_open_young: i64,
+    parked_total: u64,
+    released_data: u64,
+    released_fin: u64,
+    timeout_accept: u64,
+    timeout_reset: u64,
+    timeout_drop: u64,
+    evicted: u64,
+    aborted: u64,
+    returned: u64,
+    synack_suppressed: u64,
+    bypass_syncookie: u64,
+    bypass_fastopen: u64,
+    bypass_abort_on_overflow: u64,
+    bypass_accept_queue_full: u64,
+    bypass_no_memory: u64,
+    bypass_namespace_limit: u64,
+    bypass_signed: u64,
+    bypass_other: u64,
+    /// `wait_log2` with its bounds.
+    waits: Vec<WaitView>,
+}
+
+/// A bucket of the histogram: `from_ms <= wait < to_ms`; the last one has null as its end.
+#[derive(Serialize)]
+struct WaitView {
+    from_ms: u64,
+    to_ms: Option<u64>,
+    count: u64,
+}
+
+/// Writes listeners as a JSON array.
+pub(crate) fn render(listeners: &[&Listener]) -> Result<String> {
+    let views: Vec<ListenerView> = listeners.iter().map(|listener| view(listener)).collect();
+    let mut text = serde_json::to_string_pretty(&views).context("cannot write JSON")?;
+    text.push('\n');
+    Ok(text)
+}
+
+fn view(listener: &Listener) -> ListenerView {
+    ListenerView {
+        address: listener.address.ip(),
+        port: listener.address.port(),
+        interface: text::interface(listener),
+        filter: listener.filter.clone(),
+        uid: listener.uid,
+        inode: listener.inode,
+        accept_queue: listener.accept_queue,
+        backlog: listener.backlog,
+        config: config(&listener.config),
+        stats: stats(&listener.stats),
+    }
+}
+
+fn config(config: &Config) -> ConfigView {
+    ConfigView {
+        timeout_ms: config.timeout.map_or(0, milliseconds),
+        max_parked: config.max_parked.map_or(0, |max| max.get()),
+        on_timeout: config.on_timeout.to_string(),
+    }
+}
+
+fn stats(stats: &Stats) -> StatsView {
+    StatsView {
+        parked: stats.parked,
+        half_open: stats.half_open,
+        half_open_young: stats.half_open_young,
+        parked_total: stats.parked_total,
+        released_data: stats.released_data,
+        released_fin: stats.released_fin,
+        timeout_accept: stats.timeout_accept,
+        timeout_reset: stats.timeout_reset,
+        timeout_drop: stats.timeout_drop,
+        evicted: stats.evicted,
+        aborted: stats.aborted,
+        returned: stats.returned,
+        synack_suppressed: stats.synack_suppressed,
+        bypass_syncookie: stats.bypass_syncookie,
+        bypass_fastopen: stats.bypass_fastopen,
+        bypass_abort_on_overflow: stats.bypass_abort_on_overflow,
+        bypass_accept_queue_full: stats.bypass_accept_queue_full,
+        bypass_no_memory: stats.bypass_no_memory,
+        bypass_namespace_limit: stats.bypass_namespace_limit,
+        bypass_signed: stats.bypass_signed,
+        bypass_other: stats.bypass_other,
+        waits: stats
+            .waits()
+            .map(|bucket| WaitView {
+                from_ms: milliseconds(bucket.from),
+                to_ms: bucket.to.map(milliseconds),
+                count: bucket.count,
+            })
+            .collect(),
+    }
+}
+
+/// Returns a time in milliseconds, of which it has whole ones.
+fn milliseconds(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+    use serde_json::Value;
+
+    /// What a program reads.
+    fn read(listener: &Listener) -> Value {
+        let text = render(&[listener]).unwrap();
+        let mut value: Value = serde_json::from_str(&text).unwrap();
+        value[0].take()
+    }
+
+    #[test]
+    fn the_settings_are_the_modules() {
+        let busy = read(&sample::busy());
+        assert_eq!(busy["address"], "::");
+        assert_eq!(busy["port"], 8080);
+        assert_eq!(busy["interface"], Value::Null);
+        assert_eq!(busy["config"]["timeout_ms"], 1500);
+        assert_eq!(busy["config"]["max_parked"], 2000);
+        assert_eq!(busy["config"]["on_timeout"], "reset");
+        let idle = read(&sample::idle());
+        assert_eq!(idle["config"]["timeout_ms"], 0);
+        assert_eq!(idle["config"]["max_parked"], 0);
+    }
+
+    #[test]
+    fn every_counter_is_there_by_its_name() {
+        let stats = read(&sample::busy())["stats"].take();
+        let header = include_str!("../../../../module/uapi/accf.h");
+        let (_, body) = header.split_once("struct accf_stats {").unwrap();
+        let (body, _) = body.split_once("\n};").unwrap();
+        let names: Vec<&str> = body
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("__")?.split(' ').nth(1))
+            .filter_map(|name| name.strip_suffix(';'))
+            .filter(|name| !name.starts_with("wait_log2"))
+            .collect();
+        for name in &names {
+            // None of the sample's is zero.
+            assert!(stats[name].as_i64() > Some(0), "{name}");
+        }
+        assert_eq!(stats.as_object().unwrap().len(), names.len() + 1);
+    }
+
+    #[test]
+    fn the_histogram_comes_with_its_bounds() {
+        let waits = read(&sample::busy())["stats"]["waits"].take();
+        let waits = waits.as_array().unwrap();
+        assert_eq!(waits.len(), accf::WAIT_BUCKETS);
+        assert_eq!(waits[3]["from_ms"], 4);
+        assert_eq!(waits[3]["to_ms"], 8);
+        assert_eq!(waits[3]["count"], 7);
+        assert_eq!(waits[31]["to_ms"], Value::Null);
+    }
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The table of listeners.
+
+use accf::Listener;
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
+
+use crate::text::{address, max_parked, number, timeout};
+
+/// A line under the heading, and nothing else.
+const RULES: TableStyle =
+    TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+
+/// The columns, and whether they are numbers.
+const COLUMNS: [(&str, bool); 10] = [
+    ("listener", false),
+    ("filter", false),
+    ("timeout", true),
+    ("then", false),
+    ("parked", true),
+    ("at most", true),
+    ("ever", true),
+    ("released", true),
+    ("timed out", true),
+    ("bypassed", true),
+];
+
+/// Writes one line for each listener; `Dynamic` fits the table into the terminal, if there is one.
+pub(crate) fn render(listeners: &[&Listener], arrangement: ContentArrangement) -> String {
+    let mut table = Table::new();
+    table
+        .load_style(RULES)
+        .set_content_arrangement(arrangement)
+        .set_header(COLUMNS.map(|(name, _)| name));
+    for (column, (_, is_number)) in table.column_iter_mut().zip(COLUMNS) {
+        if is_number {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for listener in listeners {
+        table.add_row(row(listener));
+    }
+    let mut text = String::new();
+    for line in table.lines() {
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// The cells of one listener.
+fn row(listener: &Listener) -> [String; COLUMNS.len()] {
+    let (config, stats) = (&listener.config, &listener.stats);
+    let timed_out = [
+        stats.timeout_accept,
+        stats.timeout_reset,
+        stats.timeout_drop,
+    ];
+    [
+        address(listener),
+        listener.filter.clone(),
+        timeout(config),
+        config.on_timeout.to_string(),
+        number(stats.parked),
+        max_parked(config),
+        number(stats.parked_total),
+        number(stats.released_data.saturating_add(stats.released_fin)),
+        number(timed_out.iter().fold(0, |sum, n| sum.saturating_add(*n))),
+        number(stats.bypassed()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+
+    #[test]
+    fn listeners_are_lines() {
+        let (idle, busy) = (sample::idle(), sample::busy());
+        let text = render(&[&idle, &busy], ContentArrangement::Disabled);
+        let expected = " \
+ listener        filter      timeout   then     parked   at most    ever   released   timed out   bypassed
+───────────────────────────────────────────────────────────────────────────────────────────────────────────
+ 192.0.2.1:443   dataready      none   accept        0   default       0          0           0          0
+ [::]:8080       dataready     1.5 s   reset        12     2,000   1,326      1,107         180        196
+";
+        assert_eq!(text, expected, "{text}");
+    }
+}

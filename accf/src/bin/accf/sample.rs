@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Listeners to test with.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use accf::{Listener, OnTimeout, DATAREADY};
+
+/// A listener that nobody has connected to, with the default settings.
+pub(crate) fn idle() -> Listener {
+    let mut listener = Listener::new("192.0.2.1:443".parse().unwrap(), DATAREADY);
+    listener.cookie = 1;
+    listener
+}
+
+/// A listener that has seen everything, each event another number of times.
+pub(crate) fn busy() -> Listener {
+    let mut listener = Listener::new("[::]:8080".parse().unwrap(), DATAREADY);
+    listener.cookie = 2;
+    listener.uid = 1000;
+    listener.inode = 4711;
+    listener.accept_queue = 2;
+    listener.backlog = 4096;
+    listener.config.timeout = Some(Duration::from_millis(1500));
+    listener.config.max_parked = NonZeroU32::new(2000);
+    listener.config.on_timeout = OnTimeout::Reset;
+    let stats = &mut listener.stats;
+    stats.parked = 12;
+    stats.half_open = 3;
+    stats.half_open_young = 1;
+    stats.released_data = 1_100;
+    stats.released_fin = 7;
+    stats.timeout_accept = 50;
+    stats.timeout_reset = 60;
+    stats.timeout_drop = 70;
+    stats.evicted = 8;
+    stats.aborted = 9;
+    stats.returned = 10;
+    stats.parked_total = stats.accounted();
+    stats.synack_suppressed = 90;
+    stats.bypass_syncookie = 21;
+    stats.bypass_fastopen = 22;
+    stats.bypass_abort_on_overflow = 23;
+    stats.bypass_accept_queue_full = 24;
+    stats.bypass_no_memory = 25;
+    stats.bypass_namespace_limit = 26;
+    stats.bypass_signed = 27;
+    stats.bypass_other = 28;
+    stats.wait_log2[0] = 100;
+    stats.wait_log2[1] = 1_000;
+    stats.wait_log2[3] = 7;
+    listener
+}

@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A listener's counters in words, and how long its clients took to send.
+
+use std::fmt::Write as _;
+
+use accf::{Listener, OnTimeout, Stats, WaitBucket};
+
+use crate::text::{address, max_parked, number, rough, timeout};
+
+/// The width of the words before a counter, with what they are indented by.
+const WORDS: usize = 62;
+/// The width of a counter.
+const NUMBER: usize = 14;
+/// The width of the longest bar.
+const BAR: usize = 32;
+
+/// Writes all that is known of each listener.
+pub(crate) fn render(listeners: &[&Listener]) -> String {
+    let pages: Vec<String> = listeners.iter().map(|listener| page(listener)).collect();
+    pages.join("\n")
+}
+
+/// Writes one listener's page.
+fn page(listener: &Listener) -> String {
+    let config = &listener.config;
+    let mut text = format!(
+        "{}  {}  (uid {}, socket {})\n",
+        address(listener),
+        listener.filter,
+        listener.uid,
+        listener.inode
+    );
+    let line = |text: &mut String, words: &str, value: &str| {
+        text.push_str(format!("  {words:<18}{value}").trim_end());
+        text.push('\n');
+    };
+    line(
+        &mut text,
+        "timeout",
+        &match config.timeout {
+            None => "none: a silent client waits until it sends".to_owned(),
+            Some(_) => format!("{}, then {}", timeout(config), fate(config.on_timeout)),
+        },
+    );
+    line(
+        &mut text,
+        "may be parked",
+        &match config.max_parked {
+            None => "as many as the module's default".to_owned(),
+            Some(_) => format!(
+                "{}; one more, and {}",
+                max_parked(config),
+                evicted(config.on_timeout)
+            ),
+        },
+    );
+    line(
+        &mut text,
+        "accept queue",
+        &format!(
+            "{} of {}",
+            number(listener.accept_queue.into()),
+            number(listener.backlog.into())
+        ),
+    );
+    text.push('\n');
+    text.push_str(&counters(&listener.stats));
+    text.push('\n');
+    text.push_str(&waits(&listener.stats));
+    text
+}
+
+/// Says what becomes of a silent client at its deadline.
+fn fate(on_timeout: OnTimeout) -> String {
+    match on_timeout {
+        OnTimeout::Accept => "the server accepts the silent connection".to_owned(),
+        OnTimeout::Reset => "the client is reset".to_owned(),
+        OnTimeout::Drop => "the connection is forgotten".to_owned(),
+        OnTimeout::Other(other) => {
+            format!(
+                "what this program does not know (on_timeout {other}): it is older than the module"
+            )
+        }
+    }
+}
+
+/// Says what becomes of the oldest connection when there are too many.
+fn evicted(on_timeout: OnTimeout) -> &'static str {
+    match on_timeout {
+        OnTimeout::Accept => "the oldest is accepted",
+        OnTimeout::Reset => "the oldest is reset",
+        OnTimeout::Drop => "the oldest is forgotten",
+        OnTimeout::Other(_) => "the oldest meets its deadline",
+    }
+}
+
+/// One line: how far it is indented, what is counted, and the count.
+type Counter = (usize, &'static str, i128);
+
+/// Writes the counters.
+fn counters(stats: &Stats) -> String {
+    // No counter is left out; zeros say something, too.
+    let groups: [(&str, &[Counter]); 3] = [
+        (
+            "now",
+            &[
+                (0, "parked", stats.parked.into()),
+                (
+                    0,
+                    "half open: count against the SYN backlog",
+                    stats.half_open.into(),
+                ),
+                (
+                    1,
+                    "of them, SYN-ACK sent once",
+                    stats.half_open_young.into(),
+                ),
+            ],
+        ),
+        (
+            "since the filter was attached",
+            &[
+                (0, "parked", stats.parked_total.into()),
+                (1, "accepted when data came", stats.released_data.into()),
+                (
+                    1,
+                    "accepted when the client closed",
+                    stats.released_fin.into(),
+                ),
+                (
+                    1,
+                    "silent until the deadline, accepted",
+                    stats.timeout_accept.into(),
+                ),
+                (
+                    1,
+                    "silent until the deadline, reset",
+                    stats.timeout_reset.into(),
+                ),
+                (
+                    1,
+                    "silent until the deadline, dropped",
+                    stats.timeout_drop.into(),
+                ),
+                (1, "made room for another one", stats.evicted.into()),
+                (
+                    1,
+                    "ended by the client, ICMP or the administrator",
+                    stats.aborted.into(),
+                ),
+                (
+                    1,
+                    "given back: no connection could be made",
+                    stats.returned.into(),
+                ),
+                (0, "SYN-ACKs not sent again", stats.synack_suppressed.into()),
+            ],
+        ),
+        (
+            "not parked, as on a plain listener, because",
+            &[
+                (
+                    0,
+                    "the SYN was answered with a syncookie",
+                    stats.bypass_syncookie.into(),
+                ),
+                (
+                    0,
+                    "the SYN carried TCP Fast Open",
+                    stats.bypass_fastopen.into(),
+                ),
+                (
+                    0,
+                    "tcp_abort_on_overflow is set",
+                    stats.bypass_abort_on_overflow.into(),
+                ),
+                (
+                    0,
+                    "too many were parked, and the accept queue was full",
+                    stats.bypass_accept_queue_full.into(),
+                ),
+                (0, "there was no memory", stats.bypass_no_memory.into()),
+                (
+                    0,
+                    "the network namespace had too many parked",
+                    stats.bypass_namespace_limit.into(),
+                ),
+                (
+                    0,
+                    "the listener checks TCP-MD5 or TCP-AO",
+                    stats.bypass_signed.into(),
+                ),
+                (0, "of anything else", stats.bypass_other.into()),
+            ],
+        ),
+    ];
+    let mut text = String::new();
+    for (heading, counters) in groups {
+        writeln!(text, "  {heading}").ok();
+        for (depth, words, count) in counters {
+            let words = format!("{:indent$}{words}", "", indent = 4 + 2 * depth);
+            writeln!(text, "{words:<WORDS$}{:>NUMBER$}", signed(*count)).ok();
+        }
+    }
+    text
+}
+
+/// Writes a number that may be negative, although it must not.
+fn signed(value: i128) -> String {
+    let sign = if value < 0 { "-" } else { "" };
+    let size = u64::try_from(value.unsigned_abs()).unwrap_or(u64::MAX);
+    format!("{sign}{}", number(size))
+}
+
+/// Draws the histogram, from the first bucket that is not empty to the last one.
+fn waits(stats: &Stats) -> String {
+    let mut text = "  from the client's ACK to its first byte or its end\n".to_owned();
+    let buckets: Vec<WaitBucket> = stats.waits().collect();
+    let busy = |bucket: &WaitBucket| bucket.count > 0;
+    let (Some(first), Some(last)) = (
+        buckets.iter().position(busy),
+        buckets.iter().rposition(busy),
+    ) else {
+        text.push_str("    no parked connection has sent anything yet\n");
+        return text;
+    };
+    let shown = buckets.get(first..=last).unwrap_or_default();
+    let most = shown.iter().map(|bucket| bucket.count).max().unwrap_or(0);
+    for bucket in shown {
+        let bounds = match bucket.to {
+            None => format!("{} or more", rough(bucket.from)),
+            Some(to) if bucket.from.is_zero() => format!("less than {}", rough(to)),
+            Some(to) => format!("{} to {}", rough(bucket.from), rough(to)),
+        };
+        let bar = bar(bucket.count, most);
+        writeln!(
+            text,
+            "{bounds:>24}  {bar:<BAR$}{:>NUMBER$}",
+            number(bucket.count)
+        )
+        .ok();
+    }
+    text
+}
+
+/// Draws a bar in eighths of a character; nothing but zero is invisible.
+fn bar(count: u64, most: u64) -> String {
+    const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
+    if count == 0 || most == 0 {
+        return String::new();
+    }
+    let length = u128::from(count) * (BAR as u128) * 8 / u128::from(most);
+    let length = usize::try_from(length).unwrap_or(BAR * 8).clamp(1, BAR * 8);
+    let rest = EIGHTHS.get(length % 8).unwrap_or(&"");
+    format!("{}{rest}", "█".repeat(length / 8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+
+    #[test]
+    fn everything_is_said() {
+        let text = render(&[&sample::busy()]);
+        let expected = "\
+[::]:8080  dataready  (uid 1000, socket 4711)
+  timeout           1.5 s, then the client is reset
+  may be parked     2,000; one more, and the oldest is reset
+  accept queue      2 of 4,096
+
+  now
+    parked                                                                12
+    half open: count against the SYN backlog                               3
+      of them, SYN-ACK sent once                                           1
+  since the filter was attached
+    parked                                                             1,326
+      accepted when data came                                          1,100
+      accepted when the client closed                                      7
+      silent until the deadline, accepted                                 50
+      silent until the deadline, reset                                    60
+      silent until the deadline, dropped                                  70
+      made room for another one                                            8
+      ended by the client, ICMP or the administrator                       9
+      given back: no connection could be made                             10
+    SYN-ACKs not sent again                                               90
+  not parked, as on a plain listener, because
+    the SYN was answered with a syncookie                                 21
+    the SYN carried TCP Fast Open                                         22
+    tcp_abort_on_overflow is set                                          23
+    too many were parked, and the accept queue was full                   24
+    there was no memory                                                   25
+    the network namespace had too many parked                             26
+    the listener checks TCP-MD5 or TCP-AO                                 27
+    of anything else                                                      28
+
+  from the client's ACK to its first byte or its end
+          less than 1 ms  ███▏                                       100
+            1 ms to 2 ms  ████████████████████████████████         1,000
+            2 ms to 4 ms                                               0
+            4 ms to 8 ms  ▏                                            7
+";
+        assert_eq!(text, expected, "{text}");
+    }
+
+    #[test]
+    fn a_listener_that_nobody_has_connected_to_is_all_zeros() {
+        let text = render(&[&sample::idle()]);
+        assert!(text.contains("waits until it sends"), "{text}");
+        assert!(text.contains("as many as the module's default"), "{text}");
+        assert!(text.contains("no parked connection has sent"), "{text}");
+    }
+
+    #[test]
+    fn pages_are_set_apart() {
+        let text = render(&[&sample::idle(), &sample::busy()]);
+        assert_eq!(text.matches("\n\n[::]:8080").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn the_smallest_count_is_visible_and_none_is_too_long() {
+        assert_eq!(bar(0, 10), "");
+        assert_eq!(bar(1, u64::MAX), "▏");
+        assert_eq!(bar(u64::MAX, u64::MAX).chars().count(), BAR);
+        assert_eq!(bar(3, 4), "█".repeat(24));
+        assert_eq!(bar(9, 64), "████▌");
+    }
+
+    #[test]
+    fn the_last_bucket_has_no_end() {
+        let mut stats = Stats::default();
+        stats.wait_log2[accf::WAIT_BUCKETS - 1] = 1;
+        assert!(waits(&stats).contains("12.4 d or more"));
+    }
+
+    #[test]
+    fn a_negative_count_is_shown() {
+        assert_eq!(signed(-1_000), "-1,000");
+    }
+}

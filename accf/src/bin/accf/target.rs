@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which listeners are meant.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
+use std::str::FromStr;
+
+/// An address, a port, or both; the default is any of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Target {
+    address: Option<IpAddr>,
+    port: Option<NonZeroU16>,
+}
+
+/// Why a text is not a [`Target`].
+#[derive(Debug)]
+pub(crate) struct Invalid;
+
+impl Target {
+    /// Says whether a listener on `address` is meant. A wildcard address is an address like others.
+    pub(crate) fn matches(self, address: SocketAddr) -> bool {
+        self.address.is_none_or(|ip| ip == address.ip())
+            && self.port.is_none_or(|port| port.get() == address.port())
+    }
+}
+
+impl FromStr for Target {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        // What `Display` writes.
+        if text == "*" {
+            return Ok(Self::default());
+        }
+        // Before a port alone is looked for: `::` begins like one.
+        if let Ok(address) = text.parse::<IpAddr>() {
+            return Ok(Self {
+                address: Some(address),
+                port: None,
+            });
+        }
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(Self {
+                address: Some(address.ip()),
+                port: Some(NonZeroU16::new(address.port()).ok_or(Invalid)?),
+            });
+        }
+        let bracketed = text
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'));
+        if let Some(address) = bracketed {
+            return Ok(Self {
+                address: Some(address.parse::<Ipv6Addr>().map_err(|_| Invalid)?.into()),
+                port: None,
+            });
+        }
+        let port = text.strip_prefix('*').unwrap_or(text);
+        let port = port.strip_prefix(':').ok_or(Invalid)?;
+        Ok(Self {
+            address: None,
+            port: Some(port.parse().map_err(|_| Invalid)?),
+        })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.address, self.port) {
+            (None, None) => f.write_str("*"),
+            (None, Some(port)) => write!(f, ":{port}"),
+            (Some(address), None) => write!(f, "{address}"),
+            (Some(address), Some(port)) => write!(f, "{}", SocketAddr::new(address, port.get())),
+        }
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "give ADDRESS, ADDRESS:PORT or :PORT, such as 192.0.2.1, [2001:db8::1]:443 or :8080",
+        )
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Says whether the listener on `address` is meant by `text`.
+    fn matches(text: &str, address: &str) -> bool {
+        let target: Target = text.parse().unwrap();
+        target.matches(address.parse().unwrap())
+    }
+
+    #[test]
+    fn a_port_is_any_addresses() {
+        assert!(matches(":80", "127.0.0.1:80"));
+        assert!(matches("*:80", "[::1]:80"));
+        assert!(!matches(":80", "127.0.0.1:81"));
+    }
+
+    #[test]
+    fn an_address_is_any_ports() {
+        assert!(matches("127.0.0.1", "127.0.0.1:80"));
+        assert!(matches("::1", "[::1]:80"));
+        assert!(matches("[::1]", "[::1]:80"));
+        assert!(!matches("127.0.0.1", "0.0.0.0:80"));
+    }
+
+    #[test]
+    fn both_must_agree() {
+        assert!(matches("[::1]:80", "[::1]:80"));
+        assert!(!matches("[::1]:80", "[::1]:81"));
+        assert!(!matches("0.0.0.0:80", "[::]:80"));
+    }
+
+    #[test]
+    fn everything_else_is_refused() {
+        for text in [
+            "",
+            ":",
+            "[]",
+            "[127.0.0.1]",
+            ":0",
+            ":65536",
+            "127.0.0.1:0",
+            "host",
+            "80",
+        ] {
+            assert!(text.parse::<Target>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        for text in ["*", ":80", "::1", "[::1]:80", "127.0.0.1", "127.0.0.1:80"] {
+            let target: Target = text.parse().unwrap();
+            assert_eq!(target.to_string(), text);
+        }
+    }
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The command `accf` as programs see it, wherever there is no listener with a filter.
+
+use std::process::{Command, Output};
+
+/// Runs the command.
+fn accf(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_accf"))
+        .args(arguments)
+        .output()
+        .expect("cannot run accf")
+}
+
+#[test]
+fn wrong_usage_is_status_2() {
+    for arguments in [&["stats", "nowhere"][..], &["set"], &[]] {
+        let output = accf(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(!output.stderr.is_empty());
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn the_statuses_are_documented() {
+    let output = accf(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("Exit status"), "{text}");
+}
+
+#[test]
+fn nothing_found_is_said_in_words() {
+    // No port can be 1 here, but for somebody else's listener without a filter.
+    let output = accf(&["stats", ":1"]);
+    // The kernel does not list sockets; no such listener; no module.
+    assert!(
+        matches!(output.status.code(), Some(1 | 3 | 4)),
+        "{output:?}"
+    );
+    assert!(output.stderr.starts_with(b"accf: "), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+}
