@@ -12,6 +12,7 @@ mod net;
 mod policy;
 
 mod fabricate;
+mod test_account;
 mod test_listener;
 mod test_policy;
 mod test_registration;
@@ -25,11 +26,16 @@ module! {
     license: "GPL v2",
 }
 
-/// Nothing but a home for the suites: KUnit finds them in the module's `.kunit_test_suites` section.
-struct AccfKunit;
+/// A home for the suites, which KUnit finds in the module's `.kunit_test_suites` section and runs once this is there.
+struct AccfKunit {
+    _namespaces: net::namespace::Namespaces,
+}
 
 impl kernel::Module for AccfKunit {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        Ok(Self)
+        Ok(Self {
+            // SAFETY: the only one of this module, whose sources are its own.
+            _namespaces: unsafe { net::namespace::Namespaces::register() }?,
+        })
     }
 }

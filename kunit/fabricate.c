@@ -135,11 +135,6 @@ u32 accf_kunit_tsval_now(const struct request_sock *req)
 	return tcp_rsk_tsval(tcp_rsk(req));
 }
 
-int accf_kunit_young(const struct sock *listener)
-{
-	return reqsk_queue_len_young(&inet_csk(listener)->icsk_accept_queue);
-}
-
 void accf_kunit_free(struct request_sock *req)
 {
 	timer_delete_sync(&req->rsk_timer);

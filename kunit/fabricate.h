@@ -34,7 +34,6 @@ long accf_kunit_timer_in(const struct request_sock *req);
 u64 accf_kunit_synack_age_us(const struct request_sock *req);
 u32 accf_kunit_last_tsval(const struct request_sock *req);
 u32 accf_kunit_tsval_now(const struct request_sock *req);
-int accf_kunit_young(const struct sock *listener);
 void accf_kunit_free(struct request_sock *req);
 
 /* The reply to the SYN-ACK of @req: @len bytes of data, @fin or not. */

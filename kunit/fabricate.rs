@@ -20,12 +20,12 @@ use crate::{
         bindings,
         context::BhGuard,
         hooks,
-        listener::Listener,
+        listener::{Defaults, Listener},
         request::{self, Request},
         segment::Segment,
         ulp::Registration,
     },
-    policy::{Filter, Phase, Timeout, Verdict},
+    policy::{Filter, OnTimeout, Phase, Stats, Terms, Timeout, Verdict},
 };
 
 /// A filter like `dataready`, under a name that the module proper leaves free.
@@ -39,10 +39,34 @@ impl Filter for TestFilter {
     }
 }
 
+/// What the suites ask of listeners, but for a timeout.
+pub(crate) const DEFAULTS: Defaults = Defaults {
+    terms: Terms {
+        timeout: Timeout::Never,
+        max_parked: 1000,
+        on_timeout: OnTimeout::Accept,
+    },
+    namespace_limit: 0,
+};
+
 /// Registers [`TestFilter`].
 pub(crate) fn register(timeout: Timeout) -> Result<Pin<KBox<Registration>>> {
+    register_with(Defaults {
+        terms: Terms {
+            timeout,
+            ..DEFAULTS.terms
+        },
+        ..DEFAULTS
+    })
+}
+
+/// Registers [`TestFilter`] with other defaults.
+pub(crate) fn register_with(defaults: Defaults) -> Result<Pin<KBox<Registration>>> {
     KBox::pin_init(
-        Registration::new::<TestFilter>(timeout, kernel::module::this_module::<crate::AccfKunit>()),
+        Registration::new::<TestFilter>(
+            defaults,
+            kernel::module::this_module::<crate::AccfKunit>(),
+        ),
         GFP_KERNEL,
     )
 }
@@ -139,10 +163,44 @@ impl TestListener {
         hook.is_some_and(|hook| ptr::fn_addr_eq(hook, hooks::OURS))
     }
 
+    /// How many requests count against its SYN backlog.
+    pub(crate) fn half_open(&self) -> i32 {
+        // SAFETY: the socket is ours.
+        unsafe { bindings::accf_qlen(self.sk()) }
+    }
+
+    /// Its counters.
+    pub(crate) fn stats(&self) -> Result<Stats> {
+        let bh = BhGuard::new();
+        let rcu = rcu::read_lock();
+        // SAFETY: the listener, if filtered, was filtered by `hooks::init()`.
+        let listener = unsafe { Listener::of(self.sk(), &rcu) }.ok_or(ENOENT)?;
+        Ok(listener.account(&bh.token()).stats)
+    }
+
+    /// Its terms.
+    pub(crate) fn terms(&self) -> Result<Terms> {
+        let bh = BhGuard::new();
+        let rcu = rcu::read_lock();
+        // SAFETY: as in `stats()`.
+        let listener = unsafe { Listener::of(self.sk(), &rcu) }.ok_or(ENOENT)?;
+        Ok(listener.terms(&bh.token()))
+    }
+
+    /// `setsockopt(SOL_ACCF, ACCF_CONFIG)`, without the way there.
+    pub(crate) fn set_terms(&self, terms: Terms) -> Result {
+        let bh = BhGuard::new();
+        let rcu = rcu::read_lock();
+        // SAFETY: as in `stats()`.
+        let listener = unsafe { Listener::of(self.sk(), &rcu) }.ok_or(ENOENT)?;
+        listener.set_terms(&bh.token(), terms);
+        Ok(())
+    }
+
     /// How many of its requests count as young.
     pub(crate) fn young(&self) -> i32 {
         // SAFETY: the socket is ours.
-        unsafe { bindings::accf_kunit_young(self.sk()) }
+        unsafe { bindings::accf_young(self.sk()) }
     }
 }
 
@@ -247,10 +305,10 @@ impl TestRequest {
         let request = self.request();
         // SAFETY: its listener, if filtered, was filtered by `hooks::init()`.
         let home = unsafe { Listener::of(request.listener_sock(), &rcu) }.ok_or(ENOENT)?;
-        Ok(home.park(&bh.token(), &request, &segment))
+        Ok(home.park(&bh.token(), &rcu, &request, &segment))
     }
 
-    /// Settles it, as its listener's hook does when a connection was made.
+    /// Settles it, as its listener's hook does when data has made a connection of it.
     pub(crate) fn settle(&self) -> Result {
         let bh = BhGuard::new();
         let rcu = rcu::read_lock();
@@ -258,7 +316,7 @@ impl TestRequest {
         // SAFETY: as in `park()`.
         let home = unsafe { Listener::of(request.listener_sock(), &rcu) }.ok_or(ENOENT)?;
         // SAFETY: nobody else knows the request.
-        unsafe { home.settle(&bh.token(), &request) };
+        unsafe { home.settle(&bh.token(), &request, crate::policy::Segment::Data) };
         Ok(())
     }
 
@@ -367,7 +425,7 @@ impl TestSegment {
     /// What `net/` makes of it.
     pub(crate) fn kind(&self, request: &TestRequest) -> crate::policy::Segment {
         // SAFETY: as TCP would show it.
-        unsafe { Segment::from_raw(self.0.as_ptr()) }.kind(&request.request())
+        unsafe { Segment::from_raw(self.0.as_ptr()) }.kind(request.request().client_isn())
     }
 }
 

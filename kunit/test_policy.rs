@@ -7,7 +7,8 @@ use kernel::prelude::*;
 #[kunit_tests(accf_policy)]
 mod tests {
     use crate::policy::{
-        on_alarm, on_segment, Action, Alarm, Dataready, Nanos, Phase, Segment, Timeout,
+        on_alarm, on_segment, Action, Alarm, Dataready, Expiry, Nanos, Phase, Segment, Terms,
+        Timeout,
     };
 
     #[test]
@@ -20,6 +21,11 @@ mod tests {
     fn deadlines_do_not_overflow() {
         let timeout = Timeout::from_millis(u32::MAX);
         assert!(timeout.deadline(Nanos(u64::MAX - 1)) == Some(Nanos(u64::MAX)));
-        assert!(on_alarm(Nanos(u64::MAX), Some(Nanos(0)), timeout, false) == Alarm::Due);
+        let terms = Terms {
+            timeout,
+            ..crate::fabricate::DEFAULTS.terms
+        };
+        let due = on_alarm(Nanos(u64::MAX), &terms, 1, Some(Nanos(0)), false);
+        assert!(due == Alarm::Due(Expiry::Timeout));
     }
 }

@@ -9,7 +9,7 @@ mod tests {
     use kernel::prelude::*;
 
     use crate::{
-        fabricate::{register, TestListener},
+        fabricate::{register, TestListener, DEFAULTS},
         net::ulp::Registration,
         policy::{Dataready, Filter, Segment, Timeout, Verdict},
     };
@@ -37,7 +37,7 @@ mod tests {
     fn a_name_that_does_not_fit_is_refused() {
         let registration = KBox::pin_init(
             Registration::new::<LongName>(
-                Timeout::Never,
+                DEFAULTS,
                 kernel::module::this_module::<crate::AccfKunit>(),
             ),
             GFP_KERNEL,

@@ -12,8 +12,8 @@ mod net;
 #[allow(unreachable_pub, reason = "the host crate exports these")]
 mod policy;
 
-use net::ulp;
-use policy::{Dataready, Timeout};
+use net::{listener::Defaults, namespace::Namespaces, ulp};
+use policy::{Dataready, OnTimeout, Terms, Timeout};
 
 module! {
     type: Accf,
@@ -25,7 +25,19 @@ module! {
     params: {
         timeout_ms: u32 {
             default: 60000,
-            description: "Milliseconds after which a silent connection is accepted all the same (0: never)",
+            description: "Milliseconds after which a silent connection meets on_timeout (0: never)",
+        },
+        on_timeout: u32 {
+            default: 0,
+            description: "What becomes of it then (0: accepted, 1: reset, 2: dropped)",
+        },
+        max_parked: u32 {
+            default: 16384,
+            description: "Connections a listener holds back at most; then the oldest makes room",
+        },
+        max_parked_netns: u32 {
+            default: 262144,
+            description: "Connections all listeners of a network namespace hold back at most (0: any number)",
         },
     },
 }
@@ -35,14 +47,42 @@ module! {
 struct Accf {
     #[pin]
     dataready: ulp::Registration,
+    // Dropped last.
+    namespaces: Namespaces,
 }
 
 impl kernel::InPlaceModule for Accf {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        let timeout = Timeout::from_millis(module_parameters::timeout_ms.value());
-
-        try_pin_init!(Self {
-            dataready <- ulp::Registration::new::<Dataready>(timeout, module),
+        pin_init::pin_init_scope(move || {
+            let defaults = defaults()?;
+            Ok(try_pin_init!(Self {
+                // SAFETY: the only one.
+                namespaces: unsafe { Namespaces::register() }?,
+                dataready <- ulp::Registration::new::<Dataready>(defaults, module),
+            }))
         })
     }
+}
+
+/// What the parameters ask of every listener.
+fn defaults() -> Result<Defaults> {
+    let on_timeout = module_parameters::on_timeout.value();
+    let max_parked = module_parameters::max_parked.value();
+
+    let Some(on_timeout) = OnTimeout::from_number(on_timeout) else {
+        pr_err!("on_timeout={on_timeout} is none of 0 (accept), 1 (reset), 2 (drop)\n");
+        return Err(EINVAL);
+    };
+    if max_parked == 0 {
+        pr_err!("max_parked=0: a filter must be able to hold at least one connection back\n");
+        return Err(EINVAL);
+    }
+    Ok(Defaults {
+        terms: Terms {
+            timeout: Timeout::from_millis(module_parameters::timeout_ms.value()),
+            max_parked,
+            on_timeout,
+        },
+        namespace_limit: module_parameters::max_parked_netns.value(),
+    })
 }

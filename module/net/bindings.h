@@ -9,12 +9,16 @@
 #include <linux/module.h>
 #include <linux/rcupdate.h>
 #include <linux/skbuff.h>
+#include <linux/sockptr.h>
 #include <linux/tcp.h>
 #include <linux/timer.h>
 #include <net/inet_connection_sock.h>
+#include <net/netlink.h>
 #include <net/request_sock.h>
 #include <net/sock.h>
 #include <net/tcp.h>
+
+#include "../uapi/accf.h"
 
 enum {
 	ACCF_AF_INET = AF_INET,
@@ -40,12 +44,29 @@ void accf_local_bh_enable(void);
 void accf_synchronize_rcu_tasks(void);
 void accf_pin_module(void);
 
+/* Network namespaces. */
+int accf_netns_register(void);
+void accf_netns_unregister(void);
+bool accf_netns_charge(const struct sock *sk, u32 limit);
+void accf_netns_uncharge(const struct sock *sk);
+
+/* User space. */
+int accf_copy_struct_from_sockptr(void *to, size_t to_size, sockptr_t from, size_t from_size);
+size_t accf_nla_total_size(size_t payload);
+
 /* Listeners. */
 u8 accf_sk_state(const struct sock *sk);
 bool accf_sk_acceptq_is_full(const struct sock *sk);
 bool accf_abort_on_overflow(const struct sock *sk);
 bool accf_is_mptcp_or_smc(const struct sock *sk);
 bool accf_is_signed(const struct sock *sk);
+u32 accf_max_ack_backlog(const struct sock *sk);
+u32 accf_num_online_cpus(void);
+int accf_qlen(const struct sock *sk);
+void accf_qlen_add(struct sock *sk, int n);
+int accf_young(const struct sock *sk);
+void accf_young_add(struct sock *sk, int n);
+u8 accf_take_defer_accept(struct sock *sk);
 void accf_ulp_data_publish(struct sock *sk, void *data);
 void *accf_ulp_data_rcu(const struct sock *sk);
 
@@ -58,9 +79,9 @@ unsigned long accf_jiffies(void);
 bool accf_synack_rtt_us(const struct request_sock *req, const struct sk_buff *skb, u32 *rtt_us);
 void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us);
 void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *ends);
-bool accf_req_may_have_copy(const struct request_sock *req);
+bool accf_req_may_migrate(const struct request_sock *req);
+bool accf_req_is_connected(const struct request_sock *req);
 void accf_tsval_sent(struct request_sock *req);
-void accf_young_inc(struct sock *sk);
 
 /* Segments. */
 const struct tcphdr *accf_tcp_hdr(const struct sk_buff *skb);
@@ -69,6 +90,7 @@ bool accf_skb_tsval(const struct sock *sk, const struct sk_buff *skb, u32 *tsval
 struct sk_buff *accf_skb_received(const struct request_sock *req, const void *packet, u32 len,
 				  u32 network_len);
 bool accf_skb_route(const struct request_sock *req, struct sk_buff *skb);
+void accf_skb_fill_cb(const struct request_sock *req, struct sk_buff *skb);
 void accf_tcp_rcv(const struct request_sock *req, struct sk_buff *skb);
 void accf_skb_drop(struct sk_buff *skb);
 

@@ -7,6 +7,7 @@
 #include <net/inet6_hashtables.h>
 #include <net/inet_hashtables.h>
 #include <net/ip6_route.h>
+#include <net/netns/generic.h>
 #include <net/protocol.h>
 #include <net/route.h>
 
@@ -30,6 +31,55 @@ void accf_synchronize_rcu_tasks(void)
 void accf_pin_module(void)
 {
 	__module_get(THIS_MODULE);
+}
+
+/* What a network namespace keeps for us. */
+struct accf_net {
+	/* Parked requests of all its listeners. */
+	atomic_t parked;
+};
+
+static unsigned int accf_net_id __read_mostly;
+
+static struct pernet_operations accf_net_ops = {
+	.id = &accf_net_id,
+	.size = sizeof(struct accf_net),
+};
+
+int accf_netns_register(void)
+{
+	return register_pernet_subsys(&accf_net_ops);
+}
+
+void accf_netns_unregister(void)
+{
+	unregister_pernet_subsys(&accf_net_ops);
+}
+
+/* Counts one more parked request of the namespace of @sk. Are that more than @limit, which is 0 for none? */
+bool accf_netns_charge(const struct sock *sk, u32 limit)
+{
+	struct accf_net *net = net_generic(sock_net(sk), accf_net_id);
+	u32 parked = atomic_inc_return(&net->parked);
+
+	return limit && parked > limit;
+}
+
+void accf_netns_uncharge(const struct sock *sk)
+{
+	struct accf_net *net = net_generic(sock_net(sk), accf_net_id);
+
+	atomic_dec(&net->parked);
+}
+
+int accf_copy_struct_from_sockptr(void *to, size_t to_size, sockptr_t from, size_t from_size)
+{
+	return copy_struct_from_sockptr(to, to_size, from, from_size);
+}
+
+size_t accf_nla_total_size(size_t payload)
+{
+	return nla_total_size(payload);
 }
 
 u8 accf_sk_state(const struct sock *sk)
@@ -70,6 +120,44 @@ bool accf_is_signed(const struct sock *sk)
 	is_signed |= rcu_access_pointer(tcp_sk(sk)->ao_info) != NULL;
 #endif
 	return is_signed;
+}
+
+u32 accf_max_ack_backlog(const struct sock *sk)
+{
+	return READ_ONCE(sk->sk_max_ack_backlog);
+}
+
+u32 accf_num_online_cpus(void)
+{
+	return num_online_cpus();
+}
+
+int accf_qlen(const struct sock *sk)
+{
+	return inet_csk_reqsk_queue_len(sk);
+}
+
+void accf_qlen_add(struct sock *sk, int n)
+{
+	atomic_add(n, &inet_csk(sk)->icsk_accept_queue.qlen);
+}
+
+int accf_young(const struct sock *sk)
+{
+	return reqsk_queue_len_young(&inet_csk(sk)->icsk_accept_queue);
+}
+
+void accf_young_add(struct sock *sk, int n)
+{
+	atomic_add(n, &inet_csk(sk)->icsk_accept_queue.young);
+}
+
+/* TCP_DEFER_ACCEPT of the listener, as the number of retransmissions that the kernel keeps. It is 0 from now on. */
+u8 accf_take_defer_accept(struct sock *sk)
+{
+	u8 *defer = &inet_csk(sk)->icsk_accept_queue.rskq_defer_accept;
+
+	return READ_ONCE(*defer) ? xchg(defer, 0) : 0;
 }
 
 void accf_ulp_data_publish(struct sock *sk, void *data)
@@ -157,18 +245,20 @@ void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *e
 #endif
 }
 
-/*
- * May there be a copy of the request (inet_csk_complete_hashdance())? One is made when the listener has stopped and
- * another one of its group takes over a request of which a connection was just made: that is in the table then.
- */
-bool accf_req_may_have_copy(const struct request_sock *req)
+/* Can the kernel move the request to another listener, if its own stops (net.ipv4.tcp_migrate_req)? */
+bool accf_req_may_migrate(const struct request_sock *req)
+{
+	return rcu_access_pointer(req->rsk_listener->sk_reuseport_cb);
+}
+
+/* Does the request's connection exist: is a socket with its addresses in the table, be it in TIME-WAIT? */
+bool accf_req_is_connected(const struct request_sock *req)
 {
 	const struct inet_request_sock *ireq = inet_rsk(req);
 	struct net *net = read_pnet(&ireq->ireq_net);
+	bool is_connected;
 	struct sock *sk;
 
-	if (!rcu_access_pointer(req->rsk_listener->sk_reuseport_cb))
-		return false;
 	if (READ_ONCE(req->rsk_ops)->family == AF_INET)
 		sk = __inet_lookup_established(net, ireq->ir_rmt_addr, ireq->ir_rmt_port, ireq->ir_loc_addr,
 					       ireq->ir_num, ireq->ir_iif, ireq->ir_iif);
@@ -179,20 +269,17 @@ bool accf_req_may_have_copy(const struct request_sock *req)
 #else
 		sk = NULL;
 #endif
-	if (sk)
-		sock_gen_put(sk);
-	return sk;
+	if (!sk)
+		return false;
+	is_connected = inet_sk_state_load(sk) != TCP_NEW_SYN_RECV;
+	sock_gen_put(sk);
+	return is_connected;
 }
 
 /* As tcp_make_synack() does: what the client may echo. */
 void accf_tsval_sent(struct request_sock *req)
 {
 	WRITE_ONCE(tcp_rsk(req)->snt_tsval_last, tcp_rsk_tsval(tcp_rsk(req)));
-}
-
-void accf_young_inc(struct sock *sk)
-{
-	atomic_inc(&inet_csk(sk)->icsk_accept_queue.young);
 }
 
 const struct tcphdr *accf_tcp_hdr(const struct sk_buff *skb)
@@ -289,6 +376,23 @@ bool accf_skb_route(const struct request_sock *req, struct sk_buff *skb)
 	}
 #endif
 	return false;
+}
+
+/* As tcp_v4_fill_cb() and tcp_v6_fill_cb(), as far as sending a reset takes: where it came in, and no options. */
+void accf_skb_fill_cb(const struct request_sock *req, struct sk_buff *skb)
+{
+	const struct tcphdr *th = tcp_hdr(skb);
+
+	memset(TCP_SKB_CB(skb), 0, sizeof(*TCP_SKB_CB(skb)));
+	if (READ_ONCE(req->rsk_ops)->family == AF_INET)
+		TCP_SKB_CB(skb)->header.h4.iif = skb->skb_iif;
+#if IS_ENABLED(CONFIG_IPV6)
+	else
+		TCP_SKB_CB(skb)->header.h6.iif = skb->skb_iif;
+#endif
+	TCP_SKB_CB(skb)->seq = ntohl(th->seq);
+	TCP_SKB_CB(skb)->end_seq = ntohl(th->seq);
+	TCP_SKB_CB(skb)->ack_seq = ntohl(th->ack_seq);
 }
 
 /* TCP's own handler, which consumes the packet. The caller is in an RCU read-side section with bottom halves off. */

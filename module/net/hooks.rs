@@ -7,34 +7,36 @@
 //! | [`init`] | `tcp_ulp_ops.init` | by `setsockopt(TCP_ULP)` | process, socket locked, may sleep |
 //! | [`clone`] | `tcp_ulp_ops.clone` | when a child is made | softirq |
 //! | [`release`] | `tcp_ulp_ops.release` | when the socket is destroyed | process, or softirq; may not sleep |
+//! | [`get_info`], [`get_info_size`] | `tcp_ulp_ops.get_info` … | by inet_diag | process, bottom halves on or off; may not sleep |
+//! | [`setsockopt`], [`getsockopt`] | `icsk_af_ops->setsockopt` … | for each level but `IPPROTO_TCP` | process, may sleep |
+//! | [`conn_request`] | `icsk_af_ops->conn_request` | for each SYN | softirq, RCU, listener not locked |
 //! | [`syn_recv_sock`] | `icsk_af_ops->syn_recv_sock` | for each ACK of a request | softirq, RCU, listener not locked |
 //! | [`send_synack`] | `af_specific->send_synack` | for parked requests | softirq, RCU |
 //! | [`send_ack`] | `rsk_ops->send_ack` | for parked requests | softirq, RCU |
 //! | [`destructor`] | `rsk_ops->destructor` | when a parked request dies | any |
 
-use core::{
-    ffi::c_int,
-    ptr::{self, NonNull},
-};
+use core::ptr::{self, NonNull};
 
 use kernel::{
     error::from_result,
+    ffi::{c_char, c_int, c_uint},
     prelude::*,
     sync::{
         barrier::{smp_mb, Read, Write},
-        rcu, Arc,
+        rcu, Arc, ArcBorrow,
     },
 };
 
-use crate::policy::{self, Action, Filter, Phase, SynAck, Trigger};
+use crate::policy::{self, Action, Bypass, Filter, Phase, SynAck, Trigger};
 
 use super::{
     bindings::{self, request_sock, sk_buff, sock},
     context::{BhDisabled, BhGuard},
     listener::Listener,
+    options::{self, SOL_ACCF},
     overlay::Overlay,
     rcu::defer_drop,
-    request::Request,
+    request::{self, Request},
     segment::Segment,
     ulp::Registration,
 };
@@ -82,17 +84,23 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
 
     let mut ops = *original;
     ops.syn_recv_sock = Some(OURS);
+    ops.conn_request = Some(conn_request);
+    ops.setsockopt = Some(setsockopt);
+    ops.getsockopt = Some(getsockopt);
     // SAFETY: the socket stays in memory until it has been destroyed; `release()`, which calls `close()`, is part of
     // that.
     let listener = unsafe {
         Listener::new(
             sk,
             policy::on_segment::<F>,
-            registration.timeout(),
+            registration.defaults(),
             ops,
             original,
         )
     }?;
+    let bh = BhGuard::new();
+    listener.as_arc_borrow().take_over_defer_accept(&bh.token());
+    drop(bh);
     let ops = listener.ops();
     // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and must find
     // the data (pairs with the barrier there), and make children by copying the socket. Whoever copies our operations must
@@ -175,6 +183,220 @@ pub(crate) unsafe extern "C" fn release(sk: *mut sock) {
     unsafe { defer_drop(listener) };
 }
 
+/// The filtered listener of a socket for which the kernel calls one of our `icsk_af_ops`; or the operations that it has
+/// instead, if it was destroyed while the kernel called us. They may still be ours, in a socket that is not a listener's any
+/// more: callers must not call themselves.
+///
+/// # Safety
+///
+/// `sk` must be the socket that the kernel calls for, and alive while the guard is held.
+unsafe fn listener_of<'a>(
+    sk: *const sock,
+    rcu: &'a rcu::Guard,
+) -> Result<ArcBorrow<'a, Listener>, &'a bindings::inet_connection_sock_af_ops> {
+    // The kernel has read our `icsk_af_ops`; read the data after that. Pairs with the barriers in `attach()`,
+    // `release()`.
+    smp_mb(Read);
+    // SAFETY: the socket is alive, and our operations are only on sockets with our data.
+    unsafe { Listener::of(sk, rcu) }.ok_or_else(|| {
+        // Read the operations after the data: pairs with the barrier in `release()`.
+        smp_mb(Read);
+        // SAFETY: the socket is alive; its operations are valid under RCU.
+        unsafe { &*ptr::read_volatile(&raw const (*csk(sk.cast_mut())).icsk_af_ops) }
+    })
+}
+
+/// Writes a listener's configuration and counters into an answer of inet_diag, inside `INET_DIAG_ULP_INFO`.
+///
+/// # Safety
+///
+/// For the kernel only: `sk` has our ULP, and `skb` is a netlink message with an open attribute.
+pub(crate) unsafe extern "C" fn get_info(
+    sk: *mut sock,
+    skb: *mut sk_buff,
+    _net_admin: bool,
+) -> c_int {
+    let bh = BhGuard::new();
+    let rcu = rcu::read_lock();
+    // SAFETY: inet_diag holds the socket, and it has, or had, our ULP.
+    let Some(listener) = (unsafe { Listener::of(sk, &rcu) }) else {
+        return 0;
+    };
+    let account = listener.account(&bh.token());
+    // SAFETY: by the contract of this function.
+    from_result(|| unsafe { options::put_info(skb, &account) }.map(|()| 0))
+}
+
+/// How much [`get_info`] writes at most, in bytes.
+///
+/// # Safety
+///
+/// None: looks at nothing.
+pub(crate) unsafe extern "C" fn get_info_size(_sk: *const sock, _net_admin: bool) -> usize {
+    options::info_size()
+}
+
+/// Stands for `ip_setsockopt()` and `ipv6_setsockopt()` of a filtered listener.
+///
+/// # Safety
+///
+/// For the kernel only; the arguments are those of its own functions.
+pub(crate) unsafe extern "C" fn setsockopt(
+    sk: *mut sock,
+    level: c_int,
+    optname: c_int,
+    optval: bindings::sockptr_t,
+    optlen: c_uint,
+) -> c_int {
+    if level == SOL_ACCF {
+        // SAFETY: by the contract of this function.
+        return from_result(|| unsafe { set_option(sk, optname, optval, optlen) }.map(|()| 0));
+    }
+    // SAFETY: the kernel calls our function for this socket, whose file is held.
+    match unsafe { original_ops(sk) }.setsockopt {
+        // SAFETY: the arguments are passed on. The kernel's operations are constant.
+        Some(original) if !ptr::fn_addr_eq(original, setsockopt as SetSockOpt) => unsafe {
+            original(sk, level, optname, optval, optlen)
+        },
+        _ => ENOPROTOOPT.to_errno(),
+    }
+}
+
+/// The type of `icsk_af_ops->setsockopt`.
+type SetSockOpt =
+    unsafe extern "C" fn(*mut sock, c_int, c_int, bindings::sockptr_t, c_uint) -> c_int;
+
+/// # Safety
+///
+/// As for [`setsockopt`].
+unsafe fn set_option(
+    sk: *mut sock,
+    optname: c_int,
+    optval: bindings::sockptr_t,
+    optlen: c_uint,
+) -> Result {
+    let options::Name::Config = options::Name::from_number(optname)? else {
+        return Err(ENOPROTOOPT);
+    };
+    // SAFETY: by the contract of this function. May sleep, so it comes before the rest.
+    let terms = unsafe { options::read_config(optval, optlen) }?;
+
+    let bh = BhGuard::new();
+    let rcu = rcu::read_lock();
+    // SAFETY: the kernel calls our function for this socket.
+    let listener = unsafe { listener_of(sk, &rcu) }.map_err(|_| ENOPROTOOPT)?;
+    listener.set_terms(&bh.token(), terms);
+    Ok(())
+}
+
+/// Stands for `ip_getsockopt()` and `ipv6_getsockopt()` of a filtered listener.
+///
+/// # Safety
+///
+/// For the kernel only; the arguments are those of its own functions.
+pub(crate) unsafe extern "C" fn getsockopt(
+    sk: *mut sock,
+    level: c_int,
+    optname: c_int,
+    optval: *mut c_char,
+    optlen: *mut c_int,
+) -> c_int {
+    if level == SOL_ACCF {
+        // SAFETY: by the contract of this function.
+        return from_result(|| unsafe { get_option(sk, optname, optval, optlen) }.map(|()| 0));
+    }
+    // SAFETY: the kernel calls our function for this socket, whose file is held.
+    match unsafe { original_ops(sk) }.getsockopt {
+        // SAFETY: the arguments are passed on. The kernel's operations are constant.
+        Some(original) if !ptr::fn_addr_eq(original, getsockopt as GetSockOpt) => unsafe {
+            original(sk, level, optname, optval, optlen)
+        },
+        _ => ENOPROTOOPT.to_errno(),
+    }
+}
+
+/// The type of `icsk_af_ops->getsockopt`.
+type GetSockOpt = unsafe extern "C" fn(*mut sock, c_int, c_int, *mut c_char, *mut c_int) -> c_int;
+
+/// # Safety
+///
+/// As for [`getsockopt`].
+unsafe fn get_option(
+    sk: *mut sock,
+    optname: c_int,
+    optval: *mut c_char,
+    optlen: *mut c_int,
+) -> Result {
+    let name = options::Name::from_number(optname)?;
+    let account = {
+        let bh = BhGuard::new();
+        let rcu = rcu::read_lock();
+        // SAFETY: the kernel calls our function for this socket.
+        let listener = unsafe { listener_of(sk, &rcu) }.map_err(|_| ENOPROTOOPT)?;
+        // What was set, and no SYN has come since.
+        listener.take_over_defer_accept(&bh.token());
+        listener.account(&bh.token())
+    };
+    // May sleep, so it comes last.
+    match name {
+        options::Name::Config => {
+            options::write(&bindings::accf_config::from(&account.terms), optval, optlen)
+        }
+        options::Name::Stats => {
+            options::write(&bindings::accf_stats::from(&account), optval, optlen)
+        }
+    }
+}
+
+/// The kernel's operations of a socket for which the kernel calls ours.
+///
+/// # Safety
+///
+/// `sk` must be the socket that the kernel calls for, and held by its file.
+unsafe fn original_ops(sk: *mut sock) -> &'static bindings::inet_connection_sock_af_ops {
+    let rcu = rcu::read_lock();
+    // SAFETY: by the contract of this function.
+    match unsafe { listener_of(sk, &rcu) } {
+        Ok(listener) => listener.original_ops(),
+        // SAFETY: a socket whose file is held is not released, so it still is a filtered listener, and this is not
+        // reached; were it, the socket would have the kernel's operations back, which are constant.
+        Err(ops) => unsafe { &*ptr::from_ref(ops) },
+    }
+}
+
+/// Stands for `tcp_v4_conn_request()` and `tcp_v6_conn_request()` of a filtered listener.
+///
+/// The application may set `TCP_DEFER_ACCEPT` whenever it likes, and nobody tells us. With it, `tcp_check_req()` would
+/// drop the bare ACK before we see it.
+///
+/// # Safety
+///
+/// For the kernel only; the arguments are those of its own functions.
+pub(crate) unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -> c_int {
+    // SAFETY: called with bottom halves off (`tcp_rcv_state_process()`).
+    let bh = unsafe { BhDisabled::assume() };
+    let rcu = rcu::read_lock();
+    // SAFETY: the kernel calls our function for this socket.
+    let ops = match unsafe { listener_of(sk, &rcu) } {
+        Ok(listener) => {
+            listener.take_over_defer_accept(&bh);
+            listener.original_ops()
+        }
+        Err(ops) => ops,
+    };
+    match ops.conn_request {
+        // SAFETY: the arguments are passed on.
+        Some(original) if !ptr::fn_addr_eq(original, conn_request as ConnRequest) => unsafe {
+            original(sk, skb)
+        },
+        // As for a listener that is gone.
+        _ => -1,
+    }
+}
+
+/// The type of `icsk_af_ops->conn_request`.
+type ConnRequest = unsafe extern "C" fn(*mut sock, *mut sk_buff) -> c_int;
+
 /// The type of `icsk_af_ops->syn_recv_sock`.
 pub(crate) type SynRecvSock = unsafe extern "C" fn(
     *const sock,
@@ -209,27 +431,22 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
     let bh = unsafe { BhDisabled::assume() };
     let rcu = rcu::read_lock();
 
-    // The kernel has read our `icsk_af_ops`; read the data after that. Pairs with the barriers in `attach()`,
-    // `release()`.
-    smp_mb(Read);
-    // SAFETY: the listener is alive, and our operations are only on sockets with our data.
-    let Some(listener) = (unsafe { Listener::of(sk, &rcu) }) else {
-        // It was destroyed while the kernel called us, and has the kernel's operations back. Read them after the data:
-        // pairs with the barrier in `release()`.
-        smp_mb(Read);
-        // SAFETY: the listener is alive; its operations are valid under RCU.
-        let ops = unsafe { &*ptr::read_volatile(&raw const (*csk(sk.cast_mut())).icsk_af_ops) };
-        return match ops.syn_recv_sock.filter(|&f| !ptr::fn_addr_eq(f, OURS)) {
-            // SAFETY: the arguments are passed on.
-            Some(original) => unsafe {
-                original(sk, skb, req, dst, req_unhash, own_req, opt_child_init)
-            },
-            None => {
-                // SAFETY: whoever makes no child must put the route, which may be NULL.
-                unsafe { bindings::dst_release(dst) };
-                ptr::null_mut()
-            }
-        };
+    // SAFETY: the kernel calls our function for this socket.
+    let listener = match unsafe { listener_of(sk, &rcu) } {
+        Ok(listener) => listener,
+        Err(ops) => {
+            return match ops.syn_recv_sock.filter(|&f| !ptr::fn_addr_eq(f, OURS)) {
+                // SAFETY: the arguments are passed on.
+                Some(original) => unsafe {
+                    original(sk, skb, req, dst, req_unhash, own_req, opt_child_init)
+                },
+                None => {
+                    // SAFETY: whoever makes no child must put the route, which may be NULL.
+                    unsafe { bindings::dst_release(dst) };
+                    ptr::null_mut()
+                }
+            };
+        }
     };
     let original = || {
         let Some(original) = listener.original_ops().syn_recv_sock else {
@@ -245,14 +462,28 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
         child
     };
 
-    // Fast Open and syncookies: no request is in the table, and one made from a cookie has no listener.
+    // SAFETY: the kernel has checked the segment for this request.
+    let segment = unsafe { Segment::from_raw(skb) };
     let Some(request) = NonNull::new(req_unhash) else {
-        return original();
+        // No request is in the table; one made from a cookie has no listener.
+        let cause = if segment.is_syn() {
+            Some(Bypass::FastOpen)
+        } else {
+            // SAFETY: the kernel has just made the request, for this segment.
+            let client_isn = unsafe { request::client_isn(req) };
+            match listener.decide(Phase::Exempt(Bypass::Syncookie), segment.kind(client_isn)) {
+                Action::Bypass(cause) => Some(cause),
+                _ => None,
+            }
+        };
+        let child = original();
+        if let (false, Some(cause)) = (child.is_null(), cause) {
+            listener.bypassed(&bh, cause);
+        }
+        return child;
     };
     // SAFETY: the kernel holds a reference to the request that it looked up, which has a listener.
     let request = unsafe { Request::from_raw(request) };
-    // SAFETY: the kernel has checked the segment for this request.
-    let segment = unsafe { Segment::from_raw(skb) };
 
     // Its home: this listener, unless that has stopped and this one of its group is to take over.
     let home = if ptr::eq(sk, request.listener_sock()) {
@@ -264,19 +495,23 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
         None
     };
     // SAFETY: the listener is alive.
-    let phase = if unsafe { is_exempt(sk) } {
-        Phase::Exempt
-    } else if let Some(phase) = home.and_then(|home| home.phase_of(&bh, &request)) {
-        phase
-    } else if is_exempt_request(&request) || home.is_none() {
-        Phase::Exempt
-    } else {
-        Phase::Fresh
+    let exempt = unsafe { exemption(sk) };
+    let phase = match (home.and_then(|home| home.phase_of(&bh, &request)), exempt) {
+        // Nobody is held back any more; let go of who was.
+        (Some(_), Some(_)) => Phase::Due,
+        (Some(phase), None) => phase,
+        (None, Some(cause)) => Phase::Exempt(cause),
+        (None, None) if home.is_none() || is_exempt_request(&request) => {
+            Phase::Exempt(Bypass::Other)
+        }
+        (None, None) => Phase::Fresh,
     };
 
-    let swallowed = match listener.decide(phase, segment.kind(&request)) {
-        Action::Admit => false,
-        Action::Park => listener.park(&bh, &request, &segment),
+    let kind = segment.kind(request.client_isn());
+    let action = listener.decide(phase, kind);
+    let swallowed = match action {
+        Action::Admit | Action::Bypass(_) => false,
+        Action::Park => listener.park(&bh, &rcu, &request, &segment),
         Action::Hold => {
             if let Some(home) = home {
                 home.hold(&bh, &request, &segment);
@@ -296,22 +531,33 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
         // Even if it was not parked before: another CPU may have done so meanwhile.
         if let Some(home) = home {
             // SAFETY: we own the request, and have made the connection.
-            unsafe { home.settle(&bh, &request) };
+            unsafe { home.settle(&bh, &request, kind) };
+        }
+        if let Action::Bypass(cause) = action {
+            listener.bypassed(&bh, cause);
         }
     }
     child
 }
 
-/// Must the kernel deal with all requests of the listener `sk` alone?
+/// Why the kernel must deal with all requests of the listener `sk` alone, if it must.
 ///
 /// With `tcp_abort_on_overflow`, NULL would mean a reset. Who is asked again at the deadline cannot sign.
 ///
 /// # Safety
 ///
 /// `sk` must be a listener that is alive.
-unsafe fn is_exempt(sk: *const sock) -> bool {
+unsafe fn exemption(sk: *const sock) -> Option<Bypass> {
     // SAFETY: by the contract of this function.
-    unsafe { bindings::accf_abort_on_overflow(sk) || bindings::accf_is_signed(sk) }
+    unsafe {
+        if bindings::accf_abort_on_overflow(sk) {
+            Some(Bypass::AbortOnOverflow)
+        } else if bindings::accf_is_signed(sk) {
+            Some(Bypass::Signed)
+        } else {
+            None
+        }
+    }
 }
 
 /// Must the kernel deal with a request that is not parked alone?
@@ -427,8 +673,7 @@ pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
         let rcu = rcu::read_lock();
         // A connection was made of it by another listener of its group, without our knowing? If that one is plain, a copy
         // of the request sits in its accept queue, and this is the destructor of the copy too.
-        // SAFETY: the request is alive, with its listener and its namespace, while we run.
-        if unsafe { bindings::accf_req_may_have_copy(request.as_ptr()) } {
+        if request.may_have_copy() {
             pin_module();
         }
         // SAFETY: it is parked.

@@ -4,7 +4,8 @@
 //! deadline of the first.
 //!
 //! A request's own timer cannot give the deadline: the timer wheel is coarse (256 ms for 5 s at HZ=250). As all
-//! requests of a listener have the same timeout, the first one parked is the first one due, and everything is O(1).
+//! requests of a listener have the same timeout, the first one parked is the first one due, and everything is O(1). The
+//! first one parked is also the one that makes room when too many are.
 //!
 //! # Who owns what
 //!
@@ -13,6 +14,11 @@
 //! lock. So a request that is in the queue is in memory for as long as the lock is held, though it may be dying; who
 //! wants to use it longer takes a reference, which fails if it is.
 //!
+//! # Accounts
+//!
+//! What is in the queue has been counted, in [`Stats`], in its namespace, and off the listener's SYN backlog;
+//! [`Listener::enter`] and [`Listener::leave`] are the only places, and a request enters and leaves once.
+//!
 //! # The end
 //!
 //! [`Listener::close`] undresses every parked request; then nothing points here, except readers under RCU.
@@ -20,14 +26,10 @@
 use core::ptr::{self, NonNull};
 
 use kernel::{
-    alloc::flags::{__GFP_NOWARN, GFP_ATOMIC},
     impl_has_hr_timer,
-    list::{impl_list_arc_safe, impl_list_item, List, ListArc, ListLinks},
+    list::{List, ListArc},
     prelude::*,
-    sync::{
-        atomic::{ordering::Relaxed, Atomic},
-        rcu, Arc, ArcBorrow,
-    },
+    sync::{rcu, Arc, ArcBorrow},
     time::{
         hrtimer::{
             ArcHrTimerHandle, HasHrTimer, HrTimer, HrTimerCallback, HrTimerCallbackContext,
@@ -37,19 +39,23 @@ use kernel::{
     },
 };
 
-use crate::policy::{self, Action, Alarm, Nanos, Phase, Timeout};
+use crate::policy::{
+    self, Action, Admission, Alarm, Bypass, End, Expiry, Nanos, OnTimeout, Phase, Stats, Terms,
+    Timeout,
+};
 
 use super::{
     bindings,
     context::{BhDisabled, BhSpinLock},
+    expire,
     overlay::Overlay,
+    parked::Parked,
     rcu::{DeferDrop, RcuHead},
-    request::Request,
+    request::{OwnedRequest, Request},
     segment::Segment,
-    wire::Packet,
 };
 
-/// So many requests are handed over in one run of the timer; the rest follow in the next, so that other softirqs get
+/// So many requests meet their deadline in one run of the timer; the rest follow in the next, so that other softirqs get
 /// their turn.
 const BUDGET: usize = 64;
 
@@ -61,110 +67,70 @@ fn now() -> Nanos {
     Nanos(u64::try_from(Monotonic::ktime_get()).unwrap_or(0))
 }
 
-/// What a request keeps while it is parked.
-///
-/// The atomics are written under the home's lock only, with no ordering of their own.
-#[pin_data]
-pub(crate) struct Parked {
-    #[pin]
-    links: ListLinks,
-    /// The request that owns this. Alive while this is in the queue, under the lock.
-    request: NonNull<bindings::request_sock>,
-    parked_at: Nanos,
-    /// The round-trip time that the first bare ACK showed, in microseconds.
-    rtt_us: Option<u32>,
-    /// TSval of the last bare ACK; means nothing without [`Self::HAS_TSVAL`].
-    tsval: Atomic<u32>,
-    /// Window of the last bare ACK, and the flags below.
-    state: Atomic<u32>,
-}
-
-// SAFETY: `request` is only followed under the home's lock.
-unsafe impl Send for Parked {}
-// SAFETY: as above; the other fields are constant, atomic, or the list's.
-unsafe impl Sync for Parked {}
-
-impl_list_arc_safe! {
-    impl ListArcSafe<0> for Parked { untracked; }
-}
-impl_list_item! {
-    impl ListItem<0> for Parked { using ListLinks { self.links }; }
-}
-
-impl Parked {
-    const WINDOW: u32 = 0xffff;
-    const HAS_TSVAL: u32 = 1 << 16;
-    const DUE: u32 = 1 << 17;
-
-    fn new(
-        request: &Request<'_>,
-        segment: &Segment<'_>,
-        parked_at: Nanos,
-    ) -> Result<ListArc<Self>> {
-        let request_ptr = NonNull::new(request.as_ptr()).ok_or(EINVAL)?;
-        let rtt_us = segment.synack_rtt_us(request);
-        let parked = ListArc::pin_init(
-            try_pin_init!(Self {
-                links <- ListLinks::new(),
-                request: request_ptr,
-                parked_at: parked_at,
-                rtt_us: rtt_us,
-                tsval: Atomic::new(0),
-                state: Atomic::new(0),
-            }? Error),
-            GFP_ATOMIC | __GFP_NOWARN,
-        )?;
-        parked.remember(request, segment);
-        Ok(parked)
-    }
-
-    /// Remembers the client's last bare ACK.
-    fn remember(&self, request: &Request<'_>, segment: &Segment<'_>) {
-        let mut state = self.state.load(Relaxed) & !Self::WINDOW | u32::from(segment.window());
-        if let Some(tsval) = segment.tsval(request) {
-            self.tsval.store(tsval, Relaxed);
-            state |= Self::HAS_TSVAL;
-        }
-        self.state.store(state, Relaxed);
-    }
-
-    /// The window of the last bare ACK: not scaled.
-    pub(crate) fn window(&self) -> u16 {
-        (self.state.load(Relaxed) & Self::WINDOW) as u16
-    }
-
-    fn tsval(&self) -> Option<u32> {
-        (self.state.load(Relaxed) & Self::HAS_TSVAL != 0).then(|| self.tsval.load(Relaxed))
-    }
-
-    fn phase(&self) -> Phase {
-        if self.state.load(Relaxed) & Self::DUE != 0 {
-            Phase::Due
-        } else {
-            Phase::Parked
-        }
-    }
-
-    fn set_due(&self, due: bool) {
-        let state = self.state.load(Relaxed);
-        let state = if due {
-            state | Self::DUE
-        } else {
-            state & !Self::DUE
-        };
-        self.state.store(state, Relaxed);
-    }
-}
-
 /// What the lock guards.
 struct State {
     queue: List<Parked>,
+    stats: Stats,
+    terms: Terms,
+    /// So many of the parked requests do not count against the SYN backlog.
+    discount: u32,
+    /// So many of them are due, and in somebody's hands.
+    due: u64,
     /// The timer is set, or its handler will look at the queue again before it ends.
     armed: bool,
     /// No request is parked any more.
     closed: bool,
     /// Stops the timer when dropped, which waits for the timer's handler: never under the lock.
     timer: Option<ArcHrTimerHandle<Listener>>,
+}
+
+impl State {
+    /// How many wait: the parked ones that are not due.
+    fn waiting(&self) -> u64 {
+        self.stats.parked - self.due
+    }
+
+    /// The one that has waited longest.
+    fn oldest(&self) -> Option<ArcBorrow<'_, Parked>> {
+        // As many are due as CPUs are at it, at most.
+        self.queue.iter().find(|parked| parked.due().is_none())
+    }
+
+    /// Marks a parked request as one whose time is up, or one that waits on.
+    fn set_due(&mut self, parked: &Parked, due: Option<Expiry>) {
+        self.due -= u64::from(parked.due().is_some());
+        self.due += u64::from(due.is_some());
+        parked.set_due(due);
+    }
+}
+
+/// A request whose time is up, for one to act on without the lock.
+struct Due {
+    request: OwnedRequest,
+    parked: Arc<Parked>,
+    expiry: Expiry,
+    on_timeout: OnTimeout,
+}
+
+/// What the module's parameters ask of every listener.
+#[derive(Clone, Copy)]
+pub(crate) struct Defaults {
+    /// The terms of a listener that asks for nothing else.
+    pub(crate) terms: Terms,
+    /// How many requests may be parked in one network namespace; 0 for any number.
+    pub(crate) namespace_limit: u32,
+}
+
+/// What [`Listener::account`] shows.
+pub(crate) struct Account {
+    /// The counters.
+    pub(crate) stats: Stats,
+    /// The terms.
+    pub(crate) terms: Terms,
+    /// Requests that count against the SYN backlog.
+    pub(crate) half_open: i32,
+    /// The young ones of them.
+    pub(crate) half_open_young: i32,
 }
 
 /// A listener with a filter: what `icsk_ulp_data` points to.
@@ -178,13 +144,14 @@ pub(crate) struct Listener {
     rcu: RcuHead,
     sock: NonNull<bindings::sock>,
     decide: fn(Phase, policy::Segment) -> Action,
-    timeout: Timeout,
+    defaults: Defaults,
     ops: bindings::inet_connection_sock_af_ops,
     original_ops: &'static bindings::inet_connection_sock_af_ops,
 }
 
 // SAFETY:
-// * `sock` is followed only while the listener is not closed: its socket is in memory until `close()` has returned;
+// * `sock` is followed only while the listener is not closed, or by who has one of its requests, which holds a reference to
+//   it: see the comments there;
 // * the operations are constant.
 unsafe impl Send for Listener {}
 // SAFETY: as above; the state is behind its lock.
@@ -196,7 +163,7 @@ impl_has_hr_timer! {
     }
 }
 
-// SAFETY: `from_head()` subtracts the offset of the field that `head()` borrows.
+// SAFETY: both name the same field.
 unsafe impl DeferDrop for Listener {
     fn head(&self) -> &RcuHead {
         &self.rcu
@@ -209,8 +176,7 @@ unsafe impl DeferDrop for Listener {
 }
 
 impl Listener {
-    /// State for the listener `sock`, whose operations are `original_ops`, with `ops` to take their place. Process
-    /// context; may sleep.
+    /// A listener that has parked nothing yet; `ops` are to be its `icsk_af_ops`, in place of `original_ops`.
     ///
     /// # Safety
     ///
@@ -218,7 +184,7 @@ impl Listener {
     pub(crate) unsafe fn new(
         sock: NonNull<bindings::sock>,
         decide: fn(Phase, policy::Segment) -> Action,
-        timeout: Timeout,
+        defaults: Defaults,
         ops: bindings::inet_connection_sock_af_ops,
         original_ops: &'static bindings::inet_connection_sock_af_ops,
     ) -> Result<Arc<Self>> {
@@ -226,6 +192,10 @@ impl Listener {
             try_pin_init!(Self {
                 state <- BhSpinLock::new(State {
                     queue: List::new(),
+                    stats: Stats::default(),
+                    terms: defaults.terms,
+                    discount: 0,
+                    due: 0,
                     armed: false,
                     closed: false,
                     timer: None,
@@ -234,7 +204,7 @@ impl Listener {
                 rcu <- RcuHead::new(),
                 sock: sock,
                 decide: decide,
-                timeout: timeout,
+                defaults: defaults,
                 ops: ops,
                 original_ops: original_ops,
             }? Error),
@@ -310,18 +280,16 @@ impl Listener {
 
     /// Parks `request`, whose bare ACK `segment` is; if another CPU was faster, remembers the segment.
     ///
-    /// `false`: it could not be parked (no memory, its timer is just firing, the listener is closing, it is no longer
-    /// in the table), and nothing has changed.
+    /// `false`: it could not be parked, which has been counted, and nothing else has changed.
     pub(crate) fn park(
         self: ArcBorrow<'_, Self>,
         bh: &BhDisabled<'_>,
+        rcu: &rcu::Guard,
         request: &Request<'_>,
         segment: &Segment<'_>,
     ) -> bool {
         let now = now();
-        let Ok(parked) = Parked::new(request, segment, now) else {
-            return false;
-        };
+        let parked = Parked::new(request, segment, now);
 
         let mut state = self.state.lock(bh);
         if self.has_parked(request) {
@@ -329,31 +297,128 @@ impl Listener {
             unsafe { request.parked() }.remember(request, segment);
             return true;
         }
+        let evicted = match parked
+            .map_err(|_| Bypass::NoMemory)
+            .and_then(|parked| self.enter(&mut state, request, parked))
+        {
+            Ok(evicted) => evicted,
+            Err(cause) => {
+                state.stats.bypass(cause);
+                return false;
+            }
+        };
+        if !state.armed {
+            self.schedule(&mut state, now);
+        }
+        drop(state);
+
+        if let Some(due) = evicted {
+            // Here and now, and not from the timer, so that who comes pays for who goes, on every CPU. If it is accepted,
+            // TCP's handler is called again from within itself: once, as an ACK of ours is never parked.
+            self.expire(&due, bh, rcu);
+        }
+        true
+    }
+
+    /// Makes `request` a parked one, at the end of the queue. Returns the oldest if that has to make room for it.
+    fn enter(
+        &self,
+        state: &mut State,
+        request: &Request<'_>,
+        parked: ListArc<Parked>,
+    ) -> Result<Option<Due>, Bypass> {
         // Under the lock: a CPU that makes the connection takes the request out of the table first, and then asks
         // here, under the lock, whether it is parked.
         if state.closed || !self.is_home_of(request) || !request.is_hashed() {
-            return false;
+            return Err(Bypass::Other);
         }
         // SAFETY: it is not parked, and no copy: it is in the table.
-        let Some(overlay) = (unsafe { Overlay::for_parking(request) }) else {
-            return false;
+        let overlay = unsafe { Overlay::for_parking(request) }.ok_or(Bypass::Other)?;
+
+        let sock = self.sock.as_ptr();
+        // SAFETY: the listener is alive, as one of its requests is, and with it its namespace.
+        let namespace_full =
+            unsafe { bindings::accf_netns_charge(sock, self.defaults.namespace_limit) };
+        let admission = policy::on_park(
+            &state.terms,
+            state.waiting(),
+            namespace_full,
+            self.accept_queue_is_full(),
+        );
+        let refused = match admission {
+            Admission::Refuse(cause) => Some(cause),
+            // The last thing that may fail, and the first that changes the request.
+            _ if !request.put_timer_off() => Some(Bypass::Other),
+            _ => None,
         };
-        if !request.put_timer_off() {
-            return false;
+        if let Some(cause) = refused {
+            // SAFETY: as above.
+            unsafe { bindings::accf_netns_uncharge(sock) };
+            return Err(cause);
+        }
+        let evicted = (admission == Admission::ParkAndEvict)
+            .then(|| self.take_due(state, Expiry::Eviction))
+            .flatten();
+
+        // Its own timer is far away, so nobody else counts its timeouts.
+        if request.is_young() {
+            parked.set_young(true);
+            // SAFETY: as above.
+            unsafe { bindings::accf_young_add(sock, -1) };
         }
         // SAFETY: its home is locked; it is in the table and not parked, as just checked.
         unsafe { request.dress(overlay, parked.clone_arc()) };
         state.queue.push_back(parked);
+        state.stats.park();
+        self.balance(state);
+        Ok(evicted)
+    }
 
-        if let (false, Some(deadline)) = (state.armed, self.timeout.deadline(now)) {
-            state.armed = true;
-            if state.timer.is_none() {
-                state.timer = Some(Arc::from(self).start(delta(now, deadline)));
-            } else {
-                self.set_timer(now, deadline);
+    /// Settles the accounts of `parked`, unless it has left the queue before.
+    ///
+    /// When the kernel is still to count its request off, this comes before that; else, right after.
+    fn leave(&self, state: &mut State, parked: &Parked, end: End) {
+        // SAFETY: it was never in any list but this.
+        if unsafe { state.queue.remove(parked) }.is_some() {
+            self.settle_accounts(state, parked, end);
+        }
+    }
+
+    /// Settles the accounts of `parked`, which has just left the queue.
+    fn settle_accounts(&self, state: &mut State, parked: &Parked, end: End) {
+        let sock = self.sock.as_ptr();
+        // SAFETY: the listener is alive: the caller is closing it or has one of its requests.
+        unsafe {
+            bindings::accf_netns_uncharge(sock);
+            if parked.is_young() {
+                bindings::accf_young_add(sock, 1);
             }
         }
-        true
+        if parked.due().is_some() {
+            state.due -= 1;
+        }
+        let waited = Nanos(now().0.saturating_sub(parked.parked_at().0));
+        state.stats.end(end, waited);
+        self.balance(state);
+    }
+
+    /// Takes as many of the parked requests off the listener's SYN backlog as should be.
+    fn balance(&self, state: &mut State) {
+        let sock = self.sock.as_ptr();
+        // SAFETY: the listener is alive: the caller is closing it or has one of its requests.
+        unsafe {
+            let discount = policy::discount(
+                state.stats.parked,
+                bindings::accf_max_ack_backlog(sock),
+                bindings::accf_num_online_cpus(),
+            );
+            if discount != state.discount {
+                // The difference of two numbers of requests that are in memory.
+                let more = state.discount.wrapping_sub(discount) as i32;
+                bindings::accf_qlen_add(sock, more);
+                state.discount = discount;
+            }
+        }
     }
 
     /// Remembers another bare ACK of a parked request.
@@ -365,35 +430,47 @@ impl Listener {
         }
     }
 
+    /// Counts a connection that was made although the filter would have held it back.
+    pub(crate) fn bypassed(&self, bh: &BhDisabled<'_>, cause: Bypass) {
+        self.state.lock(bh).stats.bypass(cause);
+    }
+
     /// Keeps a parked request whose own timer fired, for weeks after all. `false` if it is not parked here.
     ///
     /// # Safety
     ///
     /// The caller is called by the timer's handler.
     pub(crate) unsafe fn outlive_timer(&self, bh: &BhDisabled<'_>, request: &Request<'_>) -> bool {
-        let _state = self.state.lock(bh);
+        let mut state = self.state.lock(bh);
         let is_here = self.has_parked(request);
         if is_here {
+            state.stats.synack_suppressed += 1;
             // SAFETY: its home is locked; the rest by the contract of this function.
             unsafe { request.forget_timeouts() };
         }
         is_here
     }
 
-    /// Ends the parking of a request of which a connection was just made, if it is parked here: it is the kernel's again.
-    /// The connection gets the round-trip time that the bare ACK showed.
+    /// Ends the parking of a request of which `segment` has just made a connection, if it is parked here: it is the
+    /// kernel's again. The connection gets the round-trip time that the bare ACK showed.
     ///
     /// # Safety
     ///
     /// The caller has taken the request out of the table (`own_req`), and the connection exists.
-    pub(crate) unsafe fn settle(&self, bh: &BhDisabled<'_>, request: &Request<'_>) {
+    pub(crate) unsafe fn settle(
+        &self,
+        bh: &BhDisabled<'_>,
+        request: &Request<'_>,
+        segment: policy::Segment,
+    ) {
         let mut state = self.state.lock(bh);
         if !self.has_parked(request) {
             return;
         }
         // SAFETY: it is parked, this, its home, is locked, and the caller holds a reference to it.
-        let parked = unsafe { Self::unpark(&mut state, request) };
-        if let Some(rtt_us) = parked.rtt_us {
+        let parked = unsafe { request.undress() };
+        self.leave(&mut state, &parked, End::of_accepted(segment, parked.due()));
+        if let Some(rtt_us) = parked.rtt_us() {
             // SAFETY: by the contract of this function.
             unsafe { request.set_synack_rtt_us(rtt_us) };
         }
@@ -406,20 +483,9 @@ impl Listener {
     /// The caller is the destructor of `request`, which is parked here.
     pub(crate) unsafe fn forget(&self, bh: &BhDisabled<'_>, request: &Request<'_>) {
         let mut state = self.state.lock(bh);
-        // SAFETY: by the contract of this function; this, its home, is locked.
-        drop(unsafe { Self::unpark(&mut state, request) });
-    }
-
-    /// # Safety
-    ///
-    /// `request` is parked; `state` is that of its home; and the caller holds a reference to the request, or is its
-    /// destructor.
-    unsafe fn unpark(state: &mut State, request: &Request<'_>) -> Arc<Parked> {
-        // SAFETY: by the contract of this function.
+        // SAFETY: it is parked, this, its home, is locked, and the caller is its destructor.
         let parked = unsafe { request.undress() };
-        // SAFETY: it was never in any list but this. Where the queue has let go of it already, nothing happens.
-        drop(unsafe { state.queue.remove(&parked) });
-        parked
+        self.leave(&mut state, &parked, End::Aborted);
     }
 
     /// Gives every parked request back to the kernel and parks no more. Waits for the timer's handler, which must
@@ -432,14 +498,17 @@ impl Listener {
             let mut state = self.state.lock(bh);
             state.closed = true;
             while let Some(parked) = state.queue.pop_front() {
-                // SAFETY: it was in the queue, and the lock is held: it is in memory, with its listener.
-                let request = unsafe { Request::from_raw(parked.request) };
+                // SAFETY: it was in the queue, and the lock is held.
+                let request = unsafe { parked.request() };
                 // A dying request is left to its destructor, which is on its way, and looks after itself.
                 if let Some(owned) = request.get() {
                     let request = owned.as_request();
                     // SAFETY: in the queue means parked; its home is locked, and we hold a reference to it.
                     drop(unsafe { request.undress() });
+                    self.settle_accounts(&mut state, &parked, End::Returned);
                     request.hurry_timer();
+                } else {
+                    self.settle_accounts(&mut state, &parked, End::Aborted);
                 }
             }
             state.timer.take()
@@ -447,38 +516,173 @@ impl Listener {
         drop(timer);
     }
 
-    /// Sets the timer. Also from its own handler.
+    /// The listener's terms.
+    pub(crate) fn terms(&self, bh: &BhDisabled<'_>) -> Terms {
+        self.state.lock(bh).terms
+    }
+
+    /// Changes the terms, at once and for the parked ones too. `max_parked` of 0 is the module's default.
+    pub(crate) fn set_terms(self: ArcBorrow<'_, Self>, bh: &BhDisabled<'_>, mut terms: Terms) {
+        if terms.max_parked == 0 {
+            terms.max_parked = self.defaults.terms.max_parked;
+        }
+        let mut state = self.state.lock(bh);
+        if !state.closed {
+            state.terms = terms;
+            self.schedule(&mut state, now());
+        }
+    }
+
+    /// Makes what the application asked of `TCP_DEFER_ACCEPT` the timeout: the kernel would act on it before we see the ACK.
+    pub(crate) fn take_over_defer_accept(self: ArcBorrow<'_, Self>, bh: &BhDisabled<'_>) {
+        // SAFETY: the socket is in memory: the caller was called for it.
+        let retransmits = unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) };
+        if let Some(timeout) = Timeout::from_retransmits(retransmits) {
+            let terms = Terms {
+                timeout,
+                ..self.terms(bh)
+            };
+            self.set_terms(bh, terms);
+        }
+    }
+
+    /// A consistent picture of the counters.
+    pub(crate) fn account(&self, bh: &BhDisabled<'_>) -> Account {
+        let state = self.state.lock(bh);
+        let sock = self.sock.as_ptr();
+        Account {
+            stats: state.stats,
+            terms: state.terms,
+            // SAFETY: the socket is in memory: the caller was asked by somebody who holds it.
+            half_open: unsafe { bindings::accf_qlen(sock) },
+            // SAFETY: as above.
+            half_open_young: unsafe { bindings::accf_young(sock) },
+        }
+    }
+
+    /// Is a connection that is made now refused (`sk_acceptq_is_full()`)?
+    fn accept_queue_is_full(&self) -> bool {
+        // SAFETY: the socket is in memory: the caller is the timer's handler, for which `close()` waits, or changes the
+        // listener's terms, or has one of its requests.
+        unsafe { bindings::accf_sk_acceptq_is_full(self.sock.as_ptr()) }
+    }
+
+    /// What the timer has to do.
+    fn alarm(&self, state: &State, now: Nanos) -> Alarm {
+        policy::on_alarm(
+            now,
+            &state.terms,
+            state.waiting(),
+            state.oldest().map(|oldest| oldest.parked_at()),
+            self.accept_queue_is_full(),
+        )
+    }
+
+    /// Sets the timer to when there will be something to do.
+    fn schedule(self: ArcBorrow<'_, Self>, state: &mut State, now: Nanos) {
+        let at = match self.alarm(state, now) {
+            // Should it be set, it will find nothing to do.
+            Alarm::Idle => return,
+            Alarm::At(at) => at,
+            Alarm::Due(_) => now,
+        };
+        state.armed = true;
+        if state.timer.is_none() {
+            state.timer = Some(Arc::from(self).start(delta(now, at)));
+        } else {
+            self.set_timer(now, at);
+        }
+    }
+
+    /// Sets the timer, which was started before. Under the lock; also from its own handler.
     fn set_timer(&self, now: Nanos, at: Nanos) {
         // SAFETY: `self` is a live listener, and was started by its handle, which stops it.
         unsafe { <Self as HasHrTimer<Self>>::start(self, delta(now, at)) };
     }
 
-    /// Is a connection that is made now refused (`sk_acceptq_is_full()`)?
-    fn accept_queue_is_full(&self) -> bool {
-        // SAFETY: the socket is in memory until `close()` has returned, which waits for the timer's handler, the only
-        // caller.
-        unsafe { bindings::accf_sk_acceptq_is_full(self.sock.as_ptr()) }
+    /// Marks the request that has waited longest as one whose time is up, and takes a reference to it.
+    fn take_due(&self, state: &mut State, expiry: Expiry) -> Option<Due> {
+        loop {
+            let parked: Arc<Parked> = state.oldest()?.into();
+            // SAFETY: it is in the queue, and the lock is held.
+            if let Some(request) = unsafe { parked.request() }.get() {
+                state.set_due(&parked, Some(expiry));
+                return Some(Due {
+                    request,
+                    parked,
+                    expiry,
+                    on_timeout: state.terms.on_timeout,
+                });
+            }
+            // It is dying; its destructor no longer finds it here.
+            self.leave(state, &parked, End::Aborted);
+        }
     }
 
-    /// The timer's handler: hands over what is due.
-    fn on_alarm(&self, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
+    /// Does to a request whose time is up what the listener wants done.
+    fn expire(self: ArcBorrow<'_, Self>, due: &Due, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
+        match due.on_timeout {
+            OnTimeout::Accept => self.accept(due, bh, rcu),
+            OnTimeout::Reset | OnTimeout::Drop => self.discard(due, bh, rcu),
+        }
+    }
+
+    /// Has the kernel make a connection.
+    fn accept(self: ArcBorrow<'_, Self>, due: &Due, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
+        let request = due.request.as_request();
+        expire::accept(&request, &due.parked, bh, rcu);
+
+        // The connection was made, as a rule, and the request is not parked any more; or it has just been made, or reset, on
+        // another CPU, and is out of the table.
+        let mut state = self.state.lock(bh);
+        if !self.has_parked(&request) || !request.is_hashed() {
+            return;
+        }
+        if self.accept_queue_is_full() {
+            state.set_due(&due.parked, None);
+            self.schedule(&mut state, now());
+        } else {
+            // Refused for a reason that waiting does not mend (no route, a socket filter, no memory): the kernel may ask
+            // the client for another ACK, as on a plain listener.
+            // SAFETY: it is parked, this, its home, is locked, and we hold a reference to it.
+            drop(unsafe { request.undress() });
+            self.leave(&mut state, &due.parked, End::Returned);
+            request.hurry_timer();
+        }
+    }
+
+    /// Has the kernel drop the request, and tells the client if it is to know.
+    fn discard(&self, due: &Due, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
+        let request = due.request.as_request();
+        request.drop_from_table();
+        // Data was faster, on another CPU, which will settle it.
+        if request.is_connected() {
+            return;
+        }
+        let mut state = self.state.lock(bh);
+        if !self.has_parked(&request) {
+            return;
+        }
+        // SAFETY: it is parked, this, its home, is locked, and we hold a reference to it.
+        drop(unsafe { request.undress() });
+        let end = End::of_expired(due.expiry, due.on_timeout);
+        self.leave(&mut state, &due.parked, end);
+        drop(state);
+
+        if due.on_timeout == OnTimeout::Reset {
+            expire::reset(&request, &due.parked, bh, rcu);
+        }
+    }
+
+    /// The timer's handler: deals with what is due.
+    fn on_alarm(self: ArcBorrow<'_, Self>, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
         for _ in 0..BUDGET {
             let mut state = self.state.lock(bh);
             if state.closed {
                 return;
             }
-            let oldest: Option<Arc<Parked>> = state
-                .queue
-                .cursor_front()
-                .peek_next()
-                .map(|oldest| oldest.arc().into());
             let now = now();
-            match policy::on_alarm(
-                now,
-                oldest.as_ref().map(|oldest| oldest.parked_at),
-                self.timeout,
-                self.accept_queue_is_full(),
-            ) {
+            let expiry = match self.alarm(&state, now) {
                 Alarm::Idle => {
                     state.armed = false;
                     return;
@@ -487,44 +691,20 @@ impl Listener {
                     self.set_timer(now, at);
                     return;
                 }
-                Alarm::Due => {}
-            }
-            let Some(parked) = oldest else {
-                return;
+                Alarm::Due(expiry) => expiry,
             };
-            // SAFETY: it is in the queue, and the lock is held: it is in memory, with its listener.
-            let request = unsafe { Request::from_raw(parked.request) };
-            let Some(owned) = request.get() else {
-                // It is dying; its destructor no longer finds it here.
-                // SAFETY: it was never in any list but this.
-                drop(unsafe { state.queue.remove(&parked) });
-                continue;
-            };
-            parked.set_due(true);
+            let due = self.take_due(&mut state, expiry);
+            // Not under the lock: dropping what may be the last reference to a request calls the destructor.
             drop(state);
-
-            accept(&owned.as_request(), &parked, bh, rcu);
-
-            // The connection was made, as a rule, and the request is not parked any more.
-            let mut state = self.state.lock(bh);
-            let request = owned.as_request();
-            if self.has_parked(&request) {
-                if self.accept_queue_is_full() {
-                    parked.set_due(false);
-                } else {
-                    // Refused for a reason that waiting does not mend (no route, a socket filter, no memory): the
-                    // kernel may ask the client for another ACK, as on a plain listener.
-                    // SAFETY: it is parked, this, its home, is locked, and we hold a reference to it.
-                    drop(unsafe { Self::unpark(&mut state, &request) });
-                    request.hurry_timer();
-                }
+            if let Some(due) = due {
+                self.expire(&due, bh, rcu);
             }
-            // Not under the lock: dropping what may be the last reference calls the destructor.
-            drop(state);
-            drop(owned);
         }
-        let now = now();
-        self.set_timer(now, now.after(NEXT_RUN));
+        let state = self.state.lock(bh);
+        if !state.closed {
+            let now = now();
+            self.set_timer(now, now.after(NEXT_RUN));
+        }
     }
 }
 
@@ -543,36 +723,4 @@ impl HrTimerCallback for Listener {
 /// From `now` until `at`, for the timer.
 fn delta(now: Nanos, at: Nanos) -> Delta {
     Delta::from_nanos(i64::try_from(at.0.saturating_sub(now.0)).unwrap_or(i64::MAX))
-}
-
-/// Rebuilds the client's last bare ACK and gives it to TCP, which makes the connection: nothing goes over the wire.
-///
-/// That a reset, or data, comes in on another CPU at this moment is as harmless as it is with an ACK from the wire.
-fn accept(request: &Request<'_>, parked: &Parked, _bh: &BhDisabled<'_>, _rcu: &rcu::Guard) {
-    let ack = request.bare_ack(parked.window(), parked.tsval());
-    let packet = Packet::new(&request.endpoints(), ack);
-    let bytes = packet.as_bytes();
-
-    // SAFETY: the request is alive, and with it its listener and its namespace; the packet is `bytes.len()` bytes,
-    // shorter than 2^32.
-    let skb = unsafe {
-        bindings::accf_skb_received(
-            request.as_ptr(),
-            bytes.as_ptr().cast(),
-            bytes.len() as u32,
-            packet.network_len() as u32,
-        )
-    };
-    if skb.is_null() {
-        return;
-    }
-    // SAFETY: the packet is ours, and the request alive. TCP's handler consumes the packet; it is called as from the
-    // IP layer, with bottom halves off and under RCU, as the tokens prove, and with no lock held that it might take.
-    unsafe {
-        if bindings::accf_skb_route(request.as_ptr(), skb) {
-            bindings::accf_tcp_rcv(request.as_ptr(), skb);
-        } else {
-            bindings::accf_skb_drop(skb);
-        }
-    }
 }

@@ -5,18 +5,25 @@
 //! [`ulp::Registration`] offers a filter to listeners by name. Behind it:
 //!
 //! * `hooks`: every function the kernel calls;
-//! * `listener`: a filtered listener, its queue of parked requests and its timer;
-//! * `request`, `overlay`: a connection request, and the operations it wears while parked;
-//! * `segment`, `wire`: the segment that came in, and the one that is rebuilt at the deadline;
+//! * `listener`: a filtered listener, its queue of parked requests, its timer and its accounts;
+//! * `options`: what user space asks of it, and is told;
+//! * `request`, `parked`, `overlay`: a connection request, what it keeps and the operations it wears while parked;
+//! * `segment`: the segment that came in;
+//! * `expire`, `wire`: what is done at the deadline, with a segment that is made anew;
+//! * `namespace`: what is counted for each network namespace;
 //! * `context`, `rcu`: proofs of context, and memory that readers may still look at.
 //!
 //! The kernel's functions named in these pages are those of Linux 7.3.
 
 pub(crate) mod bindings;
 pub(crate) mod context;
+pub(crate) mod expire;
 pub(crate) mod hooks;
 pub(crate) mod listener;
+pub(crate) mod namespace;
+pub(crate) mod options;
 pub(crate) mod overlay;
+pub(crate) mod parked;
 pub(crate) mod rcu;
 pub(crate) mod request;
 pub(crate) mod segment;

@@ -24,12 +24,15 @@ use core::{
     ptr::{self, NonNull},
 };
 
-use kernel::sync::{
-    barrier::{smp_mb, Read, Write},
-    Arc,
+use kernel::{
+    prelude::*,
+    sync::{
+        barrier::{smp_mb, Read, Write},
+        Arc,
+    },
 };
 
-use super::{bindings, listener::Parked, overlay::Overlay, wire};
+use super::{bindings, overlay::Overlay, parked::Parked, wire};
 
 pub(crate) const AF_INET: i32 = bindings::ACCF_AF_INET as i32;
 pub(crate) const AF_INET6: i32 = bindings::ACCF_AF_INET6 as i32;
@@ -42,6 +45,17 @@ const FAR_JIFFIES: usize = 1 << 30;
 pub(crate) fn in6_bytes(address: &bindings::in6_addr) -> [u8; 16] {
     // SAFETY: all three views of the union are 16 bytes without padding.
     unsafe { address.in6_u.u6_addr8 }
+}
+
+/// IRS of a request, be it one without a listener.
+///
+/// # Safety
+///
+/// `req` must point to a `struct tcp_request_sock` that is alive, and not be written to.
+pub(crate) unsafe fn client_isn(req: *const bindings::request_sock) -> u32 {
+    // A `struct request_sock` is the first member of `inet_request_sock`, and that of `tcp_request_sock`.
+    // SAFETY: by the contract of this function.
+    unsafe { (*req.cast::<bindings::tcp_request_sock>()).rcv_isn }
 }
 
 /// A TCP connection request (`struct request_sock`).
@@ -113,7 +127,7 @@ impl<'a> Request<'a> {
     /// IRS: the client's initial sequence number.
     pub(crate) fn client_isn(&self) -> u32 {
         // SAFETY: alive by the type invariants; written before the request could be found, and not after.
-        unsafe { (*self.tcp()).rcv_isn }
+        unsafe { client_isn(self.as_ptr()) }
     }
 
     /// Did both ends agree on timestamps?
@@ -144,6 +158,34 @@ impl<'a> Request<'a> {
     pub(crate) fn is_acked(&self) -> bool {
         // SAFETY: alive by the type invariants. Another CPU may be setting this one bit, and either value will do.
         unsafe { (*self.inet()).acked() != 0 }
+    }
+
+    /// Has its SYN-ACK never been sent again? Then the kernel counts it as young.
+    pub(crate) fn is_young(&self) -> bool {
+        // SAFETY: alive by the type invariants. Written by its timer's handler alone.
+        unsafe { (*self.as_ptr()).num_timeout() == 0 }
+    }
+
+    /// Can it have been copied (`inet_csk_complete_hashdance()`)? A copy is made when the listener has stopped and another
+    /// one of its group takes over a request of which a connection was just made.
+    pub(crate) fn may_have_copy(&self) -> bool {
+        // SAFETY: alive by the type invariants, with its listener and its namespace.
+        unsafe { bindings::accf_req_may_migrate(self.as_ptr()) && self.is_connected() }
+    }
+
+    /// Was a connection made of it? Looks into the table of connections.
+    pub(crate) fn is_connected(&self) -> bool {
+        // SAFETY: alive by the type invariants, with its listener and its namespace.
+        unsafe { bindings::accf_req_is_connected(self.as_ptr()) }
+    }
+
+    /// Has the kernel drop it: takes it out of the table and stops its timer (`inet_csk_reqsk_queue_drop()`), unless
+    /// somebody has done so before. Nothing is sent.
+    ///
+    /// Waits for its timer's handler, so no lock may be held that is taken there.
+    pub(crate) fn drop_from_table(&self) {
+        // SAFETY: alive by the type invariants. For a request that is all that `tcp_abort()` does.
+        unsafe { bindings::tcp_abort(self.as_ptr().cast(), ECONNABORTED.to_errno()) };
     }
 
     /// Makes `tcp_synack_rtt_meas()` take `rtt_us` microseconds for the round-trip time of the handshake.
@@ -210,7 +252,7 @@ impl<'a> Request<'a> {
         unsafe {
             if (*req).num_timeout() != 0 {
                 (*req).set_num_timeout(0);
-                bindings::accf_young_inc(self.listener_sock());
+                bindings::accf_young_add(self.listener_sock(), 1);
             }
         }
     }

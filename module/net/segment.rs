@@ -38,11 +38,16 @@ impl<'a> Segment<'a> {
         unsafe { &*bindings::accf_tcp_hdr(self.skb) }
     }
 
-    /// What the segment carries, as the reply to the SYN-ACK of `request`.
-    pub(crate) fn kind(&self, request: &Request<'_>) -> policy::Segment {
+    /// Does it open a connection?
+    pub(crate) fn is_syn(&self) -> bool {
+        self.header().syn() != 0
+    }
+
+    /// What the segment carries, as the reply to a SYN-ACK, where the client's SYN had the number `client_isn`.
+    pub(crate) fn kind(&self, client_isn: u32) -> policy::Segment {
         // SAFETY: the control block is TCP's, by the type invariants.
         let end_seq = unsafe { bindings::accf_skb_end_seq(self.skb) };
-        let start = request.client_isn().wrapping_add(1);
+        let start = client_isn.wrapping_add(1);
 
         if end_seq == start {
             policy::Segment::BareAck

@@ -15,9 +15,9 @@ use kernel::{
     ThisModule,
 };
 
-use crate::policy::{Filter, Timeout};
+use crate::policy::Filter;
 
-use super::{bindings, hooks};
+use super::{bindings, hooks, listener::Defaults};
 
 /// So many filters can be registered at once.
 const MAX_FILTERS: usize = 8;
@@ -37,33 +37,35 @@ pub(crate) struct Registration {
     #[pin]
     ops: Opaque<bindings::tcp_ulp_ops>,
     name: &'static str,
-    timeout: Timeout,
+    defaults: Defaults,
     #[pin]
     _pin: PhantomPinned,
 }
 
-// SAFETY: TCP's list of ULPs has a lock of its own, and `timeout` does not change.
+// SAFETY: TCP's list of ULPs has a lock of its own, and the rest does not change.
 unsafe impl Send for Registration {}
 // SAFETY: as above.
 unsafe impl Sync for Registration {}
 
 impl Registration {
-    /// Registers `F`, with `timeout` for every listener.
+    /// Registers `F`, with `defaults` for every listener.
     ///
     /// `EEXIST`: TCP has a ULP of this name. `ENAMETOOLONG`: the name does not fit. `ENOSPC`: too many filters.
     pub(crate) fn new<F: Filter>(
-        timeout: Timeout,
+        defaults: Defaults,
         module: &'static ThisModule,
     ) -> impl PinInit<Self, Error> {
         try_pin_init!(&this in Self {
             // In this order: from the registration on, `init()` looks at these.
             name: F::NAME,
-            timeout: timeout,
+            defaults: defaults,
             ops <- Opaque::try_ffi_init(move |slot: *mut bindings::tcp_ulp_ops| {
                 let mut ops = bindings::tcp_ulp_ops {
                     init: Some(hooks::init::<F>),
                     release: Some(hooks::release),
                     clone: Some(hooks::clone),
+                    get_info: Some(hooks::get_info),
+                    get_info_size: Some(hooks::get_info_size),
                     owner: module.as_ptr().cast(),
                     ..Default::default()
                 };
@@ -102,9 +104,9 @@ impl Registration {
         self.ops.get()
     }
 
-    /// How long its listeners hold a silent connection back.
-    pub(crate) fn timeout(&self) -> Timeout {
-        self.timeout
+    /// What its listeners are asked to do.
+    pub(crate) fn defaults(&self) -> Defaults {
+        self.defaults
     }
 }
 

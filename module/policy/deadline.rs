@@ -3,6 +3,8 @@
 //! Deadlines: computed from when a request was parked, never stored, so that the order of parking is the order of
 //! deadlines.
 
+use super::{OnTimeout, Terms};
+
 /// A point on the monotonic clock, or a span of it, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Nanos(pub u64);
@@ -37,6 +39,27 @@ impl Timeout {
         }
     }
 
+    /// The timeout that a number of SYN-ACK retransmissions means: what `getsockopt(TCP_DEFER_ACCEPT)` says in seconds
+    /// (`retrans_to_secs()`): 1, 3, 7, 15, 31, 63, 127, and from then on two minutes more each. 0 is no timeout at all.
+    pub fn from_retransmits(retransmits: u8) -> Option<Self> {
+        const MAX: u32 = 120;
+        let mut secs = 0;
+        let mut pause = 1;
+        for _ in 0..retransmits {
+            secs += pause;
+            pause = (pause * 2).min(MAX);
+        }
+        (retransmits != 0).then_some(Self::from_millis(secs * 1000))
+    }
+
+    /// The number of milliseconds that [`Self::from_millis`] makes this of.
+    pub const fn millis(self) -> u32 {
+        match self {
+            Timeout::Never => 0,
+            Timeout::After(span) => (span.0 / 1_000_000) as u32,
+        }
+    }
+
     /// The deadline of a request parked at `parked_at`.
     pub const fn deadline(self, parked_at: Nanos) -> Option<Nanos> {
         match self {
@@ -51,6 +74,15 @@ impl Timeout {
 /// Nothing goes over the wire in between; the server has 20 chances a second to have called `accept()`.
 const ACCEPT_QUEUE_RETRY: Nanos = Nanos::from_millis(50);
 
+/// Why a parked request's time is up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expiry {
+    /// It has reached its deadline.
+    Timeout,
+    /// More are parked than may be, and it is the oldest.
+    Eviction,
+}
+
 /// What a listener's timer must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alarm {
@@ -58,27 +90,32 @@ pub enum Alarm {
     Idle,
     /// Fire at this point.
     At(Nanos),
-    /// The oldest parked request has reached its deadline.
-    Due,
+    /// The oldest parked request's time is up.
+    Due(Expiry),
 }
 
-/// Decides what a listener's timer does at `now`, given when the oldest request was parked.
+/// Decides what a listener's timer does at `now`, given how many are parked, and when the oldest was.
 ///
-/// `accept_queue_full`: a connection made now would be refused, so a due request waits for room.
+/// `accept_queue_full`: a connection made now would be refused, so one that is to be accepted waits for room.
 pub fn on_alarm(
     now: Nanos,
+    terms: &Terms,
+    parked: u64,
     oldest_parked_at: Option<Nanos>,
-    timeout: Timeout,
     accept_queue_full: bool,
 ) -> Alarm {
-    let Some(deadline) = oldest_parked_at.and_then(|parked_at| timeout.deadline(parked_at)) else {
+    let Some(parked_at) = oldest_parked_at else {
         return Alarm::Idle;
     };
-    if now < deadline {
-        Alarm::At(deadline)
-    } else if accept_queue_full {
+    let expiry = match terms.timeout.deadline(parked_at) {
+        Some(deadline) if now >= deadline => Expiry::Timeout,
+        _ if parked > u64::from(terms.max_parked) => Expiry::Eviction,
+        Some(deadline) => return Alarm::At(deadline),
+        None => return Alarm::Idle,
+    };
+    if accept_queue_full && terms.on_timeout == OnTimeout::Accept {
         Alarm::At(now.after(ACCEPT_QUEUE_RETRY))
     } else {
-        Alarm::Due
+        Alarm::Due(expiry)
     }
 }

@@ -2,7 +2,7 @@
 
 //! The life of one connection request: fresh, parked, due.
 
-use super::{Filter, Verdict};
+use super::{Bypass, Filter, Verdict};
 
 /// What a segment carries, as far as a filter cares.
 ///
@@ -23,11 +23,11 @@ pub enum Segment {
 pub enum Phase {
     /// The kernel's alone: its bare ACK may be parked.
     Fresh,
-    /// Must stay the kernel's alone (syncookie, Fast Open, `tcp_abort_on_overflow` …): fails open.
-    Exempt,
+    /// Must stay the kernel's alone: fails open.
+    Exempt(Bypass),
     /// Parked: acknowledged, waiting for data or its deadline.
     Parked,
-    /// Parked, and at its deadline: the next ACK makes the connection, whatever it carries.
+    /// Parked, and its time is up: the next ACK makes the connection, whatever it carries.
     Due,
 }
 
@@ -40,12 +40,15 @@ pub enum Action {
     Hold,
     /// Give it to TCP: the connection is made.
     Admit,
+    /// Give it to TCP, although the filter would have it wait.
+    Bypass(Bypass),
 }
 
 /// Decides about a segment for a request in `phase`.
 pub fn on_segment<F: Filter>(phase: Phase, segment: Segment) -> Action {
     match (phase, F::verdict(segment)) {
-        (Phase::Exempt | Phase::Due, _) | (_, Verdict::Ready) => Action::Admit,
+        (Phase::Due, _) | (_, Verdict::Ready) => Action::Admit,
+        (Phase::Exempt(cause), Verdict::Wait) => Action::Bypass(cause),
         (Phase::Fresh, Verdict::Wait) => Action::Park,
         (Phase::Parked, Verdict::Wait) => Action::Hold,
     }

@@ -5,8 +5,9 @@
 use std::collections::VecDeque;
 
 use accf_policy::{
-    on_alarm, on_segment, on_synack, Action, Alarm, Dataready, Filter, Nanos, Phase, Segment,
-    SynAck, Timeout, Trigger, Verdict,
+    discount, on_alarm, on_park, on_segment, on_synack, Action, Admission, Alarm, Bypass,
+    Dataready, End, Expiry, Filter, Nanos, OnTimeout, Phase, Segment, Stats, SynAck, Terms,
+    Timeout, Trigger, Verdict, WAIT_BUCKETS,
 };
 use proptest::prelude::*;
 
@@ -21,41 +22,50 @@ enum Event {
     Time(u64),
     /// The server calls `accept()`.
     Accept,
+    /// The server asks for other terms.
+    Ask(Terms),
+    /// Another listener of the namespace takes all the room that is left, or gives it back.
+    Namespace(bool),
 }
 
-/// How one client's request ended.
+/// How one client's request ended, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Admitted(u64),
-    Expired(u64),
-    Reset,
+enum Fate {
+    /// Without ever being parked.
+    Passed,
+    /// As the counters say.
+    Ended(End, u64),
 }
 
 /// A listener as `net/listener.rs` keeps it, without the kernel.
 struct Listener {
-    timeout: Timeout,
+    terms: Terms,
     backlog: usize,
+    namespace_full: bool,
     now: u64,
     queue: VecDeque<(usize, u64)>,
     alarm: Option<u64>,
     accept_queue: usize,
-    ends: Vec<Option<End>>,
+    fates: Vec<Option<Fate>>,
     parked_at: Vec<Option<u64>>,
-    swallowed: usize,
+    stats: Stats,
+    most: u64,
 }
 
 impl Listener {
-    fn new(timeout: Timeout, clients: usize, backlog: usize) -> Self {
+    fn new(terms: Terms, clients: usize, backlog: usize) -> Self {
         Self {
-            timeout,
+            terms,
             backlog,
+            namespace_full: false,
             now: 0,
             queue: VecDeque::new(),
             alarm: None,
             accept_queue: 0,
-            ends: vec![None; clients],
+            fates: vec![None; clients],
             parked_at: vec![None; clients],
-            swallowed: 0,
+            stats: Stats::default(),
+            most: 0,
         }
     }
 
@@ -64,39 +74,92 @@ impl Listener {
         self.accept_queue > self.backlog
     }
 
-    fn end(&mut self, client: usize, end: End) {
-        assert_eq!(self.ends[client], None, "client {client} ended twice");
-        self.ends[client] = Some(end);
-        self.queue.retain(|&(parked, _)| parked != client);
+    fn leave(&mut self, client: usize, end: End) {
+        assert_eq!(self.fates[client], None, "client {client} ended twice");
+        self.fates[client] = Some(Fate::Ended(end, self.now));
+        let place = self
+            .queue
+            .iter()
+            .position(|&(parked, _)| parked == client)
+            .expect("a parked client");
+        let (_, at) = self.queue.remove(place).expect("that place");
+        self.stats.end(end, Nanos(self.now - at));
+    }
+
+    fn expire(&mut self, expiry: Expiry) {
+        let (client, _) = self.queue[0];
+        if self.terms.on_timeout == OnTimeout::Accept {
+            assert!(!self.is_full(), "it would be refused");
+            let action = on_segment::<Dataready>(Phase::Due, Segment::BareAck);
+            assert_eq!(action, Action::Admit);
+            self.accept_queue += 1;
+        }
+        self.leave(client, End::of_expired(expiry, self.terms.on_timeout));
     }
 
     fn arrive(&mut self, client: usize, segment: Segment) {
-        if self.ends[client].is_some() {
+        if self.fates[client].is_some() {
             return;
         }
-        let phase = match self.queue.iter().any(|&(parked, _)| parked == client) {
+        let is_parked = self.queue.iter().any(|&(parked, _)| parked == client);
+        let phase = match is_parked {
             true => Phase::Parked,
             false => Phase::Fresh,
         };
         match on_segment::<Dataready>(phase, segment) {
-            Action::Park => {
-                assert_eq!(phase, Phase::Fresh);
-                self.queue.push_back((client, self.now));
-                self.parked_at[client] = Some(self.now);
-                self.swallowed += 1;
-                if self.alarm.is_none() {
-                    self.alarm = self.timeout.deadline(Nanos(self.now)).map(|at| at.0);
-                }
-            }
-            Action::Hold => {
-                assert_eq!(phase, Phase::Parked);
-                self.swallowed += 1;
-            }
+            Action::Park => self.park(client),
+            Action::Hold => assert!(is_parked),
+            Action::Bypass(cause) => panic!("nobody is exempt, but {cause:?}"),
             Action::Admit if self.is_full() => {}
             Action::Admit => {
                 self.accept_queue += 1;
-                self.end(client, End::Admitted(self.now));
+                if is_parked {
+                    self.leave(client, End::of_accepted(segment, None));
+                } else {
+                    self.fates[client] = Some(Fate::Passed);
+                }
             }
+        }
+    }
+
+    fn park(&mut self, client: usize) {
+        let waiting = self.stats.parked;
+        match on_park(&self.terms, waiting, self.namespace_full, self.is_full()) {
+            Admission::Refuse(cause) => {
+                self.stats.bypass(cause);
+                if !self.is_full() {
+                    self.accept_queue += 1;
+                    self.fates[client] = Some(Fate::Passed);
+                }
+                return;
+            }
+            Admission::ParkAndEvict => self.expire(Expiry::Eviction),
+            Admission::Park => {}
+        }
+        self.queue.push_back((client, self.now));
+        self.parked_at[client] = Some(self.now);
+        self.stats.park();
+        self.most = self.most.max(self.stats.parked);
+        if self.alarm.is_none() {
+            self.schedule();
+        }
+    }
+
+    fn judge(&self) -> Alarm {
+        on_alarm(
+            Nanos(self.now),
+            &self.terms,
+            self.stats.parked,
+            self.queue.front().map(|&(_, at)| Nanos(at)),
+            self.is_full(),
+        )
+    }
+
+    fn schedule(&mut self) {
+        match self.judge() {
+            Alarm::Idle => {}
+            Alarm::At(at) => self.alarm = Some(at.0),
+            Alarm::Due(_) => self.alarm = Some(self.now),
         }
     }
 
@@ -111,8 +174,7 @@ impl Listener {
 
     fn ring(&mut self) {
         loop {
-            let oldest = self.queue.front().map(|&(_, at)| Nanos(at));
-            match on_alarm(Nanos(self.now), oldest, self.timeout, self.is_full()) {
+            match self.judge() {
                 Alarm::Idle => {
                     self.alarm = None;
                     return;
@@ -125,15 +187,7 @@ impl Listener {
                     self.alarm = Some(at.0);
                     return;
                 }
-                Alarm::Due => {
-                    let (client, _) = self.queue[0];
-                    assert_eq!(
-                        on_segment::<Dataready>(Phase::Due, Segment::BareAck),
-                        Action::Admit
-                    );
-                    self.accept_queue += 1;
-                    self.end(client, End::Expired(self.now));
-                }
+                Alarm::Due(expiry) => self.expire(expiry),
             }
         }
     }
@@ -141,10 +195,21 @@ impl Listener {
     fn step(&mut self, event: &Event) {
         match *event {
             Event::Segment(client, segment) => self.arrive(client, segment),
-            Event::Reset(client) if self.ends[client].is_none() => self.end(client, End::Reset),
-            Event::Reset(_) => {}
+            Event::Reset(client) => {
+                if self.queue.iter().any(|&(parked, _)| parked == client) {
+                    self.leave(client, End::Aborted);
+                } else if self.fates[client].is_none() {
+                    self.fates[client] = Some(Fate::Passed);
+                }
+            }
             Event::Time(nanos) => self.pass(nanos),
             Event::Accept => self.accept_queue = self.accept_queue.saturating_sub(1),
+            Event::Ask(terms) => {
+                self.terms = terms;
+                self.schedule();
+                self.pass(0);
+            }
+            Event::Namespace(full) => self.namespace_full = full,
         }
         assert!(
             self.queue
@@ -153,10 +218,52 @@ impl Listener {
                 .all(|(a, b)| a.1 <= b.1),
             "out of order"
         );
+        assert_eq!(self.stats.parked, self.queue.len() as u64);
+        assert!(is_balanced(&self.stats));
     }
 }
 
+/// Whatever was parked is parked now or came to exactly one end.
+fn is_balanced(stats: &Stats) -> bool {
+    let ended: u64 = ENDS.into_iter().map(|end| stats.ended(end)).sum();
+    stats.parked_total == stats.parked + ended
+}
+
+const ENDS: [End; End::COUNT] = [
+    End::Data,
+    End::Fin,
+    End::TimeoutAccept,
+    End::TimeoutReset,
+    End::TimeoutDrop,
+    End::Evicted,
+    End::Aborted,
+    End::Returned,
+];
+
 const CLIENTS: usize = 12;
+
+const POLICIES: [OnTimeout; 3] = [OnTimeout::Accept, OnTimeout::Reset, OnTimeout::Drop];
+
+fn terms_of(millis: u32) -> Terms {
+    Terms {
+        timeout: Timeout::from_millis(millis),
+        max_parked: CLIENTS as u32,
+        on_timeout: OnTimeout::Accept,
+    }
+}
+
+fn terms() -> impl Strategy<Value = Terms> {
+    (
+        0..60_000_u32,
+        1..CLIENTS as u32 + 2,
+        prop::sample::select(POLICIES.to_vec()),
+    )
+        .prop_map(|(millis, max_parked, on_timeout)| Terms {
+            timeout: Timeout::from_millis(millis),
+            max_parked,
+            on_timeout,
+        })
+}
 
 fn segment() -> impl Strategy<Value = Segment> {
     prop_oneof![
@@ -166,12 +273,22 @@ fn segment() -> impl Strategy<Value = Segment> {
     ]
 }
 
+/// What clients, time and the server's `accept()` do.
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         6 => (0..CLIENTS, segment()).prop_map(|(client, segment)| Event::Segment(client, segment)),
         1 => (0..CLIENTS).prop_map(Event::Reset),
         3 => (0..20_000_000_000_u64).prop_map(Event::Time),
         2 => Just(Event::Accept),
+    ]
+}
+
+/// What else can happen.
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        12 => event(),
+        1 => terms().prop_map(Event::Ask),
+        1 => any::<bool>().prop_map(Event::Namespace),
     ]
 }
 
@@ -182,22 +299,25 @@ proptest! {
     #[test]
     fn nobody_waits_past_the_deadline(
         millis in 1..60_000_u32,
+        on_timeout in prop::sample::select(POLICIES.to_vec()),
         events in prop::collection::vec(event(), 0..200),
     ) {
-        let timeout = Timeout::from_millis(millis);
-        let mut listener = Listener::new(timeout, CLIENTS, CLIENTS);
+        let terms = Terms { on_timeout, ..terms_of(millis) };
+        let mut listener = Listener::new(terms, CLIENTS, CLIENTS);
         for event in &events {
             listener.step(event);
         }
         listener.pass(u64::from(millis) * 1_000_000);
+        let expired = End::of_expired(Expiry::Timeout, on_timeout);
         for (client, parked_at) in listener.parked_at.iter().enumerate() {
             let Some(parked_at) = *parked_at else { continue };
             let deadline = parked_at + u64::from(millis) * 1_000_000;
-            match listener.ends[client] {
-                Some(End::Expired(at)) => prop_assert_eq!(at, deadline),
-                Some(End::Admitted(at)) => prop_assert!(at <= deadline),
-                Some(End::Reset) => {}
-                None => prop_assert!(false, "client {} was forgotten", client),
+            match listener.fates[client] {
+                Some(Fate::Ended(end, at)) if end == expired => prop_assert_eq!(at, deadline),
+                Some(Fate::Ended(End::Data | End::Fin | End::Aborted, at)) => {
+                    prop_assert!(at <= deadline);
+                }
+                fate => prop_assert!(false, "client {}: {:?}", client, fate),
             }
         }
         prop_assert!(listener.queue.is_empty());
@@ -210,7 +330,7 @@ proptest! {
         backlog in 0..3_usize,
         events in prop::collection::vec(event(), 0..200),
     ) {
-        let mut listener = Listener::new(Timeout::from_millis(millis), CLIENTS, backlog);
+        let mut listener = Listener::new(terms_of(millis), CLIENTS, backlog);
         for event in &events {
             listener.step(event);
         }
@@ -221,49 +341,136 @@ proptest! {
         prop_assert!(listener.queue.is_empty());
         for (client, parked_at) in listener.parked_at.iter().enumerate() {
             if let Some(parked_at) = *parked_at {
-                let end = listener.ends[client];
-                prop_assert!(end.is_some());
-                if let Some(End::Expired(at)) = end {
+                let fate = listener.fates[client];
+                prop_assert!(fate.is_some());
+                if let Some(Fate::Ended(End::TimeoutAccept, at)) = fate {
                     prop_assert!(at >= parked_at + u64::from(millis) * 1_000_000, "accepted early");
                 }
             }
         }
     }
 
-    /// Without a deadline a silent client waits for ever, and the timer is never set.
+    /// Whatever the server asks for in between, and however full the rest of the namespace is: nobody is lost or
+    /// counted twice (`step()` checks that), never more than the bound wait, and who makes room is the oldest.
+    #[test]
+    fn the_accounts_add_up(
+        first in terms(),
+        backlog in 0..CLIENTS,
+        events in prop::collection::vec(any_event(), 0..300),
+    ) {
+        let mut listener = Listener::new(first, CLIENTS, backlog);
+        for event in &events {
+            let oldest = listener.queue.front().copied();
+            let evicted = listener.stats.ended(End::Evicted);
+            listener.step(event);
+            if let (Event::Segment(..), Some((oldest, _))) = (event, oldest) {
+                if listener.stats.ended(End::Evicted) > evicted {
+                    prop_assert_eq!(
+                        listener.fates[oldest],
+                        Some(Fate::Ended(End::Evicted, listener.now))
+                    );
+                }
+            }
+        }
+        for end in [End::Returned, End::Data] {
+            let fates = listener.fates.iter().flatten();
+            let count = fates.filter(|fate| matches!(fate, Fate::Ended(e, _) if *e == end)).count();
+            prop_assert_eq!(count as u64, listener.stats.ended(end));
+        }
+        let waited: u64 = listener.stats.wait_log2.iter().sum();
+        prop_assert_eq!(waited, listener.stats.ended(End::Data) + listener.stats.ended(End::Fin));
+    }
+
+    /// No more wait than were asked for.
+    #[test]
+    fn the_bound_is_a_bound(
+        terms in terms(),
+        events in prop::collection::vec(event(), 0..200),
+    ) {
+        let mut listener = Listener::new(terms, CLIENTS, CLIENTS);
+        for event in &events {
+            listener.step(event);
+        }
+        prop_assert!(listener.most <= u64::from(terms.max_parked));
+    }
+
+    /// Without a deadline, and with room, a silent client waits for ever, and the timer is never set.
     #[test]
     fn without_a_timeout_only_the_client_decides(events in prop::collection::vec(event(), 0..200)) {
-        let mut listener = Listener::new(Timeout::from_millis(0), CLIENTS, CLIENTS);
+        let mut listener = Listener::new(terms_of(0), CLIENTS, CLIENTS);
         for event in &events {
             listener.step(event);
             prop_assert_eq!(listener.alarm, None);
         }
-        prop_assert!(!listener.ends.iter().any(|end| matches!(end, Some(End::Expired(_)))));
+        prop_assert_eq!(listener.stats.ended(End::TimeoutAccept), 0);
+        prop_assert_eq!(listener.stats.ended(End::Evicted), 0);
     }
 
-    /// The alarm never fires before the deadline, and never lies in the past.
+    /// The alarm never fires before the deadline but to make room, and never lies in the past.
     #[test]
-    fn alarms_lie_ahead(now: u64, parked_at in prop::option::of(any::<u64>()), millis: u32, full: bool) {
-        let timeout = Timeout::from_millis(millis);
-        let deadline = parked_at.and_then(|at| timeout.deadline(Nanos(at)));
-        match on_alarm(Nanos(now), parked_at.map(Nanos), timeout, full) {
-            Alarm::Idle => prop_assert_eq!(deadline, None),
+    fn alarms_lie_ahead(
+        now: u64,
+        parked in 0..40_u64,
+        parked_at in prop::option::of(any::<u64>()),
+        terms in terms(),
+        full: bool,
+    ) {
+        let deadline = parked_at.and_then(|at| terms.timeout.deadline(Nanos(at)));
+        let is_over = parked_at.is_some() && parked > u64::from(terms.max_parked);
+        let waits = full && terms.on_timeout == OnTimeout::Accept;
+        let is_late = deadline.is_some_and(|at| now >= at.0);
+        match on_alarm(Nanos(now), &terms, parked, parked_at.map(Nanos), full) {
+            Alarm::Idle => prop_assert!(deadline.is_none() && !is_over),
             Alarm::At(at) => {
-                let deadline = deadline.expect("a deadline");
                 prop_assert!(at.0 > now || now == u64::MAX);
-                prop_assert!(at == deadline || (full && now >= deadline.0));
+                prop_assert!(Some(at) == deadline || (waits && (is_late || is_over)));
             }
-            Alarm::Due => prop_assert!(!full && now >= deadline.expect("a deadline").0),
+            Alarm::Due(Expiry::Timeout) => prop_assert!(!waits && is_late),
+            Alarm::Due(Expiry::Eviction) => prop_assert!(!waits && !is_late && is_over),
         }
     }
 
     /// Data and the end of the stream are never held back, whatever the phase.
     #[test]
     fn what_the_server_can_read_is_admitted(
-        phase in prop::sample::select(vec![Phase::Fresh, Phase::Exempt, Phase::Parked, Phase::Due]),
+        phase in prop::sample::select(vec![
+            Phase::Fresh, Phase::Exempt(Bypass::Other), Phase::Parked, Phase::Due,
+        ]),
         segment in prop::sample::select(vec![Segment::Data, Segment::Fin]),
     ) {
         prop_assert_eq!(on_segment::<Dataready>(phase, segment), Action::Admit);
+    }
+
+    /// Parked requests keep a few places of the backlog at most: one per CPU, and an eighth. As each comes or goes, the
+    /// count changes by no more than one.
+    #[test]
+    fn the_backlog_is_left_to_others(parked in 0..100_000_u64, backlog: u32, cpus in 1..9_000_u32) {
+        let off = discount(parked, backlog, cpus);
+        let on = parked - u64::from(off);
+        prop_assert!(on <= u64::from(cpus));
+        prop_assert!(on <= u64::from(backlog / 8));
+        prop_assert!(on == parked || on == u64::from(cpus.min(backlog / 8)));
+        prop_assert!(discount(parked + 1, backlog, cpus) - off <= 1);
+    }
+
+    /// `TCP_DEFER_ACCEPT` is taken over as `getsockopt()` would tell it.
+    #[test]
+    fn defer_accept_is_what_the_kernel_says(retransmits: u8) {
+        // As `retrans_to_secs()`, with its arguments.
+        let (mut timeout, mut period, mut left) = (1_u32, 1_u32, retransmits);
+        while left > 1 {
+            timeout = (timeout * 2).min(120);
+            period += timeout;
+            left -= 1;
+        }
+        let seconds = Timeout::from_retransmits(retransmits).map(|timeout| timeout.millis() / 1000);
+        prop_assert_eq!(seconds, (retransmits > 0).then_some(period));
+    }
+
+    /// What was asked for in milliseconds is told in milliseconds.
+    #[test]
+    fn milliseconds_survive(millis: u32) {
+        prop_assert_eq!(Timeout::from_millis(millis).millis(), millis);
     }
 }
 
@@ -272,7 +479,10 @@ fn a_bare_ack_parks_only_what_may_be_parked() {
     for (phase, action) in [
         (Phase::Fresh, Action::Park),
         (Phase::Parked, Action::Hold),
-        (Phase::Exempt, Action::Admit),
+        (
+            Phase::Exempt(Bypass::Signed),
+            Action::Bypass(Bypass::Signed),
+        ),
         (Phase::Due, Action::Admit),
     ] {
         assert_eq!(
@@ -305,6 +515,83 @@ fn a_deadline_past_the_end_of_time_is_the_end_of_time() {
         Timeout::from_millis(u32::MAX).deadline(Nanos(u64::MAX)),
         Some(Nanos(u64::MAX))
     );
+}
+
+#[test]
+fn at_the_bound_the_oldest_goes_if_it_can() {
+    let at_bound = |on_timeout, parked, namespace_full, accept_queue_full| {
+        let terms = Terms {
+            timeout: Timeout::Never,
+            max_parked: 3,
+            on_timeout,
+        };
+        on_park(&terms, parked, namespace_full, accept_queue_full)
+    };
+    use Admission::{Park, ParkAndEvict, Refuse};
+    use OnTimeout::{Accept, Reset};
+    assert_eq!(at_bound(Accept, 2, false, true), Park);
+    assert_eq!(at_bound(Accept, 3, false, false), ParkAndEvict);
+    assert_eq!(
+        at_bound(Accept, 3, false, true),
+        Refuse(Bypass::AcceptQueueFull)
+    );
+    assert_eq!(at_bound(Reset, 3, false, true), ParkAndEvict);
+    assert_eq!(at_bound(Reset, 1, true, true), ParkAndEvict);
+    assert_eq!(
+        at_bound(Reset, 0, true, false),
+        Refuse(Bypass::NamespaceLimit)
+    );
+}
+
+#[test]
+fn who_ended_how() {
+    let timeout = Some(Expiry::Timeout);
+    let eviction = Some(Expiry::Eviction);
+    for (segment, due, end) in [
+        (Segment::Data, None, End::Data),
+        (Segment::Data, timeout, End::Data),
+        (Segment::Fin, None, End::Fin),
+        (Segment::BareAck, timeout, End::TimeoutAccept),
+        (Segment::BareAck, eviction, End::Evicted),
+        (Segment::BareAck, None, End::Returned),
+    ] {
+        assert_eq!(End::of_accepted(segment, due), end, "{segment:?} {due:?}");
+    }
+}
+
+#[test]
+fn waits_are_counted_by_powers_of_two() {
+    for (nanos, bucket) in [
+        (0, 0),
+        (999_999, 0),
+        (1_000_000, 1),
+        (1_999_999, 1),
+        (2_000_000, 2),
+        (1_023_000_000, 10),
+        (1_024_000_000, 11),
+        (u64::MAX, WAIT_BUCKETS - 1),
+    ] {
+        let mut stats = Stats::default();
+        stats.park();
+        stats.end(End::Data, Nanos(nanos));
+        let mut expected = [0; WAIT_BUCKETS];
+        expected[bucket] = 1;
+        assert_eq!(stats.wait_log2, expected, "{nanos} ns");
+    }
+    // Nobody sent anything.
+    let mut stats = Stats::default();
+    stats.park();
+    stats.end(End::TimeoutAccept, Nanos(5));
+    assert_eq!(stats.wait_log2, [0; WAIT_BUCKETS]);
+}
+
+#[test]
+fn numbers_mean_what_the_header_says() {
+    for (number, on_timeout) in POLICIES.into_iter().enumerate() {
+        assert_eq!(OnTimeout::from_number(number as u32), Some(on_timeout));
+        assert_eq!(on_timeout.number(), number as u32);
+    }
+    assert_eq!(OnTimeout::from_number(3), None);
 }
 
 #[test]

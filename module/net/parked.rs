@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What a request keeps while it is parked.
+
+use core::ptr::NonNull;
+
+use kernel::{
+    alloc::flags::{__GFP_NOWARN, GFP_ATOMIC},
+    list::{impl_list_arc_safe, impl_list_item, ListArc, ListLinks},
+    prelude::*,
+    sync::atomic::{ordering::Relaxed, Atomic},
+};
+
+use crate::policy::{Expiry, Nanos, Phase};
+
+use super::{bindings, request::Request, segment::Segment};
+
+/// What a request keeps while it is parked: 56 bytes, with the reference count of its `Arc`.
+///
+/// The atomics are written under the home's lock only, with no ordering of their own.
+#[pin_data]
+pub(crate) struct Parked {
+    #[pin]
+    links: ListLinks,
+    /// The request that owns this. Alive while this is in the queue, under the lock.
+    request: NonNull<bindings::request_sock>,
+    parked_at: Nanos,
+    /// The round-trip time that the first bare ACK showed, in microseconds.
+    rtt_us: Option<u32>,
+    /// TSval of the last bare ACK; means nothing without [`Self::HAS_TSVAL`].
+    tsval: Atomic<u32>,
+    /// Window of the last bare ACK, and the flags below.
+    state: Atomic<u32>,
+}
+
+// SAFETY: `request` is only followed under the home's lock.
+unsafe impl Send for Parked {}
+// SAFETY: as above; the other fields are constant, atomic, or the list's.
+unsafe impl Sync for Parked {}
+
+impl_list_arc_safe! {
+    impl ListArcSafe<0> for Parked { untracked; }
+}
+impl_list_item! {
+    impl ListItem<0> for Parked { using ListLinks { self.links }; }
+}
+
+impl Parked {
+    const WINDOW: u32 = 0xffff;
+    const HAS_TSVAL: u32 = 1 << 16;
+    const TIMED_OUT: u32 = 1 << 17;
+    const EVICTED: u32 = 1 << 18;
+    const YOUNG: u32 = 1 << 19;
+
+    /// For `request`, whose bare ACK `segment` is.
+    pub(crate) fn new(
+        request: &Request<'_>,
+        segment: &Segment<'_>,
+        parked_at: Nanos,
+    ) -> Result<ListArc<Self>> {
+        let request_ptr = NonNull::new(request.as_ptr()).ok_or(EINVAL)?;
+        let rtt_us = segment.synack_rtt_us(request);
+        let parked = ListArc::pin_init(
+            try_pin_init!(Self {
+                links <- ListLinks::new(),
+                request: request_ptr,
+                parked_at: parked_at,
+                rtt_us: rtt_us,
+                tsval: Atomic::new(0),
+                state: Atomic::new(0),
+            }? Error),
+            GFP_ATOMIC | __GFP_NOWARN,
+        )?;
+        parked.remember(request, segment);
+        Ok(parked)
+    }
+
+    /// Remembers the client's last bare ACK.
+    pub(crate) fn remember(&self, request: &Request<'_>, segment: &Segment<'_>) {
+        let mut state = self.state.load(Relaxed) & !Self::WINDOW | u32::from(segment.window());
+        if let Some(tsval) = segment.tsval(request) {
+            self.tsval.store(tsval, Relaxed);
+            state |= Self::HAS_TSVAL;
+        }
+        self.state.store(state, Relaxed);
+    }
+
+    /// The request.
+    ///
+    /// # Safety
+    ///
+    /// This is in the queue of its home, whose lock is held for as long as the request is used.
+    pub(crate) unsafe fn request(&self) -> Request<'_> {
+        // SAFETY: it was in memory when it was parked, with its listener; before it goes, its destructor takes this out
+        // of the queue, under the lock.
+        unsafe { Request::from_raw(self.request) }
+    }
+
+    /// When it was parked.
+    pub(crate) fn parked_at(&self) -> Nanos {
+        self.parked_at
+    }
+
+    /// The round-trip time of the handshake in microseconds, if it is known.
+    pub(crate) fn rtt_us(&self) -> Option<u32> {
+        self.rtt_us
+    }
+
+    /// The window of the last bare ACK: not scaled.
+    pub(crate) fn window(&self) -> u16 {
+        (self.state.load(Relaxed) & Self::WINDOW) as u16
+    }
+
+    /// TSval of the last bare ACK, if it had one.
+    pub(crate) fn tsval(&self) -> Option<u32> {
+        self.has(Self::HAS_TSVAL).then(|| self.tsval.load(Relaxed))
+    }
+
+    /// Where the request stands.
+    pub(crate) fn phase(&self) -> Phase {
+        match self.due() {
+            Some(_) => Phase::Due,
+            None => Phase::Parked,
+        }
+    }
+
+    /// Why its time is up, if it is.
+    pub(crate) fn due(&self) -> Option<Expiry> {
+        if self.has(Self::TIMED_OUT) {
+            Some(Expiry::Timeout)
+        } else if self.has(Self::EVICTED) {
+            Some(Expiry::Eviction)
+        } else {
+            None
+        }
+    }
+
+    /// Its time is up, or it is to wait on.
+    pub(crate) fn set_due(&self, due: Option<Expiry>) {
+        self.set(Self::TIMED_OUT, due == Some(Expiry::Timeout));
+        self.set(Self::EVICTED, due == Some(Expiry::Eviction));
+    }
+
+    /// Was the request taken off the listener's count of young ones?
+    pub(crate) fn is_young(&self) -> bool {
+        self.has(Self::YOUNG)
+    }
+
+    /// The request was taken off that count, or put back on it.
+    pub(crate) fn set_young(&self, young: bool) {
+        self.set(Self::YOUNG, young);
+    }
+
+    fn has(&self, flag: u32) -> bool {
+        self.state.load(Relaxed) & flag != 0
+    }
+
+    fn set(&self, flag: u32, value: bool) {
+        let state = self.state.load(Relaxed) & !flag;
+        self.state
+            .store(if value { state | flag } else { state }, Relaxed);
+    }
+}

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The place of parked requests in a listener's SYN backlog: none, but for a few.
+
+/// How many of `parked` requests are taken off the count of those that fill the SYN backlog of `backlog`.
+///
+/// When the kernel drops a parked request, it counts it off, though it is not counted; we hear of it a moment later. With
+/// nobody half open the count would be below zero in between, and the kernel compares it without a sign: the backlog
+/// would look full, and a client whose SYN comes at that moment would get a syncookie. So a few parked requests keep
+/// their place: one for each of `cpus`, as no CPU drops two at once, but at most an eighth of the backlog.
+pub fn discount(parked: u64, backlog: u32, cpus: u32) -> u32 {
+    let places = u64::from(cpus.min(backlog / 8));
+    u32::try_from(parked.saturating_sub(places)).unwrap_or(u32::MAX)
+}
