@@ -14,6 +14,7 @@ use xshell::Shell;
 use crate::guest::Guest;
 use crate::kernel::Kind;
 use crate::lab::Lab;
+use crate::program;
 
 /// The exit status for everything that goes wrong around the command, as container tools use it.
 const TROUBLE: u8 = 125;
@@ -23,8 +24,9 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Boot a guest, load the module and run COMMAND as root, or a shell.
 ///
-/// The checkout is visible at its own path, writable. The exit status is COMMAND's own, or 125 if
-/// the run is worthless: no verdict, a panic, a hang past the timeout, a splat in the kernel's log.
+/// The checkout is visible at its own path, writable; the command `accf` is there. The exit status is
+/// COMMAND's own, or 125 if the run is worthless: no verdict, a panic, a hang past the timeout, a
+/// splat in the kernel's log.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Vm {
     /// The kernel to boot.
@@ -67,8 +69,8 @@ pub(crate) struct Vm {
 
 impl Vm {
     /// Runs the command.
-    pub(crate) fn run(&self, _sh: &Shell) -> ExitCode {
-        match self.status() {
+    pub(crate) fn run(&self, sh: &Shell) -> ExitCode {
+        match self.status(sh) {
             // A guest's exit status has eight bits.
             Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(TROUBLE)),
             Err(error) => {
@@ -79,7 +81,7 @@ impl Vm {
     }
 
     /// Boots the guest and returns the command's exit status.
-    fn status(&self) -> Result<i32> {
+    fn status(&self, sh: &Shell) -> Result<i32> {
         let shell = self.command.is_empty();
         if shell && !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) {
             bail!("a shell takes a terminal; or give a command: cargo xtask vm -- COMMAND");
@@ -89,8 +91,9 @@ impl Vm {
         } else {
             Lab::new(self.kernel)?
         };
+        let accf = program::build(sh, "accf")?;
         let default_timeout = (!shell).then_some(DEFAULT_TIMEOUT);
-        let guest = Guest {
+        let mut guest = Guest {
             cpus: self.cpus,
             memory: self.memory.clone(),
             qemu_arguments: self
@@ -102,6 +105,10 @@ impl Vm {
             shares: self.share.clone(),
             ..lab.guest(&self.module_params)
         };
+        let programs = accf.parent().map(|dir| dir.as_os_str().to_owned());
+        guest
+            .environment
+            .extend(programs.map(|dir| ("ACCF_BIN".to_owned(), dir)));
         let report = if shell {
             lab.shell(&guest)?
         } else {
