@@ -27,7 +27,9 @@ pub struct Config {
     /// [`set_config`]: crate::set_config
     pub timeout: Option<Duration>,
     /// How many connections may be parked at once; one more, and the oldest meets its deadline.
-    /// None: the module's default.
+    ///
+    /// None sets the module's default (its parameter `max_parked`). The module tells the number that is
+    /// in force, be it set or the default.
     pub max_parked: Option<NonZeroU32>,
     /// What becomes of a client that is silent until its deadline, or that makes room for another.
     pub on_timeout: OnTimeout,

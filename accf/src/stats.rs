@@ -18,7 +18,8 @@ pub struct Stats {
     /// Now: parked connections.
     pub parked: u64,
     /// Now: requests that count against the listener's SYN backlog (the kernel's
-    /// `request_sock_queue.qlen`). Never negative.
+    /// `request_sock_queue.qlen`). Never negative. Of the parked ones, no more than one for each
+    /// processor is among them.
     pub half_open: i64,
     /// Now: those of them whose SYN-ACK has not been sent again yet (`request_sock_queue.young`).
     pub half_open_young: i64,

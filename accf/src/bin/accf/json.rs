@@ -26,7 +26,7 @@ struct ListenerView {
     stats: StatsView,
 }
 
-/// Its settings, as the module tells them: 0 is "until the client sends", and the module's default.
+/// Its settings, as the module tells them: a `timeout_ms` of 0 is "until the client sends".
 #[derive(Serialize)]
 struct ConfigView {
     timeout_ms: u64,
