@@ -13,9 +13,9 @@
  * zero, and bytes beyond what the module knows must be zero (E2BIG). getsockopt() fills in as much as there is room for,
  * and says in *optlen how much that was.
  *
- *   EINVAL        fewer than four bytes, or a value that this page does not allow
- *   E2BIG         a newer structure than the module's, with something in it that the module does not know
- *   ENOPROTOOPT   the socket has no filter; or no such option, or it cannot be set
+ *   EINVAL        setsockopt(): fewer than four bytes, or a value that this page does not allow
+ *   E2BIG         setsockopt(): a newer structure than the module's, with something in it that the module does not know
+ *   ENOPROTOOPT   the socket has no filter (getsockopt() of an IPv4 socket: EOPNOTSUPP); no such option; it cannot be set
  *   EFAULT        the argument cannot be read or written
  *
  * The same structures stand in answers of inet_diag (SOCK_DIAG_BY_FAMILY with INET_DIAG_INFO asked for), as attributes
@@ -70,7 +70,10 @@ struct accf_config {
 struct accf_stats {
 	/* Now: parked connections. */
 	__u64 parked;
-	/* Now: requests that count against the listener's SYN backlog (request_sock_queue.qlen). Never negative. */
+	/*
+	 * Now: requests that count against the listener's SYN backlog (request_sock_queue.qlen). Parked ones do not, but for a
+	 * few: one per CPU, and an eighth of the backlog at most. Negative for a moment at most.
+	 */
 	__s64 half_open;
 	/* Now: those of them whose SYN-ACK has not been sent again yet (request_sock_queue.young). */
 	__s64 half_open_young;
