@@ -66,6 +66,11 @@ const OURS: &[&str] = &["accf", "accf_kunit"];
 const NOTICES: &[&str] = &[
     "loading out-of-tree module taints kernel",
     "module verification failed: signature and/or required key missing",
+    // What we, and the kernel, say of a parameter that makes no sense: a test gives some.
+    "is none of 0 (accept), 1 (reset), 2 (drop)",
+    "a filter must be able to hold at least one connection back",
+    "invalid for parameter",
+    "too large for parameter",
 ];
 
 /// How many lines before and after a splat's first line are shown.
