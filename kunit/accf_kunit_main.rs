@@ -34,8 +34,7 @@ struct AccfKunit {
 impl kernel::Module for AccfKunit {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         Ok(Self {
-            // SAFETY: the only one of this module, whose sources are its own.
-            _namespaces: unsafe { net::namespace::Namespaces::register() }?,
+            _namespaces: net::namespace::Namespaces::register()?,
         })
     }
 }

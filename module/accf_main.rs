@@ -56,8 +56,7 @@ impl kernel::InPlaceModule for Accf {
         pin_init::pin_init_scope(move || {
             let defaults = defaults()?;
             Ok(try_pin_init!(Self {
-                // SAFETY: the only one.
-                namespaces: unsafe { Namespaces::register() }?,
+                namespaces: Namespaces::register()?,
                 dataready <- ulp::Registration::new::<Dataready>(defaults, module),
             }))
         })
