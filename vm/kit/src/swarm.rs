@@ -52,6 +52,8 @@ pub struct Swarm {
 pub struct Member {
     /// Its number.
     pub nth: u32,
+    /// The server's port.
+    pub port: u16,
     /// The sequence number of the next byte to send.
     pub snd_nxt: u32,
     /// The sequence number of the next byte expected; 0 before the SYN-ACK.
@@ -92,7 +94,7 @@ impl Swarm {
     fn wait_until_it_answers(&mut self) -> Result<()> {
         let limit = Instant::now() + Duration::from_secs(20);
         while Instant::now() < limit {
-            self.syn(&mut Self::member(0))?;
+            self.syn(&mut self.member(0))?;
             let mut answered = false;
             self.pump(Duration::from_millis(20), |_, segment| {
                 answered |= segment.is_rst();
@@ -108,10 +110,16 @@ impl Swarm {
         )
     }
 
-    /// A client that has not sent anything yet.
-    pub fn member(nth: u32) -> Member {
+    /// A client of the server's port that has not sent anything yet.
+    pub fn member(&self, nth: u32) -> Member {
+        self.member_of(nth, self.server.port())
+    }
+
+    /// A client of another port of the server.
+    pub fn member_of(&self, nth: u32, port: u16) -> Member {
         Member {
             nth,
+            port,
             snd_nxt: nth.wrapping_mul(2_654_435_761),
             rcv_nxt: 0,
         }
@@ -149,7 +157,11 @@ impl Swarm {
             seq: member.snd_nxt,
             ack: if flags.ack { member.rcv_nxt } else { 0 },
             payload: payload.to_vec(),
-            ..Segment::new(self.address(member.nth), self.server, flags)
+            ..Segment::new(
+                self.address(member.nth),
+                SocketAddr::new(self.server.ip(), member.port),
+                flags,
+            )
         }
     }
 
@@ -255,7 +267,7 @@ impl Swarm {
         opened: &mut Vec<Member>,
     ) -> Result<()> {
         let first = clients.start;
-        let mut members: Vec<Member> = clients.map(Self::member).collect();
+        let mut members: Vec<Member> = clients.map(|nth| self.member(nth)).collect();
         let (mut sent, mut under_way) = (0, 0);
         loop {
             while under_way < WINDOW {

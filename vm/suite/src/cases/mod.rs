@@ -3,10 +3,13 @@
 //! The table of all cases.
 
 mod attach;
+mod bypass;
+mod command;
 pub(crate) mod control;
 mod crowd;
 mod deadline;
 mod defer;
+mod evict;
 mod hold;
 mod ktls;
 pub(crate) mod lifetime;
@@ -28,11 +31,15 @@ const TWO_SECONDS: Stage = Stage::Loaded("timeout_ms=2000");
 /// Loaded without a deadline.
 const NEVER: Stage = Stage::Loaded("timeout_ms=0");
 
+/// Loaded with room for four in each namespace.
+const FEW_EACH: Stage = Stage::Loaded("max_parked_netns=4");
+
 /// Every case, in the order of the results.
 pub(crate) fn table() -> Vec<Case> {
     [
         plain::cases(Stage::Unloaded, "unloaded."),
         attach::cases_unloaded(),
+        command::cases_unloaded(),
         attach::cases(),
         plain::cases(DEFAULT, ""),
         hold::cases(),
@@ -40,16 +47,22 @@ pub(crate) fn table() -> Vec<Case> {
         odd::cases(),
         ktls::cases(),
         control::cases(),
+        command::cases(),
         policy::cases(),
         defer::cases(),
+        bypass::cases(),
+        evict::cases(),
         deadline::cases_default(),
         nothing_left("default"),
         deadline::cases(),
         nothing_left("two_seconds"),
         deadline::cases_never(),
         nothing_left("never"),
+        evict::cases_few_each(),
+        nothing_left("few_each"),
         lifetime::cases(),
         control::cases_alone(),
+        bypass::cases_alone(),
         crowd::cases(),
     ]
     .into_iter()

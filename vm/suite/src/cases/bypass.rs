@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What cannot be parked is accepted as on a plain listener, and counted by its cause.
+
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
+use std::time::Duration;
+
+use accf_kit::control::{settings, OnTimeout, Stats};
+use accf_kit::endpoint::{set_tcp_option, Family, Listen};
+use accf_kit::fault::NoMemory;
+use accf_kit::segment::{Flags, Segment};
+use accf_kit::tcp_info::TcpInfo;
+use accf_kit::wire::Wire;
+use accf_kit::{module, signature, sockets, wait};
+use anyhow::{bail, Context as _, Result};
+use nix::errno::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::DEFAULT;
+use crate::case::{each_family, expect_eq, Case, Context, Stage};
+use crate::count::{counted, counts, stats};
+use crate::scene::{
+    accept_while, exchange_and_close, serve, Client, RawScene, Scene, REQUEST, RESPONSE,
+};
+
+pub(crate) fn cases() -> Vec<Case> {
+    [
+        each_family(DEFAULT, "bypass.syncookie", syncookie),
+        each_family(DEFAULT, "bypass.fastopen", fastopen),
+        each_family(DEFAULT, "bypass.fastopen_not_asked_for", no_fastopen),
+        each_family(DEFAULT, "bypass.abort_on_overflow", abort_on_overflow),
+        each_family(DEFAULT, "bypass.accept_queue_full", accept_queue_full),
+        each_family(DEFAULT, "bypass.signed_md5", |context, family| {
+            signed(context, family, "TCP-MD5", MD5)
+        }),
+        each_family(DEFAULT, "bypass.signed_ao", |context, family| {
+            signed(context, family, "TCP-AO", AO)
+        }),
+        each_family(
+            DEFAULT,
+            "bypass.signed_for_somebody_else",
+            signed_for_another,
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+pub(crate) fn cases_alone() -> Vec<Case> {
+    each_family(Stage::Alone, "bypass.no_memory", no_memory)
+}
+
+/// A silent client is accepted at once, works, and is counted; so is the next one.
+fn silent_at_once(context: &Context, scene: Scene, count: impl Fn(u64) -> Stats) -> Result<()> {
+    for nth in 1..=2 {
+        let (accepted, client) =
+            accept_while(&scene.listener, context, || scene.connect_and_ack(context))?;
+        let (client, ack) = client;
+        context.at_once(ack.at, accepted.at, "from the bare ACK to accept()")?;
+        expect_eq!(
+            accepted.peer.port(),
+            client.local.port(),
+            "the client that was accepted"
+        );
+        counts(context, &scene.listener, count(nth))?;
+        exchange_and_close(client, accepted)?;
+    }
+    scene.requests(context, 0)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+/// Who speaks with the third segment would not have been parked anyway: that is no bypass.
+fn speaker_does_not_count(context: &Context, scene: &RawScene) -> Result<()> {
+    let before = stats(&scene.listener)?;
+    let mut client = scene.client();
+    client.half_open(context.patience())?;
+    scene.serve(context, &mut client)?;
+    counts(context, &scene.listener, before).map(drop)
+}
+
+fn syncookie(context: &Context, family: Family) -> Result<()> {
+    let wire = Wire::new()?;
+    wire.server.set_sysctl("net.ipv4.tcp_syncookies", "2")?;
+    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
+    silent_at_once(context, scene, |nth| counted!(bypass_syncookie: nth))?;
+
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    scene.ns.set_sysctl("net.ipv4.tcp_syncookies", "2")?;
+    speaker_does_not_count(context, &scene)
+}
+
+const TCP_FASTOPEN: i32 = 23;
+
+/// The server's side of Fast Open, without asking for a cookie.
+const SERVER_WITHOUT_COOKIE: &str = "514";
+
+fn fastopen(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    scene
+        .ns
+        .set_sysctl("net.ipv4.tcp_fastopen", SERVER_WITHOUT_COOKIE)?;
+    set_tcp_option(&scene.listener, TCP_FASTOPEN, 16).context("TCP_FASTOPEN")?;
+    for nth in 1..=2 {
+        let mut client = scene.client();
+        let mut syn = client.segment(Flags::SYN, REQUEST);
+        syn.mss = Some(1460);
+        let sent = client.send(&syn)?;
+        client.snd_nxt = syn.end_seq();
+        let answer = client
+            .receive(context.patience())?
+            .context("no answer to a SYN with data")?
+            .segment;
+        expect_eq!(answer.is_syn_ack(), true, "whether {answer} is a SYN-ACK");
+        expect_eq!(
+            answer.ack,
+            client.snd_nxt,
+            "what the SYN-ACK acknowledges: the data, too"
+        );
+        let accepted = scene.accept(context)?;
+        context.at_once(sent, accepted.at, "from the SYN to accept()")?;
+        counts(context, &scene.listener, counted!(bypass_fastopen: nth))?;
+        // Its bare ACK is not the filter's business any more.
+        client.ack()?;
+        serve(&accepted)?;
+        let answer = client
+            .receive_until(context.patience(), Segment::has_data)?
+            .context("no response")?;
+        expect_eq!(answer.segment.payload, RESPONSE, "the response");
+        counts(context, &scene.listener, counted!(bypass_fastopen: nth))?;
+    }
+    Ok(())
+}
+
+/// Data on a SYN that nobody has asked for is not Fast Open: the client is parked as any other.
+fn no_fastopen(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let mut client = scene.client();
+    let mut syn = client.segment(Flags::SYN, REQUEST);
+    syn.mss = Some(1460);
+    client.send(&syn)?;
+    client.snd_nxt = client.isn.wrapping_add(1);
+    let answer = client
+        .receive(context.patience())?
+        .context("no answer to a SYN with data")?
+        .segment;
+    expect_eq!(
+        answer.ack,
+        client.snd_nxt,
+        "what the SYN-ACK acknowledges: not the data"
+    );
+    client.ack()?;
+    counts(context, &scene.listener, counted!(parked: 1))?;
+    scene.serve(context, &mut client)?;
+    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+}
+
+fn abort_on_overflow(context: &Context, family: Family) -> Result<()> {
+    let wire = Wire::new()?;
+    wire.server
+        .set_sysctl("net.ipv4.tcp_abort_on_overflow", "1")?;
+    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
+    silent_at_once(
+        context,
+        scene,
+        |nth| counted!(bypass_abort_on_overflow: nth),
+    )?;
+
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    scene.ns.set_sysctl("net.ipv4.tcp_abort_on_overflow", "1")?;
+    speaker_does_not_count(context, &scene)?;
+    // Set while somebody is parked: that one stays so.
+    scene.ns.set_sysctl("net.ipv4.tcp_abort_on_overflow", "0")?;
+    let (mut client, _) = scene.parked(context)?;
+    scene.ns.set_sysctl("net.ipv4.tcp_abort_on_overflow", "1")?;
+    client.ack()?;
+    scene.accept_nothing(
+        Duration::from_millis(300),
+        "the client was parked when the setting changed",
+    )?;
+    counts(context, &scene.listener, counted!(parked: 1))?;
+    scene.serve(context, &mut client)?;
+    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+}
+
+/// The oldest cannot make room, as there is none where it would have to go.
+fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
+    let listen = Listen::filtered(family)
+        .backlog(1)
+        .config(settings(60_000, 1, OnTimeout::Accept));
+    let scene = RawScene::new(context, family, &listen)?;
+    let (mut oldest, _) = scene.parked(context)?;
+    // While there is room in the accept queue, SYNs are answered; two fill it.
+    let mut clients = vec![scene.client(), scene.client(), scene.client()];
+    for client in &mut clients {
+        client.half_open(context.patience())?;
+    }
+    let mut newcomer = clients.pop().context("no client")?;
+    for client in &mut clients {
+        client.data(REQUEST)?;
+    }
+    let mut queued = 0;
+    wait::until(context.patience(), || {
+        queued = TcpInfo::of(&scene.listener)?.unacked;
+        Ok(queued == 2)
+    })?;
+    expect_eq!(queued, 2, "connections that wait for accept()");
+    newcomer.ack()?;
+    counts(
+        context,
+        &scene.listener,
+        counted!(parked: 1, half_open: 1, bypass_accept_queue_full: 1),
+    )?;
+    expect_eq!(
+        sockets::requests(&scene.ns, scene.port())?,
+        2,
+        "requests: the parked one, and the one that is not"
+    );
+    for _ in &clients {
+        serve(&scene.accept(context)?)?;
+    }
+    // As on a plain listener whose queue was full: once the client says something, it is accepted.
+    newcomer.ack()?;
+    let accepted = scene.accept(context)?;
+    expect_eq!(
+        accepted.peer.port(),
+        newcomer.local.port(),
+        "the client that was accepted"
+    );
+    newcomer.data(REQUEST)?;
+    serve(&accepted)?;
+    scene.serve(context, &mut oldest)?;
+    counts(
+        context,
+        &scene.listener,
+        counted!(released_data: 1, bypass_accept_queue_full: 1),
+    )
+    .map(drop)
+}
+
+/// Signs one direction of a connection: its socket, the other side's address, the key.
+type Sign = fn(&Socket, IpAddr, &[u8]) -> std::io::Result<()>;
+
+const MD5: Sign = |socket, peer, key| signature::md5(socket, peer, key);
+const AO: Sign = |socket, peer, key| signature::ao(socket, peer, key);
+
+const KEY: &[u8] = b"only the two of us know this";
+
+/// Whose segments are signed cannot be asked again at the deadline: they are not parked.
+fn signed(context: &Context, family: Family, what: &str, sign: Sign) -> Result<()> {
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let as_seen_by_the_server = match (family, scene.wire.client_ip(family)) {
+        (Family::Mapped, IpAddr::V4(ip)) => ip.to_ipv6_mapped().into(),
+        (_, ip) => ip,
+    };
+    if let Err(error) = sign(scene.listener.socket(), as_seen_by_the_server, KEY) {
+        return match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOPROTOOPT | Errno::ENOENT) => context.lacks(what),
+            _ => bail!("{what}: {error}"),
+        };
+    }
+    let server = scene.wire.server_address(family, scene.port());
+    for nth in 1..=2 {
+        let (accepted, client) = accept_while(&scene.listener, context, || {
+            scene.wire.client.run(|| {
+                let socket = Socket::new(
+                    Domain::for_address(server),
+                    Type::STREAM,
+                    Some(Protocol::TCP),
+                )?;
+                sign(&socket, server.ip(), KEY)?;
+                socket
+                    .connect_timeout(&server.into(), context.patience())
+                    .with_context(|| format!("connect with {what}"))?;
+                let stream = TcpStream::from(socket);
+                stream.set_read_timeout(Some(context.patience()))?;
+                let local = stream.local_addr()?;
+                Ok(Client { stream, local })
+            })
+        })?;
+        counts(context, &scene.listener, count_signed(nth))?;
+        exchange_and_close(client, accepted)?;
+    }
+    scene.requests(context, 0)?;
+    scene.judge(|trace| {
+        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
+        expect_eq!(trace.resets(), 0, "resets");
+        Ok(())
+    })
+}
+
+fn count_signed(nth: u64) -> Stats {
+    counted!(bypass_signed: nth)
+}
+
+/// A listener that checks somebody's signatures parks nobody.
+fn signed_for_another(context: &Context, family: Family) -> Result<()> {
+    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let stranger = Ipv4Addr::new(203, 0, 113, 9);
+    let stranger: IpAddr = match family {
+        Family::V4 => stranger.into(),
+        Family::V6 | Family::Mapped => stranger.to_ipv6_mapped().into(),
+    };
+    if let Err(error) = MD5(scene.listener.socket(), stranger, KEY) {
+        return match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOPROTOOPT) => context.lacks("TCP-MD5"),
+            _ => bail!("TCP-MD5: {error}"),
+        };
+    }
+    silent_at_once(context, scene, count_signed)
+}
+
+/// With no memory for what has to be remembered of a parked connection, it is not parked.
+fn no_memory(context: &Context, family: Family) -> Result<()> {
+    module::reload("")?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    for nth in 1..=3 {
+        let mut client = scene.client();
+        client.half_open(context.patience())?;
+        let Some(failing) = NoMemory::for_the_next(1)? else {
+            return context.lacks("failslab");
+        };
+        let sent = client.ack()?;
+        let accepted = scene.accept(context)?;
+        expect_eq!(failing.left()?, 0, "allocations that are still to fail");
+        drop(failing);
+        context.at_once(sent, accepted.at, "from the bare ACK to accept()")?;
+        counts(context, &scene.listener, counted!(bypass_no_memory: nth))?;
+        client.data(REQUEST)?;
+        serve(&accepted)?;
+    }
+    // With memory again, the next one is parked.
+    let (mut client, _) = scene.parked(context)?;
+    counts(
+        context,
+        &scene.listener,
+        counted!(parked: 1, bypass_no_memory: 3),
+    )?;
+    scene.serve(context, &mut client)?;
+    drop(scene);
+    module::unload(context.patience())
+}

@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! More clients than may be parked: the oldest meets its deadline now.
+
+use std::collections::VecDeque;
+use std::thread::sleep;
+use std::time::Duration;
+
+use accf_kit::capture::Direction;
+use accf_kit::control::{self, settings, OnTimeout};
+use accf_kit::endpoint::{Family, Listen};
+use accf_kit::raw::{RawClient, RawHost};
+use accf_kit::segment::Segment;
+use anyhow::{Context as _, Result};
+
+use super::{DEFAULT, FEW_EACH};
+use crate::case::{each_family, expect_eq, Case, Context};
+use crate::count::{counted, counts};
+use crate::scene::{serve, RawScene, REQUEST};
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = [
+        each_family(DEFAULT, "evict.oldest_first.accept", accepted_in_order),
+        each_family(DEFAULT, "evict.oldest_first.reset", reset_in_order),
+        each_family(DEFAULT, "evict.oldest_first.drop", dropped_in_order),
+        each_family(DEFAULT, "evict.who_has_gone_makes_room", gone),
+        each_family(DEFAULT, "evict.room_for_one", room_for_one),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    cases.push(Case::new(
+        DEFAULT,
+        "evict.hundreds_in_order.v4",
+        hundreds_in_order,
+    ));
+    cases
+}
+
+/// With the module loaded so that a namespace has room for four.
+pub(crate) fn cases_few_each() -> Vec<Case> {
+    [
+        each_family(FEW_EACH, "evict.namespace_ceiling", namespace_ceiling),
+        each_family(FEW_EACH, "evict.namespaces_share_nothing", namespaces),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// How many may be parked.
+const ROOM: usize = 3;
+/// How many come.
+const CLIENTS: usize = 7;
+
+fn crowded(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<RawScene> {
+    let config = settings(60_000, ROOM as u32, on_timeout);
+    RawScene::new(context, family, &Listen::filtered(family).config(config))
+}
+
+/// Who is left is parked as before.
+fn all_served(
+    context: &Context,
+    scene: &RawScene,
+    left: impl IntoIterator<Item = RawClient>,
+) -> Result<()> {
+    for mut client in left {
+        scene.serve(context, &mut client)?;
+    }
+    scene.requests(context, 0)?;
+    scene.accept_nothing(Duration::from_millis(200), "all have been served")
+}
+
+fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
+    let scene = crowded(context, family, OnTimeout::Accept)?;
+    let mut parked = VecDeque::new();
+    for nth in 0..CLIENTS {
+        let (client, ack) = scene.parked(context)?;
+        parked.push_back(client);
+        if nth < ROOM {
+            continue;
+        }
+        let accepted = scene.accept(context)?;
+        context.at_once(ack.at, accepted.at, "from the newcomer's ACK to accept()")?;
+        let mut oldest = parked.pop_front().context("nobody is parked")?;
+        expect_eq!(
+            accepted.peer.port(),
+            oldest.local.port(),
+            "the client that was accepted"
+        );
+        let evicted = (nth - ROOM + 1) as u64;
+        counts(
+            context,
+            &scene.listener,
+            counted!(parked: ROOM as u64, evicted: evicted),
+        )?;
+        oldest.data(REQUEST)?;
+        serve(&accepted)?;
+    }
+    all_served(context, &scene, parked)?;
+    scene.judge(|trace| {
+        let sent = trace.filter(|packet| packet.direction == Direction::Out);
+        expect_eq!(sent.syn_acks(), CLIENTS, "SYN-ACKs");
+        Ok(())
+    })
+}
+
+fn reset_in_order(context: &Context, family: Family) -> Result<()> {
+    let scene = crowded(context, family, OnTimeout::Reset)?;
+    let mut parked = VecDeque::new();
+    for nth in 0..CLIENTS {
+        let (client, ack) = scene.parked(context)?;
+        parked.push_back(client);
+        if nth < ROOM {
+            continue;
+        }
+        let mut oldest = parked.pop_front().context("nobody is parked")?;
+        let expected = oldest.rcv_nxt;
+        let reset = oldest
+            .receive_until(context.patience(), Segment::is_rst)?
+            .context("no reset for the oldest")?;
+        context.at_once(ack.at, reset.at, "from the newcomer's ACK to the reset")?;
+        expect_eq!(reset.segment.seq, expected, "sequence number of the reset");
+        let evicted = (nth - ROOM + 1) as u64;
+        counts(
+            context,
+            &scene.listener,
+            counted!(parked: ROOM as u64, evicted: evicted),
+        )?;
+    }
+    scene.accept_nothing(Duration::from_millis(200), "nobody has spoken")?;
+    all_served(context, &scene, parked)?;
+    scene.judge(|trace| {
+        let sent = trace.filter(|packet| packet.direction == Direction::Out);
+        expect_eq!(sent.resets(), CLIENTS - ROOM, "resets");
+        Ok(())
+    })
+}
+
+fn dropped_in_order(context: &Context, family: Family) -> Result<()> {
+    let scene = crowded(context, family, OnTimeout::Drop)?;
+    let mut parked = VecDeque::new();
+    for nth in 0..CLIENTS {
+        parked.push_back(scene.parked(context)?.0);
+        let evicted = (nth + 1).saturating_sub(ROOM) as u64;
+        counts(
+            context,
+            &scene.listener,
+            counted!(parked: (nth + 1).min(ROOM) as u64, evicted: evicted),
+        )?;
+    }
+    scene.accept_nothing(Duration::from_millis(200), "nobody has spoken")?;
+    // Now the oldest hear of it, and only they.
+    for _ in ROOM..CLIENTS {
+        let mut dropped = parked.pop_front().context("nobody is left")?;
+        dropped.data(REQUEST)?;
+        dropped
+            .receive_until(context.patience(), Segment::is_rst)?
+            .context("no reset for data of a client that was dropped")?;
+    }
+    all_served(context, &scene, parked)?;
+    scene.judge(|trace| {
+        let sent = trace.filter(|packet| packet.direction == Direction::Out);
+        expect_eq!(sent.resets(), CLIENTS - ROOM, "resets");
+        Ok(())
+    })
+}
+
+/// Who has spoken, or reset, is nobody's oldest any more.
+fn gone(context: &Context, family: Family) -> Result<()> {
+    let scene = crowded(context, family, OnTimeout::Reset)?;
+    let (mut first, _) = scene.parked(context)?;
+    let (mut second, _) = scene.parked(context)?;
+    let (mut third, _) = scene.parked(context)?;
+    scene.serve(context, &mut first)?;
+    second.rst()?;
+    counts(
+        context,
+        &scene.listener,
+        counted!(parked: 1, released_data: 1, aborted: 1),
+    )?;
+    let (mut fourth, _) = scene.parked(context)?;
+    let (fifth, _) = scene.parked(context)?;
+    counts(
+        context,
+        &scene.listener,
+        counted!(parked: 3, released_data: 1, aborted: 1),
+    )?;
+    fourth.fin()?;
+    drop(scene.accept(context)?);
+    let (sixth, _) = scene.parked(context)?;
+    let (seventh, _) = scene.parked(context)?;
+    third
+        .receive_until(context.patience(), Segment::is_rst)?
+        .context("no reset for the oldest")?;
+    counts(
+        context,
+        &scene.listener,
+        counted!(parked: 3, released_data: 1, released_fin: 1, aborted: 1, evicted: 1),
+    )?;
+    all_served(context, &scene, [fifth, sixth, seventh])
+}
+
+/// Without a deadline, a newcomer is the only thing that ends the wait.
+fn room_for_one(context: &Context, family: Family) -> Result<()> {
+    let config = settings(0, 1, OnTimeout::Accept);
+    let scene = RawScene::new(context, family, &Listen::filtered(family).config(config))?;
+    let (mut last, _) = scene.parked(context)?;
+    for nth in 1..=4 {
+        let (client, ack) = scene.parked(context)?;
+        let accepted = scene.accept(context)?;
+        context.at_once(ack.at, accepted.at, "from the newcomer's ACK to accept()")?;
+        expect_eq!(
+            accepted.peer.port(),
+            last.local.port(),
+            "the client that was accepted"
+        );
+        counts(context, &scene.listener, counted!(parked: 1, evicted: nth))?;
+        last.data(REQUEST)?;
+        serve(&accepted)?;
+        last = client;
+    }
+    all_served(context, &scene, [last])
+}
+
+/// Many more come than there is room for, without a pause: all are accepted, in the order in which they came.
+fn hundreds_in_order(context: &Context) -> Result<()> {
+    const MANY: usize = 300;
+    let family = Family::V4;
+    let config = settings(60_000, 10, OnTimeout::Accept);
+    let scene = RawScene::new(
+        context,
+        family,
+        &Listen::filtered(family).config(config).backlog(1024),
+    )?;
+    let mut clients = Vec::new();
+    for _ in 0..MANY {
+        let mut client = scene.client();
+        client.open(context.patience())?;
+        clients.push(client);
+    }
+    counts(
+        context,
+        &scene.listener,
+        counted!(parked: 10, evicted: MANY as u64 - 10),
+    )?;
+    for client in clients.iter().take(MANY - 10) {
+        let accepted = scene.accept(context)?;
+        expect_eq!(
+            accepted.peer.port(),
+            client.local.port(),
+            "the client that was accepted"
+        );
+    }
+    scene.accept_nothing(Duration::from_millis(200), "the others are parked")?;
+    control::set_config(&scene.listener, &settings(1, 10, OnTimeout::Drop))?;
+    counts(
+        context,
+        &scene.listener,
+        counted!(timeout_drop: 10, evicted: MANY as u64 - 10),
+    )
+    .map(drop)
+}
+
+/// The room of a namespace is for all of its listeners; each makes its own clients go, and nobody else's.
+fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(
+        context,
+        family,
+        &Listen::filtered(family).config(settings(60_000, 0, OnTimeout::Reset)),
+    )?;
+    let second = Listen::filtered(family).open(&scene.ns)?;
+    let mut parked = VecDeque::new();
+    for _ in 0..4 {
+        parked.push_back(scene.parked(context)?.0);
+    }
+    counts(context, &scene.listener, counted!(parked: 4))?;
+
+    // The second listener has nobody whom it could send away: its client is accepted as on a plain one.
+    let mut stranger = scene.host.client(family, second.port());
+    let sent = stranger.open(context.patience())?;
+    let accepted = second
+        .accept(context.patience())?
+        .context("no connection to accept on the second listener")?;
+    context.at_once(sent, accepted.at, "from the bare ACK to accept()")?;
+    stranger.data(REQUEST)?;
+    serve(&accepted)?;
+    counts(context, &second, counted!(bypass_namespace_limit: 1))?;
+    counts(context, &scene.listener, counted!(parked: 4))?;
+
+    // The first one has.
+    parked.push_back(scene.parked(context)?.0);
+    let mut oldest = parked.pop_front().context("nobody is parked")?;
+    oldest
+        .receive_until(context.patience(), Segment::is_rst)?
+        .context("no reset for the oldest")?;
+    counts(context, &scene.listener, counted!(parked: 4, evicted: 1))?;
+
+    // Whoever goes leaves room for anybody.
+    let mut speaker = parked.pop_front().context("nobody is parked")?;
+    scene.serve(context, &mut speaker)?;
+    let mut stranger = scene.host.client(family, second.port());
+    stranger.open(context.patience())?;
+    counts(
+        context,
+        &second,
+        counted!(parked: 1, bypass_namespace_limit: 1),
+    )?;
+    // And now it has somebody, too.
+    let mut newcomer = scene.host.client(family, second.port());
+    newcomer.open(context.patience())?;
+    counts(
+        context,
+        &second,
+        counted!(parked: 1, evicted: 1, bypass_namespace_limit: 1),
+    )?;
+    let accepted = second
+        .accept(context.patience())?
+        .context("no connection to accept on the second listener")?;
+    expect_eq!(
+        accepted.peer.port(),
+        stranger.local.port(),
+        "the client that was accepted"
+    );
+    // A listener that closes takes its clients along.
+    drop(scene.listener);
+    for _ in 0..3 {
+        scene
+            .host
+            .client(family, second.port())
+            .open(context.patience())?;
+    }
+    counts(
+        context,
+        &second,
+        counted!(parked: 4, evicted: 1, bypass_namespace_limit: 1),
+    )
+    .map(drop)
+}
+
+/// What one namespace has parked is none of another's business.
+fn namespaces(context: &Context, family: Family) -> Result<()> {
+    let first = RawScene::new(context, family, &Listen::filtered(family))?;
+    let second = RawScene::new(context, family, &Listen::filtered(family))?;
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(first.parked(context)?.0);
+        clients.push(second.parked(context)?.0);
+    }
+    for scene in [&first, &second] {
+        counts(context, &scene.listener, counted!(parked: 4))?;
+    }
+    drop(first);
+    // A new namespace has all of its room, whoever had it before.
+    let third = RawScene::new(context, family, &Listen::filtered(family))?;
+    for _ in 0..4 {
+        clients.push(third.parked(context)?.0);
+    }
+    for scene in [&second, &third] {
+        counts(context, &scene.listener, counted!(parked: 4))?;
+    }
+    let other: &RawHost = &third.host;
+    let mut fifth = other.client(family, third.port());
+    fifth.open(context.patience())?;
+    counts(context, &third.listener, counted!(parked: 4, evicted: 1))?;
+    counts(context, &second.listener, counted!(parked: 4))?;
+    sleep(Duration::from_millis(100));
+    second.accept_nothing(Duration::ZERO, "its clients have not sent anything")
+}
