@@ -581,8 +581,11 @@ impl Listener {
     /// Sets the timer to when there will be something to do.
     fn schedule(self: ArcBorrow<'_, Self>, state: &mut State, now: Nanos) {
         let at = match self.alarm(state, now) {
-            // Should it be set, it will find nothing to do.
-            Alarm::Idle => return,
+            // Should it be set, for what it was then, it will find nothing to do; whoever is parked next sets it anew.
+            Alarm::Idle => {
+                state.armed = false;
+                return;
+            }
             Alarm::At(at) => at,
             Alarm::Due(_) => now,
         };
