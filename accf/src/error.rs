@@ -46,7 +46,8 @@ pub enum Error {
     #[error("the socket knows no upper layer protocols: it is not a TCP socket, or its kernel is too old")]
     NotTcp,
 
-    /// `ENOPROTOOPT` of `ACCF_CONFIG` and `ACCF_STATS`: the socket has no filter.
+    /// `ENOPROTOOPT` of `ACCF_CONFIG` and `ACCF_STATS`, `EOPNOTSUPP` where IPv4 answers itself: the
+    /// socket has no filter.
     #[error("the socket has no accept filter: attach one first")]
     NoFilter,
 
@@ -136,7 +137,7 @@ impl Error {
     /// Says why an option of the filter could not be read or set.
     pub(crate) fn option(doing: &'static str, source: io::Error) -> Self {
         match source.raw_os_error() {
-            // Sockets other than TCP's answer the latter to levels that they do not know.
+            // The latter is what IPv4, and sockets of other kinds, say to a level that they do not know.
             Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP) => Self::NoFilter,
             Some(libc::E2BIG) => Self::ModuleTooOld,
             Some(libc::EINVAL) => Self::InvalidSetting,
