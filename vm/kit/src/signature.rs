@@ -61,6 +61,7 @@ pub fn ao(socket: impl AsFd, peer: IpAddr, key: &[u8]) -> io::Result<()> {
     const ALGORITHM_SIZE: usize = 64;
     let prefix = match peer {
         IpAddr::V4(_) => 32,
+        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => 32,
         IpAddr::V6(_) => 128,
     };
     // struct tcp_ao_add: address, algorithm, interface, flags (set_current, set_rnext), reserved, prefix length, the key's

@@ -173,18 +173,32 @@ fn abort_on_overflow(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     scene.ns.set_sysctl("net.ipv4.tcp_abort_on_overflow", "1")?;
     speaker_does_not_count(context, &scene)?;
-    // Set while somebody is parked: that one stays so.
+    // Set while somebody is parked: who says nothing stays so, and nobody is reset for an ACK that is sent twice.
     scene.ns.set_sysctl("net.ipv4.tcp_abort_on_overflow", "0")?;
     let (mut client, _) = scene.parked(context)?;
+    let (mut other, _) = scene.parked(context)?;
     scene.ns.set_sysctl("net.ipv4.tcp_abort_on_overflow", "1")?;
-    client.ack()?;
     scene.accept_nothing(
         Duration::from_millis(300),
-        "the client was parked when the setting changed",
+        "the clients were parked when the setting changed",
     )?;
-    counts(context, &scene.listener, counted!(parked: 1))?;
-    scene.serve(context, &mut client)?;
-    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+    client.ack()?;
+    let accepted = scene.accept(context)?;
+    expect_eq!(
+        accepted.peer.port(),
+        client.local.port(),
+        "the client that was accepted"
+    );
+    client.data(REQUEST)?;
+    serve(&accepted)?;
+    counts(context, &scene.listener, counted!(parked: 1, returned: 1))?;
+    scene.serve(context, &mut other)?;
+    counts(
+        context,
+        &scene.listener,
+        counted!(released_data: 1, returned: 1),
+    )
+    .map(drop)
 }
 
 /// The oldest cannot make room, as there is none where it would have to go.
@@ -194,13 +208,12 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
         .config(settings(60_000, 1, OnTimeout::Accept));
     let scene = RawScene::new(context, family, &listen)?;
     let (mut oldest, _) = scene.parked(context)?;
-    // While there is room in the accept queue, SYNs are answered; two fill it.
-    let mut clients = vec![scene.client(), scene.client(), scene.client()];
+    // While there is room in the accept queue, SYNs are answered; two fill it. One by one, for want of a larger backlog.
+    let mut newcomer = scene.client();
+    newcomer.half_open(context.patience())?;
+    let mut clients = vec![scene.client(), scene.client()];
     for client in &mut clients {
         client.half_open(context.patience())?;
-    }
-    let mut newcomer = clients.pop().context("no client")?;
-    for client in &mut clients {
         client.data(REQUEST)?;
     }
     let mut queued = 0;

@@ -3,6 +3,7 @@
 //! The table of all cases.
 
 mod attach;
+mod backlog;
 mod bypass;
 mod command;
 pub(crate) mod control;
@@ -13,6 +14,7 @@ mod evict;
 mod hold;
 mod ktls;
 pub(crate) mod lifetime;
+mod mixture;
 mod odd;
 mod plain;
 mod policy;
@@ -63,6 +65,8 @@ pub(crate) fn table() -> Vec<Case> {
         lifetime::cases(),
         control::cases_alone(),
         bypass::cases_alone(),
+        backlog::cases(),
+        mixture::cases(),
         crowd::cases(),
     ]
     .into_iter()

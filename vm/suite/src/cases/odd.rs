@@ -2,18 +2,23 @@
 
 //! Segments a parked request may get that are neither data nor the end: answered as the kernel would, and still parked.
 
+use std::io::Read;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use accf_kit::capture::Direction;
-use accf_kit::endpoint::{Family, Listen};
+use accf_kit::control::{self, timeout};
+use accf_kit::endpoint::{set_tcp_option, Family, Listen};
 use accf_kit::raw::RawClient;
 use accf_kit::segment::{Flags, Segment, Timestamps};
-use anyhow::{Context as _, Result};
+use accf_kit::wait;
+use anyhow::{bail, ensure, Context as _, Result};
 
 use super::plain::unanswered;
 use super::DEFAULT;
 use crate::case::{each_family, expect_eq, Case, Context};
-use crate::scene::{serve, RawScene};
+use crate::count::{counted, counts};
+use crate::scene::{serve, RawScene, REQUEST};
 
 pub(crate) fn cases() -> Vec<Case> {
     [
@@ -35,6 +40,14 @@ pub(crate) fn cases() -> Vec<Case> {
         each_family(DEFAULT, "odd.old_timestamp", old_timestamp),
         each_family(DEFAULT, "odd.inexact_reset", inexact_rst),
         each_family(DEFAULT, "odd.stray_segments", stray),
+        each_family(DEFAULT, "odd.syn_in_the_window", syn_in_window),
+        each_family(DEFAULT, "odd.killed_by_ss", killed_by_ss),
+        each_family(DEFAULT, "odd.icmp_error", icmp_error),
+        each_family(DEFAULT, "odd.counted_once", counted_once),
+        each_family(DEFAULT, "odd.save_syn", save_syn),
+        each_family(DEFAULT, "odd.low_water_mark", low_water_mark),
+        each_family(DEFAULT, "odd.urgent_data", urgent_data),
+        each_family(DEFAULT, "odd.zero_window", zero_window),
     ]
     .into_iter()
     .flatten()
@@ -280,4 +293,326 @@ fn stray(context: &Context, family: Family) -> Result<()> {
     );
 
     still_parked(context, &scene, &mut client)
+}
+
+/// A segment that ends a parked request without a word of the client's own: what it is, and whether the client hears.
+fn ends(
+    context: &Context,
+    family: Family,
+    end: impl Fn(&Context, &RawScene, &mut RawClient) -> Result<()>,
+) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.parked(context)?;
+    let (mut other, _) = scene.parked(context)?;
+    end(context, &scene, &mut client)?;
+    scene.requests(context, 1)?;
+    counts(context, &scene.listener, counted!(parked: 1, aborted: 1))?;
+    scene.accept_nothing(SILENCE, "one client is gone, and the other is silent")?;
+    scene.serve(context, &mut other)?;
+    let seen = counts(
+        context,
+        &scene.listener,
+        counted!(released_data: 1, aborted: 1),
+    )?;
+    expect_eq!(seen.half_open, 0, "half-open requests in the end");
+    // The same client may come again.
+    client.isn = client.isn.wrapping_add(100_000);
+    client.snd_nxt = client.isn;
+    client.open(context.patience())?;
+    scene.serve(context, &mut client)
+}
+
+/// A SYN inside the window: somebody else has the client's address now. The connection is reset, as the kernel does.
+fn syn_in_window(context: &Context, family: Family) -> Result<()> {
+    ends(context, family, |context, _, client| {
+        let mut syn = client.segment(Flags::SYN, b"");
+        syn.seq = client.snd_nxt.wrapping_add(100);
+        client.send(&syn)?;
+        let reply = answer(context, client, "a SYN inside the window")?;
+        expect_eq!(reply.is_rst(), true, "whether {reply} is a reset");
+        Ok(())
+    })
+}
+
+/// The administrator ends it.
+fn killed_by_ss(context: &Context, family: Family) -> Result<()> {
+    ends(context, family, |_, scene, client| {
+        let (server, port) = (scene.port(), client.local.port());
+        let text = scene.ns.command(
+            "ss",
+            &[
+                "-HKtn",
+                "state",
+                "syn-recv",
+                "sport",
+                &format!("= :{server}"),
+                "dport",
+                &format!("= :{port}"),
+            ],
+        )?;
+        ensure!(
+            text.contains(&format!(":{port}")),
+            "`ss -K` ended nothing: {text:?}"
+        );
+        Ok(())
+    })
+}
+
+/// A router says that the client cannot be reached, of the SYN-ACK or of something else.
+fn icmp_error(context: &Context, family: Family) -> Result<()> {
+    ends(context, family, |context, scene, client| {
+        let mut syn_ack = Segment::new(
+            client.server,
+            client.local,
+            Flags {
+                syn: true,
+                ..Flags::ACK
+            },
+        );
+        // Of a segment that was never sent: not believed.
+        syn_ack.seq = client.rcv_nxt.wrapping_add(5000);
+        scene.host.inject(&unreachable(&syn_ack)?)?;
+        counts(context, &scene.listener, counted!(parked: 2))?;
+        syn_ack.seq = client.rcv_nxt.wrapping_sub(1);
+        scene.host.inject(&unreachable(&syn_ack)?)?;
+        Ok(())
+    })
+}
+
+/// An ICMP error about a segment, as the router next to its destination sends it.
+fn unreachable(segment: &Segment) -> Result<Vec<u8>> {
+    let (server, client) = (segment.source.ip(), segment.destination.ip());
+    let original = segment.build()?;
+    let mut packet = Vec::new();
+    match (client, server) {
+        (IpAddr::V4(client), IpAddr::V4(server)) => {
+            // Destination unreachable, host unreachable: type 3, code 1.
+            let mut icmp = vec![3, 1, 0, 0, 0, 0, 0, 0];
+            icmp.extend(original);
+            checksum(&mut icmp, 0);
+            let length = u16::try_from(20 + icmp.len())?;
+            packet.extend([0x45, 0]);
+            packet.extend(length.to_be_bytes());
+            packet.extend([0, 0, 0, 0, 64, 1, 0, 0]);
+            packet.extend(client.octets());
+            packet.extend(server.octets());
+            let sum = folded(&packet, 0);
+            if let Some(field) = packet.get_mut(10..12) {
+                field.copy_from_slice(&sum.to_be_bytes());
+            }
+            packet.extend(icmp);
+        }
+        (IpAddr::V6(client), IpAddr::V6(server)) => {
+            // Destination unreachable, port unreachable: type 1, code 4.
+            let mut icmp = vec![1, 4, 0, 0, 0, 0, 0, 0];
+            icmp.extend(original);
+            let length = u16::try_from(icmp.len())?;
+            let mut pseudo = client.octets().to_vec();
+            pseudo.extend(server.octets());
+            pseudo.extend(u32::from(length).to_be_bytes());
+            pseudo.extend([0, 0, 0, 58]);
+            checksum(&mut icmp, sum(&pseudo));
+            packet.extend([0x60, 0, 0, 0]);
+            packet.extend(length.to_be_bytes());
+            packet.extend([58, 64]);
+            packet.extend(client.octets());
+            packet.extend(server.octets());
+            packet.extend(icmp);
+        }
+        _ => bail!("no packet goes from {client} to {server}"),
+    }
+    Ok(packet)
+}
+
+/// Fills in the checksum of an ICMP message, which is in its third and fourth byte.
+fn checksum(icmp: &mut [u8], pseudo: u32) {
+    let sum = folded(icmp, pseudo);
+    if let Some(field) = icmp.get_mut(2..4) {
+        field.copy_from_slice(&sum.to_be_bytes());
+    }
+}
+
+fn sum(bytes: &[u8]) -> u32 {
+    bytes
+        .chunks(2)
+        .map(|pair| {
+            let high = pair.first().copied().unwrap_or(0);
+            let low = pair.get(1).copied().unwrap_or(0);
+            u32::from(u16::from_be_bytes([high, low]))
+        })
+        .sum()
+}
+
+fn folded(bytes: &[u8], start: u32) -> u16 {
+    let mut sum = start + sum(bytes);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// Whatever a parked client sends that is neither data nor the end, it is one parked connection.
+fn counted_once(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.parked(context)?;
+    for round in 0..3 {
+        std::thread::sleep(Duration::from_millis(600));
+        client.syn()?;
+        answer(context, &mut client, "the retransmitted SYN")?;
+        client.ack()?;
+        let mut wrong = client.segment(Flags::ACK, b"");
+        wrong.ack = client.rcv_nxt.wrapping_add(1000);
+        client.send(&wrong)?;
+        answer(context, &mut client, "a wrong ACK number")?;
+        let mut far = client.segment(Flags::RST, b"");
+        far.seq = client.snd_nxt.wrapping_sub(1_000_000);
+        client.send(&far)?;
+        counts(context, &scene.listener, counted!(parked: 1))
+            .with_context(|| format!("round {round}"))?;
+    }
+    scene.serve(context, &mut client)?;
+    let seen = counts(context, &scene.listener, counted!(released_data: 1))?;
+    expect_eq!(
+        (seen.half_open, seen.half_open_young),
+        (0, 0),
+        "half-open and young requests in the end"
+    );
+    Ok(())
+}
+
+/// A server that wants to see its clients' SYNs gets them, of those who spoke and of those who did not.
+fn save_syn(context: &Context, family: Family) -> Result<()> {
+    const TCP_SAVE_SYN: i32 = 27;
+    const TCP_SAVED_SYN: i32 = 28;
+    let listen = Listen::filtered(family).config(timeout(500));
+    let scene = RawScene::new(context, family, &listen)?;
+    set_tcp_option(&scene.listener, TCP_SAVE_SYN, 1).context("TCP_SAVE_SYN")?;
+    for speaks in [true, false] {
+        let (mut client, _) = scene.parked(context)?;
+        if speaks {
+            client.data(REQUEST)?;
+        }
+        let accepted = scene.accept(context)?;
+        let mut bytes = [0; 512];
+        let length = control::get_bytes(
+            &accepted.stream,
+            nix::libc::IPPROTO_TCP,
+            TCP_SAVED_SYN,
+            &mut bytes,
+        )
+        .context("TCP_SAVED_SYN")?;
+        let syn = Segment::parse(bytes.get(..length).unwrap_or_default())
+            .context("what was saved is no segment")?;
+        expect_eq!(syn.flags, Flags::SYN, "flags of the saved SYN");
+        expect_eq!(syn.seq, client.isn, "sequence number of the saved SYN");
+        expect_eq!(
+            syn.source.port(),
+            client.local.port(),
+            "who sent the saved SYN"
+        );
+        if !speaks {
+            client.data(REQUEST)?;
+        }
+        serve(&accepted)?;
+    }
+    Ok(())
+}
+
+/// A server that wants to be woken for ten bytes gets the connection with the first, and is woken for ten.
+fn low_water_mark(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let ten = 10_i32.to_ne_bytes();
+    control::set_bytes(
+        &scene.listener,
+        nix::libc::SOL_SOCKET,
+        nix::libc::SO_RCVLOWAT,
+        &ten,
+    )
+    .context("SO_RCVLOWAT")?;
+    let (mut client, _) = scene.parked(context)?;
+    let (first, second) = REQUEST.split_at(3);
+    client.data(first)?;
+    let accepted = scene.accept(context)?;
+    expect_eq!(
+        wait::readable(&accepted.stream, Duration::from_millis(300))?,
+        false,
+        "whether three bytes wake a server that wants ten"
+    );
+    client.data(second)?;
+    expect_eq!(
+        wait::readable(&accepted.stream, context.patience())?,
+        true,
+        "whether more than ten do"
+    );
+    serve(&accepted)?;
+    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+}
+
+/// A byte out of band is data as any other, and is where it was sent.
+fn urgent_data(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.parked(context)?;
+    let mut urgent = client.segment(Flags::PSH_ACK, b"abc!");
+    urgent.flags.urg = true;
+    urgent.urgent = 4;
+    client.send(&urgent)?;
+    client.snd_nxt = urgent.end_seq();
+    let mut accepted = scene.accept(context)?;
+    let mut normal = [0; 3];
+    accepted
+        .stream
+        .read_exact(&mut normal)
+        .context("read what is in band")?;
+    expect_eq!(&normal, b"abc", "what is in band");
+    let mut byte = [std::mem::MaybeUninit::uninit(); 1];
+    let length = socket2::SockRef::from(&accepted.stream)
+        .recv_out_of_band(&mut byte)
+        .context("read what is out of band")?;
+    expect_eq!(length, 1, "bytes out of band");
+    client.data(REQUEST)?;
+    serve(&accepted)?;
+    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+}
+
+/// A client that has no room for an answer is accepted, and gets it once it has.
+fn zero_window(context: &Context, family: Family) -> Result<()> {
+    let listen = Listen::filtered(family).config(timeout(700));
+    let scene = RawScene::new(context, family, &listen)?;
+    for speaks in [true, false] {
+        let mut client = scene.client();
+        client.window = 0;
+        client.open(context.patience())?;
+        if speaks {
+            client.data(REQUEST)?;
+        }
+        let accepted = scene.accept(context)?;
+        if !speaks {
+            client.data(REQUEST)?;
+        }
+        serve(&accepted)?;
+        let early = client.receive_until(Duration::from_millis(150), Segment::has_data)?;
+        expect_eq!(
+            early.map(|received| received.segment.to_string()),
+            None,
+            "data into a window of zero (speaks at once: {speaks})"
+        );
+        client.window = 2000;
+        client.ack()?;
+        let response = client
+            .receive_until(context.patience(), |segment| segment.payload.len() > 1)?
+            .with_context(|| {
+                format!("no response into an open window (speaks at once: {speaks})")
+            })?;
+        expect_eq!(
+            response.segment.payload,
+            crate::scene::RESPONSE,
+            "the response"
+        );
+    }
+    counts(
+        context,
+        &scene.listener,
+        counted!(released_data: 1, timeout_accept: 1),
+    )
+    .map(drop)
 }

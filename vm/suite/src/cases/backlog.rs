@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Who is parked takes no room from who comes: the SYN backlog is for those who have not answered yet.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use accf_kit::control::{self, timeout};
+use accf_kit::counters::Counters;
+use accf_kit::endpoint::{Family, Listen};
+use accf_kit::segment::Flags;
+use accf_kit::slab::Slabs;
+use accf_kit::swarm::Swarm;
+use accf_kit::{module, sockets, wait};
+use anyhow::{bail, ensure, Context as _, Result};
+
+use crate::case::{each_family, expect_eq, expect_in, Case, Context, Kernel, Stage};
+use crate::count::{counted, counts, describe, stats};
+use crate::scene::{serve, RawScene, REQUEST};
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for family in Family::ALL {
+        cases.push(
+            Case::new(
+                Stage::Alone,
+                format!("backlog.thousands_of_idle_clients.{family}"),
+                move |context| thousands(context, family),
+            )
+            .long(Duration::from_secs(300)),
+        );
+    }
+    cases.extend(
+        [
+            each_family(
+                Stage::Alone,
+                "backlog.the_kernels_own_deferral_fills_it",
+                deferred,
+            ),
+            each_family(Stage::Alone, "backlog.syns_only", syns_only),
+            each_family(Stage::Alone, "backlog.flood_beside_the_parked", flood),
+            each_family(Stage::Alone, "backlog.of_one", of_one),
+            each_family(
+                Stage::Alone,
+                "backlog.memory_of_a_parked_connection",
+                memory,
+            ),
+        ]
+        .into_iter()
+        .flatten(),
+    );
+    cases
+}
+
+/// How long a swarm waits for a segment that will surely come.
+fn limit(context: &Context) -> Duration {
+    context.patience()
+}
+
+/// Thousands of idle clients, a backlog of 128: a client that speaks is served as if it were alone.
+fn thousands(context: &Context, family: Family) -> Result<()> {
+    const SPEAKERS: usize = 40;
+    let count: u32 = match context.kernel {
+        Kernel::Stock => 10_000,
+        Kernel::Dev => 2_000,
+    };
+    module::reload("")?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
+    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let before = Counters::read(&scene.ns)?;
+    let mut members = swarm.open(0..count, limit(context))?;
+    let seen = counts(context, &scene.listener, counted!(parked: count.into()))?;
+    context.note(describe(&seen));
+    expect_eq!(
+        sockets::requests(&scene.ns, scene.port())?,
+        count as usize,
+        "requests in SYN_RECV"
+    );
+
+    // One that speaks with the third segment, and one that thinks.
+    let mut direct = scene.client();
+    let syn = direct.syn()?;
+    let answer = direct
+        .receive(context.patience())?
+        .context("no answer to the SYN of the active client")?;
+    context.at_once(syn, answer.at, "from the SYN to the SYN-ACK")?;
+    scene.serve(context, &mut direct)?;
+    let (mut thinker, _) = scene.parked(context)?;
+    scene.serve(context, &mut thinker)?;
+
+    // Nobody is asked again, nobody was answered with a cookie, nobody was turned away.
+    let quiet = swarm.pump(Duration::from_millis(1500), |nth, segment| {
+        bail!("client {nth} got {segment}, out of nothing")
+    })?;
+    ensure!(!quiet, "an idle client got a segment");
+    let after = Counters::read(&scene.ns)?;
+    for counter in [
+        "TcpExtSyncookiesSent",
+        "TcpExtListenDrops",
+        "TcpExtListenOverflows",
+        "TcpExtTCPReqQFullDoCookies",
+        "TcpExtTCPReqQFullDrop",
+        "TcpExtTCPTimeouts",
+        "TcpRetransSegs",
+    ] {
+        expect_eq!(after.growth(&before, counter)?, 0, "growth of {counter}");
+    }
+
+    // Any of them is served as soon as it speaks.
+    let mut rng = context.rng();
+    rng.shuffle(&mut members);
+    for member in members.iter_mut().take(SPEAKERS) {
+        swarm.push(member, Flags::PSH_ACK, REQUEST)?;
+        let accepted = scene.accept(context)?;
+        expect_eq!(
+            accepted.peer.port(),
+            swarm.address(member.nth).port(),
+            "the client that was accepted"
+        );
+        serve(&accepted)?;
+        swarm.push(member, Flags::RST, b"")?;
+    }
+    // And another one resets.
+    for member in members.iter_mut().skip(SPEAKERS).take(SPEAKERS) {
+        swarm.push(member, Flags::RST, b"")?;
+    }
+    let spoken = SPEAKERS as u64;
+    counts(
+        context,
+        &scene.listener,
+        counted!(
+            parked: u64::from(count) - 2 * spoken,
+            released_data: spoken + 1,
+            aborted: spoken
+        ),
+    )?;
+    // Those that are left go with the listener.
+    let RawScene { ns, listener, .. } = scene;
+    let port = listener.port();
+    drop(listener);
+    crate::scene::requests(&ns, port, context, 0)?;
+    drop(swarm);
+    module::unload(context.patience())
+}
+
+/// The same with what Linux has of its own: that the case above can fail.
+fn deferred(context: &Context, family: Family) -> Result<()> {
+    const COUNT: u32 = 500;
+    let scene = RawScene::new(context, family, &Listen::deferred(family, 60).backlog(128))?;
+    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let before = Counters::read(&scene.ns)?;
+    let answered = swarm.try_open(0..COUNT, Duration::from_millis(400))?;
+    let requests = sockets::requests(&scene.ns, scene.port())?;
+    let cookies = Counters::read(&scene.ns)?.growth(&before, "TcpExtSyncookiesSent")?;
+    context.note(format!(
+        "{} of {COUNT} answered, {cookies} with a cookie; {requests} requests",
+        answered.len()
+    ));
+    expect_in!(requests, 1..300, "requests in SYN_RECV");
+    expect_in!(cookies, 1..i64::MAX, "cookies sent");
+    Ok(())
+}
+
+/// Those who have sent nothing but a SYN are what the backlog is for, and are counted exactly.
+fn syns_only(context: &Context, family: Family) -> Result<()> {
+    const SYNS: u32 = 60;
+    module::reload("")?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(256))?;
+    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    swarm.open(1000..1100, limit(context))?;
+    // One of them may still count as half-open, but not for long: it makes room for the next.
+    counts(context, &scene.listener, counted!(parked: 100))?;
+    let spare = stats(&scene.listener)?.half_open;
+    let mut members: Vec<_> = (0..SYNS).map(|nth| swarm.member(nth)).collect();
+    for member in &mut members {
+        swarm.syn(member)?;
+    }
+    let mut answers = 0;
+    while answers < SYNS {
+        let any = swarm.pump(limit(context), |nth, segment| {
+            let member = members
+                .get_mut(nth as usize)
+                .context("a segment for somebody else")?;
+            ensure!(segment.is_syn_ack(), "not a SYN-ACK: {segment}");
+            member.rcv_nxt = segment.end_seq();
+            answers += 1;
+            Ok(())
+        })?;
+        ensure!(any, "{answers} of {SYNS} SYNs were answered");
+    }
+    let syns = i64::from(SYNS);
+    let seen = stats(&scene.listener)?;
+    expect_in!(
+        seen.half_open,
+        syns..=syns + spare,
+        "half-open requests, of {}",
+        describe(&seen)
+    );
+    // A second later each SYN-ACK has been sent again, and none is young.
+    let mut seen = seen;
+    wait::until(context.patience(), || {
+        seen = stats(&scene.listener)?;
+        Ok(seen.half_open_young <= spare)
+    })?;
+    expect_in!(
+        seen.half_open_young,
+        0..=spare,
+        "young requests, of {}",
+        describe(&seen)
+    );
+    expect_in!(
+        seen.half_open,
+        syns..=syns + spare,
+        "half-open requests, of {}",
+        describe(&seen)
+    );
+    // Some reset, some acknowledge, some speak.
+    let (resets, acks, data) = (10, 30, 20);
+    for (index, member) in members.iter_mut().enumerate() {
+        if index < resets {
+            swarm.push(member, Flags::RST, b"")?;
+        } else if index < resets + acks {
+            swarm.push(member, Flags::ACK, b"")?;
+        } else {
+            swarm.push(member, Flags::PSH_ACK, REQUEST)?;
+        }
+    }
+    counts(context, &scene.listener, counted!(parked: 130))?;
+    for _ in 0..data {
+        serve(&scene.accept(context)?)?;
+    }
+    // Who was accepted with the third segment was never parked.
+    scene.accept_nothing(Duration::from_millis(100), "the others are silent")?;
+    control::set_config(&scene.listener, &timeout(1))?;
+    for _ in 0..130 {
+        drop(scene.accept(context)?);
+    }
+    counts(context, &scene.listener, counted!(timeout_accept: 130))?;
+    let seen = stats(&scene.listener)?;
+    expect_eq!(
+        (seen.half_open, seen.half_open_young),
+        (0, 0),
+        "half-open and young requests in the end"
+    );
+    drop(scene);
+    drop(swarm);
+    module::unload(context.patience())
+}
+
+/// SYNs that nobody stands behind fill the backlog beside the parked, who do not notice; cookies do for the rest.
+fn flood(context: &Context, family: Family) -> Result<()> {
+    const PARKED: u32 = 300;
+    const SYNS: u32 = 400;
+    module::reload("")?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
+    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let before = Counters::read(&scene.ns)?;
+    let mut parked = swarm.open(0..PARKED, limit(context))?;
+    counts(context, &scene.listener, counted!(parked: PARKED.into()))?;
+    for nth in 10_000..10_000 + SYNS {
+        let mut member = swarm.member(nth);
+        swarm.syn(&mut member)?;
+    }
+    let seen = stats(&scene.listener)?;
+    context.note(describe(&seen));
+    expect_eq!(seen.parked, u64::from(PARKED), "parked connections");
+    expect_in!(seen.half_open, 100..=130, "half-open requests");
+    let cookies = Counters::read(&scene.ns)?.growth(&before, "TcpExtSyncookiesSent")?;
+    expect_in!(cookies, 200..=i64::from(SYNS), "cookies sent");
+    // Who comes now gets a cookie, and is accepted at once: the filter fails open.
+    let mut client = scene.client();
+    let acked = client.open(context.patience())?;
+    let accepted = scene.accept(context)?;
+    context.at_once(acked, accepted.at, "from the bare ACK to accept()")?;
+    client.data(REQUEST)?;
+    serve(&accepted)?;
+    let seen = stats(&scene.listener)?;
+    expect_eq!(seen.bypass_syncookie, 1, "connections made of cookies");
+    expect_eq!(seen.parked, u64::from(PARKED), "parked connections");
+    // Who was parked before is still there.
+    for member in parked.iter_mut().take(50) {
+        swarm.push(member, Flags::PSH_ACK, REQUEST)?;
+        let accepted = scene.accept(context)?;
+        expect_eq!(
+            accepted.peer.port(),
+            swarm.address(member.nth).port(),
+            "the client that was accepted"
+        );
+        serve(&accepted)?;
+    }
+    let seen = stats(&scene.listener)?;
+    expect_eq!(seen.released_data, 50, "connections released by data");
+    expect_eq!(seen.bypassed(), 1, "connections that could not be parked");
+    drop(scene);
+    drop(swarm);
+    module::unload(context.patience())
+}
+
+/// The smallest backlog there is holds any number of idle clients, and turns nobody away.
+fn of_one(context: &Context, family: Family) -> Result<()> {
+    const CLIENTS: u32 = 30;
+    module::reload("")?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(1))?;
+    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let before = Counters::read(&scene.ns)?;
+    for nth in 0..CLIENTS {
+        // One by one: two handshakes at once are one too many.
+        swarm.open(nth..nth + 1, limit(context))?;
+    }
+    counts(context, &scene.listener, counted!(parked: CLIENTS.into()))?;
+    let mut client = scene.client();
+    client.half_open(context.patience())?;
+    scene.serve(context, &mut client)?;
+    let after = Counters::read(&scene.ns)?;
+    for counter in [
+        "TcpExtSyncookiesSent",
+        "TcpExtListenDrops",
+        "TcpRetransSegs",
+    ] {
+        expect_eq!(after.growth(&before, counter)?, 0, "growth of {counter}");
+    }
+    drop(scene);
+    drop(swarm);
+    module::unload(context.patience())
+}
+
+/// What a parked connection costs, all told.
+fn memory(context: &Context, family: Family) -> Result<()> {
+    const MOST: f64 = 400.0;
+    let count: u32 = match context.kernel {
+        Kernel::Stock => 6_000,
+        Kernel::Dev => 1_000,
+    };
+    module::reload("")?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
+    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    // What there is once for each address, and in stock for each processor, is not counted.
+    let first = 1_000;
+    swarm.open(0..first, limit(context))?;
+    counts(context, &scene.listener, counted!(parked: first.into()))?;
+    sleep(Duration::from_millis(300));
+    let before = Slabs::read()?;
+    swarm.open(first..first + count, limit(context))?;
+    counts(
+        context,
+        &scene.listener,
+        counted!(parked: u64::from(first + count)),
+    )?;
+    sleep(Duration::from_millis(300));
+    let growth = Slabs::read()?.growth(&before);
+    let each = |bytes: i64| bytes as f64 / f64::from(count);
+    let total: i64 = growth.values().sum();
+    for (cache, bytes) in &growth {
+        if each(*bytes).abs() >= 1.0 {
+            context.note(format!("{cache}: {:.1} bytes", each(*bytes)));
+        }
+    }
+    context.note(format!(
+        "{:.1} bytes for each of {count} parked connections",
+        each(total)
+    ));
+    ensure!(
+        each(total) > 200.0,
+        "{:.1} bytes are fewer than a request takes: this does not measure it",
+        each(total)
+    );
+    if context.kernel == Kernel::Stock {
+        expect_in!(
+            each(total),
+            0.0..=MOST,
+            "bytes of a parked connection ({growth:?})"
+        );
+    }
+    drop(scene);
+    drop(swarm);
+    module::unload(context.patience())
+}
