@@ -52,7 +52,10 @@ struct accf_config {
 	 * 31, 63 … seconds; TCP_DEFER_ACCEPT itself then reads 0.
 	 */
 	__u32 timeout_ms;
-	/* How many connections may be parked at once; one more, and the oldest meets its deadline. 0: the module's default. */
+	/*
+	 * How many connections may be parked at once; one more, and the oldest meets its deadline. 0: the module's default,
+	 * which getsockopt() then tells.
+	 */
 	__u32 max_parked;
 	/* enum accf_on_timeout. */
 	__u32 on_timeout;
