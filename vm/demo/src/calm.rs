@@ -6,7 +6,7 @@ use std::time::Duration;
 use accf_kit::clock::{Pulse, Stamp};
 use anyhow::Result;
 
-const RUNS: u32 = 3;
+const RUNS: u32 = 5;
 
 /// The calmest of a few runs.
 pub(crate) struct Calmest<T> {
@@ -96,10 +96,10 @@ mod tests {
 
     #[test]
     fn where_no_run_is_calm_the_calmest_counts() {
-        let calm = scripted(&[80, 30, 50], 10);
-        assert_eq!((calm.result, calm.runs, calm.late_us()), (2, 3, 30_000));
-        let calm = scripted(&[20, 30, 50], 10);
-        assert_eq!((calm.result, calm.runs, calm.late_us()), (1, 3, 20_000));
+        let calm = scripted(&[80, 30, 50, 40, 60], 10);
+        assert_eq!((calm.result, calm.runs, calm.late_us()), (2, 5, 30_000));
+        let calm = scripted(&[20, 30, 50, 40, 60], 10);
+        assert_eq!((calm.result, calm.runs, calm.late_us()), (1, 5, 20_000));
     }
 
     #[test]

@@ -4,13 +4,16 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use accf_demo::{Accepted, ClientView, Exchange, Scenario, TcpInfo, UnixNanos};
+use accf_demo::{
+    Accepted, ClientError, ClientView, Counters, Exchange, Scenario, TcpInfo, UnixNanos,
+};
 use accf_kit::endpoint::{self, Family};
 use accf_kit::wire::Wire;
-use accf_kit::{netns, tcp_info};
+use accf_kit::{control, netns, tcp_info, wait};
 use anyhow::{anyhow, Context, Result};
+use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::setup::{unix_nanos, Setup};
@@ -19,9 +22,11 @@ const SILENCE: Duration = Duration::from_secs(6);
 /// Longer than any listener's deadline in (d), in practice too.
 const LONG_SILENCE: Duration = Duration::from_secs(10);
 /// Longer than any scenario.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(15);
 /// Between the beginnings of the connections of a scenario, so that one handshake is over when the next begins.
 const APART: Duration = Duration::from_millis(200);
+/// How often a listener is asked whether it still holds a connection back.
+const GLANCE: Duration = Duration::from_millis(5);
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n";
 const RESPONSE: &[u8] =
@@ -51,12 +56,24 @@ pub(crate) fn piggyback(wire: &Wire, setups: &[Setup]) -> Result<Vec<Exchange>> 
     })
 }
 
-/// (d) A handshake, and nothing.
+/// (d) A handshake, and nothing; if the client is still connected in the end, a request after all.
 pub(crate) fn silent(wire: &Wire, setups: &[Setup]) -> Result<Vec<Exchange>> {
     side_by_side(wire, Scenario::Silent, setups, |server| {
-        let (stream, view) = connect(server, |_| Ok(()))?;
-        thread::sleep(LONG_SILENCE);
-        Ok((stream.local_addr()?.port(), view))
+        let (mut stream, mut view) = connect(server, |_| Ok(()))?;
+        let port = stream.local_addr()?.port();
+        if !wait::readable(&stream, LONG_SILENCE)? {
+            view.request_ready = Some(UnixNanos::now());
+            return ask(stream, view);
+        }
+        // There is nothing that a server could have to say: this is the end of the connection, or an error.
+        view.error = match stream.read(&mut [0]) {
+            Ok(_) => Some(ClientError {
+                at: UnixNanos::now(),
+                name: "closed by the server".to_owned(),
+            }),
+            Err(error) => Some(client_error(&error)),
+        };
+        Ok((port, view))
     })
 }
 
@@ -81,16 +98,22 @@ fn side_by_side(
             .with_context(|| format!("({}) {}", scenario.key(), setup.describe()))?;
         let server_port = listener.port();
         let address = wire.server_address(Family::V4, server_port);
-        let server = wire.server.spawn(move || serve(&listener));
+        let socket = listener.socket().try_clone()?;
+        let watch = scenario == Scenario::Silent && setup.listener.on_timeout().is_some();
+        let watcher = watch.then(|| thread::spawn(move || let_go(&socket)));
+        let filtered = setup.listener.on_timeout().is_some();
+        let server = wire.server.spawn(move || serve(&listener, filtered));
         let client = wire.client.spawn(move || client(address));
-        running.push((setup, server_port, server, client));
+        running.push((setup, server_port, server, client, watcher));
         thread::sleep(APART);
     }
     let mut exchanges = Vec::new();
-    for (setup, server_port, server, client) in running {
+    for (setup, server_port, server, client, watcher) in running {
         let what = || format!("({}) {}", scenario.key(), setup.describe());
-        // A server that has not been given the connection is given it, at the latest, when the client closes.
         let (client_port, view) = netns::join(client).with_context(what)?;
+        // A server that is never given the connection waits for longer than any client lives.
+        let (accepted, counters) = netns::join(server).with_context(what)?;
+        let let_go = watcher.map(netns::join).transpose().with_context(what)?;
         exchanges.push(Exchange {
             scenario,
             listener: setup.listener,
@@ -99,7 +122,9 @@ fn side_by_side(
             client_port,
             server_port,
             client: view,
-            accepted: netns::join(server).with_context(what)?,
+            accepted,
+            counters,
+            let_go: let_go.flatten(),
             machine_late_us: 0,
             runs: 1,
         });
@@ -142,12 +167,63 @@ fn ask(mut stream: TcpStream, mut view: ClientView) -> Result<(u16, ClientView)>
         Ok(())
     };
     // A server that resets or does not answer is a result, not a failure of the demo.
-    view.error = talk().err().map(|error| error.to_string());
+    view.error = talk().err().map(|error| client_error(&error));
     Ok((port, view))
 }
 
+/// The error a client got just now.
+fn client_error(error: &io::Error) -> ClientError {
+    let name = match error.raw_os_error() {
+        Some(code) => format!("{:?}", Errno::from_raw(code)),
+        None => error.to_string(),
+    };
+    ClientError {
+        at: UnixNanos::now(),
+        name,
+    }
+}
+
+/// When a listener that has parked a connection has none parked any more.
+fn let_go(listener: &Socket) -> Result<Option<UnixNanos>> {
+    let begun = Instant::now();
+    while begun.elapsed() < LIMIT {
+        let stats = control::stats(listener).context("ACCF_STATS")?;
+        if stats.parked_total > 0 && stats.parked == 0 {
+            return Ok(Some(UnixNanos::now()));
+        }
+        thread::sleep(GLANCE);
+    }
+    Ok(None)
+}
+
+/// What a listener with a filter has counted.
+fn counters(listener: &Socket) -> Result<Counters> {
+    let stats = control::stats(listener).context("ACCF_STATS")?;
+    Ok(Counters {
+        parked: stats.parked,
+        parked_total: stats.parked_total,
+        released_data: stats.released_data,
+        released_fin: stats.released_fin,
+        timeout_accept: stats.timeout_accept,
+        timeout_reset: stats.timeout_reset,
+        timeout_drop: stats.timeout_drop,
+        aborted: stats.aborted,
+        synack_suppressed: stats.synack_suppressed,
+    })
+}
+
+/// A server with one worker, to its end, and what its listener counted meanwhile.
+fn serve(
+    listener: &endpoint::Listener,
+    filtered: bool,
+) -> Result<(Option<Accepted>, Option<Counters>)> {
+    let accepted = work(listener)?;
+    let counters = filtered.then(|| counters(listener.socket())).transpose()?;
+    Ok((accepted, counters))
+}
+
 /// A server with one worker: accepts one connection, notes how it looks, reads, answers.
-fn serve(listener: &endpoint::Listener) -> Result<Option<Accepted>> {
+fn work(listener: &endpoint::Listener) -> Result<Option<Accepted>> {
     let Some(mut accepted) = listener.accept(LIMIT)? else {
         return Ok(None);
     };

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub const REPORT_FILE: &str = "guest.json";
 
 /// The version of these types; the host refuses a report of another version.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// An instant: nanoseconds of `CLOCK_REALTIME` since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -45,13 +45,26 @@ pub enum Listener {
     Plain,
     /// The kernel's own answer, `TCP_DEFER_ACCEPT`.
     DeferAccept,
-    /// accf's filter `dataready`.
+    /// accf's filter `dataready`, which has the server accept at the deadline.
     Dataready,
+    /// The same, which resets the connection at the deadline.
+    DatareadyReset,
+    /// The same, which forgets the connection at the deadline.
+    DatareadyDrop,
 }
 
 impl Listener {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 3] = [Self::Plain, Self::DeferAccept, Self::Dataready];
+    pub const ALL: [Self; 5] = [
+        Self::Plain,
+        Self::DeferAccept,
+        Self::Dataready,
+        Self::DatareadyReset,
+        Self::DatareadyDrop,
+    ];
+
+    /// Those that differ while no deadline is reached.
+    pub const PATIENT: [Self; 3] = [Self::Plain, Self::DeferAccept, Self::Dataready];
 
     /// The name in file names and JSON keys.
     pub const fn key(self) -> &'static str {
@@ -59,6 +72,8 @@ impl Listener {
             Self::Plain => "plain",
             Self::DeferAccept => "defer_accept",
             Self::Dataready => "dataready",
+            Self::DatareadyReset => "dataready_reset",
+            Self::DatareadyDrop => "dataready_drop",
         }
     }
 
@@ -68,6 +83,26 @@ impl Listener {
             Self::Plain => "plain",
             Self::DeferAccept => "TCP_DEFER_ACCEPT",
             Self::Dataready => "dataready",
+            Self::DatareadyReset => "dataready, reset",
+            Self::DatareadyDrop => "dataready, drop",
+        }
+    }
+
+    /// The name a person reads where all policies stand side by side.
+    pub const fn full_title(self) -> &'static str {
+        match self {
+            Self::Dataready => "dataready, accept",
+            other => other.title(),
+        }
+    }
+
+    /// What the filter does at the deadline, if the listener has it: `accept`, `reset` or `drop`.
+    pub const fn on_timeout(self) -> Option<&'static str> {
+        match self {
+            Self::Plain | Self::DeferAccept => None,
+            Self::Dataready => Some("accept"),
+            Self::DatareadyReset => Some("reset"),
+            Self::DatareadyDrop => Some("drop"),
         }
     }
 }
@@ -90,7 +125,7 @@ pub enum Scenario {
     /// Idle connections in front of a one-worker HTTP server.
     #[serde(rename = "c")]
     LoadBalancer,
-    /// Handshake, then nothing, and a deadline.
+    /// Handshake, silence beyond a deadline, then a request after all.
     #[serde(rename = "d")]
     Silent,
 }
@@ -120,7 +155,15 @@ impl Scenario {
             Self::Rfc793 => "RFC 793 client: handshake, silence, then a request",
             Self::Piggyback => "Piggyback client: the request rides on the third segment",
             Self::LoadBalancer => "Load balancer: idle connections in front of a one-worker server",
-            Self::Silent => "Silent client: handshake, then nothing",
+            Self::Silent => "Silent client: handshake, then nothing for longer than the deadline",
+        }
+    }
+
+    /// The listeners it is played to, in the order in which they are shown.
+    pub const fn listeners(self) -> &'static [Listener] {
+        match self {
+            Self::Silent => &Listener::ALL,
+            _ => &Listener::PATIENT,
         }
     }
 }
@@ -134,9 +177,9 @@ pub struct GuestReport {
     pub kernel_release: String,
     /// The path between the two ends.
     pub path: Path,
-    /// Scenarios (a), (b) and (d): one connection for each listener.
+    /// Scenarios (a), (b) and (d): one connection for each of their listeners.
     pub exchanges: Vec<Exchange>,
-    /// Scenario (c): one real request for each listener and server.
+    /// Scenario (c): one real request for each of its listeners and each server.
     pub requests: Vec<ServedRequest>,
     /// File name, in the same directory, of the capture at the client's end.
     pub client_capture: String,
@@ -176,6 +219,10 @@ pub struct Exchange {
     pub client: ClientView,
     /// What `accept()` returned, if it returned.
     pub accepted: Option<Accepted>,
+    /// What the listener itself had counted in the end, if it has a filter.
+    pub counters: Option<Counters>,
+    /// (d): when the listener's counters first said that the connection was parked no longer.
+    pub let_go: Option<UnixNanos>,
     /// The most by which the machine was late, meanwhile, in running a program that was due.
     pub machine_late_us: u64,
     /// How often the scenario was run; the run in which the machine was late the least is reported.
@@ -189,12 +236,59 @@ pub struct ClientView {
     pub connect_called: UnixNanos,
     /// `connect()` returned.
     pub connected: UnixNanos,
-    /// The moment the client had a request to make: in (a) after its silence, in (b) when it called `connect()`.
+    /// The moment the client had a request to make: in (a) and (d) after its silence, in (b) when it called `connect()`.
     pub request_ready: Option<UnixNanos>,
     /// `read()` returned the first byte of the response.
     pub first_byte: Option<UnixNanos>,
     /// The error that ended the exchange early.
-    pub error: Option<String>,
+    pub error: Option<ClientError>,
+}
+
+/// How the connection failed the client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientError {
+    /// The client was told.
+    pub at: UnixNanos,
+    /// The error's name, such as `ECONNRESET`; without one, what it says.
+    pub name: String,
+}
+
+/// The part of a listener's `ACCF_STATS` that the demo shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Connections that are parked now.
+    pub parked: u64,
+    /// Connections that were ever parked.
+    pub parked_total: u64,
+    /// Accepted because data came.
+    pub released_data: u64,
+    /// Accepted because the client closed its side.
+    pub released_fin: u64,
+    /// Accepted at the deadline.
+    pub timeout_accept: u64,
+    /// Reset at the deadline.
+    pub timeout_reset: u64,
+    /// Dropped at the deadline.
+    pub timeout_drop: u64,
+    /// Ended by the client or the network.
+    pub aborted: u64,
+    /// SYN-ACKs that were due, and that were not sent.
+    pub synack_suppressed: u64,
+}
+
+impl Counters {
+    /// Those that are not zero, by name: what became of the connections.
+    pub fn told(&self) -> Vec<(&'static str, u64)> {
+        let all = [
+            ("released_data", self.released_data),
+            ("released_fin", self.released_fin),
+            ("timeout_accept", self.timeout_accept),
+            ("timeout_reset", self.timeout_reset),
+            ("timeout_drop", self.timeout_drop),
+            ("aborted", self.aborted),
+        ];
+        all.into_iter().filter(|(_, count)| *count > 0).collect()
+    }
 }
 
 /// What the server saw of an accepted connection.
@@ -320,5 +414,16 @@ mod tests {
         for server in HttpServer::ALL {
             assert_eq!(serde_json::to_value(server).unwrap(), server.key());
         }
+    }
+
+    #[test]
+    fn a_counter_of_nothing_is_not_told() {
+        let counters = Counters {
+            parked_total: 3,
+            timeout_drop: 2,
+            released_fin: 1,
+            ..Counters::default()
+        };
+        assert_eq!(counters.told(), [("released_fin", 1), ("timeout_drop", 2)]);
     }
 }

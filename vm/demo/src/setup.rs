@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The three listeners, set up to wait equally long.
+//! The listeners, set up to wait equally long.
 
 use std::time::Duration;
 
 use accf_demo::{Listener, UnixNanos};
 use accf_kit::clock::Stamp;
+use accf_kit::control::{self, OnTimeout};
 use accf_kit::endpoint::{self, Family, Listen};
 use accf_kit::netns::Netns;
 use anyhow::Result;
@@ -21,21 +22,27 @@ impl Setup {
     /// Opens it on a free port.
     pub(crate) fn open(&self, server: &Netns) -> Result<endpoint::Listener> {
         let seconds = i32::try_from(self.deadline.as_secs())?;
+        let ms = u32::try_from(self.deadline.as_millis())?;
+        let filtered =
+            |on_timeout| Listen::filtered(Family::V4).config(control::settings(ms, 0, on_timeout));
         match self.listener {
             Listener::Plain => Listen::plain(Family::V4),
             Listener::DeferAccept => Listen::deferred(Family::V4, seconds),
-            Listener::Dataready => Listen::filtered(Family::V4),
+            Listener::Dataready => filtered(OnTimeout::Accept),
+            Listener::DatareadyReset => filtered(OnTimeout::Reset),
+            Listener::DatareadyDrop => filtered(OnTimeout::Drop),
         }
         .open(server)
     }
 
     /// How it is set up, as a person would write it.
     pub(crate) fn describe(&self) -> String {
-        match self.listener {
-            Listener::Plain => "plain".to_owned(),
-            Listener::DeferAccept => format!("TCP_DEFER_ACCEPT = {} s", self.deadline.as_secs()),
-            Listener::Dataready => {
-                format!("dataready, timeout_ms = {}", self.deadline.as_millis())
+        match (self.listener, self.listener.on_timeout()) {
+            (Listener::Plain, _) => "plain".to_owned(),
+            (_, None) => format!("TCP_DEFER_ACCEPT = {} s", self.deadline.as_secs()),
+            (_, Some(on_timeout)) => {
+                let ms = self.deadline.as_millis();
+                format!("dataready, timeout_ms = {ms}, on_timeout = {on_timeout}")
             }
         }
     }

@@ -24,8 +24,9 @@ const DOCS_PICTURE: &str = "docs/ladder.svg";
 /// Show, packet by packet, what plain, TCP_DEFER_ACCEPT and dataready listeners do, and check it.
 ///
 /// Boots the stock kernel, loads the module and runs four scenarios over a path with 40 ms of
-/// round-trip time. Tables and ladder diagrams go to the terminal; report.md, report.json, a pcapng
-/// for each listener and ladder.svg to target/accf/demo/. Fails if a claim does not hold.
+/// round-trip time; in one of them a silent client meets each of dataready's three policies. Tables
+/// and ladder diagrams go to the terminal; report.md, report.json, a pcapng for each listener and
+/// ladder.svg to target/accf/demo/. Fails if a claim does not hold.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Demo {
     /// Also replace the picture in docs/ that the README shows.

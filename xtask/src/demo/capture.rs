@@ -179,6 +179,21 @@ impl Segment {
         }
     }
 
+    /// What kind of segment it is, in a word.
+    pub(crate) fn name(&self) -> &'static str {
+        let Flags {
+            syn, ack, fin, rst, ..
+        } = self.flags;
+        match (syn, ack) {
+            (true, true) => "SYN-ACK",
+            (true, false) => "SYN",
+            _ if rst => "RST",
+            _ if fin => "FIN",
+            _ if self.payload_len > 0 => "data",
+            _ => "ACK",
+        }
+    }
+
     /// The first answer to a SYN, or a repetition of it.
     pub(crate) fn is_syn_ack(&self) -> bool {
         self.from == End::Server && self.flags.syn && self.flags.ack

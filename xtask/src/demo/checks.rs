@@ -20,13 +20,15 @@ pub(crate) mod bound {
     pub(crate) const RTO_OFF_PERCENT: f64 = 10.0;
     /// (c): time to first byte.
     pub(crate) const FIRST_BYTE_MS: f64 = 500.0;
-    /// (d): `accept()` from the deadline.
+    /// (d): what happens at the deadline, from the deadline.
     pub(crate) const DEADLINE_OFF_MS: f64 = 50.0;
+    /// (d): the client's silence, at least.
+    pub(crate) const LONG_SILENCE_MS: f64 = 10_000.0;
     /// The path's RTT from what netem was told.
     pub(crate) const PATH_OFF_MS: f64 = 10.0;
     /// (a): the client's silence, at least.
     pub(crate) const SILENCE_MS: f64 = 6000.0;
-    /// A plain listener's `accept()` after the bare ACK: "at once".
+    /// A plain listener's `accept()` after the bare ACK, and the client's error after the RST: "at once".
     pub(crate) const AT_ONCE_MS: f64 = 50.0;
 }
 
@@ -137,7 +139,7 @@ fn premises(findings: &Findings) -> Vec<Check> {
         "ms",
         Bound::Between(told, told + bound::PATH_OFF_MS),
     ));
-    for listener in Listener::ALL {
+    for listener in Listener::PATIENT {
         let facts = findings.of(Scenario::Rfc793, listener);
         checks.push(check(
             Premise,
@@ -158,24 +160,36 @@ fn premises(findings: &Findings) -> Vec<Check> {
             "bytes",
             Bound::AtLeast(1.0),
         ));
+    }
+    for listener in Scenario::Silent.listeners().iter().copied() {
         let facts = findings.of(Scenario::Silent, listener);
-        let from_client = facts.and_then(|facts| {
-            let sent = facts
-                .segments
-                .iter()
-                .filter(|segment| segment.from == End::Client);
-            facts
-                .bare_ack()
-                .map(|_| sent.map(|segment| segment.payload_len).sum::<usize>() as f64)
+        let name = listener.full_title();
+        let id = format!("d.{}.silence", listener.key());
+        checks.push(if listener == Listener::DatareadyReset {
+            let from_client = facts.and_then(|facts| {
+                let sent = facts.segments.iter().filter(|s| s.from == End::Client);
+                facts
+                    .bare_ack()
+                    .map(|_| sent.map(|s| s.payload_len).sum::<usize>() as f64)
+            });
+            check(
+                Premise,
+                id,
+                format!("(d) {name}: the client acknowledged and sent no data"),
+                from_client,
+                "bytes",
+                Bound::Exactly(0.0),
+            )
+        } else {
+            check(
+                Premise,
+                id,
+                format!("(d) {name}: the client acknowledged, was silent for 10 s, then asked"),
+                facts.and_then(Facts::silence_ms),
+                "ms",
+                Bound::AtLeast(bound::LONG_SILENCE_MS),
+            )
         });
-        checks.push(check(
-            Premise,
-            format!("d.{}.silence", listener.key()),
-            format!("(d) {listener}: the client acknowledged and sent no data"),
-            from_client,
-            "bytes",
-            Bound::Exactly(0.0),
-        ));
     }
     for scenario in [Scenario::Rfc793, Scenario::Silent] {
         checks.push(check(
@@ -220,21 +234,15 @@ fn claims(findings: &Findings) -> Vec<Check> {
     let of = |scenario| findings.of(scenario, Listener::Dataready);
     let mut checks = Vec::new();
 
-    for scenario in [Scenario::Rfc793, Scenario::Silent] {
-        checks.push(check(
-            Claim,
-            format!("{}.dataready.syn_acks", scenario.key()),
-            format!(
-                "({}) dataready: one SYN-ACK, no retransmission",
-                scenario.key()
-            ),
-            of(scenario).map(|facts| facts.syn_acks() as f64),
-            "segments",
-            Bound::Exactly(1.0),
-        ));
-    }
-
     let rfc793 = of(Scenario::Rfc793);
+    checks.push(check(
+        Claim,
+        "a.dataready.syn_acks",
+        "(a) dataready: one SYN-ACK, no retransmission",
+        rfc793.map(|facts| facts.syn_acks() as f64),
+        "segments",
+        Bound::Exactly(1.0),
+    ));
     checks.push(check(
         Claim,
         "a.dataready.accept_after_data",
@@ -279,25 +287,162 @@ fn claims(findings: &Findings) -> Vec<Check> {
         ));
     }
 
-    let silent = of(Scenario::Silent);
-    let deadline = silent.and_then(|facts| facts.exchange.deadline_ms);
-    checks.push(check(
-        Claim,
-        "d.dataready.deadline",
-        "(d) dataready: accept() returns at the deadline ± 50 ms",
-        silent.and_then(Facts::accept_after_bare_ack_ms),
-        "ms",
-        Bound::around(
-            deadline.map_or(f64::NAN, |ms| ms as f64),
-            bound::DEADLINE_OFF_MS,
-        ),
-    ));
+    for listener in Scenario::Silent.listeners().iter().copied() {
+        if let (Some(facts), Some(on_timeout)) = (
+            findings.of(Scenario::Silent, listener),
+            listener.on_timeout(),
+        ) {
+            checks.extend(policy(facts, on_timeout));
+        }
+    }
+    checks
+}
+
+/// What is claimed of a silent client's connection to a listener that does `on_timeout` at the deadline.
+fn policy(facts: &Facts, on_timeout: &str) -> Vec<Check> {
+    let listener = facts.exchange.listener;
+    let mut checks = Vec::new();
+    let mut claim = |id: &str, says: &str, value: Option<f64>, unit, bound| {
+        checks.push(check(
+            Kind::Claim,
+            format!("d.{}.{id}", listener.key()),
+            format!("(d) {}: {says}", listener.full_title()),
+            value,
+            unit,
+            bound,
+        ));
+    };
+    let deadline = facts.exchange.deadline_ms.map_or(f64::NAN, |ms| ms as f64);
+    let at_the_deadline = Bound::around(deadline, bound::DEADLINE_OFF_MS);
+    let accepts = f64::from(u8::from(facts.exchange.accepted.is_some()));
+    let into_silence = facts.sent_into_silence();
+    let at_once = Bound::Between(0.0, bound::AT_ONCE_MS);
+
+    claim(
+        "syn_acks",
+        "one SYN-ACK, no retransmission",
+        Some(facts.syn_acks() as f64),
+        "segments",
+        Bound::Exactly(1.0),
+    );
+    match on_timeout {
+        "accept" => {
+            claim(
+                "deadline",
+                "accept() returns at the deadline ± 50 ms",
+                facts.accept_after_bare_ack_ms(),
+                "ms",
+                at_the_deadline,
+            );
+            claim(
+                "served",
+                "the client is still connected, and its late request answered within 500 ms",
+                facts.time_to_first_byte_ms(),
+                "ms",
+                Bound::AtMost(bound::FIRST_BYTE_MS),
+            );
+        }
+        "reset" => {
+            claim(
+                "deadline",
+                "an RST leaves at the deadline ± 50 ms",
+                facts.reset_after_bare_ack_ms(),
+                "ms",
+                at_the_deadline,
+            );
+            claim(
+                "resets",
+                "one RST",
+                Some(facts.resets().count() as f64),
+                "segments",
+                Bound::Exactly(1.0),
+            );
+            claim(
+                "reset_seq",
+                "the RST has the sequence number that the client expects next",
+                facts.reset_relative_seq().map(f64::from),
+                "after SYN-ACK",
+                Bound::Exactly(1.0),
+            );
+            claim(
+                "told",
+                "the client is told ECONNRESET when the RST arrives",
+                facts.told_after_reset_ms(),
+                "ms",
+                at_once,
+            );
+        }
+        _ => {
+            claim(
+                "deadline",
+                "the listener has forgotten the connection at the deadline ± 50 ms",
+                facts.let_go_after_bare_ack_ms(),
+                "ms",
+                at_the_deadline,
+            );
+            claim(
+                "resets",
+                "one RST, in answer to the client's late request",
+                facts.request().map(|request| {
+                    let answers = facts.resets().filter(|rst| rst.sent() > request.sent());
+                    answers.count() as f64
+                }),
+                "segments",
+                Bound::Exactly(1.0),
+            );
+            claim(
+                "told",
+                "the client is told ECONNRESET when that RST arrives",
+                facts.told_after_reset_ms(),
+                "ms",
+                at_once,
+            );
+        }
+    }
+    if on_timeout == "reset" {
+        claim(
+            "nothing_else",
+            "the server sends nothing but the RST",
+            into_silence.map(|sent| sent.iter().filter(|s| !s.flags.rst).count() as f64),
+            "segments",
+            Bound::Exactly(0.0),
+        );
+    } else {
+        claim(
+            "nothing_sent",
+            "the server sends nothing at the deadline, nor before the client does",
+            into_silence.map(|sent| sent.len() as f64),
+            "segments",
+            Bound::Exactly(0.0),
+        );
+    }
+    if on_timeout != "accept" {
+        claim(
+            "never_accepted",
+            "the server never accepts",
+            Some(accepts),
+            "connections",
+            Bound::Exactly(0.0),
+        );
+    }
+    let counted = facts.exchange.counters.map(|counters| match on_timeout {
+        "accept" => counters.timeout_accept,
+        "reset" => counters.timeout_reset,
+        _ => counters.timeout_drop,
+    });
+    claim(
+        "counter",
+        &format!("the listener counts timeout_{on_timeout} = 1"),
+        counted.map(|count| count as f64),
+        "connections",
+        Bound::Exactly(1.0),
+    );
     checks
 }
 
 #[cfg(test)]
 mod tests {
-    use accf_demo::UnixNanos;
+    use accf_demo::{Counters, UnixNanos};
 
     use super::*;
     use crate::demo::capture::Flags;
@@ -328,11 +473,176 @@ mod tests {
                 ..Flags::default()
             };
             sample.send((scenario, Listener::Dataready), End::Server, again, 1060.0);
+            let mut wanted = vec![format!("{}.dataready.syn_acks", scenario.key())];
+            if scenario == Scenario::Silent {
+                wanted.push("d.dataready.nothing_sent".to_owned());
+            }
+            assert_eq!(failing(&sample), wanted);
+        }
+    }
+
+    const RST: Flags = Flags {
+        syn: false,
+        ack: false,
+        fin: false,
+        rst: true,
+        psh: false,
+    };
+    const RESET: (Scenario, Listener) = (Scenario::Silent, Listener::DatareadyReset);
+    const DROP: (Scenario, Listener) = (Scenario::Silent, Listener::DatareadyDrop);
+
+    #[test]
+    fn a_segment_from_the_server_at_the_deadline_fails() {
+        let bare = Flags {
+            ack: true,
+            ..Flags::default()
+        };
+        for (listener, flags, wanted) in [
+            (Listener::Dataready, bare, "d.dataready.nothing_sent"),
+            (
+                Listener::DatareadyDrop,
+                bare,
+                "d.dataready_drop.nothing_sent",
+            ),
+            (
+                Listener::DatareadyReset,
+                bare,
+                "d.dataready_reset.nothing_else",
+            ),
+            (Listener::DatareadyReset, RST, "d.dataready_reset.resets"),
+        ] {
+            let mut sample = sample();
+            sample.send((Scenario::Silent, listener), End::Server, flags, 5062.5);
+            assert_eq!(failing(&sample), [wanted], "{listener} {flags}");
+        }
+        // An RST at the deadline, where there is to be none but for the late request.
+        let mut early = sample();
+        early.send(DROP, End::Server, RST, 5061.0);
+        assert_eq!(
+            failing(&early),
+            ["d.dataready_drop.told", "d.dataready_drop.nothing_sent"]
+        );
+        let mut twice = sample();
+        twice.send(DROP, End::Server, RST, 10_200.0);
+        assert_eq!(failing(&twice), ["d.dataready_drop.resets"]);
+    }
+
+    #[test]
+    fn an_rst_with_another_number_or_at_another_time_fails() {
+        let mut wrong = sample();
+        wrong.forge(RESET, RST, |tcp| tcp.seq += 1);
+        assert_eq!(failing(&wrong), ["d.dataready_reset.reset_seq"]);
+
+        for ms in [-60, 60] {
+            let mut shifted = sample();
+            shifted.shift(RESET, RST, ms);
+            shifted
+                .exchange(RESET.0, RESET.1)
+                .client
+                .error
+                .as_mut()
+                .unwrap()
+                .at
+                .0 = shifted.arrival(RESET, RST).0 + 1_000_000;
+            assert_eq!(failing(&shifted), ["d.dataready_reset.deadline"]);
+        }
+
+        let mut none = sample();
+        none.drop_segment(RESET, RST);
+        let wanted = [
+            "d.dataready_reset.deadline",
+            "d.dataready_reset.resets",
+            "d.dataready_reset.reset_seq",
+            "d.dataready_reset.told",
+        ];
+        assert_eq!(failing(&none), wanted);
+        let mut none = sample();
+        none.drop_segment(DROP, RST);
+        assert_eq!(
+            failing(&none),
+            ["d.dataready_drop.resets", "d.dataready_drop.told"]
+        );
+    }
+
+    #[test]
+    fn a_client_that_is_not_told_fails() {
+        for (scenario, listener) in [RESET, DROP] {
+            let id = format!("d.{}.told", listener.key());
+            let mut silent = sample();
+            silent.exchange(scenario, listener).client.error = None;
+            assert_eq!(failing(&silent), [id.as_str()]);
+            let mut other = sample();
+            let error = &mut other.exchange(scenario, listener).client.error;
+            error.as_mut().unwrap().name = "ETIMEDOUT".to_owned();
+            assert_eq!(failing(&other), [id.as_str()]);
+            let mut late = sample();
+            let error = &mut late.exchange(scenario, listener).client.error;
+            error.as_mut().unwrap().at.0 += 60_000_000;
+            assert_eq!(failing(&late), [id.as_str()]);
+        }
+    }
+
+    #[test]
+    fn a_connection_that_is_accepted_after_all_fails() {
+        let accepted = sample()
+            .exchange(Scenario::Silent, Listener::Plain)
+            .accepted
+            .clone();
+        for (scenario, listener) in [RESET, DROP] {
+            let mut sample = sample();
+            sample.exchange(scenario, listener).accepted = accepted.clone();
             assert_eq!(
                 failing(&sample),
-                [format!("{}.dataready.syn_acks", scenario.key())]
+                [format!("d.{}.never_accepted", listener.key())]
             );
         }
+    }
+
+    #[test]
+    fn counters_that_say_otherwise_fail() {
+        for listener in [
+            Listener::Dataready,
+            Listener::DatareadyReset,
+            Listener::DatareadyDrop,
+        ] {
+            let wanted = [format!("d.{}.counter", listener.key())];
+            let mut zero = sample();
+            zero.exchange(Scenario::Silent, listener).counters = Some(Counters::default());
+            assert_eq!(failing(&zero), wanted);
+            let mut none = sample();
+            none.exchange(Scenario::Silent, listener).counters = None;
+            assert_eq!(failing(&none), wanted);
+            let mut two = sample();
+            let counters = &mut two.exchange(Scenario::Silent, listener).counters;
+            let counters = counters.as_mut().unwrap();
+            counters.timeout_accept *= 2;
+            counters.timeout_reset *= 2;
+            counters.timeout_drop *= 2;
+            assert_eq!(failing(&two), wanted);
+        }
+    }
+
+    #[test]
+    fn a_connection_forgotten_at_another_time_fails() {
+        for off_ns in [-55_000_000, 55_000_000_i64] {
+            let mut sample = sample();
+            let let_go = sample.exchange(DROP.0, DROP.1).let_go.as_mut().unwrap();
+            let_go.0 = let_go.0.strict_add_signed(off_ns);
+            assert_eq!(failing(&sample), ["d.dataready_drop.deadline"]);
+        }
+        let mut never = sample();
+        never.exchange(DROP.0, DROP.1).let_go = None;
+        assert_eq!(failing(&never), ["d.dataready_drop.deadline"]);
+    }
+
+    #[test]
+    fn a_late_request_without_an_answer_fails() {
+        let mut sample = sample();
+        sample
+            .exchange(Scenario::Silent, Listener::Dataready)
+            .client
+            .first_byte = None;
+        assert_eq!(failing(&sample), ["d.dataready.served"]);
     }
 
     #[test]
@@ -433,6 +743,19 @@ mod tests {
         let mut near = sample();
         near.guest.path.echo_rtt_us = vec![90; 9];
         assert!(failing(&near).contains(&"path.rtt".to_owned()));
+
+        // The client was not silent for long enough, or not silent at all.
+        let mut soon = sample();
+        let (data, plain) = (
+            Flags {
+                ack: true,
+                psh: true,
+                ..Flags::default()
+            },
+            Listener::Plain,
+        );
+        soon.shift_from((Scenario::Silent, plain), End::Client, data, -2000);
+        assert_eq!(failing(&soon), ["d.plain.silence"]);
 
         // Plain is not plain.
         let mut late = sample();

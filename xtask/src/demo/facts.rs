@@ -67,6 +67,56 @@ impl Facts {
         Some(self.request()?.sent().ms_since(self.bare_ack()?.sent()))
     }
 
+    /// What the server sent while the client was silent: after the bare ACK had reached it, and before the client sent
+    /// its request; to the end, if it never did.
+    pub(crate) fn sent_into_silence(&self) -> Option<Vec<&Segment>> {
+        let acked = self.bare_ack()?.at(End::Server)?;
+        let until = self.request().map(Segment::sent);
+        let in_silence = |segment: &&Segment| {
+            let sent = segment.sent();
+            segment.from == End::Server && sent >= acked && until.is_none_or(|until| sent < until)
+        };
+        Some(self.segments.iter().filter(in_silence).collect())
+    }
+
+    /// The server's RSTs.
+    pub(crate) fn resets(&self) -> impl Iterator<Item = &Segment> {
+        self.segments
+            .iter()
+            .filter(|segment| segment.from == End::Server && segment.flags.rst)
+    }
+
+    /// How far the server's first RST is from its SYN-ACK in sequence numbers; the client expects 1.
+    pub(crate) fn reset_relative_seq(&self) -> Option<u32> {
+        let syn_ack = self.segments.iter().find(|segment| segment.is_syn_ack())?;
+        Some(self.resets().next()?.seq.wrapping_sub(syn_ack.seq))
+    }
+
+    /// From the bare ACK reaching the server to its first RST leaving.
+    pub(crate) fn reset_after_bare_ack_ms(&self) -> Option<f64> {
+        let acked = self.bare_ack()?.at(End::Server)?;
+        Some(self.resets().next()?.sent().ms_since(acked))
+    }
+
+    /// From the bare ACK reaching the server to the listener having no parked connection any more.
+    pub(crate) fn let_go_after_bare_ack_ms(&self) -> Option<f64> {
+        let acked = self.bare_ack()?.at(End::Server)?;
+        Some(self.exchange.let_go?.ms_since(acked))
+    }
+
+    /// From the server's first RST reaching the client to the client being told `ECONNRESET`.
+    pub(crate) fn told_after_reset_ms(&self) -> Option<f64> {
+        let error = self.exchange.client.error.as_ref()?;
+        let told = (error.name == "ECONNRESET").then_some(error.at)?;
+        Some(told.ms_since(self.resets().next()?.arrived()?))
+    }
+
+    /// From the client's SYN leaving to the client being told of an error.
+    pub(crate) fn error_after_syn_ms(&self) -> Option<f64> {
+        let error = self.exchange.client.error.as_ref()?;
+        Some(error.at.ms_since(self.start()))
+    }
+
     fn accepted(&self) -> Option<&Accepted> {
         self.exchange.accepted.as_ref()
     }
@@ -155,8 +205,8 @@ impl Findings {
             });
         }
         let findings = Self { guest, facts };
-        for listener in Listener::ALL {
-            for scenario in [Scenario::Rfc793, Scenario::Piggyback, Scenario::Silent] {
+        for scenario in [Scenario::Rfc793, Scenario::Piggyback, Scenario::Silent] {
+            for listener in scenario.listeners().iter().copied() {
                 findings.of(scenario, listener).with_context(|| {
                     format!(
                         "the guest reported nothing of ({}) for {listener}",
@@ -164,6 +214,8 @@ impl Findings {
                     )
                 })?;
             }
+        }
+        for listener in Scenario::LoadBalancer.listeners().iter().copied() {
             for server in accf_demo::HttpServer::ALL {
                 findings.served(server, listener).with_context(|| {
                     format!(
@@ -232,9 +284,40 @@ mod tests {
             .of(Scenario::Silent, Listener::DeferAccept)
             .unwrap();
         assert_eq!(deferred.syn_acks(), 2);
-        assert!(deferred.time_to_first_byte_ms().is_none());
         let again: Vec<bool> = deferred.segments.iter().map(|s| s.retransmission).collect();
-        assert_eq!(again, [false, false, false, true, false, false]);
+        assert_eq!(again.iter().filter(|again| **again).count(), 1);
+        assert!(again[3]);
+        let silence = deferred.sent_into_silence().unwrap();
+        assert_eq!(silence.len(), 1);
+        assert!(silence[0].is_syn_ack());
+        assert_eq!(deferred.resets().count(), 0);
+        assert_eq!(deferred.let_go_after_bare_ack_ms(), None);
+    }
+
+    #[test]
+    fn what_the_policies_do_is_seen() {
+        let findings = sample().findings();
+        let of = |listener| findings.of(Scenario::Silent, listener).unwrap();
+        let accept = of(Listener::Dataready);
+        assert_eq!(accept.sent_into_silence(), Some(Vec::new()));
+        assert_eq!(accept.let_go_after_bare_ack_ms(), Some(5003.0));
+        assert_eq!(accept.time_to_first_byte_ms(), Some(41.5));
+        assert_eq!(accept.error_after_syn_ms(), None);
+
+        let reset = of(Listener::DatareadyReset);
+        assert_eq!(reset.accept_after_syn_ms(), None);
+        assert_eq!(reset.reset_after_bare_ack_ms(), Some(5001.0));
+        assert_eq!(reset.reset_relative_seq(), Some(1));
+        assert_eq!(reset.told_after_reset_ms(), Some(0.5));
+        assert_eq!(reset.sent_into_silence().unwrap().len(), 1);
+        assert_eq!(reset.request(), None);
+
+        let drop = of(Listener::DatareadyDrop);
+        assert_eq!(drop.sent_into_silence(), Some(Vec::new()));
+        assert_eq!(drop.resets().count(), 1);
+        assert_eq!(drop.reset_relative_seq(), Some(1));
+        assert_eq!(drop.silence_ms(), Some(10_000.8));
+        assert_eq!(drop.error_after_syn_ms(), Some(10_081.6));
     }
 
     #[test]

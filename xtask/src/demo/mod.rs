@@ -174,6 +174,39 @@ mod tests {
         sample.record(&recorded.0);
         let outcome = evaluate(&recorded.0, &out.0, SCREEN).unwrap();
         assert_eq!(outcome.failed, [""; 0]);
+        for row in [
+            [
+                "dataready, accept",
+                "5,001",
+                "nothing",
+                "connected; served",
+                "timeout_accept 1",
+            ],
+            [
+                "dataready, reset",
+                "never",
+                "RST, 5,001",
+                "ECONNRESET, 5,082",
+                "timeout_reset 1",
+            ],
+            [
+                "dataready, drop",
+                "never",
+                "nothing",
+                "connected; RST",
+                "timeout_drop 1",
+            ],
+        ] {
+            let shown = |line: &str| row.iter().all(|cell| line.contains(cell));
+            assert!(
+                outcome.shown.lines().any(shown),
+                "{row:?}\n{}",
+                outcome.shown
+            );
+        }
+        for line in outcome.shown.lines() {
+            assert!(console::measure_text_width(line) <= SCREEN.width, "{line}");
+        }
         let files = [
             "report.md",
             "report.json",
@@ -181,6 +214,8 @@ mod tests {
             "plain.pcapng",
             "defer_accept.pcapng",
             "dataready.pcapng",
+            "dataready_reset.pcapng",
+            "dataready_drop.pcapng",
         ];
         for file in files {
             assert!(
@@ -194,6 +229,12 @@ mod tests {
         let numbers = &json["scenarios"]["a"]["listeners"]["dataready"];
         assert_eq!(numbers["syn_acks_sent"], 1);
         assert_eq!(numbers["rto_ms"], 241.0);
+        let reset = &json["scenarios"]["d"]["listeners"]["dataready_reset"];
+        assert_eq!(reset["on_timeout"], "reset");
+        assert_eq!(reset["resets_sent"], 1);
+        assert_eq!(reset["accept_after_syn_ms"], serde_json::Value::Null);
+        assert_eq!(reset["client_error"], "ECONNRESET");
+        assert_eq!(reset["listener_counters"]["timeout_reset"], 1);
         let gunicorn = &json["scenarios"]["c"]["listeners"]["plain"]["gunicorn"];
         assert_eq!(gunicorn["answered"], false);
 

@@ -83,6 +83,20 @@ pub(crate) fn of_listener(
             exchange.setting
         );
         comment(first, heading);
+        let reset = frames
+            .iter()
+            .position(|(_, tcp)| ours(tcp) && tcp.flags.rst && tcp.source_port == *server_port);
+        if let (Some(_), None) = (reset, &exchange.accepted) {
+            let told = exchange
+                .client
+                .error
+                .as_ref()
+                .map_or("nothing", |error| &error.name);
+            comment(
+                reset,
+                format!("accf: the server never accepted; the client is told {told}"),
+            );
+        }
         if let Some(accepted) = &exchange.accepted {
             let before = |at: UnixNanos| at <= accepted.at;
             let last = frames
@@ -209,7 +223,15 @@ mod tests {
                 .iter()
                 .filter(|c| c.contains("accept() returned"))
                 .count();
-            assert_eq!(accepts, 3, "{comments:?}");
+            let nevers = comments
+                .iter()
+                .filter(|c| c.contains("never accepted"))
+                .count();
+            let wanted = match listener {
+                Listener::DatareadyReset | Listener::DatareadyDrop => (0, 1),
+                _ => (3, 0),
+            };
+            assert_eq!((accepts, nevers), wanted, "{listener}: {comments:?}");
         }
         assert_eq!(in_all_files, sample.server.frames.len());
     }

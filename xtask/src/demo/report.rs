@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use accf_demo::{HttpServer, Listener, Scenario, ServedRequest};
+use accf_demo::{Counters, HttpServer, Listener, Scenario, ServedRequest};
 use serde::Serialize;
 
 use super::capture::End;
@@ -54,10 +54,12 @@ enum Numbers {
 struct ExchangeNumbers {
     setting: String,
     deadline_ms: Option<u64>,
+    on_timeout: Option<&'static str>,
     syn_acks_sent: usize,
     segments: usize,
     segments_from_client: usize,
     segments_from_server: usize,
+    segments_from_server_into_silence: Option<usize>,
     third_segment_data_bytes: Option<usize>,
     client_silence_ms: Option<f64>,
     accept_after_syn_ms: Option<f64>,
@@ -69,8 +71,18 @@ struct ExchangeNumbers {
     rto_ms: Option<f64>,
     total_retransmissions: Option<u32>,
     time_to_first_byte_ms: Option<f64>,
+    resets_sent: usize,
+    reset_after_bare_ack_ms: Option<f64>,
+    reset_relative_sequence_number: Option<u32>,
+    let_go_after_bare_ack_ms: Option<f64>,
+    client_error: Option<String>,
+    client_error_after_syn_ms: Option<f64>,
+    listener_counters: Option<Counters>,
     machine_late_ms: f64,
     runs: u32,
+    /// What the server sent while the client was silent, in words.
+    #[serde(skip)]
+    into_silence: String,
 }
 
 impl ExchangeNumbers {
@@ -83,10 +95,12 @@ impl ExchangeNumbers {
         Self {
             setting: exchange.setting.clone(),
             deadline_ms: exchange.deadline_ms,
+            on_timeout: exchange.listener.on_timeout(),
             syn_acks_sent: facts.syn_acks(),
             segments: facts.segments.len(),
             segments_from_client: facts.segments_from(End::Client),
             segments_from_server: facts.segments_from(End::Server),
+            segments_from_server_into_silence: facts.sent_into_silence().map(|sent| sent.len()),
             third_segment_data_bytes: facts.third_segment_len(),
             client_silence_ms: facts.silence_ms(),
             accept_after_syn_ms: facts.accept_after_syn_ms(),
@@ -98,9 +112,71 @@ impl ExchangeNumbers {
             rto_ms: facts.rto_ms(),
             total_retransmissions: info.map(|info| info.total_retrans),
             time_to_first_byte_ms: facts.time_to_first_byte_ms(),
+            resets_sent: facts.resets().count(),
+            reset_after_bare_ack_ms: facts.reset_after_bare_ack_ms(),
+            reset_relative_sequence_number: facts.reset_relative_seq(),
+            let_go_after_bare_ack_ms: facts.let_go_after_bare_ack_ms(),
+            client_error: exchange.client.error.as_ref().map(|e| e.name.clone()),
+            client_error_after_syn_ms: facts.error_after_syn_ms(),
+            listener_counters: exchange.counters,
             machine_late_ms: exchange.machine_late_us as f64 / 1e3,
             runs: exchange.runs,
+            into_silence: into_silence(facts),
         }
+    }
+
+    /// How long the worker had a connection without anything to read.
+    fn blocked(&self) -> String {
+        // A worker that never had anything to read has no end to its waiting.
+        match (self.accept_after_syn_ms, self.worker_blocked_ms) {
+            (Some(_), None) => "no end".into(),
+            (_, blocked) => or_dash(blocked),
+        }
+    }
+
+    /// What the client of scenario (d) met.
+    fn ending(&self) -> String {
+        let name = self.client_error.as_deref().unwrap_or("nothing");
+        match (self.time_to_first_byte_ms, self.client_error_after_syn_ms) {
+            (Some(_), None) => "connected; served".to_owned(),
+            (_, Some(at)) if self.client_silence_ms.is_none() => {
+                format!("{name}, {}", number(at))
+            }
+            (_, Some(_)) if self.resets_sent > 0 => "connected; RST".to_owned(),
+            _ => format!("connected; {name}"),
+        }
+    }
+
+    /// What became of the connections, as the listener itself counted.
+    fn counted(&self) -> String {
+        let Some(counters) = self.listener_counters else {
+            return "–".to_owned();
+        };
+        let told = counters.told().into_iter();
+        let told: Vec<_> = told
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        told.join(", ")
+    }
+}
+
+/// What the server sent while the client was silent: how many of which, and when after the bare ACK.
+fn into_silence(facts: &Facts) -> String {
+    let Some(sent) = facts.sent_into_silence() else {
+        return "–".to_owned();
+    };
+    let acked = facts.bare_ack().and_then(|ack| ack.at(End::Server));
+    let told: Vec<String> = sent
+        .into_iter()
+        .map(|segment| {
+            let after = acked.map_or(f64::NAN, |acked| segment.sent().ms_since(acked));
+            format!("{}, {}", segment.name(), number(after))
+        })
+        .collect();
+    if told.is_empty() {
+        "nothing".to_owned()
+    } else {
+        told.join("; ")
     }
 }
 
@@ -160,6 +236,10 @@ impl RequestNumbers {
     }
 }
 
+fn or_dash(value: Option<f64>) -> String {
+    value.map_or_else(|| "–".into(), number)
+}
+
 /// A column of a table for people.
 pub(crate) struct Column {
     /// Its title in words.
@@ -185,7 +265,7 @@ const fn numeric(title: &'static str, short: &'static str) -> Column {
     }
 }
 
-/// The table of scenarios (a), (b) and (d).
+/// The table of scenarios (a) and (b).
 pub(crate) const EXCHANGE_COLUMNS: [Column; 11] = [
     words(""),
     words("listener"),
@@ -199,6 +279,35 @@ pub(crate) const EXCHANGE_COLUMNS: [Column; 11] = [
     numeric("RTO, ms", "RTO"),
     numeric("first byte, ms", "first\nbyte"),
 ];
+
+/// The table of scenario (d).
+pub(crate) const SILENT_COLUMNS: [Column; 7] = [
+    words("listener"),
+    numeric("SYN-ACKs sent", "SYN-\nACKs"),
+    numeric("accept() after bare ACK, ms", "accept()\nafter ACK"),
+    numeric("worker blocked, ms", "worker\nblocked"),
+    Column {
+        title: "the server sent meanwhile, ms",
+        short: "the server\nsent meanwhile",
+        numeric: false,
+    },
+    Column {
+        title: "the client, after 10 s",
+        short: "the client,\nafter 10 s",
+        numeric: false,
+    },
+    Column {
+        title: "the listener counted",
+        short: "the listener\ncounted",
+        numeric: false,
+    },
+];
+
+/// What the columns of that table mean.
+pub(crate) const SILENT_NOTE: &str = "Times are milliseconds, from the bare ACK arriving at the server; an error's \
+    counts from the client's SYN leaving. \"Meanwhile\" is while the client was silent. A client that is still connected \
+    after 10 s sends its request, and is served or gets an RST. What a listener counted is its ACCF_STATS, read in the \
+    end.";
 
 /// The table of scenario (c).
 pub(crate) const REQUEST_COLUMNS: [Column; 4] = [
@@ -234,8 +343,8 @@ impl Report {
                     Some(Numbers::Exchange(Box::new(ExchangeNumbers::new(facts))))
                 }
             };
-            let listeners = Listener::ALL
-                .into_iter()
+            let listeners = scenario.listeners().iter().copied();
+            let listeners = listeners
                 .filter_map(|listener| Some((listener.key(), numbers(listener)?)))
                 .collect();
             (
@@ -248,7 +357,7 @@ impl Report {
         };
         let echoes = &guest.path.echo_rtt_us;
         Self {
-            schema: 1,
+            schema: 2,
             pass: checks.iter().all(|check| check.pass),
             kernel_release: guest.kernel_release.clone(),
             path: PathNumbers {
@@ -278,39 +387,62 @@ impl Report {
 
     fn numbers(&self) -> impl Iterator<Item = (Scenario, Listener, &Numbers)> {
         Scenario::ALL.into_iter().flat_map(move |scenario| {
-            Listener::ALL.into_iter().filter_map(move |listener| {
+            let listeners = scenario.listeners().iter().copied();
+            listeners.filter_map(move |listener| {
                 let scene = self.scenarios.get(scenario.key())?;
                 Some((scenario, listener, scene.listeners.get(listener.key())?))
             })
         })
     }
 
+    /// The numbers of every connection in scenarios that `wanted` holds for.
+    fn exchanges(
+        &self,
+        wanted: impl Fn(Scenario) -> bool,
+    ) -> impl Iterator<Item = (Scenario, Listener, &ExchangeNumbers)> {
+        self.numbers()
+            .filter(move |(scenario, ..)| wanted(*scenario))
+            .filter_map(|(scenario, listener, numbers)| match numbers {
+                Numbers::Exchange(numbers) => Some((scenario, listener, numbers.as_ref())),
+                Numbers::Requests(_) => None,
+            })
+    }
+
     /// The rows under [`EXCHANGE_COLUMNS`].
     pub(crate) fn exchange_rows(&self) -> Vec<Vec<String>> {
-        let n = |value: Option<f64>| value.map_or_else(|| "–".into(), number);
-        self.numbers()
-            .filter_map(|(scenario, listener, numbers)| {
-                let Numbers::Exchange(e) = numbers else {
-                    return None;
-                };
-                // A worker that never had anything to read has no end to its waiting.
-                let blocked = match (e.accept_after_syn_ms, e.worker_blocked_ms) {
-                    (Some(_), None) => "no end".into(),
-                    (_, blocked) => n(blocked),
-                };
-                Some(vec![
+        self.exchanges(|scenario| scenario != Scenario::Silent)
+            .map(|(scenario, listener, e)| {
+                vec![
                     scenario.key().to_owned(),
                     listener.title().to_owned(),
                     e.syn_acks_sent.to_string(),
                     e.segments.to_string(),
-                    n(e.accept_after_syn_ms),
-                    n(e.accept_after_bare_ack_ms),
-                    n(e.accept_after_request_ms),
-                    blocked,
-                    n(e.rtt_ms),
-                    n(e.rto_ms),
-                    n(e.time_to_first_byte_ms),
-                ])
+                    or_dash(e.accept_after_syn_ms),
+                    or_dash(e.accept_after_bare_ack_ms),
+                    or_dash(e.accept_after_request_ms),
+                    e.blocked(),
+                    or_dash(e.rtt_ms),
+                    or_dash(e.rto_ms),
+                    or_dash(e.time_to_first_byte_ms),
+                ]
+            })
+            .collect()
+    }
+
+    /// The rows under [`SILENT_COLUMNS`].
+    pub(crate) fn silent_rows(&self) -> Vec<Vec<String>> {
+        self.exchanges(|scenario| scenario == Scenario::Silent)
+            .map(|(_, listener, e)| {
+                vec![
+                    listener.full_title().to_owned(),
+                    e.syn_acks_sent.to_string(),
+                    e.accept_after_bare_ack_ms
+                        .map_or_else(|| "never".into(), number),
+                    e.blocked(),
+                    e.into_silence.clone(),
+                    e.ending(),
+                    e.counted(),
+                ]
             })
             .collect()
     }
@@ -369,7 +501,7 @@ impl Report {
             self.kernel_release,
             self.path()
         );
-        for scenario in [Scenario::Rfc793, Scenario::Piggyback, Scenario::Silent] {
+        for scenario in [Scenario::Rfc793, Scenario::Piggyback] {
             let _ = writeln!(
                 out,
                 "* ({}) {}. Listeners: {}.",
@@ -390,7 +522,15 @@ impl Report {
         out += &markdown_table(&REQUEST_COLUMNS, &self.request_rows());
         out += "\n\"First byte\" is curl's `time_starttransfer`, connecting included.\n\n\
                 Where the machine stood still meanwhile, a scenario ran again, and the calmest run \
-                counts: `runs` and `machine_late_ms` in `report.json`.\n\n## Checks\n\n";
+                counts: `runs` and `machine_late_ms` in `report.json`.\n";
+        let _ = write!(
+            out,
+            "\n## (d) {}\n\nListeners: {}.\n\n",
+            Scenario::Silent.title(),
+            self.settings(Scenario::Silent).join("; ")
+        );
+        out += &markdown_table(&SILENT_COLUMNS, &self.silent_rows());
+        let _ = write!(out, "\n{SILENT_NOTE}\n\n## Checks\n\n");
         let columns = [
             words(""),
             words("check"),
@@ -419,8 +559,9 @@ impl Report {
         out += "\nA premise says that a scenario was what its name says; a claim is about accf.\n\n\
                 ## Files\n\n\
                 * `report.json`: every number above, with its unit in its name.\n\
-                * `plain.pcapng`, `defer_accept.pcapng`, `dataready.pcapng`: the packets of each listener as they \
-                passed the server's end, with comments; for Wireshark.\n\
+                * `plain.pcapng`, `defer_accept.pcapng`, `dataready.pcapng`, `dataready_reset.pcapng`, \
+                `dataready_drop.pcapng`: the packets of each listener as they passed the server's end, with comments; for \
+                Wireshark.\n\
                 * `ladder.svg`: scenarios (a), (c) and (d) as a picture.\n\
                 * `guest/`: what all of this was computed from.\n";
         out

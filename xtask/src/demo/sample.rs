@@ -7,8 +7,8 @@ use std::fs::File;
 use std::time::Duration;
 
 use accf_demo::{
-    Accepted, ClientView, Exchange, GuestReport, HttpServer, Listener, Path, Scenario,
-    ServedRequest, TcpInfo, UnixNanos,
+    Accepted, ClientError, ClientView, Counters, Exchange, GuestReport, HttpServer, Listener, Path,
+    Scenario, ServedRequest, TcpInfo, UnixNanos,
 };
 use etherparse::{IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, PacketBuilder};
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
@@ -57,6 +57,14 @@ const FIN: Flags = Flags {
     ack: true,
     fin: true,
     rst: false,
+    psh: false,
+};
+
+const RST: Flags = Flags {
+    syn: false,
+    ack: false,
+    fin: false,
+    rst: true,
     psh: false,
 };
 
@@ -127,12 +135,85 @@ impl Sample {
         let mut talk = Talk::new(exchange.client_port, exchange.server_port, start);
         talk.seq = (CLIENT_ISN + 1, SERVER_ISN + 1);
         talk.ip_id = 1000;
-        let seq = if flags.syn { SERVER_ISN } else { 0 };
+        let seq = if flags.syn {
+            SERVER_ISN
+        } else {
+            SERVER_ISN + 1
+        };
         talk.segment(from, flags, Some(seq), 0, (ms * 1e3) as u64);
         self.client.frames.extend(talk.client);
         self.server.frames.extend(talk.server);
         self.client.frames.sort_by_key(|frame| frame.at);
         self.server.frames.sort_by_key(|frame| frame.at);
+    }
+}
+
+/// A scenario and a listener: what names a connection.
+type Connection = (Scenario, Listener);
+
+/// Changing what a connection sent.
+impl Sample {
+    /// Every frame of a connection with these flags from one end, at both ends.
+    fn segments(
+        &mut self,
+        (scenario, listener): Connection,
+        from: End,
+        flags: Flags,
+    ) -> impl Iterator<Item = &mut Frame> {
+        let Exchange {
+            client_port,
+            server_port,
+            ..
+        } = *self.exchange(scenario, listener);
+        let ports = match from {
+            End::Client => (client_port, server_port),
+            End::Server => (server_port, client_port),
+        };
+        let frames = self.client.frames.iter_mut();
+        frames.chain(&mut self.server.frames).filter(move |frame| {
+            frame.tcp.is_some_and(|tcp| {
+                (tcp.source_port, tcp.destination_port) == ports && tcp.flags == flags
+            })
+        })
+    }
+
+    /// Changes a segment that the server sent.
+    pub(crate) fn forge(
+        &mut self,
+        connection: Connection,
+        flags: Flags,
+        change: impl Fn(&mut Tcp),
+    ) {
+        for frame in self.segments(connection, End::Server, flags) {
+            frame.tcp.as_mut().into_iter().for_each(&change);
+        }
+    }
+
+    /// Lets the server send a segment later, or earlier.
+    pub(crate) fn shift(&mut self, connection: Connection, flags: Flags, ms: i64) {
+        self.shift_from(connection, End::Server, flags, ms);
+    }
+
+    /// Lets one end send a segment later, or earlier.
+    pub(crate) fn shift_from(&mut self, connection: Connection, from: End, flags: Flags, ms: i64) {
+        for frame in self.segments(connection, from, flags) {
+            frame.at.0 = frame.at.0.strict_add_signed(ms * 1_000_000);
+        }
+        self.client.frames.sort_by_key(|frame| frame.at);
+        self.server.frames.sort_by_key(|frame| frame.at);
+    }
+
+    /// When a segment from the server reached the client.
+    pub(crate) fn arrival(&mut self, connection: Connection, flags: Flags) -> UnixNanos {
+        let seen = self.segments(connection, End::Server, flags);
+        seen.map(|frame| frame.at).max().unwrap()
+    }
+
+    /// Lets the server not send a segment.
+    pub(crate) fn drop_segment(&mut self, connection: Connection, flags: Flags) {
+        for frame in self.segments(connection, End::Server, flags) {
+            frame.tcp = None;
+        }
     }
 }
 
@@ -234,6 +315,9 @@ fn frame(tcp: &Tcp) -> Vec<u8> {
     if tcp.flags.psh {
         step = step.psh();
     }
+    if tcp.flags.rst {
+        step = step.rst();
+    }
     let mut bytes = Vec::new();
     step.write(&mut bytes, &vec![b'x'; tcp.payload_len])
         .unwrap();
@@ -253,10 +337,13 @@ fn info(rtt_us: u32, rto_us: u32) -> TcpInfo {
 const WAKE_US: u64 = 500;
 
 fn setting(listener: Listener, seconds: u64) -> String {
-    match listener {
-        Listener::Plain => "plain".into(),
-        Listener::DeferAccept => format!("TCP_DEFER_ACCEPT = {seconds} s"),
-        Listener::Dataready => format!("dataready, timeout_ms = {}", seconds * 1000),
+    match (listener, listener.on_timeout()) {
+        (Listener::Plain, _) => "plain".into(),
+        (_, None) => format!("TCP_DEFER_ACCEPT = {seconds} s"),
+        (_, Some(policy)) => format!(
+            "dataready, timeout_ms = {}, on_timeout = {policy}",
+            seconds * 1000
+        ),
     }
 }
 
@@ -265,13 +352,13 @@ pub(crate) fn sample() -> Sample {
     let mut exchanges = Vec::new();
     let (mut client, mut server) = (Vec::new(), Vec::new());
     let epoch = 1_750_000_000_000_000_000;
-    for (i, listener) in Listener::ALL.into_iter().enumerate() {
-        let i16 = i as u16;
-        for (scenario, client_port, server_port, after_s) in [
-            (Scenario::Rfc793, 40_000 + i16, 8100 + i16, 0),
-            (Scenario::Piggyback, 40_010 + i16, 8110 + i16, 10),
-            (Scenario::Silent, 40_020 + i16, 8120 + i16, 20),
-        ] {
+    for (scenario, client_port, server_port, after_s) in [
+        (Scenario::Rfc793, 40_000, 8100, 0),
+        (Scenario::Piggyback, 40_010, 8110, 10),
+        (Scenario::Silent, 40_020, 8120, 20),
+    ] {
+        for (i, listener) in scenario.listeners().iter().copied().enumerate() {
+            let (client_port, server_port) = (client_port + i as u16, server_port + i as u16);
             let start = UnixNanos(epoch + after_s * 1_000_000_000 + i as u64 * 1_000_000);
             let mut talk = Talk::new(client_port, server_port, start);
             let exchange = exchange(scenario, listener, &mut talk);
@@ -285,7 +372,8 @@ pub(crate) fn sample() -> Sample {
 
     let mut requests = Vec::new();
     for (i, server) in HttpServer::ALL.into_iter().enumerate() {
-        for (j, listener) in Listener::ALL.into_iter().enumerate() {
+        let listeners = Scenario::LoadBalancer.listeners().iter().copied();
+        for (j, listener) in listeners.enumerate() {
             let stuck = listener == Listener::Plain;
             requests.push(ServedRequest {
                 listener,
@@ -336,39 +424,53 @@ pub(crate) fn sample() -> Sample {
 fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange {
     use End::{Client, Server};
     let piggyback = scenario == Scenario::Piggyback;
+    let silent = scenario == Scenario::Silent;
     talk.segment(Client, SYN, None, 0, 0);
     talk.segment(Server, SYN_ACK, None, 0, 20_100);
     if !piggyback {
         talk.segment(Client, ACK, None, 0, 40_200);
     }
     let acked = 60_200;
-    let mut request_at = None;
-    let accept_us;
-    match (scenario, listener) {
-        (Scenario::Silent, Listener::Plain) => accept_us = acked + WAKE_US,
-        (Scenario::Silent, Listener::DeferAccept) => {
+    let deadline = acked + 5_001_000;
+    let mut request_at = Some(match scenario {
+        Scenario::Piggyback => 40_300,
+        Scenario::Silent => 10_041_000,
+        _ => 6_041_000,
+    });
+    // What happens at the deadline, and when the server accepts at the latest.
+    let mut reset_at = None;
+    let accept_us = match (silent, listener) {
+        (_, Listener::Plain) if !piggyback => Some(acked + WAKE_US),
+        (true, Listener::DeferAccept) => {
             talk.segment(Server, SYN_ACK, Some(SERVER_ISN), 0, 7_040_000);
             talk.segment(Client, ACK, None, 0, 7_060_100);
-            accept_us = 7_080_100 + WAKE_US;
+            Some(7_080_100 + WAKE_US)
         }
-        (Scenario::Silent, Listener::Dataready) => accept_us = acked + 5_001_000,
-        _ => {
-            let request = if piggyback { 40_300 } else { 6_041_000 };
-            request_at = Some(request);
-            talk.segment(Client, PSH, None, REQUEST, request);
-            let arrived = request + DELAY_US;
-            accept_us = match listener {
-                Listener::Plain if !piggyback => acked + WAKE_US,
-                _ => arrived + WAKE_US,
-            };
-            talk.segment(Server, ACK, None, 0, arrived + 100);
-            talk.segment(Server, PSH, None, RESPONSE, arrived + 2 * WAKE_US);
-            talk.segment(Server, FIN, None, 0, arrived + 3 * WAKE_US);
-            talk.segment(Client, FIN, None, 0, arrived + 3 * WAKE_US + DELAY_US);
+        (true, Listener::Dataready) => Some(deadline),
+        (true, Listener::DatareadyReset) => {
+            reset_at = Some(deadline);
+            request_at = None;
+            None
         }
+        (true, Listener::DatareadyDrop) => {
+            reset_at = request_at.map(|request| request + DELAY_US + 100);
+            None
+        }
+        _ => request_at.map(|request| request + DELAY_US + WAKE_US),
+    };
+    if let Some(request) = request_at {
+        talk.segment(Client, PSH, None, REQUEST, request);
     }
-    if request_at.is_none() {
-        talk.segment(Client, FIN, None, 0, 9_000_000);
+    let served = request_at.filter(|_| accept_us.is_some());
+    if let Some(request) = served {
+        let arrived = request + DELAY_US;
+        talk.segment(Server, ACK, None, 0, arrived + 100);
+        talk.segment(Server, PSH, None, RESPONSE, arrived + 2 * WAKE_US);
+        talk.segment(Server, FIN, None, 0, arrived + 3 * WAKE_US);
+        talk.segment(Client, FIN, None, 0, arrived + 3 * WAKE_US + DELAY_US);
+    }
+    if let Some(reset) = reset_at {
+        talk.segment(Server, RST, None, 0, reset);
     }
     let late_sample = listener == Listener::DeferAccept && scenario == Scenario::Rfc793;
     let tcp_info = if late_sample {
@@ -376,7 +478,17 @@ fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange
     } else {
         info(40_700, 241_000)
     };
-    let seconds = if scenario == Scenario::Silent { 5 } else { 60 };
+    let seconds = if silent { 5 } else { 60 };
+    let count = |counted: bool| u64::from(counted);
+    let counters = Counters {
+        parked_total: count(!piggyback),
+        released_data: count(scenario == Scenario::Rfc793),
+        timeout_accept: count(silent && listener == Listener::Dataready),
+        timeout_reset: count(listener == Listener::DatareadyReset),
+        timeout_drop: count(listener == Listener::DatareadyDrop),
+        ..Counters::default()
+    };
+    let filtered = listener.on_timeout().is_some();
     Exchange {
         scenario,
         listener,
@@ -388,14 +500,19 @@ fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange
             connect_called: talk.at(0),
             connected: talk.at(40_300),
             request_ready: request_at.map(|us| talk.at(if piggyback { 0 } else { us })),
-            first_byte: request_at.map(|us| talk.at(us + 2 * DELAY_US + 3 * WAKE_US)),
-            error: None,
+            first_byte: served.map(|us| talk.at(us + 2 * DELAY_US + 3 * WAKE_US)),
+            error: reset_at.map(|us| ClientError {
+                at: talk.at(us + DELAY_US + WAKE_US),
+                name: "ECONNRESET".into(),
+            }),
         },
-        accepted: Some(Accepted {
-            at: talk.at(accept_us),
+        accepted: accept_us.map(|us| Accepted {
+            at: talk.at(us),
             tcp_info,
-            first_read: request_at.map(|us| talk.at(us + DELAY_US + WAKE_US + 100)),
+            first_read: served.map(|us| talk.at(us + DELAY_US + WAKE_US + 100)),
         }),
+        counters: filtered.then_some(counters),
+        let_go: (silent && filtered).then(|| talk.at(deadline + 2_000)),
         machine_late_us: 700,
         runs: 1,
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The picture: ladders of the three listeners side by side, for people who read the README.
+//! The picture: ladders of the listeners side by side, for people who read the README.
 //!
 //! The colours follow the reader's preference for light or dark; the picture brings its own background, so it can be
 //! read on a page that does not.
@@ -18,20 +18,19 @@ const WIDTH: f64 = 1200.0;
 /// Room for the time axis.
 const AXIS: f64 = 96.0;
 const RIGHT: f64 = 20.0;
-const COLUMN: f64 = (WIDTH - AXIS - RIGHT) / 3.0;
-/// The lifelines, from the column's left edge.
-const CLIENT_X: f64 = 44.0;
-const SERVER_X: f64 = 218.0;
-/// Height of a millisecond.
-const PER_MS: f64 = 2.3;
+/// What the columns of a panel share.
+const COLUMNS: f64 = WIDTH - AXIS - RIGHT;
 /// Silence longer than this is cut out.
 const QUIET_MS: f64 = 150.0;
 const MARGIN_MS: f64 = 9.0;
 /// Height that a cut leaves.
 const GAP: f64 = 58.0;
+/// Height of a line of numbers.
+const ROW: f64 = 22.0;
 const TITLE: f64 = 96.0;
 const HEAD: f64 = 92.0;
-const FOOT: f64 = 122.0;
+/// Below the numbers.
+const FOOT: f64 = 34.0;
 const LEGEND: f64 = 98.0;
 
 const STYLE: &str = "
@@ -47,6 +46,7 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helveti
 .bold { font-weight: 700; }
 .small { font-size: 13.5px; }
 .mono { font-family: ui-monospace, SFMono-Regular, Menlo, 'DejaVu Sans Mono', monospace; font-size: 14px; }
+.mono.narrow { font-size: 12px; }
 .panel { fill: #f6f8fa; }
 .rule { stroke: #d0d7de; stroke-width: 1; fill: none; }
 .grid { stroke: #d8dee4; stroke-width: 1; stroke-dasharray: 2 5; }
@@ -58,6 +58,8 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helveti
 .again { stroke: #d1242f; stroke-width: 2.5; fill: none; }
 .again-tip, .again-text { fill: #d1242f; }
 .again-text { font-weight: 700; }
+.gone { fill: #f6f8fa; stroke: #1a7f37; stroke-width: 2.5; }
+.told { stroke: #d1242f; stroke-width: 3; fill: none; }
 .idle { fill: #f0883e; }
 .held { fill: #dafbe1; stroke: #1a7f37; stroke-width: 1.5; }
 .accept { fill: #1a7f37; stroke: #ffffff; stroke-width: 2; }
@@ -80,8 +82,55 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helveti
 .idle { fill: #c9691c; }
 .held { fill: #12341f; stroke: #3fb950; }
 .accept { fill: #3fb950; stroke: #0d1117; }
+.gone { fill: #151b23; stroke: #3fb950; }
+.told { stroke: #ff6a69; }
 }
 ";
+
+/// Where the parts of a column are.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    width: f64,
+    /// The lifelines, from the column's left edge.
+    client: f64,
+    server: f64,
+    /// Height of a millisecond.
+    per_ms: f64,
+    /// Class of what is written on an arrow.
+    label: &'static str,
+}
+
+impl Layout {
+    /// For three columns, with room for words beside each ladder.
+    const WIDE: Self = Self {
+        width: COLUMNS / 3.0,
+        client: 44.0,
+        server: 218.0,
+        per_ms: 2.3,
+        label: "mono",
+    };
+
+    /// For five.
+    const NARROW: Self = Self {
+        width: COLUMNS / 5.0,
+        client: 16.0,
+        server: 124.0,
+        per_ms: 1.7,
+        label: "mono narrow",
+    };
+
+    fn of(columns: usize) -> Self {
+        if columns > 3 {
+            Self::NARROW
+        } else {
+            Self::WIDE
+        }
+    }
+
+    fn is_narrow(self) -> bool {
+        self.width < Self::WIDE.width
+    }
+}
 
 /// Draws the scenarios (a) and (d) as ladders, and what became of the requests of (c).
 pub(crate) fn render(findings: &Findings) -> String {
@@ -120,7 +169,7 @@ pub(crate) fn render(findings: &Findings) -> String {
         .set("height", format!("{height:.0}"))
         .set("role", "img")
         .add(Title::new(
-            "What a silent TCP client meets, for three kinds of listener",
+            "What a silent TCP client meets, for several kinds of listener",
         ))
         .add(Style::new(STYLE))
         .add(page)
@@ -137,15 +186,19 @@ pub(crate) fn render(findings: &Findings) -> String {
 
 /// One scenario: a panel with a time axis and three columns, and its height.
 fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
-    let columns: Vec<(&Facts, Ladder)> = Listener::ALL
-        .into_iter()
-        .filter_map(|listener| findings.of(scenario, listener))
+    let columns: Vec<(&Facts, Ladder)> = scenario
+        .listeners()
+        .iter()
+        .filter_map(|listener| findings.of(scenario, *listener))
         .map(|facts| (facts, Ladder::new(facts, Until::Answer)))
         .collect();
+    let layout = Layout::of(columns.len());
+    let numbers = columns.iter().map(|(f, _)| numbers(f, findings).len());
+    let foot = FOOT + ROW * numbers.max().unwrap_or(0) as f64;
     let scale = Scale::new(
         columns.iter().flat_map(|(_, ladder)| ladder.instants()),
         QUIET_MS,
-        PER_MS,
+        layout.per_ms,
         MARGIN_MS,
         GAP,
     );
@@ -157,7 +210,7 @@ fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
             .set("x", 14)
             .set("y", 0)
             .set("width", WIDTH - 28.0)
-            .set("height", bottom + FOOT - 14.0)
+            .set("height", bottom + foot - 14.0)
             .set("rx", 8),
     );
     let heading = match scenario {
@@ -165,7 +218,7 @@ fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
             "The client connects, is silent for six seconds, then sends its request"
         }
         Scenario::Silent => {
-            "The client connects and stays silent; the server asked for a deadline of 5 s"
+            "The client stays silent beyond the deadline of 5 s, then sends its request if it is still connected"
         }
         other => other.title(),
     };
@@ -210,34 +263,45 @@ fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
         }
     }
     for (i, (facts, ladder)) in columns.iter().enumerate() {
-        let x = AXIS + COLUMN * i as f64;
+        let x = AXIS + layout.width * i as f64;
         if i > 0 {
             g.append(line(
                 "rule",
                 (x - 4.0, 46.0),
-                (x - 4.0, bottom + FOOT - 24.0),
+                (x - 4.0, bottom + foot - 24.0),
             ));
         }
-        column(&mut g, x, facts, ladder, &scale, (top, bottom), findings);
+        column(
+            &mut g,
+            (x, layout),
+            (facts, ladder),
+            &scale,
+            (top, bottom),
+            findings,
+        );
     }
-    (g, bottom + FOOT)
+    (g, bottom + foot)
 }
 
 /// One listener's ladder.
 fn column(
     g: &mut Group,
-    x: f64,
-    facts: &Facts,
-    ladder: &Ladder,
+    (x, layout): (f64, Layout),
+    (facts, ladder): (&Facts, &Ladder),
     scale: &Scale,
     (top, bottom): (f64, f64),
     findings: &Findings,
 ) {
-    let (client, server) = (x + CLIENT_X, x + SERVER_X);
+    let (client, server) = (x + layout.client, x + layout.server);
     let y = |ms: f64| top + scale.y(ms);
     let listener = facts.exchange.listener;
 
-    g.append(text("ink name", x + 12.0, 60.0, listener.title()));
+    let name = if layout.is_narrow() {
+        listener.full_title()
+    } else {
+        listener.title()
+    };
+    g.append(text("ink name", x + 12.0, 60.0, name));
     g.append(middle_text("soft small", client, top - 8.0, "client"));
     g.append(middle_text("soft small", server, top - 8.0, "server"));
     for life in [client, server] {
@@ -255,17 +319,30 @@ fn column(
             .set("rx", 3)
     };
     let noticeable = |from: f64, to: f64| to - from > QUIET_MS;
-    if let (Some(acked), Some(accepted)) = (ladder.bare_ack_ms, ladder.accept_ms) {
-        if noticeable(acked, accepted) {
-            g.append(bar("held", y(acked), y(accepted)));
+    // Where several cuts follow on each other, words stand in the first.
+    let words = |wide: [&'static str; 2], narrow: [&'static str; 2]| {
+        if layout.is_narrow() {
+            narrow
+        } else {
+            wide
+        }
+    };
+    if let (Some(acked), Some(until)) = (ladder.bare_ack_ms, ladder.held_until_ms()) {
+        if noticeable(acked, until) {
+            g.append(bar("held", y(acked), y(until)));
             note(
                 g,
                 "good",
-                server + 14.0,
+                server + 12.0,
                 cut_after(scale, acked, top),
-                &["held in the kernel,", "no worker woken"],
+                &words(
+                    ["held in the kernel,", "no worker woken"],
+                    ["held in the", "kernel"],
+                ),
             );
         }
+    }
+    if let Some(accepted) = ladder.accept_ms {
         let until = ladder.first_read_ms.unwrap_or(f64::INFINITY);
         if noticeable(accepted, until) {
             let end = if until.is_finite() { y(until) } else { bottom };
@@ -275,9 +352,12 @@ fn column(
                 note(
                     g,
                     "warn",
-                    server + 14.0,
+                    server + 12.0,
                     at,
-                    &["worker blocked,", "nothing to read"],
+                    &words(
+                        ["worker blocked,", "nothing to read"],
+                        ["worker", "blocked"],
+                    ),
                 );
             }
         }
@@ -296,7 +376,7 @@ fn column(
         if under {
             below = Some(i);
         }
-        draw_arrow(g, arrow, (client, server), y, under);
+        draw_arrow(g, arrow, (client, server), y, layout.label, under);
     }
 
     if let Some(accept) = ladder.accept_ms {
@@ -309,16 +389,47 @@ fn column(
         );
         g.append(text(
             "good bold",
-            server + 14.0,
+            server + 12.0,
             y(accept) - 3.0,
             "accept()",
         ));
         g.append(text(
             "good small",
-            server + 14.0,
+            server + 12.0,
             y(accept) + 14.0,
             ms(accept),
         ));
+    }
+
+    if let Some(forgotten) = ladder.forgotten_ms {
+        g.append(
+            Circle::new()
+                .set("class", "gone")
+                .set("cx", fixed(server))
+                .set("cy", fixed(y(forgotten)))
+                .set("r", 6.5),
+        );
+        let at = y(forgotten);
+        g.append(text("good bold", server + 12.0, at - 3.0, "forgotten"));
+        g.append(text("good small", server + 12.0, at + 14.0, ms(forgotten)));
+    }
+    if let (Some((_, name)), Some(rst)) = (
+        &ladder.error,
+        ladder
+            .arrows
+            .iter()
+            .rev()
+            .find(|arrow| arrow.segment.flags.rst),
+    ) {
+        let at = y(rst.arrived_ms.unwrap_or(rst.sent_ms));
+        for side in [-1.0, 1.0] {
+            g.append(line(
+                "told",
+                (client - 6.0, at - 6.0 * side),
+                (client + 6.0, at + 6.0 * side),
+            ));
+        }
+        g.append(text("again-text small", client + 10.0, at + 14.0, name));
     }
 
     // The numbers below.
@@ -326,12 +437,12 @@ fn column(
     g.append(line(
         "rule",
         (x + 8.0, bottom + 4.0),
-        (x + COLUMN - 16.0, bottom + 4.0),
+        (x + layout.width - 16.0, bottom + 4.0),
     ));
     for (name, value, class) in numbers(facts, findings) {
         g.append(text("soft", x + 12.0, row, name));
-        g.append(end_text(class, x + COLUMN - 22.0, row, value));
-        row += 22.0;
+        g.append(end_text(class, x + layout.width - 22.0, row, value));
+        row += ROW;
     }
 }
 
@@ -357,10 +468,12 @@ fn load_balancer(findings: &Findings) -> (Group, f64) {
         "A load balancer keeps {idle} idle connections open to a one-worker server; then one real request"
     );
     g.append(text("ink scene", 28.0, 30.0, heading));
+    let width = Layout::WIDE.width;
     let mut y = 62.0;
     for server in HttpServer::ALL {
-        for (i, listener) in Listener::ALL.into_iter().enumerate() {
-            let x = AXIS + COLUMN * i as f64;
+        let listeners = Scenario::LoadBalancer.listeners().iter().copied();
+        for (i, listener) in listeners.enumerate() {
+            let x = AXIS + width * i as f64;
             if i > 0 {
                 g.append(line("rule", (x - 4.0, y - 18.0), (x - 4.0, y + 10.0)));
             }
@@ -378,42 +491,42 @@ fn load_balancer(findings: &Findings) -> (Group, f64) {
                 ),
             };
             g.append(text("soft", x + 12.0, y, server.short_title()));
-            g.append(end_text(class, x + COLUMN - 22.0, y, value));
+            g.append(end_text(class, x + width - 22.0, y, value));
         }
         y += 26.0;
     }
     (g, height)
 }
 
-/// The numbers below a column: what, how much, and the class that says whether it is as it should be.
-fn numbers(facts: &Facts, findings: &Findings) -> Vec<(&'static str, String, &'static str)> {
-    let judged = |good: bool| if good { "ink bold" } else { "again-text" };
+/// A line below a column: what, how much, and the class that says whether it is as it should be.
+type Row = (&'static str, String, &'static str);
+
+fn judged(good: bool) -> &'static str {
+    if good {
+        "ink bold"
+    } else {
+        "again-text"
+    }
+}
+
+/// The numbers below a column.
+fn numbers(facts: &Facts, findings: &Findings) -> Vec<Row> {
     let syn_acks = facts.syn_acks();
     let mut rows = vec![("SYN-ACKs sent", syn_acks.to_string(), judged(syn_acks == 1))];
-    match facts.exchange.deadline_ms {
-        Some(deadline) if facts.exchange.scenario == Scenario::Silent => {
-            let late = facts.accept_after_bare_ack_ms();
-            let good = late.is_some_and(|late| {
-                (late - deadline as f64).abs() <= super::checks::bound::DEADLINE_OFF_MS
-            });
-            let value = late.map_or("never".into(), |late| {
-                format!("{:.2} s, asked for {} s", late / 1e3, deadline as f64 / 1e3)
-            });
-            rows.push(("accept() after ACK", value, judged(good)));
-        }
-        _ => {
-            let idle = facts.worker_idle_ms();
-            let value = match idle {
-                Some(idle) => ms(idle),
-                None => "until it gives up".into(),
-            };
-            rows.push((
-                "worker blocked",
-                value,
-                judged(idle.is_some_and(|ms| ms < QUIET_MS)),
-            ));
-        }
+    if facts.exchange.scenario == Scenario::Silent {
+        rows.extend(ending(facts));
+        return rows;
     }
+    let idle = facts.worker_idle_ms();
+    let value = match idle {
+        Some(idle) => ms(idle),
+        None => "until it gives up".into(),
+    };
+    rows.push((
+        "worker blocked",
+        value,
+        judged(idle.is_some_and(|ms| ms < QUIET_MS)),
+    ));
     let path = findings.path_rtt_ms().unwrap_or(f64::NAN);
     if let Some(rtt) = facts.rtt_ms() {
         let good = (rtt - path).abs() <= super::checks::bound::RTT_OFF_MS;
@@ -430,6 +543,66 @@ fn numbers(facts: &Facts, findings: &Findings) -> Vec<(&'static str, String, &'s
             judged(off <= super::checks::bound::RTO_OFF_PERCENT),
         ));
     }
+    rows
+}
+
+/// How a silent client's connection went on.
+fn ending(facts: &Facts) -> Vec<Row> {
+    let silently = matches!(
+        facts.exchange.listener,
+        Listener::DatareadyReset | Listener::DatareadyDrop
+    );
+    // In time: at the deadline that was asked for. A plain listener was not asked for one.
+    let in_time = |after: Option<f64>| match (after, facts.exchange.deadline_ms) {
+        (Some(after), Some(deadline)) => {
+            (after - deadline as f64).abs() <= super::checks::bound::DEADLINE_OFF_MS
+        }
+        (after, None) => after.is_some(),
+        (None, _) => false,
+    };
+    let accepted = facts.accept_after_bare_ack_ms();
+    let good = if silently {
+        accepted.is_none()
+    } else {
+        in_time(accepted)
+    };
+    let value = accepted.map_or("never".into(), |after| {
+        format!("ACK + {:.2} s", after / 1e3)
+    });
+    let mut rows = vec![("accept()", value, judged(good))];
+
+    let sent = facts.sent_into_silence().unwrap_or_default();
+    let value = match sent.as_slice() {
+        [] => "nothing".to_owned(),
+        [one] => one.name().to_owned(),
+        more => format!("{} segments", more.len()),
+    };
+    let wanted = match facts.exchange.listener {
+        Listener::DatareadyReset => matches!(sent.as_slice(), [rst] if rst.flags.rst),
+        _ => sent.is_empty(),
+    };
+    rows.push(("server sent", value, judged(wanted)));
+
+    let idle = match (accepted, facts.worker_idle_ms()) {
+        (None, _) => "never".to_owned(),
+        (Some(_), None) => "no end".to_owned(),
+        (Some(_), Some(idle)) => format!("{:.2} s", idle / 1e3),
+    };
+    // No more than what is left of the client's silence after the deadline.
+    let left = facts.silence_ms().unwrap_or(0.0) - facts.exchange.deadline_ms.unwrap_or(0) as f64;
+    let plain = facts.exchange.listener == Listener::Plain;
+    let short = facts
+        .worker_idle_ms()
+        .is_none_or(|idle| idle <= left + super::checks::bound::DEADLINE_OFF_MS);
+    rows.push(("worker blocked", idle, judged(short && !plain)));
+
+    let late = match (facts.request(), facts.exchange.client.first_byte) {
+        (None, _) => "not made",
+        (Some(_), Some(_)) => "answered",
+        (Some(_), None) if facts.resets().next().is_some() => "RST",
+        (Some(_), None) => "no answer",
+    };
+    rows.push(("late request", late.to_owned(), judged(late != "no answer")));
     rows
 }
 
@@ -463,6 +636,7 @@ fn draw_arrow(
     arrow: &Arrow,
     (client, server): (f64, f64),
     y: impl Fn(f64) -> f64,
+    label_class: &str,
     label_below: bool,
 ) {
     let again = arrow.segment.retransmission;
@@ -515,7 +689,7 @@ fn draw_arrow(
     let (mx, my) = ((x1 + x2) / 2.0, (y1 + y2) / 2.0);
     let shift = if label_below { 17.0 } else { -6.0 };
     g.append(
-        text(&format!("{words} mono"), 0.0, shift, label)
+        text(&format!("{words} {label_class}"), 0.0, shift, label)
             .set("text-anchor", "middle")
             .set(
                 "transform",
@@ -562,7 +736,16 @@ fn legend() -> Group {
             .set("r", 7.5),
     );
     g.append(text("ink small", x + 24.0, y + 5.0, "accept() returned"));
-    x += 180.0;
+    x += 164.0;
+    g.append(
+        Circle::new()
+            .set("class", "gone")
+            .set("cx", x + 8.0)
+            .set("cy", y)
+            .set("r", 6.5),
+    );
+    g.append(text("ink small", x + 24.0, y + 5.0, "forgotten"));
+    x += 110.0;
     g.append(
         Rectangle::new()
             .set("class", "held")
@@ -572,13 +755,8 @@ fn legend() -> Group {
             .set("height", 9)
             .set("rx", 3),
     );
-    g.append(text(
-        "ink small",
-        x + 38.0,
-        y + 5.0,
-        "held by the kernel as a small request",
-    ));
-    x += 308.0;
+    g.append(text("ink small", x + 38.0, y + 5.0, "held by the kernel"));
+    x += 190.0;
     g.append(
         Rectangle::new()
             .set("class", "idle")

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Ladders and tables for a terminal.
 
-use accf_demo::{Listener, Scenario};
+use accf_demo::Scenario;
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle};
 use console::{measure_text_width, style, StyledObject};
 
 use super::capture::End;
 use super::checks::Check;
 use super::facts::{Facts, Findings};
-use super::report::{Column, Report, EXCHANGE_COLUMNS, EXCHANGE_NOTE, REQUEST_COLUMNS};
+use super::report::{
+    Column, Report, EXCHANGE_COLUMNS, EXCHANGE_NOTE, REQUEST_COLUMNS, SILENT_COLUMNS, SILENT_NOTE,
+};
 use super::timeline::{Ladder, Until};
 use super::{ms, number};
 
@@ -57,37 +59,30 @@ impl Screen {
     }
 }
 
-/// The ladders of one scenario, side by side if the screen is wide enough.
+/// The ladders of one scenario, as many side by side as the screen is wide enough for.
 pub(crate) fn ladders(findings: &Findings, scenario: Scenario, screen: Screen) -> String {
-    let blocks: Vec<Vec<String>> = Listener::ALL
-        .into_iter()
-        .filter_map(|listener| findings.of(scenario, listener))
+    let blocks: Vec<Vec<String>> = scenario
+        .listeners()
+        .iter()
+        .filter_map(|listener| findings.of(scenario, *listener))
         .map(|facts| ladder(facts, screen))
         .collect();
     let mut out = screen.paint(&format!("({}) {}", scenario.key(), scenario.title()), |s| {
         s.bold()
     });
     out += "\n\n";
-    if screen.width < BLOCK * blocks.len() {
-        for block in blocks {
-            for row in block {
-                out += row.trim_end();
-                out.push('\n');
+    for blocks in blocks.chunks((screen.width / BLOCK).max(1)) {
+        for i in 0..blocks.iter().map(Vec::len).max().unwrap_or(0) {
+            let mut row = String::new();
+            for block in blocks {
+                let cell = block.get(i).map_or("", String::as_str);
+                row += cell;
+                row += &" ".repeat(BLOCK.saturating_sub(measure_text_width(cell)));
             }
+            out += row.trim_end();
+            out.push('\n');
         }
-        return out;
     }
-    for i in 0..blocks.iter().map(Vec::len).max().unwrap_or(0) {
-        let mut row = String::new();
-        for block in &blocks {
-            let cell = block.get(i).map_or("", String::as_str);
-            row += cell;
-            row += &" ".repeat(BLOCK.saturating_sub(measure_text_width(cell)));
-        }
-        out += row.trim_end();
-        out.push('\n');
-    }
-    out.push('\n');
     out
 }
 
@@ -96,6 +91,9 @@ enum Event {
     Arrow(super::timeline::Arrow),
     Accept,
     FirstRead,
+    Forgotten,
+    /// The client was told of an error.
+    Error(String),
 }
 
 fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
@@ -107,6 +105,9 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
         .collect();
     events.extend(ladder.accept_ms.map(|at| (at, Event::Accept)));
     events.extend(ladder.first_read_ms.map(|at| (at, Event::FirstRead)));
+    events.extend(ladder.forgotten_ms.map(|at| (at, Event::Forgotten)));
+    let held_until = ladder.held_until_ms();
+    events.extend(ladder.error.map(|(at, name)| (at, Event::Error(name))));
     events.sort_by(|a, b| a.0.total_cmp(&b.0));
 
     let exchange = &facts.exchange;
@@ -124,9 +125,9 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
             .filter(|quiet| *quiet > 150.0)
         {
             let words = format!("{:.1} s of silence", quiet / 1e3);
-            let who = match (holds, ladder.accept_ms, ladder.bare_ack_ms) {
-                (Some(worker), _, _) => screen.paint(worker, |s| s.yellow()),
-                (None, Some(_), Some(_)) => screen.paint("held by the kernel", |s| s.green()),
+            let who = match (holds, held_until, ladder.bare_ack_ms) {
+                (Some(holds), _, _) => screen.paint(holds, |s| s.yellow()),
+                (None, Some(_), Some(_)) => screen.paint("kernel holds it", |s| s.green()),
                 _ => String::new(),
             };
             let line = format!("{:10} ┊{words:^SPAN$}┊ {who}", "");
@@ -163,6 +164,16 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
             }
             Event::FirstRead => {
                 holds = Some("");
+            }
+            Event::Forgotten => {
+                let forgotten = screen.paint("○ forgotten", |s| s.green().bold());
+                rows.push(format!("{time} │{:SPAN$}{forgotten}", ""));
+                holds = Some("nobody has it");
+            }
+            Event::Error(name) => {
+                let error = screen.paint("✕", |s| s.red().bold());
+                let words = format!(" {name}");
+                rows.push(format!("{time} {error}{words:SPAN$}│"));
             }
         }
     }
@@ -231,7 +242,11 @@ pub(crate) fn tables(report: &Report, screen: Screen) -> String {
     let heading = format!("(c) {}", Scenario::LoadBalancer.title());
     let heading = screen.paint(&heading, |s| s.bold());
     let note = prose(EXCHANGE_NOTE, screen);
-    format!("{exchanges}{note}\n{heading}\n{requests}")
+    let silent = table(screen, &SILENT_COLUMNS, report.silent_rows());
+    let silent_heading = format!("(d) {}", Scenario::Silent.title());
+    let silent_heading = screen.paint(&silent_heading, |s| s.bold());
+    let silent_note = prose(SILENT_NOTE, screen);
+    format!("{exchanges}{note}\n{heading}\n{requests}\n{silent_heading}\n{silent}{silent_note}")
 }
 
 /// The checks, one per row; those that fail stand out.

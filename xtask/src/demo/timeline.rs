@@ -19,14 +19,10 @@ impl Arrow {
         let Segment {
             flags, payload_len, ..
         } = self.segment;
-        match (flags.syn, flags.ack, payload_len) {
-            (true, true, _) => "SYN-ACK".into(),
-            (true, false, _) => "SYN".into(),
-            _ if payload_len > 0 && flags.fin => format!("{payload_len} B of data, FIN"),
-            _ if payload_len > 0 => format!("{payload_len} B of data"),
-            _ if flags.fin => "FIN".into(),
-            _ if flags.rst => "RST".into(),
-            _ => "ACK".into(),
+        match (payload_len > 0, flags.fin) {
+            (true, true) => format!("{payload_len} B of data, FIN"),
+            (true, false) => format!("{payload_len} B of data"),
+            _ => self.segment.name().to_owned(),
         }
     }
 }
@@ -42,6 +38,10 @@ pub(crate) struct Ladder {
     pub(crate) first_read_ms: Option<f64>,
     /// The bare ACK arrived.
     pub(crate) bare_ack_ms: Option<f64>,
+    /// The kernel let go of the connection without a word: the server never had it.
+    pub(crate) forgotten_ms: Option<f64>,
+    /// The client was told of an error, by this name.
+    pub(crate) error: Option<(f64, String)>,
 }
 
 /// Where a ladder ends.
@@ -49,7 +49,7 @@ pub(crate) struct Ladder {
 pub(crate) enum Until {
     /// With the last segment.
     End,
-    /// With the first data from the server; without such, before the first FIN or RST.
+    /// With the first data from the server; without such, with the first RST or before the first FIN.
     Answer,
 }
 
@@ -64,7 +64,8 @@ impl Ladder {
                 .iter()
                 .position(|s| s.from == End::Server && s.payload_len > 0)
                 .map(|answer| answer + 1)
-                .or_else(|| all.iter().position(|s| s.flags.fin || s.flags.rst))
+                .or_else(|| all.iter().position(|s| s.flags.rst).map(|rst| rst + 1))
+                .or_else(|| all.iter().position(|s| s.flags.fin))
                 .unwrap_or(all.len()),
         };
         let arrows = all
@@ -77,12 +78,28 @@ impl Ladder {
             })
             .collect();
         let accepted = facts.exchange.accepted.as_ref();
+        // One that was accepted, or reset at that time, was let go of for all to see.
+        let silently = accepted.is_none() && facts.request().is_some();
+        let error = facts.exchange.client.error.as_ref();
         Self {
             arrows,
             accept_ms: accepted.map(|accepted| ms(accepted.at)),
             first_read_ms: accepted.and_then(|accepted| accepted.first_read).map(ms),
             bare_ack_ms: facts.bare_ack().and_then(|ack| ack.at(End::Server)).map(ms),
+            forgotten_ms: facts.exchange.let_go.filter(|_| silently).map(ms),
+            error: error.map(|error| (ms(error.at), error.name.clone())),
         }
+    }
+
+    /// Until when the kernel held the connection back: for the server, or until it reset or forgot it.
+    pub(crate) fn held_until_ms(&self) -> Option<f64> {
+        let reset = self
+            .arrows
+            .iter()
+            .find(|arrow| arrow.segment.from == End::Server && arrow.segment.flags.rst);
+        self.accept_ms
+            .or(self.forgotten_ms)
+            .or(reset.map(|arrow| arrow.sent_ms))
     }
 
     /// Every instant that has a place in the picture.
@@ -91,7 +108,7 @@ impl Ladder {
             .arrows
             .iter()
             .flat_map(|a| [Some(a.sent_ms), a.arrived_ms]);
-        arrows.chain([self.accept_ms]).flatten()
+        arrows.chain([self.accept_ms, self.forgotten_ms]).flatten()
     }
 }
 
@@ -226,11 +243,44 @@ mod tests {
         );
         assert_eq!(
             labels(Scenario::Silent, Listener::DeferAccept, Until::Answer),
-            ["SYN", "SYN-ACK", "ACK", "SYN-ACK", "ACK"]
+            [
+                "SYN",
+                "SYN-ACK",
+                "ACK",
+                "SYN-ACK",
+                "ACK",
+                "47 B of data",
+                "ACK",
+                "89 B of data"
+            ]
         );
         assert_eq!(
-            labels(Scenario::Silent, Listener::Plain, Until::End),
-            ["SYN", "SYN-ACK", "ACK", "FIN"]
+            labels(Scenario::Silent, Listener::DatareadyReset, Until::Answer),
+            ["SYN", "SYN-ACK", "ACK", "RST"]
         );
+        assert_eq!(
+            labels(Scenario::Silent, Listener::DatareadyDrop, Until::End),
+            ["SYN", "SYN-ACK", "ACK", "47 B of data", "RST"]
+        );
+    }
+
+    #[test]
+    fn a_connection_is_held_until_it_is_let_go_of_one_way_or_another() {
+        let findings = sample().findings();
+        let ladder = |listener| {
+            let facts = findings.of(Scenario::Silent, listener).unwrap();
+            Ladder::new(facts, Until::Answer)
+        };
+        let accept = ladder(Listener::Dataready);
+        assert_eq!(accept.held_until_ms(), Some(5061.2));
+        assert_eq!(accept.forgotten_ms, None);
+        let reset = ladder(Listener::DatareadyReset);
+        assert_eq!(reset.held_until_ms(), Some(5061.2));
+        assert_eq!(reset.forgotten_ms, None);
+        let told = Some((5081.7, "ECONNRESET".to_owned()));
+        assert_eq!(reset.error, told);
+        let drop = ladder(Listener::DatareadyDrop);
+        assert_eq!(drop.held_until_ms(), Some(5063.2));
+        assert_eq!(drop.forgotten_ms, Some(5063.2));
     }
 }
