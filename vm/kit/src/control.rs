@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{bail, Context, Result};
 
 pub use accf::abi::{accf_config, accf_stats, ACCF_CONFIG, ACCF_STATS, SOL_ACCF};
-pub use accf::{config, listeners_on, set_config, stats, Config, OnTimeout, Stats};
+pub use accf::{config, listeners_on, set_config, stats, Config, OnTimeout, Stats, WaitBucket};
 
 use crate::netns::Netns;
 use crate::sys;

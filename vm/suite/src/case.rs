@@ -243,6 +243,11 @@ impl Context {
         Ok(after)
     }
 
+    /// The most that a program was late in a time.
+    pub(crate) fn late(&self, from: Stamp, to: Stamp) -> Duration {
+        self.pulse.worst(from, to)
+    }
+
     /// How long to wait for what will surely happen: only a failure ever takes that long.
     pub(crate) fn patience(&self) -> Duration {
         Duration::from_secs(5) * self.kernel.patience()

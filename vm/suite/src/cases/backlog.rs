@@ -8,6 +8,7 @@ use std::time::Duration;
 use accf_kit::control::{self, timeout};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{Family, Listen};
+use accf_kit::netns::Netns;
 use accf_kit::segment::Flags;
 use accf_kit::slab::Slabs;
 use accf_kit::swarm::Swarm;
@@ -57,6 +58,15 @@ fn limit(context: &Context) -> Duration {
     context.patience()
 }
 
+/// Makes sure that counters of a namespace are what they were.
+fn no_growth(ns: &Netns, before: &Counters, counters: &[&str]) -> Result<()> {
+    let after = Counters::read(ns)?;
+    for counter in counters {
+        expect_eq!(after.growth(before, counter)?, 0, "growth of {counter}");
+    }
+    Ok(())
+}
+
 /// Thousands of idle clients, a backlog of 128: a client that speaks is served as if it were alone.
 fn thousands(context: &Context, family: Family) -> Result<()> {
     const SPEAKERS: usize = 40;
@@ -77,6 +87,17 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
         "requests in SYN_RECV"
     );
 
+    // Nobody is asked again, and no timer of theirs even fires.
+    let quiet = swarm.pump(Duration::from_millis(1500), |nth, segment| {
+        bail!("client {nth} got {segment}, out of nothing")
+    })?;
+    ensure!(!quiet, "an idle client got a segment");
+    no_growth(
+        &scene.ns,
+        &before,
+        &["TcpRetransSegs", "TcpExtTCPSynRetrans", "TcpExtTCPTimeouts"],
+    )?;
+
     // One that speaks with the third segment, and one that thinks.
     let mut direct = scene.client();
     let syn = direct.syn()?;
@@ -87,24 +108,19 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
     scene.serve(context, &mut direct)?;
     let (mut thinker, _) = scene.parked(context)?;
     scene.serve(context, &mut thinker)?;
-
-    // Nobody is asked again, nobody was answered with a cookie, nobody was turned away.
-    let quiet = swarm.pump(Duration::from_millis(1500), |nth, segment| {
-        bail!("client {nth} got {segment}, out of nothing")
-    })?;
-    ensure!(!quiet, "an idle client got a segment");
-    let after = Counters::read(&scene.ns)?;
-    for counter in [
-        "TcpExtSyncookiesSent",
-        "TcpExtListenDrops",
-        "TcpExtListenOverflows",
-        "TcpExtTCPReqQFullDoCookies",
-        "TcpExtTCPReqQFullDrop",
-        "TcpExtTCPTimeouts",
-        "TcpRetransSegs",
-    ] {
-        expect_eq!(after.growth(&before, counter)?, 0, "growth of {counter}");
-    }
+    // Nobody was answered with a cookie, nobody was turned away.
+    no_growth(
+        &scene.ns,
+        &before,
+        &[
+            "TcpExtSyncookiesSent",
+            "TcpExtListenDrops",
+            "TcpExtListenOverflows",
+            "TcpExtTCPReqQFullDoCookies",
+            "TcpExtTCPReqQFullDrop",
+            "TcpExtTCPSynRetrans",
+        ],
+    )?;
 
     // Any of them is served as soon as it speaks.
     let mut rng = context.rng();

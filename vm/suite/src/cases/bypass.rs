@@ -237,15 +237,7 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
         serve(&scene.accept(context)?)?;
     }
     // As on a plain listener whose queue was full: once the client says something, it is accepted.
-    newcomer.ack()?;
-    let accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        newcomer.local.port(),
-        "the client that was accepted"
-    );
-    newcomer.data(REQUEST)?;
-    serve(&accepted)?;
+    scene.serve(context, &mut newcomer)?;
     scene.serve(context, &mut oldest)?;
     counts(
         context,

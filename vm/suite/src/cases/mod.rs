@@ -2,6 +2,7 @@
 
 //! The table of all cases.
 
+mod account;
 mod attach;
 mod backlog;
 mod bypass;
@@ -14,6 +15,7 @@ mod evict;
 mod hold;
 mod ktls;
 pub(crate) mod lifetime;
+mod migrate;
 mod mixture;
 mod odd;
 mod plain;
@@ -54,6 +56,7 @@ pub(crate) fn table() -> Vec<Case> {
         defer::cases(),
         bypass::cases(),
         evict::cases(),
+        account::cases(),
         deadline::cases_default(),
         nothing_left("default"),
         deadline::cases(),
@@ -63,6 +66,7 @@ pub(crate) fn table() -> Vec<Case> {
         evict::cases_few_each(),
         nothing_left("few_each"),
         lifetime::cases(),
+        migrate::cases(),
         control::cases_alone(),
         bypass::cases_alone(),
         backlog::cases(),

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The counts are one picture: whenever it is taken, and whoever takes it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, sleep};
+use std::time::Duration;
+
+use accf_kit::control::{self, settings, OnTimeout, Stats};
+use accf_kit::endpoint::{connect_here, reset_on_close, Family, Listen};
+use accf_kit::segment::Segment;
+use anyhow::{anyhow, ensure, Context as _, Result};
+
+use super::DEFAULT;
+use crate::case::{each_family, expect_eq, Case, Context};
+use crate::count::{consistent, counted, counts, describe, stats};
+use crate::scene::{rest, RawScene, Scene, REQUEST};
+
+pub(crate) fn cases() -> Vec<Case> {
+    [
+        each_family(DEFAULT, "account.how_long_clients_wait", histogram),
+        each_family(DEFAULT, "account.consistent_at_any_time", consistent_always),
+        each_family(DEFAULT, "account.every_end_once", every_end),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Which bucket of the histogram one has got more than another.
+fn bucket(before: &Stats, after: &Stats) -> Result<accf_kit::control::WaitBucket> {
+    let mut grown = before
+        .waits()
+        .zip(after.waits())
+        .filter(|(before, after)| after.count == before.count + 1);
+    let (_, bucket) = grown.next().context("no bucket has grown")?;
+    ensure!(grown.next().is_none(), "more than one bucket has grown");
+    Ok(bucket)
+}
+
+/// The time that a client takes is counted where it belongs: by what was on the wire, data or the end.
+fn histogram(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let mut before = stats(&scene.listener)?;
+    let mut buckets = Vec::new();
+    for (nth, pause_ms) in [0, 10, 45, 180, 700, 1500].into_iter().enumerate() {
+        let (mut client, ack) = scene.parked(context)?;
+        sleep(Duration::from_millis(pause_ms));
+        if nth % 2 == 0 {
+            client.data(REQUEST)?;
+        } else {
+            client.fin()?;
+        }
+        drop(scene.accept(context)?);
+        let end = scene
+            .capture
+            .wait_for(context.patience(), |packet| {
+                packet.segment.source == client.local
+                    && (packet.segment.has_data() || packet.segment.is_fin())
+            })?
+            .context("what the client sent was not seen")?;
+        let after = stats(&scene.listener)?;
+        let bucket = bucket(&before, &after)
+            .with_context(|| format!("{} after {}", describe(&after), describe(&before)))?;
+        // The capture sees both a little earlier than the module does, and stamps them by another clock.
+        let waited = end.at.since(ack.at);
+        let slack = Duration::from_millis(4) + waited / 50;
+        let late = context.late(ack.at, end.at);
+        let (least, most) = (waited.saturating_sub(slack + late), waited + slack + late);
+        ensure!(
+            bucket.from <= most && bucket.to.is_none_or(|to| to > least),
+            "a wait of {waited:?} is in the bucket from {:?} to {:?}",
+            bucket.from,
+            bucket.to
+        );
+        buckets.push(bucket.from);
+        before = after;
+    }
+    context.note(format!("buckets from {buckets:?}"));
+    counts(
+        context,
+        &scene.listener,
+        counted!(released_data: 3, released_fin: 3),
+    )
+    .map(drop)
+}
+
+/// While clients come and go on all processors, whoever reads finds sums that are right, and counts that only grow.
+fn consistent_always(context: &Context, family: Family) -> Result<()> {
+    const CLIENTS: usize = 120;
+    let listen =
+        Listen::filtered(family)
+            .backlog(1024)
+            .config(settings(150, 10, OnTimeout::Accept));
+    let scene = Scene::new(context, family, &listen)?;
+    let server = scene.wire.server_address(family, scene.port());
+    let over = AtomicBool::new(false);
+    let reads = thread::scope(|scope| {
+        let over = &over;
+        let scene = &scene;
+        let accepting = scope.spawn(move || -> Result<()> {
+            while !over.load(Ordering::Relaxed) {
+                drop(scene.listener.accept(Duration::from_millis(50))?);
+            }
+            Ok(())
+        });
+        let reading: Vec<_> = [false, true]
+            .into_iter()
+            .map(|diag| {
+                scope.spawn(move || -> Result<usize> {
+                    let mut reads = 0;
+                    let mut before = Stats::default();
+                    while !over.load(Ordering::Relaxed) {
+                        let seen = if diag {
+                            control::from_diag(&scene.wire.server, scene.port())?
+                                .context("inet_diag does not tell of the listener")?
+                                .stats
+                        } else {
+                            control::stats(&scene.listener)?
+                        };
+                        consistent(&seen)?;
+                        only_grown(&before, &seen)?;
+                        before = seen;
+                        reads += 1;
+                        thread::yield_now();
+                    }
+                    Ok(reads)
+                })
+            })
+            .collect();
+        let clients: Vec<_> = (0..3)
+            .map(|thread| {
+                scope.spawn(move || -> Result<()> {
+                    scene.wire.client.enter()?;
+                    let mut rng = context.rng();
+                    for _ in 0..thread {
+                        rng.u8(..);
+                    }
+                    let mut idle = Vec::new();
+                    for nth in 0..CLIENTS / 3 {
+                        let stream = connect_here(server)?;
+                        match rng.u8(..4) {
+                            0 => idle.push(stream),
+                            1 => reset_on_close(&stream)?,
+                            2 => drop(stream),
+                            _ => {
+                                use std::io::Write;
+                                // The server may have reset it by then.
+                                let _ = (&stream).write_all(REQUEST);
+                                idle.push(stream);
+                            }
+                        }
+                        if nth % 10 == 0 {
+                            sleep(Duration::from_millis(20));
+                        }
+                    }
+                    sleep(Duration::from_millis(300));
+                    Ok(())
+                })
+            })
+            .collect();
+        let mut outcome = Ok(());
+        for client in clients {
+            let result = client
+                .join()
+                .unwrap_or_else(|_| Err(anyhow!("a client panicked")));
+            outcome = outcome.and(result);
+        }
+        over.store(true, Ordering::Relaxed);
+        accepting
+            .join()
+            .map_err(|_| anyhow!("the server panicked"))??;
+        let mut reads = Vec::new();
+        for reader in reading {
+            reads.push(reader.join().map_err(|_| anyhow!("a reader panicked"))??);
+        }
+        outcome.map(|()| reads)
+    })?;
+    context.note(format!("{reads:?} readings"));
+    ensure!(
+        reads.iter().all(|reads| *reads > 3),
+        "too few readings: {reads:?}"
+    );
+    scene.requests(context, 0)?;
+    let seen = stats(&scene.listener)?;
+    context.note(describe(&seen));
+    expect_eq!(seen.bypassed(), 0, "connections that could not be parked");
+    expect_eq!(
+        (seen.parked, seen.half_open, seen.half_open_young),
+        (0, 0, 0),
+        "parked, half-open and young requests in the end"
+    );
+    Ok(())
+}
+
+/// Totals never shrink.
+fn only_grown(before: &Stats, after: &Stats) -> Result<()> {
+    let totals = |stats: &Stats| {
+        [
+            stats.parked_total,
+            stats.released_data,
+            stats.released_fin,
+            stats.timeout_accept,
+            stats.timeout_reset,
+            stats.timeout_drop,
+            stats.evicted,
+            stats.aborted,
+            stats.returned,
+            stats.synack_suppressed,
+        ]
+    };
+    ensure!(
+        totals(before)
+            .iter()
+            .zip(totals(after))
+            .all(|(before, after)| *before <= after),
+        "a total has shrunk: {} after {}",
+        describe(after),
+        describe(before)
+    );
+    Ok(())
+}
+
+/// One client for each way to end, and the counts after each.
+fn every_end(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let mut expected = counted!();
+    let (mut client, _) = scene.parked(context)?;
+    scene.serve(context, &mut client)?;
+    expected.released_data = 1;
+    counts(context, &scene.listener, expected)?;
+
+    let (mut client, _) = scene.parked(context)?;
+    client.fin()?;
+    let mut accepted = scene.accept(context)?;
+    expect_eq!(rest(&mut accepted.stream)?.len(), 0, "bytes before the end");
+    expected.released_fin = 1;
+    counts(context, &scene.listener, expected)?;
+
+    let (mut client, _) = scene.parked(context)?;
+    client.rst()?;
+    expected.aborted = 1;
+    counts(context, &scene.listener, expected)?;
+
+    for on_timeout in [OnTimeout::Accept, OnTimeout::Reset, OnTimeout::Drop] {
+        control::set_config(&scene.listener, &settings(60_000, 1, on_timeout))?;
+        let (_oldest, _) = scene.parked(context)?;
+        let (_newcomer, _) = scene.parked(context)?;
+        expected.evicted += 1;
+        expected.parked = 1;
+        counts(context, &scene.listener, expected)?;
+        control::set_config(&scene.listener, &settings(1, 1, on_timeout))?;
+        expected.parked = 0;
+        match on_timeout {
+            OnTimeout::Accept => expected.timeout_accept = 1,
+            OnTimeout::Reset => expected.timeout_reset = 1,
+            _ => expected.timeout_drop = 1,
+        }
+        counts(context, &scene.listener, expected)?;
+    }
+    for _ in 0..2 {
+        drop(scene.accept(context)?);
+    }
+    scene.accept_nothing(Duration::from_millis(200), "two were to be accepted")?;
+    // Who spoke with the third segment is none of all these.
+    let mut client = scene.client();
+    client.half_open(context.patience())?;
+    scene.serve(context, &mut client)?;
+    counts(context, &scene.listener, expected)?;
+    scene.judge(|trace| {
+        let evicted_and_due = 2;
+        let sent = trace.filter(|packet| packet.direction == accf_kit::capture::Direction::Out);
+        let of_policy = sent.count(|segment: &Segment| segment.is_rst() && !segment.flags.ack);
+        expect_eq!(of_policy, evicted_and_due, "resets without an ACK");
+        Ok(())
+    })
+}

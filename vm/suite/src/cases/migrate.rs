@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! A listener stops, and the kernel leaves its connections to another one of its `SO_REUSEPORT` group
+//! (`net.ipv4.tcp_migrate_req`): every one exactly once, and accounted for.
+
+use std::net::Shutdown;
+use std::thread::sleep;
+use std::time::Duration;
+
+use accf_kit::control::{settings, OnTimeout};
+use accf_kit::endpoint::{Family, Listen, Listener};
+use accf_kit::raw::{RawClient, RawHost};
+use accf_kit::segment::Segment;
+use accf_kit::{module, netns::Netns, wait};
+use anyhow::{ensure, Context as _, Result};
+
+use crate::case::{each_family, expect_eq, Case, Context, Stage};
+use crate::count::{counted, counts, describe, stats};
+use crate::scene::{requests, serve, REQUEST};
+
+pub(crate) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for heir in [Heir::Filtered, Heir::Plain] {
+        let name = if heir == Heir::Filtered {
+            "filtered"
+        } else {
+            "plain"
+        };
+        for (end, what) in [(End::Close, "closed"), (End::Shutdown, "shut_down")] {
+            cases.extend(each_family(
+                Stage::Alone,
+                &format!("migrate.{what}_then_data.to_{name}"),
+                move |context, family| then_data(context, family, heir, end),
+            ));
+        }
+        cases.extend(each_family(
+            Stage::Alone,
+            &format!("migrate.shut_down_then_deadline.to_{name}"),
+            move |context, family| then_deadline(context, family, heir),
+        ));
+    }
+    cases
+}
+
+/// Who takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heir {
+    Filtered,
+    Plain,
+}
+
+/// How the first listener stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Close,
+    Shutdown,
+}
+
+const CLIENTS: usize = 12;
+
+/// A listener with clients that are parked, and another one on the same port that has none.
+struct Group {
+    ns: Netns,
+    host: RawHost,
+    first: Listener,
+    second: Listener,
+    clients: Vec<RawClient>,
+}
+
+impl Group {
+    fn new(context: &Context, family: Family, heir: Heir, timeout_ms: u32) -> Result<Self> {
+        module::reload("")?;
+        let ns = Netns::new()?;
+        ns.set_sysctl("net.ipv4.tcp_migrate_req", "1")?;
+        let host = RawHost::new(&ns)?;
+        let listen = Listen::filtered(family).reuse_port().config(settings(
+            timeout_ms,
+            0,
+            OnTimeout::Accept,
+        ));
+        let first = listen.open(&ns)?;
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS {
+            let mut client = host.client(family, first.port());
+            client.open(context.patience())?;
+            clients.push(client);
+        }
+        counts(context, &first, counted!(parked: CLIENTS as u64))?;
+        // Only now, so that all of them are the first one's.
+        let second = match heir {
+            Heir::Filtered => Listen::filtered(family).reuse_port(),
+            Heir::Plain => Listen::plain(family).reuse_port(),
+        };
+        let second = second.port(first.port()).open(&ns)?;
+        Ok(Self {
+            ns,
+            host,
+            first,
+            second,
+            clients,
+        })
+    }
+}
+
+/// Nothing of it all is left, and the module goes.
+fn nothing_is_left(context: &Context, ns: Netns, host: RawHost, port: u16) -> Result<()> {
+    requests(&ns, port, context, 0)?;
+    drop(host);
+    drop(ns);
+    let mut seen = None;
+    wait::until(context.patience(), || {
+        seen = module::refcount()?;
+        Ok(seen == Some(0))
+    })?;
+    expect_eq!(seen, Some(0), "the module's reference count");
+    module::unload(context.patience())
+}
+
+/// The heir has nothing that it does not know of.
+fn accounts_of(context: &Context, second: &Listener, heir: Heir) -> Result<()> {
+    if heir == Heir::Plain {
+        return Ok(());
+    }
+    let mut seen = stats(second)?;
+    wait::until(context.patience(), || {
+        seen = stats(second)?;
+        Ok((seen.parked, seen.half_open, seen.half_open_young) == (0, 0, 0))
+    })?;
+    context.note(format!("the second listener: {}", describe(&seen)));
+    expect_eq!(
+        (seen.parked, seen.half_open, seen.half_open_young),
+        (0, 0, 0),
+        "parked, half-open and young requests of the second listener, of {}",
+        describe(&seen)
+    );
+    Ok(())
+}
+
+/// Every client speaks once the first listener is gone; the other one serves it, once.
+fn then_data(context: &Context, family: Family, heir: Heir, end: End) -> Result<()> {
+    let Group {
+        ns,
+        host,
+        first,
+        second,
+        mut clients,
+    } = Group::new(context, family, heir, 60_000)?;
+    let port = second.port();
+    let first = match end {
+        End::Close => {
+            drop(first);
+            None
+        }
+        End::Shutdown => {
+            first.socket().shutdown(Shutdown::Both)?;
+            Some(first)
+        }
+    };
+    // The timers of those that a closed listener left move them, one tick later.
+    sleep(Duration::from_millis(300));
+    for client in &mut clients {
+        client.data(REQUEST)?;
+    }
+    let mut served = Vec::new();
+    while let Some(accepted) = second.accept(Duration::from_millis(700))? {
+        serve(&accepted)?;
+        served.push(accepted.peer.port());
+    }
+    let mut answered = Vec::new();
+    for client in &mut clients {
+        let answer = client.receive_until(Duration::from_millis(200), |segment| {
+            segment.is_rst() || segment.has_data()
+        })?;
+        if answer.is_some_and(|answer| answer.segment.has_data()) {
+            answered.push(client.local.port());
+        }
+    }
+    served.sort_unstable();
+    answered.sort_unstable();
+    expect_eq!(served, answered, "clients served, and clients answered");
+    expect_eq!(served.len(), CLIENTS, "clients served");
+    accounts_of(context, &second, heir)?;
+    if let Some(first) = first {
+        let seen = stats(&first)?;
+        context.note(format!("the first listener: {}", describe(&seen)));
+        expect_eq!(seen.parked, 0, "parked on the first listener");
+        expect_eq!(
+            seen.parked_total,
+            CLIENTS as u64,
+            "connections that were parked there"
+        );
+    }
+    drop((second, clients));
+    nothing_is_left(context, ns, host, port)
+}
+
+/// Nobody speaks: at the deadline each connection is accepted by the other one, or it is gone; never twice, never both.
+fn then_deadline(context: &Context, family: Family, heir: Heir) -> Result<()> {
+    let Group {
+        ns,
+        host,
+        first,
+        second,
+        mut clients,
+    } = Group::new(context, family, heir, 2500)?;
+    let port = second.port();
+    first.socket().shutdown(Shutdown::Both)?;
+    let mut accepted = Vec::new();
+    while let Some(connection) = second.accept(Duration::from_millis(3500))? {
+        accepted.push(connection);
+    }
+    let seen = stats(&first)?;
+    context.note(format!(
+        "{} accepted; the first listener: {}",
+        accepted.len(),
+        describe(&seen)
+    ));
+    expect_eq!(seen.parked, 0, "parked on the first listener");
+    let mut ports: Vec<u16> = accepted
+        .iter()
+        .map(|connection| connection.peer.port())
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    expect_eq!(ports.len(), accepted.len(), "different clients accepted");
+    // Whoever was accepted is served.
+    for connection in accepted {
+        let client = clients
+            .iter_mut()
+            .find(|client| client.local.port() == connection.peer.port())
+            .context("nobody's connection")?;
+        client.data(REQUEST)?;
+        serve(&connection)?;
+        client
+            .receive_until(context.patience(), Segment::has_data)?
+            .context("no response")?;
+    }
+    ensure!(!ports.is_empty(), "nobody was accepted");
+    accounts_of(context, &second, heir)?;
+    drop((first, second, clients));
+    nothing_is_left(context, ns, host, port)
+}
