@@ -184,7 +184,7 @@ impl TestListener {
         let rcu = rcu::read_lock();
         // SAFETY: as in `stats()`.
         let listener = unsafe { Listener::of(self.sk(), &rcu) }.ok_or(ENOENT)?;
-        Ok(listener.terms(&bh.token()))
+        Ok(listener.account(&bh.token()).terms)
     }
 
     /// `setsockopt(SOL_ACCF, ACCF_CONFIG)`, without the way there.

@@ -94,6 +94,7 @@ mod tests {
             request.stop_timer();
             assert!(request.send_synack() != 0);
             request.time_out(request.timeouts() + 1);
+            assert!(listener.young() == 0);
         }
         assert!(listener.stats()?.synack_suppressed == 3);
         request.settle()?;

@@ -52,7 +52,10 @@ void accf_netns_uncharge(const struct sock *sk);
 
 /* User space. */
 int accf_copy_struct_from_sockptr(void *to, size_t to_size, sockptr_t from, size_t from_size);
+bool accf_may_set_max_parked(const struct sock *sk);
+size_t accf_page_size(void);
 size_t accf_nla_total_size(size_t payload);
+bool accf_diag_has_room(const struct sk_buff *skb, size_t len);
 
 /* Listeners. */
 u8 accf_sk_state(const struct sock *sk);
@@ -76,6 +79,7 @@ bool accf_req_get(struct request_sock *req);
 bool accf_req_is_hashed(struct request_sock *req);
 bool accf_timer_pending(const struct timer_list *timer);
 unsigned long accf_jiffies(void);
+u32 accf_rto_max(void);
 bool accf_synack_rtt_us(const struct request_sock *req, const struct sk_buff *skb, u32 *rtt_us);
 void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us);
 void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *ends);

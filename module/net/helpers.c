@@ -4,12 +4,15 @@
  * differ from kernel to kernel. No decisions are taken here.
  */
 
+#include <linux/capability.h>
+#include <linux/netlink.h>
 #include <net/inet6_hashtables.h>
 #include <net/inet_hashtables.h>
 #include <net/ip6_route.h>
 #include <net/netns/generic.h>
 #include <net/protocol.h>
 #include <net/route.h>
+#include <net/sock_reuseport.h>
 
 #include "bindings.h"
 
@@ -75,6 +78,27 @@ void accf_netns_uncharge(const struct sock *sk)
 int accf_copy_struct_from_sockptr(void *to, size_t to_size, sockptr_t from, size_t from_size)
 {
 	return copy_struct_from_sockptr(to, to_size, from, from_size);
+}
+
+/* May the caller have a listener of this namespace keep more requests than others do? */
+bool accf_may_set_max_parked(const struct sock *sk)
+{
+	return ns_capable(sock_net(sk)->user_ns, CAP_NET_ADMIN);
+}
+
+size_t accf_page_size(void)
+{
+	return PAGE_SIZE;
+}
+
+/*
+ * May @len bytes be tried to be added to an answer of inet_diag? In a dump, always: what does not fit goes into the next
+ * message. For a single socket, tcp_diag_dump_one() has made the message as large as it was told before, and warns if
+ * that was not enough; but the listener may have got its filter since.
+ */
+bool accf_diag_has_room(const struct sk_buff *skb, size_t len)
+{
+	return (nlmsg_hdr(skb)->nlmsg_flags & NLM_F_MULTI) || skb_tailroom(skb) >= len;
 }
 
 size_t accf_nla_total_size(size_t payload)
@@ -195,6 +219,11 @@ unsigned long accf_jiffies(void)
 	return jiffies;
 }
 
+u32 accf_rto_max(void)
+{
+	return TCP_RTO_MAX;
+}
+
 /*
  * The round-trip time that the kernel would take from @skb, were it to complete the handshake: from our first SYN-ACK
  * (tcp_synack_rtt_meas()), and if that was sent again, from the timestamp that is echoed (tcp_ack_update_rtt()).
@@ -245,10 +274,19 @@ void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *e
 #endif
 }
 
-/* Can the kernel move the request to another listener, if its own stops (net.ipv4.tcp_migrate_req)? */
+/* Can the kernel move the request to another listener, if its own stops (reuseport_migrate_sock())? */
 bool accf_req_may_migrate(const struct request_sock *req)
 {
-	return rcu_access_pointer(req->rsk_listener->sk_reuseport_cb);
+	const struct sock *sk = req->rsk_listener;
+	const struct sock_reuseport *group;
+	bool may_migrate;
+
+	rcu_read_lock();
+	group = rcu_dereference(sk->sk_reuseport_cb);
+	may_migrate = group && (READ_ONCE(sock_net(sk)->ipv4.sysctl_tcp_migrate_req) ||
+				rcu_access_pointer(group->prog));
+	rcu_read_unlock();
+	return may_migrate;
 }
 
 /* Does the request's connection exist: is a socket with its addresses in the table, be it in TIME-WAIT? */

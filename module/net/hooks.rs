@@ -31,7 +31,7 @@ use crate::policy::{self, Action, Bypass, Filter, Phase, SynAck, Trigger};
 
 use super::{
     bindings::{self, request_sock, sk_buff, sock},
-    context::{BhDisabled, BhGuard},
+    context::BhGuard,
     listener::Listener,
     options::{self, SOL_ACCF},
     overlay::Overlay,
@@ -222,6 +222,10 @@ pub(crate) unsafe extern "C" fn get_info(
     let Some(listener) = (unsafe { Listener::of(sk, &rcu) }) else {
         return 0;
     };
+    // SAFETY: by the contract of this function.
+    if !unsafe { bindings::accf_diag_has_room(skb, options::info_size()) } {
+        return 0;
+    }
     let account = listener.account(&bh.token());
     // SAFETY: by the contract of this function.
     from_result(|| unsafe { options::put_info(skb, &account) }.map(|()| 0))
@@ -285,6 +289,13 @@ unsafe fn set_option(
     let rcu = rcu::read_lock();
     // SAFETY: the kernel calls our function for this socket.
     let listener = unsafe { listener_of(sk, &rcu) }.map_err(|_| ENOPROTOOPT)?;
+    // Others pay for what is kept here, with memory and with their share of the namespace's limit.
+    if terms.max_parked > listener.max_parked_by_default() {
+        // SAFETY: the socket is alive, and with it its namespace.
+        if !unsafe { bindings::accf_may_set_max_parked(sk) } {
+            return Err(EPERM);
+        }
+    }
     listener.set_terms(&bh.token(), terms);
     Ok(())
 }
@@ -373,8 +384,8 @@ unsafe fn original_ops(sk: *mut sock) -> &'static bindings::inet_connection_sock
 ///
 /// For the kernel only; the arguments are those of its own functions.
 pub(crate) unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -> c_int {
-    // SAFETY: called with bottom halves off (`tcp_rcv_state_process()`).
-    let bh = unsafe { BhDisabled::assume() };
+    let guard = BhGuard::new();
+    let bh = guard.token();
     let rcu = rcu::read_lock();
     // SAFETY: the kernel calls our function for this socket.
     let ops = match unsafe { listener_of(sk, &rcu) } {
@@ -389,7 +400,7 @@ pub(crate) unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -
         Some(original) if !ptr::fn_addr_eq(original, conn_request as ConnRequest) => unsafe {
             original(sk, skb)
         },
-        // As for a listener that is gone.
+        // The SYN is as good as lost.
         _ => -1,
     }
 }
@@ -427,8 +438,9 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
     own_req: *mut bool,
     opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
 ) -> *mut sock {
-    // SAFETY: segments come in by softirq, or with bottom halves off as in softirq.
-    let bh = unsafe { BhDisabled::assume() };
+    // Not off where a cookie comes from the backlog of a listener that was being made (`__release_sock()`).
+    let guard = BhGuard::new();
+    let bh = guard.token();
     let rcu = rcu::read_lock();
 
     // SAFETY: the kernel calls our function for this socket.
@@ -500,8 +512,11 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
         // Nobody is held back any more; let go of who was.
         (Some(_), Some(_)) => Phase::Due,
         (Some(phase), None) => phase,
+        // One that was acked before was parked, and given back because it could not be made a connection; or it could not
+        // even be parked. It gets no second chance to be late, and has been counted.
+        (None, _) if request.is_acked() => Phase::Due,
         (None, Some(cause)) => Phase::Exempt(cause),
-        (None, None) if home.is_none() || is_exempt_request(&request) => {
+        (None, None) if home.is_none() || request.is_fast_open() || request.is_mptcp() => {
             Phase::Exempt(Bypass::Other)
         }
         (None, None) => Phase::Fresh,
@@ -558,14 +573,6 @@ unsafe fn exemption(sk: *const sock) -> Option<Bypass> {
             None
         }
     }
-}
-
-/// Must the kernel deal with a request that is not parked alone?
-///
-/// One that was acked before was parked, and given back because it could not be made a connection; or it could not even
-/// be parked. It gets no second chance to be late.
-fn is_exempt_request(request: &Request<'_>) -> bool {
-    request.is_acked() || request.is_fast_open() || request.is_mptcp()
 }
 
 /// Stands for `tcp_v4_send_synack()` and `tcp_v6_send_synack()` of a parked request.
@@ -691,8 +698,21 @@ pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
     }
 }
 
+/// Is the ULP of a socket one of ours?
+pub(crate) fn is_ours(sk: *const sock) -> bool {
+    // SAFETY: callers show a socket that is alive. A ULP's operations live as long as its module, to which a socket with the
+    // ULP has a reference; that this one loses it just now, RCU or RCU tasks would have to be over first
+    // (`tcp_unregister_ulp()`).
+    let ops = unsafe { ptr::read_volatile(&raw const (*csk(sk.cast_mut())).icsk_ulp_ops) };
+    // SAFETY: as above.
+    let hook = unsafe { ops.as_ref() }.and_then(|ops| ops.release);
+    hook.is_some_and(|hook| ptr::fn_addr_eq(hook, release as unsafe extern "C" fn(*mut sock)))
+}
+
 /// Keeps the module for good: something that we cannot find again may point into it.
-fn pin_module() {
+///
+/// While somebody else holds it: a listener with a filter, as a rule the one that is being closed.
+pub(crate) fn pin_module() {
     // SAFETY: the module is alive while its code runs on behalf of a listener or a request.
     unsafe { bindings::accf_pin_module() };
 }

@@ -21,7 +21,8 @@
 //!
 //! # The end
 //!
-//! [`Listener::close`] undresses every parked request; then nothing points here, except readers under RCU.
+//! [`Listener::close`] undresses every parked request; then nothing points here, except readers under RCU and the timer,
+//! which is stopped after them.
 
 use core::ptr::{self, NonNull};
 
@@ -46,8 +47,9 @@ use crate::policy::{
 
 use super::{
     bindings,
-    context::{BhDisabled, BhSpinLock},
+    context::{BhDisabled, BhGuard, BhSpinLock},
     expire,
+    hooks::{self, pin_module},
     overlay::Overlay,
     parked::Parked,
     rcu::{DeferDrop, RcuHead},
@@ -58,6 +60,9 @@ use super::{
 /// So many requests meet their deadline in one run of the timer; the rest follow in the next, so that other softirqs get
 /// their turn.
 const BUDGET: usize = 64;
+
+/// So many requests of a closed listener have their timers fire in one tick.
+const CLOSED_PER_TICK: usize = 64;
 
 /// The pause between two runs when there is more to do.
 const NEXT_RUN: Nanos = Nanos(10_000);
@@ -97,7 +102,7 @@ impl State {
     }
 
     /// Marks a parked request as one whose time is up, or one that waits on.
-    fn set_due(&mut self, parked: &Parked, due: Option<Expiry>) {
+    fn set_due(&mut self, parked: &Parked, due: Option<(Expiry, OnTimeout)>) {
         self.due -= u64::from(parked.due().is_some());
         self.due += u64::from(due.is_some());
         parked.set_due(due);
@@ -172,6 +177,19 @@ unsafe impl DeferDrop for Listener {
     unsafe fn from_head(head: *const RcuHead) -> *const Self {
         // SAFETY: `head` is the field of a live `Self`, by the contract.
         unsafe { kernel::container_of!(head.cast_mut(), Self, rcu) }
+    }
+
+    /// Stops the timer, which has a reference to the listener, and waits for its handler.
+    ///
+    /// Not in [`Self::close`]: its caller holds the socket's lock, which the handler may want, as it calls all of TCP's
+    /// receive path. Here nothing is held; and the handler, should it run, finds the listener closed.
+    fn retire(&self) {
+        let timer = {
+            let bh = BhGuard::new();
+            let timer = self.state.lock(&bh.token()).timer.take();
+            timer
+        };
+        drop(timer);
     }
 }
 
@@ -248,8 +266,12 @@ impl Listener {
         request: &Request<'_>,
         rcu: &'a rcu::Guard,
     ) -> Option<ArcBorrow<'a, Self>> {
-        // SAFETY: only requests of a listener with our data ever wear our operations, and a listener's ULP stays until the
-        // socket is destroyed. The request holds a reference to the socket.
+        // A copy may wear them, too, whose listener has another ULP.
+        if !hooks::is_ours(request.listener_sock()) {
+            return None;
+        }
+        // SAFETY: the data is that of our ULP, which stays until the socket is destroyed. The request holds a reference to the
+        // socket.
         unsafe { Self::of(request.listener_sock(), rcu) }
     }
 
@@ -380,12 +402,14 @@ impl Listener {
     fn leave(&self, state: &mut State, parked: &Parked, end: End) {
         // SAFETY: it was never in any list but this.
         if unsafe { state.queue.remove(parked) }.is_some() {
-            self.settle_accounts(state, parked, end);
+            let waited = Nanos(now().0.saturating_sub(parked.parked_at().0));
+            self.settle_accounts(state, parked, end, waited);
+            self.balance(state);
         }
     }
 
-    /// Settles the accounts of `parked`, which has just left the queue.
-    fn settle_accounts(&self, state: &mut State, parked: &Parked, end: End) {
+    /// Settles the accounts of `parked`, which has just left the queue, but for the SYN backlog.
+    fn settle_accounts(&self, state: &mut State, parked: &Parked, end: End, waited: Nanos) {
         let sock = self.sock.as_ptr();
         // SAFETY: the listener is alive: the caller is closing it or has one of its requests.
         unsafe {
@@ -397,9 +421,7 @@ impl Listener {
         if parked.due().is_some() {
             state.due -= 1;
         }
-        let waited = Nanos(now().0.saturating_sub(parked.parked_at().0));
         state.stats.end(end, waited);
-        self.balance(state);
     }
 
     /// Takes as many of the parked requests off the listener's SYN backlog as should be.
@@ -435,7 +457,7 @@ impl Listener {
         self.state.lock(bh).stats.bypass(cause);
     }
 
-    /// Keeps a parked request whose own timer fired, for weeks after all. `false` if it is not parked here.
+    /// Keeps a parked request whose own timer fired, after weeks. `false` if it is not parked here.
     ///
     /// # Safety
     ///
@@ -445,6 +467,14 @@ impl Listener {
         let is_here = self.has_parked(request);
         if is_here {
             state.stats.synack_suppressed += 1;
+            // SAFETY: it is parked, and this, its home, is locked.
+            let parked = unsafe { request.parked() };
+            if parked.is_young() {
+                // The handler is about to count it off.
+                parked.set_young(false);
+                // SAFETY: the listener is alive, as one of its requests is.
+                unsafe { bindings::accf_young_add(self.sock.as_ptr(), 1) };
+            }
             // SAFETY: its home is locked; the rest by the contract of this function.
             unsafe { request.forget_timeouts() };
         }
@@ -488,37 +518,44 @@ impl Listener {
         self.leave(&mut state, &parked, End::Aborted);
     }
 
-    /// Gives every parked request back to the kernel and parks no more. Waits for the timer's handler, which must
-    /// not be the caller.
+    /// Gives every parked request back to the kernel and parks no more.
     ///
-    /// A request then is what it is on a plain listener that was closed: half open. Its timer fires at the next tick,
-    /// and the kernel drops it, or moves it to another listener of the group (`net.ipv4.tcp_migrate_req`).
+    /// A request then is what it is on a plain listener that was closed: half open. Its timer fires soon, and the kernel
+    /// drops it, or moves it to another listener of the group (`net.ipv4.tcp_migrate_req`).
+    ///
+    /// This is called with the socket locked: it takes as long as there are requests, about as long as the kernel takes for
+    /// as many in the accept queue.
     pub(crate) fn close(&self, bh: &BhDisabled<'_>) {
-        let timer = {
-            let mut state = self.state.lock(bh);
-            state.closed = true;
-            while let Some(parked) = state.queue.pop_front() {
-                // SAFETY: it was in the queue, and the lock is held.
-                let request = unsafe { parked.request() };
-                // A dying request is left to its destructor, which is on its way, and looks after itself.
-                if let Some(owned) = request.get() {
-                    let request = owned.as_request();
-                    // SAFETY: in the queue means parked; its home is locked, and we hold a reference to it.
-                    drop(unsafe { request.undress() });
-                    self.settle_accounts(&mut state, &parked, End::Returned);
-                    request.hurry_timer();
-                } else {
-                    self.settle_accounts(&mut state, &parked, End::Aborted);
-                }
+        let mut state = self.state.lock(bh);
+        state.closed = true;
+        let mut closed = 0;
+        while let Some(parked) = state.queue.pop_front() {
+            // SAFETY: it was in the queue, and the lock is held.
+            let request = unsafe { parked.request() };
+            if !request.is_hashed() && request.may_migrate() {
+                // Somebody has just taken it out of the table, to make a connection of it, maybe, and a copy.
+                pin_module();
             }
-            state.timer.take()
-        };
-        drop(timer);
+            // A dying request is left to its destructor, which is on its way, and looks after itself.
+            let end = if let Some(owned) = request.get() {
+                let request = owned.as_request();
+                // SAFETY: in the queue means parked; its home is locked, and we hold a reference to it.
+                drop(unsafe { request.undress() });
+                // Their timers all move to this CPU, which should not have to do with all at once.
+                request.hurry_timer(1 + closed / CLOSED_PER_TICK);
+                closed += 1;
+                End::Returned
+            } else {
+                End::Aborted
+            };
+            self.settle_accounts(&mut state, &parked, end, Nanos(0));
+        }
+        self.balance(&mut state);
     }
 
-    /// The listener's terms.
-    pub(crate) fn terms(&self, bh: &BhDisabled<'_>) -> Terms {
-        self.state.lock(bh).terms
+    /// How many requests a listener parks that asks for nothing else.
+    pub(crate) fn max_parked_by_default(&self) -> u32 {
+        self.defaults.terms.max_parked
     }
 
     /// Changes the terms, at once and for the parked ones too. `max_parked` of 0 is the module's default.
@@ -526,11 +563,12 @@ impl Listener {
         if terms.max_parked == 0 {
             terms.max_parked = self.defaults.terms.max_parked;
         }
+        // What was asked of it before does not count any more.
+        // SAFETY: the socket is in memory: the caller was called for it.
+        unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) };
         let mut state = self.state.lock(bh);
-        if !state.closed {
-            state.terms = terms;
-            self.schedule(&mut state, now());
-        }
+        state.terms = terms;
+        self.schedule(&mut state, now());
     }
 
     /// Makes what the application asked of `TCP_DEFER_ACCEPT` the timeout: the kernel would act on it before we see the ACK.
@@ -538,11 +576,9 @@ impl Listener {
         // SAFETY: the socket is in memory: the caller was called for it.
         let retransmits = unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) };
         if let Some(timeout) = Timeout::from_retransmits(retransmits) {
-            let terms = Terms {
-                timeout,
-                ..self.terms(bh)
-            };
-            self.set_terms(bh, terms);
+            let mut state = self.state.lock(bh);
+            state.terms.timeout = timeout;
+            self.schedule(&mut state, now());
         }
     }
 
@@ -580,6 +616,9 @@ impl Listener {
 
     /// Sets the timer to when there will be something to do.
     fn schedule(self: ArcBorrow<'_, Self>, state: &mut State, now: Nanos) {
+        if state.closed {
+            return;
+        }
         let at = match self.alarm(state, now) {
             // Should it be set, for what it was then, it will find nothing to do; whoever is parked next sets it anew.
             Alarm::Idle => {
@@ -609,12 +648,13 @@ impl Listener {
             let parked: Arc<Parked> = state.oldest()?.into();
             // SAFETY: it is in the queue, and the lock is held.
             if let Some(request) = unsafe { parked.request() }.get() {
-                state.set_due(&parked, Some(expiry));
+                let on_timeout = state.terms.on_timeout;
+                state.set_due(&parked, Some((expiry, on_timeout)));
                 return Some(Due {
                     request,
                     parked,
                     expiry,
-                    on_timeout: state.terms.on_timeout,
+                    on_timeout,
                 });
             }
             // It is dying; its destructor no longer finds it here.
@@ -641,24 +681,29 @@ impl Listener {
         if !self.has_parked(&request) || !request.is_hashed() {
             return;
         }
-        if self.accept_queue_is_full() {
+        if self.accept_queue_is_full() || !due.parked.refuse() {
+            // Or it was full until a moment ago.
             state.set_due(&due.parked, None);
             self.schedule(&mut state, now());
         } else {
-            // Refused for a reason that waiting does not mend (no route, a socket filter, no memory): the kernel may ask
-            // the client for another ACK, as on a plain listener.
+            // Refused twice, for a reason that waiting does not mend (no route, a socket filter, no memory): the kernel may
+            // ask the client for another ACK, as on a plain listener.
             // SAFETY: it is parked, this, its home, is locked, and we hold a reference to it.
             drop(unsafe { request.undress() });
             self.leave(&mut state, &due.parked, End::Returned);
-            request.hurry_timer();
+            request.hurry_timer(1);
         }
     }
 
     /// Has the kernel drop the request, and tells the client if it is to know.
     fn discard(&self, due: &Due, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
         let request = due.request.as_request();
+        if !request.is_hashed() {
+            // The client was faster: it sent data, and another CPU will settle it, or a reset.
+            return;
+        }
         request.drop_from_table();
-        // Data was faster, on another CPU, which will settle it.
+        // As above: just now.
         if request.is_connected() {
             return;
         }

@@ -117,6 +117,11 @@ pub(crate) unsafe fn read_config(optval: bindings::sockptr_t, len: u32) -> Resul
     if len < size_of::<u32>() {
         return Err(EINVAL);
     }
+    // As openat2() has it: nobody means that much, and to look at all of it takes time.
+    // SAFETY: computes.
+    if len > unsafe { bindings::accf_page_size() } {
+        return Err(E2BIG);
+    }
     let mut config = accf_config::default();
     // SAFETY: `config` is as large as we say and any bytes will do for it; the rest by the contract of this function.
     to_result(unsafe {

@@ -11,7 +11,7 @@ use kernel::{
     sync::atomic::{ordering::Relaxed, Atomic},
 };
 
-use crate::policy::{Expiry, Nanos, Phase};
+use crate::policy::{Expiry, Nanos, OnTimeout, Phase};
 
 use super::{bindings, request::Request, segment::Segment};
 
@@ -51,6 +51,8 @@ impl Parked {
     const TIMED_OUT: u32 = 1 << 17;
     const EVICTED: u32 = 1 << 18;
     const YOUNG: u32 = 1 << 19;
+    const LET_IN: u32 = 1 << 20;
+    const REFUSED: u32 = 1 << 21;
 
     /// For `request`, whose bare ACK `segment` is.
     pub(crate) fn new(
@@ -116,11 +118,12 @@ impl Parked {
         self.has(Self::HAS_TSVAL).then(|| self.tsval.load(Relaxed))
     }
 
-    /// Where the request stands.
+    /// Where the request stands. One that is due, but not to be accepted, waits for that.
     pub(crate) fn phase(&self) -> Phase {
-        match self.due() {
-            Some(_) => Phase::Due,
-            None => Phase::Parked,
+        if self.has(Self::LET_IN) {
+            Phase::Due
+        } else {
+            Phase::Parked
         }
     }
 
@@ -135,10 +138,19 @@ impl Parked {
         }
     }
 
-    /// Its time is up, or it is to wait on.
-    pub(crate) fn set_due(&self, due: Option<Expiry>) {
-        self.set(Self::TIMED_OUT, due == Some(Expiry::Timeout));
-        self.set(Self::EVICTED, due == Some(Expiry::Eviction));
+    /// Its time is up, and what becomes of it; or it is to wait on.
+    pub(crate) fn set_due(&self, due: Option<(Expiry, OnTimeout)>) {
+        let (expiry, on_timeout) = due.unzip();
+        self.set(Self::TIMED_OUT, expiry == Some(Expiry::Timeout));
+        self.set(Self::EVICTED, expiry == Some(Expiry::Eviction));
+        self.set(Self::LET_IN, on_timeout == Some(OnTimeout::Accept));
+    }
+
+    /// It should have been accepted, and was refused. Was it so before?
+    pub(crate) fn refuse(&self) -> bool {
+        let before = self.has(Self::REFUSED);
+        self.set(Self::REFUSED, true);
+        before
     }
 
     /// Was the request taken off the listener's count of young ones?

@@ -45,6 +45,9 @@ pub(crate) unsafe trait DeferDrop: Send + Sync + 'static {
     ///
     /// `head` must have come from [`Self::head`] of a value that is still alive.
     unsafe fn from_head(head: *const RcuHead) -> *const Self;
+
+    /// Called before the drop, when no reader is left that could have found the value before it was unpublished. Softirq.
+    fn retire(&self) {}
 }
 
 /// Drops `value` once all RCU read-side critical sections that began before have ended (`call_rcu()`). Any context.
@@ -72,5 +75,6 @@ unsafe extern "C" fn drop_after_grace_period<T: DeferDrop>(head: *mut bindings::
     // by the reference forgotten there.
     let value = unsafe { T::from_head(head.cast::<RcuHead>()) };
     // SAFETY: takes up the very reference that `defer_drop()` forgot, once.
-    drop(unsafe { Arc::from_raw(value) });
+    let value = unsafe { Arc::from_raw(value) };
+    value.retire();
 }

@@ -166,11 +166,20 @@ impl<'a> Request<'a> {
         unsafe { (*self.as_ptr()).num_timeout() == 0 }
     }
 
+    /// Can the kernel move it to another listener of the group, once its own stops?
+    pub(crate) fn may_migrate(&self) -> bool {
+        // SAFETY: alive by the type invariants, with its listener and its namespace.
+        unsafe { bindings::accf_req_may_migrate(self.as_ptr()) }
+    }
+
     /// Can it have been copied (`inet_csk_complete_hashdance()`)? A copy is made when the listener has stopped and another
     /// one of its group takes over a request of which a connection was just made.
+    ///
+    /// For a request that is out of the table.
     pub(crate) fn may_have_copy(&self) -> bool {
-        // SAFETY: alive by the type invariants, with its listener and its namespace.
-        unsafe { bindings::accf_req_may_migrate(self.as_ptr()) && self.is_connected() }
+        // SAFETY: alive by the type invariants, with its listener.
+        let state = u32::from(unsafe { bindings::accf_sk_state(self.listener_sock()) });
+        self.may_migrate() && (state != bindings::ACCF_TCP_LISTEN || self.is_connected())
     }
 
     /// Was a connection made of it? Looks into the table of connections.
@@ -232,12 +241,14 @@ impl<'a> Request<'a> {
         self.move_timer(FAR_JIFFIES)
     }
 
-    /// Lets its own timer fire at the next tick: the kernel decides what becomes of the request.
-    pub(crate) fn hurry_timer(&self) -> bool {
-        self.move_timer(1)
+    /// Lets its own timer fire in so many jiffies: the kernel decides what becomes of the request.
+    pub(crate) fn hurry_timer(&self, jiffies: usize) {
+        // If it is not pending, it has fired already, or the request is dying.
+        self.move_timer(jiffies);
     }
 
-    /// Undoes the count of timeouts, so that the timer's handler never finds that there were too many.
+    /// Undoes the count of timeouts, so that the timer's handler never finds that there were too many; and has it set the
+    /// timer to as late as it ever does.
     ///
     /// Only for `send_synack` called by that handler (`reqsk_timer_handler()`): afterwards it counts this timeout, and
     /// the request as no longer young if it was the first. So it is young again now.
@@ -254,6 +265,8 @@ impl<'a> Request<'a> {
                 (*req).set_num_timeout(0);
                 bindings::accf_young_add(self.listener_sock(), 1);
             }
+            // Doubled for each timeout that is counted, and cut to the largest RTO.
+            ptr::write_volatile(&raw mut (*req).timeout, bindings::accf_rto_max());
         }
     }
 

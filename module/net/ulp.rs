@@ -121,8 +121,9 @@ impl PinnedDrop for Registration {
                 slot.store(0, Release);
             }
         }
-        // A request that was dying when its listener closed may only now be in our destructor, and that in process
-        // context, where nothing but RCU tasks sees it; and listeners may wait for their drop.
+        // A request that was dying when its listener closed may only now be in our destructor, and inet_diag in our
+        // `get_info`, and that in process context, where nothing but RCU tasks sees them; and listeners may wait for their
+        // drop.
         // SAFETY: may sleep here.
         unsafe { bindings::accf_synchronize_rcu_tasks() };
         rcu::rcu_barrier();

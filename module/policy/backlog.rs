@@ -7,7 +7,8 @@
 /// When the kernel drops a parked request, it counts it off, though it is not counted; we hear of it a moment later. With
 /// nobody half open the count would be below zero in between, and the kernel compares it without a sign: the backlog
 /// would look full, and a client whose SYN comes at that moment would get a syncookie. So a few parked requests keep
-/// their place: one for each of `cpus`, as no CPU drops two at once, but at most an eighth of the backlog.
+/// their place: one for each of `cpus`, as a CPU drops one after another, but at most an eighth of the backlog. With a
+/// backlog of less than eight it may happen.
 pub fn discount(parked: u64, backlog: u32, cpus: u32) -> u32 {
     let places = u64::from(cpus.min(backlog / 8));
     u32::try_from(parked.saturating_sub(places)).unwrap_or(u32::MAX)

@@ -62,19 +62,27 @@ pub enum Admission {
 ///
 /// `namespace_full`: its network namespace has as many as it may. `accept_queue_full`: a connection made now would be
 /// refused.
+///
+/// Clients are reset or dropped only for the sake of the listener's own bound, which its server asked for: not because
+/// somebody else's listener takes all the room.
 pub fn on_park(
     terms: &Terms,
     parked: u64,
     namespace_full: bool,
     accept_queue_full: bool,
 ) -> Admission {
-    if parked < u64::from(terms.max_parked) && !namespace_full {
+    let accepts = terms.on_timeout == OnTimeout::Accept;
+    if parked >= u64::from(terms.max_parked) {
+        if accepts && accept_queue_full {
+            Admission::Refuse(Bypass::AcceptQueueFull)
+        } else {
+            Admission::ParkAndEvict
+        }
+    } else if !namespace_full {
         Admission::Park
-    } else if parked == 0 {
-        Admission::Refuse(Bypass::NamespaceLimit)
-    } else if terms.on_timeout == OnTimeout::Accept && accept_queue_full {
-        Admission::Refuse(Bypass::AcceptQueueFull)
-    } else {
+    } else if accepts && !accept_queue_full && parked != 0 {
         Admission::ParkAndEvict
+    } else {
+        Admission::Refuse(Bypass::NamespaceLimit)
     }
 }

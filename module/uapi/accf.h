@@ -9,13 +9,14 @@
  *   ACCF_CONFIG   yes   yes   struct accf_config
  *   ACCF_STATS    no    yes   struct accf_stats
  *
- * Both structures may grow at the end. setsockopt() takes any length of at least four bytes: fields beyond it count as
+ * Both structures may grow at the end. setsockopt() takes any length from four bytes to a page: fields beyond it count as
  * zero, and bytes beyond what the module knows must be zero (E2BIG). getsockopt() fills in as much as there is room for,
  * and says in *optlen how much that was.
  *
  *   EINVAL        setsockopt(): fewer than four bytes, or a value that this page does not allow
  *   E2BIG         setsockopt(): a newer structure than the module's, with something in it that the module does not know
  *   ENOPROTOOPT   the socket has no filter (getsockopt() of an IPv4 socket: EOPNOTSUPP); no such option; it cannot be set
+ *   EPERM         max_parked is larger than the module's default, and the caller lacks CAP_NET_ADMIN in the network namespace
  *   EFAULT        the argument cannot be read or written
  *
  * The same structures stand in answers of inet_diag (SOCK_DIAG_BY_FAMILY with INET_DIAG_INFO asked for), as attributes
@@ -95,9 +96,15 @@ struct accf_stats {
 	__u64 timeout_drop;
 	/* … accepted, reset or dropped before the deadline, to make room for another one (max_parked); */
 	__u64 evicted;
-	/* … ended by the client's RST, a SYN in the window, an ICMP error, or the administrator (ss --kill); */
+	/*
+	 * … ended by the kernel: the client's RST, a SYN in the window, an ICMP error, the administrator (ss --kill), or as the
+	 * listener was shut down;
+	 */
 	__u64 aborted;
-	/* … given back to the kernel, which could not make a connection at the deadline (no memory, no route, a firewall). */
+	/*
+	 * … given back to the kernel, which could not make a connection at the deadline (no memory, no route, a firewall), or
+	 * since the listener must not hold anybody back any more (see bypass_abort_on_overflow, bypass_signed).
+	 */
 	__u64 returned;
 	/* SYN-ACKs that a parked connection's own timer asked for, and that were not sent. */
 	__u64 synack_suppressed;
@@ -113,11 +120,14 @@ struct accf_stats {
 	__u64 bypass_accept_queue_full;
 	/* there was no memory; */
 	__u64 bypass_no_memory;
-	/* the network namespace has as many as it may, and none of them is this listener's; */
+	/*
+	 * the network namespace has as many as it may (max_parked_netns), and none of this listener's could be accepted to make
+	 * room: nobody is reset or dropped for that;
+	 */
 	__u64 bypass_namespace_limit;
 	/* the listener checks TCP-MD5 or TCP-AO signatures (RFC 2385, RFC 5925); */
 	__u64 bypass_signed;
-	/* anything else: the listener is closing, the request was given back before, its timer was just firing. */
+	/* anything else: the listener is closing, its request's timer was just firing. */
 	__u64 bypass_other;
 
 	/*

@@ -536,11 +536,12 @@ fn at_the_bound_the_oldest_goes_if_it_can() {
         Refuse(Bypass::AcceptQueueFull)
     );
     assert_eq!(at_bound(Reset, 3, false, true), ParkAndEvict);
-    assert_eq!(at_bound(Reset, 1, true, true), ParkAndEvict);
-    assert_eq!(
-        at_bound(Reset, 0, true, false),
-        Refuse(Bypass::NamespaceLimit)
-    );
+    // A stranger's bound: nobody is reset for it.
+    assert_eq!(at_bound(Accept, 1, true, false), ParkAndEvict);
+    let full = Refuse(Bypass::NamespaceLimit);
+    assert_eq!(at_bound(Accept, 1, true, true), full);
+    assert_eq!(at_bound(Reset, 2, true, true), full);
+    assert_eq!(at_bound(Accept, 0, true, false), full);
 }
 
 #[test]
