@@ -236,8 +236,16 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     for _ in &clients {
         serve(&scene.accept(context)?)?;
     }
-    // As on a plain listener whose queue was full: once the client says something, it is accepted.
-    scene.serve(context, &mut newcomer)?;
+    // As on a plain listener whose queue was full: once the client says something, it is accepted. It counts once.
+    newcomer.ack()?;
+    let accepted = scene.accept(context)?;
+    expect_eq!(
+        accepted.peer.port(),
+        newcomer.local.port(),
+        "the client that was accepted"
+    );
+    newcomer.data(REQUEST)?;
+    serve(&accepted)?;
     scene.serve(context, &mut oldest)?;
     counts(
         context,

@@ -22,6 +22,7 @@ use accf_kit::{sockets, ulp};
 use anyhow::{bail, ensure, Context as _, Result};
 use nix::errno::Errno;
 use nix::libc;
+use nix::unistd::setresuid;
 use socket2::SockRef;
 
 use super::DEFAULT;
@@ -67,6 +68,7 @@ pub(crate) fn cases() -> Vec<Case> {
 pub(crate) fn cases_alone() -> Vec<Case> {
     vec![
         Case::new(Stage::Alone, "control.parameters", parameters),
+        Case::new(Stage::Alone, "control.unprivileged", unprivileged),
         Case::new(Stage::Alone, "control.bad_parameters", bad_parameters),
     ]
 }
@@ -217,7 +219,13 @@ fn sizes_of_set(_: &Context, family: Family) -> Result<()> {
         );
         expect_eq!(bytes(numbers(&listener)?), before, "what was set before");
     }
-    for length in [13, 16, 100, 1000] {
+    expect_eq!(
+        set(&vec![0; 4097])?,
+        Some(Errno::E2BIG),
+        "setting more than a page"
+    );
+    expect_eq!(bytes(numbers(&listener)?), before, "what was set before");
+    for length in [13, 16, 100, 4096] {
         let mut longer = whole.clone();
         longer.resize(length, 0);
         expect_eq!(set(&longer)?, None, "setting {length} bytes");
@@ -756,6 +764,43 @@ fn parameters(context: &Context) -> Result<()> {
     counts(context, &scene.listener, counted!(timeout_drop: 1))?;
     drop(scene);
     module::unload(context.patience())
+}
+
+/// Who may not administer the network may hold back fewer than the module's default, and not more.
+fn unprivileged(_: &Context) -> Result<()> {
+    const NOBODY: u32 = 65_534;
+    module::reload("max_parked=100")?;
+    let ns = Netns::new()?;
+    let listeners: Vec<_> = Family::ALL
+        .into_iter()
+        .map(|family| Listen::filtered(family).open(&ns))
+        .collect::<Result<_>>()?;
+    for listener in &listeners {
+        control::set_config(listener, &settings(1, 101, OnTimeout::Accept))
+            .context("as an administrator")?;
+    }
+    // This process has no more to do than this.
+    setresuid(NOBODY.into(), NOBODY.into(), NOBODY.into()).context("become nobody")?;
+    for listener in &listeners {
+        for (max_parked, error) in [
+            (101, Some(Errno::EPERM)),
+            (u32::MAX, Some(Errno::EPERM)),
+            (100, None),
+            (99, None),
+            (0, None),
+        ] {
+            let wanted = bytes((7, max_parked, 2));
+            expect_eq!(
+                errno(control::set_bytes(listener, SOL_ACCF, ACCF_CONFIG, &wanted))?,
+                error,
+                "max_parked of {max_parked} where 100 is the default"
+            );
+        }
+        expect_eq!(numbers(listener)?, (7, 100, 2), "configuration");
+        let seen = control::stats(listener)?;
+        expect_eq!(seen.parked_total, 0, "connections that were parked");
+    }
+    Ok(())
 }
 
 /// A module that cannot do what it is told does not load.

@@ -262,13 +262,10 @@ fn hundreds_in_order(context: &Context) -> Result<()> {
     .map(drop)
 }
 
-/// The room of a namespace is for all of its listeners; each makes its own clients go, and nobody else's.
+/// The room of a namespace is for all of its listeners. Whoever has too many of them has his own oldest accepted; nobody
+/// is turned away for the sake of somebody else.
 fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(
-        context,
-        family,
-        &Listen::filtered(family).config(settings(60_000, 0, OnTimeout::Reset)),
-    )?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let second = Listen::filtered(family).open(&scene.ns)?;
     let mut parked = VecDeque::new();
     for _ in 0..4 {
@@ -276,7 +273,7 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
     }
     counts(context, &scene.listener, counted!(parked: 4))?;
 
-    // The second listener has nobody whom it could send away: its client is accepted as on a plain one.
+    // The second listener has nobody who could make room: its client is accepted as on a plain one.
     let mut stranger = scene.host.client(family, second.port());
     let sent = stranger.open(context.patience())?;
     let accepted = second
@@ -291,10 +288,34 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
     // The first one has.
     parked.push_back(scene.parked(context)?.0);
     let mut oldest = parked.pop_front().context("nobody is parked")?;
-    oldest
-        .receive_until(context.patience(), Segment::is_rst)?
-        .context("no reset for the oldest")?;
+    let accepted = scene.accept(context)?;
+    expect_eq!(
+        accepted.peer.port(),
+        oldest.local.port(),
+        "the client that was accepted"
+    );
+    oldest.data(REQUEST)?;
+    serve(&accepted)?;
     counts(context, &scene.listener, counted!(parked: 4, evicted: 1))?;
+
+    // But not if it would have to reset, or to drop, somebody who has not had his time.
+    for (nth, on_timeout) in [(1, OnTimeout::Reset), (2, OnTimeout::Drop)] {
+        control::set_config(&scene.listener, &settings(60_000, 0, on_timeout))?;
+        let (mut newcomer, _) = scene.parked(context)?;
+        let accepted = scene.accept(context)?;
+        expect_eq!(
+            accepted.peer.port(),
+            newcomer.local.port(),
+            "the client that was accepted"
+        );
+        newcomer.data(REQUEST)?;
+        serve(&accepted)?;
+        counts(
+            context,
+            &scene.listener,
+            counted!(parked: 4, evicted: 1, bypass_namespace_limit: nth),
+        )?;
+    }
 
     // Whoever goes leaves room for anybody.
     let mut speaker = parked.pop_front().context("nobody is parked")?;
@@ -306,7 +327,7 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
         &second,
         counted!(parked: 1, bypass_namespace_limit: 1),
     )?;
-    // And now it has somebody, too.
+    // And now the second one has somebody, too.
     let mut newcomer = scene.host.client(family, second.port());
     newcomer.open(context.patience())?;
     counts(
@@ -324,11 +345,11 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
     );
     // A listener that closes takes its clients along.
     drop(scene.listener);
+    let mut latecomers = Vec::new();
     for _ in 0..3 {
-        scene
-            .host
-            .client(family, second.port())
-            .open(context.patience())?;
+        let mut client = scene.host.client(family, second.port());
+        client.open(context.patience())?;
+        latecomers.push(client);
     }
     counts(
         context,

@@ -9,8 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
+use accf_kit::control::{set_config, settings, OnTimeout};
 use accf_kit::endpoint::{bound, connect_here, Family, Listen};
 use accf_kit::netns::Netns;
+use accf_kit::segment::Flags;
+use accf_kit::swarm::Swarm;
 use accf_kit::wire::{Wire, INTERFACE};
 use accf_kit::{module, sockets, ulp, wait};
 use anyhow::{ensure, Context as _, Result};
@@ -75,6 +78,12 @@ pub(crate) fn cases() -> Vec<Case> {
             Stage::Alone,
             "lifetime.unload_at_the_deadline",
             unload_at_the_deadline,
+        )
+        .long(Duration::from_secs(120)),
+        Case::new(
+            Stage::Alone,
+            "lifetime.closed_while_clients_reset_at_the_deadline",
+            closed_at_the_deadline,
         )
         .long(Duration::from_secs(120)),
     ]);
@@ -321,6 +330,52 @@ fn unload_at_the_deadline(context: &Context) -> Result<()> {
         drop(clients);
     }
     Ok(())
+}
+
+/// A listener is closed while deadlines are met and the same clients reset: each of the three wants what the others have.
+fn closed_at_the_deadline(context: &Context) -> Result<()> {
+    const CLIENTS: u32 = 200;
+    module::reload("")?;
+    let rounds = match context.kernel {
+        Kernel::Stock => 40,
+        Kernel::Dev => 10,
+    };
+    let family = Family::V4;
+    let ns = Netns::new()?;
+    let mut rng = context.rng();
+    let listen = Listen::filtered(family).backlog(1024).port(4003);
+    let mut swarm = Swarm::new(&ns, family, 4003)?;
+    for round in 0..rounds {
+        let listener = listen.open(&ns)?;
+        let first = round * CLIENTS;
+        let mut members = swarm.open(first..first + CLIENTS, context.patience())?;
+        let on_timeout = match round % 3 {
+            0 => OnTimeout::Reset,
+            1 => OnTimeout::Drop,
+            _ => OnTimeout::Accept,
+        };
+        rng.shuffle(&mut members);
+        let pause = Duration::from_micros(rng.u64(..5_000));
+        thread::scope(|scope| -> Result<()> {
+            let closer = scope.spawn(move || -> Result<()> {
+                set_config(&listener, &settings(1, 0, on_timeout))?;
+                sleep(pause);
+                drop(listener);
+                Ok(())
+            });
+            for member in &mut members {
+                swarm.push(member, Flags::RST, b"")?;
+            }
+            closer
+                .join()
+                .map_err(|_| anyhow::anyhow!("the closing thread panicked"))?
+        })?;
+        requests(&ns, 4003, context, 0)?;
+        while swarm.pump(Duration::ZERO, |_, _| Ok(()))? {}
+    }
+    drop(swarm);
+    refcount_is_zero(context)?;
+    unloads(context)
 }
 
 /// A server that is killed leaves nothing behind, and its clients hear of it.

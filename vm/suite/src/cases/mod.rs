@@ -72,6 +72,7 @@ pub(crate) fn table() -> Vec<Case> {
         backlog::cases(),
         mixture::cases(),
         crowd::cases(),
+        migrate::cases_last(),
     ]
     .into_iter()
     .flatten()
