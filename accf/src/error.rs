@@ -62,6 +62,13 @@ pub enum Error {
     #[error("the module does not allow one of the settings: on_timeout must be one that it knows")]
     InvalidSetting,
 
+    /// `EPERM` of `ACCF_CONFIG`: more than the module's default is for who has `CAP_NET_ADMIN`.
+    #[error(
+        "to hold back more connections than the module's parameter max_parked says takes \
+         CAP_NET_ADMIN in the network namespace: ask for fewer, or load the module with more"
+    )]
+    TooManyParked,
+
     /// The timeout has no representation, which is 1 to 4,294,967,295 whole milliseconds.
     #[error(
         "a timeout of {0:?} cannot be set: it takes 1 ms to 4294967.295 s (49 days), \
@@ -110,6 +117,7 @@ impl Error {
             Self::NotTcp | Self::NoFilter => Some(libc::ENOPROTOOPT),
             Self::ModuleTooOld => Some(libc::E2BIG),
             Self::InvalidSetting => Some(libc::EINVAL),
+            Self::TooManyParked => Some(libc::EPERM),
             Self::Os { source, .. } => source.raw_os_error(),
             Self::InvalidName { .. }
             | Self::TimeoutOutOfRange(_)
@@ -141,6 +149,7 @@ impl Error {
             Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP) => Self::NoFilter,
             Some(libc::E2BIG) => Self::ModuleTooOld,
             Some(libc::EINVAL) => Self::InvalidSetting,
+            Some(libc::EPERM) => Self::TooManyParked,
             _ => Self::Os { doing, source },
         }
     }
@@ -177,7 +186,13 @@ mod tests {
         ] {
             assert_eq!(Error::attach("dataready", os(errno)).errno(), Some(errno));
         }
-        for errno in [libc::ENOPROTOOPT, libc::E2BIG, libc::EINVAL, libc::EFAULT] {
+        for errno in [
+            libc::ENOPROTOOPT,
+            libc::E2BIG,
+            libc::EINVAL,
+            libc::EPERM,
+            libc::EFAULT,
+        ] {
             assert_eq!(Error::option("do it", os(errno)).errno(), Some(errno));
         }
         for errno in [libc::ENOENT, libc::EPERM] {

@@ -134,6 +134,7 @@ pub fn config(socket: impl AsFd) -> Result<Config, Error> {
 /// * [`Error::NoFilter`] (`ENOPROTOOPT`): attach one first.
 /// * [`Error::TimeoutOutOfRange`]: zero, or more than 2^32 - 1 ms; the kernel is not asked.
 /// * [`Error::InvalidSetting`] (`EINVAL`): the module does not know this `on_timeout`.
+/// * [`Error::TooManyParked`] (`EPERM`): more than the module's default takes `CAP_NET_ADMIN`.
 /// * [`Error::ModuleTooOld`] (`E2BIG`), [`Error::Os`].
 pub fn set_config(socket: impl AsFd, config: &Config) -> Result<(), Error> {
     let raw = config.to_abi()?;
