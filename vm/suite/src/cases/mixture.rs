@@ -437,7 +437,7 @@ fn mixture(context: &Context, family: Family) -> Result<()> {
         (Kernel::Stock, Family::V4) => 100_000,
         (Kernel::Stock, _) => 30_000,
         (Kernel::Dev, Family::V4) => 10_000,
-        (Kernel::Dev, _) => 4_000,
+        (Kernel::Dev, _) => 2_000,
     };
     let deadline = match context.kernel {
         Kernel::Stock => Duration::from_millis(1500),
@@ -541,7 +541,6 @@ fn account(stage: &Play<'_>, index: usize, seen: &Stats, served: &Served) -> Res
     expect_eq!(seen.bypassed(), 0, "connections that could not be parked");
     expect_eq!(seen.returned, 0, "connections that were given back");
     let eager = *stage.of(index, &[Kind::Eager]).end();
-    expect_eq!(served.broken, 0, "connections that broke");
     let timeouts = [seen.timeout_accept, seen.timeout_reset, seen.timeout_drop];
     if place.room > 0 {
         // Who was evicted before it did something is up to chance.
@@ -568,9 +567,11 @@ fn account(stage: &Play<'_>, index: usize, seen: &Stats, served: &Served) -> Res
                 "connections accepted with their end"
             );
             expect_eq!(served.silent, 0, "silent connections accepted");
+            expect_eq!(served.broken, 0, "connections that broke");
         } else {
             expect_eq!(
-                served.with_data + served.at_the_end + served.silent,
+                // Who was evicted, and reset before the server had a look, broke.
+                served.with_data + served.at_the_end + served.silent + served.broken,
                 eager + parked - seen.aborted,
                 "connections accepted"
             );
@@ -602,7 +603,8 @@ fn account(stage: &Play<'_>, index: usize, seen: &Stats, served: &Served) -> Res
         of_policy,
         "deadlines by another policy"
     );
-    let accepted = served.with_data + served.at_the_end + served.silent;
+    expect_in!(served.broken, 0..=all_late, "connections that broke");
+    let accepted = served.with_data + served.at_the_end + served.silent + served.broken;
     expect_eq!(
         accepted,
         eager + seen.released_data + seen.released_fin + seen.timeout_accept,
