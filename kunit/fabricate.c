@@ -98,6 +98,18 @@ void accf_kunit_unhash(struct request_sock *req)
 	sk_node_init(&req_to_sk(req)->sk_node);
 }
 
+void accf_kunit_kill(struct request_sock *req)
+{
+	timer_delete_sync(&req->rsk_timer);
+	accf_kunit_unhash(req);
+	refcount_set(&req->rsk_refcnt, 0);
+}
+
+unsigned int accf_kunit_references(const struct request_sock *req)
+{
+	return refcount_read(&req->rsk_refcnt);
+}
+
 void accf_kunit_stop_timer(struct request_sock *req)
 {
 	timer_delete_sync(&req->rsk_timer);

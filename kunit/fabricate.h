@@ -27,6 +27,9 @@ struct request_sock *accf_kunit_request(struct sock *listener, const struct requ
 /* As inet_reqsk_clone() copies it. */
 struct request_sock *accf_kunit_copy(const struct request_sock *req);
 void accf_kunit_unhash(struct request_sock *req);
+/* Makes it look as if its last reference were just gone. */
+void accf_kunit_kill(struct request_sock *req);
+unsigned int accf_kunit_references(const struct request_sock *req);
 void accf_kunit_stop_timer(struct request_sock *req);
 void accf_kunit_time_out(struct request_sock *req, u8 timeouts);
 u8 accf_kunit_timeouts(const struct request_sock *req);

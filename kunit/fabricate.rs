@@ -244,6 +244,18 @@ impl TestRequest {
         unsafe { bindings::accf_kunit_unhash(self.0.as_ptr()) }
     }
 
+    /// Makes it look as if its last reference were just gone: its destructor is on its way.
+    pub(crate) fn kill(&self) {
+        // SAFETY: the request is ours.
+        unsafe { bindings::accf_kunit_kill(self.0.as_ptr()) }
+    }
+
+    /// How many references there are to it.
+    pub(crate) fn references(&self) -> u32 {
+        // SAFETY: the request is ours.
+        unsafe { bindings::accf_kunit_references(self.0.as_ptr()) }
+    }
+
     /// Makes it look as if its timer's handler were running.
     pub(crate) fn stop_timer(&self) {
         // SAFETY: the request is ours.

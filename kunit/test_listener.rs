@@ -9,8 +9,10 @@ mod tests {
     use kernel::{prelude::*, sync::atomic::ordering::Relaxed};
 
     use crate::{
-        fabricate::{register, TestListener, TestRequest, TestSegment, DESTROYED, SYNACKS},
-        policy::{Phase, Segment, Timeout},
+        fabricate::{
+            register, TestListener, TestRequest, TestSegment, DEFAULTS, DESTROYED, SYNACKS,
+        },
+        policy::{End, Phase, Segment, Terms, Timeout},
     };
 
     #[test]
@@ -162,6 +164,45 @@ mod tests {
         // Were it still in the queue, closing the listener would touch freed memory.
         drop(request);
         drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn a_dying_request_is_left_to_its_destructor() -> Result {
+        let registration = register(Timeout::Never)?;
+
+        // At its deadline.
+        let listener = TestListener::filtered()?;
+        let request = TestRequest::new(&listener, 0)?;
+        assert!(request.park(1)?);
+        request.kill();
+        listener.set_terms(Terms {
+            timeout: Timeout::from_millis(1),
+            ..DEFAULTS.terms
+        })?;
+        for _ in 0..100 {
+            if listener.stats()?.parked == 0 {
+                break;
+            }
+            kernel::time::delay::fsleep(kernel::time::Delta::from_millis(10));
+        }
+        assert!(listener.stats()?.ended(End::Aborted) == 1);
+        assert!(request.references() == 0);
+        request.destroy();
+        assert!(request.wears_originals());
+        drop(request);
+
+        // When its listener closes.
+        let request = TestRequest::new(&listener, 0)?;
+        listener.set_terms(DEFAULTS.terms)?;
+        assert!(request.park(1)?);
+        request.kill();
+        drop(listener);
+        assert!(request.references() == 0);
+        request.destroy();
+        assert!(request.wears_originals());
+        drop(request);
         drop(registration);
         Ok(())
     }

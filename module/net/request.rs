@@ -212,8 +212,8 @@ impl<'a> Request<'a> {
     pub(crate) fn get(&self) -> Option<OwnedRequest> {
         // SAFETY: alive by the type invariants.
         let taken = unsafe { bindings::accf_req_get(self.as_ptr()) };
-        // INVARIANT: the reference just taken is the owned one.
-        taken.then_some(OwnedRequest(self.ptr))
+        // INVARIANT: the reference just taken is the owned one. (Not `then_some()`: what is made must not be dropped.)
+        taken.then(|| OwnedRequest(self.ptr))
     }
 
     /// Is its own timer waiting to fire? Not while the timer's handler runs.
