@@ -79,7 +79,10 @@ struct accf_stats {
 	 * few: one per CPU, and an eighth of the backlog at most. Negative for a moment at most.
 	 */
 	__s64 half_open;
-	/* Now: those of them whose SYN-ACK has not been sent again yet (request_sock_queue.young). */
+	/*
+	 * Now: those of them whose SYN-ACK has not been sent again yet (request_sock_queue.young); no parked one is among them.
+	 * Negative for a moment at most.
+	 */
 	__s64 half_open_young;
 
 	/* Connections that were ever parked. */
