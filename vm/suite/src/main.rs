@@ -34,6 +34,9 @@ enum Command {
         /// Only cases with this in their name; may be given more than once.
         #[arg(long, value_name = "SUBSTR")]
         filter: Vec<String>,
+        /// Not the cases with this in their name, where `*` stands for anything; may be given more than once.
+        #[arg(long, value_name = "PATTERN")]
+        without: Vec<String>,
         /// Print the names of the cases instead of running them.
         #[arg(long)]
         list: bool,
@@ -73,11 +76,12 @@ fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run {
             filter,
+            without,
             list,
             jobs,
             seed,
         } => {
-            let cases = runner::select(cases::table(), &filter);
+            let cases = runner::select(cases::table(), &filter, &without);
             if list {
                 for case in &cases {
                     println!("{}", case.name);
