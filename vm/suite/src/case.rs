@@ -48,6 +48,8 @@ pub(crate) enum Stage {
     Loaded(&'static str),
     /// The case loads and unloads it itself; alone.
     Alone,
+    /// The same, but it may not be possible to unload it any more afterwards.
+    Last,
 }
 
 impl fmt::Display for Stage {
@@ -57,6 +59,7 @@ impl fmt::Display for Stage {
             Self::Loaded("") => f.write_str("module loaded"),
             Self::Loaded(parameters) => write!(f, "module loaded with {parameters}"),
             Self::Alone => f.write_str("one by one"),
+            Self::Last => f.write_str("at the very end"),
         }
     }
 }

@@ -143,7 +143,10 @@ pub(crate) fn run(cases: Vec<Case>, jobs: Option<usize>, seed: u64) -> Result<Ex
             batch.push(case);
         }
         let stage_start = Instant::now();
-        let width = if stage == Stage::Alone { 1 } else { jobs };
+        let width = match stage {
+            Stage::Alone | Stage::Last => 1,
+            Stage::Unloaded | Stage::Loaded(_) => jobs,
+        };
         match prepare(stage) {
             Ok(()) => run_batch(&batch, width, &orders, &mut writer)?,
             Err(error) => {
@@ -176,8 +179,21 @@ fn prepare(stage: Stage) -> Result<()> {
     match stage {
         Stage::Unloaded if module::is_loaded()? => module::unload(Duration::from_secs(10)),
         Stage::Loaded(parameters) => module::reload(parameters),
-        Stage::Unloaded | Stage::Alone => Ok(()),
+        Stage::Unloaded | Stage::Alone | Stage::Last => Ok(()),
     }
+}
+
+/// Runs a case that failed once more, by itself.
+fn once_more(case: &Case, first: &Outcome, orders: &Orders) -> Outcome {
+    let mut again = run_process(&case.name, case.limit * orders.patience, orders)
+        .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
+    again.diagnostics = format!(
+        "failed at first ({:.1} s):\n{}\nonce more, by itself:\n{}",
+        first.took.as_secs_f64(),
+        first.diagnostics,
+        again.diagnostics
+    );
+    again
 }
 
 /// Runs the cases of one stage, `width` at a time, and prints each result once all before it are printed.
@@ -203,6 +219,22 @@ fn run_batch<W: std::io::Write>(
             Some((index, case.name.clone(), case.limit * orders.patience))
         })
         .collect();
+    if width == 1 {
+        // One that failed runs once more at once: later ones may leave something behind.
+        for (index, name, limit) in queue {
+            let Some(case) = batch.get(index) else {
+                continue;
+            };
+            let first = run_process(&name, limit, orders)
+                .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
+            let outcome = match first.verdict {
+                Verdict::Failed => once_more(case, &first, orders),
+                _ => first,
+            };
+            report(writer, case, &outcome)?;
+        }
+        return Ok(());
+    }
     let queue = Mutex::new(queue);
     let mut outcomes: Vec<Option<Outcome>> = batch.iter().map(|_| None).collect();
     let mut failed: Vec<(usize, Outcome)> = Vec::new();
@@ -228,15 +260,7 @@ fn run_batch<W: std::io::Write>(
         let (Some(case), Some(slot)) = (batch.get(index), outcomes.get_mut(index)) else {
             continue;
         };
-        let mut again = run_process(&case.name, case.limit * orders.patience, orders)
-            .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
-        again.diagnostics = format!(
-            "failed at first ({:.1} s):\n{}\nonce more, by itself:\n{}",
-            first.took.as_secs_f64(),
-            first.diagnostics,
-            again.diagnostics
-        );
-        *slot = Some(again);
+        *slot = Some(once_more(case, &first, orders));
         printed = report_ready(writer, batch, &outcomes, printed)?;
     }
     Ok(())

@@ -50,12 +50,12 @@ pub(crate) fn cases() -> Vec<Case> {
 pub(crate) fn cases_last() -> Vec<Case> {
     [
         each_family(
-            Stage::Alone,
+            Stage::Last,
             "migrate.shut_down_then_data.to_plain",
             |context, family| then_data(context, family, Heir::Plain, End::Shutdown),
         ),
         each_family(
-            Stage::Alone,
+            Stage::Last,
             "migrate.shut_down_then_deadline.to_plain",
             |context, family| then_deadline(context, family, Heir::Plain),
         ),
