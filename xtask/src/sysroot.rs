@@ -66,6 +66,7 @@ const TOOLS: &[&str] = &[
     "qemu-system-x86",
     "util-linux",
     "virtiofsd",
+    "virtme-ng",
     // In the guest.
     "ca-certificates",
     "curl",
@@ -175,21 +176,6 @@ impl Sysroot {
     /// Prepares to run something inside the sysroot.
     pub(crate) fn inside(&self) -> Inside {
         Inside::new(&self.path)
-    }
-
-    /// Returns a command that runs one of the sysroot's programs on the host, with the sysroot's own
-    /// loader and libraries.
-    ///
-    /// A guest started from inside a chroot did not always run; from outside it does, and like
-    /// this the host need not have the programs.
-    pub(crate) fn program(&self, path: &str) -> Command {
-        let libraries = self.path.join("usr/lib/x86_64-linux-gnu");
-        let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
-        command
-            .arg("--library-path")
-            .arg(&libraries)
-            .arg(self.path.join(path));
-        command
     }
 }
 

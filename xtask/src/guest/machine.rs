@@ -1,24 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The machine a guest runs on: QEMU, and one file server per directory that the guest sees.
+//! The machine a guest runs on, which virtme-ng starts.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 
+use super::splat;
 use crate::sysroot::Sysroot;
 use crate::{exec, host};
 
 /// How often we look at what the guest left.
 const TICK: Duration = Duration::from_millis(20);
-
-/// How long a file server may take to listen.
-const SERVER_START: Duration = Duration::from_secs(10);
 
 /// How long a guest that left its verdict may take to stop.
 const STOP: Duration = Duration::from_secs(15);
@@ -30,13 +27,22 @@ const STOP: Duration = Duration::from_secs(15);
 /// QEMU's translator, which goes on executing its translation of whatever code was in that page
 /// before. Pages that the guest's own processor clears first have no old translation. Debian's
 /// kernel does that by default; without it programs crash at random.
-const KERNEL_ARGUMENTS: &str =
-    "console=ttyS0 loglevel=5 log_buf_len=4M panic=-1 oops=panic init_on_alloc=1";
+const KERNEL_ARGUMENTS: [&str; 5] = [
+    "loglevel=5",
+    "log_buf_len=4M",
+    "panic=-1",
+    "oops=panic",
+    "init_on_alloc=1",
+];
+
+/// What becomes process 1 of a namespace on the host and starts virtme-ng there.
+const BOOT: &str = include_str!("../../../vm/boot");
 
 /// What a machine is made of.
 pub(super) struct Parts<'a> {
     pub(super) image: &'a Path,
-    pub(super) initrd: &'a Path,
+    /// The directory that the guest sees as /guest; its `init` is the first process.
+    pub(super) files: &'a Path,
     pub(super) cpus: u32,
     pub(super) memory: &'a str,
     pub(super) arguments: &'a [String],
@@ -50,43 +56,36 @@ pub(super) struct Parts<'a> {
 /// How a machine's run came to an end.
 #[derive(Debug)]
 pub(super) enum End {
-    /// It stopped, with a verdict or without; the text says what QEMU had to say.
+    /// It stopped, with a verdict or without; the text says what virtme-ng and QEMU had to say.
     Stopped(String),
     /// It was ended at the deadline.
     TimedOut,
 }
 
-/// A running machine; dropping it ends it and its servers.
+/// A running machine; dropping it ends it.
 pub(super) struct Machine {
-    processes: Vec<Child>,
-    qemu: Child,
+    process: Child,
     run: PathBuf,
 }
 
 impl Machine {
-    /// Starts the servers, then the machine.
+    /// Starts the machine.
     pub(super) fn start(sysroot: &Sysroot, parts: &Parts<'_>) -> Result<Self> {
-        let mut servers = Servers(Vec::new());
-        let mut devices = Vec::new();
-        let root = (sysroot.path(), "sysroot".to_owned());
-        let shares = parts.shares.iter().enumerate();
-        let shares = shares.map(|(number, path)| (path.as_path(), format!("share{number}")));
-        for (path, tag) in [root].into_iter().chain(shares) {
-            let read_only = tag == "sysroot";
-            servers
-                .0
-                .push(serve(sysroot, path, &tag, read_only, parts.run)?);
-            devices.push("-chardev".to_owned());
-            devices.push(format!("socket,id={tag},path={tag}.socket"));
-            devices.push("-device".to_owned());
-            devices.push(format!("vhost-user-fs-pci,chardev={tag},tag={tag}"));
+        let create = |name: &str| {
+            // Shared by several programs: each adds at the end.
+            File::options()
+                .create(true)
+                .append(true)
+                .open(parts.run.join(name))
+                .with_context(|| format!("cannot write {name}"))
+        };
+        let mut command = command(sysroot, parts);
+        command.stderr(create("virtme.log")?);
+        if !parts.terminal {
+            command.stdin(Stdio::null()).stdout(create("console")?);
         }
-        let qemu = qemu(sysroot, parts, &devices)
-            .spawn()
-            .context("cannot start QEMU")?;
         Ok(Self {
-            processes: std::mem::take(&mut servers.0),
-            qemu,
+            process: command.spawn().context("cannot start virtme-ng")?,
             run: parts.run.to_owned(),
         })
     }
@@ -102,13 +101,16 @@ impl Machine {
         ];
         let mut has_verdict: Option<Instant> = None;
         loop {
-            let stopped = self.qemu.try_wait().context("cannot wait for QEMU")?;
+            let stopped = self
+                .process
+                .try_wait()
+                .context("cannot wait for virtme-ng")?;
             if echo {
                 outputs[0].copy(&mut std::io::stdout().lock())?;
                 outputs[1].copy(&mut std::io::stderr().lock())?;
             }
-            if let Some(status) = stopped {
-                return Ok(End::Stopped(self.last_words(status)));
+            if stopped.is_some() {
+                return Ok(End::Stopped(self.last_words()));
             }
             if has_verdict.is_none() && verdict.exists() {
                 has_verdict = Some(Instant::now());
@@ -124,141 +126,64 @@ impl Machine {
         }
     }
 
-    /// Returns what QEMU said, if it failed.
-    fn last_words(&self, status: ExitStatus) -> String {
-        if status.success() {
-            return String::new();
-        }
-        let said = fs::read(self.run.join("qemu.log")).unwrap_or_default();
-        let ended = match status.signal() {
-            Some(signal) => format!("was ended by signal {signal}"),
-            None => format!("failed ({status})"),
-        };
-        format!("QEMU {ended}:\n{}", String::from_utf8_lossy(&said))
+    /// Returns what was said besides the kernel's messages.
+    fn last_words(&self) -> String {
+        let said = fs::read(self.run.join("virtme.log")).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said).replace('\r', "");
+        // Those have a time before their text.
+        let lines = said.lines().filter(|line| splat::message(line) == *line);
+        lines.map(|line| format!("{line}\n")).collect()
     }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        end(&mut self.qemu);
-        for process in &mut self.processes {
-            end(process);
-        }
+        // It may have ended by itself, which is as good. The whole namespace ends with it.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
-/// Servers whose machine has not been started yet; dropping them ends them.
-struct Servers(Vec<Child>);
+/// Returns the command that starts the machine.
+fn command(sysroot: &Sysroot, parts: &Parts<'_>) -> Command {
+    let mut unshare = Command::new("unshare");
+    unshare.args(["--mount", "--pid", "--fork", "--kill-child"]);
+    unshare.args(["sh", "-c", BOOT, "boot"]);
+    unshare.arg(sysroot.path()).arg(parts.files);
+    unshare.args(parts.shares).arg("--");
 
-impl Drop for Servers {
-    fn drop(&mut self) {
-        self.0.iter_mut().for_each(end);
+    unshare.arg("--kimg").arg(parts.image);
+    // Nothing that the root takes is a module; the guest's own tools find the modules in the root.
+    unshare.args(["--mods", "none"]);
+    // The initial RAM file system takes the first `init=` there is, the kernel the last, which is
+    // virtme-ng's own.
+    unshare.args(["--force-initramfs", "--kopt", "init=/guest/init"]);
+    // A /dev/kvm that is there may still not run a guest; emulation always does.
+    unshare.args(["--disable-kvm", "--disable-monitor"]);
+    // It takes the unit for missing unless it is a capital.
+    unshare.args(["--memory", &parts.memory.to_ascii_uppercase()]);
+    unshare.arg("--cpus").arg(parts.cpus.to_string());
+    for argument in KERNEL_ARGUMENTS {
+        unshare.args(["--kopt", argument]);
     }
-}
-
-/// Ends a process of ours. It may have ended by itself, which is as good.
-fn end(process: &mut Child) {
-    let _ = process.kill();
-    let _ = process.wait();
-}
-
-/// Starts the file server of one directory and waits until it listens.
-fn serve(
-    sysroot: &Sysroot,
-    directory: &Path,
-    tag: &str,
-    read_only: bool,
-    run: &Path,
-) -> Result<Child> {
-    let mut server = sysroot.program("usr/libexec/virtiofsd");
-    server.arg("--shared-dir").arg(directory).args([
-        // Relative to the working directory: a socket's path must be short.
-        "--socket-path",
-        &format!("{tag}.socket"),
-        "--sandbox=none",
-        "--no-announce-submounts",
-        "--log-level=warn",
-    ]);
-    if read_only {
-        server.args(["--readonly", "--cache=always"]);
+    if !parts.terminal {
+        // With a terminal the serial line is it, and the kernel's messages go to stderr only.
+        unshare.args(["--kopt", "console=ttyS0"]);
     }
-    server.current_dir(run);
-    let log = run.join("virtiofsd.log");
-    let log = File::options()
-        .create(true)
-        .append(true)
-        .open(&log)
-        .with_context(|| format!("cannot write {}", log.display()))?;
-    let mut child = host::as_root(exec::dying_with_us(server))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().context("cannot duplicate a log")?)
-        .stderr(log)
-        .spawn()
-        .context("cannot start virtiofsd")?;
-    let socket = run.join(format!("{tag}.socket"));
-    let begin = Instant::now();
-    while !socket.exists() {
-        let ended = child.try_wait().context("cannot wait for virtiofsd")?;
-        if ended.is_some() || begin.elapsed() > SERVER_START {
-            end(&mut child);
-            let said = fs::read(run.join("virtiofsd.log")).unwrap_or_default();
-            bail!(
-                "virtiofsd does not serve {}:\n{}",
-                directory.display(),
-                String::from_utf8_lossy(&said)
-            );
-        }
-        sleep(TICK);
-    }
-    Ok(child)
-}
-
-/// Returns the command that starts QEMU.
-fn qemu(sysroot: &Sysroot, parts: &Parts<'_>, devices: &[String]) -> Command {
-    let mut qemu = sysroot.program("usr/bin/qemu-system-x86_64");
-    let share = sysroot.path().join("usr/share");
-    let libraries = sysroot.path().join("usr/lib/x86_64-linux-gnu");
-    qemu.env("QEMU_MODULE_DIR", libraries.join("qemu"));
-    qemu.arg("-L").arg(share.join("qemu"));
-    qemu.arg("-L").arg(share.join("seabios"));
-    qemu.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
-    qemu.args(["-display", "none", "-nic", "none"]);
-    qemu.args(["-machine", "q35,memory-backend=memory"]);
+    unshare.arg("--qemu-opts");
+    // virtme-ng's copy of the kernel's messages goes to stderr, too, and QEMU would write it over
+    // what others say there.
+    unshare.args(["-set", "chardev.dmesg.append=on"]);
+    // No default devices: QEMU would look on the host for the modules of some.
+    unshare.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
     // Five-level page tables: while the kernel identifies its processor it forgets for a moment that
     // it uses them, and an interrupt then has KASAN report a wild access.
-    qemu.args(["-cpu", "max,la57=off"]);
+    unshare.args(["-cpu", "max,la57=off"]);
     if !parts.arguments.iter().any(|argument| argument == "-accel") {
-        // A /dev/kvm that is there may still not run a guest; emulation always does.
-        qemu.args(["-accel", "tcg,thread=multi"]);
+        unshare.args(["-accel", "tcg,thread=multi"]);
     }
-    let memory = parts.memory;
-    qemu.arg("-smp").arg(parts.cpus.to_string());
-    qemu.args(["-m", memory, "-object"]);
-    // The file servers work in the guest's memory.
-    qemu.arg(format!(
-        "memory-backend-memfd,id=memory,size={memory},share=on"
-    ));
-    qemu.arg("-kernel").arg(parts.image);
-    qemu.arg("-initrd").arg(parts.initrd);
-    qemu.args(["-append", KERNEL_ARGUMENTS]);
-    qemu.args(["-chardev", "file,id=console,path=console"]);
-    qemu.args(["-serial", "chardev:console"]);
-    qemu.args(devices);
-    if parts.terminal {
-        qemu.args(["-chardev", "stdio,id=terminal,signal=off"]);
-        qemu.args(["-device", "virtio-serial-pci"]);
-        qemu.args(["-device", "virtconsole,chardev=terminal"]);
-    }
-    qemu.args(parts.arguments);
-    qemu.current_dir(parts.run);
-    let mut command = exec::dying_with_us(qemu);
-    if !parts.terminal {
-        command.stdin(Stdio::null()).stdout(Stdio::null());
-    }
-    if let Ok(log) = File::create(parts.run.join("qemu.log")) {
-        command.stderr(log);
-    }
-    command
+    unshare.args(parts.arguments);
+    host::as_root(exec::dying_with_us(unshare))
 }
 
 /// The end of a file that grows.

@@ -4,7 +4,6 @@
 //! A guest leaves an explicit verdict. None, a panic, a hang or anything suspicious in the kernel's
 //! log is a [`Failure`], whatever the command's own exit status.
 
-mod initrd;
 mod machine;
 pub(crate) mod splat;
 
@@ -22,6 +21,9 @@ use crate::kernel::{Kernel, Kind};
 use crate::project;
 use crate::sysroot::Sysroot;
 use machine::{End, Machine};
+
+/// The guest's first process.
+const INIT: &str = include_str!("../../../vm/guest-init");
 
 /// The kernel module to load before the command runs.
 #[derive(Debug, Clone)]
@@ -176,13 +178,17 @@ impl Guest {
         for name in ["stdout", "stderr"] {
             fs::write(run.join(name), "").context("cannot create the guest's output files")?;
         }
-        let files = self.guest_files(kernel.kind, &run, &shares, command, terminal)?;
-        let initrd = initrd::create(sysroot, kernel.kind, &run, &files)?;
+        let files = run.join("guest");
+        fs::create_dir(&files).context("cannot create the directory of the guest's files")?;
+        for (name, content) in self.guest_files(kernel.kind, &run, &shares, command, terminal)? {
+            fs::write(files.join(name), content)
+                .with_context(|| format!("cannot write the guest's {name}"))?;
+        }
         let mut machine = Machine::start(
             sysroot,
             &machine::Parts {
                 image: &kernel.image,
-                initrd: &initrd,
+                files: &files,
                 cpus: self.cpus,
                 memory: &self.memory,
                 arguments: &self.qemu_arguments,
@@ -195,7 +201,6 @@ impl Guest {
         let end = machine.wait(self.timeout, self.echo && !terminal)?;
         let took = begin.elapsed();
         drop(machine);
-        fs::remove_file(&initrd).context("cannot remove the initrd")?;
         self.judge(run, end, begin, took)
     }
 
@@ -264,6 +269,7 @@ impl Guest {
         });
         let parameters = self.module.iter().flat_map(|module| &module.parameters);
         Ok(vec![
+            ("init", INIT.into()),
             ("settings", settings),
             ("shares", ended_by(b'\n', shares)),
             ("command", ended_by(0, command)),
@@ -276,7 +282,9 @@ impl Guest {
     fn judge(&self, run: PathBuf, end: End, begin: Instant, took: Duration) -> Result<Report> {
         let read = |name: &str| fs::read(run.join(name)).ok();
         let text = |name: &str| read(name).map(|b| String::from_utf8_lossy(&b).into_owned());
-        let console = text("console").unwrap_or_default().replace('\r', "");
+        // A guest with a terminal has no file of its own for the console.
+        let console = text("console").or_else(|| text("virtme.log"));
+        let console = console.unwrap_or_default().replace('\r', "");
         let verdict = text("verdict").unwrap_or_default();
         let dmesg = text("dmesg");
         let mut failures = Vec::new();
