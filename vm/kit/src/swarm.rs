@@ -297,6 +297,7 @@ impl Swarm {
                 Ok(())
             })?;
             if !any {
+                ensure!(!strict, "{under_way} SYNs, or more, were not answered");
                 under_way = 0;
             }
             for index in ready {
