@@ -12,6 +12,7 @@
 //! | speak TCP segment by segment, with no kernel in between | [`raw`] |
 //! | be thousands of clients | [`swarm`] |
 //! | see what the kernel thinks | [`tcp_info`], [`counters`], [`sockets`] |
+//! | count instructions instead of time | [`count`] |
 //! | see how much memory the kernel uses, and have it run out | [`slab`], [`fault`] |
 //! | load and unload the module | [`module`] |
 //! | sign segments | [`signature`] |
@@ -23,6 +24,7 @@
 pub mod capture;
 pub mod clock;
 pub mod control;
+pub mod count;
 pub mod counters;
 pub mod endpoint;
 pub mod fault;

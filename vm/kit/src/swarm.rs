@@ -6,6 +6,7 @@
 //! of the clients: it sends for whomever it likes, and is told what came for whom. They live behind a TUN interface of
 //! their own, on two hundred addresses.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -21,7 +22,7 @@ use crate::endpoint::Family;
 use crate::link::Links;
 use crate::netns::Netns;
 use crate::segment::{Flags, Segment};
-use crate::{raw, sys};
+use crate::{count, raw, sys};
 
 /// The interface's name.
 pub const INTERFACE: &str = "swarm0";
@@ -45,6 +46,7 @@ pub struct Swarm {
     family: Family,
     server: SocketAddr,
     buffer: Vec<u8>,
+    spent: Cell<u64>,
 }
 
 /// One client: which one, and where it is in its two streams.
@@ -84,6 +86,7 @@ impl Swarm {
             family,
             server: SocketAddr::new(ip, 1),
             buffer: vec![0; 1 << 16],
+            spent: Cell::new(0),
         };
         swarm.wait_until_it_answers()?;
         swarm.server = SocketAddr::new(ip, server_port);
@@ -169,7 +172,11 @@ impl Swarm {
     pub fn send(&self, segment: &Segment) -> Result<()> {
         let packet = segment.build()?;
         loop {
-            match (&self.tun).write(&packet) {
+            let begin = count::instructions();
+            let written = (&self.tun).write(&packet);
+            self.spent
+                .set(self.spent.get() + count::instructions() - begin);
+            match written {
                 Ok(length) => {
                     ensure!(length == packet.len(), "a TUN interface took half a packet");
                     return Ok(());
@@ -180,6 +187,12 @@ impl Swarm {
                 Err(error) => return Err(error).context("write to a TUN interface"),
             }
         }
+    }
+
+    /// The instructions spent in the kernel so far, and by whoever it woke meanwhile, on what the clients sent and were sent:
+    /// all but the clients' own. On a machine that counts them ([`count`](crate::count)).
+    pub fn spent(&self) -> u64 {
+        self.spent.get()
     }
 
     /// Sends a segment at a client's present numbers and moves `snd_nxt` behind it.
@@ -211,7 +224,11 @@ impl Swarm {
         const AT_ONCE: usize = 256;
         let mut any = false;
         for _ in 0..AT_ONCE {
-            match (&self.tun).read(&mut self.buffer) {
+            let begin = count::instructions();
+            let received = (&self.tun).read(&mut self.buffer);
+            self.spent
+                .set(self.spent.get() + count::instructions() - begin);
+            match received {
                 Ok(length) => {
                     let packet = self.buffer.get(..length).unwrap_or_default();
                     // What is not TCP (neighbour discovery, multicast reports) needs no answer.
@@ -332,6 +349,7 @@ mod tests {
             family,
             server: "198.18.0.1:80".parse().unwrap(),
             buffer: Vec::new(),
+            spent: Cell::new(0),
         }
     }
 

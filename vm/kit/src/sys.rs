@@ -122,3 +122,19 @@ pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     Errno::result(rc)?;
     Ok(())
 }
+
+/// The processor's time-stamp counter.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn time_stamp_counter() -> u64 {
+    // SAFETY: every x86-64 processor has the instruction, and Linux leaves it to programs.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// Gives the calling thread the policy `SCHED_IDLE`.
+pub(crate) fn run_only_when_idle() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `parameters` is a whole `sched_param` that outlives the call; 0 is the calling thread.
+    let rc = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    Errno::result(rc)?;
+    Ok(())
+}
