@@ -1,6 +1,122 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The guest side of the benchmarks: measures, and leaves a recording in `$ACCF_OUT`. It judges nothing.
 
-fn main() -> anyhow::Result<()> {
-    accf_kit::count::check()
+mod connection;
+mod deadline;
+mod holding;
+mod interference;
+mod others;
+mod pause;
+mod segments;
+
+use std::path::PathBuf;
+use std::{env, fs};
+
+use accf_bench::{Bench, Measurement, Recording, RECORDING_FILE, SCHEMA};
+use accf_kit::{count, module};
+use anyhow::{Context, Result};
+use clap::Parser;
+
+/// Measures what connections cost, on a machine that counts instructions.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Fewer connections and shorter times.
+    #[arg(long)]
+    short: bool,
+
+    /// How often each figure is measured.
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+
+    /// The benchmarks to run; all of them if there are none.
+    benches: Vec<String>,
+}
+
+/// What a benchmark is asked for.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// How often each figure is measured.
+    rounds: u32,
+    /// Fewer connections and shorter times.
+    short: bool,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let out = env::var_os("ACCF_OUT").map(PathBuf::from).context(
+        "ACCF_OUT is not set: it names the directory for the results, as `cargo xtask bench` does",
+    )?;
+    count::check()?;
+    let plan = Plan {
+        rounds: arguments.rounds,
+        short: arguments.short,
+    };
+    let wanted = chosen(&arguments.benches)?;
+    let mut measurements = Vec::new();
+    // First, as this is the only one that also runs without the module.
+    if wanted.contains(&Bench::Others) {
+        say(Bench::Others);
+        measurements.extend(others::measure(plan)?);
+    }
+    if !module::is_loaded()? {
+        module::load("max_parked_netns=0")?;
+    }
+    for bench in wanted {
+        let measure: fn(Plan) -> Result<Vec<Measurement>> = match bench {
+            Bench::Others => continue,
+            Bench::Connection => connection::measure,
+            Bench::Holding => holding::measure,
+            Bench::Interference => interference::measure,
+            Bench::Pause => pause::measure,
+            Bench::Deadline => deadline::measure,
+            Bench::Segments => segments::measure,
+        };
+        say(bench);
+        measurements.extend(measure(plan).with_context(|| format!("benchmark {}", bench.key()))?);
+    }
+    let recording = Recording {
+        schema: SCHEMA,
+        kernel: kernel()?,
+        hz: hz()?,
+        rounds: plan.rounds,
+        short: plan.short,
+        measurements,
+    };
+    let file = out.join(RECORDING_FILE);
+    let text = serde_json::to_vec_pretty(&recording)?;
+    fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Shows that it goes on.
+fn say(bench: Bench) {
+    println!("{}", bench.key());
+}
+
+/// The benchmarks of these names.
+fn chosen(names: &[String]) -> Result<Vec<Bench>> {
+    if names.is_empty() {
+        return Ok(Bench::ALL.to_vec());
+    }
+    let find = |name: &String| {
+        let bench = Bench::ALL.into_iter().find(|bench| bench.key() == name);
+        bench.with_context(|| format!("there is no benchmark {name}"))
+    };
+    names.iter().map(find).collect()
+}
+
+/// `uname -r`.
+fn kernel() -> Result<String> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    Ok(release.trim().to_owned())
+}
+
+/// CONFIG_HZ: what the packaged configuration says that stands beside the kernel's modules.
+fn hz() -> Result<u32> {
+    let path = format!("/usr/lib/modules/{}/config", kernel()?);
+    let config = fs::read_to_string(&path).with_context(|| path.clone())?;
+    let hz = config
+        .lines()
+        .find_map(|line| line.strip_prefix("CONFIG_HZ="));
+    let hz = hz.with_context(|| format!("{path} has no CONFIG_HZ"))?;
+    hz.parse().context("CONFIG_HZ")
 }
