@@ -9,7 +9,7 @@ mod tests {
     use crate::net::{
         bindings::{accf_endpoints, in6_addr},
         request::{AF_INET, AF_INET6},
-        wire::{BareAck, Packet},
+        wire::{timestamps, BareAck, Packet, Timestamps},
     };
 
     fn ends(family: i32) -> accf_endpoints {
@@ -58,7 +58,10 @@ mod tests {
         let packet = Packet::new(
             &ends(AF_INET6),
             BareAck {
-                timestamps: Some((0x1112_1314, 0x1516_1718)),
+                timestamps: Some(Timestamps {
+                    value: 0x1112_1314,
+                    echo: 0x1516_1718,
+                }),
                 ..ACK
             },
         );
@@ -72,5 +75,49 @@ mod tests {
         assert!(
             bytes.get(60..) == Some(&[1, 1, 8, 10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18])
         );
+    }
+
+    #[test]
+    fn timestamps_are_found_among_options() {
+        let expected = Some(Timestamps {
+            value: 0x0102_0304,
+            echo: 0x0506_0708,
+        });
+        let option = [8, 10, 1, 2, 3, 4, 5, 6, 7, 8];
+        let mut options = [1; 12];
+        for at in 0..=2 {
+            if let Some(place) = options.get_mut(at..at + 10) {
+                place.copy_from_slice(&option);
+            }
+            assert!(timestamps(&options) == expected);
+            options = [1; 12];
+        }
+        // Behind a maximum segment size.
+        let mut options = [2, 4, 5, 0xb4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        if let Some(place) = options.get_mut(4..) {
+            place.copy_from_slice(&option);
+        }
+        assert!(timestamps(&options) == expected);
+    }
+
+    #[test]
+    fn broken_options_have_no_timestamps() {
+        for options in [
+            [].as_slice(),
+            // Cut off.
+            &[8],
+            &[8, 10, 1, 2, 3, 4, 5, 6, 7],
+            // Behind the end.
+            &[0, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8],
+            // Of another length.
+            &[8, 6, 1, 2, 3, 4, 1, 1],
+            // An option without a length, of no length, and longer than all.
+            &[3],
+            &[3, 0, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8],
+            &[3, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8],
+            &[3, 200, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8],
+        ] {
+            assert!(timestamps(options).is_none());
+        }
     }
 }

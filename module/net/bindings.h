@@ -80,8 +80,8 @@ bool accf_req_is_hashed(struct request_sock *req);
 bool accf_timer_pending(const struct timer_list *timer);
 unsigned long accf_jiffies(void);
 u32 accf_rto_max(void);
-bool accf_synack_rtt_us(const struct request_sock *req, const struct sk_buff *skb, u32 *rtt_us);
-void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us);
+bool accf_synack_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr, u32 *rtt_us);
+void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us);
 void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *ends);
 bool accf_req_may_migrate(const struct request_sock *req);
 bool accf_req_is_connected(const struct request_sock *req);
@@ -90,7 +90,6 @@ void accf_tsval_sent(struct request_sock *req);
 /* Segments. */
 const struct tcphdr *accf_tcp_hdr(const struct sk_buff *skb);
 u32 accf_skb_end_seq(const struct sk_buff *skb);
-bool accf_skb_tsval(const struct sock *sk, const struct sk_buff *skb, u32 *tsval);
 struct sk_buff *accf_skb_received(const struct request_sock *req, const void *packet, u32 len,
 				  u32 network_len);
 bool accf_skb_route(const struct request_sock *req, struct sk_buff *skb);

@@ -225,36 +225,36 @@ u32 accf_rto_max(void)
 }
 
 /*
- * The round-trip time that the kernel would take from @skb, were it to complete the handshake: from our first SYN-ACK
- * (tcp_synack_rtt_meas()), and if that was sent again, from the timestamp that is echoed (tcp_ack_update_rtt()).
+ * The round-trip time that the kernel would take if the handshake was completed at @now_us (tcp_clock_us()) by a segment
+ * that echoes the timestamp @tsecr, or none, which is 0: from our first SYN-ACK (tcp_synack_rtt_meas()), and if that was
+ * sent again, from the timestamp (tcp_ack_update_rtt()).
  */
-bool accf_synack_rtt_us(const struct request_sock *req, const struct sk_buff *skb, u32 *rtt_us)
+bool accf_synack_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr, u32 *rtt_us)
 {
 	const struct tcp_request_sock *treq = tcp_rsk(req);
-	struct tcp_options_received opt = {};
 	u64 rtt;
 
 	if (!READ_ONCE(req->num_retrans)) {
 		if (!treq->snt_synack)
 			return false;
-		rtt = max_t(s64, tcp_clock_us() - treq->snt_synack, 1);
+		rtt = max_t(s64, now_us - treq->snt_synack, 1);
 	} else {
-		tcp_parse_options(sock_net(req->rsk_listener), skb, &opt, 0, NULL);
-		if (!treq->req.tstamp_ok || !opt.saw_tstamp || !opt.rcv_tsecr)
+		if (!tsecr)
 			return false;
-		rtt = tcp_clock_ts(treq->req_usec_ts) - (opt.rcv_tsecr - treq->ts_off);
-		rtt = (u32)rtt;
-		if (!treq->req_usec_ts)
-			rtt = max_t(u64, rtt, 1) * (USEC_PER_SEC / TCP_TS_HZ);
+		tsecr -= treq->ts_off;
+		if (treq->req_usec_ts)
+			rtt = (u32)now_us - tsecr;
+		else
+			rtt = (u64)max_t(u32, (u32)div_u64(now_us, USEC_PER_MSEC) - tsecr, 1) * (USEC_PER_SEC / TCP_TS_HZ);
 	}
 	*rtt_us = min_t(u64, rtt, U32_MAX);
 	return true;
 }
 
-/* Makes tcp_synack_rtt_meas() take @rtt_us. The child has its copy of what is overwritten here. */
-void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us)
+/* Makes tcp_synack_rtt_meas() take @rtt_us at @now_us. The child has its copy of what is overwritten here. */
+void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us)
 {
-	tcp_rsk(req)->snt_synack = tcp_clock_us() - rtt_us;
+	tcp_rsk(req)->snt_synack = now_us - rtt_us;
 	req->num_retrans = 0;
 }
 
@@ -328,18 +328,6 @@ const struct tcphdr *accf_tcp_hdr(const struct sk_buff *skb)
 u32 accf_skb_end_seq(const struct sk_buff *skb)
 {
 	return TCP_SKB_CB(skb)->end_seq;
-}
-
-/* The timestamp that the segment carries (RFC 7323), if any. */
-bool accf_skb_tsval(const struct sock *sk, const struct sk_buff *skb, u32 *tsval)
-{
-	struct tcp_options_received opt;
-
-	opt.saw_tstamp = 0;
-	tcp_parse_options(sock_net(sk), skb, &opt, 0, NULL);
-	if (opt.saw_tstamp)
-		*tsval = opt.rcv_tsval;
-	return opt.saw_tstamp;
 }
 
 /*

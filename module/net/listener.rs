@@ -399,10 +399,10 @@ impl Listener {
     /// Settles the accounts of `parked`, unless it has left the queue before.
     ///
     /// When the kernel is still to count its request off, this comes before that; else, right after.
-    fn leave(&self, state: &mut State, parked: &Parked, end: End) {
+    fn leave(&self, state: &mut State, parked: &Parked, end: End, now: Nanos) {
         // SAFETY: it was never in any list but this.
         if unsafe { state.queue.remove(parked) }.is_some() {
-            let waited = Nanos(now().0.saturating_sub(parked.parked_at().0));
+            let waited = Nanos(now.0.saturating_sub(parked.parked_at().0));
             self.settle_accounts(state, parked, end, waited);
             self.balance(state);
         }
@@ -499,10 +499,16 @@ impl Listener {
         }
         // SAFETY: it is parked, this, its home, is locked, and the caller holds a reference to it.
         let parked = unsafe { request.undress() };
-        self.leave(&mut state, &parked, End::of_accepted(segment, parked.due()));
+        let now = now();
+        self.leave(
+            &mut state,
+            &parked,
+            End::of_accepted(segment, parked.due()),
+            now,
+        );
         if let Some(rtt_us) = parked.rtt_us() {
             // SAFETY: by the contract of this function.
-            unsafe { request.set_synack_rtt_us(rtt_us) };
+            unsafe { request.set_synack_rtt_us(rtt_us, now) };
         }
     }
 
@@ -515,7 +521,7 @@ impl Listener {
         let mut state = self.state.lock(bh);
         // SAFETY: it is parked, this, its home, is locked, and the caller is its destructor.
         let parked = unsafe { request.undress() };
-        self.leave(&mut state, &parked, End::Aborted);
+        self.leave(&mut state, &parked, End::Aborted, now());
     }
 
     /// Gives every parked request back to the kernel and parks no more.
@@ -658,7 +664,7 @@ impl Listener {
                 });
             }
             // It is dying; its destructor no longer finds it here.
-            self.leave(state, &parked, End::Aborted);
+            self.leave(state, &parked, End::Aborted, now());
         }
     }
 
@@ -690,7 +696,7 @@ impl Listener {
             // ask the client for another ACK, as on a plain listener.
             // SAFETY: it is parked, this, its home, is locked, and we hold a reference to it.
             drop(unsafe { request.undress() });
-            self.leave(&mut state, &due.parked, End::Returned);
+            self.leave(&mut state, &due.parked, End::Returned, now());
             request.hurry_timer(1);
         }
     }
@@ -714,7 +720,7 @@ impl Listener {
         // SAFETY: it is parked, this, its home, is locked, and we hold a reference to it.
         drop(unsafe { request.undress() });
         let end = End::of_expired(due.expiry, due.on_timeout);
-        self.leave(&mut state, &due.parked, end);
+        self.leave(&mut state, &due.parked, end, now());
         drop(state);
 
         if due.on_timeout == OnTimeout::Reset {

@@ -13,7 +13,7 @@ use kernel::{
 
 use crate::policy::{Expiry, Nanos, OnTimeout, Phase};
 
-use super::{bindings, request::Request, segment::Segment};
+use super::{bindings, request::Request, segment::Segment, wire::Timestamps};
 
 /// What a request keeps while it is parked: 56 bytes, with the reference count of its `Arc`.
 ///
@@ -61,30 +61,42 @@ impl Parked {
         parked_at: Nanos,
     ) -> Result<ListArc<Self>> {
         let request_ptr = NonNull::new(request.as_ptr()).ok_or(EINVAL)?;
-        let rtt_us = segment.synack_rtt_us(request);
-        let parked = ListArc::pin_init(
+        let timestamps = segment.timestamps(request);
+        let rtt_us = request.synack_rtt_us(parked_at, timestamps);
+        ListArc::pin_init(
             try_pin_init!(Self {
                 links <- ListLinks::new(),
                 request: request_ptr,
                 parked_at: parked_at,
                 rtt_us: rtt_us,
-                tsval: Atomic::new(0),
-                state: Atomic::new(0),
+                tsval: Atomic::new(timestamps.map_or(0, |timestamps| timestamps.value)),
+                state: Atomic::new(Self::window_bits(segment.window(), timestamps)),
             }? Error),
             GFP_ATOMIC | __GFP_NOWARN,
-        )?;
-        parked.remember(request, segment);
-        Ok(parked)
+        )
+    }
+
+    /// What `state` says of a bare ACK.
+    fn window_bits(window: u16, timestamps: Option<Timestamps>) -> u32 {
+        let has_tsval = if timestamps.is_some() {
+            Self::HAS_TSVAL
+        } else {
+            0
+        };
+        u32::from(window) | has_tsval
     }
 
     /// Remembers the client's last bare ACK.
     pub(crate) fn remember(&self, request: &Request<'_>, segment: &Segment<'_>) {
-        let mut state = self.state.load(Relaxed) & !Self::WINDOW | u32::from(segment.window());
-        if let Some(tsval) = segment.tsval(request) {
-            self.tsval.store(tsval, Relaxed);
-            state |= Self::HAS_TSVAL;
+        let timestamps = segment.timestamps(request);
+        if let Some(timestamps) = timestamps {
+            self.tsval.store(timestamps.value, Relaxed);
         }
-        self.state.store(state, Relaxed);
+        let state = self.state.load(Relaxed) & !Self::WINDOW;
+        self.state.store(
+            state | Self::window_bits(segment.window(), timestamps),
+            Relaxed,
+        );
     }
 
     /// The request.

@@ -32,6 +32,8 @@ use kernel::{
     },
 };
 
+use crate::policy::Nanos;
+
 use super::{bindings, overlay::Overlay, parked::Parked, wire};
 
 pub(crate) const AF_INET: i32 = bindings::ACCF_AF_INET as i32;
@@ -197,15 +199,30 @@ impl<'a> Request<'a> {
         unsafe { bindings::tcp_abort(self.as_ptr().cast(), ECONNABORTED.to_errno()) };
     }
 
-    /// Makes `tcp_synack_rtt_meas()` take `rtt_us` microseconds for the round-trip time of the handshake.
+    /// The round-trip time in microseconds that the kernel would take if it completed the handshake `now`, by a segment with
+    /// these timestamps; if it is known.
+    pub(crate) fn synack_rtt_us(
+        &self,
+        now: Nanos,
+        timestamps: Option<wire::Timestamps>,
+    ) -> Option<u32> {
+        let echo = timestamps.map_or(0, |timestamps| timestamps.echo);
+        let mut rtt_us = 0;
+        // SAFETY: alive by the type invariants; `rtt_us` is a live variable.
+        let known =
+            unsafe { bindings::accf_synack_rtt_us(self.as_ptr(), now.micros(), echo, &mut rtt_us) };
+        known.then_some(rtt_us)
+    }
+
+    /// Makes `tcp_synack_rtt_meas()` take `rtt_us` microseconds for the round-trip time of the handshake, `now` being now.
     ///
     /// # Safety
     ///
     /// The caller has taken the request out of the table to make a connection of it (`own_req`), which exists: so nobody
     /// else looks at what is written.
-    pub(crate) unsafe fn set_synack_rtt_us(&self, rtt_us: u32) {
+    pub(crate) unsafe fn set_synack_rtt_us(&self, rtt_us: u32, now: Nanos) {
         // SAFETY: alive by the type invariants; nobody else looks, by the contract of this function.
-        unsafe { bindings::accf_set_synack_rtt_us(self.as_ptr(), rtt_us) };
+        unsafe { bindings::accf_set_synack_rtt_us(self.as_ptr(), rtt_us, now.micros()) };
     }
 
     /// Takes a reference, unless the request is dying.
@@ -393,7 +410,7 @@ impl<'a> Request<'a> {
         let tcp = self.tcp();
         // SAFETY: alive by the type invariants. The numbers do not change; the kernel reads `snt_tsval_last`, which
         // does, with a `READ_ONCE()` too.
-        let (seq, ack, tsecr) = unsafe {
+        let (seq, ack, echo) = unsafe {
             (
                 (*tcp).rcv_isn.wrapping_add(1),
                 (*tcp).snt_isn.wrapping_add(1),
@@ -404,7 +421,7 @@ impl<'a> Request<'a> {
             seq,
             ack,
             window,
-            timestamps: tsval.map(|tsval| (tsval, tsecr)),
+            timestamps: tsval.map(|value| wire::Timestamps { value, echo }),
         }
     }
 }

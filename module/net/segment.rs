@@ -2,11 +2,15 @@
 
 //! The segment that `tcp_check_req()` shows us.
 
-use core::marker::PhantomData;
+use core::{marker::PhantomData, ptr, slice};
 
 use crate::policy;
 
-use super::{bindings, request::Request};
+use super::{
+    bindings,
+    request::Request,
+    wire::{self, Timestamps},
+};
 
 /// A TCP segment (`struct sk_buff`) in TCP's receive path.
 ///
@@ -63,28 +67,23 @@ impl<'a> Segment<'a> {
         u16::from_be(self.header().window)
     }
 
-    /// TSval, if the segment carries timestamps and `request` agreed on using them.
-    pub(crate) fn tsval(&self, request: &Request<'_>) -> Option<u32> {
-        if !request.uses_timestamps() {
-            return None;
-        }
-        let mut tsval = 0;
-        // SAFETY:
-        // * the listener lives as long as the request, which holds a reference to it;
-        // * the segment is valid, with all its options, by the type invariants;
-        // * `tsval` is a live variable.
-        let seen =
-            unsafe { bindings::accf_skb_tsval(request.listener_sock(), self.skb, &mut tsval) };
-        seen.then_some(tsval)
+    /// The options of its header.
+    fn options(&self) -> &[u8] {
+        let header = self.header();
+        let len = usize::from(header.doff()) * 4;
+        // SAFETY: by the type invariants the header is there with all its options, `doff` words in all, and stays as long as the
+        // segment; a header of less than five words is none.
+        unsafe { slice::from_raw_parts(ptr::from_ref(header).cast::<u8>(), len) }
+            .get(size_of::<bindings::tcphdr>()..)
+            .unwrap_or(&[])
     }
 
-    /// The round-trip time that the kernel would take from this reply to the SYN-ACK of `request`, if any.
-    pub(crate) fn synack_rtt_us(&self, request: &Request<'_>) -> Option<u32> {
-        let mut rtt_us = 0;
-        // SAFETY: the request is alive; the segment is valid, with all its options, by the type invariants; `rtt_us` is a
-        // live variable.
-        let known =
-            unsafe { bindings::accf_synack_rtt_us(request.as_ptr(), self.skb, &mut rtt_us) };
-        known.then_some(rtt_us)
+    /// TSval and TSecr, if the segment carries timestamps and `request` agreed on using them.
+    pub(crate) fn timestamps(&self, request: &Request<'_>) -> Option<Timestamps> {
+        if request.uses_timestamps() {
+            wire::timestamps(self.options())
+        } else {
+            None
+        }
     }
 }

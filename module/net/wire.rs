@@ -11,6 +11,13 @@ const TCP_LEN: usize = 20;
 const TIMESTAMPS_LEN: usize = 12;
 const CAPACITY: usize = IPV6_LEN + TCP_LEN + TIMESTAMPS_LEN;
 
+/// Kinds of options.
+const END: u8 = 0;
+const NOP: u8 = 1;
+const TIMESTAMPS: u8 = 8;
+/// Length of the option, with its kind and this length.
+const TIMESTAMPS_OPTION_LEN: u8 = 10;
+
 const TCP_FLAG_ACK: u8 = 0x10;
 const IPPROTO_TCP: u8 = 6;
 /// Any; it is only what a TCP of ours would see as the hop limit of its peer's packet.
@@ -25,8 +32,41 @@ pub(crate) struct BareAck {
     pub(crate) ack: u32,
     /// SEG.WND as it stands in the header: not scaled.
     pub(crate) window: u16,
-    /// TSval and TSecr, where the connection uses them.
-    pub(crate) timestamps: Option<(u32, u32)>,
+    /// Where the connection uses them.
+    pub(crate) timestamps: Option<Timestamps>,
+}
+
+/// The timestamps of a segment (RFC 7323, section 3). Numbers in host order.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Timestamps {
+    /// TSval.
+    pub(crate) value: u32,
+    /// TSecr.
+    pub(crate) echo: u32,
+}
+
+/// The timestamps among the options of a TCP header, as `tcp_parse_options()` finds them.
+pub(crate) fn timestamps(mut options: &[u8]) -> Option<Timestamps> {
+    let mut found = None;
+    loop {
+        options = match *options {
+            [NOP, ref rest @ ..] => rest,
+            [TIMESTAMPS, TIMESTAMPS_OPTION_LEN, a, b, c, d, e, f, g, h, ref rest @ ..] => {
+                found = Some(Timestamps {
+                    value: u32::from_be_bytes([a, b, c, d]),
+                    echo: u32::from_be_bytes([e, f, g, h]),
+                });
+                rest
+            }
+            [END, ..] => return found,
+            // The length counts the two bytes before it.
+            [_, len, ..] if len >= 2 => match options.get(usize::from(len)..) {
+                Some(rest) => rest,
+                None => return found,
+            },
+            _ => return found,
+        };
+    }
 }
 
 /// A packet that never goes over a wire.
@@ -75,10 +115,10 @@ impl Packet {
         packet.put(&[(segment_len as u8 / 4) << 4, TCP_FLAG_ACK]);
         packet.put(&ack.window.to_be_bytes());
         packet.put(&[0, 0, 0, 0]);
-        if let Some((tsval, tsecr)) = ack.timestamps {
-            packet.put(&[1, 1, 8, 10]);
-            packet.put(&tsval.to_be_bytes());
-            packet.put(&tsecr.to_be_bytes());
+        if let Some(timestamps) = ack.timestamps {
+            packet.put(&[NOP, NOP, TIMESTAMPS, TIMESTAMPS_OPTION_LEN]);
+            packet.put(&timestamps.value.to_be_bytes());
+            packet.put(&timestamps.echo.to_be_bytes());
         }
         packet
     }

@@ -15,6 +15,11 @@ impl Nanos {
         Self(millis as u64 * 1_000_000)
     }
 
+    /// Whole microseconds.
+    pub const fn micros(self) -> u64 {
+        self.0 / 1_000
+    }
+
     /// The later point `span` from here; the end of time where that cannot be told.
     pub const fn after(self, span: Nanos) -> Self {
         Self(self.0.saturating_add(span.0))
