@@ -15,6 +15,7 @@ mod module;
 mod program;
 mod project;
 mod sysroot;
+mod table;
 mod tidy;
 mod ui;
 

@@ -10,9 +10,10 @@ use std::time::Duration;
 use anyhow::{bail, Context, Result};
 use xshell::Shell;
 
-use crate::demo::{self, Outcome, Screen};
+use crate::demo::{self, Outcome};
 use crate::kernel::Kind;
 use crate::lab::Lab;
+use crate::table::Screen;
 use crate::{program, project, ui};
 
 /// How long the guest may take; an emulated one on a busy machine is slow.

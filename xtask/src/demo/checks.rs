@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::capture::End;
 use super::facts::{Facts, Findings};
+use crate::table::{number, Verdict};
 
 /// The claimed bounds.
 pub(crate) mod bound {
@@ -64,7 +65,7 @@ impl Bound {
 
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let n = super::number;
+        let n = number;
         match *self {
             Self::Exactly(wanted) => write!(f, "= {}", n(wanted)),
             Self::AtMost(most) => write!(f, "≤ {}", n(most)),
@@ -97,6 +98,18 @@ pub(crate) struct Check {
     pub(crate) unit: &'static str,
     pub(crate) bound: Bound,
     pub(crate) pass: bool,
+}
+
+impl Check {
+    /// The same in words.
+    pub(crate) fn verdict(&self) -> Verdict {
+        Verdict {
+            pass: self.pass,
+            says: self.says.clone(),
+            found: self.value.map_or_else(|| "nothing".into(), number),
+            must_be: format!("{} {}", self.bound, self.unit),
+        }
+    }
 }
 
 fn check(

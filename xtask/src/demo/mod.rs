@@ -24,9 +24,10 @@ use accf_demo::{GuestReport, Listener, Scenario};
 use anyhow::{Context, Result};
 
 use self::capture::Capture;
+use self::checks::Check;
 use self::facts::Findings;
 use self::report::Report;
-pub(crate) use self::terminal::Screen;
+use crate::table::{self, number, Screen};
 
 /// The file name of the picture.
 pub(crate) const PICTURE_FILE: &str = "ladder.svg";
@@ -83,53 +84,17 @@ pub(crate) fn evaluate(recorded: &Path, out: &Path, screen: Screen) -> Result<Ou
     }
     shown += &terminal::tables(&report, screen);
     shown += "\n";
-    shown += &terminal::prose(&report.path(), screen);
+    shown += &table::prose(&report.path(), screen);
     shown += "\n";
-    shown += &terminal::checks(&report.checks, screen);
+    let verdicts = report.checks.iter().map(Check::verdict);
+    shown += &table::verdicts(screen, "check", verdicts);
     let failed = report.checks.iter().filter(|check| !check.pass);
-    let failed = failed
-        .map(|check| {
-            let found = check.value.map_or_else(|| "nothing".into(), number);
-            format!(
-                "{}: found {found} {}, must be {}",
-                check.says, check.unit, check.bound
-            )
-        })
-        .collect();
+    let failed = failed.map(|check| check.verdict().to_string()).collect();
     Ok(Outcome {
         shown,
         failed,
         picture,
     })
-}
-
-/// A number as people write it: no more digits than it is worth, thousands set apart.
-fn number(value: f64) -> String {
-    if !value.is_finite() {
-        return "unknown".into();
-    }
-    let decimals = match value.abs() {
-        size if size < 100.0 && value.fract() != 0.0 => 1,
-        _ => 0,
-    };
-    let plain = format!("{:.decimals$}", value.abs());
-    let (whole, fraction) = plain.split_once('.').unwrap_or((plain.as_str(), ""));
-    let mut out = String::new();
-    for (i, digit) in whole.chars().enumerate() {
-        if i > 0 && (whole.len() - i) % 3 == 0 {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    if !fraction.is_empty() {
-        out = format!("{out}.{fraction}");
-    }
-    let negative = value < 0.0 && plain.chars().any(|c| ('1'..='9').contains(&c));
-    if negative {
-        format!("−{out}")
-    } else {
-        out
-    }
 }
 
 /// Milliseconds as people write them.
@@ -272,26 +237,5 @@ mod tests {
             format!("{error:#}").contains("is not a report"),
             "{error:#}"
         );
-    }
-
-    #[test]
-    fn numbers_are_written_for_people() {
-        let cases = [
-            (0.0, "0"),
-            (1.0, "1"),
-            (0.04, "0.0"),
-            (-0.04, "0.0"),
-            (40.83, "40.8"),
-            (-1.26, "−1.3"),
-            (244.0, "244"),
-            (244.4, "244"),
-            (6081.5, "6,082"),
-            (-6019.6, "−6,020"),
-            (1234567.0, "1,234,567"),
-            (f64::NAN, "unknown"),
-        ];
-        for (value, wanted) in cases {
-            assert_eq!(number(value), wanted, "{value}");
-        }
     }
 }

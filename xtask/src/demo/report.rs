@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::capture::End;
 use super::checks::{Check, Kind};
 use super::facts::{Facts, Findings};
-use super::number;
+use crate::table::{markdown_table, number, numeric, words, Column};
 
 /// Everything the demo found, and whether that is what it claims.
 #[derive(Clone, Debug, Serialize)]
@@ -238,31 +238,6 @@ impl RequestNumbers {
 
 fn or_dash(value: Option<f64>) -> String {
     value.map_or_else(|| "–".into(), number)
-}
-
-/// A column of a table for people.
-pub(crate) struct Column {
-    /// Its title in words.
-    pub(crate) title: &'static str,
-    /// The same in two short lines, for a terminal.
-    pub(crate) short: &'static str,
-    pub(crate) numeric: bool,
-}
-
-const fn words(title: &'static str) -> Column {
-    Column {
-        title,
-        short: title,
-        numeric: false,
-    }
-}
-
-const fn numeric(title: &'static str, short: &'static str) -> Column {
-    Column {
-        title,
-        short,
-        numeric: true,
-    }
 }
 
 /// The table of scenarios (a) and (b).
@@ -566,19 +541,4 @@ impl Report {
                 * `guest/`: what all of this was computed from.\n";
         out
     }
-}
-
-fn markdown_table(columns: &[Column], rows: &[Vec<String>]) -> String {
-    let line = |cells: Vec<&str>| format!("| {} |\n", cells.join(" | "));
-    let mut out = line(columns.iter().map(|column| column.title).collect());
-    out += &line(
-        columns
-            .iter()
-            .map(|c| if c.numeric { "---:" } else { "---" })
-            .collect(),
-    );
-    for row in rows {
-        out += &line(row.iter().map(String::as_str).collect());
-    }
-    out
 }

@@ -2,62 +2,21 @@
 //! Ladders and tables for a terminal.
 
 use accf_demo::Scenario;
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle};
-use console::{measure_text_width, style, StyledObject};
+use console::measure_text_width;
 
 use super::capture::End;
-use super::checks::Check;
 use super::facts::{Facts, Findings};
+use super::ms;
 use super::report::{
-    Column, Report, EXCHANGE_COLUMNS, EXCHANGE_NOTE, REQUEST_COLUMNS, SILENT_COLUMNS, SILENT_NOTE,
+    Report, EXCHANGE_COLUMNS, EXCHANGE_NOTE, REQUEST_COLUMNS, SILENT_COLUMNS, SILENT_NOTE,
 };
 use super::timeline::{Ladder, Until};
-use super::{ms, number};
+use crate::table::{prose, table, Screen};
 
 /// Between the lifelines.
 const SPAN: usize = 29;
 /// A ladder with its times and remarks.
 const BLOCK: usize = 60;
-
-/// A line below the header, and one at each end.
-const RULES: TableStyle = TableStyle::new()
-    .top_border(LineStyle::none().fill('─').junction('─'))
-    .header_separator(LineStyle::none().fill('─').junction('─'))
-    .bottom_border(LineStyle::none().fill('─').junction('─'));
-
-/// Tables are not made narrower than this.
-const NARROWEST: usize = 100;
-
-/// Where output goes, and what it can show.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Screen {
-    /// Colours are wanted.
-    pub(crate) colours: bool,
-    /// Characters in a line.
-    pub(crate) width: usize,
-}
-
-impl Screen {
-    /// The terminal behind standard output; without one, no colours and a usual width.
-    pub(crate) fn stdout() -> Self {
-        let term = console::Term::stdout();
-        let colours = term.is_term() && console::colors_enabled();
-        let width = if term.is_term() {
-            usize::from(term.size().1)
-        } else {
-            120
-        };
-        Self { colours, width }
-    }
-
-    fn paint<'a>(
-        self,
-        words: &'a str,
-        how: impl Fn(StyledObject<&'a str>) -> StyledObject<&'a str>,
-    ) -> String {
-        how(style(words).force_styling(self.colours)).to_string()
-    }
-}
 
 /// The ladders of one scenario, as many side by side as the screen is wide enough for.
 pub(crate) fn ladders(findings: &Findings, scenario: Scenario, screen: Screen) -> String {
@@ -194,47 +153,6 @@ fn draw(label: &str, from: End, arrives: bool) -> String {
     }
 }
 
-/// An empty table as wide as the screen.
-fn empty_table(screen: Screen) -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(RULES)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_width(u16::try_from(screen.width.max(NARROWEST)).unwrap_or(u16::MAX));
-    table
-}
-
-fn table(screen: Screen, columns: &[Column], rows: Vec<Vec<String>>) -> String {
-    let mut table = empty_table(screen);
-    table.set_header(columns.iter().map(|column| cell(column.short, column)));
-    for row in rows {
-        table.add_row(
-            row.into_iter()
-                .zip(columns)
-                .map(|(words, column)| cell(&words, column)),
-        );
-    }
-    // With one blank between columns, the widest table fits an ordinary terminal.
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 1));
-    }
-    table.trim_fmt() + "\n"
-}
-
-fn cell(words: &str, column: &Column) -> Cell {
-    let alignment = if column.numeric {
-        CellAlignment::Right
-    } else {
-        CellAlignment::Left
-    };
-    Cell::new(words).set_alignment(alignment)
-}
-
-/// Running text, in lines that are easy to read.
-pub(crate) fn prose(words: &str, screen: Screen) -> String {
-    textwrap::fill(words, screen.width.min(NARROWEST)) + "\n"
-}
-
 /// The tables of numbers.
 pub(crate) fn tables(report: &Report, screen: Screen) -> String {
     let exchanges = table(screen, &EXCHANGE_COLUMNS, report.exchange_rows());
@@ -247,36 +165,4 @@ pub(crate) fn tables(report: &Report, screen: Screen) -> String {
     let silent_heading = screen.paint(&silent_heading, |s| s.bold());
     let silent_note = prose(SILENT_NOTE, screen);
     format!("{exchanges}{note}\n{heading}\n{requests}\n{silent_heading}\n{silent}{silent_note}")
-}
-
-/// The checks, one per row; those that fail stand out.
-pub(crate) fn checks(checks: &[Check], screen: Screen) -> String {
-    let mut table = empty_table(screen);
-    table.set_header(["", "check", "found", "must be"]);
-    if screen.colours {
-        table.enforce_styling();
-    }
-    for check in checks {
-        let (verdict, colour) = if check.pass {
-            ("pass", Color::Green)
-        } else {
-            ("FAIL", Color::Red)
-        };
-        let found = check.value.map_or_else(|| "nothing".into(), number);
-        let verdict = Cell::new(verdict);
-        table.add_row([
-            if screen.colours {
-                verdict.fg(colour)
-            } else {
-                verdict
-            },
-            Cell::new(&check.says),
-            Cell::new(found).set_alignment(CellAlignment::Right),
-            Cell::new(format!("{} {}", check.bound, check.unit)),
-        ]);
-    }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 1));
-    }
-    table.trim_fmt() + "\n"
 }
