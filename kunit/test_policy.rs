@@ -7,14 +7,14 @@ use kernel::prelude::*;
 #[kunit_tests(accf_policy)]
 mod tests {
     use crate::policy::{
-        on_alarm, on_segment, Action, Alarm, Dataready, Expiry, Nanos, Phase, Segment, Terms,
-        Timeout,
+        on_alarm, on_segment, Action, Alarm, Dataready, Expiry, Filter, Nanos, Phase, Segment,
+        Terms, Timeout,
     };
 
     #[test]
     fn a_bare_ack_parks() {
-        assert!(on_segment::<Dataready>(Phase::Fresh, Segment::BareAck) == Action::Park);
-        assert!(on_segment::<Dataready>(Phase::Parked, Segment::Data) == Action::Admit);
+        assert!(on_segment(Dataready::verdict(Segment::BareAck), || Phase::Fresh) == Action::Park);
+        assert!(on_segment(Dataready::verdict(Segment::Data), || Phase::Parked) == Action::Admit);
     }
 
     #[test]

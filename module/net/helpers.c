@@ -209,6 +209,11 @@ bool accf_req_is_hashed(struct request_sock *req)
 	return sk_hashed(req_to_sk(req));
 }
 
+void accf_req_set_acked(struct request_sock *req)
+{
+	inet_rsk(req)->acked = 1;
+}
+
 bool accf_timer_pending(const struct timer_list *timer)
 {
 	return timer_pending(timer);

@@ -22,7 +22,7 @@ use kernel::{
     ffi::{c_char, c_int, c_uint},
     prelude::*,
     sync::{
-        barrier::{smp_mb, Read, Write},
+        barrier::{smp_mb, Full, Read, Write},
         rcu, Arc, ArcBorrow,
     },
 };
@@ -89,18 +89,9 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
     ops.getsockopt = Some(getsockopt);
     // SAFETY: the socket stays in memory until it has been destroyed; `release()`, which calls `close()`, is part of
     // that.
-    let listener = unsafe {
-        Listener::new(
-            sk,
-            policy::on_segment::<F>,
-            registration.defaults(),
-            ops,
-            original,
-        )
-    }?;
-    let bh = BhGuard::new();
-    listener.as_arc_borrow().take_over_defer_accept(&bh.token());
-    drop(bh);
+    let listener =
+        unsafe { Listener::new(sk, F::verdict, registration.defaults(), ops, original) }?;
+    listener.as_arc_borrow().take_over_defer_accept();
     let ops = listener.ops();
     // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and must find
     // the data (pairs with the barrier there), and make children by copying the socket. Whoever copies our operations must
@@ -345,7 +336,7 @@ unsafe fn get_option(
         // SAFETY: the kernel calls our function for this socket.
         let listener = unsafe { listener_of(sk, &rcu) }.map_err(|_| ENOPROTOOPT)?;
         // What was set, and no SYN has come since.
-        listener.take_over_defer_accept(&bh.token());
+        listener.take_over_defer_accept();
         listener.account(&bh.token())
     };
     // May sleep, so it comes last.
@@ -384,13 +375,11 @@ unsafe fn original_ops(sk: *mut sock) -> &'static bindings::inet_connection_sock
 ///
 /// For the kernel only; the arguments are those of its own functions.
 pub(crate) unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -> c_int {
-    let guard = BhGuard::new();
-    let bh = guard.token();
     let rcu = rcu::read_lock();
     // SAFETY: the kernel calls our function for this socket.
     let ops = match unsafe { listener_of(sk, &rcu) } {
         Ok(listener) => {
-            listener.take_over_defer_accept(&bh);
+            listener.take_over_defer_accept();
             listener.original_ops()
         }
         Err(ops) => ops,
@@ -483,7 +472,8 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
         } else {
             // SAFETY: the kernel has just made the request, for this segment.
             let client_isn = unsafe { request::client_isn(req) };
-            match listener.decide(Phase::Exempt(Bypass::Syncookie), segment.kind(client_isn)) {
+            let verdict = listener.verdict(segment.kind(client_isn));
+            match policy::on_segment(verdict, || Phase::Exempt(Bypass::Syncookie)) {
                 Action::Bypass(cause) => Some(cause),
                 _ => None,
             }
@@ -497,38 +487,47 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
     // SAFETY: the kernel holds a reference to the request that it looked up, which has a listener.
     let request = unsafe { Request::from_raw(request) };
 
-    // Its home: this listener, unless that has stopped and this one of its group is to take over.
-    let home = if ptr::eq(sk, request.listener_sock()) {
-        Some(listener)
-    } else if request.wears_overlay() {
-        // SAFETY: it wears our operations.
-        unsafe { Listener::home_of(&request, &rcu) }
-    } else {
-        None
-    };
-    // SAFETY: the listener is alive.
-    let exempt = unsafe { exemption(sk) };
-    let phase = match (home.and_then(|home| home.phase_of(&bh, &request)), exempt) {
-        // Nobody is held back any more; let go of who was.
-        (Some(_), Some(_)) => Phase::Due,
-        (Some(phase), None) => phase,
-        // One that was acked before was parked, and given back because it could not be made a connection; or it could not
-        // even be parked. It gets no second chance to be late, and has been counted.
-        (None, _) if request.is_acked() => Phase::Due,
-        (None, Some(cause)) => Phase::Exempt(cause),
-        (None, None) if home.is_none() || request.is_fast_open() || request.is_mptcp() => {
-            Phase::Exempt(Bypass::Other)
+    let home = || {
+        // Its home: this listener, unless that has stopped and this one of its group is to take over.
+        if ptr::eq(sk, request.listener_sock()) {
+            Some(listener)
+        } else if request.wears_overlay() {
+            Listener::home_of(&request, &rcu)
+        } else {
+            None
         }
-        (None, None) => Phase::Fresh,
+    };
+    let phase = || {
+        let home = home();
+        // Read once: where it is not acked now, nobody had begun to park it, and `park()` finds out who was faster.
+        let is_acked = request.is_acked();
+        let parked = home
+            .filter(|_| is_acked)
+            .and_then(|home| home.phase_of(&bh, &request));
+        // SAFETY: the listener is alive.
+        let exempt = unsafe { exemption(sk) };
+        match (parked, exempt) {
+            // Nobody is held back any more; let go of who was.
+            (Some(_), Some(_)) => Phase::Due,
+            (Some(phase), None) => phase,
+            // One that was acked before was parked, and given back because it could not be made a connection; or it could not
+            // even be parked. It gets no second chance to be late, and has been counted.
+            (None, _) if is_acked => Phase::Due,
+            (None, Some(cause)) => Phase::Exempt(cause),
+            (None, None) if home.is_none() || request.is_fast_open() || request.is_mptcp() => {
+                Phase::Exempt(Bypass::Other)
+            }
+            (None, None) => Phase::Fresh,
+        }
     };
 
     let kind = segment.kind(request.client_isn());
-    let action = listener.decide(phase, kind);
+    let action = policy::on_segment(listener.verdict(kind), phase);
     let swallowed = match action {
         Action::Admit | Action::Bypass(_) => false,
         Action::Park => listener.park(&bh, &rcu, &request, &segment),
         Action::Hold => {
-            if let Some(home) = home {
+            if let Some(home) = home() {
                 home.hold(&bh, &request, &segment);
             }
             true
@@ -543,10 +542,14 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
     let child = original();
     // SAFETY: the kernel's own function wrote it if it made a child.
     if !child.is_null() && unsafe { *own_req } {
-        // Even if it was not parked before: another CPU may have done so meanwhile.
-        if let Some(home) = home {
-            // SAFETY: we own the request, and have made the connection.
-            unsafe { home.settle(&bh, &request, kind) };
+        // It is out of the table; another CPU may have begun to park it before, and then it is acked. The barrier pairs with
+        // that in `Listener::enter()`. A connection that never waited takes no lock of ours.
+        smp_mb(Full);
+        if request.is_acked() {
+            if let Some(home) = Listener::home_of(&request, &rcu) {
+                // SAFETY: we own the request, and have made the connection.
+                unsafe { home.settle(&bh, &request, kind) };
+            }
         }
         if let Action::Bypass(cause) = action {
             listener.bypassed(&bh, cause);
@@ -614,8 +617,7 @@ pub(crate) unsafe extern "C" fn send_synack(
     if is_parked && policy::on_synack(trigger) == SynAck::Suppress {
         let bh = BhGuard::new();
         let rcu = rcu::read_lock();
-        // SAFETY: it wears our operations.
-        if let Some(home) = unsafe { Listener::home_of(&request, &rcu) } {
+        if let Some(home) = Listener::home_of(&request, &rcu) {
             // SAFETY: the timer's handler is calling.
             if unsafe { home.outlive_timer(&bh.token(), &request) } {
                 return EAGAIN.to_errno();
@@ -683,8 +685,7 @@ pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
         if request.may_have_copy() {
             pin_module();
         }
-        // SAFETY: it is parked.
-        match unsafe { Listener::home_of(&request, &rcu) } {
+        match Listener::home_of(&request, &rcu) {
             // SAFETY: we are its destructor.
             Some(home) => unsafe { home.forget(&bh.token(), &request) },
             // The listener was closed after the last reference to this was gone, and has left it to us.

@@ -30,7 +30,10 @@ use kernel::{
     impl_has_hr_timer,
     list::{List, ListArc},
     prelude::*,
-    sync::{rcu, Arc, ArcBorrow},
+    sync::{
+        barrier::{smp_mb, Full},
+        rcu, Arc, ArcBorrow,
+    },
     time::{
         hrtimer::{
             ArcHrTimerHandle, HasHrTimer, HrTimer, HrTimerCallback, HrTimerCallbackContext,
@@ -41,8 +44,8 @@ use kernel::{
 };
 
 use crate::policy::{
-    self, Action, Admission, Alarm, Bypass, End, Expiry, Nanos, OnTimeout, Phase, Stats, Terms,
-    Timeout,
+    self, Admission, Alarm, Bypass, End, Expiry, Nanos, OnTimeout, Phase, Stats, Terms, Timeout,
+    Verdict,
 };
 
 use super::{
@@ -148,7 +151,7 @@ pub(crate) struct Listener {
     #[pin]
     rcu: RcuHead,
     sock: NonNull<bindings::sock>,
-    decide: fn(Phase, policy::Segment) -> Action,
+    verdict: fn(policy::Segment) -> Verdict,
     defaults: Defaults,
     ops: bindings::inet_connection_sock_af_ops,
     original_ops: &'static bindings::inet_connection_sock_af_ops,
@@ -201,7 +204,7 @@ impl Listener {
     /// `sock` must stay in memory until [`Self::close`] has returned.
     pub(crate) unsafe fn new(
         sock: NonNull<bindings::sock>,
-        decide: fn(Phase, policy::Segment) -> Action,
+        verdict: fn(policy::Segment) -> Verdict,
         defaults: Defaults,
         ops: bindings::inet_connection_sock_af_ops,
         original_ops: &'static bindings::inet_connection_sock_af_ops,
@@ -221,7 +224,7 @@ impl Listener {
                 timer <- HrTimer::new(),
                 rcu <- RcuHead::new(),
                 sock: sock,
-                decide: decide,
+                verdict: verdict,
                 defaults: defaults,
                 ops: ops,
                 original_ops: original_ops,
@@ -257,21 +260,17 @@ impl Listener {
         Some(unsafe { ArcBorrow::from_raw(listener.as_ptr().cast::<Self>()) })
     }
 
-    /// The home of a request that wears our operations, unless it was closed meanwhile.
-    ///
-    /// # Safety
-    ///
-    /// `request` wears our operations, or has done so in this read-side critical section.
-    pub(crate) unsafe fn home_of<'a>(
+    /// The home of a request, if it has one that was not closed meanwhile.
+    pub(crate) fn home_of<'a>(
         request: &Request<'_>,
         rcu: &'a rcu::Guard,
     ) -> Option<ArcBorrow<'a, Self>> {
-        // A copy may wear them, too, whose listener has another ULP.
+        // Its listener may be a plain one, or have another ULP.
         if !hooks::is_ours(request.listener_sock()) {
             return None;
         }
-        // SAFETY: the data is that of our ULP, which stays until the socket is destroyed. The request holds a reference to the
-        // socket.
+        // SAFETY: a socket keeps its ULP until it is destroyed, so the data is that of ours, or none (any more). The request holds
+        // a reference to the socket.
         unsafe { Self::of(request.listener_sock(), rcu) }
     }
 
@@ -295,9 +294,9 @@ impl Listener {
         Some(unsafe { request.parked() }.phase())
     }
 
-    /// What to do with a segment for a request that stands at `phase`.
-    pub(crate) fn decide(&self, phase: Phase, segment: policy::Segment) -> Action {
-        (self.decide)(phase, segment)
+    /// What the filter makes of a segment.
+    pub(crate) fn verdict(&self, segment: policy::Segment) -> Verdict {
+        (self.verdict)(segment)
     }
 
     /// Parks `request`, whose bare ACK `segment` is; if another CPU was faster, remembers the segment.
@@ -349,9 +348,15 @@ impl Listener {
         request: &Request<'_>,
         parked: ListArc<Parked>,
     ) -> Result<Option<Due>, Bypass> {
-        // Under the lock: a CPU that makes the connection takes the request out of the table first, and then asks
-        // here, under the lock, whether it is parked.
-        if state.closed || !self.is_home_of(request) || !request.is_hashed() {
+        if state.closed || !self.is_home_of(request) {
+            return Err(Bypass::Other);
+        }
+        // A CPU that makes the connection takes the request out of the table first, and then asks whether it is acked. With a
+        // barrier between the two steps, there and here, one of both sees what the other one did: the other one finds it
+        // acked, and waits for the lock before it goes on, or we find it gone.
+        request.set_acked();
+        smp_mb(Full);
+        if !request.is_hashed() {
             return Err(Bypass::Other);
         }
         // SAFETY: it is not parked, and no copy: it is in the table.
@@ -369,7 +374,7 @@ impl Listener {
         );
         let refused = match admission {
             Admission::Refuse(cause) => Some(cause),
-            // The last thing that may fail, and the first that changes the request.
+            // The last thing that may fail.
             _ if !request.put_timer_off() => Some(Bypass::Other),
             _ => None,
         };
@@ -388,7 +393,7 @@ impl Listener {
             // SAFETY: as above.
             unsafe { bindings::accf_young_add(sock, -1) };
         }
-        // SAFETY: its home is locked; it is in the table and not parked, as just checked.
+        // SAFETY: its home is locked; it was in the table, as just checked, and is not parked.
         unsafe { request.dress(overlay, parked.clone_arc()) };
         state.queue.push_back(parked);
         state.stats.park();
@@ -578,11 +583,13 @@ impl Listener {
     }
 
     /// Makes what the application asked of `TCP_DEFER_ACCEPT` the timeout: the kernel would act on it before we see the ACK.
-    pub(crate) fn take_over_defer_accept(self: ArcBorrow<'_, Self>, bh: &BhDisabled<'_>) {
+    pub(crate) fn take_over_defer_accept(self: ArcBorrow<'_, Self>) {
         // SAFETY: the socket is in memory: the caller was called for it.
         let retransmits = unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) };
         if let Some(timeout) = Timeout::from_retransmits(retransmits) {
-            let mut state = self.state.lock(bh);
+            let bh = BhGuard::new();
+            let bh = bh.token();
+            let mut state = self.state.lock(&bh);
             state.terms.timeout = timeout;
             self.schedule(&mut state, now());
         }

@@ -156,10 +156,20 @@ impl<'a> Request<'a> {
         unsafe { bindings::accf_req_is_hashed(self.as_ptr()) }
     }
 
-    /// Has the kernel been told before that its SYN-ACK was acknowledged, or refused to make the connection?
+    /// Has somebody begun to park it, or has the kernel refused to make the connection? (It would set this for a bare ACK that it
+    /// drops because of `TCP_DEFER_ACCEPT`, too, which a filtered listener has not.)
     pub(crate) fn is_acked(&self) -> bool {
         // SAFETY: alive by the type invariants. Another CPU may be setting this one bit, and either value will do.
         unsafe { (*self.inet()).acked() != 0 }
+    }
+
+    /// Marks it as one whose SYN-ACK was acknowledged, as the kernel does when we make no connection.
+    ///
+    /// Under the lock of its home.
+    pub(crate) fn set_acked(&self) {
+        // SAFETY: alive by the type invariants. The other bits of the word do not change any more, and whoever else writes
+        // this one sets it, too.
+        unsafe { bindings::accf_req_set_acked(self.as_ptr()) };
     }
 
     /// Has its SYN-ACK never been sent again? Then the kernel counts it as young.

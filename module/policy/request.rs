@@ -2,7 +2,7 @@
 
 //! The life of one connection request: fresh, parked, due.
 
-use super::{Bypass, Filter, Verdict};
+use super::{Bypass, Verdict};
 
 /// What a segment carries, as far as a filter cares.
 ///
@@ -44,13 +44,19 @@ pub enum Action {
     Bypass(Bypass),
 }
 
-/// Decides about a segment for a request in `phase`.
-pub fn on_segment<F: Filter>(phase: Phase, segment: Segment) -> Action {
-    match (phase, F::verdict(segment)) {
-        (Phase::Due, _) | (_, Verdict::Ready) => Action::Admit,
-        (Phase::Exempt(cause), Verdict::Wait) => Action::Bypass(cause),
-        (Phase::Fresh, Verdict::Wait) => Action::Park,
-        (Phase::Parked, Verdict::Wait) => Action::Hold,
+/// Decides about a segment, by its filter's verdict and the `phase` of its request.
+///
+/// Where a request stands matters only if it is to wait: who has something for the server is never kept from it, and need
+/// not be asked.
+pub fn on_segment(verdict: Verdict, phase: impl FnOnce() -> Phase) -> Action {
+    match verdict {
+        Verdict::Ready => Action::Admit,
+        Verdict::Wait => match phase() {
+            Phase::Due => Action::Admit,
+            Phase::Exempt(cause) => Action::Bypass(cause),
+            Phase::Fresh => Action::Park,
+            Phase::Parked => Action::Hold,
+        },
     }
 }
 

@@ -90,7 +90,7 @@ impl Listener {
         let (client, _) = self.queue[0];
         if self.terms.on_timeout == OnTimeout::Accept {
             assert!(!self.is_full(), "it would be refused");
-            let action = on_segment::<Dataready>(Phase::Due, Segment::BareAck);
+            let action = on_segment(Dataready::verdict(Segment::BareAck), || Phase::Due);
             assert_eq!(action, Action::Admit);
             self.accept_queue += 1;
         }
@@ -106,7 +106,7 @@ impl Listener {
             true => Phase::Parked,
             false => Phase::Fresh,
         };
-        match on_segment::<Dataready>(phase, segment) {
+        match on_segment(Dataready::verdict(segment), || phase) {
             Action::Park => self.park(client),
             Action::Hold => assert!(is_parked),
             Action::Bypass(cause) => panic!("nobody is exempt, but {cause:?}"),
@@ -438,7 +438,7 @@ proptest! {
         ]),
         segment in prop::sample::select(vec![Segment::Data, Segment::Fin]),
     ) {
-        prop_assert_eq!(on_segment::<Dataready>(phase, segment), Action::Admit);
+        prop_assert_eq!(on_segment(Dataready::verdict(segment), || phase), Action::Admit);
     }
 
     /// Parked requests keep a few places of the backlog at most: one per CPU, and an eighth. As each comes or goes, the
@@ -486,7 +486,7 @@ fn a_bare_ack_parks_only_what_may_be_parked() {
         (Phase::Due, Action::Admit),
     ] {
         assert_eq!(
-            on_segment::<Dataready>(phase, Segment::BareAck),
+            on_segment(Dataready::verdict(Segment::BareAck), || phase),
             action,
             "{phase:?}"
         );
