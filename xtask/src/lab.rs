@@ -2,13 +2,19 @@
 //! A kernel ready for guests, with the modules built for it and the programs to run in it.
 
 use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{bail, Context, Result};
 
 use crate::guest::{Guest, Module, Report};
 use crate::kernel::{Kernel, Kind};
 use crate::module::{self, Modules};
 use crate::sysroot::Sysroot;
+use crate::ui;
+
+/// The time from power-on to the loaded module, in the table of timings.
+pub(crate) const BOOTING_AND_LOADING: &str = "booting and loading the module";
 
 /// A kernel to run guests with.
 #[derive(Debug)]
@@ -37,6 +43,17 @@ impl Lab {
         })
     }
 
+    /// Builds the module anew from `source`, another checkout of it, and keeps it in `output`.
+    pub(crate) fn build_module(&self, source: &Path, output: &Path) -> Result<PathBuf> {
+        module::build_from(&self.sysroot, &self.kernel, source, output)
+    }
+
+    /// Returns the module, if there is one.
+    pub(crate) fn module(&self) -> Option<&Path> {
+        let modules = self.modules.as_ref()?;
+        Some(&modules.accf)
+    }
+
     /// Returns a guest that loads the module, if there is one, with `parameters` (`name=value`).
     pub(crate) fn guest(&self, parameters: &[String]) -> Guest {
         let module = self.modules.as_ref().map(|modules| Module {
@@ -56,6 +73,35 @@ impl Lab {
     /// Boots `guest` and runs `command` in it.
     pub(crate) fn run<S: AsRef<OsStr>>(&self, guest: &Guest, command: &[S]) -> Result<Report> {
         guest.run(&self.sysroot, &self.kernel, command)
+    }
+
+    /// Boots `guest` and runs `command` in it, whose success is what the guest is for; its logs go with it.
+    pub(crate) fn run_to_success<S: AsRef<OsStr>>(
+        &self,
+        guest: &Guest,
+        command: &[S],
+    ) -> Result<()> {
+        let report = self.run(guest, command)?;
+        if let Some(boot) = report.boot_time {
+            let loads = guest.module.is_some();
+            ui::record(
+                if loads {
+                    BOOTING_AND_LOADING
+                } else {
+                    "booting"
+                },
+                boot,
+            );
+        }
+        match report.verdict()? {
+            0 => fs::remove_dir_all(&report.run)
+                .with_context(|| format!("cannot remove {}", report.run.display())),
+            status => bail!(
+                "the command ended with status {status} in the guest:\n{}\n(logs: {})",
+                String::from_utf8_lossy(&report.stderr).trim(),
+                report.run.display()
+            ),
+        }
     }
 
     /// Boots `guest` and gives a shell on our terminal.

@@ -45,23 +45,13 @@ const KUNIT: Part = Part {
 /// Builds the modules for one of the kernels that guests run. Compiler warnings are errors; on the
 /// dev kernel, whose compiler it suits, Clippy's too.
 pub(crate) fn build(sysroot: &Sysroot, kernel: &Kernel) -> Result<Modules> {
-    let mut arguments = kernel.make_arguments.clone();
-    if kernel.kind == Kind::Dev {
-        arguments.push("CLIPPY=1".into());
-    }
-    let target = Target::Ours(kernel.kind);
-    let root = project::root();
-    let make = |arguments: &[OsString]| {
-        sysroot
-            .inside()
-            .bind(&kernel.build, BUILD)
-            .bind(root, root)
-            .command("make", arguments)
-    };
     let build = |part: &Part| {
-        ui::step(
-            &format!("{} for the {} kernel", part.module, target.name()),
-            |step| part.build(&target, Path::new(BUILD), &arguments, &make, step),
+        build_part(
+            part,
+            sysroot,
+            kernel,
+            project::root(),
+            &output(&Target::Ours(kernel.kind)),
         )
     };
     Ok(Modules {
@@ -71,6 +61,47 @@ pub(crate) fn build(sysroot: &Sysroot, kernel: &Kernel) -> Result<Modules> {
             Kind::Dev => Some(build(&KUNIT)?),
         },
     })
+}
+
+/// Builds the module from `source`, another checkout of it, for one of the kernels that guests run, and keeps it in `output`.
+pub(crate) fn build_from(
+    sysroot: &Sysroot,
+    kernel: &Kernel,
+    source: &Path,
+    output: &Path,
+) -> Result<PathBuf> {
+    build_part(&ACCF, sysroot, kernel, source, output)
+}
+
+/// Builds a part of the checkout `source` for one of the kernels that guests run.
+fn build_part(
+    part: &Part,
+    sysroot: &Sysroot,
+    kernel: &Kernel,
+    source: &Path,
+    output: &Path,
+) -> Result<PathBuf> {
+    let mut arguments = kernel.make_arguments.clone();
+    if kernel.kind == Kind::Dev {
+        arguments.push("CLIPPY=1".into());
+    }
+    let root = project::root();
+    let make = |arguments: &[OsString]| {
+        sysroot
+            .inside()
+            .bind(&kernel.build, BUILD)
+            .bind(root, root)
+            .command("make", arguments)
+    };
+    let name = format!("{} for the {} kernel", part.module, kernel.kind.name());
+    ui::step(&name, |step| {
+        part.build(source, output, Path::new(BUILD), &arguments, &make, step)
+    })
+}
+
+/// Where what is built for `target` goes.
+fn output(target: &Target) -> PathBuf {
+    project::target().join(target.name())
 }
 
 /// Builds the module for a user's own kernel, with the host's compilers.
@@ -84,22 +115,22 @@ pub(crate) fn build_custom(tree: &Path) -> Result<PathBuf> {
         exec::dying_with_us(command)
     };
     ui::step(&format!("{} for {}", ACCF.module, tree.display()), |step| {
-        ACCF.build(&target, tree, &[], &make, step)
+        ACCF.build(project::root(), &output(&target), tree, &[], &make, step)
     })
 }
 
 impl Part {
-    /// Builds the module against the tree `build` and returns where it is.
+    /// Builds the module of the checkout `source` against the tree `build` and returns where it is in `output`.
     fn build(
         &self,
-        target: &Target,
+        source: &Path,
+        output: &Path,
         build: &Path,
         arguments: &[OsString],
         make: &dyn Fn(&[OsString]) -> Command,
         step: &Step,
     ) -> Result<PathBuf> {
-        let source = project::root().join(self.directory);
-        let output = project::target().join(target.name());
+        let source = source.join(self.directory);
         let objects = output.join(self.directory);
         let log = output.join(format!("{}.log", self.directory));
         fs::create_dir_all(&objects)

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask demo`: show on the wire what the filter changes, and check it.
 
-use std::fs;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{bail, Context, Result};
+use anyhow::Result;
 use xshell::Shell;
 
 use crate::demo::{self, Outcome};
@@ -42,10 +41,7 @@ impl Demo {
         let program = program::build(sh, "accf-demo")?;
 
         let out = project::target().join("demo");
-        // Nothing of an earlier run is to be taken for a result of this one.
-        if out.exists() {
-            fs::remove_dir_all(&out).with_context(|| format!("cannot remove {}", out.display()))?;
-        }
+        project::empty(&out)?;
         let recorded = out.join("guest");
         ui::step("the demo in a guest", |_| {
             run_guest(&lab, &program, &recorded)
@@ -55,7 +51,7 @@ impl Demo {
         ui::print_timings();
         println!("\nReport, packets and picture: {}", out.display());
         if self.update_docs && outcome.failed.is_empty() {
-            update_docs(&outcome)?;
+            project::replace(DOCS_PICTURE, &outcome.picture)?;
         }
         Ok(verdict(&outcome))
     }
@@ -68,32 +64,7 @@ fn run_guest(lab: &Lab, program: &Path, recorded: &Path) -> Result<()> {
     guest.out = recorded.to_owned();
     // Where no spinner shows that it goes on, the guest's own words do.
     guest.echo = !std::io::stderr().is_terminal();
-    let report = lab.run(&guest, &[program])?;
-    if let Some(boot) = report.boot_time {
-        ui::record("booting and loading the module", boot);
-    }
-    match report.verdict()? {
-        0 => fs::remove_dir_all(&report.run)
-            .with_context(|| format!("cannot remove {}", report.run.display())),
-        status => bail!(
-            "the demo ended with status {status} in the guest:\n{}\n(logs: {})",
-            String::from_utf8_lossy(&report.stderr).trim(),
-            report.run.display()
-        ),
-    }
-}
-
-/// Replaces the committed picture.
-fn update_docs(outcome: &Outcome) -> Result<()> {
-    let path = project::root().join(DOCS_PICTURE);
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)
-            .with_context(|| format!("cannot create {}", directory.display()))?;
-    }
-    fs::write(&path, &outcome.picture)
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    println!("Replaced {DOCS_PICTURE}");
-    Ok(())
+    lab.run_to_success(&guest, &[program])
 }
 
 /// Says in one line how it went, and in the exit status.

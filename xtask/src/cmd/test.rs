@@ -12,7 +12,7 @@ use xshell::Shell;
 use crate::guest::Report;
 use crate::kernel::Kind;
 use crate::ktap::{self, Outcome, Results, Test as Case};
-use crate::lab::Lab;
+use crate::lab::{Lab, BOOTING_AND_LOADING};
 use crate::{exec, program, project, tidy, ui};
 
 /// How long one boot with all its suites may take.
@@ -143,11 +143,7 @@ impl Tally {
     /// Begins with nothing, in an empty directory of logs.
     pub(crate) fn new() -> Result<Self> {
         let logs = project::target().join("test");
-        if logs.exists() {
-            fs::remove_dir_all(&logs)
-                .with_context(|| format!("cannot remove {}", logs.display()))?;
-        }
-        fs::create_dir_all(&logs).with_context(|| format!("cannot create {}", logs.display()))?;
+        project::empty(&logs)?;
         Ok(Self {
             cases: Vec::new(),
             host_passed: 0,
@@ -240,7 +236,7 @@ impl Tally {
         let report = ui::step(&format!("guest of the {name} kernel"), |_| {
             let report = lab.run(&guest, &command)?;
             if let Some(boot) = report.boot_time {
-                ui::record("booting and loading the module", boot);
+                ui::record(BOOTING_AND_LOADING, boot);
                 ui::record("its suites", report.took.saturating_sub(boot));
             }
             Ok(report)

@@ -108,24 +108,7 @@ mod tests {
 
     use super::*;
     use crate::demo::sample::sample;
-
-    /// A directory that goes when it is dropped.
-    struct Scratch(std::path::PathBuf);
-
-    impl Scratch {
-        fn new(name: &str) -> Self {
-            let path =
-                std::env::temp_dir().join(format!("accf-demo-{name}-{}", std::process::id()));
-            fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
+    use crate::scratch::Scratch;
 
     const SCREEN: Screen = Screen {
         colours: false,
@@ -134,7 +117,7 @@ mod tests {
 
     #[test]
     fn recordings_become_all_the_files_and_a_verdict() {
-        let (recorded, out) = (Scratch::new("recorded"), Scratch::new("out"));
+        let (recorded, out) = (Scratch::new("demo-recorded"), Scratch::new("demo-out"));
         let mut sample = sample();
         sample.record(&recorded.0);
         let outcome = evaluate(&recorded.0, &out.0, SCREEN).unwrap();
@@ -188,7 +171,7 @@ mod tests {
                 "{file}"
             );
         }
-        let json = fs::read_to_string(out.0.join("report.json")).unwrap();
+        let json = out.text("report.json");
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["pass"], true);
         let numbers = &json["scenarios"]["a"]["listeners"]["dataready"];
@@ -215,17 +198,15 @@ mod tests {
         let outcome = evaluate(&recorded.0, &out.0, SCREEN).unwrap();
         assert_eq!(outcome.failed.len(), 1, "{:?}", outcome.failed);
         assert!(outcome.shown.contains("FAIL"));
-        let json = fs::read_to_string(out.0.join("report.json")).unwrap();
+        let json = out.text("report.json");
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["pass"], false);
-        assert!(fs::read_to_string(out.0.join("report.md"))
-            .unwrap()
-            .contains("**FAIL**"));
+        assert!(out.text("report.md").contains("**FAIL**"));
     }
 
     #[test]
     fn no_report_is_an_error() {
-        let empty = Scratch::new("empty");
+        let empty = Scratch::new("demo-empty");
         let error = evaluate(&empty.0, &empty.0, SCREEN).unwrap_err();
         assert!(
             format!("{error:#}").contains("did not get to the end"),
