@@ -2,6 +2,7 @@
 //! The project's tasks, as `cargo xtask COMMAND`: kernels, guests, builds and tests.
 
 mod archive;
+mod bench;
 mod cache;
 mod cmd;
 mod demo;
@@ -14,6 +15,8 @@ mod lab;
 mod module;
 mod program;
 mod project;
+#[cfg(test)]
+mod scratch;
 mod sysroot;
 mod table;
 mod tidy;
@@ -41,6 +44,7 @@ enum Command {
     Build(cmd::Build),
     Vm(cmd::Vm),
     Demo(cmd::Demo),
+    Bench(cmd::Bench),
     Test(cmd::Test),
     Tidy(cmd::Tidy),
     Ci(cmd::Ci),
@@ -65,6 +69,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Kernel(kernel) => kernel.run(&sh)?,
         Command::Build(build) => build.run(&sh)?,
         Command::Demo(demo) => return demo.run(&sh),
+        Command::Bench(bench) => return bench.run(&sh),
         Command::Test(test) => return test.run(&sh),
         Command::Ci(ci) => return ci.run(&sh),
         Command::Tidy(tidy) => tidy.run(&sh)?,

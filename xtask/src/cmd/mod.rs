@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One file per command.
 
+mod bench;
 mod build;
 mod ci;
 mod demo;
@@ -10,6 +11,7 @@ mod test;
 mod tidy;
 mod vm;
 
+pub(crate) use bench::Bench;
 pub(crate) use build::Build;
 pub(crate) use ci::Ci;
 pub(crate) use demo::Demo;

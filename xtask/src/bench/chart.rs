@@ -1,0 +1,578 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Drawing a plot: panels with axes, lines or columns with their spread, and the bars as dashed lines.
+//!
+//! A plot must be readable without the text around it, on a light page and on a dark one, printed without colours, and by
+//! those who do not tell all colours apart: each listener has a shape of its own, too, and lines are named where they end.
+
+use std::io;
+
+use accf_bench::Listener;
+use anyhow::{Context, Result};
+use plotters::backend::SVGBackend;
+use plotters::chart::{ChartBuilder, ChartContext};
+use plotters::coord::types::RangedCoordf64;
+use plotters::coord::{cartesian::Cartesian2d, Shift};
+use plotters::drawing::{DrawingArea, DrawingAreaErrorKind, IntoDrawingArea};
+use plotters::element::{
+    Circle, DashedPathElement, PathElement, Polygon, Rectangle, Text, TriangleMarker,
+};
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+use plotters::style::{
+    Color, FontFamily, FontStyle, FontTransform, IntoFont, RGBColor, ShapeStyle, TextStyle,
+};
+
+use super::figures::{title, Statistics};
+use super::scale::{Scale, Tick};
+
+/// Width of a picture; a page on GitHub has about as much.
+const WIDTH: u32 = 960;
+/// Title, note and legend.
+const HEAD: u32 = 92;
+/// A panel's height, with everything around it.
+const PANEL: u32 = 306;
+/// Around the picture.
+const EDGE: i32 = 22;
+/// Left of a panel's plot: the axis's numbers and its name.
+const LEFT: i32 = 74;
+/// Below a panel's plot: the same.
+const BELOW: i32 = 64;
+/// Above a panel's plot: the panel's name.
+const ABOVE: i32 = 34;
+/// Right of a panel's plot, where lines are named.
+const NAMES: i32 = 58;
+/// Between lines of text.
+const LINE: i32 = 15;
+/// Width of a character of small text, more or less.
+const CHARACTER: f64 = 6.9;
+/// The same of a capital.
+const CAPITAL: f64 = 9.4;
+/// How much of a panel's height a row of crosses takes.
+const CROSSES: f64 = 0.06;
+/// How much of its room a group of columns takes.
+const GROUP: f64 = 0.8;
+
+/// The colours of the demo's picture.
+const INK: RGBColor = RGBColor(0x1f, 0x23, 0x28);
+/// See [`INK`].
+const SOFT: RGBColor = RGBColor(0x59, 0x63, 0x6e);
+/// See [`INK`].
+const GRID: RGBColor = RGBColor(0xd8, 0xde, 0xe4);
+/// See [`INK`].
+const PAPER: RGBColor = RGBColor(0xff, 0xff, 0xff);
+/// What a bar allows.
+const ALLOWED: RGBColor = RGBColor(0xda, 0xfb, 0xe1);
+
+/// The fonts that pages use.
+const FONTS: &str = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif";
+
+/// What is drawn on.
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+/// A panel's plot.
+type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+
+/// What may go wrong.
+type Drawn = Result<(), DrawingAreaErrorKind<io::Error>>;
+
+/// A picture of one benchmark.
+#[derive(Clone, Debug)]
+pub(crate) struct Picture {
+    /// What it shows.
+    pub(crate) title: String,
+    /// What else to know.
+    pub(crate) note: String,
+    /// What a dashed line means.
+    pub(crate) limit: Option<&'static str>,
+    /// Side by side, and below each other.
+    pub(crate) panels: Vec<Panel>,
+    /// How many stand side by side.
+    pub(crate) columns: usize,
+}
+
+/// One plot of a picture.
+#[derive(Clone, Debug)]
+pub(crate) struct Panel {
+    /// What it shows.
+    pub(crate) title: String,
+    /// To the right.
+    pub(crate) x: Axis,
+    /// Upward.
+    pub(crate) y: Axis,
+    /// What is shown.
+    pub(crate) series: Vec<Series>,
+    /// Columns, not lines.
+    pub(crate) as_columns: bool,
+    /// What it is held against.
+    pub(crate) limits: Vec<Limit>,
+}
+
+/// An axis.
+#[derive(Clone, Debug)]
+pub(crate) struct Axis {
+    /// What is told, in which unit.
+    pub(crate) label: String,
+    /// How values are spread.
+    pub(crate) scale: Scale,
+    /// How a value is written.
+    pub(crate) words: fn(f64) -> String,
+    /// The names of a [`Scale::Things`]; lines are separated by line ends.
+    pub(crate) names: Vec<String>,
+}
+
+/// What was measured at a listener.
+#[derive(Clone, Debug)]
+pub(crate) struct Series {
+    /// The listener.
+    pub(crate) listener: Listener,
+    /// Its figures.
+    pub(crate) points: Vec<(f64, Statistics)>,
+    /// Where there is none, for a reason.
+    pub(crate) missing: Vec<f64>,
+}
+
+/// What a figure is held against.
+#[derive(Clone, Debug)]
+pub(crate) enum Limit {
+    /// This value, wherever.
+    Level(f64),
+    /// This value, for the column of this listener at this place.
+    Column(f64, Listener, f64),
+    /// At each place what is between two values.
+    Between(Vec<(f64, f64, f64)>),
+}
+
+/// A listener's colour; they are told apart by everybody.
+fn colour(listener: Listener) -> RGBColor {
+    match listener {
+        Listener::Plain => RGBColor(0x6e, 0x77, 0x81),
+        Listener::DeferAccept => RGBColor(0xc9, 0x69, 0x1c),
+        Listener::Dataready => RGBColor(0x09, 0x69, 0xda),
+    }
+}
+
+/// Text of that size in pixels.
+fn text(size: f64, colour: RGBColor, horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
+    // The library divides by this.
+    let font = (FontFamily::Name(FONTS), size * 1.24).into_font();
+    TextStyle {
+        font,
+        color: colour.to_backend_color(),
+        pos: Pos::new(horizontal, vertical),
+    }
+}
+
+/// The same, bold.
+fn bold(style: TextStyle<'static>) -> TextStyle<'static> {
+    TextStyle {
+        font: style.font.style(FontStyle::Bold),
+        ..style
+    }
+}
+
+/// How wide small text is, more or less.
+fn width(words: &str) -> i32 {
+    let of = |letter: char| {
+        if letter.is_uppercase() {
+            CAPITAL
+        } else {
+            CHARACTER
+        }
+    };
+    words.chars().map(of).sum::<f64>() as i32
+}
+
+impl Picture {
+    /// The listeners it shows, in their usual order.
+    fn listeners(&self) -> Vec<Listener> {
+        let series = || self.panels.iter().flat_map(|panel| &panel.series);
+        let shown = |listener: &Listener| series().any(|series| series.listener == *listener);
+        Listener::ALL.into_iter().filter(shown).collect()
+    }
+
+    /// Draws it, as an SVG.
+    pub(crate) fn render(&self) -> Result<String> {
+        let mut svg = String::new();
+        self.draw(&mut svg)
+            .with_context(|| format!("cannot draw `{}`", self.title))?;
+        // For those who are read to.
+        let title = format!("<title>{}</title>\n", escaped(&self.title));
+        let begin = svg.find(">\n").map_or(0, |at| at + 2);
+        svg.insert_str(begin, &title);
+        Ok(format!(
+            "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n{svg}"
+        ))
+    }
+
+    /// Draws it into `svg`.
+    fn draw(&self, svg: &mut String) -> Drawn {
+        let columns = self.columns.max(1);
+        let rows = self.panels.len().div_ceil(columns);
+        let height = HEAD + PANEL * u32::try_from(rows).unwrap_or(1) + 12;
+        let root = SVGBackend::with_string(svg, (WIDTH, height)).into_drawing_area();
+        root.fill(&PAPER)?;
+        let (top, left) = (VPos::Top, HPos::Left);
+        let style = bold(text(18.0, INK, left, top));
+        root.draw(&Text::new(self.title.as_str(), (EDGE, 16), style))?;
+        let style = text(12.5, SOFT, left, top);
+        root.draw(&Text::new(self.note.as_str(), (EDGE, 43), style))?;
+        self.legend(&root)?;
+        let (_, body) = root.split_vertically(HEAD);
+        let areas = body
+            .margin(0, 12, EDGE / 2, EDGE / 2)
+            .split_evenly((rows, columns));
+        for (panel, area) in self.panels.iter().zip(&areas) {
+            panel.draw(&root, area)?;
+        }
+        root.present()
+    }
+
+    /// Says which colour and shape means what.
+    fn legend(&self, root: &Area<'_>) -> Drawn {
+        let y = 75;
+        let mut x = EDGE + 6;
+        let style = text(12.5, INK, HPos::Left, VPos::Center);
+        let as_columns = self.panels.iter().all(|panel| panel.as_columns);
+        for listener in self.listeners() {
+            if as_columns {
+                let corners = [(x - 6, y - 6), (x + 6, y + 6)];
+                root.draw(&Rectangle::new(corners, colour(listener).filled()))?;
+            } else {
+                let ends = vec![(x - 8, y), (x + 8, y)];
+                root.draw(&PathElement::new(ends, colour(listener).stroke_width(2)))?;
+                mark(root, listener, (x, y))?;
+            }
+            root.draw(&Text::new(title(listener), (x + 14, y), style.clone()))?;
+            x += 14 + width(title(listener)) + 34;
+        }
+        let entry = |x: &mut i32, words: &str| {
+            root.draw(&Text::new(words.to_owned(), (*x + 14, y), style.clone()))?;
+            *x += 14 + width(words) + 34;
+            Ok::<_, DrawingAreaErrorKind<io::Error>>(())
+        };
+        if let Some(limit) = self.limit {
+            dashed(root, [(x - 10, y), (x + 10, y)])?;
+            entry(&mut x, limit)?;
+        }
+        let missing = self.panels.iter().flat_map(|panel| &panel.series);
+        if missing.into_iter().any(|series| !series.missing.is_empty()) {
+            cross(root, SOFT, (x, y))?;
+            entry(&mut x, "not served, or not measurable")?;
+        }
+        Ok(())
+    }
+}
+
+impl Panel {
+    /// Draws it into `area` of `root`.
+    fn draw(&self, root: &Area<'_>, area: &Area<'_>) -> Drawn {
+        let x_values = self.series.iter().flat_map(|series| {
+            let points = series.points.iter().map(|(x, _)| *x);
+            points.chain(series.missing.iter().copied())
+        });
+        let x_range = self.x.scale.range(x_values);
+        let (lowest, highest) = self.y.scale.range(self.heights());
+        // Crosses stand above everything that was measured.
+        let room = (highest - lowest) * CROSSES * self.missing_rows() as f64;
+        let y_range = (lowest, highest + room);
+        let right = if self.as_columns { 14 } else { NAMES };
+        let plot = ChartBuilder::on(area)
+            .margin_left(LEFT)
+            .margin_bottom(BELOW)
+            .margin_top(ABOVE)
+            .margin_right(right)
+            .build_cartesian_2d(x_range.0..x_range.1, y_range.0..y_range.1)?;
+        let (xs, ys) = plot.plotting_area().get_pixel_range();
+        let style = bold(text(13.5, INK, HPos::Left, VPos::Bottom));
+        root.draw(&Text::new(
+            self.title.as_str(),
+            (xs.start, ys.start - 8),
+            style,
+        ))?;
+        for limit in &self.limits {
+            self.allowed(root, &plot, limit)?;
+        }
+        self.axes(root, &plot, (x_range, y_range))?;
+        if self.as_columns {
+            self.columns(root, &plot)?;
+        } else {
+            self.lines(root, &plot)?;
+        }
+        for limit in &self.limits {
+            self.limit(root, &plot, limit)?;
+        }
+        Ok(())
+    }
+
+    /// How many listeners could not be measured somewhere.
+    fn missing_rows(&self) -> usize {
+        let missing = |series: &&Series| !series.missing.is_empty() && !self.as_columns;
+        self.series.iter().filter(missing).count()
+    }
+
+    /// Every value that must be on the paper.
+    fn heights(&self) -> Vec<f64> {
+        let points = self.series.iter().flat_map(|series| &series.points);
+        let mut heights: Vec<f64> = points
+            .flat_map(|(_, statistics)| [statistics.min, statistics.max])
+            .collect();
+        for limit in &self.limits {
+            match limit {
+                Limit::Level(y) | Limit::Column(_, _, y) => heights.push(*y),
+                Limit::Between(places) => {
+                    heights.extend(places.iter().flat_map(|(_, low, high)| [*low, *high]));
+                }
+            }
+        }
+        heights
+    }
+
+    /// Where a point is on the paper.
+    fn pixel(&self, plot: &Plot<'_, '_>, x: f64, y: f64) -> (i32, i32) {
+        plot.backend_coord(&(self.x.scale.place(x), self.y.scale.place(y)))
+    }
+
+    /// Draws both axes with their names.
+    fn axes(
+        &self,
+        root: &Area<'_>,
+        plot: &Plot<'_, '_>,
+        (x_range, y_range): ((f64, f64), (f64, f64)),
+    ) -> Drawn {
+        let (xs, ys) = plot.plotting_area().get_pixel_range();
+        for Tick { place, label } in self.y.ticks(y_range) {
+            let (_, y) = plot.backend_coord(&(x_range.0, place));
+            if !label.is_empty() {
+                let line = vec![(xs.start, y), (xs.end, y)];
+                root.draw(&PathElement::new(line, GRID.stroke_width(1)))?;
+            }
+            let style = text(12.0, SOFT, HPos::Right, VPos::Center);
+            root.draw(&Text::new(label, (xs.start - 8, y), style))?;
+        }
+        let discrete = matches!(self.x.scale, Scale::Things(_));
+        for Tick { place, label } in self.x.ticks(x_range) {
+            let (x, _) = plot.backend_coord(&(place, y_range.0));
+            if !discrete {
+                let long = if label.is_empty() { 3 } else { 6 };
+                let line = vec![(x, ys.end), (x, ys.end + long)];
+                root.draw(&PathElement::new(line, SOFT.stroke_width(1)))?;
+            }
+            for (row, words) in (0..).zip(label.lines()) {
+                let style = text(12.0, SOFT, HPos::Center, VPos::Top);
+                let at = (x, ys.end + 9 + row * LINE);
+                root.draw(&Text::new(words.to_owned(), at, style))?;
+            }
+        }
+        let line = vec![(xs.start, ys.start), (xs.start, ys.end), (xs.end, ys.end)];
+        root.draw(&PathElement::new(line, SOFT.stroke_width(1)))?;
+        let style = text(12.5, INK, HPos::Center, VPos::Top);
+        let rows = self.x.names.iter().map(|name| name.lines().count());
+        let below = if rows.max().unwrap_or(1) > 1 { 44 } else { 32 };
+        let below = (xs.start.midpoint(xs.end), ys.end + below);
+        root.draw(&Text::new(self.x.label.as_str(), below, style))?;
+        let style = text(12.5, INK, HPos::Center, VPos::Center);
+        let style = style.transform(FontTransform::Rotate270);
+        let beside = (xs.start - LEFT + 10, ys.start.midpoint(ys.end));
+        root.draw(&Text::new(self.y.label.as_str(), beside, style))
+    }
+
+    /// Draws lines with a mark and the spread at each point, and names each where it ends.
+    fn lines(&self, root: &Area<'_>, plot: &Plot<'_, '_>) -> Drawn {
+        let (xs, ys) = plot.plotting_area().get_pixel_range();
+        let mut names = Vec::new();
+        let mut crosses = ys.start + 8;
+        for series in &self.series {
+            let colour = colour(series.listener);
+            let line: Vec<(i32, i32)> = series
+                .points
+                .iter()
+                .map(|(x, y)| self.pixel(plot, *x, y.median))
+                .collect();
+            root.draw(&PathElement::new(line.clone(), colour.stroke_width(2)))?;
+            for ((x, y), at) in series.points.iter().zip(&line) {
+                let (_, low) = self.pixel(plot, *x, y.min);
+                let (_, high) = self.pixel(plot, *x, y.max);
+                whisker(root, colour, at.0, (high, low))?;
+                mark(root, series.listener, *at)?;
+            }
+            for x in &series.missing {
+                let (x, _) = self.pixel(plot, *x, 1.0);
+                cross(root, colour, (x, crosses))?;
+            }
+            // One listener's below the other's.
+            crosses += if series.missing.is_empty() { 0 } else { LINE };
+            // One that ends before the others has its crosses there.
+            let whole = series.missing.is_empty();
+            if let (true, Some((_, y)), Some(at)) = (whole, series.points.last(), line.last()) {
+                names.push((at.1, (self.y.words)(y.median), colour));
+            }
+        }
+        names.sort_by_key(|(y, ..)| *y);
+        let mut lowest = i32::MIN;
+        for (y, words, colour) in names {
+            let y = y.max(lowest);
+            lowest = y.saturating_add(LINE);
+            let style = text(12.0, colour, HPos::Left, VPos::Center);
+            root.draw(&Text::new(words, (xs.end + 6, y), style))?;
+        }
+        Ok(())
+    }
+
+    /// The left and the right end of a listener's column.
+    fn column(&self, plot: &Plot<'_, '_>, x: f64, listener: Listener) -> (i32, i32) {
+        let count = self.series.len().max(1) as f64;
+        let series = self.series.iter();
+        let index = series
+            .take_while(|series| series.listener != listener)
+            .count() as f64;
+        let wide = GROUP / count;
+        let left = self.x.scale.place(x) - GROUP / 2.0 + wide * index;
+        let pixel = |place: f64| plot.backend_coord(&(place, 0.0)).0;
+        (pixel(left) + 2, pixel(left + wide) - 2)
+    }
+
+    /// Draws columns with the spread, and the value above each.
+    fn columns(&self, root: &Area<'_>, plot: &Plot<'_, '_>) -> Drawn {
+        for series in &self.series {
+            let colour = colour(series.listener);
+            for (x, y) in &series.points {
+                let (left, right) = self.column(plot, *x, series.listener);
+                let (_, top) = self.pixel(plot, *x, y.median);
+                let (_, foot) = self.pixel(plot, *x, 0.0);
+                let corners = [(left, top), (right, foot)];
+                root.draw(&Rectangle::new(corners, colour.filled()))?;
+                let (_, low) = self.pixel(plot, *x, y.min);
+                let (_, high) = self.pixel(plot, *x, y.max);
+                let middle = left.midpoint(right);
+                whisker(root, INK, middle, (high, low))?;
+                let style = text(12.0, INK, HPos::Center, VPos::Bottom);
+                let words = (self.y.words)(y.median);
+                root.draw(&Text::new(words, (middle, high - 3), style))?;
+            }
+            for x in &series.missing {
+                let (left, right) = self.column(plot, *x, series.listener);
+                let (_, foot) = self.pixel(plot, *x, 0.0);
+                cross(root, colour, (left.midpoint(right), foot - 9))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Paints what a limit allows.
+    fn allowed(&self, root: &Area<'_>, plot: &Plot<'_, '_>, limit: &Limit) -> Drawn {
+        let Limit::Between(places) = limit else {
+            return Ok(());
+        };
+        let low = places.iter().map(|(x, low, _)| self.pixel(plot, *x, *low));
+        let high = places
+            .iter()
+            .map(|(x, _, high)| self.pixel(plot, *x, *high));
+        let around: Vec<(i32, i32)> = low.chain(high.rev()).collect();
+        root.draw(&Polygon::new(around, ALLOWED.filled()))
+    }
+
+    /// Draws a limit.
+    fn limit(&self, root: &Area<'_>, plot: &Plot<'_, '_>, limit: &Limit) -> Drawn {
+        let (xs, _) = plot.plotting_area().get_pixel_range();
+        match limit {
+            Limit::Level(y) => {
+                let (_, y) = plot.backend_coord(&(0.0, self.y.scale.place(*y)));
+                dashed(root, [(xs.start, y), (xs.end, y)])
+            }
+            Limit::Column(x, listener, y) => {
+                let (left, right) = self.column(plot, *x, *listener);
+                let (_, y) = self.pixel(plot, *x, *y);
+                dashed(root, [(left - 4, y), (right + 4, y)])
+            }
+            Limit::Between(places) => {
+                let low = places.iter().map(|(x, low, _)| self.pixel(plot, *x, *low));
+                let high = places
+                    .iter()
+                    .map(|(x, _, high)| self.pixel(plot, *x, *high));
+                dashed(root, low.collect::<Vec<_>>())?;
+                dashed(root, high.collect::<Vec<_>>())
+            }
+        }
+    }
+}
+
+impl Axis {
+    /// An axis of values.
+    pub(crate) fn new(label: impl Into<String>, scale: Scale, words: fn(f64) -> String) -> Self {
+        Self {
+            label: label.into(),
+            scale,
+            words,
+            names: Vec::new(),
+        }
+    }
+
+    /// An axis of things with names.
+    pub(crate) fn of_things(label: impl Into<String>, names: Vec<String>) -> Self {
+        Self {
+            label: label.into(),
+            scale: Scale::Things(names.len()),
+            words: super::scale::short,
+            names,
+        }
+    }
+
+    /// Its marks between two places.
+    fn ticks(&self, range: (f64, f64)) -> Vec<Tick> {
+        self.scale.ticks(range, |value| {
+            let name = self.names.get(value as usize);
+            name.cloned().unwrap_or_else(|| (self.words)(value))
+        })
+    }
+}
+
+/// A listener's mark, for those who cannot go by colours; those drawn later are smaller, so that nobody's is hidden.
+fn mark(root: &Area<'_>, listener: Listener, (x, y): (i32, i32)) -> Drawn {
+    let style: ShapeStyle = colour(listener).filled();
+    match listener {
+        Listener::Plain => root.draw(&Circle::new((x, y), 6, style)),
+        Listener::DeferAccept => root.draw(&TriangleMarker::new((x, y), 7, style)),
+        Listener::Dataready => root.draw(&Rectangle::new([(x - 3, y - 3), (x + 3, y + 3)], style)),
+    }
+}
+
+/// A small cross.
+fn cross(root: &Area<'_>, colour: RGBColor, (x, y): (i32, i32)) -> Drawn {
+    for (from, to) in [
+        ((x - 4, y - 4), (x + 4, y + 4)),
+        ((x - 4, y + 4), (x + 4, y - 4)),
+    ] {
+        root.draw(&PathElement::new(vec![from, to], colour.stroke_width(2)))?;
+    }
+    Ok(())
+}
+
+/// From the least to the greatest value, where there is anything to see.
+fn whisker(root: &Area<'_>, colour: RGBColor, x: i32, (high, low): (i32, i32)) -> Drawn {
+    if low - high < 2 {
+        return Ok(());
+    }
+    let style = colour.stroke_width(1);
+    root.draw(&PathElement::new(vec![(x, high), (x, low)], style))?;
+    for y in [high, low] {
+        root.draw(&PathElement::new(vec![(x - 4, y), (x + 4, y)], style))?;
+    }
+    Ok(())
+}
+
+/// A dashed line: a bar.
+fn dashed<P>(root: &Area<'_>, points: P) -> Drawn
+where
+    P: IntoIterator<Item = (i32, i32)>,
+    P::IntoIter: Clone,
+{
+    let line = DashedPathElement::new(points, 6, 4, INK.stroke_width(2));
+    root.draw(&line)
+}
+
+/// `words` as XML has them.
+fn escaped(words: &str) -> String {
+    words
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}

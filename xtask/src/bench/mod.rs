@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The host side of the benchmarks: from what the guest measured to bars, tables and plots.
+//!
+//! ```text
+//! bench.json ─► figures ─► bars ─► report
+//!                  └─────► plot ─► chart
+//! ```
+
+mod bars;
+mod chart;
+mod figures;
+mod guest;
+mod plot;
+mod report;
+#[cfg(test)]
+mod sample;
+mod scale;
+
+use std::fs;
+use std::path::Path;
+
+use accf_bench::{Bench, Recording, RECORDING_FILE, SCHEMA};
+use anyhow::{bail, Context, Result};
+
+pub(crate) use self::bars::{judge, SHORT_RUN_SLACK};
+pub(crate) use self::guest::{build_program, Request};
+use self::report::{Before, Report};
+use crate::table::Screen;
+
+/// What came out of the benchmarks.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// What to show in the terminal.
+    pub(crate) shown: String,
+    /// The bars that were missed, as sentences.
+    pub(crate) missed: Vec<String>,
+    /// The page for people who did not run it.
+    pub(crate) page: String,
+    /// The plots, by their file names.
+    pub(crate) plots: Vec<(String, String)>,
+}
+
+/// Another version of the module, and where the guest left what it measured of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Earlier<'a> {
+    /// Which version.
+    pub(crate) revision: &'a str,
+    /// The directory.
+    pub(crate) recorded: &'a Path,
+}
+
+/// Reads what a guest left in `recorded`, which is there only if the guest got to the end.
+pub(crate) fn read(recorded: &Path) -> Result<Recording> {
+    let path = recorded.join(RECORDING_FILE);
+    let text = fs::read_to_string(&path).with_context(|| {
+        format!(
+            "the guest left no recording at {}: it did not get to the end",
+            path.display()
+        )
+    })?;
+    let recording: Recording = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a recording of the benchmarks", path.display()))?;
+    if recording.schema != SCHEMA {
+        bail!(
+            "{} is a recording of version {}, but this is a host side of version {SCHEMA}: build both anew",
+            path.display(),
+            recording.schema
+        );
+    }
+    Ok(recording)
+}
+
+/// Judges what the guest left in `recorded` of the benchmarks `asked` for, and writes the results into `out`.
+pub(crate) fn evaluate(
+    recorded: &Path,
+    earlier: Option<Earlier<'_>>,
+    asked: &[Bench],
+    out: &Path,
+    screen: Screen,
+) -> Result<Outcome> {
+    let recording = read(recorded)?;
+    let before = earlier.map(|earlier| {
+        let before = read(earlier.recorded)?;
+        Ok::<_, anyhow::Error>(Before::new(
+            earlier.revision.to_owned(),
+            &before,
+            &recording,
+        ))
+    });
+    let bars = judge(&recording, asked);
+    let report = Report::new(&recording, asked, bars, before.transpose()?);
+
+    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let write = |name: &str, text: &str| {
+        let path = out.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    };
+    let mut json = serde_json::to_string_pretty(&report)?;
+    json.push('\n');
+    write("report.json", &json)?;
+    write("report.md", &report.markdown())?;
+    let mut plots = Vec::new();
+    for (bench, picture) in plot::all(&recording) {
+        let (name, svg) = (plot::file(bench), picture.render()?);
+        write(&name, &svg)?;
+        plots.push((name, svg));
+    }
+    let missed = report
+        .verdicts()
+        .into_iter()
+        .filter(|verdict| !verdict.pass);
+    Ok(Outcome {
+        shown: report.terminal(screen),
+        missed: missed.map(|verdict| verdict.to_string()).collect(),
+        page: report.page(),
+        plots,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sample::sample;
+    use super::*;
+    use crate::scratch::Scratch;
+
+    /// Leaves `recording` in a directory as the guest would.
+    fn record(directory: &Scratch, recording: &Recording) {
+        let text = serde_json::to_string(recording).unwrap();
+        fs::write(directory.0.join(RECORDING_FILE), text).unwrap();
+    }
+
+    const SCREEN: Screen = Screen {
+        colours: false,
+        width: 120,
+    };
+
+    #[test]
+    fn a_recording_becomes_all_the_files_and_a_verdict() {
+        let (recorded, out) = (Scratch::new("bench-recorded"), Scratch::new("bench-out"));
+        record(&recorded, &sample());
+        let outcome = evaluate(&recorded.0, None, &Bench::ALL, &out.0, SCREEN).unwrap();
+        assert_eq!(outcome.missed, [""; 0]);
+        assert_eq!(outcome.plots.len(), Bench::ALL.len());
+        for (name, svg) in &outcome.plots {
+            assert_eq!(&out.text(name), svg);
+            assert!(outcome.page.contains(&format!("({name})")), "{name}");
+        }
+        let report = out.text("report.md");
+        assert!(report.contains("every bar holds"), "{report}");
+        for row in [
+            "| holds | bytes of a held connection | 387 bytes, 1,000,000 held | ≤ 400 bytes | `holding.bytes.dataready` |",
+            "| instructions | epoll server, client pauses | 102,345 (0.07 %) | 84,120 (0.07 %) | 84,500 (0.07 %) | −17.4 % | +0.45 % |",
+            "| RTO, ms | 0.1 | 201 | 501 | 202 | +0.50 % | −59.7 % |",
+            "|  | 5 | 201 | 15,201 (15,196 … 15,207) | 202 | +0.50 % | 1/75 |",
+            "* TCP_DEFER_ACCEPT, bytes of a held connection at 1,000,000: syncookies begin",
+            "* plain, instructions to the first byte at 1,000 to 100,000: not served within 3 s",
+        ] {
+            assert!(report.contains(row), "{row}\n{report}");
+        }
+        let json: serde_json::Value = serde_json::from_str(&out.text("report.json")).unwrap();
+        assert_eq!(json["pass"], true);
+        let bars = json["bars"].as_array().unwrap();
+        let bytes = bars
+            .iter()
+            .find(|bar| bar["name"] == "holding.bytes.dataready");
+        let bytes = bytes.unwrap();
+        assert_eq!(
+            (&bytes["value"], &bytes["bar"]),
+            (&387.0.into(), &400.0.into())
+        );
+        assert_eq!(
+            (&bytes["comparison"], &bytes["pass"]),
+            (&"<=".into(), &true.into())
+        );
+        let first = &json["measurements"][0];
+        assert_eq!(first["median"], 102_345.0);
+        assert_eq!(first["samples"].as_array().unwrap().len(), 3);
+        for field in ["min", "max", "spread"] {
+            assert!(first[field].is_number(), "{field}");
+        }
+    }
+
+    #[test]
+    fn the_same_recording_is_the_same_report() {
+        let (recorded, out) = (Scratch::new("bench-same"), Scratch::new("bench-same-out"));
+        record(&recorded, &sample());
+        let report = || {
+            let outcome = evaluate(&recorded.0, None, &Bench::ALL, &out.0, SCREEN).unwrap();
+            let files = [out.text("report.md"), out.text("report.json")];
+            (outcome.page, outcome.plots, files)
+        };
+        assert_eq!(report(), report());
+    }
+
+    #[test]
+    fn a_missed_bar_is_missed_everywhere() {
+        let (recorded, out) = (
+            Scratch::new("bench-missed"),
+            Scratch::new("bench-missed-out"),
+        );
+        let mut recording = sample();
+        let key = figures::Key::new(Bench::Holding, "bytes").x(1e6);
+        sample::change(&mut recording, key, &[512.0]);
+        record(&recorded, &recording);
+        let asked = [Bench::Holding];
+        let outcome = evaluate(&recorded.0, None, &asked, &out.0, SCREEN).unwrap();
+        assert_eq!(outcome.missed.len(), 2, "{:?}", outcome.missed);
+        assert!(outcome.shown.contains("FAIL"));
+        assert!(out.text("report.md").contains("**MISSED**"));
+        let json: serde_json::Value = serde_json::from_str(&out.text("report.json")).unwrap();
+        assert_eq!(json["pass"], false);
+    }
+
+    #[test]
+    fn what_has_become_better_is_shown() {
+        let (recorded, before) = (Scratch::new("bench-after"), Scratch::new("bench-before"));
+        let out = Scratch::new("bench-compared");
+        record(&recorded, &sample());
+        let mut recording = sample();
+        let key = figures::Key::new(Bench::Connection, "instructions").case("epoll/pause");
+        sample::change(&mut recording, key, &[90_000.0]);
+        record(&before, &recording);
+        let earlier = Earlier {
+            revision: "0123abc module: before",
+            recorded: &before.0,
+        };
+        let outcome = evaluate(&recorded.0, Some(earlier), &Bench::ALL, &out.0, SCREEN).unwrap();
+        let row = "| connection | instructions | epoll server, client pauses |  | 90,000 | 84,500 | −6.1 % |";
+        assert!(outcome.page.contains(row), "{}", outcome.page);
+        assert!(outcome.page.contains("--before 0123abc\n"));
+        assert!(outcome.shown.contains("0123abc module: before"));
+        let json: serde_json::Value = serde_json::from_str(&out.text("report.json")).unwrap();
+        assert_eq!(json["before"]["revision"], earlier.revision);
+        assert_eq!(json["before"]["changes"][0]["after"]["median"], 84_500.0);
+    }
+
+    #[test]
+    fn only_a_whole_recording_of_this_version_counts() {
+        let recorded = Scratch::new("bench-versions");
+        let says = |recorded: &Scratch| format!("{:#}", read(&recorded.0).unwrap_err());
+        assert!(says(&recorded).contains("did not get to the end"));
+        fs::write(recorded.0.join(RECORDING_FILE), "{}").unwrap();
+        assert!(says(&recorded).contains("is not a recording"));
+        let mut recording = sample();
+        recording.schema = SCHEMA + 1;
+        record(&recorded, &recording);
+        assert!(says(&recorded).contains("build both anew"));
+    }
+}

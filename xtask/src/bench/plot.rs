@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Which plots there are.
+
+use accf_bench::{Bench, Listener, Recording};
+
+use super::bars::bound;
+use super::chart::{Axis, Limit, Panel, Picture, Series};
+use super::figures::{case_title, Figures, Key, Statistics};
+use super::scale::{long, short, Scale};
+
+/// The file of a benchmark's picture.
+pub(crate) fn file(bench: Bench) -> String {
+    format!("bench-{}.svg", bench.key())
+}
+
+/// A picture of each benchmark that `recording` has something of.
+pub(crate) fn all(recording: &Recording) -> Vec<(Bench, Picture)> {
+    let figures = Figures { recording };
+    let pictures = Bench::ALL.into_iter().map(|bench| {
+        let picture = match bench {
+            Bench::Connection => connection(figures),
+            Bench::Holding => holding(figures),
+            Bench::Interference => interference(figures),
+            Bench::Pause => pause(figures),
+            Bench::Deadline => deadline(figures),
+            Bench::Segments => segments(figures),
+            Bench::Others => others(figures),
+        };
+        (bench, picture)
+    });
+    let shows_something = |picture: &Picture| {
+        let mut series = picture.panels.iter().flat_map(|panel| &panel.series);
+        series.any(|series| !series.points.is_empty())
+    };
+    pictures
+        .filter(|(_, picture)| shows_something(picture))
+        .collect()
+}
+
+/// A line for each listener at which this was measured.
+fn lines(figures: Figures<'_>, key: Key<'_>) -> Vec<Series> {
+    let lines = Listener::ALL.into_iter().map(|listener| {
+        let key = key.at(listener);
+        let places = figures.places(key);
+        series(
+            listener,
+            places
+                .into_iter()
+                .map(|x| (x, figures.statistics(key.x(x)).ok())),
+        )
+    });
+    lines.filter(has_anything).collect()
+}
+
+/// Columns for each listener at which this was measured under these circumstances; their places are 0, 1, 2 …
+fn columns<'a>(
+    cases: &[&'a str],
+    figure: impl Fn(&'a str, Listener) -> Option<Option<Statistics>>,
+) -> Vec<Series> {
+    let series = Listener::ALL.into_iter().map(|listener| {
+        let cases = cases.iter().enumerate();
+        let figures =
+            cases.filter_map(|(place, case)| Some((place as f64, figure(case, listener)?)));
+        series(listener, figures)
+    });
+    series.filter(has_anything).collect()
+}
+
+/// The figures of a listener by their places; where there is none, it could not be measured.
+fn series(listener: Listener, figures: impl Iterator<Item = (f64, Option<Statistics>)>) -> Series {
+    let (mut points, mut missing) = (Vec::new(), Vec::new());
+    for (x, statistics) in figures {
+        match statistics {
+            Some(statistics) => points.push((x, statistics)),
+            None => missing.push(x),
+        }
+    }
+    Series {
+        listener,
+        points,
+        missing,
+    }
+}
+
+/// Whether a listener took part.
+fn has_anything(series: &Series) -> bool {
+    !(series.points.is_empty() && series.missing.is_empty())
+}
+
+/// What was found under that name, if it was asked for; nothing inside if it could not be measured.
+fn asked(figures: Figures<'_>, key: Key<'_>) -> Option<Option<Statistics>> {
+    let measurement = figures.find(key)?;
+    Some(Statistics::of(&measurement.samples))
+}
+
+/// The values of all lines.
+fn values(series: &[Series]) -> Vec<f64> {
+    let points = series.iter().flat_map(|series| &series.points);
+    points.flat_map(|(_, y)| [y.min, y.max]).collect()
+}
+
+/// The names of circumstances, each in two short lines.
+fn names(cases: &[&str]) -> Vec<String> {
+    cases
+        .iter()
+        .map(|case| {
+            let title = case_title(case);
+            let middle = title.len() / 2;
+            // At the blank nearest to the middle; a comma goes with what is before it.
+            let blanks = title.match_indices(' ').map(|(at, _)| at);
+            match blanks.min_by_key(|at| at.abs_diff(middle)) {
+                Some(at) if title.len() > 16 => {
+                    let (first, second) = title.split_at(at);
+                    format!("{first}\n{}", second.trim_start())
+                }
+                _ => title.to_owned(),
+            }
+        })
+        .collect()
+}
+
+/// What one connection costs.
+fn connection(figures: Figures<'_>) -> Picture {
+    const CASES: [&str; 4] = [
+        "epoll/pause",
+        "epoll/same_trip",
+        "blocking/pause",
+        "blocking/same_trip",
+    ];
+    let key = |case| Key::new(Bench::Connection, "instructions").case(case);
+    let limits = (0..).zip(CASES).filter_map(|(place, case)| {
+        let of = |listener, part| {
+            let other = figures.statistics(key(case).at(listener)).ok()?;
+            Some(other.median * part)
+        };
+        let limit = match case {
+            "epoll/pause" => {
+                let plain = of(Listener::Plain, bound::CHEAPER)?;
+                plain.min(of(Listener::DeferAccept, bound::AS_CHEAP)?)
+            }
+            "blocking/pause" => of(Listener::DeferAccept, bound::AS_CHEAP)?,
+            _ => of(Listener::Plain, bound::AS_CHEAP)?,
+        };
+        Some(Limit::Column(f64::from(place), Listener::Dataready, limit))
+    });
+    Picture {
+        title: "What one connection costs, from SYN to the last FIN".into(),
+        note: "Instructions of the kernel and of the server. The same server and the same client at each listener."
+            .into(),
+        limit: Some("dataready must not be above"),
+        columns: 1,
+        panels: vec![Panel {
+            title: "Instructions per connection".into(),
+            x: Axis::of_things("", names(&CASES)),
+            y: Axis::new("instructions", Scale::Linear, short),
+            series: columns(&CASES, |case, listener| asked(figures, key(case).at(listener))),
+            as_columns: true,
+            limits: limits.collect(),
+        }],
+    }
+}
+
+/// What connections cost that are held.
+fn holding(figures: Figures<'_>) -> Picture {
+    let panels = [
+        ("bytes", "", "Memory of one that is held", "bytes"),
+        ("park", "", "To park one", "instructions"),
+        ("release", "", "To release one to accept()", "instructions"),
+        (
+            "timer",
+            "accept",
+            "To accept one at its deadline",
+            "instructions",
+        ),
+        (
+            "timer",
+            "reset",
+            "To reset one at its deadline",
+            "instructions",
+        ),
+        (
+            "timer",
+            "drop",
+            "To drop one at its deadline",
+            "instructions",
+        ),
+    ];
+    let panels = panels.into_iter().map(|(metric, case, title, unit)| {
+        let key = Key::new(Bench::Holding, metric).case(case);
+        let limit = if metric == "bytes" {
+            Some(bound::BYTES)
+        } else {
+            let fewest = figures.places(key).first().copied();
+            let cost = fewest.and_then(|fewest| figures.statistics(key.x(fewest)).ok());
+            cost.map(|cost| cost.median * bound::FLAT)
+        };
+        Panel {
+            title: title.into(),
+            x: Axis::new("connections held", Scale::Log, short),
+            y: Axis::new(unit, Scale::Linear, short),
+            series: lines(figures, key),
+            as_columns: false,
+            limits: limit.map(Limit::Level).into_iter().collect(),
+        }
+    });
+    Picture {
+        title: "What it costs to hold a connection that thinks, while many are held".into(),
+        note: "Each cost is that of one connection. A flat line is one that does not depend on how many are held.".into(),
+        limit: Some("dataready must not be above"),
+        columns: 3,
+        panels: panels.filter(|panel| !panel.series.is_empty()).collect(),
+    }
+}
+
+/// What those who think cost the others.
+fn interference(figures: Figures<'_>) -> Picture {
+    let key = Key::new(Bench::Interference, "latency");
+    let series = lines(figures, key);
+    let mut places: Vec<f64> = Listener::ALL
+        .into_iter()
+        .flat_map(|listener| figures.places(key.at(listener)))
+        .collect();
+    places.sort_by(f64::total_cmp);
+    places.dedup();
+    let empty = figures.statistics(key.x(0.0)).ok();
+    let limit = empty.map(|empty| Limit::Level(empty.median * bound::UNDISTURBED));
+    Picture {
+        title: "How long an active client waits while others think".into(),
+        note: "Instructions from its SYN to the first byte of its response. Backlog 128.".into(),
+        limit: Some("dataready must not be above"),
+        columns: 1,
+        panels: vec![Panel {
+            title: "Latency of an active client".into(),
+            x: Axis::new(
+                "connections that think meanwhile",
+                Scale::Steps(places),
+                short,
+            ),
+            y: Axis::new("instructions", Scale::for_values(values(&series)), short),
+            series,
+            as_columns: false,
+            limits: limit.into_iter().collect(),
+        }],
+    }
+}
+
+/// What the client's pause does to its connection.
+fn pause(figures: Figures<'_>) -> Picture {
+    let panels = [
+        ("rto", "Retransmission timeout of the accepted socket"),
+        ("repair", "Until a lost first response is repaired"),
+    ];
+    let panels = panels.into_iter().map(|(metric, title)| {
+        let key = Key::new(Bench::Pause, metric);
+        let plain = key.at(Listener::Plain);
+        let allowed = figures.places(plain).into_iter().filter_map(|place| {
+            let plain = figures.statistics(plain.x(place)).ok()?.median;
+            let (low, high) = (1.0 - bound::LIKE_PLAIN, 1.0 + bound::LIKE_PLAIN);
+            Some((place, plain * low, plain * high))
+        });
+        let limit = Limit::Between(allowed.collect());
+        Panel {
+            title: title.into(),
+            x: Axis::new("the client's pause, s", Scale::Log, short),
+            y: Axis::new("ms", Scale::Log, long),
+            series: lines(figures, key),
+            as_columns: false,
+            limits: vec![limit],
+        }
+    });
+    Picture {
+        title: "After the client's pause: what the server believes of the network".into(),
+        note: "A listener that takes the client's pause for the network's round-trip time waits as long again before it \
+               repairs a loss."
+            .into(),
+        limit: Some("dataready must be between"),
+        columns: 2,
+        panels: panels.filter(|panel| !panel.series.is_empty()).collect(),
+    }
+}
+
+/// How exact a deadline is.
+fn deadline(figures: Figures<'_>) -> Picture {
+    const EVEN_MS: f64 = 1.0;
+    let key = Key::new(Bench::Deadline, "late");
+    let series = lines(figures, key);
+    let late = bound::LATE_JIFFIES * 1000.0 / f64::from(figures.recording.hz);
+    let places = figures.places(key).into_iter();
+    let allowed = places
+        .map(|place| (place, -bound::EARLY_MS, late))
+        .collect();
+    Picture {
+        title: "How late a silent client's deadline is met".into(),
+        note: "From the deadline that was asked for to accept(); below 0 is before it.".into(),
+        limit: Some("dataready must be between"),
+        columns: 1,
+        panels: vec![Panel {
+            title: "Late by".into(),
+            x: Axis::new("deadline asked for, s", Scale::Log, |ms| short(ms / 1e3)),
+            y: Axis::new("ms", Scale::Symmetric(EVEN_MS), long),
+            series,
+            as_columns: false,
+            limits: vec![Limit::Between(allowed)],
+        }],
+    }
+}
+
+/// How much is sent.
+fn segments(figures: Figures<'_>) -> Picture {
+    const CASES: [&str; 2] = ["silent", "slow"];
+    let asked = |metric, case, listener| {
+        asked(
+            figures,
+            Key::new(Bench::Segments, metric).case(case).at(listener),
+        )
+    };
+    let panel = |title: &str, y: &str, series| Panel {
+        title: title.into(),
+        x: Axis::of_things("", names(&CASES)),
+        y: Axis::new(y, Scale::Whole, long),
+        series,
+        as_columns: true,
+        limits: Vec::new(),
+    };
+    let syn_acks = columns(&CASES, |case, listener| asked("syn_acks", case, listener));
+    let total = columns(&CASES, |case, listener| {
+        let server = asked("from_server", case, listener)?;
+        let client = asked("from_client", case, listener)?;
+        Some(server.zip(client).map(|(server, client)| Statistics {
+            median: server.median + client.median,
+            min: server.min + client.min,
+            max: server.max + client.max,
+            spread: server.spread.max(client.spread),
+        }))
+    });
+    Picture {
+        title: "Segments on the wire for a client that does not send at once".into(),
+        note: "A silent client never sends; a slow one sends its request after a pause.".into(),
+        limit: None,
+        columns: 2,
+        panels: vec![
+            panel("SYN-ACKs per connection", "SYN-ACKs", syn_acks),
+            panel("All segments per connection, both ways", "segments", total),
+        ],
+    }
+}
+
+/// What the module costs those who do not use it.
+fn others(figures: Figures<'_>) -> Picture {
+    const CASES: [&str; 3] = ["without_module", "with_module", "filter_elsewhere"];
+    Picture {
+        title: "What a connection of a plain listener costs".into(),
+        note: "An epoll server whose clients send at once, on a listener that has not asked for the filter.".into(),
+        limit: None,
+        columns: 1,
+        panels: vec![Panel {
+            title: "Instructions per connection".into(),
+            x: Axis::of_things("", names(&CASES)),
+            y: Axis::new("instructions", Scale::Linear, long),
+            series: columns(&CASES, |case, listener| {
+                asked(figures, Key::new(Bench::Others, "instructions").case(case).at(listener))
+            }),
+            as_columns: true,
+            limits: Vec::new(),
+        }],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::sample::{change, sample};
+
+    /// The picture of a benchmark, drawn.
+    fn drawn(recording: &Recording, bench: Bench) -> String {
+        let mut pictures = all(recording).into_iter();
+        let (_, picture) = pictures.find(|(name, _)| *name == bench).unwrap();
+        picture.render().unwrap()
+    }
+
+    #[test]
+    fn every_plot_says_what_it_shows() {
+        let cases: [(Bench, &[&str]); 7] = [
+            (
+                Bench::Connection,
+                &[
+                    "epoll server,",
+                    "request with the ACK",
+                    "84.5k",
+                    "dataready must not be above",
+                ],
+            ),
+            (
+                Bench::Holding,
+                &[
+                    "connections held",
+                    "1M",
+                    "To park one",
+                    "To drop one at its deadline",
+                    "bytes",
+                    "not measurable",
+                ],
+            ),
+            (
+                Bench::Interference,
+                &["connections that think meanwhile", "100k", "not served"],
+            ),
+            (
+                Bench::Pause,
+                &[
+                    "the client&apos;s pause, s",
+                    "ms",
+                    "Retransmission timeout",
+                    "30,201",
+                    "dataready must be between",
+                ],
+            ),
+            (
+                Bench::Deadline,
+                &["deadline asked for, s", "10", "ms", "0.05"],
+            ),
+            (
+                Bench::Segments,
+                &["SYN-ACKs", "silent client", "slow client"],
+            ),
+            (Bench::Others, &["without", "the module", "84,020"]),
+        ];
+        let recording = sample();
+        for (bench, labels) in cases {
+            let svg = drawn(&recording, bench);
+            for label in labels.iter().copied().chain(["<title>", "dataready"]) {
+                // A picture of plain listeners alone names those.
+                let label = match (bench, label) {
+                    (Bench::Others, "dataready") => "plain",
+                    (_, label) => label,
+                };
+                assert!(svg.contains(label), "{bench:?} lacks {label}");
+            }
+            assert!(svg.starts_with("<!-- SPDX"), "{bench:?}");
+            assert!(svg.trim_end().ends_with("</svg>"), "{bench:?}");
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{bench:?}");
+        }
+    }
+
+    #[test]
+    fn odd_figures_do_not_keep_a_plot_from_being_drawn() {
+        for odd in [&[0.0, 0.0][..], &[-5.0], &[1e12], &[1.0, 1e9]] {
+            let mut recording = sample();
+            for measurement in sample().measurements {
+                change(&mut recording, Key::of(&measurement), odd);
+            }
+            for bench in Bench::ALL {
+                let svg = drawn(&recording, bench);
+                assert!(!svg.contains("NaN"), "{bench:?} {odd:?}");
+            }
+        }
+        let mut recording = sample();
+        for measurement in &mut recording.measurements {
+            measurement.samples.clear();
+        }
+        assert!(all(&recording).is_empty());
+        recording.measurements.clear();
+        assert!(all(&recording).is_empty());
+    }
+}

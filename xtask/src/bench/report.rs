@@ -1,0 +1,602 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The benchmarks' result for programs (`report.json`) and for people (`report.md`, the terminal, `docs/benchmarks.md`).
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use accf_bench::{Bench, Listener, Measurement, Recording, Unit};
+use serde::Serialize;
+
+use super::bars::Bar;
+use super::figures::{case_title, percent, title, value, Comparison, Figures, Key, Statistics};
+use super::plot;
+use crate::table::{self, markdown_table, number, numeric, words, Column, Screen, Verdict};
+
+/// The version of `report.json`.
+const SCHEMA: u32 = 1;
+
+/// Everything that was measured, and how it was judged.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Report<'a> {
+    schema: u32,
+    /// Every bar holds.
+    pub(crate) pass: bool,
+    kernel: &'a str,
+    hz: u32,
+    rounds: u32,
+    short: bool,
+    /// What was asked for.
+    benches: &'a [Bench],
+    /// What is claimed.
+    pub(crate) bars: Vec<Bar>,
+    /// What was measured.
+    measurements: Vec<Row<'a>>,
+    /// The same with another version of the module.
+    before: Option<Before>,
+    #[serde(skip)]
+    figures: Figures<'a>,
+}
+
+/// A measurement and what its rounds come to.
+#[derive(Clone, Debug, Serialize)]
+struct Row<'a> {
+    #[serde(flatten)]
+    measurement: &'a Measurement,
+    #[serde(flatten)]
+    statistics: Option<Statistics>,
+}
+
+/// What another version of the module cost.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Before {
+    /// Which version.
+    revision: String,
+    changes: Vec<Change>,
+}
+
+/// A figure before and after.
+#[derive(Clone, Debug, Serialize)]
+struct Change {
+    bench: Bench,
+    metric: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    case: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    x: Option<f64>,
+    unit: Unit,
+    before: Statistics,
+    after: Statistics,
+    /// The one after as a part of the one before.
+    ratio: Option<f64>,
+    /// The same in words.
+    change: String,
+}
+
+impl Before {
+    /// Puts beside each other what the filter cost in both recordings.
+    pub(crate) fn new(revision: String, before: &Recording, after: &Recording) -> Self {
+        let figures = Figures { recording: after };
+        let changes = before.measurements.iter().filter_map(|measurement| {
+            let counted = matches!(measurement.unit, Unit::Instructions | Unit::Bytes);
+            if measurement.listener != Listener::Dataready || !counted {
+                return None;
+            }
+            let before = Statistics::of(&measurement.samples)?;
+            let after = figures.statistics(Key::of(measurement)).ok()?;
+            let comparison = Comparison::new(&after, &before);
+            Some(Change {
+                bench: measurement.bench,
+                metric: measurement.metric.clone(),
+                case: measurement.case.clone(),
+                x: measurement.x,
+                unit: measurement.unit,
+                before,
+                after,
+                ratio: comparison.map(|comparison| comparison.ratio),
+                change: comparison.map_or_else(|| "–".into(), |comparison| comparison.words()),
+            })
+        });
+        Self {
+            revision,
+            changes: changes.collect(),
+        }
+    }
+
+    /// The table of all changes.
+    fn table(&self) -> (Vec<Column>, Vec<Vec<String>>) {
+        let columns = vec![
+            words("benchmark"),
+            words("of dataready"),
+            words(""),
+            numeric("at", "at"),
+            numeric("before", "before"),
+            numeric("after", "after"),
+            words("change"),
+        ];
+        let rows = self.changes.iter().map(|change| {
+            vec![
+                change.bench.key().to_owned(),
+                metric_title(&change.metric).to_owned(),
+                case_title(&change.case).to_owned(),
+                change.x.map_or_else(String::new, number),
+                value(change.before.median, change.unit),
+                value(change.after.median, change.unit),
+                change.change.clone(),
+            ]
+        });
+        (columns, rows.collect())
+    }
+}
+
+/// What a figure is, for people.
+fn metric_title(metric: &str) -> &str {
+    match metric {
+        "instructions_ack" => "of them for the bare ACK",
+        "instructions_request" => "of them for the request, and then",
+        "system_calls" => "system calls",
+        "context_switches" => "context switches",
+        "wakeups" => "wake-ups",
+        "bytes" => "bytes of a held connection",
+        "park" => "instructions to park",
+        "release" => "instructions to release",
+        "timer" => "instructions at the deadline",
+        "latency" => "instructions to the first byte",
+        "rto" => "RTO, ms",
+        "rtt" => "RTT, ms",
+        "repair" => "repaired after, ms",
+        "late" => "late by, ms",
+        "syn_acks" => "SYN-ACKs",
+        "from_server" => "segments from the server",
+        "from_client" => "segments from the client",
+        other => other,
+    }
+}
+
+/// What a benchmark is about.
+struct About {
+    /// Its heading.
+    heading: &'static str,
+    /// What was done.
+    prose: &'static str,
+    /// What the figures are told against.
+    x: Option<Column>,
+}
+
+/// What a benchmark is about.
+fn about(bench: Bench) -> About {
+    match bench {
+        Bench::Connection => About {
+            heading: "The cost of one connection",
+            prose: "A server accepts a connection, reads the request, answers and closes. The client sends its request in \
+                    the segment that completes the handshake (\"with the ACK\"), or pauses before it. Counted is everything the \
+                    machine does for it but the client itself: the kernel, the network stack of both ends, the server.",
+            x: None,
+        },
+        Bench::Holding => About {
+            heading: "The cost of a connection that thinks",
+            prose: "Clients complete the handshake and say nothing. How much memory each takes, how many instructions it \
+                    takes to hold one back, to hand it over once it speaks, and to deal with one whose deadline has come, \
+                    while so many are held.",
+            x: Some(numeric("connections held", "held")),
+        },
+        Bench::Interference => About {
+            heading: "What those who think cost the others",
+            prose: "While so many clients think, another one connects and sends its request at once. The listener's \
+                    backlog is 128.",
+            x: Some(numeric("connections that think", "think")),
+        },
+        Bench::Pause => About {
+            heading: "After the pause",
+            prose: "A client completes the handshake and sends its request after a pause. What the accepted socket then takes \
+                    for the network's round-trip time decides how long it waits before it repairs a loss: here the first \
+                    response is lost once.",
+            x: Some(numeric("pause, s", "pause, s")),
+        },
+        Bench::Deadline => About {
+            heading: "How exact a deadline is",
+            prose: "A client completes the handshake and stays silent. The server accepts it at the deadline that it asked \
+                    for, or so many milliseconds later.",
+            x: Some(numeric("asked for, ms", "asked, ms")),
+        },
+        Bench::Segments => About {
+            heading: "Segments",
+            prose: "What is sent for a client that connects and stays silent until after the deadline, and for one that \
+                    connects and sends its request after a pause.",
+            x: None,
+        },
+        Bench::Others => About {
+            heading: "No cost to others",
+            prose: "A connection of a plain listener, before the module is loaded, with it, and while another listener has \
+                    the filter.",
+            x: None,
+        },
+    }
+}
+
+/// A table: its columns and rows.
+type Cells = (Vec<Column>, Vec<Vec<String>>);
+
+impl<'a> Report<'a> {
+    /// Sums everything up.
+    pub(crate) fn new(
+        recording: &'a Recording,
+        benches: &'a [Bench],
+        bars: Vec<Bar>,
+        before: Option<Before>,
+    ) -> Self {
+        let rows = recording.measurements.iter().map(|measurement| Row {
+            measurement,
+            statistics: Statistics::of(&measurement.samples),
+        });
+        Self {
+            schema: SCHEMA,
+            pass: bars.iter().all(|bar| bar.pass),
+            kernel: &recording.kernel,
+            hz: recording.hz,
+            rounds: recording.rounds,
+            short: recording.short,
+            benches,
+            bars,
+            measurements: rows.collect(),
+            before,
+            figures: Figures { recording },
+        }
+    }
+
+    /// The table of a benchmark.
+    fn table(&self, bench: Bench) -> Cells {
+        if bench == Bench::Others {
+            return self.others();
+        }
+        let x = about(bench).x;
+        let mut columns = vec![words(""), words("")];
+        columns.extend(x);
+        let has_x = columns.len() > 2;
+        columns.extend([
+            numeric("plain", "plain"),
+            numeric("TCP_DEFER_ACCEPT", "TCP_DEFER_\nACCEPT"),
+            numeric("dataready", "dataready"),
+            words("dataready against plain"),
+            words("against TCP_DEFER_ACCEPT"),
+        ]);
+        let mut rows = Vec::new();
+        let mut last = ("", "");
+        for key in self.keys(bench) {
+            // What the row above says already is not said again.
+            let same = std::mem::replace(&mut last, (key.metric, key.case)) == last;
+            let mut row = if same && has_x {
+                vec![String::new(); 2]
+            } else {
+                vec![
+                    metric_title(key.metric).to_owned(),
+                    case_title(key.case).to_owned(),
+                ]
+            };
+            if has_x {
+                row.push(key.x.map_or_else(String::new, number));
+            }
+            row.extend(Listener::ALL.map(|listener| self.cell(key.at(listener))));
+            let proportional = [
+                "instructions",
+                "bytes",
+                "park",
+                "release",
+                "timer",
+                "latency",
+                "rto",
+                "repair",
+            ]
+            .contains(&key.metric);
+            row.extend([Listener::Plain, Listener::DeferAccept].map(|other| {
+                let comparison = self
+                    .figures
+                    .compare(key.at(Listener::Dataready), key.at(other));
+                match comparison {
+                    Ok(comparison) if proportional => comparison.words(),
+                    _ => String::new(),
+                }
+            }));
+            rows.push(row);
+        }
+        without_empty_columns(columns, rows)
+    }
+
+    /// The names of a benchmark's figures, but for the listener: those of one kind stand together.
+    fn keys(&self, bench: Bench) -> Vec<Key<'a>> {
+        let mut kinds: Vec<(&str, &str)> = Vec::new();
+        let mut keys: Vec<Key<'_>> = Vec::new();
+        for measurement in self.figures.of(bench) {
+            let key = Key::of(measurement).at(Listener::Plain);
+            if !kinds.contains(&(key.metric, key.case)) {
+                kinds.push((key.metric, key.case));
+            }
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        // A stable sort: what was measured first stays first.
+        keys.sort_by_key(|key| {
+            let kind = (key.metric, key.case);
+            kinds.iter().position(|other| *other == kind)
+        });
+        keys
+    }
+
+    /// The table of plain listeners.
+    fn others(&self) -> Cells {
+        let columns = vec![
+            words(""),
+            numeric("instructions", "instructions"),
+            words("against without the module"),
+        ];
+        let key = Key::new(Bench::Others, "instructions").at(Listener::Plain);
+        let rows = self.figures.of(Bench::Others).map(|measurement| {
+            let this = Key::of(measurement);
+            let base = key.case("without_module");
+            let change = match self.figures.compare(this, base) {
+                Ok(comparison) if this != base => comparison.words(),
+                _ => String::new(),
+            };
+            vec![
+                case_title(&measurement.case).to_owned(),
+                self.cell(this),
+                change,
+            ]
+        });
+        (columns, rows.collect())
+    }
+
+    /// A figure with its spread, where there is any.
+    fn cell(&self, key: Key<'_>) -> String {
+        let Some(measurement) = self.figures.find(key) else {
+            return String::new();
+        };
+        let Some(all) = Statistics::of(&measurement.samples) else {
+            return "–".into();
+        };
+        let unit = measurement.unit;
+        let median = value(all.median, unit);
+        let proportional = matches!(unit, Unit::Instructions | Unit::Bytes);
+        let (min, max) = (value(all.min, unit), value(all.max, unit));
+        match percent(all.spread) {
+            _ if min == max => median,
+            spread if proportional => format!("{median} ({spread})"),
+            _ => format!("{median} ({min} … {max})"),
+        }
+    }
+
+    /// What is to be known of a benchmark's figures.
+    fn notes(&self, bench: Bench) -> Vec<String> {
+        let mut told = BTreeSet::new();
+        let mut notes = Vec::new();
+        for measurement in self.figures.of(bench) {
+            let Some(note) = &measurement.note else {
+                continue;
+            };
+            if !told.insert((measurement.listener, note)) {
+                continue;
+            }
+            let same = self.figures.of(bench).filter(|other| {
+                other.listener == measurement.listener && other.note.as_ref() == Some(note)
+            });
+            let places = places(same);
+            notes.push(format!("{}, {places}: {note}", title(measurement.listener)));
+        }
+        notes
+    }
+
+    /// The benchmarks that left something to show.
+    fn shown(&self) -> impl Iterator<Item = Bench> + '_ {
+        let benches = self.benches.iter().copied();
+        benches.filter(|bench| self.figures.of(*bench).next().is_some())
+    }
+
+    /// The bars in words.
+    pub(crate) fn verdicts(&self) -> Vec<Verdict> {
+        self.bars.iter().map(Bar::verdict).collect()
+    }
+
+    /// How it was measured, in a few sentences.
+    fn method(&self) -> String {
+        let rounds = match self.rounds {
+            1 => "once".to_owned(),
+            rounds => format!(
+                "{} times, the listeners in another order each time; what is shown is the median",
+                number(f64::from(rounds))
+            ),
+        };
+        format!(
+            "Linux {}, unmodified, in a virtual machine with one processor (HZ={}). Everything was measured {rounds}. In \
+             brackets: how far the rounds are apart, from the least to the greatest, where they are; a comparison that it \
+             exceeds says so instead of a number.",
+            self.kernel, self.hz
+        )
+    }
+
+    /// The result for a terminal.
+    pub(crate) fn terminal(&self, screen: Screen) -> String {
+        let mut out = String::new();
+        for bench in self.shown() {
+            let (columns, rows) = self.table(bench);
+            out += &screen.paint(about(bench).heading, |s| s.bold());
+            out += "\n";
+            out += &table::table(screen, &columns, rows);
+            for note in self.notes(bench) {
+                out += &table::prose(&note, screen);
+            }
+            out += "\n";
+        }
+        if let Some(before) = &self.before {
+            let heading = format!("Before ({}) and after", before.revision);
+            out += &screen.paint(&heading, |s| s.bold());
+            let (columns, rows) = before.table();
+            out += "\n";
+            out += &table::table(screen, &columns, rows);
+            out += "\n";
+        }
+        out += &table::prose(&self.method(), screen);
+        out += "\n";
+        out + &table::verdicts(screen, "bar", self.verdicts())
+    }
+
+    /// The report for people.
+    pub(crate) fn markdown(&self) -> String {
+        let verdict = if self.pass {
+            "every bar holds"
+        } else {
+            "**some bars are MISSED**"
+        };
+        let mut out = format!(
+            "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n\
+             # accf bench: {verdict}\n\n{}{}\n\n",
+            self.method(),
+            if self.short {
+                " This was a short run: fewer connections, shorter times."
+            } else {
+                ""
+            }
+        );
+        out += &self.body();
+        out += "\n## Files\n\n\
+                * `report.json`: every bar and every measurement, with all rounds.\n\
+                * `bench-*.svg`: the plots.\n\
+                * `guest/`: what all of this was computed from.\n";
+        out
+    }
+
+    /// The page for people who did not run it.
+    pub(crate) fn page(&self) -> String {
+        let mut out = format!(
+            "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n\
+             # Benchmarks\n\n\
+             What a connection costs at three listeners of the same kernel: a plain one, one with `TCP_DEFER_ACCEPT`, and one \
+             with accf's filter `dataready`. The server and the client are the same programs each time. This page was \
+             written by\n\n\
+             ```console\n\
+             $ cargo xtask bench --update-docs{}\n\
+             ```\n\n\
+             and gives the same numbers on any machine, within about the spread that is shown: instructions, bytes and segments \
+             are *counted*. The virtual machine runs under QEMU's `-icount shift=0`, where every instruction advances all \
+             clocks by one nanosecond and idle time is skipped, so the difference of two readings of the clock is the number \
+             of instructions in between, of the kernel and of programs, however busy the host is.\n\n{}\n\n",
+            match &self.before {
+                Some(before) => {
+                    let revision = before.revision.split(' ').next();
+                    format!(" --before {}", revision.unwrap_or_default())
+                }
+                None => String::new(),
+            },
+            self.method()
+        );
+        out += &self.body();
+        out
+    }
+
+    /// The bars, and each benchmark.
+    fn body(&self) -> String {
+        let columns = [
+            words(""),
+            words("bar"),
+            words("found"),
+            words("must be"),
+            words("name in `report.json`"),
+        ];
+        let rows: Vec<Vec<String>> = self
+            .bars
+            .iter()
+            .map(|bar| {
+                let Verdict {
+                    pass,
+                    says,
+                    found,
+                    must_be,
+                } = bar.verdict();
+                vec![
+                    if pass { "holds" } else { "**MISSED**" }.to_owned(),
+                    says,
+                    found,
+                    must_be,
+                    format!("`{}`", bar.name),
+                ]
+            })
+            .collect();
+        let mut out = "## The bars\n\n".to_owned();
+        out += &markdown_table(&columns, &rows);
+        for bench in self.shown() {
+            let About { heading, prose, .. } = about(bench);
+            // Writing to a String cannot fail.
+            let _ = write!(
+                out,
+                "\n## {heading}\n\n{prose}\n\n![{heading}]({})\n\n",
+                plot::file(bench)
+            );
+            let (columns, rows) = self.table(bench);
+            out += &markdown_table(&columns, &rows);
+            let notes = self.notes(bench);
+            if !notes.is_empty() {
+                out.push('\n');
+            }
+            for note in notes {
+                let _ = writeln!(out, "* {note}");
+            }
+        }
+        if let Some(before) = &self.before {
+            let _ = write!(
+                out,
+                "\n## Before and after\n\nThe filter before ({}), and as it is.\n\n",
+                before.revision
+            );
+            let (columns, rows) = before.table();
+            out += &markdown_table(&columns, &rows);
+        }
+        out
+    }
+}
+
+/// Where a note belongs: the figures, and over what they were measured.
+fn places<'a>(measurements: impl Iterator<Item = &'a Measurement>) -> String {
+    let mut kinds: Vec<(String, Vec<f64>)> = Vec::new();
+    for measurement in measurements {
+        let mut kind = metric_title(&measurement.metric).to_owned();
+        if !measurement.case.is_empty() {
+            kind += &format!(", {}", case_title(&measurement.case));
+        }
+        match kinds.iter_mut().find(|(other, _)| *other == kind) {
+            Some((_, places)) => places.extend(measurement.x),
+            None => kinds.push((kind, measurement.x.into_iter().collect())),
+        }
+    }
+    let kinds: Vec<String> = kinds
+        .iter()
+        .map(|(kind, places)| match places.as_slice() {
+            [] => kind.clone(),
+            [one] => format!("{kind} at {}", number(*one)),
+            [first, .., last] => format!("{kind} at {} to {}", number(*first), number(*last)),
+        })
+        .collect();
+    kinds.join("; ")
+}
+
+/// Leaves out the columns in which nothing stands.
+fn without_empty_columns(columns: Vec<Column>, rows: Vec<Vec<String>>) -> Cells {
+    let used: Vec<bool> = (0..columns.len())
+        .map(|index| {
+            let mut cells = rows.iter().filter_map(|row| row.get(index));
+            cells.any(|cell| !cell.is_empty())
+        })
+        .collect();
+    let kept = |index: usize| used.get(index).copied().unwrap_or(false);
+    let rows = rows.into_iter().map(|row| {
+        let cells = row
+            .into_iter()
+            .enumerate()
+            .filter(|(index, _)| kept(*index));
+        cells.map(|(_, cell)| cell).collect()
+    });
+    let rows = rows.collect();
+    let columns = columns
+        .into_iter()
+        .enumerate()
+        .filter(|(index, _)| kept(*index));
+    (columns.map(|(_, column)| column).collect(), rows)
+}
