@@ -9,10 +9,7 @@ use core::{
 
 use kernel::{
     prelude::*,
-    sync::{
-        atomic::{ordering::Relaxed, Atomic},
-        rcu,
-    },
+    sync::atomic::{ordering::Relaxed, Atomic},
 };
 
 use crate::{
@@ -172,28 +169,28 @@ impl TestListener {
     /// Its counters.
     pub(crate) fn stats(&self) -> Result<Stats> {
         let bh = BhGuard::new();
-        let rcu = rcu::read_lock();
+        let bh = bh.token();
         // SAFETY: the listener, if filtered, was filtered by `hooks::init()`.
-        let listener = unsafe { Listener::of(self.sk(), &rcu) }.ok_or(ENOENT)?;
-        Ok(listener.account(&bh.token()).stats)
+        let listener = unsafe { Listener::of(self.sk(), &bh) }.ok_or(ENOENT)?;
+        Ok(listener.account(&bh).stats)
     }
 
     /// Its terms.
     pub(crate) fn terms(&self) -> Result<Terms> {
         let bh = BhGuard::new();
-        let rcu = rcu::read_lock();
+        let bh = bh.token();
         // SAFETY: as in `stats()`.
-        let listener = unsafe { Listener::of(self.sk(), &rcu) }.ok_or(ENOENT)?;
-        Ok(listener.account(&bh.token()).terms)
+        let listener = unsafe { Listener::of(self.sk(), &bh) }.ok_or(ENOENT)?;
+        Ok(listener.account(&bh).terms)
     }
 
     /// `setsockopt(SOL_ACCF, ACCF_CONFIG)`, without the way there.
     pub(crate) fn set_terms(&self, terms: Terms) -> Result {
         let bh = BhGuard::new();
-        let rcu = rcu::read_lock();
+        let bh = bh.token();
         // SAFETY: as in `stats()`.
-        let listener = unsafe { Listener::of(self.sk(), &rcu) }.ok_or(ENOENT)?;
-        listener.set_terms(&bh.token(), terms);
+        let listener = unsafe { Listener::of(self.sk(), &bh) }.ok_or(ENOENT)?;
+        listener.set_terms(&bh, terms);
         Ok(())
     }
 
@@ -311,34 +308,34 @@ impl TestRequest {
     pub(crate) fn park(&self, window: u16) -> Result<bool> {
         let segment = TestSegment::new(self, 0, false, window)?;
         let bh = BhGuard::new();
-        let rcu = rcu::read_lock();
+        let bh = bh.token();
         // SAFETY: the segment is as TCP would show it.
         let segment = unsafe { Segment::from_raw(segment.0.as_ptr()) };
         let request = self.request();
         // SAFETY: its listener, if filtered, was filtered by `hooks::init()`.
-        let home = unsafe { Listener::of(request.listener_sock(), &rcu) }.ok_or(ENOENT)?;
-        Ok(home.park(&bh.token(), &rcu, &request, &segment))
+        let home = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
+        Ok(home.park(&bh, &request, &segment))
     }
 
     /// Settles it, as its listener's hook does when data has made a connection of it.
     pub(crate) fn settle(&self) -> Result {
         let bh = BhGuard::new();
-        let rcu = rcu::read_lock();
+        let bh = bh.token();
         let request = self.request();
         // SAFETY: as in `park()`.
-        let home = unsafe { Listener::of(request.listener_sock(), &rcu) }.ok_or(ENOENT)?;
+        let home = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
         // SAFETY: nobody else knows the request.
-        unsafe { home.settle(&bh.token(), &request, crate::policy::Segment::Data) };
+        unsafe { home.settle(&bh, &request, crate::policy::Segment::Data) };
         Ok(())
     }
 
     /// Where it stands.
     pub(crate) fn phase(&self) -> Option<Phase> {
         let bh = BhGuard::new();
-        let rcu = rcu::read_lock();
+        let bh = bh.token();
         let request = self.request();
         // SAFETY: as in `park()`.
-        unsafe { Listener::of(request.listener_sock(), &rcu) }?.phase_of(&bh.token(), &request)
+        unsafe { Listener::of(request.listener_sock(), &bh) }?.phase_of(&bh, &request)
     }
 
     /// The window of the last bare ACK it remembers.

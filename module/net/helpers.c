@@ -189,9 +189,10 @@ void accf_ulp_data_publish(struct sock *sk, void *data)
 	rcu_assign_pointer(inet_csk(sk)->icsk_ulp_data, data);
 }
 
+/* In an RCU read-side section, or with bottom halves off, which is one. */
 void *accf_ulp_data_rcu(const struct sock *sk)
 {
-	return rcu_dereference(inet_csk(sk)->icsk_ulp_data);
+	return rcu_dereference_check(inet_csk(sk)->icsk_ulp_data, rcu_read_lock_bh_held());
 }
 
 struct sock *accf_req_listener(const struct request_sock *req)

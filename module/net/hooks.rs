@@ -35,7 +35,7 @@ use super::{
     listener::Listener,
     options::{self, SOL_ACCF},
     overlay::Overlay,
-    rcu::defer_drop,
+    rcu::{defer_drop, ReadSide},
     request::{self, Request},
     segment::Segment,
     ulp::Registration,
@@ -87,10 +87,10 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
     ops.conn_request = Some(conn_request);
     ops.setsockopt = Some(setsockopt);
     ops.getsockopt = Some(getsockopt);
+    let defaults = registration.defaults();
     // SAFETY: the socket stays in memory until it has been destroyed; `release()`, which calls `close()`, is part of
     // that.
-    let listener =
-        unsafe { Listener::new(sk, F::verdict, registration.defaults(), ops, original) }?;
+    let listener = unsafe { Listener::new(sk, F::verdict, defaults, ops, original) }?;
     listener.as_arc_borrow().take_over_defer_accept();
     let ops = listener.ops();
     // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and must find
@@ -183,7 +183,7 @@ pub(crate) unsafe extern "C" fn release(sk: *mut sock) {
 /// `sk` must be the socket that the kernel calls for, and alive while the guard is held.
 unsafe fn listener_of<'a>(
     sk: *const sock,
-    rcu: &'a rcu::Guard,
+    rcu: &'a impl ReadSide,
 ) -> Result<ArcBorrow<'a, Listener>, &'a bindings::inet_connection_sock_af_ops> {
     // The kernel has read our `icsk_af_ops`; read the data after that. Pairs with the barriers in `attach()`,
     // `release()`.
@@ -208,16 +208,16 @@ pub(crate) unsafe extern "C" fn get_info(
     _net_admin: bool,
 ) -> c_int {
     let bh = BhGuard::new();
-    let rcu = rcu::read_lock();
+    let bh = bh.token();
     // SAFETY: inet_diag holds the socket, and it has, or had, our ULP.
-    let Some(listener) = (unsafe { Listener::of(sk, &rcu) }) else {
+    let Some(listener) = (unsafe { Listener::of(sk, &bh) }) else {
         return 0;
     };
     // SAFETY: by the contract of this function.
     if !unsafe { bindings::accf_diag_has_room(skb, options::info_size()) } {
         return 0;
     }
-    let account = listener.account(&bh.token());
+    let account = listener.account(&bh);
     // SAFETY: by the contract of this function.
     from_result(|| unsafe { options::put_info(skb, &account) }.map(|()| 0))
 }
@@ -277,9 +277,9 @@ unsafe fn set_option(
     let terms = unsafe { options::read_config(optval, optlen) }?;
 
     let bh = BhGuard::new();
-    let rcu = rcu::read_lock();
+    let bh = bh.token();
     // SAFETY: the kernel calls our function for this socket.
-    let listener = unsafe { listener_of(sk, &rcu) }.map_err(|_| ENOPROTOOPT)?;
+    let listener = unsafe { listener_of(sk, &bh) }.map_err(|_| ENOPROTOOPT)?;
     // Others pay for what is kept here, with memory and with their share of the namespace's limit.
     if terms.max_parked > listener.max_parked_by_default() {
         // SAFETY: the socket is alive, and with it its namespace.
@@ -287,7 +287,7 @@ unsafe fn set_option(
             return Err(EPERM);
         }
     }
-    listener.set_terms(&bh.token(), terms);
+    listener.set_terms(&bh, terms);
     Ok(())
 }
 
@@ -332,12 +332,12 @@ unsafe fn get_option(
     let name = options::Name::from_number(optname)?;
     let account = {
         let bh = BhGuard::new();
-        let rcu = rcu::read_lock();
+        let bh = bh.token();
         // SAFETY: the kernel calls our function for this socket.
-        let listener = unsafe { listener_of(sk, &rcu) }.map_err(|_| ENOPROTOOPT)?;
+        let listener = unsafe { listener_of(sk, &bh) }.map_err(|_| ENOPROTOOPT)?;
         // What was set, and no SYN has come since.
         listener.take_over_defer_accept();
-        listener.account(&bh.token())
+        listener.account(&bh)
     };
     // May sleep, so it comes last.
     match name {
@@ -430,10 +430,9 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
     // Not off where a cookie comes from the backlog of a listener that was being made (`__release_sock()`).
     let guard = BhGuard::new();
     let bh = guard.token();
-    let rcu = rcu::read_lock();
 
     // SAFETY: the kernel calls our function for this socket.
-    let listener = match unsafe { listener_of(sk, &rcu) } {
+    let listener = match unsafe { listener_of(sk, &bh) } {
         Ok(listener) => listener,
         Err(ops) => {
             return match ops.syn_recv_sock.filter(|&f| !ptr::fn_addr_eq(f, OURS)) {
@@ -492,7 +491,7 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
         if ptr::eq(sk, request.listener_sock()) {
             Some(listener)
         } else if request.wears_overlay() {
-            Listener::home_of(&request, &rcu)
+            Listener::home_of(&request, &bh)
         } else {
             None
         }
@@ -525,7 +524,7 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
     let action = policy::on_segment(listener.verdict(kind), phase);
     let swallowed = match action {
         Action::Admit | Action::Bypass(_) => false,
-        Action::Park => listener.park(&bh, &rcu, &request, &segment),
+        Action::Park => listener.park(&bh, &request, &segment),
         Action::Hold => {
             if let Some(home) = home() {
                 home.hold(&bh, &request, &segment);
@@ -546,7 +545,7 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
         // that in `Listener::enter()`. A connection that never waited takes no lock of ours.
         smp_mb(Full);
         if request.is_acked() {
-            if let Some(home) = Listener::home_of(&request, &rcu) {
+            if let Some(home) = Listener::home_of(&request, &bh) {
                 // SAFETY: we own the request, and have made the connection.
                 unsafe { home.settle(&bh, &request, kind) };
             }
@@ -616,10 +615,10 @@ pub(crate) unsafe extern "C" fn send_synack(
     let is_parked = request.is_parked();
     if is_parked && policy::on_synack(trigger) == SynAck::Suppress {
         let bh = BhGuard::new();
-        let rcu = rcu::read_lock();
-        if let Some(home) = Listener::home_of(&request, &rcu) {
+        let bh = bh.token();
+        if let Some(home) = Listener::home_of(&request, &bh) {
             // SAFETY: the timer's handler is calling.
-            if unsafe { home.outlive_timer(&bh.token(), &request) } {
+            if unsafe { home.outlive_timer(&bh, &request) } {
                 return EAGAIN.to_errno();
             }
         }
@@ -679,15 +678,15 @@ pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
     // A dying request is parked or not: nobody else can change that but the lock's holder, and it takes no reference.
     if request.is_parked() {
         let bh = BhGuard::new();
-        let rcu = rcu::read_lock();
+        let bh = bh.token();
         // A connection was made of it by another listener of its group, without our knowing? If that one is plain, a copy
         // of the request sits in its accept queue, and this is the destructor of the copy too.
         if request.may_have_copy() {
             pin_module();
         }
-        match Listener::home_of(&request, &rcu) {
+        match Listener::home_of(&request, &bh) {
             // SAFETY: we are its destructor.
-            Some(home) => unsafe { home.forget(&bh.token(), &request) },
+            Some(home) => unsafe { home.forget(&bh, &request) },
             // The listener was closed after the last reference to this was gone, and has left it to us.
             // SAFETY: it is parked, and we are its destructor.
             None => drop(unsafe { request.undress() }),

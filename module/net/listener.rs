@@ -55,7 +55,7 @@ use super::{
     hooks::{self, pin_module},
     overlay::Overlay,
     parked::Parked,
-    rcu::{DeferDrop, RcuHead},
+    rcu::{DeferDrop, RcuHead, ReadSide},
     request::{OwnedRequest, Request},
     segment::Segment,
 };
@@ -251,7 +251,7 @@ impl Listener {
     /// is held.
     pub(crate) unsafe fn of<'a>(
         sock: *const bindings::sock,
-        _rcu: &'a rcu::Guard,
+        _rcu: &'a impl ReadSide,
     ) -> Option<ArcBorrow<'a, Self>> {
         // SAFETY: the socket is alive, and we are in a read-side critical section.
         let listener = NonNull::new(unsafe { bindings::accf_ulp_data_rcu(sock) })?;
@@ -263,7 +263,7 @@ impl Listener {
     /// The home of a request, if it has one that was not closed meanwhile.
     pub(crate) fn home_of<'a>(
         request: &Request<'_>,
-        rcu: &'a rcu::Guard,
+        rcu: &'a impl ReadSide,
     ) -> Option<ArcBorrow<'a, Self>> {
         // Its listener may be a plain one, or have another ULP.
         if !hooks::is_ours(request.listener_sock()) {
@@ -305,7 +305,6 @@ impl Listener {
     pub(crate) fn park(
         self: ArcBorrow<'_, Self>,
         bh: &BhDisabled<'_>,
-        rcu: &rcu::Guard,
         request: &Request<'_>,
         segment: &Segment<'_>,
     ) -> bool {
@@ -336,7 +335,7 @@ impl Listener {
         if let Some(due) = evicted {
             // Here and now, and not from the timer, so that who comes pays for who goes, on every CPU. If it is accepted,
             // TCP's handler is called again from within itself: once, as an ACK of ours is never parked.
-            self.expire(&due, bh, rcu);
+            self.expire(&due, bh, &rcu::read_lock());
         }
         true
     }

@@ -6,7 +6,21 @@
 
 use kernel::{prelude::*, sync::Arc, types::Opaque};
 
-use super::bindings;
+use super::{bindings, context::BhDisabled};
+
+/// Proof of an RCU read-side critical section, for as long as it lives.
+///
+/// # Safety
+///
+/// Grace periods must wait for whoever has a value of the type.
+pub(crate) unsafe trait ReadSide {}
+
+// SAFETY: that is what it is.
+unsafe impl ReadSide for kernel::sync::rcu::Guard {}
+
+// SAFETY: anything that disables softirqs can also serve as an RCU read-side critical section (`rcu_read_lock_bh()` in
+// include/linux/rcupdate.h).
+unsafe impl ReadSide for BhDisabled<'_> {}
 
 /// The `struct rcu_head` inside a [`DeferDrop`] type.
 #[pin_data]
