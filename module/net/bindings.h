@@ -39,6 +39,7 @@ struct accf_endpoints {
 };
 
 /* Contexts. */
+bool accf_bh_is_off(void);
 void accf_local_bh_disable(void);
 void accf_local_bh_enable(void);
 void accf_synchronize_rcu_tasks(void);

@@ -30,16 +30,28 @@ impl BhDisabled<'_> {
     }
 }
 
-/// Turns bottom halves off on this CPU until it is dropped. Process context and softirq; nests.
-pub(crate) struct BhGuard(NotThreadSafe);
+/// Keeps bottom halves off on this CPU until it is dropped. Process context and softirq; nests.
+pub(crate) struct BhGuard {
+    /// They were on.
+    turned_off: bool,
+    _same_cpu: NotThreadSafe,
+}
 
 impl BhGuard {
-    /// Turns bottom halves off.
+    /// Turns bottom halves off, unless they are: our caller has turned them off, or is a softirq, and so they stay off until we have
+    /// returned, which is longer than any guard lives.
     pub(crate) fn new() -> Self {
-        // SAFETY: may be called from process context and from softirq; undone in `drop()` on the same CPU, as
-        // `NotThreadSafe` keeps the guard in its thread and tasks do not migrate with bottom halves off.
-        unsafe { bindings::accf_local_bh_disable() };
-        Self(NotThreadSafe)
+        // SAFETY: looks at nothing but this CPU's or task's own count.
+        let turned_off = !unsafe { bindings::accf_bh_is_off() };
+        if turned_off {
+            // SAFETY: may be called from process context; undone in `drop()` on the same CPU, as `NotThreadSafe` keeps the guard in
+            // its thread and tasks do not migrate with bottom halves off.
+            unsafe { bindings::accf_local_bh_disable() };
+        }
+        Self {
+            turned_off,
+            _same_cpu: NotThreadSafe,
+        }
     }
 
     /// The proof.
@@ -51,8 +63,10 @@ impl BhGuard {
 
 impl Drop for BhGuard {
     fn drop(&mut self) {
-        // SAFETY: pairs with the call in `new()`.
-        unsafe { bindings::accf_local_bh_enable() };
+        if self.turned_off {
+            // SAFETY: pairs with the call in `new()`.
+            unsafe { bindings::accf_local_bh_enable() };
+        }
     }
 }
 

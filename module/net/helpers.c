@@ -16,6 +16,12 @@
 
 #include "bindings.h"
 
+/* Softirqs do not run on this CPU: it serves one, or somebody has turned them off. */
+bool accf_bh_is_off(void)
+{
+	return softirq_count();
+}
+
 void accf_local_bh_disable(void)
 {
 	local_bh_disable();
