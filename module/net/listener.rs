@@ -32,7 +32,7 @@ use kernel::{
     prelude::*,
     sync::{
         barrier::{smp_mb, Full},
-        rcu, Arc, ArcBorrow,
+        rcu, Arc, ArcBorrow, UniqueArc,
     },
     time::{
         hrtimer::{
@@ -54,7 +54,7 @@ use super::{
     expire,
     hooks::{self, pin_module},
     overlay::Overlay,
-    parked::Parked,
+    parked::{Facts, Parked},
     rcu::{DeferDrop, RcuHead, ReadSide},
     request::{OwnedRequest, Request},
     segment::Segment,
@@ -66,6 +66,9 @@ const BUDGET: usize = 64;
 
 /// So many requests of a closed listener have their timers fire in one tick.
 const CLOSED_PER_TICK: usize = 64;
+
+/// So many [`Parked`] of requests that are gone are kept, 4 KiB.
+const SPARE: usize = 64;
 
 /// The pause between two runs when there is more to do.
 const NEXT_RUN: Nanos = Nanos(10_000);
@@ -88,6 +91,8 @@ struct State {
     armed: bool,
     /// No request is parked any more.
     closed: bool,
+    /// Of requests that are not parked any more, for those to come: as a rule, as many come as go.
+    spare: KVec<Pin<UniqueArc<Parked>>>,
     /// Stops the timer when dropped, which waits for the timer's handler: never under the lock.
     timer: Option<ArcHrTimerHandle<Listener>>,
 }
@@ -102,6 +107,25 @@ impl State {
     fn oldest(&self) -> Option<ArcBorrow<'_, Parked>> {
         // As many are due as CPUs are at it, at most.
         self.queue.iter().find(|parked| parked.due().is_none())
+    }
+
+    /// One for the request that `facts` are of.
+    fn take_parked(&mut self, facts: Facts) -> Result<ListArc<Parked>, Bypass> {
+        match self.spare.pop() {
+            Some(spare) => Ok(Parked::renew(spare, facts)),
+            None => Parked::new(facts).map_err(|_| Bypass::NoMemory),
+        }
+    }
+
+    /// Keeps what a request that is gone has left, unless somebody still looks at it, or enough is kept.
+    fn keep_parked(&mut self, parked: Arc<Parked>) {
+        if self.closed || self.spare.len() == self.spare.capacity() {
+            return;
+        }
+        if let Some(spare) = Arc::into_unique_or_drop(parked) {
+            // There is room, as just seen; without, it would be dropped.
+            let _ = self.spare.push_within_capacity(spare);
+        }
     }
 
     /// Marks a parked request as one whose time is up, or one that waits on.
@@ -209,6 +233,7 @@ impl Listener {
         ops: bindings::inet_connection_sock_af_ops,
         original_ops: &'static bindings::inet_connection_sock_af_ops,
     ) -> Result<Arc<Self>> {
+        let spare = KVec::with_capacity(SPARE, GFP_KERNEL)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 state <- BhSpinLock::new(State {
@@ -219,6 +244,7 @@ impl Listener {
                     due: 0,
                     armed: false,
                     closed: false,
+                    spare: spare,
                     timer: None,
                 }),
                 timer <- HrTimer::new(),
@@ -309,7 +335,7 @@ impl Listener {
         segment: &Segment<'_>,
     ) -> bool {
         let now = now();
-        let parked = Parked::new(request, segment, now);
+        let facts = Facts::new(request, segment, now);
 
         let mut state = self.state.lock(bh);
         if self.has_parked(request) {
@@ -317,8 +343,8 @@ impl Listener {
             unsafe { request.parked() }.remember(request, segment);
             return true;
         }
-        let evicted = match parked
-            .map_err(|_| Bypass::NoMemory)
+        let evicted = match state
+            .take_parked(facts)
             .and_then(|parked| self.enter(&mut state, request, parked))
         {
             Ok(evicted) => evicted,
@@ -514,6 +540,7 @@ impl Listener {
             // SAFETY: by the contract of this function.
             unsafe { request.set_synack_rtt_us(rtt_us, now) };
         }
+        state.keep_parked(parked);
     }
 
     /// Forgets a parked request that the kernel dropped.
@@ -526,6 +553,7 @@ impl Listener {
         // SAFETY: it is parked, this, its home, is locked, and the caller is its destructor.
         let parked = unsafe { request.undress() };
         self.leave(&mut state, &parked, End::Aborted, now());
+        state.keep_parked(parked);
     }
 
     /// Gives every parked request back to the kernel and parks no more.

@@ -8,7 +8,10 @@ use kernel::{
     alloc::flags::{__GFP_NOWARN, GFP_ATOMIC},
     list::{impl_list_arc_safe, impl_list_item, ListArc, ListLinks},
     prelude::*,
-    sync::atomic::{ordering::Relaxed, Atomic},
+    sync::{
+        atomic::{ordering::Relaxed, Atomic},
+        UniqueArc,
+    },
 };
 
 use crate::policy::{Expiry, Nanos, OnTimeout, Phase};
@@ -16,27 +19,46 @@ use crate::policy::{Expiry, Nanos, OnTimeout, Phase};
 use super::{bindings, request::Request, segment::Segment, wire::Timestamps};
 
 /// What a request keeps while it is parked: 56 bytes, with the reference count of its `Arc`.
-///
-/// The atomics are written under the home's lock only, with no ordering of their own.
 #[pin_data]
 pub(crate) struct Parked {
     #[pin]
     links: ListLinks,
+    facts: Facts,
+}
+
+/// What is to be known of a parked request.
+///
+/// The atomics are written under the home's lock only, with no ordering of their own.
+pub(crate) struct Facts {
     /// The request that owns this. Alive while this is in the queue, under the lock.
     request: NonNull<bindings::request_sock>,
     parked_at: Nanos,
     /// The round-trip time that the first bare ACK showed, in microseconds.
     rtt_us: Option<u32>,
-    /// TSval of the last bare ACK; means nothing without [`Self::HAS_TSVAL`].
+    /// TSval of the last bare ACK; means nothing without [`Parked::HAS_TSVAL`].
     tsval: Atomic<u32>,
-    /// Window of the last bare ACK, and the flags below.
+    /// Window of the last bare ACK, and flags.
     state: Atomic<u32>,
 }
 
+impl Facts {
+    /// Of `request`, whose bare ACK `segment` is.
+    pub(crate) fn new(request: &Request<'_>, segment: &Segment<'_>, parked_at: Nanos) -> Self {
+        let timestamps = segment.timestamps(request);
+        Self {
+            request: request.as_non_null(),
+            parked_at,
+            rtt_us: request.synack_rtt_us(parked_at, timestamps),
+            tsval: Atomic::new(timestamps.map_or(0, |timestamps| timestamps.value)),
+            state: Atomic::new(Parked::window_bits(segment.window(), timestamps)),
+        }
+    }
+}
+
 // SAFETY: `request` is only followed under the home's lock.
-unsafe impl Send for Parked {}
-// SAFETY: as above; the other fields are constant, atomic, or the list's.
-unsafe impl Sync for Parked {}
+unsafe impl Send for Facts {}
+// SAFETY: as above; the other fields are constant, or atomic.
+unsafe impl Sync for Facts {}
 
 impl_list_arc_safe! {
     impl ListArcSafe<0> for Parked { untracked; }
@@ -54,26 +76,21 @@ impl Parked {
     const LET_IN: u32 = 1 << 20;
     const REFUSED: u32 = 1 << 21;
 
-    /// For `request`, whose bare ACK `segment` is.
-    pub(crate) fn new(
-        request: &Request<'_>,
-        segment: &Segment<'_>,
-        parked_at: Nanos,
-    ) -> Result<ListArc<Self>> {
-        let request_ptr = NonNull::new(request.as_ptr()).ok_or(EINVAL)?;
-        let timestamps = segment.timestamps(request);
-        let rtt_us = request.synack_rtt_us(parked_at, timestamps);
+    /// A new one, from memory that may be had without sleeping.
+    pub(crate) fn new(facts: Facts) -> Result<ListArc<Self>> {
         ListArc::pin_init(
             try_pin_init!(Self {
                 links <- ListLinks::new(),
-                request: request_ptr,
-                parked_at: parked_at,
-                rtt_us: rtt_us,
-                tsval: Atomic::new(timestamps.map_or(0, |timestamps| timestamps.value)),
-                state: Atomic::new(Self::window_bits(segment.window(), timestamps)),
+                facts: facts,
             }? Error),
             GFP_ATOMIC | __GFP_NOWARN,
         )
+    }
+
+    /// Makes one that nobody else has any more another request's.
+    pub(crate) fn renew(mut this: Pin<UniqueArc<Self>>, facts: Facts) -> ListArc<Self> {
+        *this.as_mut().project().facts = facts;
+        ListArc::from(this)
     }
 
     /// What `state` says of a bare ACK.
@@ -90,10 +107,10 @@ impl Parked {
     pub(crate) fn remember(&self, request: &Request<'_>, segment: &Segment<'_>) {
         let timestamps = segment.timestamps(request);
         if let Some(timestamps) = timestamps {
-            self.tsval.store(timestamps.value, Relaxed);
+            self.facts.tsval.store(timestamps.value, Relaxed);
         }
-        let state = self.state.load(Relaxed) & !Self::WINDOW;
-        self.state.store(
+        let state = self.facts.state.load(Relaxed) & !Self::WINDOW;
+        self.facts.state.store(
             state | Self::window_bits(segment.window(), timestamps),
             Relaxed,
         );
@@ -107,27 +124,28 @@ impl Parked {
     pub(crate) unsafe fn request(&self) -> Request<'_> {
         // SAFETY: it was in memory when it was parked, with its listener; before it goes, its destructor takes this out
         // of the queue, under the lock.
-        unsafe { Request::from_raw(self.request) }
+        unsafe { Request::from_raw(self.facts.request) }
     }
 
     /// When it was parked.
     pub(crate) fn parked_at(&self) -> Nanos {
-        self.parked_at
+        self.facts.parked_at
     }
 
     /// The round-trip time of the handshake in microseconds, if it is known.
     pub(crate) fn rtt_us(&self) -> Option<u32> {
-        self.rtt_us
+        self.facts.rtt_us
     }
 
     /// The window of the last bare ACK: not scaled.
     pub(crate) fn window(&self) -> u16 {
-        (self.state.load(Relaxed) & Self::WINDOW) as u16
+        (self.facts.state.load(Relaxed) & Self::WINDOW) as u16
     }
 
     /// TSval of the last bare ACK, if it had one.
     pub(crate) fn tsval(&self) -> Option<u32> {
-        self.has(Self::HAS_TSVAL).then(|| self.tsval.load(Relaxed))
+        self.has(Self::HAS_TSVAL)
+            .then(|| self.facts.tsval.load(Relaxed))
     }
 
     /// Where the request stands. One that is due, but not to be accepted, waits for that.
@@ -176,12 +194,13 @@ impl Parked {
     }
 
     fn has(&self, flag: u32) -> bool {
-        self.state.load(Relaxed) & flag != 0
+        self.facts.state.load(Relaxed) & flag != 0
     }
 
     fn set(&self, flag: u32, value: bool) {
-        let state = self.state.load(Relaxed) & !flag;
-        self.state
+        let state = self.facts.state.load(Relaxed) & !flag;
+        self.facts
+            .state
             .store(if value { state | flag } else { state }, Relaxed);
     }
 }

@@ -90,6 +90,11 @@ impl<'a> Request<'a> {
         self.ptr.as_ptr()
     }
 
+    /// The kernel's pointer, which is never NULL.
+    pub(crate) fn as_non_null(&self) -> NonNull<bindings::request_sock> {
+        self.ptr
+    }
+
     /// `tcp_rsk(req)`.
     fn tcp(&self) -> *mut bindings::tcp_request_sock {
         // A `struct request_sock` is the first member of `inet_request_sock`, and that of `tcp_request_sock`.
