@@ -7,11 +7,12 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
 use netlink_packet_core::{
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL,
-    NLM_F_REQUEST,
+    DefaultNla, Emitable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NLM_F_ACK, NLM_F_CREATE,
+    NLM_F_ECHO, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
@@ -20,6 +21,7 @@ use netlink_packet_route::link::{
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
+use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcStats2};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
@@ -36,6 +38,38 @@ pub(crate) type Mac = [u8; 6];
 pub(crate) struct End<'a> {
     pub(crate) name: &'a str,
     pub(crate) mac: Mac,
+}
+
+/// What becomes of the packets that leave an interface: the queueing discipline `netem`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Netem {
+    /// How long each is held back.
+    pub(crate) delay: Duration,
+    /// Whether it is thrown away instead.
+    pub(crate) loses: bool,
+}
+
+/// The attribute with a queueing discipline's settings, and that of netem's with the delay in nanoseconds.
+const TCA_OPTIONS: u16 = 2;
+const TCA_NETEM_LATENCY64: u16 = 10;
+
+impl Netem {
+    /// How many packets it holds back at most.
+    const LIMIT: u32 = 100_000;
+
+    /// The settings as the kernel reads them: a `struct tc_netem_qopt`, and an attribute.
+    fn options(self) -> Result<Vec<u8>> {
+        let loss = if self.loses { u32::MAX } else { 0 };
+        let nanos = i64::try_from(self.delay.as_nanos())?;
+        // Delay in ticks (the attribute overrides it), limit, loss, gap, duplicate, jitter.
+        let words = [0, Self::LIMIT, loss, 0, 0, 0];
+        let mut bytes: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
+        let delay = DefaultNla::new(TCA_NETEM_LATENCY64, nanos.to_ne_bytes().to_vec());
+        let mut attribute = vec![0; delay.buffer_len()];
+        delay.emit(&mut attribute);
+        bytes.append(&mut attribute);
+        Ok(bytes)
+    }
 }
 
 /// A conversation with the kernel about the interfaces of one namespace.
@@ -145,22 +179,95 @@ impl Links {
             .with_context(|| format!("add the neighbour {ip}"))
     }
 
+    /// Has netem treat what leaves an interface from now on; what it holds back already stays as it is.
+    pub(crate) fn set_netem(&self, index: u32, netem: Netem) -> Result<()> {
+        let mut discipline = root_discipline(index)?;
+        discipline.attributes = vec![
+            TcAttribute::Kind("netem".to_owned()),
+            TcAttribute::Other(DefaultNla::new(TCA_OPTIONS, netem.options()?)),
+        ];
+        self.tell(
+            RouteNetlinkMessage::NewQueueDiscipline(discipline),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+        .with_context(|| format!("give interface {index} {netem:?} (CONFIG_NET_SCH_NETEM)"))
+    }
+
+    /// How many packets an interface's netem has thrown away.
+    pub(crate) fn lost(&self, index: u32) -> Result<u32> {
+        let question = RouteNetlinkMessage::GetQueueDiscipline(root_discipline(index)?);
+        // Without the flag the kernel tells everybody who listens to such news, but not who asked.
+        let answer = self.ask(question, NLM_F_ECHO)?;
+        let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewQueueDiscipline(discipline)) =
+            answer
+        else {
+            bail!("asked for a queueing discipline, netlink answers {answer:?}");
+        };
+        let statistics = discipline.attributes.iter().find_map(|it| match it {
+            TcAttribute::Stats2(statistics) => Some(statistics),
+            _ => None,
+        });
+        let drops = statistics.into_iter().flatten().find_map(|it| match it {
+            TcStats2::Queue(queue) => Some(queue.drops),
+            _ => None,
+        });
+        drops.context("a queueing discipline without statistics")
+    }
+
     /// Sends a request and waits until the kernel has done it.
     fn tell(&self, request: RouteNetlinkMessage, flags: u16) -> Result<()> {
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-        let (answer, _) = self.socket.recv_from_full()?;
-        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&answer)?.payload {
+        match self.ask(request, NLM_F_ACK | flags)? {
             NetlinkPayload::Error(error) => match error.code {
                 None => Ok(()),
                 Some(_) => Err(error.to_io().into()),
             },
             other => bail!("netlink answers {other:?}"),
         }
+    }
+
+    /// Sends a request and waits for the answer.
+    fn ask(
+        &self,
+        request: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<NetlinkPayload<RouteNetlinkMessage>> {
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        let (answer, _) = self.socket.recv_from_full()?;
+        Ok(NetlinkMessage::deserialize(&answer)?.payload)
+    }
+}
+
+/// Names what treats all packets that leave an interface.
+fn root_discipline(index: u32) -> Result<TcMessage> {
+    let mut message = TcMessage::with_index(i32::try_from(index)?);
+    message.header.parent = TcHandle::ROOT;
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn netem_is_told_in_the_kernels_words() {
+        let netem = Netem {
+            delay: Duration::from_millis(20),
+            loses: true,
+        };
+        let options = netem.options().unwrap();
+        let words: Vec<u32> = options
+            .chunks(4)
+            .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
+            .collect();
+        let (qopt, attribute) = words.split_at(6);
+        assert_eq!(qopt, [0, 100_000, u32::MAX, 0, 0, 0]);
+        // Length and type in one word, then the nanoseconds.
+        assert_eq!(attribute, [12 | 10 << 16, 20_000_000, 0]);
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{ensure, Context as _, Result};
 
 use crate::capture::Capture;
 use crate::endpoint::Family;
-use crate::link::{End, Links, Mac};
+use crate::link::{End, Links, Mac, Netem};
 use crate::netns::Netns;
 use crate::wait;
 
@@ -32,6 +32,7 @@ pub struct Wire {
     pub client: Netns,
     /// Where the server is.
     pub server: Netns,
+    delay: Duration,
 }
 
 impl Wire {
@@ -45,6 +46,7 @@ impl Wire {
         let wire = Self {
             client: Netns::without_loopback()?,
             server: Netns::without_loopback()?,
+            delay: rtt / 2,
         };
         let links = [Links::of(&wire.client)?, Links::of(&wire.server)?];
         let [near, far] = [CLIENT_MAC, SERVER_MAC].map(|mac| End {
@@ -69,10 +71,7 @@ impl Wire {
                 links.add_neighbour(index, ip, peer_mac)?;
             }
             if !rtt.is_zero() {
-                ns.tc(&format!(
-                    "qdisc add dev {INTERFACE} root netem delay {}us limit 100000",
-                    rtt.as_micros() / 2
-                ))?;
+                links.set_netem(index, wire.netem(false))?;
             }
         }
         wire.wait_until_it_carries()?;
@@ -117,6 +116,30 @@ impl Wire {
             }
         }
         Ok(())
+    }
+
+    /// What netem is to do at each end of the cable.
+    fn netem(&self, loses: bool) -> Netem {
+        Netem {
+            delay: self.delay,
+            loses,
+        }
+    }
+
+    /// Has the cable lose all that the server sends from now on, until [`Loss::end`].
+    ///
+    /// A capture does not see what is lost, nor does the server's TCP notice.
+    pub fn lose_from_server(&self) -> Result<Loss<'_>> {
+        let links = Links::of(&self.server)?;
+        let index = self.server.interface_index(INTERFACE)?;
+        links.set_netem(index, self.netem(true))?;
+        let before = links.lost(index)?;
+        Ok(Loss {
+            wire: self,
+            links,
+            index,
+            before,
+        })
     }
 
     /// The server's address for clients of a family.
@@ -166,5 +189,22 @@ impl Wire {
     /// Starts to watch the client's end of the cable.
     pub fn watch_client(&self) -> Result<Capture> {
         Capture::start(&self.client, INTERFACE)
+    }
+}
+
+/// A time in which a cable loses all that the server sends.
+#[must_use = "the cable loses everything until this is ended"]
+pub struct Loss<'a> {
+    wire: &'a Wire,
+    links: Links,
+    index: u32,
+    before: u32,
+}
+
+impl Loss<'_> {
+    /// Has the cable carry again, and says how many packets it has lost.
+    pub fn end(self) -> Result<u32> {
+        self.links.set_netem(self.index, self.wire.netem(false))?;
+        Ok(self.links.lost(self.index)?.wrapping_sub(self.before))
     }
 }
