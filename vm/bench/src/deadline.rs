@@ -1,12 +1,248 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! (being written)
+//! How exact a deadline is: from the bare ACK of a client that then stays silent until the server can accept it, or until
+//! the client is reset.
+//!
+//! The clients are the kernel's own: at `TCP_DEFER_ACCEPT`, whoever does not answer another SYN-ACK is never accepted. The
+//! bare ACK is dated by the server's interface.
+//!
+//! What a kernel does at clock ticks depends on when between two ticks it began. So several clients connect in each round,
+//! and those of all rounds do so at distances from a tick that are evenly spread. A round's sample is its worst client.
 
-use accf_bench::Measurement;
-use anyhow::Result;
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::Plan;
+use accf_bench::{Bench, Listener, Measurement, Unit};
+use accf_kit::capture::Trace;
+use accf_kit::clock::Stamp;
+use accf_kit::control::{self, OnTimeout};
+use accf_kit::counters::Counters;
+use accf_kit::endpoint::{self, connect_here};
+use accf_kit::segment::Segment;
+use accf_kit::wait;
+use accf_kit::wire::Wire;
+use anyhow::{bail, ensure, Context, Result};
+
+use crate::rounds::{self, Figure, Figures, FAMILY};
+use crate::{hz, Plan};
+
+/// How many clients connect in each round, each in a clock tick of its own.
+const CLIENTS: u32 = 4;
+
+/// A deadline that is not measured.
+const WARM_UP_MS: u32 = 50;
+
+/// How a listener treats silent clients.
+#[derive(Clone, Copy, Debug)]
+struct Setup {
+    listener: Listener,
+    case: &'static str,
+    on_timeout: OnTimeout,
+}
+
+/// All that have a deadline; a plain listener has none.
+const SETUPS: [Setup; 3] = [
+    Setup {
+        listener: Listener::DeferAccept,
+        case: "",
+        on_timeout: OnTimeout::Accept,
+    },
+    Setup {
+        listener: Listener::Dataready,
+        case: "",
+        on_timeout: OnTimeout::Accept,
+    },
+    Setup {
+        listener: Listener::Dataready,
+        case: "reset",
+        on_timeout: OnTimeout::Reset,
+    },
+];
+
+/// When clients connect.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// Some moment, from which times as long as a clock tick are counted.
+    origin: Instant,
+    /// How long a clock tick is.
+    tick: Duration,
+    rounds: u32,
+}
+
+impl Pace {
+    /// Sleeps until it is a client's turn: once in each time as long as a tick, and always later in it than the last one.
+    fn wait(&self, round: u32, nth: u32) -> Result<()> {
+        let ticks = self.origin.elapsed().as_nanos() / self.tick.as_nanos();
+        let next = self.origin + self.tick * u32::try_from(ticks + 1)?;
+        let turn = next + self.distance(round, nth);
+        thread::sleep(turn.saturating_duration_since(Instant::now()));
+        Ok(())
+    }
+
+    /// How long after the beginning of such a time a client connects: for no two of all rounds the same.
+    fn distance(&self, round: u32, nth: u32) -> Duration {
+        self.tick * (nth * self.rounds + round) / (self.rounds * CLIENTS)
+    }
+}
 
 /// Measures.
-pub(crate) fn measure(_plan: Plan) -> Result<Vec<Measurement>> {
-    Ok(Vec::new())
+pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
+    let deadlines: &[u32] = if plan.short {
+        &[50, 500, 5_000]
+    } else {
+        &[
+            50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000,
+        ]
+    };
+    let pace = Pace {
+        origin: Instant::now(),
+        tick: Duration::from_secs(1) / hz()?,
+        rounds: plan.rounds,
+    };
+    let wire = Wire::new()?;
+    for setup in SETUPS {
+        // So that what is measured is no first time.
+        worst(&wire, setup, WARM_UP_MS, 0, &pace).context("warm-up")?;
+    }
+    let mut figures = Figures::new(Bench::Deadline);
+    for round in 0..plan.rounds {
+        for ms in deadlines.iter().copied() {
+            for setup in rounds::in_turn(SETUPS, round) {
+                let figure = Figure {
+                    metric: "late",
+                    unit: Unit::Milliseconds,
+                    listener: setup.listener,
+                    case: setup.case,
+                    x: Some(f64::from(ms)),
+                };
+                if setup.listener == Listener::DeferAccept {
+                    if ms < 1_000 {
+                        figures.explain(figure, "it takes whole seconds");
+                        continue;
+                    }
+                    figures.explain(figure, "the kernel rounds it up to 1, 3, 7, 15, 31, 63 … s");
+                }
+                let late = worst(&wire, setup, ms, round, &pace)
+                    .with_context(|| format!("{}, {ms} ms {}", setup.listener.key(), setup.case))?;
+                figures.add(figure, late);
+            }
+        }
+    }
+    Ok(figures.finish())
+}
+
+/// How many milliseconds after the deadline the worst of a round's clients was let go.
+fn worst(wire: &Wire, setup: Setup, asked_ms: u32, round: u32, pace: &Pace) -> Result<f64> {
+    let asked = Duration::from_millis(asked_ms.into());
+    let listening = rounds::open(&wire.server, setup.listener, asked, setup.on_timeout)?;
+    let server = wire.server_address(FAMILY, listening.port());
+    let capture = wire.watch_server()?;
+    let before = Counters::read(&wire.server)?;
+    let clients: Vec<TcpStream> = wire.client.run(|| {
+        let connect = |nth| {
+            pace.wait(round, nth)?;
+            connect_here(server)
+        };
+        (0..CLIENTS).map(connect).collect()
+    })?;
+    // A listener of the kernel may take its time.
+    let limit = asked * 4 + Duration::from_secs(10);
+    let let_go = if setup.on_timeout == OnTimeout::Reset {
+        resets(&clients, limit)?
+    } else {
+        accepts(&listening, limit)?
+    };
+    rounds::no_syncookies(&before, &Counters::read(&wire.server)?)?;
+    if setup.listener == Listener::Dataready {
+        met_the_deadline(&listening, setup.on_timeout)?;
+    }
+    let trace = capture.stop()?.of_port(listening.port());
+    let late = clients
+        .iter()
+        .map(|client| Ok(open_for(client.local_addr()?, &let_go, &trace)? - f64::from(asked_ms)));
+    let late: Vec<f64> = late.collect::<Result<_>>()?;
+    let worst = late.into_iter().max_by(|a, b| a.abs().total_cmp(&b.abs()));
+    worst.context("no clients")
+}
+
+/// Who was let go, and when.
+type LetGo = Vec<(SocketAddr, Stamp)>;
+
+/// Accepts all clients of a listener that holds them all back.
+fn accepts(listening: &endpoint::Listener, limit: Duration) -> Result<LetGo> {
+    let early = wait::readable(listening, Duration::ZERO)?;
+    ensure!(!early, "accepted before all had connected");
+    let mut accepted = Vec::new();
+    for _ in 0..CLIENTS {
+        ensure!(wait::readable(listening, limit)?, "not accepted");
+        let at = Stamp::now();
+        // To be closed when all are there: that would take time from the next.
+        accepted.push((listening.accept_now()?.context("nobody to accept")?, at));
+    }
+    Ok(accepted.iter().map(|(it, at)| (it.peer, *at)).collect())
+}
+
+/// Waits until the clients, none of whom is reset yet, are reset in the order in which they connected.
+fn resets(clients: &[TcpStream], limit: Duration) -> Result<LetGo> {
+    for client in clients {
+        let early = wait::readable(client, Duration::ZERO)?;
+        ensure!(!early, "reset before all had connected");
+    }
+    let mut reset = Vec::new();
+    for mut client in clients {
+        ensure!(wait::readable(client, limit)?, "not reset");
+        let at = Stamp::now();
+        match client.read(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            other => bail!("not reset: {other:?}"),
+        }
+        reset.push((client.local_addr()?, at));
+    }
+    Ok(reset)
+}
+
+/// Makes sure that a listener has parked all clients, and let them go at their deadline.
+fn met_the_deadline(listening: &endpoint::Listener, on_timeout: OnTimeout) -> Result<()> {
+    let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
+    let timed_out = if on_timeout == OnTimeout::Reset {
+        stats.timeout_reset
+    } else {
+        stats.timeout_accept
+    };
+    ensure!(
+        (stats.parked_total, timed_out) == (CLIENTS.into(), CLIENTS.into()),
+        "not all clients were parked until their deadline: {stats:?}"
+    );
+    Ok(())
+}
+
+/// How many milliseconds after its bare ACK a client was let go.
+fn open_for(client: SocketAddr, let_go: &LetGo, trace: &Trace) -> Result<f64> {
+    let at = let_go.iter().find(|(peer, _)| *peer == client);
+    let (_, at) = at.with_context(|| format!("{client} was not let go"))?;
+    let trace = trace.of_peer(client);
+    let ack = trace.first(Segment::is_bare_ack);
+    let ack = ack.with_context(|| format!("no bare ACK of {client}"))?;
+    Ok(at.ms_after(ack.at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_spread_over_a_tick() {
+        let pace = Pace {
+            origin: Instant::now(),
+            tick: Duration::from_millis(4),
+            rounds: 2,
+        };
+        let places = (0..2).flat_map(|round| (0..CLIENTS).map(move |nth| (round, nth)));
+        let mut distances: Vec<u128> = places
+            .map(|(round, nth)| pace.distance(round, nth).as_micros())
+            .collect();
+        distances.sort_unstable();
+        assert_eq!(distances, [0, 500, 1000, 1500, 2000, 2500, 3000, 3500]);
+    }
 }

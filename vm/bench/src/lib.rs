@@ -110,8 +110,8 @@ pub enum Unit {
 /// | connection | `instructions`, `system_calls`, `context_switches`, `wakeups` | `epoll/pause`, `epoll/same_trip`, `blocking/pause`, `blocking/same_trip` | |
 /// | holding | `bytes`; `park`, `release` (instructions); `timer` (instructions) | ``; ``; `accept`, `reset`, `drop` | connections held |
 /// | interference | `latency` (instructions) | `` | connections held |
-/// | pause | `rto`, `rtt`, `repair` (milliseconds) | `` | the client's pause in seconds |
-/// | deadline | `late` (milliseconds after the deadline; negative: before) | `` | the deadline in milliseconds |
+/// | pause | `rto`, `rtt`; `repair` (milliseconds) | ``; ``, `rto_only` (without tail loss probes) | the client's pause in seconds |
+/// | deadline | `late` (milliseconds after the deadline; negative: before) | ``, `reset` | the deadline in milliseconds |
 /// | segments | `syn_acks`, `from_server`, `from_client` | `silent`, `slow` | |
 /// | others | `instructions` | `without_module`, `with_module`, `filter_elsewhere` | |
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ mod holding;
 mod interference;
 mod others;
 mod pause;
+mod rounds;
 mod segments;
 
 use std::path::PathBuf;

@@ -1,12 +1,220 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! (being written)
+//! What the accepted socket believes of the path after its client's pause, and how fast a lost response is repaired.
+//!
+//! A server that takes the client's pause for a part of the path's round-trip time waits accordingly long for the
+//! acknowledgement of its response. If that was lost, nobody notices for as long.
+//!
+//! Only one segment is outstanding then, so it is usually a *tail loss probe* that repairs it: the kernel sends the last
+//! segment again after two round-trip times and 200 ms, or at the retransmission timeout if that is earlier. The case
+//! `rto_only` is without it.
 
-use accf_bench::Measurement;
-use anyhow::Result;
+use std::fmt;
+use std::io::{Read, Write};
+use std::thread;
+use std::time::Duration;
 
+use accf_bench::{Bench, Listener, Measurement, Unit};
+use accf_kit::capture::Trace;
+use accf_kit::clock::Stamp;
+use accf_kit::control::{self, OnTimeout};
+use accf_kit::counters::Counters;
+use accf_kit::endpoint::{self, connect};
+use accf_kit::segment::Segment;
+use accf_kit::tcp_info::TcpInfo;
+use accf_kit::wait;
+use accf_kit::wire::Wire;
+use anyhow::{bail, ensure, Context, Result};
+
+use crate::rounds::{self, Figure, Figures, FAMILY, REQUEST, RESPONSE};
 use crate::Plan;
 
+/// The path's round-trip time.
+const RTT: Duration = Duration::from_millis(40);
+/// How long the listeners wait for data: longer than any pause.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How long anything may take, a repair at a timeout of the kernel's maximum of 120 s included.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// How long the server thinks about its answer: the request is acknowledged before, so that what is lost is the response
+/// alone.
+const THINKS: Duration = Duration::from_millis(100);
+
+/// With the kernel's own settings, and without tail loss probes.
+const CASES: [(&str, &str); 2] = [("", "3"), ("rto_only", "0")];
+
+/// What was seen of one connection.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// The retransmission timeout of the socket as it was accepted.
+    rto: Duration,
+    /// Its smoothed round-trip time.
+    rtt: Duration,
+    /// From the server's `write()` until the client has read the first byte.
+    repair: Duration,
+    /// What sent the response again.
+    by: By,
+}
+
+/// What makes a kernel send a segment again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// A tail loss probe.
+    Probe,
+    /// The retransmission timeout.
+    Timeout,
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Probe => "repaired by a tail loss probe",
+            Self::Timeout => "repaired at the retransmission timeout",
+        })
+    }
+}
+
 /// Measures.
-pub(crate) fn measure(_plan: Plan) -> Result<Vec<Measurement>> {
-    Ok(Vec::new())
+pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
+    let pauses: &[f64] = if plan.short {
+        &[0.1, 1.0, 3.0]
+    } else {
+        &[0.1, 0.3, 1.0, 3.0, 10.0]
+    };
+    let wire = Wire::with_rtt(RTT)?;
+    for ns in [&wire.client, &wire.server] {
+        // What one connection learnt of the path is not to help or harm the next.
+        ns.set_sysctl("net.ipv4.tcp_no_metrics_save", "1")?;
+    }
+    let mut figures = Figures::new(Bench::Pause);
+    for round in 0..plan.rounds {
+        for (case, probes) in CASES {
+            wire.server
+                .set_sysctl("net.ipv4.tcp_early_retrans", probes)?;
+            for pause in pauses.iter().copied() {
+                for listener in rounds::in_turn(Listener::ALL, round) {
+                    let seen = exchange(&wire, listener, Duration::from_secs_f64(pause))
+                        .with_context(|| {
+                            format!("{}, a pause of {pause} s {case}", listener.key())
+                        })?;
+                    add(&mut figures, listener, case, pause, seen);
+                }
+            }
+        }
+    }
+    Ok(figures.finish())
+}
+
+/// Adds what was seen to its figures.
+fn add(figures: &mut Figures, listener: Listener, case: &'static str, pause: f64, seen: Seen) {
+    let figure = |metric| Figure {
+        metric,
+        unit: Unit::Milliseconds,
+        listener,
+        case,
+        x: Some(pause),
+    };
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    // What the socket believes has nothing to do with how it will repair.
+    if case.is_empty() {
+        figures.add(figure("rto"), ms(seen.rto));
+        figures.add(figure("rtt"), ms(seen.rtt));
+    }
+    figures.add(figure("repair"), ms(seen.repair));
+    figures.explain(figure("repair"), &seen.by.to_string());
+}
+
+/// One connection: the client pauses before its request, and the first copy of the response is lost.
+fn exchange(wire: &Wire, listener: Listener, pause: Duration) -> Result<Seen> {
+    let listening = rounds::open(&wire.server, listener, DEADLINE, OnTimeout::Accept)?;
+    let capture = wire.watch_server()?;
+    let before = Counters::read(&wire.server)?;
+
+    let mut client = connect(&wire.client, wire.server_address(FAMILY, listening.port()))?;
+    client.set_read_timeout(Some(PATIENCE))?;
+    thread::sleep(pause);
+    let is_held_back = !wait::readable(&listening, Duration::ZERO)?;
+    ensure!(
+        is_held_back == (listener != Listener::Plain),
+        "after the pause, the connection is held back: {is_held_back}"
+    );
+    client.write_all(REQUEST)?;
+
+    let accepted = listening.accept(PATIENCE)?.context("not accepted")?;
+    let mut server = accepted.stream;
+    let mut request = [0; REQUEST.len()];
+    server.read_exact(&mut request).context("the request")?;
+    ensure!(request == REQUEST, "the server read something else");
+    let accepted = TcpInfo::of(&server)?;
+    thread::sleep(THINKS);
+    // From here, and not from the beginning: the timer of a request that is not accepted yet counts as a timeout, too.
+    let asked = Counters::read(&wire.server)?;
+    let loss = wire.lose_from_server()?;
+    let written = Stamp::now();
+    server.write_all(RESPONSE)?;
+    let lost = loss.end()?;
+    ensure!(
+        lost == 1,
+        "{lost} packets were lost, and not the one response"
+    );
+
+    let mut response = [0; RESPONSE.len()];
+    let (first, rest) = response.split_at_mut(1);
+    client.read_exact(first).context("the response")?;
+    let repair = Stamp::now().since(written);
+    client
+        .read_exact(rest)
+        .context("the rest of the response")?;
+    ensure!(response == RESPONSE, "the client read something else");
+    let acknowledged = wait::until(PATIENCE, || Ok(TcpInfo::of(&server)?.unacked == 0))?;
+    ensure!(acknowledged, "the response was never acknowledged");
+    let sent_again = TcpInfo::of(&server)?.total_retrans - accepted.total_retrans;
+    ensure!(
+        sent_again == 1,
+        "the response was sent again {sent_again} times"
+    );
+
+    let after = Counters::read(&wire.server)?;
+    rounds::no_syncookies(&before, &after)?;
+    if listener == Listener::Dataready {
+        released(&listening)?;
+    }
+    check(&capture.stop()?.of_port(listening.port()), repair)?;
+    Ok(Seen {
+        rto: accepted.rto,
+        rtt: accepted.rtt,
+        repair,
+        by: cause(&asked, &after)?,
+    })
+}
+
+/// Makes sure that a listener's only connection was parked until its data came.
+fn released(listening: &endpoint::Listener) -> Result<()> {
+    let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
+    ensure!(
+        (stats.parked_total, stats.released_data) == (1, 1),
+        "the connection was not parked until its data came: {stats:?}"
+    );
+    Ok(())
+}
+
+/// Makes sure that nothing was lost but the one response, and that one copy of it crossed the wire, long after the first.
+fn check(trace: &Trace, repair: Duration) -> Result<()> {
+    let requests = trace.count(|segment| segment.payload == REQUEST);
+    let responses = trace.count(|segment| segment.payload == RESPONSE);
+    ensure!(
+        (trace.count(Segment::is_syn), requests, responses) == (1, 1, 1) && repair > 2 * RTT,
+        "more was lost than one response, or less (repaired after {repair:?}):\n{}",
+        trace.describe()
+    );
+    Ok(())
+}
+
+/// What sent the one lost segment again.
+fn cause(before: &Counters, after: &Counters) -> Result<By> {
+    let probes = after.growth(before, "TcpExtTCPLossProbes")?;
+    let timeouts = after.growth(before, "TcpExtTCPTimeouts")?;
+    match (probes, timeouts) {
+        (1, 0) => Ok(By::Probe),
+        (0, 1) => Ok(By::Timeout),
+        _ => bail!("{probes} tail loss probes and {timeouts} timeouts for one loss"),
+    }
 }

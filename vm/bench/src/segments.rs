@@ -1,12 +1,172 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! (being written)
+//! How many segments a silent and a slow client cost, each way.
+//!
+//! Clients are the kernel's own, which answer a SYN-ACK that is sent again by another ACK.
 
-use accf_bench::Measurement;
-use anyhow::Result;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
 
+use accf_bench::{Bench, Listener, Measurement, Unit};
+use accf_kit::capture::Direction;
+use accf_kit::clock::Stamp;
+use accf_kit::control::{self, OnTimeout};
+use accf_kit::counters::Counters;
+use accf_kit::endpoint::{self, connect};
+use accf_kit::wire::Wire;
+use anyhow::{ensure, Context, Result};
+
+use crate::rounds::{self, Figure, Figures, FAMILY, REQUEST, RESPONSE};
 use crate::Plan;
 
-/// Measures.
-pub(crate) fn measure(_plan: Plan) -> Result<Vec<Measurement>> {
-    Ok(Vec::new())
+/// How long the listeners wait for data.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How long a silent client is watched: longer than any listener waits, in practice too.
+const WATCHED: Duration = Duration::from_secs(15);
+/// How long the slow client thinks.
+const THINKS: Duration = Duration::from_secs(3);
+/// After the last system call, until there is nothing left to be sent.
+const SETTLES: Duration = Duration::from_secs(1);
+
+/// What a client does once it is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// Nothing.
+    Silent,
+    /// It thinks, asks, and is answered.
+    Slow,
+}
+
+impl Manner {
+    /// The name of the case.
+    const fn key(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::Slow => "slow",
+        }
+    }
+}
+
+/// The segments of one connection.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    syn_acks: usize,
+    from_server: usize,
+    from_client: usize,
+}
+
+/// Measures; there is nothing to make shorter.
+pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
+    let wire = Wire::new()?;
+    let mut figures = Figures::new(Bench::Segments);
+    for round in 0..plan.rounds {
+        for manner in [Manner::Silent, Manner::Slow] {
+            for listener in rounds::in_turn(Listener::ALL, round) {
+                let counted = count(&wire, listener, manner)
+                    .with_context(|| format!("{}, {}", listener.key(), manner.key()))?;
+                for (metric, count) in [
+                    ("syn_acks", counted.syn_acks),
+                    ("from_server", counted.from_server),
+                    ("from_client", counted.from_client),
+                ] {
+                    let figure = Figure {
+                        metric,
+                        unit: Unit::Segments,
+                        listener,
+                        case: manner.key(),
+                        x: None,
+                    };
+                    figures.add(figure, f64::from(u32::try_from(count)?));
+                }
+            }
+        }
+    }
+    Ok(figures.finish())
+}
+
+/// Counts the segments of one connection: of a silent client from its SYN until it has been accepted and watched for some
+/// seconds more, of a slow one from its SYN to its end.
+fn count(wire: &Wire, listener: Listener, manner: Manner) -> Result<Counted> {
+    let listening = rounds::open(&wire.server, listener, DEADLINE, OnTimeout::Accept)?;
+    let capture = wire.watch_server()?;
+    let both = || anyhow::Ok((Counters::read(&wire.client)?, Counters::read(&wire.server)?));
+    let before = both()?;
+    let trace = match manner {
+        Manner::Silent => {
+            let _open = stay_silent(wire, &listening)?;
+            capture.stop()?
+        }
+        Manner::Slow => {
+            be_slow(wire, &listening)?;
+            capture.stop()?
+        }
+    };
+    let trace = trace.of_port(listening.port());
+    let after = both()?;
+    rounds::no_syncookies(&before.1, &after.1)?;
+    let count = |direction| trace.filter(|it| it.direction == direction).packets.len();
+    let counted = Counted {
+        syn_acks: trace.syn_acks(),
+        from_server: count(Direction::Out),
+        from_client: count(Direction::In),
+    };
+    let sent_again = [
+        after.0.growth(&before.0, "TcpRetransSegs")?,
+        after.1.growth(&before.1, "TcpRetransSegs")?,
+    ];
+    // A segment lost would be counted twice.
+    ensure!(
+        sent_again == [0, i64::try_from(counted.syn_acks)? - 1],
+        "client and server have sent {sent_again:?} segments again, not only SYN-ACKs:\n{}",
+        trace.describe()
+    );
+    if listener == Listener::Dataready {
+        parked_once(&listening, manner)?;
+    }
+    Ok(counted)
+}
+
+/// Connects, is accepted, and does nothing else; returns both ends, still open.
+fn stay_silent(wire: &Wire, listening: &endpoint::Listener) -> Result<(TcpStream, TcpStream)> {
+    let server = wire.server_address(FAMILY, listening.port());
+    let client = connect(&wire.client, server)?;
+    let connected = Stamp::now();
+    let accepted = listening.accept(WATCHED)?.context("never accepted")?;
+    thread::sleep(WATCHED.saturating_sub(Stamp::now().since(connected)));
+    Ok((client, accepted.stream))
+}
+
+/// Connects, thinks, asks, and reads the response to its end.
+fn be_slow(wire: &Wire, listening: &endpoint::Listener) -> Result<()> {
+    let server = wire.server_address(FAMILY, listening.port());
+    let mut client = connect(&wire.client, server)?;
+    thread::sleep(THINKS);
+    client.write_all(REQUEST)?;
+    let accepted = listening.accept(WATCHED)?.context("never accepted")?;
+    let mut server = accepted.stream;
+    let mut request = [0; REQUEST.len()];
+    server.read_exact(&mut request).context("the request")?;
+    server.write_all(RESPONSE)?;
+    drop(server);
+    let mut response = Vec::new();
+    client.read_to_end(&mut response).context("the response")?;
+    ensure!(response == RESPONSE, "the client read {response:?}");
+    drop(client);
+    thread::sleep(SETTLES);
+    Ok(())
+}
+
+/// Makes sure that the only client of a listener was parked, and let go for the reason it should be.
+fn parked_once(listening: &endpoint::Listener, manner: Manner) -> Result<()> {
+    let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
+    let let_go = match manner {
+        Manner::Silent => stats.timeout_accept,
+        Manner::Slow => stats.released_data,
+    };
+    ensure!(
+        (stats.parked_total, let_go) == (1, 1),
+        "the client was not parked until then: {stats:?}"
+    );
+    Ok(())
 }
