@@ -54,6 +54,61 @@ mod tests {
     }
 
     #[test]
+    fn nothing_of_a_released_request_is_left_in_the_next() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let young = listener.young();
+        // More than are kept, and each in what one before it left.
+        for round in 0..3 {
+            let mut requests = KVec::new();
+            for nth in 0..80 {
+                let request = TestRequest::new(&listener, nth)?;
+                assert!(request.phase().is_none());
+                let window = 100 * (round + 1) + nth as u16;
+                assert!(request.park(window)?);
+                assert!(request.phase() == Some(Phase::Parked));
+                assert!(request.remembered_window() == Some(window));
+                requests.push(request, GFP_KERNEL)?;
+            }
+            assert!(listener.stats()?.parked == 80);
+            for request in &requests {
+                request.settle()?;
+                assert!(request.wears_originals());
+            }
+            assert!(listener.stats()?.parked == 0);
+            drop(requests);
+            assert!(listener.young() == young);
+        }
+        assert!(listener.stats()?.ended(End::Data) == 240);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn who_is_parked_is_acked_and_who_is_not_acked_was_never_begun_with() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let request = TestRequest::new(&listener, 0)?;
+        assert!(!request.request().is_acked());
+        // Parked by its listener alone: the kernel has not had its say yet.
+        assert!(request.park(1)?);
+        assert!(request.request().is_acked());
+        request.settle()?;
+        drop(request);
+
+        // Begun with, too late: whoever took it out of the table sees that, and waits for the lock.
+        let request = TestRequest::new(&listener, 1)?;
+        request.unhash();
+        assert!(!request.park(1)?);
+        assert!(request.request().is_acked());
+        drop(request);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
     fn a_request_that_is_not_in_the_table_is_not_parked() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;

@@ -244,7 +244,7 @@ impl Listener {
                     due: 0,
                     armed: false,
                     closed: false,
-                    spare: spare,
+                    spare,
                     timer: None,
                 }),
                 timer <- HrTimer::new(),

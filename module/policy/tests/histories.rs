@@ -596,6 +596,12 @@ fn numbers_mean_what_the_header_says() {
 }
 
 #[test]
+fn who_has_something_for_the_server_is_not_asked_where_it_stands() {
+    let action = on_segment(Verdict::Ready, || panic!("that takes a lock"));
+    assert_eq!(action, Action::Admit);
+}
+
+#[test]
 fn the_names_fit_tcps_table() {
     assert!(Dataready::NAME.len() < 16);
     assert_eq!(Dataready::verdict(Segment::BareAck), Verdict::Wait);
