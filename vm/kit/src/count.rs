@@ -10,11 +10,30 @@ use std::time::Instant;
 
 use anyhow::{ensure, Result};
 
-use crate::sys;
+use crate::{marks, sys};
 
 /// How many instructions this machine's processor has executed, if [`check`] has found that it counts them.
 pub fn instructions() -> u64 {
     sys::time_stamp_counter()
+}
+
+/// Does some work, and says how many instructions that took: of this thread, and of all who had the processor meanwhile.
+///
+/// A profiler that watches the machine (`cargo xtask profile`) counts exactly these.
+pub fn during<T>(work: impl FnOnce() -> T) -> (T, u64) {
+    let begin = instructions();
+    sys::mark::<{ marks::RESUME }>();
+    let result = work();
+    sys::mark::<{ marks::PAUSE }>();
+    (result, instructions() - begin)
+}
+
+/// Does some work, and has a profiler, if one watches, tell what is counted [`during`] it from everything else.
+pub fn section<T>(work: impl FnOnce() -> T) -> T {
+    sys::mark::<{ marks::BEGIN }>();
+    let result = work();
+    sys::mark::<{ marks::END }>();
+    result
 }
 
 /// Refuses a machine that does not count instructions.

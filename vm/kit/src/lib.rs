@@ -30,6 +30,7 @@ pub mod endpoint;
 pub mod fault;
 pub mod ktls;
 mod link;
+mod marks;
 pub mod module;
 pub mod netns;
 pub mod raw;

@@ -172,10 +172,8 @@ impl Swarm {
     pub fn send(&self, segment: &Segment) -> Result<()> {
         let packet = segment.build()?;
         loop {
-            let begin = count::instructions();
-            let written = (&self.tun).write(&packet);
-            self.spent
-                .set(self.spent.get() + count::instructions() - begin);
+            let (written, spent) = count::during(|| (&self.tun).write(&packet));
+            self.spent.set(self.spent.get() + spent);
             match written {
                 Ok(length) => {
                     ensure!(length == packet.len(), "a TUN interface took half a packet");
@@ -224,10 +222,8 @@ impl Swarm {
         const AT_ONCE: usize = 256;
         let mut any = false;
         for _ in 0..AT_ONCE {
-            let begin = count::instructions();
-            let received = (&self.tun).read(&mut self.buffer);
-            self.spent
-                .set(self.spent.get() + count::instructions() - begin);
+            let (received, spent) = count::during(|| (&self.tun).read(&mut self.buffer));
+            self.spent.set(self.spent.get() + spent);
             match received {
                 Ok(length) => {
                     let packet = self.buffer.get(..length).unwrap_or_default();

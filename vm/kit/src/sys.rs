@@ -130,6 +130,20 @@ pub(crate) fn time_stamp_counter() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// Executes an instruction that does nothing; `MARK` stands where others have their operand's address.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn mark<const MARK: i32>() {
+    // SAFETY: a NOP with an operand only takes time. The operand's address is not computed, and nothing is there to be
+    // read: no memory, no stack, no register and no flag changes.
+    unsafe {
+        core::arch::asm!(
+            "nop dword ptr [rax + {mark}]",
+            mark = const MARK,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
 /// Gives the calling thread the policy `SCHED_IDLE`.
 pub(crate) fn run_only_when_idle() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
