@@ -311,7 +311,8 @@ fn connection(figures: Figures<'_>) -> Vec<Bar> {
                     Found::ratio(comparison)
                 }
             });
-            let name = format!("{}.dataready_vs_{}", case.replace('/', "."), other.key());
+            let versus = format!("dataready_vs_{}", other.key());
+            let name = dotted(&[case, &versus]);
             let says = format!(
                 "{}: instructions against {}",
                 case_title(case),
@@ -366,10 +367,7 @@ fn holding(figures: Figures<'_>) -> Vec<Bar> {
                 "{what}: not measured at two numbers of connections"
             )),
         };
-        let name = match case {
-            "" => format!("{metric}.flat"),
-            case => format!("{metric}.{case}.flat"),
-        };
+        let name = dotted(&[metric, case, "flat"]);
         let says = format!("{what}: the most held against the fewest");
         let about = (bench, name.as_str(), says);
         bar(about, Scale::Ratio, Rule::AtMost, Ok(bound::FLAT), found)
@@ -404,35 +402,34 @@ fn pause(figures: Figures<'_>) -> Vec<Bar> {
         ("rto", "RTO of the accepted socket"),
         ("repair", "repair of a lost first response"),
     ] {
-        let key = Key::new(bench, metric);
-        let places = figures.places(key);
-        let found = worst(places.iter().map(|place| {
-            let this = key.x(*place);
-            let comparison = figures.compare(this, this.at(Listener::Plain))?;
-            Ok(Found::difference(comparison).at(format_args!("after {} s", number(*place))))
-        }));
-        let name = format!("{metric}.dataready_vs_plain");
-        let says = format!("{what}: difference from plain, at the worst pause");
-        let about = (bench, name.as_str(), says);
-        bars.push(bar(
-            about,
-            Scale::Difference,
-            Rule::AtMost,
-            Ok(bound::LIKE_PLAIN),
-            found,
-        ));
+        for case in figures.cases(Key::new(bench, metric)) {
+            let key = Key::new(bench, metric).case(case);
+            let what = with_case(what, case);
+            let places = figures.places(key);
+            let found = worst(places.iter().map(|place| {
+                let this = key.x(*place);
+                let comparison = figures.compare(this, this.at(Listener::Plain))?;
+                let found = Found::difference(comparison);
+                Ok(found.at(format_args!("after {} s", number(*place))))
+            }));
+            let name = dotted(&[metric, case, "dataready_vs_plain"]);
+            let says = format!("{what}: difference from plain, at the worst pause");
+            let about = (bench, name.as_str(), says);
+            let (scale, limit) = (Scale::Difference, Ok(bound::LIKE_PLAIN));
+            bars.push(bar(about, scale, Rule::AtMost, limit, found));
 
-        let name = format!("{metric}.flat");
-        let says = format!("{what}: the greatest of all pauses against the least");
-        let about = (bench, name.as_str(), says);
-        let found = flatness(figures, key, &places);
-        bars.push(bar(
-            about,
-            Scale::Ratio,
-            Rule::AtMost,
-            Ok(bound::FLAT),
-            found,
-        ));
+            let name = dotted(&[metric, case, "flat"]);
+            let says = format!("{what}: the greatest of all pauses against the least");
+            let about = (bench, name.as_str(), says);
+            let found = flatness(figures, key, &places);
+            bars.push(bar(
+                about,
+                Scale::Ratio,
+                Rule::AtMost,
+                Ok(bound::FLAT),
+                found,
+            ));
+        }
     }
     let key = Key::new(bench, "rto").at(Listener::DeferAccept);
     let found = match figures.places(key).as_slice() {
@@ -477,38 +474,54 @@ fn flatness(figures: Figures<'_>, key: Key<'_>, places: &[f64]) -> Finding {
 /// How exact a deadline is: in every round, so these are no medians.
 fn deadline(figures: Figures<'_>) -> Vec<Bar> {
     let bench = Bench::Deadline;
-    let key = Key::new(bench, "late");
-    let places = figures.places(key);
-    let at_worst = |off: fn(f64) -> f64| {
-        worst(places.iter().map(|place| {
-            let samples = figures.samples(key.x(*place))?;
-            let off = samples.iter().map(|late| off(*late)).fold(0.0, f64::max);
-            let found = Found::plain(off, Scale::Milliseconds);
-            Ok(found.at(format_args!("{} ms asked", number(*place))))
-        }))
-    };
     let hz = f64::from(figures.recording.hz);
     let late = bound::LATE_JIFFIES * 1000.0 / hz;
-    let says = format!(
-        "how late a deadline is met, at the worst ({} clock ticks are allowed)",
-        number(bound::LATE_JIFFIES)
-    );
-    vec![
-        bar(
-            (bench, "dataready.late", says),
-            Scale::Milliseconds,
-            Rule::AtMost,
-            Ok(late),
-            at_worst(|late| late),
-        ),
-        bar(
-            (bench, "dataready.early", "how early, at the worst".into()),
-            Scale::Milliseconds,
-            Rule::AtMost,
-            Ok(bound::EARLY_MS),
+    let ticks = number(bound::LATE_JIFFIES);
+    let mut bars = Vec::new();
+    for case in figures.cases(Key::new(bench, "late")) {
+        let key = Key::new(bench, "late").case(case);
+        let places = figures.places(key);
+        let at_worst = |off: fn(f64) -> f64| {
+            worst(places.iter().map(|place| {
+                let samples = figures.samples(key.x(*place))?;
+                let off = samples.iter().map(|late| off(*late)).fold(0.0, f64::max);
+                let found = Found::plain(off, Scale::Milliseconds);
+                Ok(found.at(format_args!("{} ms asked", number(*place))))
+            }))
+        };
+        let what = with_case("a deadline", case);
+        let mut add = |name: &str, says: String, limit: f64, found: Finding| {
+            let name = dotted(&["dataready", case, name]);
+            let says = format!("{what}: {says}, at the worst");
+            let about = (bench, name.as_str(), says);
+            let scale = Scale::Milliseconds;
+            bars.push(bar(about, scale, Rule::AtMost, Ok(limit), found));
+        };
+        let says = format!("at most {ticks} clock ticks late");
+        add("late", says, late, at_worst(|late| late));
+        add(
+            "early",
+            "not early".to_owned(),
+            bound::EARLY_MS,
             at_worst(|late| -late),
-        ),
-    ]
+        );
+    }
+    bars
+}
+
+/// A part of a bar's name of several words; those that are empty are left out.
+fn dotted(words: &[&str]) -> String {
+    let words = words.iter().filter(|word| !word.is_empty());
+    let words: Vec<String> = words.map(|word| word.replace('/', ".")).collect();
+    words.join(".")
+}
+
+/// What is told of some circumstances, if there are any.
+fn with_case(what: &str, case: &str) -> String {
+    match case {
+        "" => what.to_owned(),
+        case => format!("{what}, {}", case_title(case)),
+    }
 }
 
 /// How much is sent: in every round, so the counts are no medians.
@@ -823,7 +836,7 @@ mod tests {
         let says = |name| find(&bars, name).verdict().to_string();
         assert_eq!(
             says("connection.epoll.pause.dataready_vs_plain"),
-            "epoll server, client pauses: instructions against plain: found 0.826 (−17.4 %), must \
+            "epoll, client pauses: instructions against plain: found 0.826 (−17.4 %), must \
              be ≤ 0.90"
         );
         assert_eq!(
@@ -832,7 +845,7 @@ mod tests {
         );
         assert_eq!(
             says("deadline.dataready.early"),
-            "how early, at the worst: found 0.00 ms, 50 ms asked, must be ≤ 0.01 ms"
+            "a deadline: not early, at the worst: found 0.00 ms, 50 ms asked, must be ≤ 0.01 ms"
         );
         assert_eq!(
             says("segments.slow.total_vs_plain"),

@@ -256,7 +256,7 @@ impl Picture {
         let missing = self.panels.iter().flat_map(|panel| &panel.series);
         if missing.into_iter().any(|series| !series.missing.is_empty()) {
             cross(root, SOFT, (x, y))?;
-            entry(&mut x, "not served, or not measurable")?;
+            entry(&mut x, "not served, or not possible")?;
         }
         Ok(())
     }

@@ -216,6 +216,19 @@ impl<'a> Figures<'a> {
         Comparison::new(&this, &that).ok_or_else(|| "nothing compares with 0".into())
     }
 
+    /// The circumstances under which a figure like this one was measured, or was to be: none in particular, and others.
+    pub(crate) fn cases(self, key: Key<'_>) -> Vec<&'a str> {
+        let mut cases = vec![""];
+        for measurement in self.of(key.bench) {
+            let other = Key::of(measurement);
+            let same = other.metric == key.metric && other.listener == key.listener;
+            if same && !cases.contains(&other.case) {
+                cases.push(other.case);
+            }
+        }
+        cases
+    }
+
     /// Where on the plot figures like this one were measured, or were to be, in rising order.
     pub(crate) fn places(self, key: Key<'_>) -> Vec<f64> {
         let mut places: Vec<f64> = self
@@ -244,10 +257,11 @@ pub(crate) fn title(listener: Listener) -> &'static str {
 /// The circumstances of a measurement for people.
 pub(crate) fn case_title(case: &str) -> &str {
     match case {
-        "epoll/pause" => "epoll server, client pauses",
-        "epoll/same_trip" => "epoll server, request with the ACK",
-        "blocking/pause" => "blocking server, client pauses",
-        "blocking/same_trip" => "blocking server, request with the ACK",
+        "epoll/pause" => "epoll, client pauses",
+        "epoll/same_trip" => "epoll, request with the ACK",
+        "blocking/pause" => "blocking, client pauses",
+        "blocking/same_trip" => "blocking, request with the ACK",
+        "rto_only" => "without tail loss probes",
         "accept" => "accepted at the deadline",
         "reset" => "reset at the deadline",
         "drop" => "dropped at the deadline",
@@ -265,6 +279,8 @@ pub(crate) fn value(value: f64, unit: Unit) -> String {
     match unit {
         Unit::Milliseconds if value.abs() < 10.0 => fixed(value, 2),
         Unit::Instructions => fixed(value, 0),
+        // A mean of whole numbers may be a little off one.
+        _ if value.abs() < 100.0 => number((value * 10.0).round() / 10.0),
         _ => number(value),
     }
 }

@@ -99,6 +99,11 @@ fn values(series: &[Series]) -> Vec<f64> {
     points.flat_map(|(_, y)| [y.min, y.max]).collect()
 }
 
+/// The panels that show anything.
+fn with_series(panels: impl Iterator<Item = Panel>) -> Vec<Panel> {
+    panels.filter(|panel| !panel.series.is_empty()).collect()
+}
+
 /// The names of circumstances, each in two short lines.
 fn names(cases: &[&str]) -> Vec<String> {
     cases
@@ -152,7 +157,7 @@ fn connection(figures: Figures<'_>) -> Picture {
         panels: vec![Panel {
             title: "Instructions per connection".into(),
             x: Axis::of_things("", names(&CASES)),
-            y: Axis::new("instructions", Scale::Linear, short),
+            y: Axis::new("instructions", Scale::Linear, long),
             series: columns(&CASES, |case, listener| asked(figures, key(case).at(listener))),
             as_columns: true,
             limits: limits.collect(),
@@ -208,7 +213,7 @@ fn holding(figures: Figures<'_>) -> Picture {
         note: "Each cost is that of one connection. A flat line is one that does not depend on how many are held.".into(),
         limit: Some("dataready must not be above"),
         columns: 3,
-        panels: panels.filter(|panel| !panel.series.is_empty()).collect(),
+        panels: with_series(panels),
     }
 }
 
@@ -247,11 +252,12 @@ fn interference(figures: Figures<'_>) -> Picture {
 /// What the client's pause does to its connection.
 fn pause(figures: Figures<'_>) -> Picture {
     let panels = [
-        ("rto", "Retransmission timeout of the accepted socket"),
-        ("repair", "Until a lost first response is repaired"),
+        ("rto", "", "RTO of the accepted socket"),
+        ("repair", "", "Until a lost response is repaired"),
+        ("repair", "rto_only", "… without tail loss probes"),
     ];
-    let panels = panels.into_iter().map(|(metric, title)| {
-        let key = Key::new(Bench::Pause, metric);
+    let panels = panels.into_iter().map(|(metric, case, title)| {
+        let key = Key::new(Bench::Pause, metric).case(case);
         let plain = key.at(Listener::Plain);
         let allowed = figures.places(plain).into_iter().filter_map(|place| {
             let plain = figures.statistics(plain.x(place)).ok()?.median;
@@ -268,40 +274,48 @@ fn pause(figures: Figures<'_>) -> Picture {
             limits: vec![limit],
         }
     });
+    let panels = with_series(panels);
     Picture {
         title: "After the client's pause: what the server believes of the network".into(),
         note: "A listener that takes the client's pause for the network's round-trip time waits as long again before it \
                repairs a loss."
             .into(),
         limit: Some("dataready must be between"),
-        columns: 2,
-        panels: panels.filter(|panel| !panel.series.is_empty()).collect(),
+        columns: panels.len(),
+        panels,
     }
 }
 
 /// How exact a deadline is.
 fn deadline(figures: Figures<'_>) -> Picture {
     const EVEN_MS: f64 = 1.0;
-    let key = Key::new(Bench::Deadline, "late");
-    let series = lines(figures, key);
     let late = bound::LATE_JIFFIES * 1000.0 / f64::from(figures.recording.hz);
-    let places = figures.places(key).into_iter();
-    let allowed = places
-        .map(|place| (place, -bound::EARLY_MS, late))
-        .collect();
-    Picture {
-        title: "How late a silent client's deadline is met".into(),
-        note: "From the deadline that was asked for to accept(); below 0 is before it.".into(),
-        limit: Some("dataready must be between"),
-        columns: 1,
-        panels: vec![Panel {
-            title: "Late by".into(),
+    let panels = [
+        ("", "Until accept() returns"),
+        ("reset", "Until the client is reset"),
+    ];
+    let panels = panels.into_iter().map(|(case, title)| {
+        let key = Key::new(Bench::Deadline, "late").case(case);
+        let places = figures.places(key).into_iter();
+        let allowed = places
+            .map(|place| (place, -bound::EARLY_MS, late))
+            .collect();
+        Panel {
+            title: title.into(),
             x: Axis::new("deadline asked for, s", Scale::Log, |ms| short(ms / 1e3)),
-            y: Axis::new("ms", Scale::Symmetric(EVEN_MS), long),
-            series,
+            y: Axis::new("late by, ms", Scale::Symmetric(EVEN_MS), long),
+            series: lines(figures, key),
             as_columns: false,
             limits: vec![Limit::Between(allowed)],
-        }],
+        }
+    });
+    let panels = with_series(panels);
+    Picture {
+        title: "How late a silent client's deadline is met".into(),
+        note: "From the deadline that was asked for; below 0 is before it. The worst client of each round.".into(),
+        limit: Some("dataready must be between"),
+        columns: panels.len(),
+        panels,
     }
 }
 
@@ -383,12 +397,7 @@ mod tests {
         let cases: [(Bench, &[&str]); 7] = [
             (
                 Bench::Connection,
-                &[
-                    "epoll server,",
-                    "request with the ACK",
-                    "84.5k",
-                    "dataready must not be above",
-                ],
+                &["epoll, request", "84,500", "dataready must not be above"],
             ),
             (
                 Bench::Holding,
@@ -398,7 +407,7 @@ mod tests {
                     "To park one",
                     "To drop one at its deadline",
                     "bytes",
-                    "not measurable",
+                    "not possible",
                 ],
             ),
             (
@@ -410,7 +419,7 @@ mod tests {
                 &[
                     "the client&apos;s pause, s",
                     "ms",
-                    "Retransmission timeout",
+                    "RTO of the accepted socket",
                     "30,201",
                     "dataready must be between",
                 ],

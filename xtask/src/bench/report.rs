@@ -103,7 +103,7 @@ impl Before {
     }
 
     /// The table of all changes.
-    fn table(&self) -> (Vec<Column>, Vec<Vec<String>>) {
+    fn table(&self) -> Cells {
         let columns = vec![
             words("benchmark"),
             words("of dataready"),
@@ -124,7 +124,7 @@ impl Before {
                 change.change.clone(),
             ]
         });
-        (columns, rows.collect())
+        without_empty_columns(columns, rows.collect())
     }
 }
 

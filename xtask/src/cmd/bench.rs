@@ -84,8 +84,10 @@ impl Bench {
                     names.join(", ")
                 );
             }
-            let module = earlier.build(sh, &lab)?;
-            ui::step(&format!("the benchmarks before, {}", earlier.hash), |_| {
+            let module = ui::step(&format!("the module of {}", earlier.hash), |_| {
+                earlier.build(sh, &lab)
+            })?;
+            ui::step(&format!("the benchmarks of {}", earlier.hash), |_| {
                 request.run(&lab, &program, &module, &recorded_earlier)
             })?;
         }
