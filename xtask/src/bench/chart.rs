@@ -87,6 +87,8 @@ pub(crate) struct Picture {
     pub(crate) panels: Vec<Panel>,
     /// How many stand side by side.
     pub(crate) columns: usize,
+    /// The same height is the same value in all panels.
+    pub(crate) same_heights: bool,
 }
 
 /// One plot of a picture.
@@ -221,7 +223,12 @@ impl Picture {
             .margin(0, 12, EDGE / 2, EDGE / 2)
             .split_evenly((rows, columns));
         for (panel, area) in self.panels.iter().zip(&areas) {
-            panel.draw(&root, area)?;
+            let like: Vec<&Panel> = if self.same_heights {
+                self.panels.iter().collect()
+            } else {
+                vec![panel]
+            };
+            panel.draw(&root, area, &like)?;
         }
         root.present()
     }
@@ -263,16 +270,20 @@ impl Picture {
 }
 
 impl Panel {
-    /// Draws it into `area` of `root`.
-    fn draw(&self, root: &Area<'_>, area: &Area<'_>) -> Drawn {
+    /// Draws it into `area` of `root`, as high as all panels `like` it.
+    fn draw(&self, root: &Area<'_>, area: &Area<'_>, like: &[&Self]) -> Drawn {
         let x_values = self.series.iter().flat_map(|series| {
             let points = series.points.iter().map(|(x, _)| *x);
             points.chain(series.missing.iter().copied())
         });
         let x_range = self.x.scale.range(x_values);
-        let (lowest, highest) = self.y.scale.range(self.heights());
+        let (lowest, highest) = self
+            .y
+            .scale
+            .range(like.iter().flat_map(|panel| panel.heights()));
         // Crosses stand above everything that was measured.
-        let room = (highest - lowest) * CROSSES * self.missing_rows() as f64;
+        let rows = like.iter().map(|panel| panel.missing_rows());
+        let room = (highest - lowest) * CROSSES * rows.max().unwrap_or(0) as f64;
         let y_range = (lowest, highest + room);
         let right = if self.as_columns { 14 } else { NAMES };
         let plot = ChartBuilder::on(area)

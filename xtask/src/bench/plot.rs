@@ -154,6 +154,7 @@ fn connection(figures: Figures<'_>) -> Picture {
             .into(),
         limit: Some("dataready must not be above"),
         columns: 1,
+        same_heights: false,
         panels: vec![Panel {
             title: "Instructions per connection".into(),
             x: Axis::of_things("", names(&CASES)),
@@ -213,6 +214,7 @@ fn holding(figures: Figures<'_>) -> Picture {
         note: "Each cost is that of one connection. A flat line is one that does not depend on how many are held.".into(),
         limit: Some("dataready must not be above"),
         columns: 3,
+        same_heights: false,
         panels: with_series(panels),
     }
 }
@@ -234,6 +236,7 @@ fn interference(figures: Figures<'_>) -> Picture {
         note: "Instructions from its SYN to the first byte of its response. Backlog 128.".into(),
         limit: Some("dataready must not be above"),
         columns: 1,
+        same_heights: false,
         panels: vec![Panel {
             title: "Latency of an active client".into(),
             x: Axis::new(
@@ -282,6 +285,7 @@ fn pause(figures: Figures<'_>) -> Picture {
             .into(),
         limit: Some("dataready must be between"),
         columns: panels.len(),
+        same_heights: true,
         panels,
     }
 }
@@ -315,6 +319,7 @@ fn deadline(figures: Figures<'_>) -> Picture {
         note: "From the deadline that was asked for; below 0 is before it. The worst client of each round.".into(),
         limit: Some("dataready must be between"),
         columns: panels.len(),
+        same_heights: true,
         panels,
     }
 }
@@ -352,6 +357,7 @@ fn segments(figures: Figures<'_>) -> Picture {
         note: "A silent client never sends; a slow one sends its request after a pause.".into(),
         limit: None,
         columns: 2,
+        same_heights: false,
         panels: vec![
             panel("SYN-ACKs per connection", "SYN-ACKs", syn_acks),
             panel("All segments per connection, both ways", "segments", total),
@@ -367,6 +373,7 @@ fn others(figures: Figures<'_>) -> Picture {
         note: "An epoll server whose clients send at once, on a listener that has not asked for the filter.".into(),
         limit: None,
         columns: 1,
+        same_heights: false,
         panels: vec![Panel {
             title: "Instructions per connection".into(),
             x: Axis::of_things("", names(&CASES)),
