@@ -370,7 +370,8 @@ fn others(figures: Figures<'_>) -> Picture {
     const CASES: [&str; 3] = ["without_module", "with_module", "filter_elsewhere"];
     Picture {
         title: "What a connection of a plain listener costs".into(),
-        note: "An epoll server whose clients send at once, on a listener that has not asked for the filter.".into(),
+        note: "An epoll server whose clients pause; its listener has not asked for the filter."
+            .into(),
         limit: None,
         columns: 1,
         same_heights: false,
@@ -379,7 +380,12 @@ fn others(figures: Figures<'_>) -> Picture {
             x: Axis::of_things("", names(&CASES)),
             y: Axis::new("instructions", Scale::Linear, long),
             series: columns(&CASES, |case, listener| {
-                asked(figures, Key::new(Bench::Others, "instructions").case(case).at(listener))
+                asked(
+                    figures,
+                    Key::new(Bench::Others, "instructions")
+                        .case(case)
+                        .at(listener),
+                )
             }),
             as_columns: true,
             limits: Vec::new(),

@@ -167,9 +167,11 @@ fn about(bench: Bench) -> About {
     match bench {
         Bench::Connection => About {
             heading: "The cost of one connection",
-            prose: "A server accepts a connection, reads the request, answers and closes. The client sends its request in \
-                    the segment that completes the handshake (\"with the ACK\"), or pauses before it. Counted is everything the \
-                    machine does for it but the client itself: the kernel, the network stack of both ends, the server.",
+            prose: "A server reads a request, answers and closes. One waits with epoll, accepts until nobody is left, and \
+                    tries to read at once; the other waits in `accept()`, and then in `read()`. The client sends its request \
+                    in the segment that completes the handshake (\"with the ACK\"), or completes the handshake and pauses. \
+                    Counted are the instructions of the kernel and of the server, from the SYN to the last ACK. The client, \
+                    which makes its segments itself, is no part of it.",
             x: None,
         },
         Bench::Holding => About {
@@ -187,27 +189,28 @@ fn about(bench: Bench) -> About {
         },
         Bench::Pause => About {
             heading: "After the pause",
-            prose: "A client completes the handshake and sends its request after a pause. What the accepted socket then takes \
-                    for the network's round-trip time decides how long it waits before it repairs a loss: here the first \
-                    response is lost once.",
+            prose: "A client whose round-trip time is 40 ms completes the handshake and sends its request after a pause. What \
+                    the accepted socket then takes for the round-trip time decides how long it waits before it repairs a \
+                    loss: here the first response is lost once. Linux usually repairs such a loss by a tail loss probe; it can \
+                    be told to wait for its retransmission timeout (RTO) instead.",
             x: Some(numeric("pause, s", "pause, s")),
         },
         Bench::Deadline => About {
             heading: "How exact a deadline is",
-            prose: "A client completes the handshake and stays silent. The server accepts it at the deadline that it asked \
-                    for, or so many milliseconds later.",
+            prose: "Clients complete the handshake and stay silent. The server accepts them, or they are reset, at the deadline \
+                    that it asked for, or so many milliseconds later: those of the worst client of each round.",
             x: Some(numeric("asked for, ms", "asked, ms")),
         },
         Bench::Segments => About {
             heading: "Segments",
-            prose: "What is sent for a client that connects and stays silent until after the deadline, and for one that \
-                    connects and sends its request after a pause.",
+            prose: "What is sent for a client that connects and stays silent beyond the deadline of 5 s, and for one that \
+                    connects, thinks for 3 s, asks, and is answered.",
             x: None,
         },
         Bench::Others => About {
             heading: "No cost to others",
-            prose: "A connection of a plain listener, before the module is loaded, with it, and while another listener has \
-                    the filter.",
+            prose: "A connection of a plain listener whose client pauses, with an epoll server: before the module is loaded, \
+                    with it, and while another listener holds connections back.",
             x: None,
         },
     }
