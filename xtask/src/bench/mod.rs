@@ -13,7 +13,7 @@ mod guest;
 mod plot;
 mod report;
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 mod scale;
 
 use std::fs;

@@ -196,3 +196,30 @@ fn verdict(outcome: &Outcome) -> ExitCode {
     }
     ExitCode::FAILURE
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_is_answered_by_all_names() {
+        assert_eq!(named("pause"), Ok(Name::Pause));
+        let error = named("pauses").unwrap_err();
+        for name in Name::ALL {
+            assert!(error.contains(name.key()), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_missed_bar_is_a_failure() {
+        let mut outcome = Outcome {
+            shown: String::new(),
+            missed: Vec::new(),
+            page: String::new(),
+            plots: Vec::new(),
+        };
+        assert_eq!(verdict(&outcome), ExitCode::SUCCESS);
+        outcome.missed.push("too many bytes".to_owned());
+        assert_eq!(verdict(&outcome), ExitCode::FAILURE);
+    }
+}
