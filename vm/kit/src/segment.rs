@@ -37,6 +37,11 @@ impl Flags {
         syn: true,
         ..Self::NONE
     };
+    /// The second.
+    pub const SYN_ACK: Self = Self {
+        ack: true,
+        ..Self::SYN
+    };
     /// An acknowledgement.
     pub const ACK: Self = Self {
         ack: true,

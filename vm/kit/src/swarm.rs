@@ -188,7 +188,7 @@ impl Swarm {
     }
 
     /// The instructions spent in the kernel so far, and by whoever it woke meanwhile, on what the clients sent and were sent:
-    /// all but the clients' own. On a machine that counts them ([`count`](crate::count)).
+    /// all but the clients' own. On a machine that counts them ([`count`]).
     pub fn spent(&self) -> u64 {
         self.spent.get()
     }
@@ -222,30 +222,35 @@ impl Swarm {
         const AT_ONCE: usize = 256;
         let mut any = false;
         for _ in 0..AT_ONCE {
-            let (received, spent) = count::during(|| (&self.tun).read(&mut self.buffer));
-            self.spent.set(self.spent.get() + spent);
-            match received {
-                Ok(length) => {
-                    let packet = self.buffer.get(..length).unwrap_or_default();
-                    // What is not TCP (neighbour discovery, multicast reports) needs no answer.
-                    let Some(segment) = Segment::parse(packet) else {
-                        continue;
-                    };
-                    let Some(nth) = Self::at(segment.destination) else {
-                        continue;
-                    };
-                    any = true;
-                    heard(nth, &segment)?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if any || !self.wait(PollFlags::POLLIN, limit)? {
-                        return Ok(any);
-                    }
-                }
-                Err(error) => return Err(error).context("read from a TUN interface"),
+            if let Some((nth, segment)) = self.take()? {
+                any = true;
+                heard(nth, &segment)?;
+            } else if any || !self.wait(PollFlags::POLLIN, limit)? {
+                return Ok(any);
             }
         }
         Ok(any)
+    }
+
+    /// The next segment that has come, and for whom; nothing, if none is there now.
+    pub fn take(&mut self) -> Result<Option<(u32, Segment)>> {
+        loop {
+            let (received, spent) = count::during(|| (&self.tun).read(&mut self.buffer));
+            self.spent.set(self.spent.get() + spent);
+            let length = match received {
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error).context("read from a TUN interface"),
+            };
+            let packet = self.buffer.get(..length).unwrap_or_default();
+            // What is not TCP (neighbour discovery, multicast reports) needs no answer.
+            let Some(segment) = Segment::parse(packet) else {
+                continue;
+            };
+            if let Some(nth) = Self::at(segment.destination) {
+                return Ok(Some((nth, segment)));
+            }
+        }
     }
 
     /// Has clients do their handshakes, a few at a time, each with a bare ACK; each SYN-ACK must come within `limit`.
