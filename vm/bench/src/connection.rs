@@ -1,12 +1,159 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! (being written)
+//! What one connection costs, from its SYN to the last ACK of its close, with the same client and the same server.
 
-use accf_bench::Measurement;
-use anyhow::Result;
+use accf_bench::{Bench, Listener, Measurement, Unit};
+use accf_kit::control;
+use accf_kit::counters::Counters;
+use accf_kit::endpoint::Listen;
+use accf_kit::netns::Netns;
+use anyhow::{ensure, Context, Result};
 
+use crate::client::{Bill, Clients, Manner};
+use crate::rounds::{in_turn, Figure, Figures, FAMILY};
+use crate::server::{Kind, Server};
 use crate::Plan;
 
+/// How long `TCP_DEFER_ACCEPT` waits, in seconds; the filter's own default is as long.
+const DEADLINE: i32 = 60;
+
+/// A server, and what its listener was told.
+struct Subject {
+    listener: Listener,
+    server: Server,
+}
+
 /// Measures.
-pub(crate) fn measure(_plan: Plan) -> Result<Vec<Measurement>> {
-    Ok(Vec::new())
+pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
+    let ns = Netns::new()?;
+    // Each client is told its server's port.
+    let mut clients = Clients::new(&ns, 0)?;
+    let mut figures = Figures::new(Bench::Connection);
+    for kind in [Kind::Epoll, Kind::Blocking] {
+        let subjects = start(&ns, kind)?;
+        clients.warm_up(&subjects.each_ref().map(|subject| &subject.server))?;
+        for round in 0..plan.rounds {
+            for manner in Manner::ALL {
+                let case = case(kind, manner);
+                let subjects = in_turn(subjects.each_ref(), round);
+                let bills = one_round(&ns, &mut clients, manner, subjects, connections(plan))
+                    .with_context(|| format!("{case}, round {round}"))?;
+                for (subject, bill) in subjects.iter().zip(bills) {
+                    add(&mut figures, subject.listener, case, manner, &bill);
+                }
+            }
+        }
+        for subject in subjects {
+            subject.server.stop()?;
+        }
+    }
+    Ok(figures.finish())
+}
+
+/// How many connections a figure is the mean of.
+pub(crate) fn connections(plan: Plan) -> u32 {
+    if plan.short {
+        300
+    } else {
+        2000
+    }
+}
+
+/// The name of a case; see [`Measurement`].
+const fn case(kind: Kind, manner: Manner) -> &'static str {
+    match (kind, manner) {
+        (Kind::Epoll, Manner::Pause) => "epoll/pause",
+        (Kind::Epoll, Manner::SameTrip) => "epoll/same_trip",
+        (Kind::Blocking, Manner::Pause) => "blocking/pause",
+        (Kind::Blocking, Manner::SameTrip) => "blocking/same_trip",
+    }
+}
+
+/// Starts a server with each listener.
+fn start(ns: &Netns, kind: Kind) -> Result<[Subject; 3]> {
+    let subject = |listener, listen: Listen| -> Result<Subject> {
+        let server = Server::start(ns, kind, &listen)?;
+        Ok(Subject { listener, server })
+    };
+    Ok([
+        subject(Listener::Plain, Listen::plain(FAMILY))?,
+        subject(Listener::DeferAccept, Listen::deferred(FAMILY, DEADLINE))?,
+        subject(Listener::Dataready, Listen::filtered(FAMILY))?,
+    ])
+}
+
+/// Has clients visit each listener, and makes sure that it treated them as it was told to.
+fn one_round(
+    ns: &Netns,
+    clients: &mut Clients,
+    manner: Manner,
+    subjects: [&Subject; 3],
+    connections: u32,
+) -> Result<Vec<Bill>> {
+    let before = held_back(ns, subjects)?;
+    let servers = subjects.map(|subject| &subject.server);
+    let bills = clients.visit(manner, &servers, connections)?;
+    let after = held_back(ns, subjects)?;
+    for ((subject, before), after) in subjects.iter().zip(before).zip(after) {
+        let expected = match (subject.listener, manner) {
+            (Listener::Plain, _) | (_, Manner::SameTrip) => 0,
+            (Listener::DeferAccept | Listener::Dataready, Manner::Pause) => u64::from(connections),
+        };
+        let count = after - before;
+        ensure!(
+            count == expected,
+            "the listener {} has held {count} of {connections} clients back, not {expected}",
+            subject.listener.key()
+        );
+    }
+    Ok(bills)
+}
+
+/// How many clients each listener has held back so far: the kernel has thrown their ACKs away, or parked them until there
+/// was data.
+fn held_back(ns: &Netns, subjects: [&Subject; 3]) -> Result<Vec<u64>> {
+    let count = |subject: &Subject| -> Result<u64> {
+        Ok(match subject.listener {
+            Listener::Plain => 0,
+            Listener::DeferAccept => {
+                u64::try_from(Counters::read(ns)?.get("TcpExtTCPDeferAcceptDrop")?)?
+            }
+            Listener::Dataready => {
+                let stats = control::stats(subject.server.listener())?;
+                ensure!(
+                    stats.released_data == stats.parked_total,
+                    "{} clients were parked, and {} released by data",
+                    stats.parked_total,
+                    stats.released_data
+                );
+                stats.parked_total
+            }
+        })
+    };
+    subjects.into_iter().map(count).collect()
+}
+
+/// Adds a round's figures for one listener.
+fn add(figures: &mut Figures, listener: Listener, case: &'static str, manner: Manner, bill: &Bill) {
+    let mut add = |metric, unit, sum| {
+        let figure = Figure {
+            metric,
+            unit,
+            listener,
+            case,
+            x: None,
+        };
+        figures.add(figure, bill.each(sum));
+    };
+    add("instructions", Unit::Instructions, bill.instructions);
+    if manner == Manner::Pause {
+        add("instructions_ack", Unit::Instructions, bill.ack);
+        add("instructions_request", Unit::Instructions, bill.request);
+    }
+    add("system_calls", Unit::Count, bill.server.system_calls);
+    add(
+        "context_switches",
+        Unit::Count,
+        bill.server.context_switches(),
+    );
+    add("wakeups", Unit::Count, bill.server.wakeups);
 }

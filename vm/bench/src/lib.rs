@@ -108,6 +108,7 @@ pub enum Unit {
 /// | bench | metric | case | x |
 /// | --- | --- | --- | --- |
 /// | connection | `instructions`, `system_calls`, `context_switches`, `wakeups` | `epoll/pause`, `epoll/same_trip`, `blocking/pause`, `blocking/same_trip` | |
+/// | connection | `instructions_ack`, `instructions_request`: those for the bare ACK, and for the request, with what the server does then | `epoll/pause`, `blocking/pause` | |
 /// | holding | `bytes`; `park`, `release` (instructions); `timer` (instructions) | ``; ``; `accept`, `reset`, `drop` | connections held |
 /// | interference | `latency` (instructions) | `` | connections held |
 /// | pause | `rto`, `rtt`; `repair` (milliseconds) | ``; ``, `rto_only` (without tail loss probes) | the client's pause in seconds |

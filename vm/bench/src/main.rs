@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The guest side of the benchmarks: measures, and leaves a recording in `$ACCF_OUT`. It judges nothing.
 
+mod client;
 mod connection;
 mod deadline;
 mod holding;
@@ -9,6 +10,7 @@ mod others;
 mod pause;
 mod rounds;
 mod segments;
+mod server;
 
 use std::path::PathBuf;
 use std::{env, fs};
@@ -60,7 +62,7 @@ fn main() -> Result<()> {
         measurements.extend(others::measure(plan)?);
     }
     if !module::is_loaded()? {
-        module::load("max_parked_netns=0")?;
+        module::load(others::PARAMETERS)?;
     }
     for bench in wanted {
         let measure: fn(Plan) -> Result<Vec<Measurement>> = match bench {
