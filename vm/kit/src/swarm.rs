@@ -187,8 +187,9 @@ impl Swarm {
         }
     }
 
-    /// The instructions spent in the kernel so far, and by whoever it woke meanwhile, on what the clients sent and were sent:
-    /// all but the clients' own. On a machine that counts them ([`count`]).
+    /// The instructions spent so far on what the clients sent: in the kernel, from where a network card would hand it a packet,
+    /// and by whoever it woke meanwhile; its answers among them. Taking those off the wire is the clients' own business. On a
+    /// machine that counts them ([`count`]).
     pub fn spent(&self) -> u64 {
         self.spent.get()
     }
@@ -235,9 +236,7 @@ impl Swarm {
     /// The next segment that has come, and for whom; nothing, if none is there now.
     pub fn take(&mut self) -> Result<Option<(u32, Segment)>> {
         loop {
-            let (received, spent) = count::during(|| (&self.tun).read(&mut self.buffer));
-            self.spent.set(self.spent.get() + spent);
-            let length = match received {
+            let length = match (&self.tun).read(&mut self.buffer) {
                 Ok(length) => length,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(error).context("read from a TUN interface"),
