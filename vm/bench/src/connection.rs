@@ -17,9 +17,9 @@ use crate::Plan;
 const DEADLINE: i32 = 60;
 
 /// A server, and what its listener was told.
-struct Subject {
-    listener: Listener,
-    server: Server,
+pub(crate) struct Subject {
+    pub(crate) listener: Listener,
+    pub(crate) server: Server,
 }
 
 /// Measures.
@@ -35,7 +35,7 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
             for manner in Manner::ALL {
                 let case = case(kind, manner);
                 let subjects = in_turn(subjects.each_ref(), round);
-                let bills = one_round(&ns, &mut clients, manner, subjects, connections(plan))
+                let bills = one_round(&ns, &mut clients, manner, &subjects, connections(plan))
                     .with_context(|| format!("{case}, round {round}"))?;
                 for (subject, bill) in subjects.iter().zip(bills) {
                     add(&mut figures, subject.listener, case, manner, &bill);
@@ -59,7 +59,7 @@ pub(crate) fn connections(plan: Plan) -> u32 {
 }
 
 /// The name of a case; see [`Measurement`].
-const fn case(kind: Kind, manner: Manner) -> &'static str {
+pub(crate) const fn case(kind: Kind, manner: Manner) -> &'static str {
     match (kind, manner) {
         (Kind::Epoll, Manner::Pause) => "epoll/pause",
         (Kind::Epoll, Manner::SameTrip) => "epoll/same_trip",
@@ -69,7 +69,7 @@ const fn case(kind: Kind, manner: Manner) -> &'static str {
 }
 
 /// Starts a server with each listener.
-fn start(ns: &Netns, kind: Kind) -> Result<[Subject; 3]> {
+pub(crate) fn start(ns: &Netns, kind: Kind) -> Result<[Subject; 3]> {
     let subject = |listener, listen: Listen| -> Result<Subject> {
         let server = Server::start(ns, kind, &listen)?;
         Ok(Subject { listener, server })
@@ -82,15 +82,15 @@ fn start(ns: &Netns, kind: Kind) -> Result<[Subject; 3]> {
 }
 
 /// Has clients visit each listener, and makes sure that it treated them as it was told to.
-fn one_round(
+pub(crate) fn one_round(
     ns: &Netns,
     clients: &mut Clients,
     manner: Manner,
-    subjects: [&Subject; 3],
+    subjects: &[&Subject],
     connections: u32,
 ) -> Result<Vec<Bill>> {
     let before = held_back(ns, subjects)?;
-    let servers = subjects.map(|subject| &subject.server);
+    let servers: Vec<&Server> = subjects.iter().map(|subject| &subject.server).collect();
     let bills = clients.visit(manner, &servers, connections)?;
     let after = held_back(ns, subjects)?;
     for ((subject, before), after) in subjects.iter().zip(before).zip(after) {
@@ -110,8 +110,8 @@ fn one_round(
 
 /// How many clients each listener has held back so far: the kernel has thrown their ACKs away, or parked them until there
 /// was data.
-fn held_back(ns: &Netns, subjects: [&Subject; 3]) -> Result<Vec<u64>> {
-    let count = |subject: &Subject| -> Result<u64> {
+fn held_back(ns: &Netns, subjects: &[&Subject]) -> Result<Vec<u64>> {
+    let count = |subject: &&Subject| -> Result<u64> {
         Ok(match subject.listener {
             Listener::Plain => 0,
             Listener::DeferAccept => {
@@ -129,7 +129,7 @@ fn held_back(ns: &Netns, subjects: [&Subject; 3]) -> Result<Vec<u64>> {
             }
         })
     };
-    subjects.into_iter().map(count).collect()
+    subjects.iter().map(count).collect()
 }
 
 /// Adds a round's figures for one listener.

@@ -154,3 +154,33 @@ pub struct Recording {
     /// The figures.
     pub measurements: Vec<Measurement>,
 }
+
+/// The file in `$ACCF_OUT` that holds the [`Profile`]; written last, so its presence means "complete".
+pub const PROFILE_FILE: &str = "profile.json";
+
+/// The file in `$ACCF_OUT` that holds a copy of the guest's `/proc/kallsyms`.
+pub const SYMBOLS_FILE: &str = "kallsyms";
+
+/// Connections that a profiler has watched; what it has counted it leaves elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Section {
+    /// The listener they were made to.
+    pub listener: Listener,
+    /// Under which circumstances, as in [`Measurement::case`].
+    pub case: String,
+    /// How many connections they were.
+    pub connections: u32,
+    /// How many instructions all of them together took, without the client's own.
+    pub instructions: u64,
+}
+
+/// What one guest did while a profiler watched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profile {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// `uname -r`.
+    pub kernel: String,
+    /// In the order in which they were made.
+    pub sections: Vec<Section>,
+}

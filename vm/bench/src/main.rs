@@ -8,6 +8,7 @@ mod holding;
 mod interference;
 mod others;
 mod pause;
+mod profile;
 mod rounds;
 mod segments;
 mod server;
@@ -31,6 +32,10 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     rounds: u32,
 
+    /// Measure nothing: make so many connections to each listener while a profiler watches.
+    #[arg(long, value_name = "CONNECTIONS", conflicts_with_all = ["short", "rounds", "benches"])]
+    profile: Option<u32>,
+
     /// The benchmarks to run; all of them if there are none.
     benches: Vec<String>,
 }
@@ -50,6 +55,12 @@ fn main() -> Result<()> {
         "ACCF_OUT is not set: it names the directory for the results, as `cargo xtask bench` does",
     )?;
     count::check()?;
+    if let Some(connections) = arguments.profile {
+        if !module::is_loaded()? {
+            module::load(others::PARAMETERS)?;
+        }
+        return profile::record(connections, kernel()?, &out);
+    }
     let plan = Plan {
         rounds: arguments.rounds,
         short: arguments.short,
