@@ -13,6 +13,7 @@ mod kernel;
 mod ktap;
 mod lab;
 mod module;
+mod profile;
 mod program;
 mod project;
 #[cfg(test)]
@@ -45,6 +46,7 @@ enum Command {
     Vm(cmd::Vm),
     Demo(cmd::Demo),
     Bench(cmd::Bench),
+    Profile(cmd::Profile),
     Test(cmd::Test),
     Tidy(cmd::Tidy),
     Ci(cmd::Ci),
@@ -73,6 +75,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Test(test) => return test.run(&sh),
         Command::Ci(ci) => return ci.run(&sh),
         Command::Tidy(tidy) => tidy.run(&sh)?,
+        Command::Profile(profile) => profile.run(&sh)?,
         Command::Vm(vm) => return Ok(vm.run(&sh)),
     }
     Ok(ExitCode::SUCCESS)

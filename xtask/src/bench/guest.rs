@@ -9,6 +9,7 @@ use accf_bench::Bench;
 use anyhow::Result;
 use xshell::Shell;
 
+use crate::guest::Guest;
 use crate::lab::Lab;
 use crate::program;
 
@@ -42,6 +43,20 @@ pub(crate) fn build_program(sh: &Shell) -> Result<PathBuf> {
     program::build(sh, "accf-bench")
 }
 
+/// A guest that counts. Its command loads `module` itself.
+pub(crate) fn machine(lab: &Lab, module: &Path) -> Guest {
+    let mut guest = lab.guest(&[]);
+    guest.module = None;
+    guest
+        .environment
+        .push(("ACCF_KO".to_owned(), module.as_os_str().to_owned()));
+    guest.cpus = 1;
+    guest.qemu_arguments = QEMU_ARGUMENTS.map(str::to_owned).to_vec();
+    // Where no spinner shows that it goes on, the guest's own words do.
+    guest.echo = !std::io::stderr().is_terminal();
+    guest
+}
+
 impl Request {
     /// Runs the program in a guest, which leaves its recording in `recorded`. It loads `module` itself.
     pub(crate) fn run(
@@ -51,18 +66,10 @@ impl Request {
         module: &Path,
         recorded: &Path,
     ) -> Result<()> {
-        let mut guest = lab.guest(&[]);
-        guest.module = None;
-        guest
-            .environment
-            .push(("ACCF_KO".to_owned(), module.as_os_str().to_owned()));
-        guest.cpus = 1;
-        guest.qemu_arguments = QEMU_ARGUMENTS.map(str::to_owned).to_vec();
+        let mut guest = machine(lab, module);
         guest.memory = if self.short { "1536M" } else { "3G" }.to_owned();
         guest.timeout = Some(if self.short { SHORT_TIMEOUT } else { TIMEOUT });
         guest.out = recorded.to_owned();
-        // Where no spinner shows that it goes on, the guest's own words do.
-        guest.echo = !std::io::stderr().is_terminal();
         let mut command = vec![
             program.as_os_str().to_owned(),
             "--rounds".into(),

@@ -23,7 +23,7 @@ use accf_bench::{Bench, Recording, RECORDING_FILE, SCHEMA};
 use anyhow::{bail, Context, Result};
 
 pub(crate) use self::bars::{judge, SHORT_RUN_SLACK};
-pub(crate) use self::guest::{build_program, Request};
+pub(crate) use self::guest::{build_program, machine, Request};
 use self::report::{Before, Report};
 use crate::table::Screen;
 

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `cargo xtask profile`: tell which functions a connection's instructions are spent in.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use xshell::Shell;
+
+use crate::kernel::Kind;
+use crate::lab::Lab;
+use crate::table::Screen;
+use crate::{bench, profile, program, project, ui};
+
+/// The guest's memory: the more it has, the more closed connections its kernel remembers.
+const MEMORY: &str = "3G";
+
+/// How long the guest may take; an emulated one on a busy machine is slow.
+const TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// Tell which functions a connection's instructions are spent in, at each kind of listener, and what is different.
+///
+/// Boots the stock kernel on a machine that counts instructions, with a plugin that counts them by their addresses.
+/// report.md and report.json go to target/accf/profile/. The counts are exact: two runs differ by what timers do.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Profile {
+    /// How many connections are made to each listener; the mean counts.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    connections: u32,
+}
+
+impl Profile {
+    /// Runs the command.
+    pub(crate) fn run(&self, sh: &Shell) -> Result<()> {
+        let lab = Lab::new(Kind::Stock)?;
+        let module = lab.module().context("no module was built")?;
+        let plugin = program::build_plugin(sh, "accf-profile")?;
+        let program = bench::build_program(sh)?;
+
+        let out = project::target().join("profile");
+        let (recorded, counted) = (out.join("guest"), out.join("counts"));
+        project::empty(&out)?;
+        project::empty(&counted)?;
+        ui::step("the profile in a guest", |_| {
+            let mut guest = bench::machine(&lab, module);
+            guest.memory = MEMORY.to_owned();
+            guest.timeout = Some(TIMEOUT);
+            guest.qemu_arguments.push("-plugin".into());
+            guest.qemu_arguments.push(plugin_option(&plugin, &counted)?);
+            guest.out = recorded.clone();
+            let connections = self.connections.to_string();
+            let command = [
+                program.as_os_str(),
+                "--profile".as_ref(),
+                connections.as_ref(),
+            ];
+            lab.run_to_success(&guest, &command)
+        })?;
+        let shown = profile::evaluate(&recorded, &counted, &out, Screen::stdout())?;
+        println!("\n{shown}");
+        ui::print_timings();
+        println!("\nReport: {}", out.display());
+        Ok(())
+    }
+}
+
+/// What QEMU is told of the plugin, and the plugin of where its counts are to go.
+fn plugin_option(plugin: &Path, counted: &Path) -> Result<String> {
+    let quoted = |path: &Path| -> Result<String> {
+        let path = path.to_str().context("the checkout's path is not UTF-8")?;
+        // To QEMU, a comma ends an argument, and two of them are one.
+        Ok(path.replace(',', ",,"))
+    };
+    Ok(format!("{},out={}", quoted(plugin)?, quoted(counted)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commas_in_paths_are_not_qemus() {
+        let option = plugin_option(Path::new("/a,b/lib.so"), Path::new("/c d/counts"));
+        assert_eq!(option.unwrap(), "/a,,b/lib.so,out=/c d/counts");
+    }
+}

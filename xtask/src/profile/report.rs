@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The profile for programs (`report.json`) and for people (`report.md`, the terminal).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use accf_bench::{Listener, Section};
+use serde::Serialize;
+
+use super::counts::{Cost, Counts};
+use super::symbols::Function;
+use super::MODULE;
+use crate::table::{fixed, markdown_table, numeric, prose, table, words, Column, Screen};
+
+/// The version of `report.json`.
+const SCHEMA: u32 = 1;
+
+/// A function that costs fewer instructions per connection, or makes less of a difference, is not worth a row.
+const WORTH_A_ROW: f64 = 1.0;
+
+/// How many rows of a table are shown in the terminal.
+const SHOWN: usize = 30;
+
+/// What a reader must know.
+const NOTE: &str = "Instructions of one connection, without the client's own: the mean of all connections. Each function's \
+    are its own, not those of the functions it calls. A string instruction with a repeat prefix counts once for each byte \
+    or word, so memset and memcpy weigh more here than on a real processor. Timers and RCU callbacks hit one listener a \
+    bit more than another, by chance.";
+
+/// What each function cost at each listener.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    schema: u32,
+    kernel: String,
+    sections: Vec<Part>,
+}
+
+/// One listener in one case; all numbers are for one connection.
+#[derive(Debug, Serialize)]
+pub(crate) struct Part {
+    listener: Listener,
+    case: String,
+    connections: u32,
+    /// All of the following.
+    instructions: f64,
+    /// Those of programs, which are the server.
+    programs: f64,
+    /// Those of the kernel and its modules.
+    kernel: f64,
+    /// Those of the module's functions themselves.
+    module: f64,
+    /// The kernel's functions, the dearest first.
+    functions: Vec<Row>,
+}
+
+/// A function's cost for one connection.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+struct Row {
+    #[serde(flatten)]
+    function: Function,
+    /// Instructions of its own.
+    instructions: f64,
+    /// How often it was called.
+    calls: f64,
+}
+
+/// A function's costs at two listeners, for one connection.
+#[derive(Clone, Debug, PartialEq)]
+struct Difference<'a> {
+    function: &'a Function,
+    /// What it cost more at the first one.
+    more: f64,
+    instructions: [f64; 2],
+    calls: [f64; 2],
+}
+
+impl Part {
+    /// What was counted in a section.
+    pub(crate) fn new(section: &Section, counts: &Counts) -> Self {
+        let each = |sum: u64| sum as f64 / f64::from(section.connections.max(1));
+        let row = |(function, cost): (&Function, &Cost)| Row {
+            function: function.clone(),
+            instructions: each(cost.instructions),
+            calls: each(cost.calls),
+        };
+        let mut functions: Vec<Row> = counts.functions.iter().map(row).collect();
+        functions.sort_by(|a, b| b.instructions.total_cmp(&a.instructions));
+        Self {
+            listener: section.listener,
+            case: section.case.clone(),
+            connections: section.connections,
+            instructions: each(counts.total()),
+            programs: each(counts.programs),
+            kernel: each(counts.kernel()),
+            module: each(counts.module(MODULE)),
+            functions,
+        }
+    }
+
+    /// What each function costs more than at another listener, the greatest differences first.
+    fn differences<'a>(&'a self, other: &'a Self) -> Vec<Difference<'a>> {
+        let by_function = |part: &'a Self| -> BTreeMap<&'a Function, &'a Row> {
+            let rows = part.functions.iter();
+            rows.map(|row| (&row.function, row)).collect()
+        };
+        let both = [by_function(self), by_function(other)];
+        let all: BTreeSet<&Function> = both.iter().flat_map(BTreeMap::keys).copied().collect();
+        let difference = |function| {
+            let of = |value: fn(&Row) -> f64| {
+                both.each_ref()
+                    .map(|rows| rows.get(function).map_or(0.0, |row| value(row)))
+            };
+            let instructions = of(|row| row.instructions);
+            let [here, there] = instructions;
+            Difference {
+                function,
+                more: here - there,
+                instructions,
+                calls: of(|row| row.calls),
+            }
+        };
+        let mut differences: Vec<_> = all.into_iter().map(difference).collect();
+        differences.retain(|it| it.more.abs() >= WORTH_A_ROW);
+        differences.sort_by(|a, b| b.more.abs().total_cmp(&a.more.abs()));
+        differences
+    }
+}
+
+impl Report {
+    /// Of these sections.
+    pub(crate) fn new(kernel: String, sections: Vec<Part>) -> Self {
+        Self {
+            schema: SCHEMA,
+            kernel,
+            sections,
+        }
+    }
+
+    /// The cases, each once, in the order in which they were profiled.
+    fn cases(&self) -> Vec<&str> {
+        let mut cases = Vec::new();
+        for part in &self.sections {
+            if !cases.contains(&part.case.as_str()) {
+                cases.push(&part.case);
+            }
+        }
+        cases
+    }
+
+    /// The section of a listener in a case.
+    fn part(&self, case: &str, listener: Listener) -> Option<&Part> {
+        let mut parts = self.sections.iter();
+        parts.find(|part| part.case == case && part.listener == listener)
+    }
+
+    /// What the filter's section in a case is compared with: first the listener that it is to be as cheap as.
+    fn comparisons(&self, case: &str) -> Vec<(&Part, &Part)> {
+        let others = if case.ends_with("same_trip") {
+            [Listener::Plain, Listener::DeferAccept]
+        } else {
+            [Listener::DeferAccept, Listener::Plain]
+        };
+        let filter = self.part(case, Listener::Dataready);
+        let others = others.into_iter().filter_map(|it| self.part(case, it));
+        others.filter_map(|other| Some((filter?, other))).collect()
+    }
+
+    /// What to show in a terminal.
+    pub(crate) fn shown(&self, screen: Screen) -> String {
+        let mut out = prose(NOTE, screen);
+        for case in self.cases() {
+            let title = format!("\n{case}\n\n");
+            out += &screen.paint(&title, |words| words.bold());
+            out += &table(screen, &SUMMARY, self.summary(case));
+            if let Some((filter, other)) = self.comparisons(case).first() {
+                let differences = filter.differences(other);
+                let _ = write!(out, "\n{}\n\n", heading(filter, other));
+                let shown = differences.get(..SHOWN).unwrap_or(&differences);
+                let rows = difference_rows(shown, Function::to_string);
+                out += &table(screen, &DIFFERENCES, rows);
+            }
+        }
+        out
+    }
+
+    /// The same for a browser, with all that is worth a row.
+    pub(crate) fn markdown(&self) -> String {
+        let mut out = format!(
+            "# What a connection's instructions are spent on\n\n{NOTE}\n\nLinux {}.\n",
+            self.kernel
+        );
+        for case in self.cases() {
+            let _ = write!(out, "\n## {case}\n\n");
+            out += &markdown_table(&SUMMARY, &self.summary(case));
+            for (filter, other) in self.comparisons(case) {
+                let _ = write!(out, "\n### {}\n\n", heading(filter, other));
+                let differences = filter.differences(other);
+                out += &markdown_table(&DIFFERENCES, &difference_rows(&differences, code));
+            }
+            if let Some(filter) = self.part(case, Listener::Dataready) {
+                let _ = write!(out, "\n### All of {}\n\n", filter.listener.key());
+                out += &markdown_table(&FUNCTIONS, &function_rows(filter));
+            }
+        }
+        out
+    }
+
+    /// The table of a case's listeners.
+    fn summary(&self, case: &str) -> Vec<Vec<String>> {
+        let parts = self.sections.iter().filter(|part| part.case == case);
+        let row = |part: &Part| {
+            let mut row = vec![part.listener.key().to_owned()];
+            let numbers = [part.instructions, part.programs, part.kernel, part.module];
+            row.extend(numbers.map(|value| fixed(value, 0)));
+            row
+        };
+        parts.map(row).collect()
+    }
+}
+
+/// The columns of a case's listeners.
+const SUMMARY: [Column; 5] = [
+    words("listener"),
+    numeric("instructions", "instructions"),
+    numeric("of the server's program", "of the\nserver"),
+    numeric("of the kernel", "of the\nkernel"),
+    numeric("of them accf.ko's own", "accf.ko's\nown"),
+];
+
+/// The columns of a difference; the second listener is in the heading.
+const DIFFERENCES: [Column; 6] = [
+    numeric("difference", "difference"),
+    numeric("instructions", "instruc-\ntions"),
+    numeric("at the other", "at the\nother"),
+    numeric("calls", "calls"),
+    numeric("at the other", "at the\nother"),
+    words("function"),
+];
+
+/// The columns of a listener's functions.
+const FUNCTIONS: [Column; 3] = [
+    numeric("instructions", "instructions"),
+    numeric("calls", "calls"),
+    words("function"),
+];
+
+/// What a table of differences is about.
+fn heading(filter: &Part, other: &Part) -> String {
+    let more = filter.instructions - other.instructions;
+    format!(
+        "{} against {}: {} instructions {}",
+        filter.listener.key(),
+        other.listener.key(),
+        fixed(more.abs(), 0),
+        if more < 0.0 { "fewer" } else { "more" }
+    )
+}
+
+/// A function's name in Markdown, where Rust's would be taken for markup.
+fn code(function: &Function) -> String {
+    format!("`{function}`")
+}
+
+/// The rows of a table of differences, with the functions written as `name` does.
+fn difference_rows(
+    differences: &[Difference<'_>],
+    name: fn(&Function) -> String,
+) -> Vec<Vec<String>> {
+    let row = |it: &Difference<'_>| {
+        let [here, there] = it.instructions;
+        let mut row: Vec<String> = [it.more, here, there].map(|sum| fixed(sum, 0)).to_vec();
+        row.extend(it.calls.map(|calls| fixed(calls, 2)));
+        row.push(name(it.function));
+        row
+    };
+    differences.iter().map(row).collect()
+}
+
+/// The rows of a table of functions, in Markdown.
+fn function_rows(part: &Part) -> Vec<Vec<String>> {
+    let rows = part.functions.iter();
+    let worth = rows.take_while(|row| row.instructions >= WORTH_A_ROW);
+    let row = |row: &Row| {
+        vec![
+            fixed(row.instructions, 0),
+            fixed(row.calls, 2),
+            code(&row.function),
+        ]
+    };
+    worth.map(row).collect()
+}
