@@ -34,6 +34,8 @@ pub(super) mod bound {
     pub(in crate::bench) const SYN_ACKS: f64 = 1.0;
     /// What counts as equal, as a part: instructions are counted that exactly.
     pub(in crate::bench) const EQUAL: f64 = 0.002;
+    /// The same with the fewer connections of a short run, whose means are less exact.
+    pub(in crate::bench) const EQUAL_IN_SHORT: f64 = 0.01;
     /// The spread excuses no difference above this.
     pub(in crate::bench) const EXCUSED: f64 = 0.01;
 }
@@ -575,7 +577,12 @@ fn others(figures: Figures<'_>) -> Vec<Bar> {
         let name = format!("{case}_vs_without_module");
         let says = format!("{}: difference from without it", case_title(case));
         let about = (bench, name.as_str(), says);
-        let limit = bound::EQUAL.max(excused);
+        let equal = if figures.recording.short {
+            bound::EQUAL_IN_SHORT
+        } else {
+            bound::EQUAL
+        };
+        let limit = equal.max(excused);
         bar(
             about,
             Scale::Difference,
@@ -797,6 +804,19 @@ mod tests {
         let key = Key::new(Bench::Segments, "from_server").case("slow");
         change(&mut recording, key, &[5.0]);
         let name = "segments.slow.total_vs_plain";
+        assert_eq!(missed(&recording, SHORT_RUN_SLACK), [name]);
+    }
+
+    #[test]
+    fn a_short_run_is_less_exact() {
+        let mut recording = sample();
+        let key = Key::new(Bench::Others, "instructions").case("with_module");
+        change(&mut recording, key.at(Listener::Plain), &[84_800.0]);
+        let name = "others.with_module_vs_without_module";
+        assert_eq!(missed(&recording, 0.0), [name]);
+        recording.short = true;
+        assert_eq!(missed(&recording, 0.0), [""; 0]);
+        change(&mut recording, key.at(Listener::Plain), &[84_900.0]);
         assert_eq!(missed(&recording, SHORT_RUN_SLACK), [name]);
     }
 
