@@ -106,21 +106,18 @@ fn with_series(panels: impl Iterator<Item = Panel>) -> Vec<Panel> {
 
 /// The names of circumstances, each in two short lines.
 fn names(cases: &[&str]) -> Vec<String> {
-    cases
-        .iter()
-        .map(|case| {
-            let title = case_title(case);
-            let middle = title.len() / 2;
-            // At the blank nearest to the middle; a comma goes with what is before it.
-            let blanks = title.match_indices(' ').map(|(at, _)| at);
-            match blanks.min_by_key(|at| at.abs_diff(middle)) {
-                Some(at) if title.len() > 16 => {
-                    let (first, second) = title.split_at(at);
-                    format!("{first}\n{}", second.trim_start())
-                }
-                _ => title.to_owned(),
-            }
-        })
+    let halves = |title: &str| {
+        // At a comma, or else at the blank nearest to the middle.
+        let middle = title.len() / 2;
+        let blanks = title.match_indices(' ').map(|(at, _)| at);
+        let at = title.find(", ").map(|at| at + 1);
+        let at = at.or_else(|| blanks.min_by_key(|at| at.abs_diff(middle)))?;
+        let (first, second) = title.split_at(at);
+        (title.len() > 16).then(|| format!("{first}\n{}", second.trim_start()))
+    };
+    let titles = cases.iter().map(|case| case_title(case));
+    titles
+        .map(|title| halves(title).unwrap_or_else(|| title.to_owned()))
         .collect()
 }
 
@@ -410,7 +407,11 @@ mod tests {
         let cases: [(Bench, &[&str]); 7] = [
             (
                 Bench::Connection,
-                &["epoll, request", "84,500", "dataready must not be above"],
+                &[
+                    "request with the ACK",
+                    "84,500",
+                    "dataready must not be above",
+                ],
             ),
             (
                 Bench::Holding,
