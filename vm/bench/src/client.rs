@@ -3,7 +3,8 @@
 //!
 //! There is one processor. The client runs only while nobody else wants to, and never sleeps, so that a server runs as
 //! soon as it is woken and until it has nothing to do, all before the client's system call returns: [`Swarm::spent`] then
-//! is what the kernel and the server have to do for a connection, and the client's own program has no part in it.
+//! is what the kernel and the server have to do for a connection. The client's own program has no part in it, nor has what it
+//! takes to read what the server has sent.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -69,7 +70,7 @@ pub(crate) struct Bill {
     pub(crate) request: u64,
     /// What the server did.
     pub(crate) server: Usage,
-    /// Instructions of the client itself, which are not among the others.
+    /// Instructions of the client itself, and for what it reads, which are not among the others.
     own: u64,
     /// Those of the connection that took fewest.
     least_own: Option<u64>,
