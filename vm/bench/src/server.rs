@@ -87,7 +87,11 @@ pub(crate) struct Server {
 impl Server {
     /// Opens a listener in a namespace and serves it.
     pub(crate) fn start(ns: &Netns, kind: Kind, listen: &Listen) -> Result<Self> {
-        let listener = Arc::new(listen.open(ns)?);
+        Self::serve(ns, kind, Arc::new(listen.open(ns)?))
+    }
+
+    /// Serves a listener that is there already.
+    pub(crate) fn serve(ns: &Netns, kind: Kind, listener: Arc<Listener>) -> Result<Self> {
         let counts = Arc::new(Counts::default());
         let (started, start) = mpsc::channel();
         let handle = {
