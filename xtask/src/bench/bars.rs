@@ -351,9 +351,9 @@ fn holding(figures: Figures<'_>) -> Vec<Bar> {
         ("bytes", "", "bytes of a held connection"),
         ("park", "", "instructions to park"),
         ("release", "", "instructions to release"),
-        ("timer", "accept", "instructions to accept at the deadline"),
-        ("timer", "reset", "instructions to reset at the deadline"),
-        ("timer", "drop", "instructions to drop at the deadline"),
+        ("timer", "accept", "instructions to accept at a deadline"),
+        ("timer", "reset", "instructions to reset at a deadline"),
+        ("timer", "drop", "instructions to drop at a deadline"),
     ];
     bars.extend(costs.into_iter().map(|(metric, case, what)| {
         let key = Key::new(bench, metric).case(case);

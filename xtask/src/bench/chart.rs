@@ -263,7 +263,7 @@ impl Picture {
         let missing = self.panels.iter().flat_map(|panel| &panel.series);
         if missing.into_iter().any(|series| !series.missing.is_empty()) {
             cross(root, SOFT, (x, y))?;
-            entry(&mut x, "not served, or not possible")?;
+            entry(&mut x, "no figure: not served, or not possible")?;
         }
         Ok(())
     }

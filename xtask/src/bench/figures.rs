@@ -100,6 +100,9 @@ const MANY: f64 = 10.0;
 /// A part of 1 in percent, with no more digits than it is worth.
 pub(crate) fn percent(part: f64) -> String {
     let percent = part.abs() * 100.0;
+    if percent > 0.0 && percent < 0.005 {
+        return "under 0.01 %".into();
+    }
     let decimals = match percent {
         size if size >= 100.0 => 0,
         size if size >= 1.0 => 1,
@@ -262,9 +265,9 @@ pub(crate) fn case_title(case: &str) -> &str {
         "blocking/pause" => "blocking, client pauses",
         "blocking/same_trip" => "blocking, request with the ACK",
         "rto_only" => "without tail loss probes",
-        "accept" => "accepted at the deadline",
-        "reset" => "reset at the deadline",
-        "drop" => "dropped at the deadline",
+        "accept" => "accepted",
+        "reset" => "reset",
+        "drop" => "dropped",
         "silent" => "silent client",
         "slow" => "slow client",
         "without_module" => "without the module",
@@ -344,6 +347,8 @@ mod tests {
     fn percentages_have_the_digits_they_are_worth() {
         for (part, words) in [
             (0.0004, "0.04 %"),
+            (0.000_01, "under 0.01 %"),
+            (0.0, "0.00 %"),
             (-0.012, "1.2 %"),
             (0.5, "50.0 %"),
             (12.0, "1,200 %"),

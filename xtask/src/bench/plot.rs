@@ -166,9 +166,9 @@ fn connection(figures: Figures<'_>) -> Picture {
 /// What connections cost that are held.
 fn holding(figures: Figures<'_>) -> Picture {
     let panels = [
-        ("bytes", "", "Memory of one that is held", "bytes"),
-        ("park", "", "To park one", "instructions"),
-        ("release", "", "To release one to accept()", "instructions"),
+        ("bytes", "", "Memory of one", "bytes"),
+        ("park", "", "Its bare ACK: to park it", "instructions"),
+        ("release", "", "Its request: to release it", "instructions"),
         (
             "timer",
             "accept",
@@ -208,7 +208,7 @@ fn holding(figures: Figures<'_>) -> Picture {
     });
     Picture {
         title: "What it costs to hold a connection that thinks, while many are held".into(),
-        note: "Each cost is that of one connection. A flat line is one that does not depend on how many are held.".into(),
+        note: "Each cost is that of one connection; a flat line does not depend on how many are held. A plain listener holds sockets.".into(),
         limit: Some("dataready must not be above"),
         columns: 3,
         same_heights: false,
@@ -230,7 +230,7 @@ fn interference(figures: Figures<'_>) -> Picture {
     let limit = empty.map(|empty| Limit::Level(empty.median * bound::UNDISTURBED));
     Picture {
         title: "How long an active client waits while others think".into(),
-        note: "Instructions from its SYN to the first byte of its response. Backlog 128.".into(),
+        note: "Instructions of the kernel and of the server from its SYN to its response. Backlog 128.".into(),
         limit: Some("dataready must not be above"),
         columns: 1,
         same_heights: false,
@@ -418,15 +418,15 @@ mod tests {
                 &[
                     "connections held",
                     "1M",
-                    "To park one",
+                    "Its bare ACK: to park it",
                     "To drop one at its deadline",
                     "bytes",
-                    "not possible",
+                    "no figure",
                 ],
             ),
             (
                 Bench::Interference,
-                &["connections that think meanwhile", "100k", "not served"],
+                &["connections that think meanwhile", "100k", "no figure"],
             ),
             (
                 Bench::Pause,

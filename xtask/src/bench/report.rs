@@ -140,7 +140,7 @@ fn metric_title(metric: &str) -> &str {
         "park" => "instructions to park",
         "release" => "instructions to release",
         "timer" => "instructions at the deadline",
-        "latency" => "instructions to the first byte",
+        "latency" => "instructions to the response",
         "rto" => "RTO, ms",
         "rtt" => "RTT, ms",
         "repair" => "repaired after, ms",
@@ -176,15 +176,18 @@ fn about(bench: Bench) -> About {
         },
         Bench::Holding => About {
             heading: "The cost of a connection that thinks",
-            prose: "Clients complete the handshake and say nothing. How much memory each takes, how many instructions it \
-                    takes to hold one back, to hand it over once it speaks, and to deal with one whose deadline has come, \
-                    while so many are held.",
+            prose: "Clients complete the handshake and say nothing, and one after another so many are held: parked by the filter, \
+                    as requests whose ACK was thrown away, or, at a plain listener, as accepted sockets. How much memory each \
+                    of them takes (of the objects in use), how many instructions its bare ACK takes (\"to park\"), its request \
+                    (\"to release\"; nobody accepts meanwhile), and what is done with it at its deadline, while so many are \
+                    held.",
             x: Some(numeric("connections held", "held")),
         },
         Bench::Interference => About {
             heading: "What those who think cost the others",
-            prose: "While so many clients think, another one connects and sends its request at once. The listener's \
-                    backlog is 128.",
+            prose: "While so many clients of a server think, others connect, one at a time, and send their request with the \
+                    ACK. The listener's backlog is 128. The server, with epoll, has accepted those of a plain listener, and \
+                    waits for them. Counted is what the kernel and the server do from the SYN until the response has come.",
             x: Some(numeric("connections that think", "think")),
         },
         Bench::Pause => About {
@@ -317,10 +320,14 @@ impl<'a> Report<'a> {
                 keys.push(key);
             }
         }
-        // A stable sort: what was measured first stays first.
-        keys.sort_by_key(|key| {
-            let kind = (key.metric, key.case);
-            kinds.iter().position(|other| *other == kind)
+        let rank = |key: &Key<'_>| {
+            kinds
+                .iter()
+                .position(|kind| *kind == (key.metric, key.case))
+        };
+        keys.sort_by(|a, b| {
+            let places = || a.x.unwrap_or(0.0).total_cmp(&b.x.unwrap_or(0.0));
+            rank(a).cmp(&rank(b)).then_with(places)
         });
         keys
     }
@@ -379,10 +386,11 @@ impl<'a> Report<'a> {
             if !told.insert((measurement.listener, note)) {
                 continue;
             }
-            let same = self.figures.of(bench).filter(|other| {
-                other.listener == measurement.listener && other.note.as_ref() == Some(note)
-            });
-            let places = places(same);
+            let of_listener = self.figures.of(bench);
+            let of_listener: Vec<&Measurement> = of_listener
+                .filter(|other| other.listener == measurement.listener)
+                .collect();
+            let places = places(&of_listener, note);
             notes.push(format!("{}, {places}: {note}", title(measurement.listener)));
         }
         notes
@@ -556,12 +564,17 @@ impl<'a> Report<'a> {
     }
 }
 
-/// Where a note belongs: the figures, and over what they were measured.
-fn places<'a>(measurements: impl Iterator<Item = &'a Measurement>) -> String {
+/// Where among a listener's measurements a note belongs: to which figures, and over what they were measured.
+fn places(all: &[&Measurement], note: &str) -> String {
+    let has_note = |measurement: &&&Measurement| measurement.note.as_deref() == Some(note);
     let mut kinds: Vec<(String, Vec<f64>)> = Vec::new();
-    for measurement in measurements {
+    for measurement in all.iter().filter(has_note) {
         let mut kind = metric_title(&measurement.metric).to_owned();
-        if !measurement.case.is_empty() {
+        let mut same = all
+            .iter()
+            .filter(|other| other.metric == measurement.metric);
+        // Where it is so under all circumstances, they are not listed.
+        if !measurement.case.is_empty() && !same.all(|other| has_note(&other)) {
             kind += &format!(", {}", case_title(&measurement.case));
         }
         match kinds.iter_mut().find(|(other, _)| *other == kind) {
@@ -569,15 +582,16 @@ fn places<'a>(measurements: impl Iterator<Item = &'a Measurement>) -> String {
             None => kinds.push((kind, measurement.x.into_iter().collect())),
         }
     }
-    let kinds: Vec<String> = kinds
-        .iter()
-        .map(|(kind, places)| match places.as_slice() {
+    let kinds = kinds.iter_mut().map(|(kind, places)| {
+        places.sort_by(f64::total_cmp);
+        places.dedup();
+        match places.as_slice() {
             [] => kind.clone(),
             [one] => format!("{kind} at {}", number(*one)),
             [first, .., last] => format!("{kind} at {} to {}", number(*first), number(*last)),
-        })
-        .collect();
-    kinds.join("; ")
+        }
+    });
+    kinds.collect::<Vec<String>>().join("; ")
 }
 
 /// Leaves out the columns in which nothing stands.
