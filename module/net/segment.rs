@@ -2,7 +2,7 @@
 
 //! The segment that `tcp_check_req()` shows us.
 
-use core::{marker::PhantomData, ptr, slice};
+use core::{marker::PhantomData, slice};
 
 use crate::policy;
 
@@ -11,6 +11,16 @@ use super::{
     request::Request,
     wire::{self, Timestamps},
 };
+
+/// Length of a TCP header without options.
+const HEADER_LEN: usize = 20;
+/// Where it has what.
+const DATA_OFFSET: usize = 12;
+const FLAGS: usize = 13;
+const WINDOW: usize = 14;
+/// Flags.
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
 
 /// A TCP segment (`struct sk_buff`) in TCP's receive path.
 ///
@@ -37,14 +47,32 @@ impl<'a> Segment<'a> {
         }
     }
 
-    fn header(&self) -> &bindings::tcphdr {
-        // SAFETY: by the type invariants the header is there, and stays as long as the segment.
-        unsafe { &*bindings::accf_tcp_hdr(self.skb) }
+    /// Where its TCP header begins.
+    ///
+    /// Bytes, and no `struct tcphdr`: behind an Ethernet header nothing is aligned (`NET_IP_ALIGN` is 0 on x86).
+    fn start(&self) -> *const u8 {
+        // SAFETY: the segment is valid, by the type invariants.
+        unsafe { bindings::accf_tcp_hdr(self.skb) }.cast()
+    }
+
+    /// What every TCP header has (RFC 9293, section 3.1).
+    fn header(&self) -> &[u8; HEADER_LEN] {
+        // SAFETY: by the type invariants a whole header is there, and stays as long as the segment. Bytes need no alignment.
+        unsafe { &*self.start().cast() }
+    }
+
+    /// The options of its header.
+    fn options(&self) -> &[u8] {
+        let len = usize::from(self.header()[DATA_OFFSET] >> 4) * 4;
+        // SAFETY: by the type invariants all of the header is there, as many words of 32 bits as it says, and stays as long as the
+        // segment.
+        let header = unsafe { slice::from_raw_parts(self.start(), len) };
+        header.get(HEADER_LEN..).unwrap_or(&[])
     }
 
     /// Does it open a connection?
     pub(crate) fn is_syn(&self) -> bool {
-        self.header().syn() != 0
+        self.header()[FLAGS] & SYN != 0
     }
 
     /// What the segment carries, as the reply to a SYN-ACK, where the client's SYN had the number `client_isn`.
@@ -55,7 +83,7 @@ impl<'a> Segment<'a> {
 
         if end_seq == start {
             policy::Segment::BareAck
-        } else if end_seq == start.wrapping_add(1) && self.header().fin() != 0 {
+        } else if end_seq == start.wrapping_add(1) && self.header()[FLAGS] & FIN != 0 {
             policy::Segment::Fin
         } else {
             policy::Segment::Data
@@ -64,18 +92,8 @@ impl<'a> Segment<'a> {
 
     /// The window in the header: not scaled.
     pub(crate) fn window(&self) -> u16 {
-        u16::from_be(self.header().window)
-    }
-
-    /// The options of its header.
-    fn options(&self) -> &[u8] {
         let header = self.header();
-        let len = usize::from(header.doff()) * 4;
-        // SAFETY: by the type invariants the header is there with all its options, `doff` words in all, and stays as long as the
-        // segment; a header of less than five words is none.
-        unsafe { slice::from_raw_parts(ptr::from_ref(header).cast::<u8>(), len) }
-            .get(size_of::<bindings::tcphdr>()..)
-            .unwrap_or(&[])
+        u16::from_be_bytes([header[WINDOW], header[WINDOW + 1]])
     }
 
     /// TSval and TSecr, if the segment carries timestamps and `request` agreed on using them.
