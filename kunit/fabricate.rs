@@ -160,6 +160,13 @@ impl TestListener {
         hook.is_some_and(|hook| ptr::fn_addr_eq(hook, hooks::OURS))
     }
 
+    /// Has the kernel give it the operations of a plain socket, as where it connects to an IPv4-mapped address.
+    pub(crate) fn lose_hooks(&self, plain: &Self) {
+        let csk = |sk: *mut bindings::sock| sk.cast::<bindings::inet_connection_sock>();
+        // SAFETY: both sockets are ours.
+        unsafe { (*csk(self.sk())).icsk_af_ops = (*csk(plain.sk())).icsk_af_ops };
+    }
+
     /// How many requests count against its SYN backlog.
     pub(crate) fn half_open(&self) -> i32 {
         // SAFETY: the socket is ours.
@@ -326,6 +333,17 @@ impl TestRequest {
         let home = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
         // SAFETY: nobody else knows the request.
         unsafe { home.settle(&bh, &request, crate::policy::Segment::Data) };
+        Ok(())
+    }
+
+    /// Gives it back, as is done when the kernel makes a connection without asking.
+    pub(crate) fn give_back(&self) -> Result {
+        let bh = BhGuard::new();
+        let bh = bh.token();
+        let request = self.request();
+        // SAFETY: as in `park()`.
+        let home = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
+        home.give_back(&bh, &request);
         Ok(())
     }
 

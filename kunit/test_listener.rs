@@ -124,6 +124,31 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_that_lost_our_hooks_parks_nobody() -> Result {
+        let registration = register(Timeout::Never)?;
+        let plain = TestListener::plain()?;
+        let listener = TestListener::filtered()?;
+        let parked = TestRequest::new(&listener, 0)?;
+        assert!(parked.park(1)?);
+        listener.lose_hooks(&plain);
+        let request = TestRequest::new(&listener, 0)?;
+        assert!(!request.park(1)?);
+        assert!(request.wears_originals());
+        // Who makes a connection now gives the one back that was parked before.
+        parked.give_back()?;
+        assert!(parked.wears_originals());
+        assert!(parked.timer_in() <= 1);
+        let stats = listener.stats()?;
+        assert!(stats.parked == 0);
+        assert!(stats.ended(End::Returned) == 1);
+        drop(request);
+        drop(parked);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
     fn a_request_whose_timer_is_firing_is_not_parked() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;

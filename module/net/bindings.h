@@ -79,6 +79,7 @@ struct sock *accf_req_listener(const struct request_sock *req);
 bool accf_req_get(struct request_sock *req);
 bool accf_req_is_hashed(struct request_sock *req);
 void accf_req_set_acked(struct request_sock *req);
+bool accf_req_is_acked(const struct request_sock *req);
 bool accf_timer_pending(const struct timer_list *timer);
 unsigned long accf_jiffies(void);
 u32 accf_rto_max(void);

@@ -30,28 +30,16 @@ impl BhDisabled<'_> {
     }
 }
 
-/// Keeps bottom halves off on this CPU until it is dropped. Process context and softirq; nests.
-pub(crate) struct BhGuard {
-    /// They were on.
-    turned_off: bool,
-    _same_cpu: NotThreadSafe,
-}
+/// Turns bottom halves off on this CPU until it is dropped. Process context and softirq; nests.
+pub(crate) struct BhGuard(NotThreadSafe);
 
 impl BhGuard {
-    /// Turns bottom halves off, unless they are: our caller has turned them off, or is a softirq, and so they stay off until we have
-    /// returned, which is longer than any guard lives.
+    /// Turns bottom halves off.
     pub(crate) fn new() -> Self {
-        // SAFETY: looks at nothing but this CPU's or task's own count.
-        let turned_off = !unsafe { bindings::accf_bh_is_off() };
-        if turned_off {
-            // SAFETY: may be called from process context; undone in `drop()` on the same CPU, as `NotThreadSafe` keeps the guard in
-            // its thread and tasks do not migrate with bottom halves off.
-            unsafe { bindings::accf_local_bh_disable() };
-        }
-        Self {
-            turned_off,
-            _same_cpu: NotThreadSafe,
-        }
+        // SAFETY: may be called from process context and from softirq; undone in `drop()` on the same CPU, as
+        // `NotThreadSafe` keeps the guard in its thread and tasks do not migrate with bottom halves off.
+        unsafe { bindings::accf_local_bh_disable() };
+        Self(NotThreadSafe)
     }
 
     /// The proof.
@@ -63,10 +51,21 @@ impl BhGuard {
 
 impl Drop for BhGuard {
     fn drop(&mut self) {
-        if self.turned_off {
-            // SAFETY: pairs with the call in `new()`.
-            unsafe { bindings::accf_local_bh_enable() };
-        }
+        // SAFETY: pairs with the call in `new()`.
+        unsafe { bindings::accf_local_bh_enable() };
+    }
+}
+
+/// Runs `f` with bottom halves off. Leaves them alone where they are off already, which is cheaper than a [`BhGuard`]: whoever
+/// turned them off will not turn them on before `f` has returned. Process context and softirq.
+pub(crate) fn with_bh_off<T>(f: impl FnOnce(&BhDisabled<'_>) -> T) -> T {
+    // SAFETY: looks at nothing but this CPU's, or this task's, own count.
+    if unsafe { bindings::accf_bh_is_off() } {
+        // SAFETY: they are off now. Our caller, or the softirq that we are in, has turned them off, and only it can turn them on
+        // again: what is done in `f` nests.
+        f(&unsafe { BhDisabled::assume() })
+    } else {
+        f(&BhGuard::new().token())
     }
 }
 

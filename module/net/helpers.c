@@ -213,12 +213,21 @@ bool accf_req_get(struct request_sock *req)
 
 bool accf_req_is_hashed(struct request_sock *req)
 {
-	return sk_hashed(req_to_sk(req));
+	return !hlist_unhashed_lockless(&req_to_sk(req)->sk_node);
 }
 
+/*
+ * A bit-field, which can be neither read nor written once. It only ever becomes set, by us under the lock of the request's
+ * home, and by tcp_check_req(). Of its neighbours tcp_synack_options() writes one, for listeners with a key: see exemption().
+ */
 void accf_req_set_acked(struct request_sock *req)
 {
-	inet_rsk(req)->acked = 1;
+	data_race((int)(inet_rsk(req)->acked = 1));
+}
+
+bool accf_req_is_acked(const struct request_sock *req)
+{
+	return data_race((bool)inet_rsk(req)->acked);
 }
 
 bool accf_timer_pending(const struct timer_list *timer)

@@ -13,7 +13,7 @@
 //! | [`syn_recv_sock`] | `icsk_af_ops->syn_recv_sock` | for each ACK of a request | softirq, RCU, listener not locked |
 //! | [`send_synack`] | `af_specific->send_synack` | for parked requests | softirq, RCU |
 //! | [`send_ack`] | `rsk_ops->send_ack` | for parked requests | softirq, RCU |
-//! | [`destructor`] | `rsk_ops->destructor` | when a parked request dies | any |
+//! | [`destructor`] | `rsk_ops->destructor` | when a parked request dies | process or softirq, may not sleep |
 
 use core::ptr::{self, NonNull};
 
@@ -31,7 +31,7 @@ use crate::policy::{self, Action, Bypass, Filter, Phase, SynAck, Trigger};
 
 use super::{
     bindings::{self, request_sock, sk_buff, sock},
-    context::BhGuard,
+    context::{with_bh_off, BhDisabled, BhGuard},
     listener::Listener,
     options::{self, SOL_ACCF},
     overlay::Overlay,
@@ -92,20 +92,26 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
     // that.
     let listener = unsafe { Listener::new(sk, F::verdict, defaults, ops, original) }?;
     listener.as_arc_borrow().take_over_defer_accept();
-    let ops = listener.ops();
+    let is_listening = state == bindings::ACCF_TCP_LISTEN;
     // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and must find
     // the data (pairs with the barrier there), and make children by copying the socket. Whoever copies our operations must
     // copy the ULP too, or `clone()` is not called; so it is set before, to what the kernel sets it to after we return,
     // and copies that began earlier are waited for.
     unsafe {
-        bindings::accf_ulp_data_publish(raw, Arc::into_raw(listener).cast_mut().cast());
+        bindings::accf_ulp_data_publish(raw, Arc::into_raw(listener.clone()).cast_mut().cast());
         ptr::write_volatile(&raw mut (*csk(raw)).icsk_ulp_ops, registration.as_ptr());
-        if state == bindings::ACCF_TCP_LISTEN {
+        if is_listening {
             rcu::synchronize_rcu();
         }
         smp_mb(Write);
-        ptr::write_volatile(&raw mut (*csk(raw)).icsk_af_ops, ops);
+        ptr::write_volatile(&raw mut (*csk(raw)).icsk_af_ops, listener.ops());
     }
+    if is_listening {
+        // Another CPU may still be in the kernel's own function, making a connection that nobody will settle: of a request that
+        // must not be parked meanwhile.
+        rcu::synchronize_rcu();
+    }
+    with_bh_off(|bh| listener.open(bh));
     Ok(())
 }
 
@@ -115,21 +121,61 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
 ///
 /// `child` must be a new copy of a listener that has, or had, our ULP, not visible to anybody else.
 pub(crate) unsafe extern "C" fn clone(
-    _req: *const request_sock,
+    req: *const request_sock,
     child: *mut sock,
     _priority: bindings::gfp_t,
 ) {
-    let rcu = rcu::read_lock();
-    // SAFETY: the copy has the data of its listener, which under RCU is still there.
-    if let Some(listener) = unsafe { Listener::of(child, &rcu) } {
+    with_bh_off(|bh| {
+        // SAFETY: the copy has the data of its listener, which under RCU is still there.
+        let Some(listener) = (unsafe { Listener::of(child, bh) }) else {
+            return;
+        };
+        // SAFETY: nobody else sees the child.
+        if !unsafe { is_hooked(child, &listener) } {
+            // The kernel makes this connection without asking us: its listener has lost our operations, as sockets do that
+            // connect to an IPv4-mapped address, and has listened again since. Nobody would settle the request, which is still
+            // in the table.
+            // SAFETY: the kernel makes the child of this request, to which it holds a reference.
+            unsafe { give_back(bh, req) };
+        }
         // SAFETY: nobody else sees the child.
         unsafe { disown(child, &listener) };
-    }
+    });
     // SAFETY: as above. The kernel took no module reference for the child, and must not put one.
     unsafe {
         (*csk(child)).icsk_ulp_ops = ptr::null();
         (*csk(child)).icsk_ulp_data = ptr::null_mut();
     }
+}
+
+/// Makes a request that may be parked the kernel's again.
+///
+/// # Safety
+///
+/// `req` must be alive, and not destroyed by the caller.
+unsafe fn give_back(bh: &BhDisabled<'_>, req: *const request_sock) {
+    // SAFETY: by the contract of this function. A cookie's request has no listener.
+    let has_listener = |req: &NonNull<request_sock>| unsafe {
+        !bindings::accf_req_listener(req.as_ptr()).is_null()
+    };
+    if let Some(req) = NonNull::new(req.cast_mut()).filter(has_listener) {
+        // SAFETY: alive by the contract of this function, with a listener.
+        let request = unsafe { Request::from_raw(req) };
+        if let Some(home) = Listener::home_of(&request, bh) {
+            home.give_back(bh, &request);
+        }
+    }
+}
+
+/// Are the operations of `sk`, which is `listener`'s or a copy of it, still ours?
+///
+/// # Safety
+///
+/// `sk` must be alive.
+pub(crate) unsafe fn is_hooked(sk: *mut sock, listener: &Listener) -> bool {
+    // SAFETY: by the contract of this function. The read is a `READ_ONCE()`.
+    let ops = unsafe { ptr::read_volatile(&raw const (*csk(sk)).icsk_af_ops) };
+    ptr::eq(ops, listener.ops())
 }
 
 /// Gives `child` the kernel's operations if it has ours.
@@ -140,7 +186,7 @@ pub(crate) unsafe extern "C" fn clone(
 unsafe fn disown(child: *mut sock, listener: &Listener) {
     // SAFETY: by the contract of this function. A v4-mapped child has operations of its own, which stay.
     unsafe {
-        if ptr::eq((*csk(child)).icsk_af_ops, listener.ops()) {
+        if is_hooked(child, listener) {
             (*csk(child)).icsk_af_ops = listener.original_ops();
         }
     }
@@ -427,12 +473,29 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
     own_req: *mut bool,
     opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
 ) -> *mut sock {
-    // Not off where a cookie comes from the backlog of a listener that was being made (`__release_sock()`).
-    let guard = BhGuard::new();
-    let bh = guard.token();
+    // They are off, but where a cookie comes from the backlog of a listener that was being made (`__release_sock()`).
+    with_bh_off(|bh| {
+        // SAFETY: the arguments are passed on.
+        unsafe { on_ack(bh, sk, skb, req, dst, req_unhash, own_req, opt_child_init) }
+    })
+}
 
+/// # Safety
+///
+/// As for [`syn_recv_sock`].
+#[allow(clippy::too_many_arguments, reason = "those of the kernel's function")]
+unsafe fn on_ack(
+    bh: &BhDisabled<'_>,
+    sk: *const sock,
+    skb: *mut sk_buff,
+    req: *mut request_sock,
+    dst: *mut bindings::dst_entry,
+    req_unhash: *mut request_sock,
+    own_req: *mut bool,
+    opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
+) -> *mut sock {
     // SAFETY: the kernel calls our function for this socket.
-    let listener = match unsafe { listener_of(sk, &bh) } {
+    let listener = match unsafe { listener_of(sk, bh) } {
         Ok(listener) => listener,
         Err(ops) => {
             return match ops.syn_recv_sock.filter(|&f| !ptr::fn_addr_eq(f, OURS)) {
@@ -479,7 +542,7 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
         };
         let child = original();
         if let (false, Some(cause)) = (child.is_null(), cause) {
-            listener.bypassed(&bh, cause);
+            listener.bypassed(bh, cause);
         }
         return child;
     };
@@ -491,18 +554,18 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
         if ptr::eq(sk, request.listener_sock()) {
             Some(listener)
         } else if request.wears_overlay() {
-            Listener::home_of(&request, &bh)
+            Listener::home_of(&request, bh)
         } else {
             None
         }
     };
     let phase = || {
-        let home = home();
-        // Read once: where it is not acked now, nobody had begun to park it, and `park()` finds out who was faster.
+        // Read once, and first: where it is not acked now, nobody had begun to park it, and `park()` finds out who was faster.
         let is_acked = request.is_acked();
+        let home = home();
         let parked = home
             .filter(|_| is_acked)
-            .and_then(|home| home.phase_of(&bh, &request));
+            .and_then(|home| home.phase_of(bh, &request));
         // SAFETY: the listener is alive.
         let exempt = unsafe { exemption(sk) };
         match (parked, exempt) {
@@ -524,10 +587,10 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
     let action = policy::on_segment(listener.verdict(kind), phase);
     let swallowed = match action {
         Action::Admit | Action::Bypass(_) => false,
-        Action::Park => listener.park(&bh, &request, &segment),
+        Action::Park => listener.park(bh, &request, &segment),
         Action::Hold => {
             if let Some(home) = home() {
-                home.hold(&bh, &request, &segment);
+                home.hold(bh, &request, &segment);
             }
             true
         }
@@ -544,14 +607,14 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
         // It is out of the table; another CPU may have begun to park it before, and then it is acked. The barrier pairs with
         // that in `Listener::enter()`. A connection that never waited takes no lock of ours.
         smp_mb(Full);
-        if request.is_acked() {
-            if let Some(home) = Listener::home_of(&request, &bh) {
+        if request.is_acked() || request.wears_overlay() {
+            if let Some(home) = Listener::home_of(&request, bh) {
                 // SAFETY: we own the request, and have made the connection.
-                unsafe { home.settle(&bh, &request, kind) };
+                unsafe { home.settle(bh, &request, kind) };
             }
         }
         if let Action::Bypass(cause) = action {
-            listener.bypassed(&bh, cause);
+            listener.bypassed(bh, cause);
         }
     }
     child
@@ -564,7 +627,7 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
 /// # Safety
 ///
 /// `sk` must be a listener that is alive.
-unsafe fn exemption(sk: *const sock) -> Option<Bypass> {
+pub(crate) unsafe fn exemption(sk: *const sock) -> Option<Bypass> {
     // SAFETY: by the contract of this function.
     unsafe {
         if bindings::accf_abort_on_overflow(sk) {

@@ -14,10 +14,12 @@
 //! lock. So a request that is in the queue is in memory for as long as the lock is held, though it may be dying; who
 //! wants to use it longer takes a reference, which fails if it is.
 //!
+//! What a request that is gone has left ([`Parked`]) is kept for one to come, where nobody else still looks at it.
+//!
 //! # Accounts
 //!
 //! What is in the queue has been counted, in [`Stats`], in its namespace, and off the listener's SYN backlog;
-//! [`Listener::enter`] and [`Listener::leave`] are the only places, and a request enters and leaves once.
+//! [`Listener::enter`] and [`Listener::leave`] are the only places, and who has entered leaves once.
 //!
 //! # The end
 //!
@@ -89,6 +91,8 @@ struct State {
     due: u64,
     /// The timer is set, or its handler will look at the queue again before it ends.
     armed: bool,
+    /// Requests may be parked: every CPU that makes a connection asks us.
+    open: bool,
     /// No request is parked any more.
     closed: bool,
     /// Of requests that are not parked any more, for those to come: as a rule, as many come as go.
@@ -221,7 +225,7 @@ unsafe impl DeferDrop for Listener {
 }
 
 impl Listener {
-    /// A listener that has parked nothing yet; `ops` are to be its `icsk_af_ops`, in place of `original_ops`.
+    /// A listener that parks nothing before [`Self::open`]; `ops` are to be its `icsk_af_ops`, in place of `original_ops`.
     ///
     /// # Safety
     ///
@@ -243,6 +247,7 @@ impl Listener {
                     discount: 0,
                     due: 0,
                     armed: false,
+                    open: false,
                     closed: false,
                     spare,
                     timer: None,
@@ -257,6 +262,11 @@ impl Listener {
             }? Error),
             GFP_KERNEL,
         )
+    }
+
+    /// Lets it park requests, as from now on the socket's operations are ours for whoever looks at them.
+    pub(crate) fn open(&self, bh: &BhDisabled<'_>) {
+        self.state.lock(bh).open = true;
     }
 
     /// Ours, for `icsk->icsk_af_ops`.
@@ -327,7 +337,8 @@ impl Listener {
 
     /// Parks `request`, whose bare ACK `segment` is; if another CPU was faster, remembers the segment.
     ///
-    /// `false`: it could not be parked, which has been counted, and nothing else has changed.
+    /// `false`: it could not be parked, which has been counted. Nothing else has changed but that it may be acked, as it would
+    /// be had it been parked and given back.
     pub(crate) fn park(
         self: ArcBorrow<'_, Self>,
         bh: &BhDisabled<'_>,
@@ -343,10 +354,7 @@ impl Listener {
             unsafe { request.parked() }.remember(request, segment);
             return true;
         }
-        let evicted = match state
-            .take_parked(facts)
-            .and_then(|parked| self.enter(&mut state, request, parked))
-        {
+        let evicted = match self.enter(&mut state, request, facts) {
             Ok(evicted) => evicted,
             Err(cause) => {
                 state.stats.bypass(cause);
@@ -371,9 +379,14 @@ impl Listener {
         &self,
         state: &mut State,
         request: &Request<'_>,
-        parked: ListArc<Parked>,
+        facts: Facts,
     ) -> Result<Option<Due>, Bypass> {
-        if state.closed || !self.is_home_of(request) {
+        let sock = self.sock.as_ptr();
+        // The socket may have lost our operations (`hooks::clone()`). Who makes connections without us since then has seen
+        // that, and looks here, under the lock, before it goes on.
+        // SAFETY: the listener is alive, as one of its requests is.
+        let is_hooked = unsafe { hooks::is_hooked(sock, self) };
+        if !state.open || state.closed || !is_hooked || !self.is_home_of(request) {
             return Err(Bypass::Other);
         }
         // A CPU that makes the connection takes the request out of the table first, and then asks whether it is acked. With a
@@ -384,11 +397,16 @@ impl Listener {
         if !request.is_hashed() {
             return Err(Bypass::Other);
         }
+        // Once more: for a listener with a key the kernel writes the byte that has the mark, and may have written it back.
+        // Whoever does so from now on has read it with the mark.
+        // SAFETY: as above.
+        if let Some(cause) = unsafe { hooks::exemption(sock) } {
+            return Err(cause);
+        }
         // SAFETY: it is not parked, and no copy: it is in the table.
         let overlay = unsafe { Overlay::for_parking(request) }.ok_or(Bypass::Other)?;
 
-        let sock = self.sock.as_ptr();
-        // SAFETY: the listener is alive, as one of its requests is, and with it its namespace.
+        // SAFETY: as above, and with it its namespace.
         let namespace_full =
             unsafe { bindings::accf_netns_charge(sock, self.defaults.namespace_limit) };
         let admission = policy::on_park(
@@ -397,17 +415,23 @@ impl Listener {
             namespace_full,
             self.accept_queue_is_full(),
         );
-        let refused = match admission {
-            Admission::Refuse(cause) => Some(cause),
-            // The last thing that may fail.
-            _ if !request.put_timer_off() => Some(Bypass::Other),
-            _ => None,
+        let parked = match admission {
+            Admission::Refuse(cause) => Err(cause),
+            Admission::Park | Admission::ParkAndEvict => state.take_parked(facts),
         };
-        if let Some(cause) = refused {
+        // The last thing that may fail, and the first that changes more than the mark.
+        let parked = parked.and_then(|parked| {
+            if request.put_timer_off() {
+                Ok(parked)
+            } else {
+                state.keep_parked(parked.into_arc());
+                Err(Bypass::Other)
+            }
+        });
+        let parked = parked.inspect_err(|_| {
             // SAFETY: as above.
             unsafe { bindings::accf_netns_uncharge(sock) };
-            return Err(cause);
-        }
+        })?;
         let evicted = (admission == Admission::ParkAndEvict)
             .then(|| self.take_due(state, Expiry::Eviction))
             .flatten();
@@ -541,6 +565,23 @@ impl Listener {
             unsafe { request.set_synack_rtt_us(rtt_us, now) };
         }
         state.keep_parked(parked);
+    }
+
+    /// Makes a request the kernel's again, if it is parked here: it makes a connection of it, or decides soon what becomes of it.
+    pub(crate) fn give_back(&self, bh: &BhDisabled<'_>, request: &Request<'_>) {
+        let mut state = self.state.lock(bh);
+        if self.has_parked(request) {
+            self.give_back_parked(&mut state, request);
+        }
+    }
+
+    /// The same for one that is parked here, to which the caller holds a reference.
+    fn give_back_parked(&self, state: &mut State, request: &Request<'_>) {
+        // SAFETY: it is parked, this, its home, is locked, and the caller holds a reference to it.
+        let parked = unsafe { request.undress() };
+        self.leave(state, &parked, End::Returned, now());
+        state.keep_parked(parked);
+        request.hurry_timer(1);
     }
 
     /// Forgets a parked request that the kernel dropped.
@@ -728,10 +769,7 @@ impl Listener {
         } else {
             // Refused twice, for a reason that waiting does not mend (no route, a socket filter, no memory): the kernel may
             // ask the client for another ACK, as on a plain listener.
-            // SAFETY: it is parked, this, its home, is locked, and we hold a reference to it.
-            drop(unsafe { request.undress() });
-            self.leave(&mut state, &due.parked, End::Returned, now());
-            request.hurry_timer(1);
+            self.give_back_parked(&mut state, &request);
         }
     }
 

@@ -12,7 +12,10 @@
 //! | `dl_next` | a reference to its [`Parked`] | unused in SYN_RECV |
 //! | `sk` | the request itself | NULL in SYN_RECV |
 //!
-//! The last is what tells a parked request from a copy of one. `inet_reqsk_clone()` copies all four, and the copy,
+//! Besides, a parked request is acked (`inet_rsk(req)->acked`), from before it is parked, as the kernel makes it when it drops an
+//! ACK; it stays so. Who finds a request not acked need not ask whether it is parked.
+//!
+//! The last of the table is what tells a parked request from a copy of one. `inet_reqsk_clone()` copies all four, and the copy,
 //! which we never see made, must not be taken for the original: its `sk` points elsewhere. The kernel reads `dl_next`
 //! and `sk` only of requests in an accept queue (and of Fast Open's, which are never parked), and
 //! `inet_csk_reqsk_queue_add()` writes both when a request enters it.
@@ -161,19 +164,19 @@ impl<'a> Request<'a> {
         unsafe { bindings::accf_req_is_hashed(self.as_ptr()) }
     }
 
-    /// Has somebody begun to park it, or has the kernel refused to make the connection? (It would set this for a bare ACK that it
-    /// drops because of `TCP_DEFER_ACCEPT`, too, which a filtered listener has not.)
+    /// Has somebody begun to park it, or has the kernel dropped an ACK of its client: for want of room in the accept queue, or
+    /// because of `TCP_DEFER_ACCEPT`, before we took that over?
     pub(crate) fn is_acked(&self) -> bool {
         // SAFETY: alive by the type invariants. Another CPU may be setting this one bit, and either value will do.
-        unsafe { (*self.inet()).acked() != 0 }
+        unsafe { bindings::accf_req_is_acked(self.as_ptr()) }
     }
 
     /// Marks it as one whose SYN-ACK was acknowledged, as the kernel does when we make no connection.
     ///
     /// Under the lock of its home.
     pub(crate) fn set_acked(&self) {
-        // SAFETY: alive by the type invariants. The other bits of the word do not change any more, and whoever else writes
-        // this one sets it, too.
+        // SAFETY: alive by the type invariants. Whoever else writes this bit sets it, too; who writes another one of its byte
+        // writes this one back as it was, which is ruled out afterwards (`Listener::enter()`).
         unsafe { bindings::accf_req_set_acked(self.as_ptr()) };
     }
 

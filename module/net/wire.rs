@@ -45,7 +45,7 @@ pub(crate) struct Timestamps {
     pub(crate) echo: u32,
 }
 
-/// The timestamps among the options of a TCP header, as `tcp_parse_options()` finds them.
+/// The timestamps among the options of a TCP header, as `tcp_parse_options()` finds them where they are in use.
 pub(crate) fn timestamps(mut options: &[u8]) -> Option<Timestamps> {
     let mut found = None;
     loop {

@@ -3,7 +3,7 @@
 //! The module goes when nothing of it is in use, and not before; nothing of it stays behind.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
@@ -56,6 +56,11 @@ pub(crate) fn cases() -> Vec<Case> {
             Stage::Alone,
             "lifetime.unload_is_refused_while_listening",
             refused,
+        ),
+        Case::new(
+            Stage::Alone,
+            "lifetime.connected_in_vain_and_listening_again",
+            listen_without_hooks,
         ),
         Case::new(
             Stage::Alone,
@@ -532,6 +537,43 @@ fn listen_again(context: &Context, family: Family) -> Result<()> {
     serve(&accepted)?;
     client.response()?;
     drop((scene, accepted, client, parked));
+    unloads(context)
+}
+
+/// A listener for both families is shut down, tries to connect to an IPv4 address, and listens again: the kernel has given it
+/// other operations meanwhile, and makes connections without asking the filter.
+///
+/// Also of clients that were parked before: they are accepted, and nothing of them stays behind.
+fn listen_without_hooks(context: &Context) -> Result<()> {
+    const NOWHERE: &str = "[::ffff:255.255.255.255]:1";
+    module::reload("timeout_ms=5000")?;
+    // A port the kernel has chosen would be given back.
+    let listen = Listen::filtered(Family::Mapped).port(4000);
+    let scene = Scene::new(context, Family::Mapped, &listen)?;
+    let (mut sends, _) = scene.connect_and_ack(context)?;
+    let (silent, _) = scene.connect_and_ack(context)?;
+    scene.requests(context, 2)?;
+
+    let socket = scene.listener.socket();
+    socket.shutdown(Shutdown::Both)?;
+    let nowhere: SocketAddr = NOWHERE.parse()?;
+    ensure!(
+        socket.connect(&nowhere.into()).is_err(),
+        "connected to {NOWHERE}"
+    );
+    socket.listen(16)?;
+
+    sends.request()?;
+    let accepted = scene.accept(context)?;
+    let peer = accepted.peer.port();
+    expect_eq!(peer, sends.local.port(), "who was accepted first");
+    serve(&accepted)?;
+    sends.response()?;
+    // At its deadline.
+    let accepted = scene.accept(context)?;
+    let peer = accepted.peer.port();
+    expect_eq!(peer, silent.local.port(), "who was accepted then");
+    drop((scene, accepted, sends, silent));
     unloads(context)
 }
 
