@@ -263,7 +263,7 @@ impl Picture {
         let missing = self.panels.iter().flat_map(|panel| &panel.series);
         if missing.into_iter().any(|series| !series.missing.is_empty()) {
             cross(root, SOFT, (x, y))?;
-            entry(&mut x, "no figure: not served, or not possible")?;
+            entry(&mut x, "not measured")?;
         }
         Ok(())
     }
@@ -390,6 +390,8 @@ impl Panel {
     fn lines(&self, root: &Area<'_>, plot: &Plot<'_, '_>) -> Drawn {
         let (xs, ys) = plot.plotting_area().get_pixel_range();
         let mut names = Vec::new();
+        let mut ends = Vec::new();
+        let mut marks = Vec::new();
         let mut crosses = ys.start + 8;
         for series in &self.series {
             let colour = colour(series.listener);
@@ -411,10 +413,22 @@ impl Panel {
             }
             // One listener's below the other's.
             crosses += if series.missing.is_empty() { 0 } else { LINE };
-            // One that ends before the others has its crosses there.
-            let whole = series.missing.is_empty();
-            if let (true, Some((_, y)), Some(at)) = (whole, series.points.last(), line.last()) {
-                names.push((at.1, (self.y.words)(y.median), colour));
+            if let (Some((_, y)), Some(at)) = (series.points.last(), line.last()) {
+                let words = (self.y.words)(y.median);
+                if series.missing.is_empty() {
+                    names.push((at.1, words, colour));
+                } else {
+                    ends.push((*at, words, colour));
+                }
+            }
+            marks.extend(line);
+        }
+        // One that ends before the others has its value there, if there is room.
+        for ((x, y), words, colour) in ends {
+            let near = |mark: &&(i32, i32)| mark.0 == x && (mark.1 - y).abs() < LINE;
+            if marks.iter().filter(near).count() == 1 {
+                let style = text(12.0, colour, HPos::Left, VPos::Center);
+                root.draw(&Text::new(words, (x + 10, y), style))?;
             }
         }
         names.sort_by_key(|(y, ..)| *y);

@@ -149,7 +149,7 @@ mod tests {
         assert!(report.contains("every bar holds"), "{report}");
         for row in [
             "| holds | bytes of a held connection | 387 bytes, 1,000,000 held | ≤ 400 bytes | `holding.bytes.dataready` |",
-            "| instructions | epoll, client pauses | 102,345 (0.07 %) | 84,120 (0.07 %) | 84,500 (0.07 %) | −17.4 % | +0.45 % |",
+            "| epoll, client pauses | instructions | 102,345 (0.07 %) | 84,120 (0.07 %) | 84,500 (0.07 %) | −17.4 % | +0.45 % |",
             "| RTO, ms | 0.1 | 201 | 501 | 202 | +0.50 % | −59.7 % |",
             "|  | 5 | 201 | 15,201 (15,196 … 15,207) | 202 | +0.50 % | 1/75 |",
             "* TCP_DEFER_ACCEPT, bytes of a held connection at 1,000,000: syncookies begin",

@@ -421,12 +421,12 @@ mod tests {
                     "Its bare ACK: to park it",
                     "To drop one at its deadline",
                     "bytes",
-                    "no figure",
+                    "not measured",
                 ],
             ),
             (
                 Bench::Interference,
-                &["connections that think meanwhile", "100k", "no figure"],
+                &["connections that think meanwhile", "100k", "not measured"],
             ),
             (
                 Bench::Pause,

@@ -132,7 +132,7 @@ impl Before {
 fn metric_title(metric: &str) -> &str {
     match metric {
         "instructions_ack" => "of them for the bare ACK",
-        "instructions_request" => "of them for the request, and then",
+        "instructions_request" => "of them for the request",
         "system_calls" => "system calls",
         "context_switches" => "context switches",
         "wakeups" => "wake-ups",
@@ -269,14 +269,17 @@ impl<'a> Report<'a> {
         let mut last = ("", "");
         for key in self.keys(bench) {
             // What the row above says already is not said again.
-            let same = std::mem::replace(&mut last, (key.metric, key.case)) == last;
-            let mut row = if same && has_x {
-                vec![String::new(); 2]
+            let above = std::mem::replace(&mut last, (key.metric, key.case));
+            let unless = |said: bool, words: &str| match said {
+                true => String::new(),
+                false => words.to_owned(),
+            };
+            let (metric, case) = (metric_title(key.metric), case_title(key.case));
+            let mut row = if has_x {
+                let said = above == (key.metric, key.case);
+                vec![unless(said, metric), unless(said, case)]
             } else {
-                vec![
-                    metric_title(key.metric).to_owned(),
-                    case_title(key.case).to_owned(),
-                ]
+                vec![unless(above.1 == key.case, case), metric.to_owned()]
             };
             if has_x {
                 row.push(key.x.map_or_else(String::new, number));
