@@ -434,7 +434,12 @@ impl<'a> Report<'a> {
             let (columns, rows) = self.table(bench);
             out += &screen.paint(about(bench).heading, |s| s.bold());
             out += "\n";
-            out += &table::table(screen, &columns, rows);
+            // A number is not to be parted from its unit.
+            let bound = |cell: String| cell.replace(" %", "\u{a0}%");
+            let rows = rows
+                .into_iter()
+                .map(|row| row.into_iter().map(bound).collect());
+            out += &table::table(screen, &columns, rows.collect());
             for note in self.notes(bench) {
                 out += &table::prose(&note, screen);
             }
