@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
+use accf_bench::{Bench, Recording};
 use anyhow::{bail, Context, Result};
 use xshell::Shell;
 
+use crate::bench::{self, Request, SHORT_RUN_SLACK};
 use crate::guest::Report;
 use crate::kernel::Kind;
 use crate::ktap::{self, Outcome, Results, Test as Case};
@@ -17,6 +19,9 @@ use crate::{exec, program, project, tidy, ui};
 
 /// How long one boot with all its suites may take.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(2400);
+
+/// How often the short benchmarks measure each figure.
+const BENCH_ROUNDS: u32 = 2;
 
 /// What runs in a guest of the dev kernel: first our KUnit suites, those that appear when their
 /// module is loaded; it is unloaded because the client suite unloads ours. Then the client suite,
@@ -48,7 +53,7 @@ const DEV_WITHOUT: &[&str] = &[
     "policy.*.mapped",
 ];
 
-/// Run every test: on the host, and in one guest of each kernel.
+/// Run every test: on the host, in one guest of each kernel, and a short run of the benchmarks.
 ///
 /// The last line is `N passed, N failed, N skipped`; logs are under target/accf/test/.
 #[derive(Debug, Default, clap::Args)]
@@ -123,6 +128,11 @@ pub(crate) fn run_all(sh: &Shell, tally: &mut Tally) {
                 if let Some(suite) = &suite {
                     if let Err(error) = tally.guest(kind, &lab, suite) {
                         tally.fail(&format!("guest/{}", kind.name()), &format!("{error:#}"));
+                    }
+                }
+                if kind == Kind::Stock {
+                    if let Err(error) = tally.benchmarks(sh, &lab) {
+                        tally.fail("bench/guest", &format!("{error:#}"));
                     }
                 }
             }
@@ -244,6 +254,35 @@ impl Tally {
         keep(&report, &out)?;
         self.judge(kind, &report, &out);
         Ok(())
+    }
+
+    /// Measures with few connections and short times, and records which bars hold.
+    fn benchmarks(&mut self, sh: &Shell, lab: &Lab) -> Result<()> {
+        let program = bench::build_program(sh)?;
+        let module = lab.module().context("no module was built")?;
+        let request = Request {
+            benches: Bench::ALL.to_vec(),
+            rounds: BENCH_ROUNDS,
+            short: true,
+        };
+        let recorded = self.logs.join("bench");
+        ui::step("short benchmarks in a guest", |_| {
+            request.run(lab, &program, module, &recorded)
+        })?;
+        self.bars(&bench::read(&recorded)?, &request.benches);
+        Ok(())
+    }
+
+    /// Records which bars hold, or are missed by as little as a short run may.
+    fn bars(&mut self, recording: &Recording, asked: &[Bench]) {
+        for bar in bench::judge(recording, asked) {
+            let name = format!("bench/{}", bar.name);
+            if bar.holds(SHORT_RUN_SLACK) {
+                self.pass(&name);
+            } else {
+                self.fail(&name, &bar.verdict().to_string());
+            }
+        }
     }
 
     /// Records what a guest's suites say, and whatever else went wrong.
@@ -416,6 +455,19 @@ mod tests {
         let mut tally = tally();
         tally.judge(Kind::Stock, &report(0, ""), Path::new(""));
         assert!(tally.failed() > 0);
+    }
+
+    #[test]
+    fn missed_bars_fail() {
+        let mut recording = bench::sample::sample();
+        let mut first = tally();
+        first.bars(&recording, &Bench::ALL);
+        assert_eq!(first.failed(), 0, "{}", first.failures());
+        assert!(first.cases.len() > Bench::ALL.len());
+        recording.measurements.clear();
+        let mut second = tally();
+        second.bars(&recording, &Bench::ALL);
+        assert!(second.failed() >= first.cases.len());
     }
 
     #[test]
