@@ -153,7 +153,7 @@ mod tests {
             "| RTO, ms | 0.1 | 201 | 501 | 202 | +0.50 % | −59.7 % |",
             "|  | 5 | 201 | 15,201 (15,196 … 15,207) | 202 | +0.50 % | 1/75 |",
             "* TCP_DEFER_ACCEPT, bytes of a held connection at 1,000,000: syncookies begin",
-            "* plain, instructions to the response at 1,000 to 100,000: not served within 3 s",
+            "* plain, TCP_DEFER_ACCEPT, instructions to the response at 1,000 to 100,000: not served within 3 s",
         ] {
             assert!(report.contains(row), "{row}\n{report}");
         }

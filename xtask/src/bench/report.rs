@@ -102,7 +102,7 @@ impl Before {
         }
     }
 
-    /// The table of all changes.
+    /// The table of changes; where something was measured at several places, of the last one.
     fn table(&self) -> Cells {
         let columns = vec![
             words("benchmark"),
@@ -113,7 +113,15 @@ impl Before {
             numeric("after", "after"),
             words("change"),
         ];
-        let rows = self.changes.iter().map(|change| {
+        let is_last = |change: &&Change| {
+            let same = self.changes.iter().filter(|other| {
+                let kind = |it: &Change| (it.bench, it.metric.clone(), it.case.clone());
+                kind(other) == kind(change)
+            });
+            same.filter_map(|other| other.x)
+                .all(|x| Some(x) <= change.x)
+        };
+        let rows = self.changes.iter().filter(is_last).map(|change| {
             vec![
                 change.bench.key().to_owned(),
                 metric_title(&change.metric).to_owned(),
@@ -125,6 +133,15 @@ impl Before {
             ]
         });
         without_empty_columns(columns, rows.collect())
+    }
+
+    /// The version's commit alone.
+    fn commit(&self) -> &str {
+        let (commit, _) = self
+            .revision
+            .split_once(' ')
+            .unwrap_or((&self.revision, ""));
+        commit
     }
 }
 
@@ -378,25 +395,28 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// What is to be known of a benchmark's figures.
+    /// What is to be known of a benchmark's figures; what is true of several listeners is said once.
     fn notes(&self, bench: Bench) -> Vec<String> {
-        let mut told = BTreeSet::new();
-        let mut notes = Vec::new();
-        for measurement in self.figures.of(bench) {
-            let Some(note) = &measurement.note else {
-                continue;
-            };
-            if !told.insert((measurement.listener, note)) {
-                continue;
+        let mut notes: Vec<(Vec<&str>, String)> = Vec::new();
+        for listener in Listener::ALL {
+            let all = self.figures.of(bench);
+            let all: Vec<&Measurement> = all.filter(|it| it.listener == listener).collect();
+            let mut told = BTreeSet::new();
+            for note in all.iter().filter_map(|it| it.note.as_deref()) {
+                if !told.insert(note) {
+                    continue;
+                }
+                let note = format!("{}: {note}", places(&all, note));
+                match notes.iter_mut().find(|(_, other)| *other == note) {
+                    Some((listeners, _)) => listeners.push(title(listener)),
+                    None => notes.push((vec![title(listener)], note)),
+                }
             }
-            let of_listener = self.figures.of(bench);
-            let of_listener: Vec<&Measurement> = of_listener
-                .filter(|other| other.listener == measurement.listener)
-                .collect();
-            let places = places(&of_listener, note);
-            notes.push(format!("{}, {places}: {note}", title(measurement.listener)));
         }
+        let notes = notes.into_iter();
         notes
+            .map(|(listeners, note)| format!("{}, {note}", listeners.join(", ")))
+            .collect()
     }
 
     /// The benchmarks that left something to show.
@@ -499,10 +519,7 @@ impl<'a> Report<'a> {
              clocks by one nanosecond and idle time is skipped, so the difference of two readings of the clock is the number \
              of instructions in between, of the kernel and of programs, however busy the host is.\n\n{}\n\n",
             match &self.before {
-                Some(before) => {
-                    let revision = before.revision.split(' ').next();
-                    format!(" --before {}", revision.unwrap_or_default())
-                }
+                Some(before) => format!(" --before {}", before.commit()),
                 None => String::new(),
             },
             self.method()
@@ -562,8 +579,8 @@ impl<'a> Report<'a> {
         if let Some(before) = &self.before {
             let _ = write!(
                 out,
-                "\n## Before and after\n\nThe filter before ({}), and as it is.\n\n",
-                before.revision
+                "\n## Before and after\n\nThe filter as it was at commit {}, and as it is.\n\n",
+                before.commit()
             );
             let (columns, rows) = before.table();
             out += &markdown_table(&columns, &rows);
