@@ -128,13 +128,33 @@ impl Clients {
     /// They visit each server so often that no measured visit is a first time.
     pub(crate) fn warm_up(&mut self, servers: &[&Server]) -> Result<()> {
         for manner in Manner::ALL {
-            self.visit(manner, servers, WARM_UP)?;
+            // What the kernel and the programs do for the first time, they may do at any time.
+            self.attend(manner, servers, WARM_UP)?;
         }
         Ok(())
     }
 
     /// That many visit each of the servers; returns what they cost at each.
+    ///
+    /// They come once more if somebody else took the processor meanwhile: the kernel has work of its own now and then.
     pub(crate) fn visit(
+        &mut self,
+        manner: Manner,
+        servers: &[&Server],
+        connections: u32,
+    ) -> Result<Vec<Bill>> {
+        let undisturbed = |bills: &Vec<Bill>| bills.iter().try_for_each(Bill::check_own);
+        let bills = self.attend(manner, servers, connections)?;
+        if undisturbed(&bills).is_ok() {
+            return Ok(bills);
+        }
+        let bills = self.attend(manner, servers, connections)?;
+        undisturbed(&bills)?;
+        Ok(bills)
+    }
+
+    /// The same, whatever else happens.
+    fn attend(
         &mut self,
         manner: Manner,
         servers: &[&Server],
@@ -186,7 +206,6 @@ impl Clients {
                 "{} of {connections} clients were answered",
                 bill.server.answered
             );
-            bill.check_own()?;
             Ok(bill)
         });
         settled.collect()
