@@ -76,31 +76,44 @@ impl Lab {
     }
 
     /// Boots `guest` and runs `command` in it, whose success is what the guest is for; its logs go with it.
+    ///
+    /// A command that does not succeed is run again, up to `repeats` times, and what it said is shown; a guest whose run is
+    /// worthless is not.
     pub(crate) fn run_to_success<S: AsRef<OsStr>>(
         &self,
         guest: &Guest,
         command: &[S],
+        repeats: u32,
     ) -> Result<()> {
-        let report = self.run(guest, command)?;
-        if let Some(boot) = report.boot_time {
-            let loads = guest.module.is_some();
-            ui::record(
-                if loads {
-                    BOOTING_AND_LOADING
-                } else {
-                    "booting"
-                },
-                boot,
-            );
-        }
-        match report.verdict()? {
-            0 => fs::remove_dir_all(&report.run)
-                .with_context(|| format!("cannot remove {}", report.run.display())),
-            status => bail!(
+        let mut left = repeats;
+        loop {
+            let report = self.run(guest, command)?;
+            if let Some(boot) = report.boot_time {
+                let loads = guest.module.is_some();
+                ui::record(
+                    if loads {
+                        BOOTING_AND_LOADING
+                    } else {
+                        "booting"
+                    },
+                    boot,
+                );
+            }
+            let status = report.verdict()?;
+            if status == 0 {
+                return fs::remove_dir_all(&report.run)
+                    .with_context(|| format!("cannot remove {}", report.run.display()));
+            }
+            let said = format!(
                 "the command ended with status {status} in the guest:\n{}\n(logs: {})",
                 String::from_utf8_lossy(&report.stderr).trim(),
                 report.run.display()
-            ),
+            );
+            if left == 0 {
+                bail!("{said}");
+            }
+            left -= 1;
+            eprintln!("once more, as {said}");
         }
     }
 

@@ -64,7 +64,7 @@ fn run_guest(lab: &Lab, program: &Path, recorded: &Path) -> Result<()> {
     guest.out = recorded.to_owned();
     // Where no spinner shows that it goes on, the guest's own words do.
     guest.echo = !std::io::stderr().is_terminal();
-    lab.run_to_success(&guest, &[program])
+    lab.run_to_success(&guest, &[program], 0)
 }
 
 /// Says in one line how it went, and in the exit status.

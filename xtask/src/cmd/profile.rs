@@ -54,7 +54,7 @@ impl Profile {
                 "--profile".as_ref(),
                 connections.as_ref(),
             ];
-            lab.run_to_success(&guest, &command)
+            lab.run_to_success(&guest, &command, 0)
         })?;
         let shown = profile::evaluate(&recorded, &counted, &out, Screen::stdout())?;
         println!("\n{shown}");
