@@ -157,7 +157,8 @@ impl TestListener {
             let csk = self.sk().cast::<bindings::inet_connection_sock>();
             (*(*csk).icsk_af_ops).syn_recv_sock
         };
-        hook.is_some_and(|hook| ptr::fn_addr_eq(hook, hooks::OURS))
+        let ours: hooks::SynRecvSock = hooks::syn_recv_sock::<TestFilter>;
+        hook.is_some_and(|hook| ptr::fn_addr_eq(hook, ours))
     }
 
     /// Has the kernel give it the operations of a plain socket, as where it connects to an IPv4-mapped address.
@@ -298,7 +299,7 @@ impl TestRequest {
         // SAFETY: what the kernel would pass. Only where the request can be parked is this called, so that the
         // kernel's own function, which would not believe in a made-up request, is not.
         let child = unsafe {
-            hooks::syn_recv_sock(
+            hooks::syn_recv_sock::<TestFilter>(
                 self.request().listener_sock(),
                 segment.0.as_ptr(),
                 self.0.as_ptr(),

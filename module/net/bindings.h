@@ -48,8 +48,9 @@ void accf_pin_module(void);
 /* Network namespaces. */
 int accf_netns_register(void);
 void accf_netns_unregister(void);
-bool accf_netns_charge(const struct sock *sk, u32 limit);
-void accf_netns_uncharge(const struct sock *sk);
+struct accf_net *accf_netns(const struct sock *sk);
+bool accf_netns_charge(struct accf_net *net, u32 limit);
+void accf_netns_uncharge(struct accf_net *net);
 
 /* User space. */
 int accf_copy_struct_from_sockptr(void *to, size_t to_size, sockptr_t from, size_t from_size);

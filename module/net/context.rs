@@ -58,15 +58,17 @@ impl Drop for BhGuard {
 
 /// Runs `f` with bottom halves off. Leaves them alone where they are off already, which is cheaper than a [`BhGuard`]: whoever
 /// turned them off will not turn them on before `f` has returned. Process context and softirq.
+#[inline]
 pub(crate) fn with_bh_off<T>(f: impl FnOnce(&BhDisabled<'_>) -> T) -> T {
     // SAFETY: looks at nothing but this CPU's, or this task's, own count.
-    if unsafe { bindings::accf_bh_is_off() } {
-        // SAFETY: they are off now. Our caller, or the softirq that we are in, has turned them off, and only it can turn them on
-        // again: what is done in `f` nests.
-        f(&unsafe { BhDisabled::assume() })
-    } else {
-        f(&BhGuard::new().token())
-    }
+    let are_off = unsafe { bindings::accf_bh_is_off() };
+    let guard = (!are_off).then(BhGuard::new);
+    // One call, which can be inlined.
+    // SAFETY: they are off. The guard has turned them off; or our caller, or the softirq that we are in, has, and only it can turn
+    // them on again: what is done in `f` nests.
+    let result = f(&unsafe { BhDisabled::assume() });
+    drop(guard);
+    result
 }
 
 /// A spin lock that is taken with bottom halves off, everywhere: `spin_lock_bh()`, with the `_bh` as a token.

@@ -65,19 +65,22 @@ void accf_netns_unregister(void)
 	unregister_pernet_subsys(&accf_net_ops);
 }
 
-/* Counts one more parked request of the namespace of @sk. Are that more than @limit, which is 0 for none? */
-bool accf_netns_charge(const struct sock *sk, u32 limit)
+/* What the namespace of @sk keeps. It is there for as long as the namespace is, and the module. */
+struct accf_net *accf_netns(const struct sock *sk)
 {
-	struct accf_net *net = net_generic(sock_net(sk), accf_net_id);
+	return net_generic(sock_net(sk), accf_net_id);
+}
+
+/* Counts one more parked request. Are that more than @limit, which is 0 for none? */
+bool accf_netns_charge(struct accf_net *net, u32 limit)
+{
 	u32 parked = atomic_inc_return(&net->parked);
 
 	return limit && parked > limit;
 }
 
-void accf_netns_uncharge(const struct sock *sk)
+void accf_netns_uncharge(struct accf_net *net)
 {
-	struct accf_net *net = net_generic(sock_net(sk), accf_net_id);
-
 	atomic_dec(&net->parked);
 }
 

@@ -9,7 +9,7 @@
 //! | [`release`] | `tcp_ulp_ops.release` | when the socket is destroyed | process, or softirq; may not sleep |
 //! | [`get_info`], [`get_info_size`] | `tcp_ulp_ops.get_info` … | by inet_diag | process, bottom halves on or off; may not sleep |
 //! | [`setsockopt`], [`getsockopt`] | `icsk_af_ops->setsockopt` … | for each level but `IPPROTO_TCP` | process, may sleep |
-//! | [`conn_request`] | `icsk_af_ops->conn_request` | for each SYN | softirq, RCU, listener not locked |
+//! | [`conn_request`] | `icsk_af_ops->conn_request` | for each SYN | bottom halves off, RCU, listener not locked |
 //! | [`syn_recv_sock`] | `icsk_af_ops->syn_recv_sock` | for each ACK of a request | softirq, RCU, listener not locked |
 //! | [`send_synack`] | `af_specific->send_synack` | for parked requests | softirq, RCU |
 //! | [`send_ack`] | `rsk_ops->send_ack` | for parked requests | softirq, RCU |
@@ -83,14 +83,14 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
     }
 
     let mut ops = *original;
-    ops.syn_recv_sock = Some(OURS);
+    ops.syn_recv_sock = Some(syn_recv_sock::<F>);
     ops.conn_request = Some(conn_request);
     ops.setsockopt = Some(setsockopt);
     ops.getsockopt = Some(getsockopt);
     let defaults = registration.defaults();
     // SAFETY: the socket stays in memory until it has been destroyed; `release()`, which calls `close()`, is part of
     // that.
-    let listener = unsafe { Listener::new(sk, F::verdict, defaults, ops, original) }?;
+    let listener = unsafe { Listener::new(sk, defaults, ops, original) }?;
     listener.as_arc_borrow().take_over_defer_accept();
     let is_listening = state == bindings::ACCF_TCP_LISTEN;
     // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and must find
@@ -131,15 +131,13 @@ pub(crate) unsafe extern "C" fn clone(
             return;
         };
         // SAFETY: nobody else sees the child.
-        if !unsafe { is_hooked(child, &listener) } {
+        if !unsafe { disown(child, &listener) } {
             // The kernel makes this connection without asking us: its listener has lost our operations, as sockets do that
             // connect to an IPv4-mapped address, and has listened again since. Nobody would settle the request, which is still
             // in the table.
             // SAFETY: the kernel makes the child of this request, to which it holds a reference.
             unsafe { give_back(bh, req) };
         }
-        // SAFETY: nobody else sees the child.
-        unsafe { disown(child, &listener) };
     });
     // SAFETY: as above. The kernel took no module reference for the child, and must not put one.
     unsafe {
@@ -153,6 +151,7 @@ pub(crate) unsafe extern "C" fn clone(
 /// # Safety
 ///
 /// `req` must be alive, and not destroyed by the caller.
+#[cold]
 unsafe fn give_back(bh: &BhDisabled<'_>, req: *const request_sock) {
     // SAFETY: by the contract of this function. A cookie's request has no listener.
     let has_listener = |req: &NonNull<request_sock>| unsafe {
@@ -178,17 +177,19 @@ pub(crate) unsafe fn is_hooked(sk: *mut sock, listener: &Listener) -> bool {
     ptr::eq(ops, listener.ops())
 }
 
-/// Gives `child` the kernel's operations if it has ours.
+/// Gives `child` the kernel's operations if it has ours. Had it?
 ///
 /// # Safety
 ///
 /// `child` must be a socket that nobody else changes.
-unsafe fn disown(child: *mut sock, listener: &Listener) {
+unsafe fn disown(child: *mut sock, listener: &Listener) -> bool {
     // SAFETY: by the contract of this function. A v4-mapped child has operations of its own, which stay.
     unsafe {
-        if is_hooked(child, listener) {
+        let is_hooked = is_hooked(child, listener);
+        if is_hooked {
             (*csk(child)).icsk_af_ops = listener.original_ops();
         }
+        is_hooked
     }
 }
 
@@ -421,9 +422,11 @@ unsafe fn original_ops(sk: *mut sock) -> &'static bindings::inet_connection_sock
 ///
 /// For the kernel only; the arguments are those of its own functions.
 pub(crate) unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -> c_int {
-    let rcu = rcu::read_lock();
+    // SAFETY: its only caller, `tcp_rcv_state_process()`, has turned them off, whatever the context, and turns them on again after
+    // our return.
+    let bh = unsafe { BhDisabled::assume() };
     // SAFETY: the kernel calls our function for this socket.
-    let ops = match unsafe { listener_of(sk, &rcu) } {
+    let ops = match unsafe { listener_of(sk, &bh) } {
         Ok(listener) => {
             listener.take_over_defer_accept();
             listener.original_ops()
@@ -454,9 +457,6 @@ pub(crate) type SynRecvSock = unsafe extern "C" fn(
     Option<unsafe extern "C" fn(*mut sock, *const sock)>,
 ) -> *mut sock;
 
-/// Ours, to tell it from the kernel's.
-pub(crate) const OURS: SynRecvSock = syn_recv_sock;
-
 /// Stands for `tcp_v4_syn_recv_sock()` and `tcp_v6_syn_recv_sock()` of a filtered listener.
 ///
 /// NULL makes `tcp_check_req()` mark the request acked and drop the segment, unless `tcp_abort_on_overflow` is set.
@@ -464,7 +464,7 @@ pub(crate) const OURS: SynRecvSock = syn_recv_sock;
 /// # Safety
 ///
 /// For the kernel only; the arguments are those of its own functions.
-pub(crate) unsafe extern "C" fn syn_recv_sock(
+pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
     sk: *const sock,
     skb: *mut sk_buff,
     req: *mut request_sock,
@@ -473,19 +473,32 @@ pub(crate) unsafe extern "C" fn syn_recv_sock(
     own_req: *mut bool,
     opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
 ) -> *mut sock {
-    // They are off, but where a cookie comes from the backlog of a listener that was being made (`__release_sock()`).
-    with_bh_off(|bh| {
+    let ack = Ack {
+        sk,
+        skb,
+        req,
+        dst,
+        req_unhash,
+        own_req,
+        opt_child_init,
+    };
+    match NonNull::new(req_unhash) {
+        Some(request) => {
+            // SAFETY: they are off: a request that was looked up comes from `tcp_v4_rcv()` or `tcp_v6_rcv()`, which are called so.
+            let bh = unsafe { BhDisabled::assume() };
+            // SAFETY: the arguments are passed on. The kernel holds a reference to the request, which has a listener, as it is in
+            // the table.
+            unsafe { on_ack::<F>(&bh, ack, &Request::from_raw(request)) }
+        }
+        // They are off, but where the cookie comes from the backlog of a listener that was being made (`__release_sock()`).
         // SAFETY: the arguments are passed on.
-        unsafe { on_ack(bh, sk, skb, req, dst, req_unhash, own_req, opt_child_init) }
-    })
+        None => with_bh_off(|bh| unsafe { on_ack_without_request::<F>(bh, ack) }),
+    }
 }
 
-/// # Safety
-///
-/// As for [`syn_recv_sock`].
-#[allow(clippy::too_many_arguments, reason = "those of the kernel's function")]
-unsafe fn on_ack(
-    bh: &BhDisabled<'_>,
+/// What `icsk_af_ops->syn_recv_sock` is called with.
+#[derive(Clone, Copy)]
+struct Ack {
     sk: *const sock,
     skb: *mut sk_buff,
     req: *mut request_sock,
@@ -493,129 +506,211 @@ unsafe fn on_ack(
     req_unhash: *mut request_sock,
     own_req: *mut bool,
     opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
-) -> *mut sock {
-    // SAFETY: the kernel calls our function for this socket.
-    let listener = match unsafe { listener_of(sk, bh) } {
-        Ok(listener) => listener,
-        Err(ops) => {
-            return match ops.syn_recv_sock.filter(|&f| !ptr::fn_addr_eq(f, OURS)) {
-                // SAFETY: the arguments are passed on.
-                Some(original) => unsafe {
-                    original(sk, skb, req, dst, req_unhash, own_req, opt_child_init)
-                },
-                None => {
-                    // SAFETY: whoever makes no child must put the route, which may be NULL.
-                    unsafe { bindings::dst_release(dst) };
-                    ptr::null_mut()
-                }
-            };
+}
+
+impl Ack {
+    /// Has `function` make a connection.
+    ///
+    /// # Safety
+    ///
+    /// For the kernel's own functions only; the arguments are the kernel's, and are passed on once.
+    #[inline]
+    unsafe fn give_to(self, function: SynRecvSock) -> *mut sock {
+        // SAFETY: by the contract of this function.
+        unsafe {
+            function(
+                self.sk,
+                self.skb,
+                self.req,
+                self.dst,
+                self.req_unhash,
+                self.own_req,
+                self.opt_child_init,
+            )
         }
-    };
-    let original = || {
+    }
+
+    /// Has the kernel's own function make a connection.
+    ///
+    /// # Safety
+    ///
+    /// `listener` is that of the arguments, which are the kernel's, and are passed on once.
+    #[inline]
+    unsafe fn give_to_kernel(self, listener: ArcBorrow<'_, Listener>) -> *mut sock {
         let Some(original) = listener.original_ops().syn_recv_sock else {
             return ptr::null_mut();
         };
-        // SAFETY: the arguments are passed on.
-        let child = unsafe { original(sk, skb, req, dst, req_unhash, own_req, opt_child_init) };
+        // SAFETY: by the contract of this function.
+        let child = unsafe { self.give_to(original) };
         if !child.is_null() {
             // A child that was copied while the filter was being attached.
             // SAFETY: a new child is locked.
             unsafe { disown(child, &listener) };
         }
         child
-    };
+    }
 
-    // SAFETY: the kernel has checked the segment for this request.
-    let segment = unsafe { Segment::from_raw(skb) };
-    let Some(request) = NonNull::new(req_unhash) else {
-        // No request is in the table; one made from a cookie has no listener.
-        let cause = if segment.is_syn() {
-            Some(Bypass::FastOpen)
-        } else {
-            // SAFETY: the kernel has just made the request, for this segment.
-            let client_isn = unsafe { request::client_isn(req) };
-            let verdict = listener.verdict(segment.kind(client_isn));
-            match policy::on_segment(verdict, || Phase::Exempt(Bypass::Syncookie)) {
-                Action::Bypass(cause) => Some(cause),
-                _ => None,
-            }
-        };
-        let child = original();
-        if let (false, Some(cause)) = (child.is_null(), cause) {
-            listener.bypassed(bh, cause);
+    /// Has the `ops` make a connection that the socket has now: its listener was destroyed while the kernel called `ours`.
+    ///
+    /// # Safety
+    ///
+    /// The arguments are the kernel's, and are passed on once.
+    #[inline]
+    unsafe fn give_to_whom_it_concerns(
+        self,
+        ops: &bindings::inet_connection_sock_af_ops,
+        ours: SynRecvSock,
+    ) -> *mut sock {
+        match ops.syn_recv_sock {
+            // SAFETY: by the contract of this function; and it is not ours.
+            Some(original) if !ptr::fn_addr_eq(original, ours) => unsafe { self.give_to(original) },
+            // SAFETY: by the contract of this function.
+            _ => unsafe { self.swallow() },
         }
-        return child;
+    }
+
+    /// Makes no connection.
+    ///
+    /// # Safety
+    ///
+    /// The arguments are the kernel's, and are not passed on.
+    #[inline]
+    unsafe fn swallow(self) -> *mut sock {
+        if !self.dst.is_null() {
+            // SAFETY: whoever makes no child must put the route.
+            unsafe { bindings::dst_release(self.dst) };
+        }
+        ptr::null_mut()
+    }
+}
+
+/// Deals with an ACK of `request`, which is in the table, or was a moment ago.
+///
+/// # Safety
+///
+/// As for [`syn_recv_sock`], to which `ack` was given.
+#[inline(always)]
+unsafe fn on_ack<F: Filter>(bh: &BhDisabled<'_>, ack: Ack, request: &Request<'_>) -> *mut sock {
+    // SAFETY: the kernel calls our function for this socket.
+    let listener = match unsafe { listener_of(ack.sk, bh) } {
+        Ok(listener) => listener,
+        // SAFETY: as told by our caller.
+        Err(ops) => return unsafe { ack.give_to_whom_it_concerns(ops, syn_recv_sock::<F>) },
     };
-    // SAFETY: the kernel holds a reference to the request that it looked up, which has a listener.
-    let request = unsafe { Request::from_raw(request) };
+    // SAFETY: the kernel has checked the segment for this request.
+    let segment = unsafe { Segment::from_raw(ack.skb) };
 
     let home = || {
         // Its home: this listener, unless that has stopped and this one of its group is to take over.
-        if ptr::eq(sk, request.listener_sock()) {
+        if listener.is_home_of(request) {
             Some(listener)
         } else if request.wears_overlay() {
-            Listener::home_of(&request, bh)
+            Listener::home_of(request, bh)
         } else {
             None
         }
     };
     let phase = || {
-        // Read once, and first: where it is not acked now, nobody had begun to park it, and `park()` finds out who was faster.
-        let is_acked = request.is_acked();
-        let home = home();
-        let parked = home
-            .filter(|_| is_acked)
-            .and_then(|home| home.phase_of(bh, &request));
         // SAFETY: the listener is alive.
-        let exempt = unsafe { exemption(sk) };
-        match (parked, exempt) {
+        let exempt = unsafe { exemption(ack.sk) };
+        // Read once: where it is not acked now, nobody had begun to park it, and `park()` finds out who was faster.
+        if !request.is_acked() {
+            return match exempt {
+                Some(cause) => Phase::Exempt(cause),
+                None if !listener.is_home_of(request)
+                    || request.is_fast_open()
+                    || request.is_mptcp() =>
+                {
+                    Phase::Exempt(Bypass::Other)
+                }
+                None => Phase::Fresh,
+            };
+        }
+        match home().and_then(|home| home.phase_of(bh, request)) {
+            Some(phase) if exempt.is_none() => phase,
             // Nobody is held back any more; let go of who was.
-            (Some(_), Some(_)) => Phase::Due,
-            (Some(phase), None) => phase,
+            Some(_) => Phase::Due,
             // One that was acked before was parked, and given back because it could not be made a connection; or it could not
             // even be parked. It gets no second chance to be late, and has been counted.
-            (None, _) if is_acked => Phase::Due,
-            (None, Some(cause)) => Phase::Exempt(cause),
-            (None, None) if home.is_none() || request.is_fast_open() || request.is_mptcp() => {
-                Phase::Exempt(Bypass::Other)
-            }
-            (None, None) => Phase::Fresh,
+            None => Phase::Due,
         }
     };
 
     let kind = segment.kind(request.client_isn());
-    let action = policy::on_segment(listener.verdict(kind), phase);
-    let swallowed = match action {
-        Action::Admit | Action::Bypass(_) => false,
-        Action::Park => listener.park(bh, &request, &segment),
+    let bypass = match policy::on_segment(F::verdict(kind), phase) {
+        Action::Admit => None,
+        Action::Bypass(cause) => Some(cause),
+        Action::Park => {
+            if listener.park(bh, request, &segment) {
+                // SAFETY: as told by our caller.
+                return unsafe { ack.swallow() };
+            }
+            None
+        }
         Action::Hold => {
             if let Some(home) = home() {
-                home.hold(bh, &request, &segment);
+                home.hold(bh, request, &segment);
             }
-            true
+            // SAFETY: as told by our caller.
+            return unsafe { ack.swallow() };
         }
     };
-    if swallowed {
-        // SAFETY: whoever makes no child must put the route, which may be NULL.
-        unsafe { bindings::dst_release(dst) };
-        return ptr::null_mut();
-    }
 
-    let child = original();
+    // SAFETY: as told by our caller.
+    let child = unsafe { ack.give_to_kernel(listener) };
     // SAFETY: the kernel's own function wrote it if it made a child.
-    if !child.is_null() && unsafe { *own_req } {
+    if !child.is_null() && unsafe { *ack.own_req } {
         // It is out of the table; another CPU may have begun to park it before, and then it is acked. The barrier pairs with
         // that in `Listener::enter()`. A connection that never waited takes no lock of ours.
         smp_mb(Full);
         if request.is_acked() || request.wears_overlay() {
-            if let Some(home) = Listener::home_of(&request, bh) {
+            let home = if listener.is_home_of(request) {
+                Some(listener)
+            } else {
+                Listener::home_of(request, bh)
+            };
+            if let Some(home) = home {
                 // SAFETY: we own the request, and have made the connection.
-                unsafe { home.settle(bh, &request, kind) };
+                unsafe { home.settle(bh, request, kind) };
             }
         }
-        if let Action::Bypass(cause) = action {
+        if let Some(cause) = bypass {
             listener.bypassed(bh, cause);
         }
+    }
+    child
+}
+
+/// The same where no request is in the table: it was made from a cookie, or for Fast Open, and has no listener.
+///
+/// # Safety
+///
+/// As for [`syn_recv_sock`], to which `ack` was given.
+#[cold]
+unsafe fn on_ack_without_request<F: Filter>(bh: &BhDisabled<'_>, ack: Ack) -> *mut sock {
+    // SAFETY: the kernel calls our function for this socket.
+    let listener = match unsafe { listener_of(ack.sk, bh) } {
+        Ok(listener) => listener,
+        // SAFETY: as told by our caller.
+        Err(ops) => return unsafe { ack.give_to_whom_it_concerns(ops, syn_recv_sock::<F>) },
+    };
+    // SAFETY: the kernel has checked the segment, for the request that it has just made.
+    let segment = unsafe { Segment::from_raw(ack.skb) };
+    let cause = if segment.is_syn() {
+        Some(Bypass::FastOpen)
+    } else {
+        // SAFETY: the kernel has just made the request, for this segment.
+        let client_isn = unsafe { request::client_isn(ack.req) };
+        let verdict = F::verdict(segment.kind(client_isn));
+        match policy::on_segment(verdict, || Phase::Exempt(Bypass::Syncookie)) {
+            Action::Bypass(cause) => Some(cause),
+            _ => None,
+        }
+    };
+    // SAFETY: as told by our caller.
+    let child = unsafe { ack.give_to_kernel(listener) };
+    if let (false, Some(cause)) = (child.is_null(), cause) {
+        listener.bypassed(bh, cause);
     }
     child
 }

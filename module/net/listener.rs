@@ -26,7 +26,10 @@
 //! [`Listener::close`] undresses every parked request; then nothing points here, except readers under RCU and the timer,
 //! which is stopped after them.
 
-use core::ptr::{self, NonNull};
+use core::{
+    num::NonZeroU8,
+    ptr::{self, NonNull},
+};
 
 use kernel::{
     impl_has_hr_timer,
@@ -34,6 +37,7 @@ use kernel::{
     prelude::*,
     sync::{
         barrier::{smp_mb, Full},
+        lock::{spinlock::SpinLockBackend, Guard},
         rcu, Arc, ArcBorrow, UniqueArc,
     },
     time::{
@@ -47,7 +51,6 @@ use kernel::{
 
 use crate::policy::{
     self, Admission, Alarm, Bypass, End, Expiry, Nanos, OnTimeout, Phase, Stats, Terms, Timeout,
-    Verdict,
 };
 
 use super::{
@@ -85,7 +88,9 @@ struct State {
     queue: List<Parked>,
     stats: Stats,
     terms: Terms,
-    /// So many of the parked requests do not count against the SYN backlog.
+    /// So many of the parked requests keep their place in the SYN backlog, at most.
+    places: u32,
+    /// So many of them do not count against it.
     discount: u32,
     /// So many of them are due, and in somebody's hands.
     due: u64,
@@ -110,10 +115,13 @@ impl State {
     /// The one that has waited longest.
     fn oldest(&self) -> Option<ArcBorrow<'_, Parked>> {
         // As many are due as CPUs are at it, at most.
-        self.queue.iter().find(|parked| parked.due().is_none())
+        self.queue
+            .iter()
+            .find(|parked| parked.standing().due().is_none())
     }
 
     /// One for the request that `facts` are of.
+    #[inline(always)]
     fn take_parked(&mut self, facts: Facts) -> Result<ListArc<Parked>, Bypass> {
         match self.spare.pop() {
             Some(spare) => Ok(Parked::renew(spare, facts)),
@@ -122,6 +130,7 @@ impl State {
     }
 
     /// Keeps what a request that is gone has left, unless somebody still looks at it, or enough is kept.
+    #[inline]
     fn keep_parked(&mut self, parked: Arc<Parked>) {
         if self.closed || self.spare.len() == self.spare.capacity() {
             return;
@@ -134,7 +143,7 @@ impl State {
 
     /// Marks a parked request as one whose time is up, or one that waits on.
     fn set_due(&mut self, parked: &Parked, due: Option<(Expiry, OnTimeout)>) {
-        self.due -= u64::from(parked.due().is_some());
+        self.due -= u64::from(parked.standing().due().is_some());
         self.due += u64::from(due.is_some());
         parked.set_due(due);
     }
@@ -179,15 +188,15 @@ pub(crate) struct Listener {
     #[pin]
     rcu: RcuHead,
     sock: NonNull<bindings::sock>,
-    verdict: fn(policy::Segment) -> Verdict,
+    netns: NonNull<bindings::accf_net>,
     defaults: Defaults,
     ops: bindings::inet_connection_sock_af_ops,
     original_ops: &'static bindings::inet_connection_sock_af_ops,
 }
 
 // SAFETY:
-// * `sock` is followed only while the listener is not closed, or by who has one of its requests, which holds a reference to
-//   it: see the comments there;
+// * `sock`, and `netns` of its namespace, are followed only while the listener is not closed, or by who has one of its
+//   requests, which holds a reference to it: see the comments there;
 // * the operations are constant.
 unsafe impl Send for Listener {}
 // SAFETY: as above; the state is behind its lock.
@@ -232,18 +241,20 @@ impl Listener {
     /// `sock` must stay in memory until [`Self::close`] has returned.
     pub(crate) unsafe fn new(
         sock: NonNull<bindings::sock>,
-        verdict: fn(policy::Segment) -> Verdict,
         defaults: Defaults,
         ops: bindings::inet_connection_sock_af_ops,
         original_ops: &'static bindings::inet_connection_sock_af_ops,
     ) -> Result<Arc<Self>> {
         let spare = KVec::with_capacity(SPARE, GFP_KERNEL)?;
+        // SAFETY: the socket is in memory by the contract of this function, and with it its namespace.
+        let netns = NonNull::new(unsafe { bindings::accf_netns(sock.as_ptr()) }).ok_or(EINVAL)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 state <- BhSpinLock::new(State {
                     queue: List::new(),
                     stats: Stats::default(),
                     terms: defaults.terms,
+                    places: 0,
                     discount: 0,
                     due: 0,
                     armed: false,
@@ -255,7 +266,7 @@ impl Listener {
                 timer <- HrTimer::new(),
                 rcu <- RcuHead::new(),
                 sock: sock,
-                verdict: verdict,
+                netns: netns,
                 defaults: defaults,
                 ops: ops,
                 original_ops: original_ops,
@@ -311,7 +322,7 @@ impl Listener {
     }
 
     /// Is this the listener that `request` was made for? Only its lock guards the request.
-    fn is_home_of(&self, request: &Request<'_>) -> bool {
+    pub(crate) fn is_home_of(&self, request: &Request<'_>) -> bool {
         ptr::eq(request.listener_sock(), self.sock.as_ptr())
     }
 
@@ -327,12 +338,7 @@ impl Listener {
             return None;
         }
         // SAFETY: it is parked, and this, its home, is locked.
-        Some(unsafe { request.parked() }.phase())
-    }
-
-    /// What the filter makes of a segment.
-    pub(crate) fn verdict(&self, segment: policy::Segment) -> Verdict {
-        (self.verdict)(segment)
+        Some(unsafe { request.parked() }.standing().phase())
     }
 
     /// Parks `request`, whose bare ACK `segment` is; if another CPU was faster, remembers the segment.
@@ -354,8 +360,8 @@ impl Listener {
             unsafe { request.parked() }.remember(request, segment);
             return true;
         }
-        let evicted = match self.enter(&mut state, request, facts) {
-            Ok(evicted) => evicted,
+        let is_one_too_many = match self.enter(&mut state, request, facts) {
+            Ok(is_one_too_many) => is_one_too_many,
             Err(cause) => {
                 state.stats.bypass(cause);
                 return false;
@@ -364,29 +370,52 @@ impl Listener {
         if !state.armed {
             self.schedule(&mut state, now);
         }
-        drop(state);
-
-        if let Some(due) = evicted {
-            // Here and now, and not from the timer, so that who comes pays for who goes, on every CPU. If it is accepted,
-            // TCP's handler is called again from within itself: once, as an ACK of ours is never parked.
-            self.expire(&due, bh, &rcu::read_lock());
+        if is_one_too_many {
+            self.make_room_for(request, bh, state);
         }
         true
     }
 
-    /// Makes `request` a parked one, at the end of the queue. Returns the oldest if that has to make room for it.
+    /// Has the oldest make room for `newcomer`, which has just been parked.
+    ///
+    /// Here and now, and not from the timer, so that who comes pays for who goes, on every CPU. If it is accepted, TCP's
+    /// handler is called again from within itself: once, as an ACK of ours is never parked.
+    #[inline(never)]
+    fn make_room_for(
+        self: ArcBorrow<'_, Self>,
+        newcomer: &Request<'_>,
+        bh: &BhDisabled<'_>,
+        mut state: Guard<'_, State, SpinLockBackend>,
+    ) {
+        let Some(due) = self.take_due(&mut state, Expiry::Eviction) else {
+            return;
+        };
+        if ptr::eq(due.request.as_request().as_ptr(), newcomer.as_ptr()) {
+            // All others were dying, and have left meanwhile: there is room.
+            state.set_due(&due.parked, None);
+            drop(state);
+        } else {
+            drop(state);
+            self.expire(&due, bh, &rcu::read_lock());
+        }
+    }
+
+    /// Makes `request` a parked one, at the end of the queue. Returns whether the oldest has to make room for it.
+    #[inline(always)]
     fn enter(
         &self,
         state: &mut State,
         request: &Request<'_>,
         facts: Facts,
-    ) -> Result<Option<Due>, Bypass> {
+    ) -> Result<bool, Bypass> {
+        if !state.open || state.closed || !self.is_home_of(request) {
+            return Err(Bypass::Other);
+        }
         let sock = self.sock.as_ptr();
         // The socket may have lost our operations (`hooks::clone()`). Who makes connections without us since then has seen
         // that, and looks here, under the lock, before it goes on.
         // SAFETY: the listener is alive, as one of its requests is.
-        let is_hooked = unsafe { hooks::is_hooked(sock, self) };
-        if !state.open || state.closed || !is_hooked || !self.is_home_of(request) {
+        if !unsafe { hooks::is_hooked(sock, self) } {
             return Err(Bypass::Other);
         }
         // A CPU that makes the connection takes the request out of the table first, and then asks whether it is acked. With a
@@ -397,45 +426,41 @@ impl Listener {
         if !request.is_hashed() {
             return Err(Bypass::Other);
         }
-        // Once more: for a listener with a key the kernel writes the byte that has the mark, and may have written it back.
-        // Whoever does so from now on has read it with the mark.
+        // Once more (`hooks::exemption()`): for a listener with a key the kernel writes the byte that has the mark, and may have
+        // written it back. Whoever does so from now on has read it with the mark.
         // SAFETY: as above.
-        if let Some(cause) = unsafe { hooks::exemption(sock) } {
-            return Err(cause);
+        if unsafe { bindings::accf_is_signed(sock) } {
+            return Err(Bypass::Signed);
         }
         // SAFETY: it is not parked, and no copy: it is in the table.
         let overlay = unsafe { Overlay::for_parking(request) }.ok_or(Bypass::Other)?;
 
         // SAFETY: as above, and with it its namespace.
-        let namespace_full =
-            unsafe { bindings::accf_netns_charge(sock, self.defaults.namespace_limit) };
-        let admission = policy::on_park(
-            &state.terms,
-            state.waiting(),
-            namespace_full,
-            self.accept_queue_is_full(),
-        );
+        let namespace_full = unsafe {
+            bindings::accf_netns_charge(self.netns.as_ptr(), self.defaults.namespace_limit)
+        };
+        let admission = policy::on_park(&state.terms, state.waiting(), namespace_full, || {
+            self.accept_queue_is_full()
+        });
         let parked = match admission {
             Admission::Refuse(cause) => Err(cause),
             Admission::Park | Admission::ParkAndEvict => state.take_parked(facts),
         };
         // The last thing that may fail, and the first that changes more than the mark.
-        let parked = parked.and_then(|parked| {
-            if request.put_timer_off() {
-                Ok(parked)
-            } else {
-                state.keep_parked(parked.into_arc());
-                Err(Bypass::Other)
+        let parked = match parked {
+            Ok(parked) if request.put_timer_off() => parked,
+            refused => {
+                // SAFETY: as above.
+                unsafe { bindings::accf_netns_uncharge(self.netns.as_ptr()) };
+                return Err(match refused {
+                    Ok(parked) => {
+                        state.keep_parked(parked.into_arc());
+                        Bypass::Other
+                    }
+                    Err(cause) => cause,
+                });
             }
-        });
-        let parked = parked.inspect_err(|_| {
-            // SAFETY: as above.
-            unsafe { bindings::accf_netns_uncharge(sock) };
-        })?;
-        let evicted = (admission == Admission::ParkAndEvict)
-            .then(|| self.take_due(state, Expiry::Eviction))
-            .flatten();
-
+        };
         // Its own timer is far away, so nobody else counts its timeouts.
         if request.is_young() {
             parked.set_young(true);
@@ -446,13 +471,18 @@ impl Listener {
         unsafe { request.dress(overlay, parked.clone_arc()) };
         state.queue.push_back(parked);
         state.stats.park();
+        // SAFETY: as above.
+        let backlog = unsafe { bindings::accf_max_ack_backlog(sock) };
+        // SAFETY: a number that is always there.
+        state.places = policy::places(backlog, unsafe { bindings::accf_num_online_cpus() });
         self.balance(state);
-        Ok(evicted)
+        Ok(admission == Admission::ParkAndEvict)
     }
 
     /// Settles the accounts of `parked`, unless it has left the queue before.
     ///
     /// When the kernel is still to count its request off, this comes before that; else, right after.
+    #[inline]
     fn leave(&self, state: &mut State, parked: &Parked, end: End, now: Nanos) {
         // SAFETY: it was never in any list but this.
         if unsafe { state.queue.remove(parked) }.is_some() {
@@ -463,37 +493,31 @@ impl Listener {
     }
 
     /// Settles the accounts of `parked`, which has just left the queue, but for the SYN backlog.
+    #[inline(always)]
     fn settle_accounts(&self, state: &mut State, parked: &Parked, end: End, waited: Nanos) {
-        let sock = self.sock.as_ptr();
-        // SAFETY: the listener is alive: the caller is closing it or has one of its requests.
-        unsafe {
-            bindings::accf_netns_uncharge(sock);
-            if parked.is_young() {
-                bindings::accf_young_add(sock, 1);
-            }
+        // SAFETY: the listener is alive, and with it its namespace: the caller is closing it or has one of its requests.
+        unsafe { bindings::accf_netns_uncharge(self.netns.as_ptr()) };
+        let standing = parked.standing();
+        if standing.is_young() {
+            // SAFETY: as above.
+            unsafe { bindings::accf_young_add(self.sock.as_ptr(), 1) };
         }
-        if parked.due().is_some() {
+        if standing.due().is_some() {
             state.due -= 1;
         }
         state.stats.end(end, waited);
     }
 
     /// Takes as many of the parked requests off the listener's SYN backlog as should be.
+    #[inline]
     fn balance(&self, state: &mut State) {
-        let sock = self.sock.as_ptr();
-        // SAFETY: the listener is alive: the caller is closing it or has one of its requests.
-        unsafe {
-            let discount = policy::discount(
-                state.stats.parked,
-                bindings::accf_max_ack_backlog(sock),
-                bindings::accf_num_online_cpus(),
-            );
-            if discount != state.discount {
-                // The difference of two numbers of requests that are in memory.
-                let more = state.discount.wrapping_sub(discount) as i32;
-                bindings::accf_qlen_add(sock, more);
-                state.discount = discount;
-            }
+        let discount = policy::discount(state.stats.parked, state.places);
+        if discount != state.discount {
+            // The difference of two numbers of requests that are in memory.
+            let more = state.discount.wrapping_sub(discount) as i32;
+            state.discount = discount;
+            // SAFETY: the listener is alive: the caller is closing it or has one of its requests.
+            unsafe { bindings::accf_qlen_add(self.sock.as_ptr(), more) };
         }
     }
 
@@ -507,6 +531,7 @@ impl Listener {
     }
 
     /// Counts a connection that was made although the filter would have held it back.
+    #[inline(never)]
     pub(crate) fn bypassed(&self, bh: &BhDisabled<'_>, cause: Bypass) {
         self.state.lock(bh).stats.bypass(cause);
     }
@@ -523,7 +548,7 @@ impl Listener {
             state.stats.synack_suppressed += 1;
             // SAFETY: it is parked, and this, its home, is locked.
             let parked = unsafe { request.parked() };
-            if parked.is_young() {
+            if parked.standing().is_young() {
                 // The handler is about to count it off.
                 parked.set_young(false);
                 // SAFETY: the listener is alive, as one of its requests is.
@@ -554,12 +579,8 @@ impl Listener {
         // SAFETY: it is parked, this, its home, is locked, and the caller holds a reference to it.
         let parked = unsafe { request.undress() };
         let now = now();
-        self.leave(
-            &mut state,
-            &parked,
-            End::of_accepted(segment, parked.due()),
-            now,
-        );
+        let end = End::of_accepted(segment, parked.standing().due());
+        self.leave(&mut state, &parked, end, now);
         if let Some(rtt_us) = parked.rtt_us() {
             // SAFETY: by the contract of this function.
             unsafe { request.set_synack_rtt_us(rtt_us, now) };
@@ -651,16 +672,23 @@ impl Listener {
     }
 
     /// Makes what the application asked of `TCP_DEFER_ACCEPT` the timeout: the kernel would act on it before we see the ACK.
+    #[inline]
     pub(crate) fn take_over_defer_accept(self: ArcBorrow<'_, Self>) {
         // SAFETY: the socket is in memory: the caller was called for it.
         let retransmits = unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) };
-        if let Some(timeout) = Timeout::from_retransmits(retransmits) {
-            let bh = BhGuard::new();
-            let bh = bh.token();
-            let mut state = self.state.lock(&bh);
-            state.terms.timeout = timeout;
-            self.schedule(&mut state, now());
+        if let Some(retransmits) = NonZeroU8::new(retransmits) {
+            self.set_timeout(Timeout::from_retransmits(retransmits));
         }
+    }
+
+    /// Changes the timeout, at once and for the parked ones too.
+    #[cold]
+    fn set_timeout(self: ArcBorrow<'_, Self>, timeout: Timeout) {
+        let bh = BhGuard::new();
+        let bh = bh.token();
+        let mut state = self.state.lock(&bh);
+        state.terms.timeout = timeout;
+        self.schedule(&mut state, now());
     }
 
     /// A consistent picture of the counters.

@@ -58,17 +58,31 @@ impl Overlay {
     /// # Safety
     ///
     /// The request has the operations that the kernel gave it.
+    #[inline(always)]
     pub(crate) unsafe fn for_parking(request: &Request<'_>) -> Option<&'static Self> {
         let slot = Self::slot(request.family())?;
-        if slot.as_ref().is_none() {
-            // INVARIANT: by the contract of this function, and as no other kind of request gets here, these are `tcp_request_sock_ops`, `tcp6_request_sock_ops`,
-            // `tcp_request_sock_ipv4_ops` and `tcp_request_sock_ipv6_ops`, constants all.
-            slot.populate(Self::new(request.ops(), request.tcp_ops()));
-        }
-        slot.as_ref().filter(|overlay| {
+        let overlay = match slot.as_ref() {
+            Some(overlay) => Some(overlay),
+            // SAFETY: by the contract of this function.
+            None => unsafe { Self::make(slot, request) },
+        };
+        overlay.filter(|overlay| {
             ptr::eq(request.ops(), overlay.original)
                 && ptr::eq(request.tcp_ops(), overlay.original_tcp)
         })
+    }
+
+    /// Makes the first.
+    ///
+    /// # Safety
+    ///
+    /// The request has the operations that the kernel gave it.
+    #[cold]
+    unsafe fn make(slot: &'static SetOnce<Self>, request: &Request<'_>) -> Option<&'static Self> {
+        // INVARIANT: by the contract of this function, and as no other kind of request gets here, these are `tcp_request_sock_ops`,
+        // `tcp6_request_sock_ops`, `tcp_request_sock_ipv4_ops` and `tcp_request_sock_ipv6_ops`, constants all.
+        slot.populate(Self::new(request.ops(), request.tcp_ops()));
+        slot.as_ref()
     }
 
     fn new(

@@ -60,6 +60,46 @@ unsafe impl Send for Facts {}
 // SAFETY: as above; the other fields are constant, or atomic.
 unsafe impl Sync for Facts {}
 
+/// Where a parked request stands, all read at once.
+#[derive(Clone, Copy)]
+pub(crate) struct Standing(u32);
+
+impl Standing {
+    const TIMED_OUT: u32 = 1 << 17;
+    const EVICTED: u32 = 1 << 18;
+    const YOUNG: u32 = 1 << 19;
+    const LET_IN: u32 = 1 << 20;
+
+    /// One that is due, but not to be accepted, waits for that.
+    pub(crate) fn phase(self) -> Phase {
+        if self.has(Self::LET_IN) {
+            Phase::Due
+        } else {
+            Phase::Parked
+        }
+    }
+
+    /// Why its time is up, if it is.
+    pub(crate) fn due(self) -> Option<Expiry> {
+        if self.has(Self::TIMED_OUT) {
+            Some(Expiry::Timeout)
+        } else if self.has(Self::EVICTED) {
+            Some(Expiry::Eviction)
+        } else {
+            None
+        }
+    }
+
+    /// Was the request taken off the listener's count of young ones?
+    pub(crate) fn is_young(self) -> bool {
+        self.has(Self::YOUNG)
+    }
+
+    fn has(self, flag: u32) -> bool {
+        self.0 & flag != 0
+    }
+}
+
 impl_list_arc_safe! {
     impl ListArcSafe<0> for Parked { untracked; }
 }
@@ -70,10 +110,6 @@ impl_list_item! {
 impl Parked {
     const WINDOW: u32 = 0xffff;
     const HAS_TSVAL: u32 = 1 << 16;
-    const TIMED_OUT: u32 = 1 << 17;
-    const EVICTED: u32 = 1 << 18;
-    const YOUNG: u32 = 1 << 19;
-    const LET_IN: u32 = 1 << 20;
     const REFUSED: u32 = 1 << 21;
 
     /// A new one, from memory that may be had without sleeping.
@@ -148,32 +184,17 @@ impl Parked {
             .then(|| self.facts.tsval.load(Relaxed))
     }
 
-    /// Where the request stands. One that is due, but not to be accepted, waits for that.
-    pub(crate) fn phase(&self) -> Phase {
-        if self.has(Self::LET_IN) {
-            Phase::Due
-        } else {
-            Phase::Parked
-        }
-    }
-
-    /// Why its time is up, if it is.
-    pub(crate) fn due(&self) -> Option<Expiry> {
-        if self.has(Self::TIMED_OUT) {
-            Some(Expiry::Timeout)
-        } else if self.has(Self::EVICTED) {
-            Some(Expiry::Eviction)
-        } else {
-            None
-        }
+    /// Where the request stands.
+    pub(crate) fn standing(&self) -> Standing {
+        Standing(self.facts.state.load(Relaxed))
     }
 
     /// Its time is up, and what becomes of it; or it is to wait on.
     pub(crate) fn set_due(&self, due: Option<(Expiry, OnTimeout)>) {
         let (expiry, on_timeout) = due.unzip();
-        self.set(Self::TIMED_OUT, expiry == Some(Expiry::Timeout));
-        self.set(Self::EVICTED, expiry == Some(Expiry::Eviction));
-        self.set(Self::LET_IN, on_timeout == Some(OnTimeout::Accept));
+        self.set(Standing::TIMED_OUT, expiry == Some(Expiry::Timeout));
+        self.set(Standing::EVICTED, expiry == Some(Expiry::Eviction));
+        self.set(Standing::LET_IN, on_timeout == Some(OnTimeout::Accept));
     }
 
     /// It should have been accepted, and was refused. Was it so before?
@@ -183,20 +204,17 @@ impl Parked {
         before
     }
 
-    /// Was the request taken off the listener's count of young ones?
-    pub(crate) fn is_young(&self) -> bool {
-        self.has(Self::YOUNG)
-    }
-
-    /// The request was taken off that count, or put back on it.
+    /// The request was taken off the listener's count of young ones, or put back on it.
+    #[inline]
     pub(crate) fn set_young(&self, young: bool) {
-        self.set(Self::YOUNG, young);
+        self.set(Standing::YOUNG, young);
     }
 
     fn has(&self, flag: u32) -> bool {
         self.facts.state.load(Relaxed) & flag != 0
     }
 
+    #[inline]
     fn set(&self, flag: u32, value: bool) {
         let state = self.facts.state.load(Relaxed) & !flag;
         self.facts

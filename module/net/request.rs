@@ -69,8 +69,11 @@ pub(crate) unsafe fn client_isn(req: *const bindings::request_sock) -> u32 {
 ///
 /// `ptr` points to a `struct tcp_request_sock` that is alive for `'a`: somebody holds a reference to it, or it is being
 /// destroyed by the caller. It has a listener (it is no syncookie's), to which it holds a reference.
+///
+/// `listener` is its `rsk_listener`, which is written before the request can be found, and not after.
 pub(crate) struct Request<'a> {
     ptr: NonNull<bindings::request_sock>,
+    listener: *mut bindings::sock,
     _request: PhantomData<&'a bindings::request_sock>,
 }
 
@@ -81,9 +84,12 @@ impl<'a> Request<'a> {
     ///
     /// `ptr` must meet the type's invariants for `'a`.
     pub(crate) unsafe fn from_raw(ptr: NonNull<bindings::request_sock>) -> Self {
+        // SAFETY: alive by the contract of this function.
+        let listener = unsafe { bindings::accf_req_listener(ptr.as_ptr()) };
         // INVARIANT: by the contract of this function.
         Self {
             ptr,
+            listener,
             _request: PhantomData,
         }
     }
@@ -130,8 +136,7 @@ impl<'a> Request<'a> {
 
     /// The listener it was made for. Lives as long as the request.
     pub(crate) fn listener_sock(&self) -> *mut bindings::sock {
-        // SAFETY: alive by the type invariants; written before the request could be found, and not after.
-        unsafe { bindings::accf_req_listener(self.as_ptr()) }
+        self.listener
     }
 
     /// IRS: the client's initial sequence number.
@@ -272,6 +277,7 @@ impl<'a> Request<'a> {
     /// Puts its own timer off for weeks, so that it does no harm while the request is parked.
     ///
     /// The timer stays pending, as whoever drops the request takes the timer's reference by deleting it.
+    #[inline]
     pub(crate) fn put_timer_off(&self) -> bool {
         self.move_timer(FAR_JIFFIES)
     }
@@ -313,7 +319,8 @@ impl<'a> Request<'a> {
 
     /// Is it parked? Tells for sure only under the lock of its home and in its destructor.
     pub(crate) fn is_parked(&self) -> bool {
-        ptr::eq(self.sk().cast(), self.as_ptr()) && self.wears_overlay()
+        // Nobody else ever makes it point to itself.
+        ptr::eq(self.sk().cast(), self.as_ptr())
     }
 
     /// Does it wear our operations? Then it is parked, or a copy of one that was: in any case its first listener has, or

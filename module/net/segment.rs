@@ -97,6 +97,7 @@ impl<'a> Segment<'a> {
     }
 
     /// TSval and TSecr, if the segment carries timestamps and `request` agreed on using them.
+    #[inline]
     pub(crate) fn timestamps(&self, request: &Request<'_>) -> Option<Timestamps> {
         if request.uses_timestamps() {
             wire::timestamps(self.options())

@@ -3,6 +3,8 @@
 //! Deadlines: computed from when a request was parked, never stored, so that the order of parking is the order of
 //! deadlines.
 
+use core::num::NonZeroU8;
+
 use super::{OnTimeout, Terms};
 
 /// A point on the monotonic clock, or a span of it, in nanoseconds.
@@ -45,16 +47,16 @@ impl Timeout {
     }
 
     /// The timeout that a number of SYN-ACK retransmissions means: what `getsockopt(TCP_DEFER_ACCEPT)` says in seconds
-    /// (`retrans_to_secs()`): 1, 3, 7, 15, 31, 63, 127, and from then on two minutes more each. 0 is no timeout at all.
-    pub fn from_retransmits(retransmits: u8) -> Option<Self> {
+    /// (`retrans_to_secs()`): 1, 3, 7, 15, 31, 63, 127, and from then on two minutes more each.
+    pub fn from_retransmits(retransmits: NonZeroU8) -> Self {
         const MAX: u32 = 120;
         let mut secs = 0;
         let mut pause = 1;
-        for _ in 0..retransmits {
+        for _ in 0..retransmits.get() {
             secs += pause;
             pause = (pause * 2).min(MAX);
         }
-        (retransmits != 0).then_some(Self::from_millis(secs * 1000))
+        Self::from_millis(secs * 1000)
     }
 
     /// The number of milliseconds that [`Self::from_millis`] makes this of.

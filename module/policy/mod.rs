@@ -13,7 +13,7 @@ mod request;
 mod stats;
 mod terms;
 
-pub use backlog::discount;
+pub use backlog::{discount, places};
 pub use deadline::{on_alarm, Alarm, Expiry, Nanos, Timeout};
 pub use filter::{Dataready, Filter, Verdict};
 pub use request::{on_segment, on_synack, Action, Phase, Segment, SynAck, Trigger};

@@ -100,12 +100,14 @@ pub struct Stats {
 
 impl Stats {
     /// Counts a connection that is parked.
+    #[inline]
     pub fn park(&mut self) {
         self.parked += 1;
         self.parked_total += 1;
     }
 
     /// Counts a connection that is not parked any more, having waited for so long.
+    #[inline]
     pub fn end(&mut self, end: End, waited: Nanos) {
         self.parked -= 1;
         self.ended[end as usize] += 1;

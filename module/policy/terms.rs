@@ -65,22 +65,23 @@ pub enum Admission {
 ///
 /// Clients are reset or dropped only for the sake of the listener's own bound, which its server asked for: not because
 /// somebody else's listener takes all the room.
+#[inline]
 pub fn on_park(
     terms: &Terms,
     parked: u64,
     namespace_full: bool,
-    accept_queue_full: bool,
+    accept_queue_full: impl Fn() -> bool,
 ) -> Admission {
     let accepts = terms.on_timeout == OnTimeout::Accept;
     if parked >= u64::from(terms.max_parked) {
-        if accepts && accept_queue_full {
+        if accepts && accept_queue_full() {
             Admission::Refuse(Bypass::AcceptQueueFull)
         } else {
             Admission::ParkAndEvict
         }
     } else if !namespace_full {
         Admission::Park
-    } else if accepts && !accept_queue_full && parked != 0 {
+    } else if accepts && parked != 0 && !accept_queue_full() {
         Admission::ParkAndEvict
     } else {
         Admission::Refuse(Bypass::NamespaceLimit)

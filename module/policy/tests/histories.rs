@@ -3,9 +3,10 @@
 //! Properties of whole histories of a listener, driven through the policy as `net/` drives it.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU8;
 
 use accf_policy::{
-    discount, on_alarm, on_park, on_segment, on_synack, Action, Admission, Alarm, Bypass,
+    discount, on_alarm, on_park, on_segment, on_synack, places, Action, Admission, Alarm, Bypass,
     Dataready, End, Expiry, Filter, Nanos, OnTimeout, Phase, Segment, Stats, SynAck, Terms,
     Timeout, Trigger, Verdict, WAIT_BUCKETS,
 };
@@ -124,7 +125,7 @@ impl Listener {
 
     fn park(&mut self, client: usize) {
         let waiting = self.stats.parked;
-        match on_park(&self.terms, waiting, self.namespace_full, self.is_full()) {
+        match on_park(&self.terms, waiting, self.namespace_full, || self.is_full()) {
             Admission::Refuse(cause) => {
                 self.stats.bypass(cause);
                 if !self.is_full() {
@@ -445,26 +446,26 @@ proptest! {
     /// count changes by no more than one.
     #[test]
     fn the_backlog_is_left_to_others(parked in 0..100_000_u64, backlog: u32, cpus in 1..9_000_u32) {
-        let off = discount(parked, backlog, cpus);
+        let off = discount(parked, places(backlog, cpus));
         let on = parked - u64::from(off);
         prop_assert!(on <= u64::from(cpus));
         prop_assert!(on <= u64::from(backlog / 8));
         prop_assert!(on == parked || on == u64::from(cpus.min(backlog / 8)));
-        prop_assert!(discount(parked + 1, backlog, cpus) - off <= 1);
+        prop_assert!(discount(parked + 1, places(backlog, cpus)) - off <= 1);
     }
 
     /// `TCP_DEFER_ACCEPT` is taken over as `getsockopt()` would tell it.
     #[test]
-    fn defer_accept_is_what_the_kernel_says(retransmits: u8) {
+    fn defer_accept_is_what_the_kernel_says(retransmits: NonZeroU8) {
         // As `retrans_to_secs()`, with its arguments.
-        let (mut timeout, mut period, mut left) = (1_u32, 1_u32, retransmits);
+        let (mut timeout, mut period, mut left) = (1_u32, 1_u32, retransmits.get());
         while left > 1 {
             timeout = (timeout * 2).min(120);
             period += timeout;
             left -= 1;
         }
-        let seconds = Timeout::from_retransmits(retransmits).map(|timeout| timeout.millis() / 1000);
-        prop_assert_eq!(seconds, (retransmits > 0).then_some(period));
+        let timeout = Timeout::from_retransmits(retransmits);
+        prop_assert_eq!(timeout.millis() / 1000, period);
     }
 
     /// What was asked for in milliseconds is told in milliseconds.
@@ -525,7 +526,7 @@ fn at_the_bound_the_oldest_goes_if_it_can() {
             max_parked: 3,
             on_timeout,
         };
-        on_park(&terms, parked, namespace_full, accept_queue_full)
+        on_park(&terms, parked, namespace_full, || accept_queue_full)
     };
     use Admission::{Park, ParkAndEvict, Refuse};
     use OnTimeout::{Accept, Reset};
