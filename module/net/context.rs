@@ -17,6 +17,9 @@ use kernel::{
 use super::bindings;
 
 /// Proof that bottom halves are off on this CPU for as long as it lives: in softirq, or under a [`BhGuard`].
+///
+/// On PREEMPT_RT, it is the softirqs of this task that are; other tasks may get in between. So it proves an RCU reader, and a
+/// context that TCP's functions may be called from, and excludes nobody: that is left to locks.
 pub(crate) struct BhDisabled<'a>(PhantomData<&'a ()>, NotThreadSafe);
 
 impl BhDisabled<'_> {

@@ -826,6 +826,9 @@ pub(crate) unsafe extern "C" fn send_ack(
 ///
 /// For the kernel only: the last reference to `req` is gone.
 pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
+    // Until the end, so that the module stays (`ulp.rs`) even if the kernel's destructor has to wait for a lock, which it may on
+    // PREEMPT_RT: RCU tasks does not wait for whoever does.
+    let _rcu = rcu::read_lock();
     let Some(req_ptr) = NonNull::new(req) else {
         return;
     };

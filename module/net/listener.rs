@@ -114,7 +114,7 @@ impl State {
 
     /// The one that has waited longest.
     fn oldest(&self) -> Option<ArcBorrow<'_, Parked>> {
-        // As many are due as CPUs are at it, at most.
+        // As many are due as CPUs are at it, at most (on PREEMPT_RT, as tasks are).
         self.queue
             .iter()
             .find(|parked| parked.standing().due().is_none())

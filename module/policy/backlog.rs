@@ -8,7 +8,7 @@
 /// nobody half open the count would be below zero in between, and the kernel compares it without a sign: the backlog
 /// would look full, and a client whose SYN comes at that moment would get a syncookie. So a few parked requests keep
 /// their place: one for each of `cpus`, as a CPU drops one after another, but at most an eighth of the backlog. With a
-/// backlog of less than eight it may happen.
+/// backlog of less than eight it may happen, and on PREEMPT_RT, where a task that drops one may be preempted by others.
 pub fn places(backlog: u32, cpus: u32) -> u32 {
     cpus.min(backlog / 8)
 }
