@@ -115,6 +115,11 @@ void accf_kunit_stop_timer(struct request_sock *req)
 	timer_delete_sync(&req->rsk_timer);
 }
 
+void accf_kunit_set_timer(struct request_sock *req, unsigned long ticks)
+{
+	mod_timer(&req->rsk_timer, jiffies + ticks);
+}
+
 void accf_kunit_time_out(struct request_sock *req, u8 timeouts)
 {
 	if (req->num_timeout == 0 && timeouts)

@@ -31,6 +31,7 @@ void accf_kunit_unhash(struct request_sock *req);
 void accf_kunit_kill(struct request_sock *req);
 unsigned int accf_kunit_references(const struct request_sock *req);
 void accf_kunit_stop_timer(struct request_sock *req);
+void accf_kunit_set_timer(struct request_sock *req, unsigned long ticks);
 void accf_kunit_time_out(struct request_sock *req, u8 timeouts);
 u8 accf_kunit_timeouts(const struct request_sock *req);
 long accf_kunit_timer_in(const struct request_sock *req);

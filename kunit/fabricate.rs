@@ -267,6 +267,12 @@ impl TestRequest {
         unsafe { bindings::accf_kunit_stop_timer(self.0.as_ptr()) }
     }
 
+    /// Has its timer fire in so many jiffies.
+    pub(crate) fn set_timer(&self, jiffies: i64) {
+        // SAFETY: the request is ours.
+        unsafe { bindings::accf_kunit_set_timer(self.0.as_ptr(), jiffies as usize) }
+    }
+
     /// Makes it look as if it had timed out so many times.
     pub(crate) fn time_out(&self, timeouts: u8) {
         // SAFETY: the request is ours.
@@ -322,7 +328,7 @@ impl TestRequest {
         let request = self.request();
         // SAFETY: its listener, if filtered, was filtered by `hooks::init()`.
         let home = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
-        Ok(home.park(&bh, &request, &segment))
+        Ok(home.park(&bh, request, segment))
     }
 
     /// Settles it, as its listener's hook does when data has made a connection of it.
@@ -333,7 +339,7 @@ impl TestRequest {
         // SAFETY: as in `park()`.
         let home = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
         // SAFETY: nobody else knows the request.
-        unsafe { home.settle(&bh, &request, crate::policy::Segment::Data) };
+        unsafe { home.settle(&bh, request, crate::policy::Segment::Data) };
         Ok(())
     }
 

@@ -8,10 +8,16 @@ use kernel::prelude::*;
 mod tests {
     use kernel::{prelude::*, sync::atomic::ordering::Relaxed};
 
+    /// A second, in jiffies.
+    const HZ: i64 = bindings::ACCF_HZ as i64;
+    /// What is further away than any timer that the kernel sets.
+    const FAR: i64 = 1 << 29;
+
     use crate::{
         fabricate::{
             register, TestListener, TestRequest, TestSegment, DEFAULTS, DESTROYED, SYNACKS,
         },
+        net::bindings,
         policy::{End, Phase, Segment, Terms, Timeout},
     };
 
@@ -40,13 +46,81 @@ mod tests {
         assert!(request.bare_ack(500)?);
         assert!(request.phase() == Some(Phase::Parked));
         assert!(!request.wears_originals());
-        assert!(request.timer_in() > 1 << 29);
         assert!(request.remembered_window() == Some(500));
         // The last one counts.
         assert!(request.bare_ack(600)?);
         assert!(request.remembered_window() == Some(600));
         request.settle()?;
         assert!(request.wears_originals());
+        drop(request);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn the_timer_is_put_off_once_it_is_worth_it() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let soon = TestRequest::new(&listener, 0)?;
+        let late = TestRequest::new(&listener, 1)?;
+        assert!(soon.park(1)? && late.park(1)?);
+        assert!(soon.timer_in() <= HZ && late.timer_in() <= HZ);
+        // Who sends meanwhile has lost nothing.
+        soon.settle()?;
+        assert!(soon.timer_in() <= HZ);
+        for _ in 0..60 {
+            if late.timer_in() > FAR {
+                break;
+            }
+            kernel::time::delay::fsleep(kernel::time::Delta::from_millis(10));
+        }
+        assert!(late.timer_in() > FAR);
+        assert!(late.phase() == Some(Phase::Parked));
+
+        // The next one comes to a listener whose timer is not set.
+        let next = TestRequest::new(&listener, 2)?;
+        assert!(next.park(1)?);
+        for _ in 0..60 {
+            if next.timer_in() > FAR {
+                break;
+            }
+            kernel::time::delay::fsleep(kernel::time::Delta::from_millis(10));
+        }
+        assert!(next.timer_in() > FAR);
+        let parked = listener.stats()?.parked;
+        late.settle()?;
+        next.settle()?;
+        assert!(parked == 2 && listener.stats()?.parked == 0);
+        drop((soon, late, next));
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn a_timer_that_is_about_to_fire_is_put_off_at_once() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let young = listener.young();
+
+        let request = TestRequest::new(&listener, 0)?;
+        request.set_timer(HZ / 2);
+        assert!(request.park(1)?);
+        assert!(request.timer_in() > FAR);
+        assert!(listener.young() == young);
+        request.settle()?;
+        assert!(listener.young() == young + 1);
+        drop(request);
+
+        // One that has fired before fires later each time, but the kernel counts.
+        let request = TestRequest::new(&listener, 1)?;
+        request.time_out(1);
+        assert!(request.park(1)?);
+        assert!(request.timer_in() > FAR);
+        assert!(listener.young() == young);
+        request.settle()?;
+        assert!(listener.young() == young);
         drop(request);
         drop(listener);
         drop(registration);

@@ -25,6 +25,13 @@ enum {
 	ACCF_AF_INET6 = AF_INET6,
 	ACCF_TCP_CLOSE = TCP_CLOSE,
 	ACCF_TCP_LISTEN = TCP_LISTEN,
+	ACCF_HZ = HZ,
+};
+
+/* Why the kernel must deal with all requests of a listener alone. */
+enum {
+	ACCF_ABORTS_ON_OVERFLOW = 1,
+	ACCF_IS_SIGNED = 2,
 };
 
 /* Both ends of a connection request, as they stand on the wire. */
@@ -62,7 +69,7 @@ bool accf_diag_has_room(const struct sk_buff *skb, size_t len);
 /* Listeners. */
 u8 accf_sk_state(const struct sock *sk);
 bool accf_sk_acceptq_is_full(const struct sock *sk);
-bool accf_abort_on_overflow(const struct sock *sk);
+u32 accf_exemption(const struct sock *sk);
 bool accf_is_mptcp_or_smc(const struct sock *sk);
 bool accf_is_signed(const struct sock *sk);
 u32 accf_max_ack_backlog(const struct sock *sk);
@@ -72,6 +79,7 @@ void accf_qlen_add(struct sock *sk, int n);
 int accf_young(const struct sock *sk);
 void accf_young_add(struct sock *sk, int n);
 u8 accf_take_defer_accept(struct sock *sk);
+u8 accf_synack_retries(const struct sock *sk);
 void accf_ulp_data_publish(struct sock *sk, void *data);
 void *accf_ulp_data_rcu(const struct sock *sk);
 
@@ -82,9 +90,10 @@ bool accf_req_is_hashed(struct request_sock *req);
 void accf_req_set_acked(struct request_sock *req);
 bool accf_req_is_acked(const struct request_sock *req);
 bool accf_timer_pending(const struct timer_list *timer);
+u32 accf_timer_left(const struct timer_list *timer);
 unsigned long accf_jiffies(void);
 u32 accf_rto_max(void);
-bool accf_synack_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr, u32 *rtt_us);
+u32 accf_echoed_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr);
 void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us);
 void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *ends);
 bool accf_req_may_migrate(const struct request_sock *req);
@@ -93,7 +102,6 @@ void accf_tsval_sent(struct request_sock *req);
 
 /* Segments. */
 const struct tcphdr *accf_tcp_hdr(const struct sk_buff *skb);
-u32 accf_skb_end_seq(const struct sk_buff *skb);
 struct sk_buff *accf_skb_received(const struct request_sock *req, const void *packet, u32 len,
 				  u32 network_len);
 bool accf_skb_route(const struct request_sock *req, struct sk_buff *skb);

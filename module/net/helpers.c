@@ -125,11 +125,6 @@ bool accf_sk_acceptq_is_full(const struct sock *sk)
 	return sk_acceptq_is_full(sk);
 }
 
-bool accf_abort_on_overflow(const struct sock *sk)
-{
-	return READ_ONCE(sock_net(sk)->ipv4.sysctl_tcp_abort_on_overflow);
-}
-
 /* Does the socket carry more than TCP (RFC 8684, RFC 7609)? */
 bool accf_is_mptcp_or_smc(const struct sock *sk)
 {
@@ -153,6 +148,13 @@ bool accf_is_signed(const struct sock *sk)
 	is_signed |= rcu_access_pointer(tcp_sk(sk)->ao_info) != NULL;
 #endif
 	return is_signed;
+}
+
+u32 accf_exemption(const struct sock *sk)
+{
+	if (READ_ONCE(sock_net(sk)->ipv4.sysctl_tcp_abort_on_overflow))
+		return ACCF_ABORTS_ON_OVERFLOW;
+	return accf_is_signed(sk) ? ACCF_IS_SIGNED : 0;
 }
 
 u32 accf_max_ack_backlog(const struct sock *sk)
@@ -190,7 +192,13 @@ u8 accf_take_defer_accept(struct sock *sk)
 {
 	u8 *defer = &inet_csk(sk)->icsk_accept_queue.rskq_defer_accept;
 
-	return READ_ONCE(*defer) ? xchg(defer, 0) : 0;
+	return xchg(defer, 0);
+}
+
+/* As reqsk_timer_handler() begins. */
+u8 accf_synack_retries(const struct sock *sk)
+{
+	return READ_ONCE(inet_csk(sk)->icsk_syn_retries) ?: READ_ONCE(sock_net(sk)->ipv4.sysctl_tcp_synack_retries);
 }
 
 void accf_ulp_data_publish(struct sock *sk, void *data)
@@ -238,6 +246,14 @@ bool accf_timer_pending(const struct timer_list *timer)
 	return timer_pending(timer);
 }
 
+/* In jiffies; 0 if it is not pending, or late. */
+u32 accf_timer_left(const struct timer_list *timer)
+{
+	long left = READ_ONCE(timer->expires) - jiffies;
+
+	return timer_pending(timer) && left > 0 ? min_t(long, left, U32_MAX) : 0;
+}
+
 unsigned long accf_jiffies(void)
 {
 	return jiffies;
@@ -248,31 +264,18 @@ u32 accf_rto_max(void)
 	return TCP_RTO_MAX;
 }
 
-/*
- * The round-trip time that the kernel would take if the handshake was completed at @now_us (tcp_clock_us()) by a segment
- * that echoes the timestamp @tsecr, or none, which is 0: from our first SYN-ACK (tcp_synack_rtt_meas()), and if that was
- * sent again, from the timestamp (tcp_ack_update_rtt()).
- */
-bool accf_synack_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr, u32 *rtt_us)
+/* The round-trip time of a segment that comes at @now_us (tcp_clock_us()) and echoes @tsecr, as in tcp_ack_update_rtt(). */
+u32 accf_echoed_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr)
 {
 	const struct tcp_request_sock *treq = tcp_rsk(req);
 	u64 rtt;
 
-	if (!READ_ONCE(req->num_retrans)) {
-		if (!treq->snt_synack)
-			return false;
-		rtt = max_t(s64, now_us - treq->snt_synack, 1);
-	} else {
-		if (!tsecr)
-			return false;
-		tsecr -= treq->ts_off;
-		if (treq->req_usec_ts)
-			rtt = (u32)now_us - tsecr;
-		else
-			rtt = (u64)max_t(u32, (u32)div_u64(now_us, USEC_PER_MSEC) - tsecr, 1) * (USEC_PER_SEC / TCP_TS_HZ);
-	}
-	*rtt_us = min_t(u64, rtt, U32_MAX);
-	return true;
+	tsecr -= treq->ts_off;
+	if (treq->req_usec_ts)
+		rtt = (u32)now_us - tsecr;
+	else
+		rtt = (u64)max_t(u32, (u32)div_u64(now_us, USEC_PER_MSEC) - tsecr, 1) * (USEC_PER_SEC / TCP_TS_HZ);
+	return min_t(u64, rtt, U32_MAX);
 }
 
 /* Makes tcp_synack_rtt_meas() take @rtt_us at @now_us. The child has its copy of what is overwritten here. */
@@ -347,11 +350,6 @@ void accf_tsval_sent(struct request_sock *req)
 const struct tcphdr *accf_tcp_hdr(const struct sk_buff *skb)
 {
 	return tcp_hdr(skb);
-}
-
-u32 accf_skb_end_seq(const struct sk_buff *skb)
-{
-	return TCP_SKB_CB(skb)->end_seq;
 }
 
 /*

@@ -22,7 +22,7 @@ use kernel::{
     ffi::{c_char, c_int, c_uint},
     prelude::*,
     sync::{
-        barrier::{smp_mb, Full, Read, Write},
+        barrier::{smp_mb, Full, Write},
         rcu, Arc, ArcBorrow,
     },
 };
@@ -93,18 +93,22 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
     let listener = unsafe { Listener::new(sk, defaults, ops, original) }?;
     listener.as_arc_borrow().take_over_defer_accept();
     let is_listening = state == bindings::ACCF_TCP_LISTEN;
-    // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and must find
-    // the data (pairs with the barrier there), and make children by copying the socket. Whoever copies our operations must
-    // copy the ULP too, or `clone()` is not called; so it is set before, to what the kernel sets it to after we return,
-    // and copies that began earlier are waited for.
+    // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and find the listener, made
+    // before the barrier, behind the operations; and they make children by copying the socket. Whoever copies our operations
+    // must copy the ULP too, or `clone()` is not called; so it is set before, to what the kernel sets it to after we return, and
+    // copies that began earlier are waited for.
     unsafe {
-        bindings::accf_ulp_data_publish(raw, Arc::into_raw(listener.clone()).cast_mut().cast());
+        let published = Arc::into_raw(listener.clone());
+        bindings::accf_ulp_data_publish(raw, published.cast_mut().cast());
         ptr::write_volatile(&raw mut (*csk(raw)).icsk_ulp_ops, registration.as_ptr());
         if is_listening {
             rcu::synchronize_rcu();
         }
         smp_mb(Write);
-        ptr::write_volatile(&raw mut (*csk(raw)).icsk_af_ops, listener.ops());
+        ptr::write_volatile(
+            &raw mut (*csk(raw)).icsk_af_ops,
+            Listener::ops_of(published),
+        );
     }
     if is_listening {
         // Another CPU may still be in the kernel's own function, making a connection that nobody will settle: of a request that
@@ -126,12 +130,8 @@ pub(crate) unsafe extern "C" fn clone(
     _priority: bindings::gfp_t,
 ) {
     with_bh_off(|bh| {
-        // SAFETY: the copy has the data of its listener, which under RCU is still there.
-        let Some(listener) = (unsafe { Listener::of(child, bh) }) else {
-            return;
-        };
         // SAFETY: nobody else sees the child.
-        if !unsafe { disown(child, &listener) } {
+        if !unsafe { disown(bh, child) } {
             // The kernel makes this connection without asking us: its listener has lost our operations, as sockets do that
             // connect to an IPv4-mapped address, and has listened again since. Nobody would settle the request, which is still
             // in the table.
@@ -181,16 +181,15 @@ pub(crate) unsafe fn is_hooked(sk: *mut sock, listener: &Listener) -> bool {
 ///
 /// # Safety
 ///
-/// `child` must be a socket that nobody else changes.
-unsafe fn disown(child: *mut sock, listener: &Listener) -> bool {
+/// `child` must be a TCP socket that nobody else changes.
+unsafe fn disown(rcu: &impl ReadSide, child: *mut sock) -> bool {
     // SAFETY: by the contract of this function. A v4-mapped child has operations of its own, which stay.
-    unsafe {
-        let is_hooked = is_hooked(child, listener);
-        if is_hooked {
-            (*csk(child)).icsk_af_ops = listener.original_ops();
-        }
-        is_hooked
-    }
+    let Ok(listener) = (unsafe { listener_of(child, rcu) }) else {
+        return false;
+    };
+    // SAFETY: as above.
+    unsafe { (*csk(child)).icsk_af_ops = listener.original_ops() };
+    true
 }
 
 /// Detaches from a listener that is destroyed.
@@ -221,27 +220,31 @@ pub(crate) unsafe extern "C" fn release(sk: *mut sock) {
     unsafe { defer_drop(listener) };
 }
 
-/// The filtered listener of a socket for which the kernel calls one of our `icsk_af_ops`; or the operations that it has
-/// instead, if it was destroyed while the kernel called us. They may still be ours, in a socket that is not a listener's any
-/// more: callers must not call themselves.
+/// The filtered listener whose operations `sk` has: that of a socket for which the kernel calls one of our `icsk_af_ops`, or whose
+/// copy it is. Where it has the kernel's (again), as the listener was destroyed while the kernel called us, those.
 ///
 /// # Safety
 ///
-/// `sk` must be the socket that the kernel calls for, and alive while the guard is held.
+/// `sk` must be a TCP socket that is alive while the guard is held.
+#[inline]
 unsafe fn listener_of<'a>(
     sk: *const sock,
-    rcu: &'a impl ReadSide,
+    _rcu: &'a impl ReadSide,
 ) -> Result<ArcBorrow<'a, Listener>, &'a bindings::inet_connection_sock_af_ops> {
-    // The kernel has read our `icsk_af_ops`; read the data after that. Pairs with the barriers in `attach()`,
-    // `release()`.
-    smp_mb(Read);
-    // SAFETY: the socket is alive, and our operations are only on sockets with our data.
-    unsafe { Listener::of(sk, rcu) }.ok_or_else(|| {
-        // Read the operations after the data: pairs with the barrier in `release()`.
-        smp_mb(Read);
-        // SAFETY: the socket is alive; its operations are valid under RCU.
-        unsafe { &*ptr::read_volatile(&raw const (*csk(sk.cast_mut())).icsk_af_ops) }
-    })
+    // SAFETY: the socket is alive. The read is a `READ_ONCE()`, and what is behind the pointer was written before it was published
+    // (`attach()`).
+    let ops = unsafe { ptr::read_volatile(&raw const (*csk(sk.cast_mut())).icsk_af_ops) };
+    // SAFETY: they are constants of the kernel, or part of a listener, which is dropped a grace period after `release()` has taken
+    // them out of the socket.
+    let conn_request_of_it = unsafe { (*ops).conn_request };
+    if conn_request_of_it.is_some_and(|it| ptr::fn_addr_eq(it, conn_request as ConnRequest)) {
+        // SAFETY: this function is only in operations that are part of a listener. It is alive, as above, and came from
+        // `Arc::into_raw()` (`attach()`).
+        Ok(unsafe { ArcBorrow::from_raw(Listener::from_ops(ops)) })
+    } else {
+        // SAFETY: as above.
+        Err(unsafe { &*ops })
+    }
 }
 
 /// Writes a listener's configuration and counters into an answer of inet_diag, inside `INET_DIAG_ULP_INFO`.
@@ -297,16 +300,10 @@ pub(crate) unsafe extern "C" fn setsockopt(
     // SAFETY: the kernel calls our function for this socket, whose file is held.
     match unsafe { original_ops(sk) }.setsockopt {
         // SAFETY: the arguments are passed on. The kernel's operations are constant.
-        Some(original) if !ptr::fn_addr_eq(original, setsockopt as SetSockOpt) => unsafe {
-            original(sk, level, optname, optval, optlen)
-        },
-        _ => ENOPROTOOPT.to_errno(),
+        Some(original) => unsafe { original(sk, level, optname, optval, optlen) },
+        None => ENOPROTOOPT.to_errno(),
     }
 }
-
-/// The type of `icsk_af_ops->setsockopt`.
-type SetSockOpt =
-    unsafe extern "C" fn(*mut sock, c_int, c_int, bindings::sockptr_t, c_uint) -> c_int;
 
 /// # Safety
 ///
@@ -357,15 +354,10 @@ pub(crate) unsafe extern "C" fn getsockopt(
     // SAFETY: the kernel calls our function for this socket, whose file is held.
     match unsafe { original_ops(sk) }.getsockopt {
         // SAFETY: the arguments are passed on. The kernel's operations are constant.
-        Some(original) if !ptr::fn_addr_eq(original, getsockopt as GetSockOpt) => unsafe {
-            original(sk, level, optname, optval, optlen)
-        },
-        _ => ENOPROTOOPT.to_errno(),
+        Some(original) => unsafe { original(sk, level, optname, optval, optlen) },
+        None => ENOPROTOOPT.to_errno(),
     }
 }
-
-/// The type of `icsk_af_ops->getsockopt`.
-type GetSockOpt = unsafe extern "C" fn(*mut sock, c_int, c_int, *mut c_char, *mut c_int) -> c_int;
 
 /// # Safety
 ///
@@ -407,8 +399,7 @@ unsafe fn original_ops(sk: *mut sock) -> &'static bindings::inet_connection_sock
     // SAFETY: by the contract of this function.
     match unsafe { listener_of(sk, &rcu) } {
         Ok(listener) => listener.original_ops(),
-        // SAFETY: a socket whose file is held is not released, so it still is a filtered listener, and this is not
-        // reached; were it, the socket would have the kernel's operations back, which are constant.
+        // SAFETY: the kernel's operations are constant.
         Err(ops) => unsafe { &*ptr::from_ref(ops) },
     }
 }
@@ -435,11 +426,9 @@ pub(crate) unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -
     };
     match ops.conn_request {
         // SAFETY: the arguments are passed on.
-        Some(original) if !ptr::fn_addr_eq(original, conn_request as ConnRequest) => unsafe {
-            original(sk, skb)
-        },
+        Some(original) => unsafe { original(sk, skb) },
         // The SYN is as good as lost.
-        _ => -1,
+        None => -1,
     }
 }
 
@@ -488,7 +477,7 @@ pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
             let bh = unsafe { BhDisabled::assume() };
             // SAFETY: the arguments are passed on. The kernel holds a reference to the request, which has a listener, as it is in
             // the table.
-            unsafe { on_ack::<F>(&bh, ack, &Request::from_raw(request)) }
+            unsafe { on_ack::<F>(&bh, ack, Request::from_raw(request)) }
         }
         // They are off, but where the cookie comes from the backlog of a listener that was being made (`__release_sock()`).
         // SAFETY: the arguments are passed on.
@@ -536,7 +525,11 @@ impl Ack {
     ///
     /// `listener` is that of the arguments, which are the kernel's, and are passed on once.
     #[inline]
-    unsafe fn give_to_kernel(self, listener: ArcBorrow<'_, Listener>) -> *mut sock {
+    unsafe fn give_to_kernel(
+        self,
+        bh: &BhDisabled<'_>,
+        listener: ArcBorrow<'_, Listener>,
+    ) -> *mut sock {
         let Some(original) = listener.original_ops().syn_recv_sock else {
             return ptr::null_mut();
         };
@@ -545,27 +538,23 @@ impl Ack {
         if !child.is_null() {
             // A child that was copied while the filter was being attached.
             // SAFETY: a new child is locked.
-            unsafe { disown(child, &listener) };
+            unsafe { disown(bh, child) };
         }
         child
     }
 
-    /// Has the `ops` make a connection that the socket has now: its listener was destroyed while the kernel called `ours`.
+    /// Has the kernel's `ops` make a connection that the socket has again: its listener was destroyed while the kernel called us.
     ///
     /// # Safety
     ///
     /// The arguments are the kernel's, and are passed on once.
-    #[inline]
-    unsafe fn give_to_whom_it_concerns(
-        self,
-        ops: &bindings::inet_connection_sock_af_ops,
-        ours: SynRecvSock,
-    ) -> *mut sock {
+    #[inline(always)]
+    unsafe fn give_to_others(self, ops: &bindings::inet_connection_sock_af_ops) -> *mut sock {
         match ops.syn_recv_sock {
-            // SAFETY: by the contract of this function; and it is not ours.
-            Some(original) if !ptr::fn_addr_eq(original, ours) => unsafe { self.give_to(original) },
             // SAFETY: by the contract of this function.
-            _ => unsafe { self.swallow() },
+            Some(original) => unsafe { self.give_to(original) },
+            // SAFETY: by the contract of this function.
+            None => unsafe { self.swallow() },
         }
     }
 
@@ -590,22 +579,22 @@ impl Ack {
 ///
 /// As for [`syn_recv_sock`], to which `ack` was given.
 #[inline(always)]
-unsafe fn on_ack<F: Filter>(bh: &BhDisabled<'_>, ack: Ack, request: &Request<'_>) -> *mut sock {
+unsafe fn on_ack<F: Filter>(bh: &BhDisabled<'_>, ack: Ack, request: Request<'_>) -> *mut sock {
     // SAFETY: the kernel calls our function for this socket.
     let listener = match unsafe { listener_of(ack.sk, bh) } {
         Ok(listener) => listener,
         // SAFETY: as told by our caller.
-        Err(ops) => return unsafe { ack.give_to_whom_it_concerns(ops, syn_recv_sock::<F>) },
+        Err(ops) => return unsafe { ack.give_to_others(ops) },
     };
     // SAFETY: the kernel has checked the segment for this request.
     let segment = unsafe { Segment::from_raw(ack.skb) };
 
     let home = || {
         // Its home: this listener, unless that has stopped and this one of its group is to take over.
-        if listener.is_home_of(request) {
+        if listener.is_home_of(&request) {
             Some(listener)
         } else if request.wears_overlay() {
-            Listener::home_of(request, bh)
+            Listener::home_of(&request, bh)
         } else {
             None
         }
@@ -617,7 +606,7 @@ unsafe fn on_ack<F: Filter>(bh: &BhDisabled<'_>, ack: Ack, request: &Request<'_>
         if !request.is_acked() {
             return match exempt {
                 Some(cause) => Phase::Exempt(cause),
-                None if !listener.is_home_of(request)
+                None if !listener.is_home_of(&request)
                     || request.is_fast_open()
                     || request.is_mptcp() =>
                 {
@@ -626,7 +615,7 @@ unsafe fn on_ack<F: Filter>(bh: &BhDisabled<'_>, ack: Ack, request: &Request<'_>
                 None => Phase::Fresh,
             };
         }
-        match home().and_then(|home| home.phase_of(bh, request)) {
+        match home().and_then(|home| home.phase_of(bh, &request)) {
             Some(phase) if exempt.is_none() => phase,
             // Nobody is held back any more; let go of who was.
             Some(_) => Phase::Due,
@@ -641,7 +630,7 @@ unsafe fn on_ack<F: Filter>(bh: &BhDisabled<'_>, ack: Ack, request: &Request<'_>
         Action::Admit => None,
         Action::Bypass(cause) => Some(cause),
         Action::Park => {
-            if listener.park(bh, request, &segment) {
+            if listener.park(bh, request, segment) {
                 // SAFETY: as told by our caller.
                 return unsafe { ack.swallow() };
             }
@@ -649,7 +638,7 @@ unsafe fn on_ack<F: Filter>(bh: &BhDisabled<'_>, ack: Ack, request: &Request<'_>
         }
         Action::Hold => {
             if let Some(home) = home() {
-                home.hold(bh, request, &segment);
+                home.hold(bh, &request, &segment);
             }
             // SAFETY: as told by our caller.
             return unsafe { ack.swallow() };
@@ -657,17 +646,17 @@ unsafe fn on_ack<F: Filter>(bh: &BhDisabled<'_>, ack: Ack, request: &Request<'_>
     };
 
     // SAFETY: as told by our caller.
-    let child = unsafe { ack.give_to_kernel(listener) };
+    let child = unsafe { ack.give_to_kernel(bh, listener) };
     // SAFETY: the kernel's own function wrote it if it made a child.
     if !child.is_null() && unsafe { *ack.own_req } {
         // It is out of the table; another CPU may have begun to park it before, and then it is acked. The barrier pairs with
         // that in `Listener::enter()`. A connection that never waited takes no lock of ours.
         smp_mb(Full);
         if request.is_acked() || request.wears_overlay() {
-            let home = if listener.is_home_of(request) {
+            let home = if listener.is_home_of(&request) {
                 Some(listener)
             } else {
-                Listener::home_of(request, bh)
+                Listener::home_of(&request, bh)
             };
             if let Some(home) = home {
                 // SAFETY: we own the request, and have made the connection.
@@ -686,13 +675,13 @@ unsafe fn on_ack<F: Filter>(bh: &BhDisabled<'_>, ack: Ack, request: &Request<'_>
 /// # Safety
 ///
 /// As for [`syn_recv_sock`], to which `ack` was given.
-#[cold]
+#[inline(always)]
 unsafe fn on_ack_without_request<F: Filter>(bh: &BhDisabled<'_>, ack: Ack) -> *mut sock {
     // SAFETY: the kernel calls our function for this socket.
     let listener = match unsafe { listener_of(ack.sk, bh) } {
         Ok(listener) => listener,
         // SAFETY: as told by our caller.
-        Err(ops) => return unsafe { ack.give_to_whom_it_concerns(ops, syn_recv_sock::<F>) },
+        Err(ops) => return unsafe { ack.give_to_others(ops) },
     };
     // SAFETY: the kernel has checked the segment, for the request that it has just made.
     let segment = unsafe { Segment::from_raw(ack.skb) };
@@ -708,7 +697,7 @@ unsafe fn on_ack_without_request<F: Filter>(bh: &BhDisabled<'_>, ack: Ack) -> *m
         }
     };
     // SAFETY: as told by our caller.
-    let child = unsafe { ack.give_to_kernel(listener) };
+    let child = unsafe { ack.give_to_kernel(bh, listener) };
     if let (false, Some(cause)) = (child.is_null(), cause) {
         listener.bypassed(bh, cause);
     }
@@ -724,14 +713,11 @@ unsafe fn on_ack_without_request<F: Filter>(bh: &BhDisabled<'_>, ack: Ack) -> *m
 /// `sk` must be a listener that is alive.
 pub(crate) unsafe fn exemption(sk: *const sock) -> Option<Bypass> {
     // SAFETY: by the contract of this function.
-    unsafe {
-        if bindings::accf_abort_on_overflow(sk) {
-            Some(Bypass::AbortOnOverflow)
-        } else if bindings::accf_is_signed(sk) {
-            Some(Bypass::Signed)
-        } else {
-            None
-        }
+    let cause = unsafe { bindings::accf_exemption(sk) };
+    match cause {
+        0 => None,
+        bindings::ACCF_ABORTS_ON_OVERFLOW => Some(Bypass::AbortOnOverflow),
+        _ => Some(Bypass::Signed),
     }
 }
 

@@ -7,6 +7,9 @@
 //! requests of a listener have the same timeout, the first one parked is the first one due, and everything is O(1). The
 //! first one parked is also the one that makes room when too many are.
 //!
+//! Nor may that timer send the SYN-ACK again, or have the kernel drop the request: it is put off for weeks. As that costs
+//! more than all else here, it is done only for requests that wait for a while, by the listener's timer (`State::fresh`).
+//!
 //! # Who owns what
 //!
 //! The request owns its [`Parked`] (`req->dl_next`), the queue has a second reference. The queue holds no reference to
@@ -59,7 +62,7 @@ use super::{
     expire,
     hooks::{self, pin_module},
     overlay::Overlay,
-    parked::{Facts, Parked},
+    parked::{Facts, Parked, Standing},
     rcu::{DeferDrop, RcuHead, ReadSide},
     request::{OwnedRequest, Request},
     segment::Segment,
@@ -80,12 +83,16 @@ const NEXT_RUN: Nanos = Nanos(10_000);
 
 /// Now, on the clock of the listener's timer.
 fn now() -> Nanos {
-    Nanos(u64::try_from(Monotonic::ktime_get()).unwrap_or(0))
+    // It is never negative.
+    Nanos(Monotonic::ktime_get() as u64)
 }
 
 /// What the lock guards.
 struct State {
+    /// The parked requests but for those in `fresh`, which were parked later.
     queue: List<Parked>,
+    /// Those whose own timers have not been put off; they fire in half a second, or later.
+    fresh: List<Parked>,
     stats: Stats,
     terms: Terms,
     /// So many of the parked requests keep their place in the SYN backlog, at most.
@@ -94,8 +101,8 @@ struct State {
     discount: u32,
     /// So many of them are due, and in somebody's hands.
     due: u64,
-    /// The timer is set, or its handler will look at the queue again before it ends.
-    armed: bool,
+    /// When the timer fires, if it is set.
+    alarm_at: Option<Nanos>,
     /// Requests may be parked: every CPU that makes a connection asks us.
     open: bool,
     /// No request is parked any more.
@@ -115,8 +122,7 @@ impl State {
     /// The one that has waited longest.
     fn oldest(&self) -> Option<ArcBorrow<'_, Parked>> {
         // As many are due as CPUs are at it, at most (on PREEMPT_RT, as tasks are).
-        self.queue
-            .iter()
+        Iterator::chain(self.queue.iter(), self.fresh.iter())
             .find(|parked| parked.standing().due().is_none())
     }
 
@@ -138,6 +144,44 @@ impl State {
         if let Some(spare) = Arc::into_unique_or_drop(parked) {
             // There is room, as just seen; without, it would be dropped.
             let _ = self.spare.push_within_capacity(spare);
+        }
+    }
+
+    /// Takes the one that was parked first.
+    fn pop_front(&mut self) -> Option<ListArc<Parked>> {
+        self.queue.pop_front().or_else(|| self.fresh.pop_front())
+    }
+
+    /// When the own timers of fresh requests are to be put off, if there are any.
+    fn patience_ends(&self) -> Option<Nanos> {
+        self.fresh
+            .iter()
+            .next()
+            .map(|first| policy::own_timer_patience(first.parked_at()))
+    }
+
+    /// Puts the own timers of requests off that have waited for long enough to be worth it, of [`BUDGET`] of them at most.
+    fn put_timers_off(&mut self, now: Nanos) {
+        if self.patience_ends().is_none_or(|end| end > now) {
+            return;
+        }
+        for _ in 0..BUDGET {
+            let is_next = |first: ArcBorrow<'_, Parked>| {
+                policy::is_own_timer_put_off_too(now, first.parked_at())
+            };
+            if !self.fresh.iter().next().is_some_and(is_next) {
+                return;
+            }
+            let Some(parked) = self.fresh.pop_front() else {
+                return;
+            };
+            // SAFETY: it was in the queue, and the lock is held.
+            let request = unsafe { parked.request() };
+            // Where it is not pending, its handler runs: it is late, will not send anything, and sets the timer to as late as it
+            // ever does. Or the request is about to leave.
+            request.put_timer_off();
+            parked.set_stale();
+            self.queue.push_back(parked);
         }
     }
 
@@ -190,6 +234,8 @@ pub(crate) struct Listener {
     sock: NonNull<bindings::sock>,
     netns: NonNull<bindings::accf_net>,
     defaults: Defaults,
+    /// How many there were when the filter was attached.
+    cpus: u32,
     ops: bindings::inet_connection_sock_af_ops,
     original_ops: &'static bindings::inet_connection_sock_af_ops,
 }
@@ -252,12 +298,13 @@ impl Listener {
             try_pin_init!(Self {
                 state <- BhSpinLock::new(State {
                     queue: List::new(),
+                    fresh: List::new(),
                     stats: Stats::default(),
                     terms: defaults.terms,
                     places: 0,
                     discount: 0,
                     due: 0,
-                    armed: false,
+                    alarm_at: None,
                     open: false,
                     closed: false,
                     spare,
@@ -268,6 +315,8 @@ impl Listener {
                 sock: sock,
                 netns: netns,
                 defaults: defaults,
+                // SAFETY: looks at a number that is always there.
+                cpus: unsafe { bindings::accf_num_online_cpus() },
                 ops: ops,
                 original_ops: original_ops,
             }? Error),
@@ -283,6 +332,28 @@ impl Listener {
     /// Ours, for `icsk->icsk_af_ops`.
     pub(crate) fn ops(&self) -> *const bindings::inet_connection_sock_af_ops {
         &self.ops
+    }
+
+    /// The same, from which [`Self::from_ops`] finds back.
+    ///
+    /// # Safety
+    ///
+    /// `this` must point to a listener that is alive.
+    pub(crate) unsafe fn ops_of(this: *const Self) -> *const bindings::inet_connection_sock_af_ops {
+        // SAFETY: by the contract of this function.
+        unsafe { &raw const (*this).ops }
+    }
+
+    /// The listener that these are part of.
+    ///
+    /// # Safety
+    ///
+    /// `ops` must have come from [`Self::ops_of`], of a listener that is still alive.
+    pub(crate) unsafe fn from_ops(
+        ops: *const bindings::inet_connection_sock_af_ops,
+    ) -> *const Self {
+        // SAFETY: by the contract of this function.
+        unsafe { kernel::container_of!(ops, Self, ops) }
     }
 
     /// The kernel's `icsk->icsk_af_ops`.
@@ -348,30 +419,34 @@ impl Listener {
     pub(crate) fn park(
         self: ArcBorrow<'_, Self>,
         bh: &BhDisabled<'_>,
-        request: &Request<'_>,
-        segment: &Segment<'_>,
+        request: Request<'_>,
+        segment: Segment<'_>,
     ) -> bool {
         let now = now();
-        let facts = Facts::new(request, segment, now);
+        let facts = Facts::new(&request, &segment, now);
 
         let mut state = self.state.lock(bh);
-        if self.has_parked(request) {
+        if self.has_parked(&request) {
             // SAFETY: it is parked, and this, its home, is locked.
-            unsafe { request.parked() }.remember(request, segment);
+            unsafe { request.parked() }.remember(&request, &segment);
             return true;
         }
-        let is_one_too_many = match self.enter(&mut state, request, facts) {
+        let had_fresh = !state.fresh.is_empty();
+        let is_one_too_many = match self.enter(&mut state, &request, facts) {
             Ok(is_one_too_many) => is_one_too_many,
             Err(cause) => {
                 state.stats.bypass(cause);
                 return false;
             }
         };
-        if !state.armed {
+        // What is later than those that were parked before is later than all of them.
+        let is_in_time =
+            |at| had_fresh || state.fresh.is_empty() || at <= policy::own_timer_patience(now);
+        if !state.alarm_at.is_some_and(is_in_time) {
             self.schedule(&mut state, now);
         }
         if is_one_too_many {
-            self.make_room_for(request, bh, state);
+            self.make_room_for(&request, bh, state);
         }
         true
     }
@@ -442,13 +517,20 @@ impl Listener {
         let admission = policy::on_park(&state.terms, state.waiting(), namespace_full, || {
             self.accept_queue_is_full()
         });
+        // Most clients send soon, and their requests' own timers need not be touched.
+        let is_fresh = policy::may_own_timer_run(
+            request.timeouts(),
+            request.max_timeouts(),
+            request.timer_left(),
+        );
+        let facts = if is_fresh { facts.fresh() } else { facts };
         let parked = match admission {
             Admission::Refuse(cause) => Err(cause),
             Admission::Park | Admission::ParkAndEvict => state.take_parked(facts),
         };
         // The last thing that may fail, and the first that changes more than the mark.
         let parked = match parked {
-            Ok(parked) if request.put_timer_off() => parked,
+            Ok(parked) if is_fresh || request.put_timer_off() => parked,
             refused => {
                 // SAFETY: as above.
                 unsafe { bindings::accf_netns_uncharge(self.netns.as_ptr()) };
@@ -461,20 +543,25 @@ impl Listener {
                 });
             }
         };
-        // Its own timer is far away, so nobody else counts its timeouts.
-        if request.is_young() {
-            parked.set_young(true);
+        // Its own timer is far enough away for nobody else to count its timeouts meanwhile.
+        if !is_fresh {
+            parked.set_young(request.timeouts() == 0);
+        }
+        if is_fresh || request.timeouts() == 0 {
             // SAFETY: as above.
             unsafe { bindings::accf_young_add(sock, -1) };
         }
         // SAFETY: its home is locked; it was in the table, as just checked, and is not parked.
         unsafe { request.dress(overlay, parked.clone_arc()) };
-        state.queue.push_back(parked);
+        if is_fresh {
+            state.fresh.push_back(parked);
+        } else {
+            state.queue.push_back(parked);
+        }
         state.stats.park();
         // SAFETY: as above.
         let backlog = unsafe { bindings::accf_max_ack_backlog(sock) };
-        // SAFETY: a number that is always there.
-        state.places = policy::places(backlog, unsafe { bindings::accf_num_online_cpus() });
+        state.places = policy::places(backlog, self.cpus);
         self.balance(state);
         Ok(admission == Admission::ParkAndEvict)
     }
@@ -482,22 +569,38 @@ impl Listener {
     /// Settles the accounts of `parked`, unless it has left the queue before.
     ///
     /// When the kernel is still to count its request off, this comes before that; else, right after.
-    #[inline]
-    fn leave(&self, state: &mut State, parked: &Parked, end: End, now: Nanos) {
-        // SAFETY: it was never in any list but this.
-        if unsafe { state.queue.remove(parked) }.is_some() {
-            let waited = Nanos(now.0.saturating_sub(parked.parked_at().0));
-            self.settle_accounts(state, parked, end, waited);
+    #[inline(always)]
+    fn leave(
+        &self,
+        state: &mut State,
+        parked: &Parked,
+        standing: Standing,
+        end: End,
+        waited: Nanos,
+    ) {
+        let list = if standing.is_fresh() {
+            &mut state.fresh
+        } else {
+            &mut state.queue
+        };
+        // SAFETY: it is in no list but this, if in any.
+        if unsafe { list.remove(parked) }.is_some() {
+            self.settle_accounts(state, standing, end, waited);
             self.balance(state);
         }
     }
 
-    /// Settles the accounts of `parked`, which has just left the queue, but for the SYN backlog.
+    /// The same for one that does not become a connection now.
+    #[inline(never)]
+    fn leave_unconnected(&self, state: &mut State, parked: &Parked, end: End) {
+        self.leave(state, parked, parked.standing(), end, Nanos(0));
+    }
+
+    /// Settles the accounts of one that stood so and has just left the queue, but for the SYN backlog.
     #[inline(always)]
-    fn settle_accounts(&self, state: &mut State, parked: &Parked, end: End, waited: Nanos) {
+    fn settle_accounts(&self, state: &mut State, standing: Standing, end: End, waited: Nanos) {
         // SAFETY: the listener is alive, and with it its namespace: the caller is closing it or has one of its requests.
         unsafe { bindings::accf_netns_uncharge(self.netns.as_ptr()) };
-        let standing = parked.standing();
         if standing.is_young() {
             // SAFETY: as above.
             unsafe { bindings::accf_young_add(self.sock.as_ptr(), 1) };
@@ -509,7 +612,7 @@ impl Listener {
     }
 
     /// Takes as many of the parked requests off the listener's SYN backlog as should be.
-    #[inline]
+    #[inline(always)]
     fn balance(&self, state: &mut State) {
         let discount = policy::discount(state.stats.parked, state.places);
         if discount != state.discount {
@@ -569,21 +672,23 @@ impl Listener {
     pub(crate) unsafe fn settle(
         &self,
         bh: &BhDisabled<'_>,
-        request: &Request<'_>,
+        request: Request<'_>,
         segment: policy::Segment,
     ) {
         let mut state = self.state.lock(bh);
-        if !self.has_parked(request) {
+        if !self.has_parked(&request) {
             return;
         }
         // SAFETY: it is parked, this, its home, is locked, and the caller holds a reference to it.
         let parked = unsafe { request.undress() };
         let now = now();
-        let end = End::of_accepted(segment, parked.standing().due());
-        self.leave(&mut state, &parked, end, now);
-        if let Some(rtt_us) = parked.rtt_us() {
+        let waited = Nanos(now.0.saturating_sub(parked.parked_at().0));
+        let standing = parked.standing();
+        let end = End::of_accepted(segment, standing.due());
+        self.leave(&mut state, &parked, standing, end, waited);
+        if let Some(round_trip) = parked.round_trip() {
             // SAFETY: by the contract of this function.
-            unsafe { request.set_synack_rtt_us(rtt_us, now) };
+            unsafe { request.set_round_trip(round_trip, waited, now) };
         }
         state.keep_parked(parked);
     }
@@ -600,7 +705,7 @@ impl Listener {
     fn give_back_parked(&self, state: &mut State, request: &Request<'_>) {
         // SAFETY: it is parked, this, its home, is locked, and the caller holds a reference to it.
         let parked = unsafe { request.undress() };
-        self.leave(state, &parked, End::Returned, now());
+        self.leave_unconnected(state, &parked, End::Returned);
         state.keep_parked(parked);
         request.hurry_timer(1);
     }
@@ -614,7 +719,7 @@ impl Listener {
         let mut state = self.state.lock(bh);
         // SAFETY: it is parked, this, its home, is locked, and the caller is its destructor.
         let parked = unsafe { request.undress() };
-        self.leave(&mut state, &parked, End::Aborted, now());
+        self.leave_unconnected(&mut state, &parked, End::Aborted);
         state.keep_parked(parked);
     }
 
@@ -629,7 +734,7 @@ impl Listener {
         let mut state = self.state.lock(bh);
         state.closed = true;
         let mut closed = 0;
-        while let Some(parked) = state.queue.pop_front() {
+        while let Some(parked) = state.pop_front() {
             // SAFETY: it was in the queue, and the lock is held.
             let request = unsafe { parked.request() };
             if !request.is_hashed() && request.may_migrate() {
@@ -648,7 +753,7 @@ impl Listener {
             } else {
                 End::Aborted
             };
-            self.settle_accounts(&mut state, &parked, end, Nanos(0));
+            self.settle_accounts(&mut state, parked.standing(), end, Nanos(0));
         }
         self.balance(&mut state);
     }
@@ -674,16 +779,24 @@ impl Listener {
     /// Makes what the application asked of `TCP_DEFER_ACCEPT` the timeout: the kernel would act on it before we see the ACK.
     #[inline]
     pub(crate) fn take_over_defer_accept(self: ArcBorrow<'_, Self>) {
-        // SAFETY: the socket is in memory: the caller was called for it.
-        let retransmits = unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) };
-        if let Some(retransmits) = NonZeroU8::new(retransmits) {
-            self.set_timeout(Timeout::from_retransmits(retransmits));
+        let csk = self.sock.as_ptr().cast::<bindings::inet_connection_sock>();
+        // SAFETY: the socket is in memory: the caller was called for it. The read is a `READ_ONCE()`.
+        let retransmits =
+            unsafe { ptr::read_volatile(&raw const (*csk).icsk_accept_queue.rskq_defer_accept) };
+        if retransmits != 0 {
+            self.really_take_over_defer_accept();
         }
     }
 
-    /// Changes the timeout, at once and for the parked ones too.
+    /// The same, where there is something.
     #[cold]
-    fn set_timeout(self: ArcBorrow<'_, Self>, timeout: Timeout) {
+    fn really_take_over_defer_accept(self: ArcBorrow<'_, Self>) {
+        // SAFETY: the socket is in memory: the caller was called for it.
+        let retransmits = unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) };
+        let Some(retransmits) = NonZeroU8::new(retransmits) else {
+            return;
+        };
+        let timeout = Timeout::from_retransmits(retransmits);
         let bh = BhGuard::new();
         let bh = bh.token();
         let mut state = self.state.lock(&bh);
@@ -729,26 +842,26 @@ impl Listener {
             return;
         }
         let at = match self.alarm(state, now) {
-            // Should it be set, for what it was then, it will find nothing to do; whoever is parked next sets it anew.
-            Alarm::Idle => {
-                state.armed = false;
-                return;
-            }
-            Alarm::At(at) => at,
-            Alarm::Due(_) => now,
+            Alarm::Idle => None,
+            Alarm::At(at) => Some(at),
+            Alarm::Due(_) => Some(now),
         };
-        state.armed = true;
+        self.set_timer(state, now, earlier(at, state.patience_ends()));
+    }
+
+    /// Sets the timer. Under the lock; also from its own handler.
+    fn set_timer(self: ArcBorrow<'_, Self>, state: &mut State, now: Nanos, at: Option<Nanos>) {
+        state.alarm_at = at;
+        // Should it be set, for what it was then, it will find nothing to do; whoever is parked next sets it anew.
+        let Some(at) = at else {
+            return;
+        };
         if state.timer.is_none() {
             state.timer = Some(Arc::from(self).start(delta(now, at)));
         } else {
-            self.set_timer(now, at);
+            // SAFETY: `self` is a live listener, and was started by its handle, which stops it.
+            unsafe { <Self as HasHrTimer<Self>>::start(&*self, delta(now, at)) };
         }
-    }
-
-    /// Sets the timer, which was started before. Under the lock; also from its own handler.
-    fn set_timer(&self, now: Nanos, at: Nanos) {
-        // SAFETY: `self` is a live listener, and was started by its handle, which stops it.
-        unsafe { <Self as HasHrTimer<Self>>::start(self, delta(now, at)) };
     }
 
     /// Marks the request that has waited longest as one whose time is up, and takes a reference to it.
@@ -767,7 +880,7 @@ impl Listener {
                 });
             }
             // It is dying; its destructor no longer finds it here.
-            self.leave(state, &parked, End::Aborted, now());
+            self.leave_unconnected(state, &parked, End::Aborted);
         }
     }
 
@@ -820,7 +933,7 @@ impl Listener {
         // SAFETY: it is parked, this, its home, is locked, and we hold a reference to it.
         drop(unsafe { request.undress() });
         let end = End::of_expired(due.expiry, due.on_timeout);
-        self.leave(&mut state, &due.parked, end, now());
+        self.leave_unconnected(&mut state, &due.parked, end);
         drop(state);
 
         if due.on_timeout == OnTimeout::Reset {
@@ -836,16 +949,21 @@ impl Listener {
                 return;
             }
             let now = now();
-            let expiry = match self.alarm(&state, now) {
-                Alarm::Idle => {
-                    state.armed = false;
+            state.put_timers_off(now);
+            let next = match self.alarm(&state, now) {
+                Alarm::Due(expiry) => Err(expiry),
+                Alarm::At(at) => Ok(Some(at)),
+                Alarm::Idle => Ok(None),
+            };
+            let expiry = match next {
+                Err(expiry) => expiry,
+                Ok(at) => {
+                    // There may be more than could be put off in one go.
+                    let next_run = now.after(NEXT_RUN);
+                    let patience_ends = state.patience_ends().map(|end| end.max(next_run));
+                    self.set_timer(&mut state, now, earlier(at, patience_ends));
                     return;
                 }
-                Alarm::At(at) => {
-                    self.set_timer(now, at);
-                    return;
-                }
-                Alarm::Due(expiry) => expiry,
             };
             let due = self.take_due(&mut state, expiry);
             // Not under the lock: dropping what may be the last reference to a request calls the destructor.
@@ -854,10 +972,10 @@ impl Listener {
                 self.expire(&due, bh, rcu);
             }
         }
-        let state = self.state.lock(bh);
+        let mut state = self.state.lock(bh);
         if !state.closed {
             let now = now();
-            self.set_timer(now, now.after(NEXT_RUN));
+            self.set_timer(&mut state, now, Some(now.after(NEXT_RUN)));
         }
     }
 }
@@ -871,6 +989,14 @@ impl HrTimerCallback for Listener {
         this.on_alarm(&bh, &rcu::read_lock());
         // Where it is to fire again, it has been set.
         HrTimerRestart::NoRestart
+    }
+}
+
+/// The earlier of two points, either of which may be missing.
+fn earlier(one: Option<Nanos>, other: Option<Nanos>) -> Option<Nanos> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        _ => one.or(other),
     }
 }
 

@@ -106,7 +106,19 @@ impl Overlay {
 
     /// Ours, for `req->rsk_ops`.
     pub(crate) fn ops(&'static self) -> *const bindings::request_sock_ops {
-        &self.ops
+        // Not from a reference to the field, as it has to lead back (`from_ops()`).
+        // SAFETY: it is the field of `self`.
+        unsafe { &raw const (*ptr::from_ref(self)).ops }
+    }
+
+    /// The overlay that these are part of.
+    ///
+    /// # Safety
+    ///
+    /// `ops` must have come from [`Self::ops`].
+    pub(crate) unsafe fn from_ops(ops: *const bindings::request_sock_ops) -> &'static Self {
+        // SAFETY: by the contract of this function, which is of the very overlay, and that is static.
+        unsafe { &*kernel::container_of!(ops, Self, ops) }
     }
 
     /// Ours, for `tcp_rsk(req)->af_specific`.

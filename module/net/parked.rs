@@ -16,7 +16,12 @@ use kernel::{
 
 use crate::policy::{Expiry, Nanos, OnTimeout, Phase};
 
-use super::{bindings, request::Request, segment::Segment, wire::Timestamps};
+use super::{
+    bindings,
+    request::{Request, RoundTrip},
+    segment::Segment,
+    wire::Timestamps,
+};
 
 /// What a request keeps while it is parked: 56 bytes, with the reference count of its `Arc`.
 #[pin_data]
@@ -33,8 +38,8 @@ pub(crate) struct Facts {
     /// The request that owns this. Alive while this is in the queue, under the lock.
     request: NonNull<bindings::request_sock>,
     parked_at: Nanos,
-    /// The round-trip time that the first bare ACK showed, in microseconds.
-    rtt_us: Option<u32>,
+    /// The round-trip time that the first bare ACK showed, if it is known.
+    round_trip: Option<RoundTrip>,
     /// TSval of the last bare ACK; means nothing without [`Parked::HAS_TSVAL`].
     tsval: Atomic<u32>,
     /// Window of the last bare ACK, and flags.
@@ -43,15 +48,23 @@ pub(crate) struct Facts {
 
 impl Facts {
     /// Of `request`, whose bare ACK `segment` is.
+    #[inline]
     pub(crate) fn new(request: &Request<'_>, segment: &Segment<'_>, parked_at: Nanos) -> Self {
         let timestamps = segment.timestamps(request);
         Self {
             request: request.as_non_null(),
             parked_at,
-            rtt_us: request.synack_rtt_us(parked_at, timestamps),
+            round_trip: request.round_trip(parked_at, timestamps),
             tsval: Atomic::new(timestamps.map_or(0, |timestamps| timestamps.value)),
             state: Atomic::new(Parked::window_bits(segment.window(), timestamps)),
         }
+    }
+
+    /// Of a request that is fresh, and thus young.
+    #[inline]
+    pub(crate) fn fresh(mut self) -> Self {
+        *self.state.get_mut() |= Standing::FRESH | Standing::YOUNG;
+        self
     }
 }
 
@@ -69,6 +82,7 @@ impl Standing {
     const EVICTED: u32 = 1 << 18;
     const YOUNG: u32 = 1 << 19;
     const LET_IN: u32 = 1 << 20;
+    const FRESH: u32 = 1 << 22;
 
     /// One that is due, but not to be accepted, waits for that.
     pub(crate) fn phase(self) -> Phase {
@@ -93,6 +107,11 @@ impl Standing {
     /// Was the request taken off the listener's count of young ones?
     pub(crate) fn is_young(self) -> bool {
         self.has(Self::YOUNG)
+    }
+
+    /// Does the request's own timer still run? Tells which of the home's lists it is in.
+    pub(crate) fn is_fresh(self) -> bool {
+        self.has(Self::FRESH)
     }
 
     fn has(self, flag: u32) -> bool {
@@ -168,9 +187,9 @@ impl Parked {
         self.facts.parked_at
     }
 
-    /// The round-trip time of the handshake in microseconds, if it is known.
-    pub(crate) fn rtt_us(&self) -> Option<u32> {
-        self.facts.rtt_us
+    /// The round-trip time of the handshake, if it is known.
+    pub(crate) fn round_trip(&self) -> Option<RoundTrip> {
+        self.facts.round_trip
     }
 
     /// The window of the last bare ACK: not scaled.
@@ -204,8 +223,12 @@ impl Parked {
         before
     }
 
+    /// The request's own timer has been put off, and it is in the other list.
+    pub(crate) fn set_stale(&self) {
+        self.set(Standing::FRESH, false);
+    }
+
     /// The request was taken off the listener's count of young ones, or put back on it.
-    #[inline]
     pub(crate) fn set_young(&self, young: bool) {
         self.set(Standing::YOUNG, young);
     }

@@ -46,6 +46,9 @@ pub(crate) const AF_INET6: i32 = bindings::ACCF_AF_INET6 as i32;
 /// at HZ=1000.
 const FAR_JIFFIES: usize = 1 << 30;
 
+/// The length of a jiffy.
+const NANOS_PER_JIFFY: u64 = 1_000_000_000 / bindings::ACCF_HZ as u64;
+
 /// The bytes of an IPv6 address, in network order.
 pub(crate) fn in6_bytes(address: &bindings::in6_addr) -> [u8; 16] {
     // SAFETY: all three views of the union are 16 bytes without padding.
@@ -63,6 +66,15 @@ pub(crate) unsafe fn client_isn(req: *const bindings::request_sock) -> u32 {
     unsafe { (*req.cast::<bindings::tcp_request_sock>()).rcv_isn }
 }
 
+/// The round-trip time of a handshake that was completed.
+#[derive(Clone, Copy)]
+pub(crate) enum RoundTrip {
+    /// From the SYN-ACK, of which the request knows when it was sent.
+    SinceSynAck,
+    /// So many microseconds.
+    Micros(u32),
+}
+
 /// A TCP connection request (`struct request_sock`).
 ///
 /// # Invariants
@@ -71,6 +83,7 @@ pub(crate) unsafe fn client_isn(req: *const bindings::request_sock) -> u32 {
 /// destroyed by the caller. It has a listener (it is no syncookie's), to which it holds a reference.
 ///
 /// `listener` is its `rsk_listener`, which is written before the request can be found, and not after.
+#[derive(Clone, Copy)]
 pub(crate) struct Request<'a> {
     ptr: NonNull<bindings::request_sock>,
     listener: *mut bindings::sock,
@@ -185,10 +198,23 @@ impl<'a> Request<'a> {
         unsafe { bindings::accf_req_set_acked(self.as_ptr()) };
     }
 
-    /// Has its SYN-ACK never been sent again? Then the kernel counts it as young.
-    pub(crate) fn is_young(&self) -> bool {
+    /// How often its own timer has fired. While it has not, the kernel counts the request as young.
+    pub(crate) fn timeouts(&self) -> u8 {
         // SAFETY: alive by the type invariants. Written by its timer's handler alone.
-        unsafe { (*self.as_ptr()).num_timeout() == 0 }
+        unsafe { (*self.as_ptr()).num_timeout() }
+    }
+
+    /// How often it may fire before the kernel drops the request, if the backlog is not under pressure; then, twice.
+    pub(crate) fn max_timeouts(&self) -> u8 {
+        // SAFETY: the listener is alive, as the request is.
+        unsafe { bindings::accf_synack_retries(self.listener_sock()) }
+    }
+
+    /// How long it is until its own timer fires; nothing where it is not pending.
+    pub(crate) fn timer_left(&self) -> Nanos {
+        // SAFETY: as in `timer_is_pending()`.
+        let jiffies = unsafe { bindings::accf_timer_left(&raw const (*self.as_ptr()).rsk_timer) };
+        Nanos(u64::from(jiffies).saturating_mul(NANOS_PER_JIFFY))
     }
 
     /// Can the kernel move it to another listener of the group, once its own stops?
@@ -222,30 +248,54 @@ impl<'a> Request<'a> {
         unsafe { bindings::tcp_abort(self.as_ptr().cast(), ECONNABORTED.to_errno()) };
     }
 
-    /// The round-trip time in microseconds that the kernel would take if it completed the handshake `now`, by a segment with
-    /// these timestamps; if it is known.
-    pub(crate) fn synack_rtt_us(
+    /// The round-trip time that the kernel would take if it completed the handshake `now`, by a segment with these timestamps:
+    /// from our first SYN-ACK (`tcp_synack_rtt_meas()`), and if that was sent again, from the timestamp
+    /// (`tcp_ack_update_rtt()`).
+    #[inline]
+    pub(crate) fn round_trip(
         &self,
         now: Nanos,
         timestamps: Option<wire::Timestamps>,
-    ) -> Option<u32> {
-        let echo = timestamps.map_or(0, |timestamps| timestamps.echo);
-        let mut rtt_us = 0;
-        // SAFETY: alive by the type invariants; `rtt_us` is a live variable.
-        let known =
-            unsafe { bindings::accf_synack_rtt_us(self.as_ptr(), now.micros(), echo, &mut rtt_us) };
-        known.then_some(rtt_us)
+    ) -> Option<RoundTrip> {
+        // SAFETY: alive by the type invariants. The read is a `READ_ONCE()`.
+        if unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).num_retrans) } == 0 {
+            return Some(RoundTrip::SinceSynAck);
+        }
+        match timestamps {
+            Some(wire::Timestamps { echo, .. }) if echo != 0 => {
+                // SAFETY: as above.
+                let rtt_us =
+                    unsafe { bindings::accf_echoed_rtt_us(self.as_ptr(), now.micros(), echo) };
+                Some(RoundTrip::Micros(rtt_us))
+            }
+            _ => None,
+        }
     }
 
-    /// Makes `tcp_synack_rtt_meas()` take `rtt_us` microseconds for the round-trip time of the handshake, `now` being now.
+    /// Makes `tcp_synack_rtt_meas()` take the round-trip time that was seen when the handshake was completed, which `waited` has
+    /// passed since, `now` being now.
     ///
     /// # Safety
     ///
     /// The caller has taken the request out of the table to make a connection of it (`own_req`), which exists: so nobody
     /// else looks at what is written.
-    pub(crate) unsafe fn set_synack_rtt_us(&self, rtt_us: u32, now: Nanos) {
+    #[inline]
+    pub(crate) unsafe fn set_round_trip(&self, round_trip: RoundTrip, waited: Nanos, now: Nanos) {
         // SAFETY: alive by the type invariants; nobody else looks, by the contract of this function.
-        unsafe { bindings::accf_set_synack_rtt_us(self.as_ptr(), rtt_us, now.micros()) };
+        unsafe {
+            match round_trip {
+                RoundTrip::SinceSynAck => {
+                    let sent = &raw mut (*self.tcp()).snt_synack;
+                    // 0 means that nobody knows.
+                    if *sent != 0 {
+                        *sent += waited.micros();
+                    }
+                }
+                RoundTrip::Micros(rtt_us) => {
+                    bindings::accf_set_synack_rtt_us(self.as_ptr(), rtt_us, now.micros());
+                }
+            }
+        }
     }
 
     /// Takes a reference, unless the request is dying.
@@ -384,17 +434,21 @@ impl<'a> Request<'a> {
         // SAFETY: by the contract `dl_next` is the reference that `dress()` put there. It is taken out below, before
         // anybody else may look.
         let parked = unsafe { Arc::from_raw((*self.as_ptr()).dl_next.cast::<Parked>()) };
-        self.shed();
+        // SAFETY: parked, it wears ours; nobody else changes that, by the contract.
+        unsafe { self.shed() };
         parked
     }
 
     /// Gives a request that wears our operations the kernel's.
-    fn shed(&self) {
-        let Some(overlay) = Overlay::of(self) else {
-            return;
-        };
+    ///
+    /// # Safety
+    ///
+    /// It wears ours, and nobody else changes that.
+    unsafe fn shed(&self) {
+        // SAFETY: by the contract of this function.
+        let overlay = unsafe { Overlay::from_ops(self.ops()) };
         let req = self.as_ptr();
-        // SAFETY: alive by the type invariants; no other CPU writes, as told by the callers. The kernel's operations
+        // SAFETY: alive by the type invariants; no other CPU writes, by the contract of this function. The kernel's operations
         // go first: they do not look at the rest.
         unsafe {
             ptr::write_volatile(&raw mut (*self.tcp()).af_specific, overlay.original_tcp());
@@ -418,7 +472,8 @@ impl<'a> Request<'a> {
     /// by the test. It is in no table yet, and its maker's alone.
     pub(crate) fn shed_if_new_copy(&self) {
         if self.is_new_copy() {
-            self.shed();
+            // SAFETY: it wears ours, as just seen, and is its maker's alone, our caller's.
+            unsafe { self.shed() };
         }
     }
 

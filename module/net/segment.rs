@@ -28,6 +28,7 @@ const SYN: u8 = 0x02;
 ///
 /// `skb` is valid for `'a`, its transport header is a whole TCP header in linear memory, options included, and its
 /// control block is TCP's (`tcp_v4_fill_cb()`, `tcp_v6_fill_cb()`).
+#[derive(Clone, Copy)]
 pub(crate) struct Segment<'a> {
     skb: *const bindings::sk_buff,
     _skb: PhantomData<&'a bindings::sk_buff>,
@@ -78,7 +79,10 @@ impl<'a> Segment<'a> {
     /// What the segment carries, as the reply to a SYN-ACK, where the client's SYN had the number `client_isn`.
     pub(crate) fn kind(&self, client_isn: u32) -> policy::Segment {
         // SAFETY: the control block is TCP's, by the type invariants.
-        let end_seq = unsafe { bindings::accf_skb_end_seq(self.skb) };
+        let end_seq = unsafe {
+            let control_block = (&raw const (*self.skb).cb).cast::<bindings::tcp_skb_cb>();
+            (*control_block).end_seq
+        };
         let start = client_isn.wrapping_add(1);
 
         if end_seq == start {

@@ -81,6 +81,36 @@ impl Timeout {
 /// Nothing goes over the wire in between; the server has 20 chances a second to have called `accept()`.
 const ACCEPT_QUEUE_RETRY: Nanos = Nanos::from_millis(50);
 
+/// For how long a parked request's own timer, which is to send the SYN-ACK again, is let be. Most clients send sooner, and the
+/// timer need not be touched for them.
+const OWN_TIMER_PATIENCE: Nanos = Nanos::from_millis(300);
+/// If one is put off then, so are those of all requests that were parked at least this long ago, so that the listener's timer
+/// does not fire for each.
+const OWN_TIMER_COMPANY: Nanos = Nanos::from_millis(150);
+/// If it is to fire sooner than this, it is put off at once.
+const OWN_TIMER_LEAVE: Nanos = Nanos::from_millis(600);
+/// It may fire nonetheless, on a machine that stands still meanwhile. Should it do so again and again, the request must outlive
+/// that: it counts as one timeout each time, never as more.
+const OWN_TIMER_SPARE: u8 = 2;
+
+/// May the own timer of a request run on that is parked now? It has fired `timeouts` times, may fire `max_timeouts` times, and has
+/// `left` until then.
+#[inline]
+pub fn may_own_timer_run(timeouts: u8, max_timeouts: u8, left: Nanos) -> bool {
+    timeouts == 0 && max_timeouts >= OWN_TIMER_SPARE && left >= OWN_TIMER_LEAVE
+}
+
+/// When the own timer of a request that was parked at `parked_at` is to be put off.
+#[inline]
+pub const fn own_timer_patience(parked_at: Nanos) -> Nanos {
+    parked_at.after(OWN_TIMER_PATIENCE)
+}
+
+/// If some are put off `now`, is that of a request that was parked at `parked_at`, too?
+pub const fn is_own_timer_put_off_too(now: Nanos, parked_at: Nanos) -> bool {
+    now.0 >= parked_at.after(OWN_TIMER_COMPANY).0
+}
+
 /// Why a parked request's time is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {

@@ -14,7 +14,10 @@ mod stats;
 mod terms;
 
 pub use backlog::{discount, places};
-pub use deadline::{on_alarm, Alarm, Expiry, Nanos, Timeout};
+pub use deadline::{
+    is_own_timer_put_off_too, may_own_timer_run, on_alarm, own_timer_patience, Alarm, Expiry,
+    Nanos, Timeout,
+};
 pub use filter::{Dataready, Filter, Verdict};
 pub use request::{on_segment, on_synack, Action, Phase, Segment, SynAck, Trigger};
 pub use stats::{Bypass, End, Stats, WAIT_BUCKETS};

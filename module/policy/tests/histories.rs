@@ -6,9 +6,10 @@ use std::collections::VecDeque;
 use std::num::NonZeroU8;
 
 use accf_policy::{
-    discount, on_alarm, on_park, on_segment, on_synack, places, Action, Admission, Alarm, Bypass,
-    Dataready, End, Expiry, Filter, Nanos, OnTimeout, Phase, Segment, Stats, SynAck, Terms,
-    Timeout, Trigger, Verdict, WAIT_BUCKETS,
+    discount, is_own_timer_put_off_too, may_own_timer_run, on_alarm, on_park, on_segment,
+    on_synack, own_timer_patience, places, Action, Admission, Alarm, Bypass, Dataready, End,
+    Expiry, Filter, Nanos, OnTimeout, Phase, Segment, Stats, SynAck, Terms, Timeout, Trigger,
+    Verdict, WAIT_BUCKETS,
 };
 use proptest::prelude::*;
 
@@ -466,6 +467,25 @@ proptest! {
         }
         let timeout = Timeout::from_retransmits(retransmits);
         prop_assert_eq!(timeout.millis() / 1000, period);
+    }
+
+    /// A timer that is let be is put off before it fires, with a third of a second in hand, or it is put off at once; and never is
+    /// one let be that the kernel counts.
+    #[test]
+    fn own_timers_are_put_off_in_time(
+        parked_at in 0..u64::MAX / 2, left in 0..120_000_u32, timeouts in 0..3_u8, max_timeouts: u8,
+    ) {
+        let (parked_at, left) = (Nanos(parked_at), Nanos::from_millis(left));
+        if may_own_timer_run(timeouts, max_timeouts, left) {
+            let end = own_timer_patience(parked_at);
+            prop_assert!(end.after(Nanos::from_millis(300)) <= parked_at.after(left));
+            prop_assert!(is_own_timer_put_off_too(end, parked_at));
+            prop_assert!(!is_own_timer_put_off_too(parked_at, parked_at));
+            prop_assert_eq!(timeouts, 0);
+            prop_assert!(max_timeouts >= 2);
+        } else {
+            prop_assert!(timeouts > 0 || max_timeouts < 2 || left < Nanos::from_millis(600));
+        }
     }
 
     /// What was asked for in milliseconds is told in milliseconds.
