@@ -20,7 +20,13 @@ const KEEP: Duration = Duration::from_secs(30 * 24 * 3600);
 const STAMP: &str = ".accf-used";
 
 /// The kinds of entries; nothing else in the cache is ever removed.
-const KINDS: [&str; 3] = ["sysroot", "kernel-stock", "kernel-dev"];
+const KINDS: [&str; 5] = [
+    "sysroot",
+    "kernel-stock",
+    "kernel-dev",
+    "kernel-kcsan",
+    "kernel-rt",
+];
 
 /// Returns the cache's directory: `$XDG_CACHE_HOME/accf`, by default `~/.cache/accf`.
 pub(crate) fn dir() -> Result<PathBuf> {

@@ -28,18 +28,22 @@ struct Part {
     directory: &'static str,
     /// The module built there.
     module: &'static str,
+    /// What its Rust code is compiled to.
+    object: &'static str,
 }
 
 /// The module itself.
 const ACCF: Part = Part {
     directory: "module",
     module: "accf.ko",
+    object: "accf_main.o",
 };
 
 /// Its KUnit suites.
 const KUNIT: Part = Part {
     directory: "kunit",
     module: "accf_kunit.ko",
+    object: "accf_kunit_main.o",
 };
 
 /// Builds the modules for one of the kernels that guests run. Compiler warnings are errors; on the
@@ -56,10 +60,7 @@ pub(crate) fn build(sysroot: &Sysroot, kernel: &Kernel) -> Result<Modules> {
     };
     Ok(Modules {
         accf: build(&ACCF)?,
-        kunit: match kernel.kind {
-            Kind::Stock => None,
-            Kind::Dev => Some(build(&KUNIT)?),
-        },
+        kunit: kernel.kind.is_own().then(|| build(&KUNIT)).transpose()?,
     })
 }
 
@@ -95,7 +96,11 @@ fn build_part(
     };
     let name = format!("{} for the {} kernel", part.module, kernel.kind.name());
     ui::step(&name, |step| {
-        part.build(source, output, Path::new(BUILD), &arguments, &make, step)
+        let module = part.build(source, output, Path::new(BUILD), &arguments, &make, step)?;
+        if kernel.kind == Kind::Kcsan {
+            part.check_instrumented(output)?;
+        }
+        Ok(module)
     })
 }
 
@@ -119,7 +124,27 @@ pub(crate) fn build_custom(tree: &Path) -> Result<PathBuf> {
     })
 }
 
+/// What KCSAN's compilers call for an access: one of a processor's word, and one that is marked (`READ_ONCE()`, in Rust
+/// `read_volatile()`).
+const TSAN_CALLS: [&str; 2] = ["__tsan_read8", "__tsan_volatile_read8"];
+
 impl Part {
+    /// Makes sure that the Rust code in `output` tells KCSAN of its accesses: nothing else would say that it does not.
+    fn check_instrumented(&self, output: &Path) -> Result<()> {
+        let object = output.join(self.directory).join(self.object);
+        let bytes =
+            fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+        for call in TSAN_CALLS {
+            if !has_symbol(&bytes, call) {
+                bail!(
+                    "{} never calls {call}(): KCSAN would see nothing of its Rust code",
+                    object.display()
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Builds the module of the checkout `source` against the tree `build` and returns where it is in `output`.
     fn build(
         &self,
@@ -179,6 +204,14 @@ impl Part {
     }
 }
 
+/// Says whether an object has the symbol `name`.
+fn has_symbol(object: &[u8], name: &str) -> bool {
+    let entry = [b"\0", name.as_bytes(), b"\0"].concat();
+    object
+        .windows(entry.len())
+        .any(|window| window == entry.as_slice())
+}
+
 /// How many lines after a warning are shown with it.
 const CONTEXT: usize = 12;
 
@@ -227,6 +260,16 @@ mod tests {
         ] {
             assert!(!is_warning(line), "{line}");
         }
+    }
+
+    #[test]
+    fn symbols_are_found_whole() {
+        let names = b"\0__tsan_read8\0__tsan_volatile_read8\0f\0";
+        for name in TSAN_CALLS {
+            assert!(has_symbol(names, name), "{name}");
+        }
+        assert!(!has_symbol(names, "__tsan_read"));
+        assert!(!has_symbol(b"\0__tsan_volatile_read8\0", "__tsan_read8"));
     }
 
     #[test]

@@ -126,7 +126,7 @@ pub(crate) fn each_family(
 pub(crate) enum Kernel {
     /// A distribution's.
     Stock,
-    /// Ours, with every checker on: slow, and with every feature.
+    /// One of ours, with checkers on: slow, and with every feature.
     Dev,
 }
 
@@ -134,7 +134,7 @@ impl Kernel {
     /// The one this guest runs, as its environment says.
     pub(crate) fn of_this_guest() -> Self {
         match std::env::var("ACCF_KERNEL").as_deref() {
-            Ok("dev") => Self::Dev,
+            Ok("dev" | "kcsan" | "rt") => Self::Dev,
             _ => Self::Stock,
         }
     }
@@ -291,7 +291,7 @@ impl Context {
     pub(crate) fn lacks(&self, what: &str) -> Result<()> {
         match self.kernel {
             Kernel::Stock => Err(Skip(format!("this kernel has no {what}")).into()),
-            Kernel::Dev => bail!("the dev kernel lacks {what}: its configuration should have it"),
+            Kernel::Dev => bail!("our kernel lacks {what}: its configuration should have it"),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::sysroot::Sysroot;
 /// Build the modules for a kernel and say where they are.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Build {
-    /// `stock`, `dev`, or the build directory of a configured kernel of your own, which must be built
+    /// `stock`, `dev`, `kcsan`, `rt`, or the build directory of a configured kernel of your own, which must be built
     /// with Rust support; the host's compilers must be those it was built with.
     #[arg(long, value_name = "KERNEL", default_value = "stock")]
     kernel: Target,

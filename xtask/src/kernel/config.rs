@@ -21,12 +21,26 @@ fn option(line: &str) -> Option<(&str, &str)> {
         .filter(|(name, _)| name.starts_with("CONFIG_"))
 }
 
-/// Lists what `fragment` asks for and `config` does not have.
-pub(crate) fn not_taken(fragment: &str, config: &str) -> Vec<String> {
+/// Lists what `fragments` ask for and `config` does not have. What a later one says of an option replaces what an earlier one
+/// says.
+pub(crate) fn not_taken<'a>(
+    fragments: impl IntoIterator<Item = &'a str>,
+    config: &str,
+) -> Vec<String> {
     let have: HashMap<_, _> = config.lines().filter_map(option).collect();
-    fragment
-        .lines()
+    let mut wanted: Vec<(&str, &str)> = Vec::new();
+    for (name, want) in fragments
+        .into_iter()
+        .flat_map(str::lines)
         .filter_map(option)
+    {
+        match wanted.iter_mut().find(|(earlier, _)| *earlier == name) {
+            Some(earlier) => earlier.1 = want,
+            None => wanted.push((name, want)),
+        }
+    }
+    wanted
+        .into_iter()
         .filter_map(|(name, want)| {
             // An option that does not exist is not set.
             let got = have.get(name).copied().unwrap_or("n");
@@ -52,16 +66,28 @@ mod tests {
         let config = "CONFIG_A=y\nCONFIG_B=m\n# CONFIG_C is not set\nCONFIG_E=64\n";
         let fine =
             "# a comment\nCONFIG_A=y\n# CONFIG_C is not set\n# CONFIG_D is not set\nCONFIG_E=64\n";
-        assert_eq!(not_taken(fine, config), Vec::<String>::new());
+        assert_eq!(not_taken([fine], config), Vec::<String>::new());
         let bad = "CONFIG_B=y\n# CONFIG_A is not set\nCONFIG_D=y\nCONFIG_E=65\n";
         assert_eq!(
-            not_taken(bad, config),
+            not_taken([bad], config),
             [
                 "CONFIG_B: want y, have m",
                 "CONFIG_A: want n, have y",
                 "CONFIG_D: want y, have n",
                 "CONFIG_E: want 65, have 64"
             ]
+        );
+    }
+
+    #[test]
+    fn what_a_later_fragment_says_counts() {
+        let config = "# CONFIG_A is not set\nCONFIG_B=y\n";
+        let first = "CONFIG_A=y\nCONFIG_B=y\n";
+        let second = "# CONFIG_A is not set\n";
+        assert_eq!(not_taken([first, second], config), Vec::<String>::new());
+        assert_eq!(
+            not_taken([second, first], config),
+            ["CONFIG_A: want y, have n"]
         );
     }
 }

@@ -2,7 +2,7 @@
 //! The kernels that modules are built for and that guests run.
 
 pub(crate) mod config;
-mod dev;
+mod own;
 mod stock;
 
 use std::ffi::OsString;
@@ -10,16 +10,21 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{bail, Result};
+use clap::ValueEnum;
 
 use crate::sysroot::Sysroot;
 
-/// One of the two kernels that guests run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+/// One of the kernels that guests run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {
     /// The distribution's own kernel, untouched.
     Stock,
-    /// The same source with every checker on.
+    /// The same source with every checker on that goes with the others.
     Dev,
+    /// The same source with KCSAN, which finds data races.
+    Kcsan,
+    /// The same source with PREEMPT_RT and the checkers but KASAN.
+    Rt,
 }
 
 impl Kind {
@@ -28,14 +33,21 @@ impl Kind {
         match self {
             Self::Stock => "stock",
             Self::Dev => "dev",
+            Self::Kcsan => "kcsan",
+            Self::Rt => "rt",
         }
+    }
+
+    /// Says whether the kernel is configured by us, and so has KUnit.
+    pub(crate) fn is_own(self) -> bool {
+        self != Self::Stock
     }
 }
 
 /// A kernel to build modules for: one of ours, or a user's own build tree.
 #[derive(Debug, Clone)]
 pub(crate) enum Target {
-    /// One of the two that guests run.
+    /// One of those that guests run.
     Ours(Kind),
     /// The build directory of a configured and built kernel.
     Custom(PathBuf),
@@ -55,23 +67,24 @@ impl FromStr for Target {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "stock" => Ok(Self::Ours(Kind::Stock)),
-            "dev" => Ok(Self::Ours(Kind::Dev)),
-            path => {
-                if !Path::new(path)
-                    .join("include/generated/autoconf.h")
-                    .is_file()
-                {
-                    bail!(
-                        "{path} is neither `stock` nor `dev` nor the build directory of a \
-                         configured kernel (no include/generated/autoconf.h; run `make \
-                         modules_prepare` there)"
-                    );
-                }
-                Ok(Self::Custom(std::fs::canonicalize(path)?))
-            }
+        if let Ok(kind) = Kind::from_str(text, false) {
+            return Ok(Self::Ours(kind));
         }
+        if !Path::new(text)
+            .join("include/generated/autoconf.h")
+            .is_file()
+        {
+            let names: Vec<_> = Kind::value_variants()
+                .iter()
+                .map(|kind| format!("`{}`", kind.name()))
+                .collect();
+            bail!(
+                "{text} is none of {} and not the build directory of a configured kernel (no \
+                 include/generated/autoconf.h; run `make modules_prepare` there)",
+                names.join(", ")
+            );
+        }
+        Ok(Self::Custom(std::fs::canonicalize(text)?))
     }
 }
 
@@ -84,7 +97,7 @@ pub(crate) struct Kernel {
     pub(crate) build: PathBuf,
     /// The image to boot.
     pub(crate) image: PathBuf,
-    /// What `make` must be told to use the compilers that built it.
+    /// What `make` must be told to use the compilers that built it, as they were used.
     pub(crate) make_arguments: Vec<OsString>,
 }
 
@@ -93,7 +106,7 @@ impl Kernel {
     pub(crate) fn ensure(sysroot: &Sysroot, kind: Kind) -> Result<Self> {
         match kind {
             Kind::Stock => stock::ensure(sysroot),
-            Kind::Dev => dev::ensure(sysroot),
+            Kind::Dev | Kind::Kcsan | Kind::Rt => own::ensure(sysroot, kind),
         }
     }
 }
