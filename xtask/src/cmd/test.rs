@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask test`: every test there is, on the host and in guests of both kernels.
+//! `cargo xtask test`: every test there is, on the host and in guests of the kernels.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use anyhow::{bail, Context, Result};
 use xshell::Shell;
 
 use crate::bench::{self, Request, SHORT_RUN_SLACK};
-use crate::guest::Report;
+use crate::guest::{race, Report};
 use crate::kernel::Kind;
 use crate::ktap::{self, Outcome, Results, Test as Case};
 use crate::lab::{Lab, BOOTING_AND_LOADING};
@@ -20,13 +20,24 @@ use crate::{exec, program, project, tidy, ui};
 /// How long one boot with all its suites may take.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(2400);
 
+/// How many accesses KCSAN looks at in a run that is worth something. (It looks at a thousand in a second, or more.)
+const KCSAN_WATCHES: u64 = 100_000;
+
 /// How often the short benchmarks measure each figure.
 const BENCH_ROUNDS: u32 = 2;
 
-/// What runs in a guest of the dev kernel: first our KUnit suites, those that appear when their
+/// What runs in a guest of one of our own kernels: first our KUnit suites, those that appear when their
 /// module is loaded; it is unloaded because the client suite unloads ours. Then the client suite,
 /// whose results are what is printed.
-const DEV_SCRIPT: &str = r#"
+///
+/// KCSAN looks at one access of some thousands, and for how long nobody else comes along: both are made for real processors. An
+/// emulated one does less in the same time, so it is made to look at more of them, each for longer. At the end its own counters
+/// are kept.
+const OWN_SCRIPT: &str = r#"
+if [ "$ACCF_KERNEL" = kcsan ]; then
+    cd /sys/module/kcsan/parameters && echo 1000 >skip_watch && echo 160 >udelay_task && echo 80 >udelay_interrupt || exit 1
+    cd "$OLDPWD" || exit 1
+fi
 kunit=/sys/kernel/debug/kunit
 ls "$kunit" >/tmp/suites
 insmod "$ACCF_KUNIT_KO" || exit 1
@@ -34,7 +45,12 @@ ls "$kunit" | grep -vxFf /tmp/suites | while read -r suite; do
     cat "$kunit/$suite/results"
 done >"$ACCF_OUT/kunit.ktap"
 rmmod accf_kunit || exit 1
-exec "$@"
+"$@"
+status=$?
+if [ "$ACCF_KERNEL" = kcsan ]; then
+    cat /sys/kernel/debug/kcsan >"$ACCF_OUT/kcsan" || exit 1
+fi
+exit "$status"
 "#;
 
 /// The cases that are left to the stock kernel, as the dev kernel takes its time: those of IPv4 clients of an IPv6 listener
@@ -53,17 +69,34 @@ const DEV_WITHOUT: &[&str] = &[
     "policy.*.mapped",
 ];
 
+/// What the kcsan kernel runs: where several processors are at the same requests and the same listener.
+const KCSAN_ONLY: &[&str] = &[
+    "account.",
+    "backlog.",
+    "crowd.",
+    "deadline.",
+    "evict.",
+    "lifetime.",
+    "migrate.",
+    "mixture.",
+];
+
 /// Run every test: on the host, in one guest of each kernel, and a short run of the benchmarks.
 ///
 /// The last line is `N passed, N failed, N skipped`; logs are under target/accf/test/.
 #[derive(Debug, Default, clap::Args)]
-pub(crate) struct Test {}
+pub(crate) struct Test {
+    /// Also in guests of the kernels `kcsan` (KUnit, and the cases with several processors at the same thing: no data race may
+    /// name the module) and `rt` (everything, with PREEMPT_RT). They take half an hour to build for the first time.
+    #[arg(long)]
+    all: bool,
+}
 
 impl Test {
     /// Runs the command.
     pub(crate) fn run(&self, sh: &Shell) -> Result<ExitCode> {
         let mut tally = Tally::new()?;
-        run_all(sh, &mut tally);
+        run_all(sh, &mut tally, self.all);
         ui::print_timings();
         println!("\n{}", tally.failures());
         println!("{}", tally.last_line());
@@ -75,8 +108,9 @@ impl Test {
     }
 }
 
-/// Runs everything; what fails does not keep the rest from running.
-pub(crate) fn run_all(sh: &Shell, tally: &mut Tally) {
+/// Runs everything, in guests of `all` kernels or of the two that must pass before a change is merged; what fails does not keep
+/// the rest from running.
+pub(crate) fn run_all(sh: &Shell, tally: &mut Tally, all: bool) {
     tally.check("tidy", || {
         let complaints = tidy::check(sh)?;
         if !complaints.is_empty() {
@@ -120,7 +154,8 @@ pub(crate) fn run_all(sh: &Shell, tally: &mut Tally) {
             None
         }
     };
-    for kind in [Kind::Stock, Kind::Dev] {
+    let more: &[Kind] = if all { &[Kind::Kcsan, Kind::Rt] } else { &[] };
+    for &kind in [Kind::Stock, Kind::Dev].iter().chain(more) {
         let name = format!("build/{}", kind.name());
         match Lab::new(kind) {
             Ok(lab) => {
@@ -226,7 +261,7 @@ impl Tally {
         let mut guest = lab.guest(&[]);
         guest.timeout = Some(GUEST_TIMEOUT);
         guest.echo = false;
-        guest.kmemleak = kind == Kind::Dev;
+        guest.kmemleak = matches!(kind, Kind::Dev | Kind::Rt);
         guest.out = out.clone();
         let programs = suite.parent().map(|dir| dir.as_os_str().to_owned());
         guest
@@ -234,14 +269,17 @@ impl Tally {
             .extend(programs.map(|dir| ("ACCF_BIN".to_owned(), dir)));
         let suite = [suite.as_os_str(), "run".as_ref()];
         let mut command: Vec<&std::ffi::OsStr> = Vec::new();
-        if kind == Kind::Dev {
-            command.extend(["sh", "-c", DEV_SCRIPT, "sh"].map(std::ffi::OsStr::new));
+        if kind.is_own() {
+            command.extend(["sh", "-c", OWN_SCRIPT, "sh"].map(std::ffi::OsStr::new));
         }
         command.extend(suite);
-        if kind == Kind::Dev {
-            for pattern in DEV_WITHOUT {
-                command.extend(["--without", pattern].map(std::ffi::OsStr::new));
-            }
+        let (option, patterns) = match kind {
+            Kind::Stock | Kind::Rt => ("", &[][..]),
+            Kind::Dev => ("--without", DEV_WITHOUT),
+            Kind::Kcsan => ("--filter", KCSAN_ONLY),
+        };
+        for pattern in patterns {
+            command.extend([option, pattern].map(std::ffi::OsStr::new));
         }
         let report = ui::step(&format!("guest of the {name} kernel"), |_| {
             let report = lab.run(&guest, &command)?;
@@ -252,6 +290,7 @@ impl Tally {
             Ok(report)
         })?;
         keep(&report, &out)?;
+        eprint!("{}", race::summary(&report.foreign_races));
         self.judge(kind, &report, &out);
         Ok(())
     }
@@ -292,9 +331,19 @@ impl Tally {
             self.fail(&format!("{name}/guest"), &failure.to_string());
         }
         let before = self.failed();
-        if kind == Kind::Dev {
+        if kind.is_own() {
             let text = fs::read(out.join("kunit.ktap")).unwrap_or_default();
-            self.ktap("dev/kunit", &String::from_utf8_lossy(&text));
+            self.ktap(&format!("{name}/kunit"), &String::from_utf8_lossy(&text));
+        }
+        if kind == Kind::Kcsan {
+            let text = fs::read_to_string(out.join("kcsan")).unwrap_or_default();
+            let watched = race::watched(&text).unwrap_or(0);
+            if watched < KCSAN_WATCHES {
+                self.fail(
+                    "kcsan/guest",
+                    &format!("KCSAN looked at {watched} accesses, and should at {KCSAN_WATCHES} at least"),
+                );
+            }
         }
         self.ktap(
             &format!("{name}/suite"),
@@ -405,6 +454,7 @@ fn number_before(text: &str, word: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     /// Results without a directory of logs.
     fn tally() -> Tally {
@@ -420,6 +470,7 @@ mod tests {
         Report {
             status: Some(status),
             failures: Vec::new(),
+            foreign_races: Vec::new(),
             stdout: stdout.as_bytes().to_vec(),
             stderr: b"what it said".to_vec(),
             dmesg: String::new(),
@@ -476,6 +527,24 @@ mod tests {
         let good = "KTAP version 1\n1..1\nok 1 a\n";
         tally.judge(Kind::Dev, &report(0, good), Path::new("/nonexistent"));
         assert!(tally.failed() > 0);
+    }
+
+    #[test]
+    fn a_kcsan_that_does_not_look_fails() {
+        let out = Scratch::new("kcsan-looks");
+        let write = |name: &str, text: &str| fs::write(out.0.join(name), text).unwrap();
+        let good = "KTAP version 1\n1..1\nok 1 a\n";
+        write("kunit.ktap", good);
+        for (text, failed) in [
+            ("enabled: 1\nsetup_watchpoints: 3000000\n", 0),
+            ("enabled: 0\nsetup_watchpoints: 3\n", 1),
+            ("", 1),
+        ] {
+            write("kcsan", text);
+            let mut tally = super::tests::tally();
+            tally.judge(Kind::Kcsan, &report(0, good), &out.0);
+            assert_eq!(tally.failed(), failed, "{text}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{bail, Context, Result};
 use xshell::Shell;
 
-use crate::guest::Guest;
+use crate::guest::{race, Guest};
 use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::program;
@@ -114,6 +114,7 @@ impl Vm {
         } else {
             lab.run(&guest, &self.command)?
         };
+        eprint!("{}", race::summary(&report.foreign_races));
         let status = report.verdict().with_context(|| match report.status {
             Some(status) => {
                 format!("the command ended with status {status}, but the run does not count")

@@ -5,6 +5,7 @@
 //! log is a [`Failure`], whatever the command's own exit status.
 
 mod machine;
+pub(crate) mod race;
 pub(crate) mod splat;
 
 use std::ffi::{OsStr, OsString};
@@ -21,6 +22,7 @@ use crate::kernel::{Kernel, Kind};
 use crate::project;
 use crate::sysroot::Sysroot;
 use machine::{End, Machine};
+use race::Race;
 
 /// The guest's first process.
 const INIT: &str = include_str!("../../../vm/guest-init");
@@ -87,6 +89,8 @@ pub(crate) enum Failure {
     Timeout(Duration, String),
     /// The kernel reported something wrong, or our module was not silent.
     Splat(String),
+    /// The kernel reported a data race that names our module.
+    Race(String),
     /// The module could not be loaded.
     Insmod(String),
     /// The kernel found leaked memory.
@@ -108,6 +112,7 @@ impl fmt::Display for Failure {
                 limit.as_secs()
             ),
             Self::Splat(log) => write!(f, "the guest's kernel log has a splat: {log}"),
+            Self::Race(log) => write!(f, "a data race in the guest: {log}"),
             Self::Insmod(log) => write!(f, "the guest could not load the module:\n{log}"),
             Self::Leak(log) => write!(f, "the guest's kernel found leaked memory:\n{log}"),
         }
@@ -121,6 +126,8 @@ pub(crate) struct Report {
     pub(crate) status: Option<i32>,
     /// Everything that makes the run a failure apart from the status.
     pub(crate) failures: Vec<Failure>,
+    /// The data races that the kernel reported and that do not name our module.
+    pub(crate) foreign_races: Vec<Race>,
     /// What the command printed.
     pub(crate) stdout: Vec<u8>,
     /// What the command printed as errors.
@@ -291,7 +298,8 @@ impl Guest {
         let mut status = None;
 
         let log = dmesg.unwrap_or_else(|| console.clone());
-        let splats = splat::scan(&log);
+        let (races, rest) = race::take(&log);
+        let splats = splat::scan(&rest);
         match verdict
             .trim()
             .split_once(' ')
@@ -315,6 +323,9 @@ impl Guest {
         if !matches!(failures.first(), Some(Failure::Panic(_))) {
             failures.extend(splats.iter().map(|splat| Failure::Splat(splat.to_string())));
         }
+        let (ours, foreign_races): (Vec<_>, Vec<_>) =
+            races.into_iter().partition(|race| race.is_ours);
+        failures.extend(ours.iter().map(|race| Failure::Race(race.to_string())));
         if let Some(leaks) = text("kmemleak").filter(|leaks| !leaks.trim().is_empty()) {
             failures.push(Failure::Leak(leaks));
         }
@@ -327,6 +338,7 @@ impl Guest {
         Ok(Report {
             status,
             failures,
+            foreign_races,
             stdout: read("stdout").unwrap_or_default(),
             stderr: read("stderr").unwrap_or_default(),
             dmesg: log,

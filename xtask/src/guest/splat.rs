@@ -60,7 +60,7 @@ const PATTERNS: &[&str] = &[
 ];
 
 /// The names of our modules.
-const OURS: &[&str] = &["accf", "accf_kunit"];
+pub(super) const OURS: &[&str] = &["accf", "accf_kunit"];
 
 /// What the kernel says about any module that was not built with it.
 const NOTICES: &[&str] = &[
@@ -93,7 +93,7 @@ impl fmt::Display for Splat {
     }
 }
 
-/// Finds the splats of a kernel log, each report once.
+/// Finds the splats of a kernel log, each report once. For KCSAN's there is [`super::race`].
 pub(crate) fn scan(log: &str) -> Vec<Splat> {
     let lines: Vec<&str> = log.lines().collect();
     let mut splats = Vec::new();

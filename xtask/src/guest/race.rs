@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The data races that KCSAN reports.
+//!
+//! The kernel has many that are known, or nobody's concern here. What counts are the reports that name our modules: where one of
+//! the two accesses was made by our code, or by what our code had called.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::splat::{message, OURS};
+
+/// What a report begins with, right after a line of `=`.
+const TITLE: &str = "BUG: KCSAN: ";
+/// What its last lines begin with; a line of `=` follows.
+const SIGNED: &str = "Reported by Kernel Concurrency Sanitizer on:";
+/// More lines than any report has: two stacks of 64 frames. One whose end is missing is cut there.
+const LONGEST: usize = 200;
+
+/// One report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Race {
+    /// Its first line, without what all have in common: `data-race in A / B`.
+    pub(crate) title: String,
+    /// All of it.
+    pub(crate) text: String,
+    /// It names one of our modules.
+    pub(crate) is_ours: bool,
+}
+
+impl fmt::Display for Race {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n{}", self.title, self.text)
+    }
+}
+
+/// Takes the reports out of a kernel log; returns them, and the lines that are left: also what another processor said in the
+/// middle of a report.
+pub(crate) fn take(log: &str) -> (Vec<Race>, String) {
+    let mut races = Vec::new();
+    let mut rest = String::new();
+    let mut leave = |line: &str| {
+        rest.push_str(line);
+        rest.push('\n');
+    };
+    let mut lines = log.lines().peekable();
+    while let Some(line) = lines.next() {
+        let begins = is_rule(line) && lines.peek().is_some_and(|next| is_title(next));
+        if !begins && !is_title(line) {
+            leave(line);
+            continue;
+        }
+        let mut report = vec![line];
+        let mut is_signed = false;
+        while let Some(line) = lines.next_if(|next| {
+            // The next one, where the end of this one is missing.
+            report.len() < LONGEST && (report.len() == 1 || !is_title(next))
+        }) {
+            if !belongs(message(line)) {
+                leave(line);
+                continue;
+            }
+            report.push(line);
+            is_signed |= message(line).starts_with(SIGNED);
+            if is_signed && is_rule(line) {
+                break;
+            }
+        }
+        races.push(Race::new(&report));
+    }
+    (races, rest)
+}
+
+/// Counts the reports of each title, the most frequent first.
+fn by_title(races: &[Race]) -> Vec<(usize, &str)> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for race in races {
+        *counts.entry(&race.title).or_default() += 1;
+    }
+    let mut counts: Vec<_> = counts.into_iter().map(|(title, n)| (n, title)).collect();
+    counts.sort_by_key(|&(count, _)| std::cmp::Reverse(count));
+    counts
+}
+
+/// Tells of the reports that do not name us: how many there are, and each title. Nothing if there are none.
+pub(crate) fn summary(foreign: &[Race]) -> String {
+    if foreign.is_empty() {
+        return String::new();
+    }
+    let mut text = format!(
+        "KCSAN: {} reports of data races that do not name the module:\n",
+        foreign.len()
+    );
+    for (count, title) in by_title(foreign) {
+        text.push_str(&format!("{count:6} × {title}\n"));
+    }
+    text
+}
+
+/// Returns how many accesses were looked at, from KCSAN's own counters (`/sys/kernel/debug/kcsan`).
+pub(crate) fn watched(counters: &str) -> Option<u64> {
+    let value = counters
+        .lines()
+        .find_map(|line| line.strip_prefix("setup_watchpoints:"))?;
+    value.trim().parse().ok()
+}
+
+impl Race {
+    /// The report of these lines.
+    fn new(lines: &[&str]) -> Self {
+        let title = lines
+            .iter()
+            .find_map(|line| message(line).strip_prefix(TITLE));
+        // What follows is about the machine; it names the program that ran.
+        let stacks = lines
+            .iter()
+            .map(|line| message(line))
+            .take_while(|line| !line.starts_with(SIGNED));
+        Self {
+            title: title.unwrap_or_default().to_owned(),
+            text: lines.join("\n"),
+            is_ours: stacks.into_iter().any(names_us),
+        }
+    }
+}
+
+/// Says whether a report begins with this line, but for a line of `=`.
+fn is_title(line: &str) -> bool {
+    message(line).starts_with(TITLE)
+}
+
+/// Says whether a message is of the kind that a report is made of (`kernel/kcsan/report.c`, `dump_stack_print_info()`).
+fn belongs(message: &str) -> bool {
+    const BEGINNINGS: &[&str] = &[
+        TITLE,
+        SIGNED,
+        "read",
+        "write",
+        "assert no ",
+        "race at unknown origin, with ",
+        "value changed: ",
+        "CPU: ",
+        "Tainted: ",
+        "Hardware name: ",
+        "Workqueue: ",
+        "Stopper: ",
+        // Frames, and what else is indented.
+        " ",
+    ];
+    message.is_empty()
+        || is_rule(message)
+        || BEGINNINGS.iter().any(|begin| message.starts_with(begin))
+}
+
+/// Says whether a line of a report, its title or a frame, has a function of one of our modules: `name+0x1/0x2 [module]`.
+fn names_us(line: &str) -> bool {
+    line.split(['[', ']'])
+        .skip(1)
+        .step_by(2)
+        // Behind the name there may be an identifier of the build, and marks.
+        .filter_map(|module| module.split([' ', '(']).next())
+        .any(|module| OURS.contains(&module))
+}
+
+/// Says whether the line is what a report begins and ends with.
+fn is_rule(line: &str) -> bool {
+    let message = message(line);
+    message.len() > 60 && message.bytes().all(|byte| byte == b'=')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::splat;
+
+    const RULE: &str = "==================================================================";
+
+    /// A report of two accesses, with these frames.
+    fn report(this: &[&str], other: &[&str]) -> String {
+        let stamp = |line: &str| format!("[   33.100000] {line}\n");
+        let frames = |frames: &[&str]| -> String {
+            let frames = frames.iter();
+            frames.map(|frame| stamp(&format!(" {frame}"))).collect()
+        };
+        let name = |frame: &str| frame.split('+').next().unwrap().to_owned();
+        [
+            stamp(RULE),
+            stamp(&format!(
+                "BUG: KCSAN: data-race in {} / {}",
+                name(this[0]),
+                name(other[0])
+            )),
+            stamp(""),
+            stamp("write to 0xffff888003a5b0d8 of 8 bytes by interrupt on cpu 1:"),
+            frames(this),
+            stamp(""),
+            stamp("read to 0xffff888003a5b0d8 of 8 bytes by task 131 on cpu 0:"),
+            frames(other),
+            stamp(""),
+            stamp("value changed: 0x0000000000000000 -> 0xffff888003a5b000"),
+            stamp(""),
+            stamp("Reported by Kernel Concurrency Sanitizer on:"),
+            stamp("CPU: 0 UID: 0 PID: 131 Comm: accf-suite Tainted: G           O        7.3.4 #1 PREEMPT(lazy) "),
+            stamp("Tainted: [O]=OOT_MODULE"),
+            stamp("Hardware name: QEMU Standard PC (i440FX + PIIX, 1996), BIOS 1.16.3 04/01/2014"),
+            stamp(RULE),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn a_report_that_names_nobody_of_us_is_foreign() {
+        // The program's name is no sign.
+        let log = report(
+            &["tcp_rearm_rto+0x1b/0x40", "tcp_ack+0x10/0x20"],
+            &["tcp_poll+0x44/0x300", "ep_item_poll+0x5/0x9"],
+        );
+        let (races, rest) = take(&log);
+        assert_eq!(races.len(), 1);
+        assert_eq!(races[0].title, "data-race in tcp_rearm_rto / tcp_poll");
+        assert!(!races[0].is_ours);
+        assert_eq!(races[0].text, log.trim_end());
+        assert_eq!(rest, "");
+    }
+
+    #[test]
+    fn a_frame_of_ours_in_either_stack_counts() {
+        let ours = "_RNvNtNtCs1_9accf_main3net5hooks10destructor+0x4/0x90 [accf]";
+        for (this, other) in [
+            (ours, "tcp_poll+0x44/0x300"),
+            ("tcp_poll+0x44/0x300", ours),
+            ("tcp_poll+0x44/0x300", "fabricate+0x44/0x300 [accf_kunit]"),
+            (
+                "tcp_poll+0x44/0x300",
+                "accf_qlen+0x4/0x9 [accf 0123abcd (O)]",
+            ),
+        ] {
+            let log = report(&["tcp_ack+0x1/0x2", this], &["tcp_poll+0x1/0x2", other]);
+            assert!(take(&log).0[0].is_ours, "{log}");
+        }
+        let other_module = report(&["f+0x1/0x2 [accfoo]"], &["g+0x1/0x2 [nf_accf]"]);
+        assert!(!take(&other_module).0[0].is_ours);
+    }
+
+    #[test]
+    fn where_an_access_was_moved_to_counts() {
+        let log = report(&["tcp_ack+0x1/0x2"], &["tcp_poll+0x1/0x2"]).replace(
+            "value changed",
+            "  |\n[   33.1]   +-> reordered to: accf_qlen_add+0x9/0x20 [accf]\n[   33.1] value changed",
+        );
+        assert!(take(&log).0[0].is_ours);
+    }
+
+    #[test]
+    fn a_race_with_nobody_known_is_read() {
+        let log = format!(
+            "[    1.0] {RULE}\n\
+             [    1.0] BUG: KCSAN: data-race in accf_young+0x10/0x20 [accf]\n\
+             [    1.0] \n\
+             [    1.0] race at unknown origin, with read to 0xffff888003a5b0d8 of 4 bytes by task 7 on cpu 1:\n\
+             [    1.0]  accf_young+0x10/0x20 [accf]\n\
+             [    1.0] \n\
+             [    1.0] Reported by Kernel Concurrency Sanitizer on:\n\
+             [    1.0] CPU: 1 UID: 0 PID: 7 Comm: ss\n\
+             [    1.0] {RULE}\n\
+             [    1.1] fine\n"
+        );
+        let (races, rest) = take(&log);
+        assert_eq!(races.len(), 1);
+        assert!(races[0].is_ours);
+        assert_eq!(rest, "[    1.1] fine\n");
+    }
+
+    #[test]
+    fn reports_that_follow_each_other_are_told_apart() {
+        let one = report(&["tcp_ack+0x1/0x2"], &["tcp_poll+0x1/0x2"]);
+        let two = report(&["f+0x1/0x2 [accf]"], &["g+0x1/0x2"]);
+        let log = format!("[    1.0] before\n{one}{one}{two}[   40.0] after\n");
+        let (races, rest) = take(&log);
+        let ours: Vec<bool> = races.iter().map(|race| race.is_ours).collect();
+        assert_eq!(ours, [false, false, true]);
+        assert_eq!(rest, "[    1.0] before\n[   40.0] after\n");
+        assert_eq!(
+            by_title(&races),
+            [
+                (2, "data-race in tcp_ack / tcp_poll"),
+                (1, "data-race in f / g")
+            ]
+        );
+        let summary = summary(&races);
+        assert!(summary.contains("3 reports"), "{summary}");
+        assert!(
+            summary.contains("2 × data-race in tcp_ack / tcp_poll"),
+            "{summary}"
+        );
+        assert_eq!(super::summary(&[]), "");
+    }
+
+    #[test]
+    fn a_report_without_an_end_takes_no_other_with_it() {
+        let one = report(&["tcp_ack+0x1/0x2"], &["tcp_poll+0x1/0x2"]);
+        let (cut, _) = one.split_once("Reported by").unwrap();
+        let cut = cut.rsplit_once('\n').unwrap().0;
+        let two = report(&["f+0x1/0x2 [accf]"], &["g+0x1/0x2"]);
+        let (races, rest) = take(&format!("{cut}\n{two}"));
+        let ours: Vec<bool> = races.iter().map(|race| race.is_ours).collect();
+        assert_eq!(ours, [false, true]);
+        assert_eq!(rest, "");
+        assert_eq!(take(cut).0.len(), 1);
+    }
+
+    #[test]
+    fn kcsans_counters_are_read() {
+        let text = "enabled: 1\nused_watchpoints: 0\nsetup_watchpoints: 1234\ndata_races: 5\n";
+        assert_eq!(watched(text), Some(1234));
+        assert_eq!(watched("enabled: 1\n"), None);
+    }
+
+    #[test]
+    fn what_is_said_in_the_middle_of_a_report_is_not_lost() {
+        let log = report(&["tcp_ack+0x1/0x2"], &["tcp_poll+0x1/0x2"]);
+        let said = "[   33.1] WARNING: net/core/sock.c:1 at sk_free+0x1/0x2, CPU#0: swapper/0/0";
+        let log = log.replacen(
+            "[   33.100000] value",
+            &format!("{said}\n[   33.1] value"),
+            1,
+        );
+        let (races, rest) = take(&log);
+        assert_eq!(races.len(), 1);
+        assert_eq!(rest.trim_end(), said);
+        assert_eq!(splat::scan(&rest).len(), 1);
+    }
+}
