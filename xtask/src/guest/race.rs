@@ -116,11 +116,24 @@ impl Race {
             .map(|line| message(line))
             .take_while(|line| !line.starts_with(SIGNED));
         Self {
-            title: title.unwrap_or_default().to_owned(),
-            text: lines.join("\n"),
+            title: readable(title.unwrap_or_default()),
+            text: readable(&lines.join("\n")),
             is_ours: stacks.into_iter().any(names_us),
         }
     }
+}
+
+/// Writes the functions of Rust in a text as people do.
+fn readable(text: &str) -> String {
+    text.split_inclusive([' ', '+', '\n'])
+        .map(|word| {
+            let name = word.trim_end_matches([' ', '+', '\n']);
+            match rustc_demangle::try_demangle(name) {
+                Ok(demangled) => format!("{demangled:#}{}", &word[name.len()..]),
+                Err(_) => word.to_owned(),
+            }
+        })
+        .collect()
 }
 
 /// Says whether a report begins with this line, but for a line of `=`.
@@ -306,6 +319,16 @@ mod tests {
         assert_eq!(ours, [false, true]);
         assert_eq!(rest, "");
         assert_eq!(take(cut).0.len(), 1);
+    }
+
+    #[test]
+    fn the_functions_of_rust_can_be_read() {
+        let ours = "_RNvNtNtCs1_9accf_main3net5hooks10destructor+0x4/0x90 [accf]";
+        let (races, _) = take(&report(&[ours], &["tcp_poll+0x1/0x2"]));
+        let name = "accf_main::net::hooks::destructor";
+        assert_eq!(races[0].title, format!("data-race in {name} / tcp_poll"));
+        let frame = format!(" {name}+0x4/0x90 [accf]\n");
+        assert!(races[0].text.contains(&frame), "{}", races[0].text);
     }
 
     #[test]
