@@ -116,3 +116,22 @@ pub(crate) fn jobs() -> String {
     let count = std::thread::available_parallelism().map_or(1, usize::from);
     format!("-j{count}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_go_by_the_same_names_everywhere() {
+        for kind in Kind::value_variants() {
+            // As `--kernel` and `cargo xtask kernel` read it.
+            assert_eq!(Kind::from_str(kind.name(), false), Ok(*kind));
+            let target: Target = kind.name().parse().unwrap();
+            assert_eq!(target.name(), kind.name());
+        }
+        let error = "nonesuch".parse::<Target>().unwrap_err().to_string();
+        for name in ["nonesuch", "`stock`", "`dev`", "`kcsan`", "`rt`"] {
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}
