@@ -349,6 +349,11 @@ pub fn keep_alive(stream: &TcpStream) -> Result<()> {
         .context("SO_KEEPALIVE")
 }
 
+/// Takes a socket's connection apart, so that it may listen or connect again: `connect()` to nobody.
+pub fn disconnect(socket: impl AsFd) -> io::Result<()> {
+    sys::disconnect(socket.as_fd())
+}
+
 fn limit_io(stream: &TcpStream) -> Result<()> {
     stream.set_read_timeout(Some(IO_LIMIT))?;
     stream.set_write_timeout(Some(IO_LIMIT))?;

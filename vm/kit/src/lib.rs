@@ -8,6 +8,7 @@
 //! | change its settings, and read what it counted | [`control`] |
 //! | have a machine room of one's own | [`netns`], [`wire`] |
 //! | open listeners for IPv4, IPv6 and both | [`endpoint`] |
+//! | pass to the kernel what nobody should, by system calls and by the wire | [`memory`], [`forge`] |
 //! | see what is on the wire | [`capture`], [`segment`] |
 //! | speak TCP segment by segment, with no kernel in between | [`raw`] |
 //! | be thousands of clients | [`swarm`] |
@@ -28,9 +29,11 @@ pub mod count;
 pub mod counters;
 pub mod endpoint;
 pub mod fault;
+pub mod forge;
 pub mod ktls;
 mod link;
 mod marks;
+pub mod memory;
 pub mod module;
 pub mod netns;
 pub mod raw;

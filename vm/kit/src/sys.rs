@@ -83,6 +83,176 @@ pub(crate) fn set_option_nowhere(
     Ok(())
 }
 
+/// Memory for the arguments of system calls that are not to be trusted with it: a page that can only be read, pages that can be
+/// written, and behind them far more room than any option has where nothing can be done.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: *mut u8,
+}
+
+// SAFETY: the memory belongs to this value alone, and is only written through an exclusive borrow.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    /// The size of a page.
+    pub(crate) const PAGE: usize = 4096;
+    /// How many bytes can be written.
+    pub(crate) const ROOM: usize = 4 * Self::PAGE;
+    const GUARD: usize = 1 << 20;
+    const SIZE: usize = Self::PAGE + Self::ROOM + Self::GUARD;
+
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: a new mapping at an address that the kernel chooses, in the way of nothing.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                Self::SIZE,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let mapping = Self { base: base.cast() };
+        // SAFETY: both parts lie inside the mapping, which nobody has a reference to yet; anonymous memory is zero.
+        let results = unsafe {
+            [
+                libc::mprotect(base, Self::PAGE, libc::PROT_READ),
+                libc::mprotect(
+                    base.cast::<u8>().add(Self::PAGE).cast(),
+                    Self::ROOM,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                ),
+            ]
+        };
+        for result in results {
+            Errno::result(result)?;
+        }
+        Ok(mapping)
+    }
+
+    /// What can be written.
+    pub(crate) fn room(&self) -> &[u8] {
+        // SAFETY: mapped, readable and initialised for as long as `self` lives; written through `&mut self` only.
+        unsafe { std::slice::from_raw_parts(self.base.add(Self::PAGE), Self::ROOM) }
+    }
+
+    /// What can be written, to be written.
+    pub(crate) fn room_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and writable; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(Self::PAGE), Self::ROOM) }
+    }
+
+    /// The address of a place. None but those of this mapping can be written.
+    fn address(&self, place: Place) -> *mut libc::c_void {
+        let end = Self::PAGE + Self::ROOM;
+        let offset = match place {
+            Place::Null => return std::ptr::null_mut(),
+            Place::Nowhere => return NOWHERE,
+            Place::ReadOnly => 0,
+            Place::BeforeEnd(bytes) => end - bytes.min(Self::ROOM),
+            Place::Guard => end + Self::PAGE,
+        };
+        self.base.wrapping_add(offset).cast()
+    }
+
+    /// `setsockopt()` with a length that need not be true.
+    pub(crate) fn set_option(
+        &self,
+        socket: BorrowedFd<'_>,
+        level: i32,
+        name: i32,
+        place: Place,
+        length: i32,
+    ) -> io::Result<()> {
+        let value = self.address(place);
+        // SAFETY: the kernel only reads: from this mapping, or from where nothing is mapped, or it fails.
+        let rc = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                level,
+                name,
+                value,
+                length.cast_unsigned(),
+            )
+        };
+        Errno::result(rc)?;
+        Ok(())
+    }
+
+    /// `getsockopt()` with a length that need not be true; also returns the length that the kernel left.
+    pub(crate) fn get_option(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        level: i32,
+        name: i32,
+        place: Place,
+        length: i32,
+    ) -> (io::Result<()>, i32) {
+        let value = self.address(place);
+        let mut length = length.cast_unsigned();
+        // SAFETY: what the kernel writes, were it more than it may, goes upwards from a place inside this mapping, which is
+        // exclusively borrowed and ends in a guard; or from where nothing can be written. `length` is a local.
+        let rc = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, value, &mut length) };
+        let result = Errno::result(rc).map(drop).map_err(io::Error::from);
+        (result, length.cast_signed())
+    }
+
+    /// `getsockopt()` whose length is somewhere, too.
+    pub(crate) fn get_option_by(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        level: i32,
+        name: i32,
+        place: Place,
+        length: Place,
+    ) -> io::Result<()> {
+        let (value, length) = (self.address(place), self.address(length));
+        // SAFETY: as above, for both.
+        let rc = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, value, length.cast()) };
+        Errno::result(rc)?;
+        Ok(())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, to which no reference is left.
+        unsafe { libc::munmap(self.base.cast(), Self::SIZE) };
+    }
+}
+
+/// Where an argument is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At address 0.
+    Null,
+    /// Where nothing is mapped.
+    Nowhere,
+    /// At the begin of a page of zeros that can only be read.
+    ReadOnly,
+    /// So many bytes before the end of what can be read and written.
+    BeforeEnd(usize),
+    /// In memory that is mapped and can neither be read nor written.
+    Guard,
+}
+
+/// Takes the connection of a TCP socket apart: `connect()` to `AF_UNSPEC`.
+pub(crate) fn disconnect(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let nobody = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let size = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: `nobody` is a whole `sockaddr` that outlives the call, and the kernel only reads it.
+    let rc = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, size) };
+    Errno::result(rc)?;
+    Ok(())
+}
+
 /// The address that binds a packet socket to every protocol of one interface.
 pub(crate) fn packet_address(interface: u32) -> io::Result<LinkAddr> {
     let raw = libc::sockaddr_ll {
