@@ -18,6 +18,8 @@ const CANARY: u8 = 0xa5;
 #[derive(Debug)]
 pub struct Memory {
     mapping: Mapping,
+    /// What the memory is while nobody has written to it.
+    clean: Vec<u8>,
 }
 
 /// What `getsockopt()` did.
@@ -41,8 +43,10 @@ impl Memory {
 
     /// Maps the memory.
     pub fn new() -> io::Result<Self> {
-        let mapping = Mapping::new()?;
-        Ok(Self { mapping })
+        let mut mapping = Mapping::new()?;
+        let clean = vec![CANARY; Self::ROOM];
+        mapping.room_mut().copy_from_slice(&clean);
+        Ok(Self { mapping, clean })
     }
 
     /// How many bytes can be read from a place on, and none behind them.
@@ -72,11 +76,14 @@ impl Memory {
         bytes: &[u8],
         length: i32,
     ) -> Option<Errno> {
-        self.mapping.room_mut().fill(CANARY);
+        self.clean();
         if let Place::BeforeEnd(room) = place {
-            let start = Self::ROOM - room.min(Self::ROOM);
-            let to = self.mapping.room_mut().iter_mut().skip(start);
-            to.zip(bytes).for_each(|(to, from)| *to = *from);
+            let room = room.min(Self::ROOM);
+            let bytes = bytes.get(..room).unwrap_or(bytes);
+            let start = Self::ROOM - room;
+            if let Some(to) = self.mapping.room_mut().get_mut(start..start + bytes.len()) {
+                to.copy_from_slice(bytes);
+            }
         }
         errno(
             self.mapping
@@ -93,7 +100,7 @@ impl Memory {
         place: Place,
         length: i32,
     ) -> Got {
-        self.mapping.room_mut().fill(CANARY);
+        self.clean();
         let (result, length) = self
             .mapping
             .get_option(socket.as_fd(), level, name, place, length);
@@ -102,13 +109,18 @@ impl Memory {
             _ => Self::ROOM,
         };
         let (before, after) = self.mapping.room().split_at(start);
-        let changed = |byte: &u8| *byte != CANARY;
-        let end = after.iter().rposition(changed).map_or(0, |last| last + 1);
+        let (clean_before, clean_after) = self.clean.split_at(start);
+        let end = if after == clean_after {
+            0
+        } else {
+            let changed = |byte: &u8| *byte != CANARY;
+            after.iter().rposition(changed).map_or(0, |last| last + 1)
+        };
         Got {
             errno: errno(result),
             length,
             bytes: after.get(..end).unwrap_or_default().to_vec(),
-            before: before.iter().any(changed),
+            before: before != clean_before,
         }
     }
 
@@ -121,7 +133,7 @@ impl Memory {
         place: Place,
         length: Place,
     ) -> Option<Errno> {
-        self.mapping.room_mut().fill(CANARY);
+        self.clean();
         errno(
             self.mapping
                 .get_option_by(socket.as_fd(), level, name, place, length),
@@ -130,7 +142,11 @@ impl Memory {
 
     /// Whether nothing was written since the last call.
     pub fn is_untouched(&self) -> bool {
-        self.mapping.room().iter().all(|byte| *byte == CANARY)
+        self.mapping.room() == self.clean
+    }
+
+    fn clean(&mut self) {
+        self.mapping.room_mut().copy_from_slice(&self.clean);
     }
 }
 

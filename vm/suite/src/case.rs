@@ -77,6 +77,8 @@ pub(crate) struct Case {
     pub(crate) limit: Duration,
     /// Whether it takes so long that it had better start first.
     pub(crate) early: bool,
+    /// Whether it goes on for as long as it is told to, and what it finds counts, be it only once.
+    pub(crate) fuzz: bool,
     /// What it does.
     pub(crate) body: Body,
 }
@@ -93,8 +95,15 @@ impl Case {
             stage,
             limit: Duration::from_secs(60),
             early: false,
+            fuzz: false,
             body: Box::new(body),
         }
+    }
+
+    /// The same for one that feeds the kernel random input ([`crate::fuzz`]).
+    pub(crate) fn fuzz(mut self) -> Self {
+        self.fuzz = true;
+        self
     }
 
     /// The same with another limit, started before others.
@@ -154,7 +163,9 @@ pub(crate) struct Context {
     pub(crate) kernel: Kernel,
     /// Where its random numbers start from.
     pub(crate) seed: u64,
-    name: String,
+    /// How long to feed the kernel random input, if that was said.
+    pub(crate) fuzz_time: Option<Duration>,
+    pub(crate) name: String,
     captures: Mutex<Vec<Viewer>>,
     pulse: Pulse,
 }
@@ -165,15 +176,27 @@ impl Context {
         Self {
             kernel: Kernel::of_this_guest(),
             seed,
+            fuzz_time: None,
             name: name.to_owned(),
             captures: Mutex::new(Vec::new()),
             pulse: Pulse::start(),
         }
     }
 
+    /// Says how long to feed the kernel random input.
+    pub(crate) fn fuzz_for(mut self, time: Option<Duration>) -> Self {
+        self.fuzz_time = time;
+        self
+    }
+
     /// Random numbers that are the same for the same case and seed.
     pub(crate) fn rng(&self) -> fastrand::Rng {
-        let name = self.name.bytes().fold(self.seed, |hash, byte| {
+        self.rng_from(self.seed)
+    }
+
+    /// The same for another seed.
+    pub(crate) fn rng_from(&self, seed: u64) -> fastrand::Rng {
+        let name = self.name.bytes().fold(seed, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
         fastrand::Rng::with_seed(name)

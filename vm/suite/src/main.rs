@@ -8,11 +8,13 @@
 mod case;
 mod cases;
 mod count;
+mod fuzz;
 mod ktap;
 mod runner;
 mod scene;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -46,6 +48,9 @@ enum Command {
         /// What random numbers start from; a run prints its own.
         #[arg(long)]
         seed: Option<u64>,
+        /// How long each of the cases `fuzz.…` feeds the kernel random input; 0: one round. A few seconds by default.
+        #[arg(long, value_name = "N")]
+        fuzz_seconds: Option<u64>,
     },
     /// Run one case in this process.
     #[command(hide = true)]
@@ -53,6 +58,8 @@ enum Command {
         name: String,
         #[arg(long)]
         seed: u64,
+        #[arg(long)]
+        fuzz_seconds: Option<u64>,
     },
     /// Print what `inet_diag` tells of a filtered listener's counts.
     #[command(hide = true)]
@@ -80,6 +87,7 @@ fn run(command: Command) -> Result<ExitCode> {
             list,
             jobs,
             seed,
+            fuzz_seconds,
         } => {
             let cases = runner::select(cases::table(), &filter, &without);
             if list {
@@ -89,9 +97,16 @@ fn run(command: Command) -> Result<ExitCode> {
                 return Ok(ExitCode::SUCCESS);
             }
             let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-            runner::run(cases, jobs, seed)
+            runner::run(cases, jobs, seed, fuzz_seconds.map(Duration::from_secs))
         }
-        Command::Case { name, seed } => runner::run_here(cases::table(), &name, seed),
+        Command::Case {
+            name,
+            seed,
+            fuzz_seconds,
+        } => {
+            let fuzz_time = fuzz_seconds.map(Duration::from_secs);
+            runner::run_here(cases::table(), &name, seed, fuzz_time)
+        }
         Command::Diag { port } => {
             cases::control::diag(port)?;
             Ok(ExitCode::SUCCESS)

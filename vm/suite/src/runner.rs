@@ -23,6 +23,9 @@ use nix::unistd::Pid;
 use crate::case::{Case, Context, Kernel, Skip, Stage};
 use crate::ktap::{Verdict, Writer};
 
+/// What a line begins with that tells of the progress of a case.
+pub(crate) const PROGRESS: &str = "progress: ";
+
 /// The exit status of a case's process that says "does not apply"; the last line it wrote says why.
 const SKIPPED: u8 = 4;
 
@@ -47,12 +50,17 @@ fn matches(name: &str, pattern: &str) -> bool {
 }
 
 /// Runs one case in this process, and ends it with the status the runner understands.
-pub(crate) fn run_here(cases: Vec<Case>, name: &str, seed: u64) -> Result<ExitCode> {
+pub(crate) fn run_here(
+    cases: Vec<Case>,
+    name: &str,
+    seed: u64,
+    fuzz_time: Option<Duration>,
+) -> Result<ExitCode> {
     let case = cases
         .into_iter()
         .find(|case| case.name == name)
         .with_context(|| format!("no case is called {name}"))?;
-    let context = Context::new(name, seed);
+    let context = Context::new(name, seed).fuzz_for(fuzz_time);
     match (case.body)(&context) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => match error.downcast_ref::<Skip>() {
@@ -91,6 +99,15 @@ struct Orders {
     program: Program,
     seed: u64,
     patience: u32,
+    fuzz_time: Option<Duration>,
+}
+
+impl Orders {
+    /// How long a case may take.
+    fn limit(&self, case: &Case) -> Duration {
+        let fuzz_time = self.fuzz_time.filter(|_| case.fuzz);
+        case.limit * self.patience + fuzz_time.unwrap_or_default()
+    }
 }
 
 /// This program in memory, where starting it does not depend on how the guest sees the host's files.
@@ -117,12 +134,18 @@ impl Program {
 }
 
 /// Runs the cases and prints their results in their order; the exit status is a success if none failed.
-pub(crate) fn run(cases: Vec<Case>, jobs: Option<usize>, seed: u64) -> Result<ExitCode> {
+pub(crate) fn run(
+    cases: Vec<Case>,
+    jobs: Option<usize>,
+    seed: u64,
+    fuzz_time: Option<Duration>,
+) -> Result<ExitCode> {
     let kernel = Kernel::of_this_guest();
     let orders = Orders {
         program: Program::load()?,
         seed,
         patience: kernel.patience(),
+        fuzz_time,
     };
     let jobs = jobs.unwrap_or(match kernel {
         Kernel::Stock => 6,
@@ -185,7 +208,7 @@ fn prepare(stage: Stage) -> Result<()> {
 
 /// Runs a case that failed once more, by itself.
 fn once_more(case: &Case, first: &Outcome, orders: &Orders) -> Outcome {
-    let mut again = run_process(&case.name, case.limit * orders.patience, orders)
+    let mut again = run_process(&case.name, orders.limit(case), orders)
         .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
     again.diagnostics = format!(
         "failed at first ({:.1} s):\n{}\nonce more, by itself:\n{}",
@@ -199,7 +222,8 @@ fn once_more(case: &Case, first: &Outcome, orders: &Orders) -> Outcome {
 /// Runs the cases of one stage, `width` at a time, and prints each result once all before it are printed.
 ///
 /// Cases run beside each other to save time, and where a processor is emulated they may take each other's. One that
-/// failed runs once more, when no other does; that result counts, and both are told.
+/// failed runs once more, when no other does; that result counts, and both are told. But for those with random input: what they
+/// found once, they found.
 fn run_batch<W: std::io::Write>(
     batch: &[Case],
     width: usize,
@@ -216,7 +240,7 @@ fn run_batch<W: std::io::Write>(
         .into_iter()
         .filter_map(|index| {
             let case = batch.get(index)?;
-            Some((index, case.name.clone(), case.limit * orders.patience))
+            Some((index, case.name.clone(), orders.limit(case)))
         })
         .collect();
     if width == 1 {
@@ -228,7 +252,7 @@ fn run_batch<W: std::io::Write>(
             let first = run_process(&name, limit, orders)
                 .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
             let outcome = match first.verdict {
-                Verdict::Failed => once_more(case, &first, orders),
+                Verdict::Failed if !case.fuzz => once_more(case, &first, orders),
                 _ => first,
             };
             report(writer, case, &outcome)?;
@@ -247,7 +271,8 @@ fn run_batch<W: std::io::Write>(
         }
         drop(sender);
         for (index, outcome) in receiver {
-            if matches!(outcome.verdict, Verdict::Failed) {
+            let is_fuzz = batch.get(index).is_some_and(|case| case.fuzz);
+            if matches!(outcome.verdict, Verdict::Failed) && !is_fuzz {
                 failed.push((index, outcome));
             } else if let Some(slot) = outcomes.get_mut(index) {
                 *slot = Some(outcome);
@@ -316,8 +341,12 @@ fn report<W: std::io::Write>(writer: &mut Writer<W>, case: &Case, outcome: &Outc
 /// Runs one case in a process of its own, and ends the process if it does not end by itself.
 fn run_process(name: &str, limit: Duration, orders: &Orders) -> Result<Outcome> {
     let start = Instant::now();
-    let mut child = Command::new(orders.program.path())
-        .args(["case", name, "--seed", &orders.seed.to_string()])
+    let mut command = Command::new(orders.program.path());
+    command.args(["case", name, "--seed", &orders.seed.to_string()]);
+    if let Some(time) = orders.fuzz_time {
+        command.args(["--fuzz-seconds", &time.as_secs().to_string()]);
+    }
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -325,8 +354,8 @@ fn run_process(name: &str, limit: Duration, orders: &Orders) -> Result<Outcome> 
         .process_group(0)
         .spawn()
         .context("start a case")?;
-    let stdout = collect(child.stdout.take());
-    let stderr = collect(child.stderr.take());
+    let stdout = collect(child.stdout.take(), name);
+    let stderr = collect(child.stderr.take(), name);
     let status = wait(&mut child, limit)?;
     let hung = if status.is_none() {
         let stacks = stacks(child.id());
@@ -371,8 +400,9 @@ fn run_process(name: &str, limit: Duration, orders: &Orders) -> Result<Outcome> 
     })
 }
 
-/// Reads a stream to its end on a thread of its own.
-fn collect(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<String> {
+/// Reads a stream to its end on a thread of its own; what a case says of its progress is passed on at once.
+fn collect(stream: Option<impl Read + Send + 'static>, name: &str) -> thread::JoinHandle<String> {
+    let name = name.to_owned();
     thread::spawn(move || {
         let Some(stream) = stream else {
             return String::new();
@@ -381,7 +411,11 @@ fn collect(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Str
         let mut lines = BufReader::new(stream);
         let mut line = Vec::new();
         while matches!(lines.read_until(b'\n', &mut line), Ok(length) if length > 0) {
-            text.push_str(&String::from_utf8_lossy(&line));
+            let said = String::from_utf8_lossy(&line);
+            match said.strip_prefix(PROGRESS) {
+                Some(progress) => eprint!("{name}: {progress}"),
+                None => text.push_str(&said),
+            }
             line.clear();
         }
         text

@@ -12,6 +12,7 @@ mod crowd;
 mod deadline;
 mod defer;
 mod evict;
+mod fuzz;
 mod hold;
 mod ktls;
 pub(crate) mod lifetime;
@@ -59,6 +60,8 @@ pub(crate) fn table() -> Vec<Case> {
         account::cases(),
         deadline::cases_default(),
         nothing_left("default"),
+        fuzz::cases(),
+        nothing_left("fuzz"),
         deadline::cases(),
         nothing_left("two_seconds"),
         deadline::cases_never(),

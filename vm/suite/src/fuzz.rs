@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Random input, round by round, until the time is over.
+//!
+//! Each round has random numbers of its own, made from the run's seed and its number: whatever it found, it is found again by
+//! beginning with it. What a round cannot repeat is how its threads got in each other's way.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use crate::case::{Context, Kernel};
+use crate::runner::PROGRESS;
+
+/// How often a long run tells how far it is.
+const TELL: Duration = Duration::from_secs(10);
+
+/// What was fed to the kernel: how many of what.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fed {
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Fed {
+    /// Counts one more.
+    pub(crate) fn one(&mut self, what: &'static str) {
+        self.many(what, 1);
+    }
+
+    /// Counts some more.
+    pub(crate) fn many(&mut self, what: &'static str, count: u64) {
+        *self.counts.entry(what).or_default() += count;
+    }
+
+    /// How many of `what`.
+    pub(crate) fn count(&self, what: &str) -> u64 {
+        self.counts.get(what).copied().unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Fed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<String> = self
+            .counts
+            .iter()
+            .map(|(what, count)| format!("{count} {what}"))
+            .collect();
+        f.write_str(&texts.join(", "))
+    }
+}
+
+/// Runs rounds until the time is over, at least one; returns what they fed to the kernel.
+///
+/// `limit` is the time if the run does not say one.
+pub(crate) fn rounds(
+    context: &Context,
+    mut round: impl FnMut(&mut fastrand::Rng, &mut Fed) -> Result<()>,
+) -> Result<Fed> {
+    let time = context.fuzz_time.unwrap_or(match context.kernel {
+        Kernel::Stock => Duration::from_secs(5),
+        Kernel::Dev => Duration::from_secs(8),
+    });
+    let start = Instant::now();
+    let mut told = start;
+    let mut fed = Fed::default();
+    let mut nth = 0;
+    loop {
+        let seed = context.seed.wrapping_add(nth);
+        let mut rng = context.rng_from(seed);
+        round(&mut rng, &mut fed).with_context(|| {
+            let name = &context.name;
+            format!(
+                "round {nth}, which comes first with `accf-suite run --filter {name} --seed {seed} --fuzz-seconds 0`"
+            )
+        })?;
+        nth += 1;
+        if start.elapsed() >= time {
+            break;
+        }
+        if context.fuzz_time.is_some() && told.elapsed() >= TELL {
+            told = Instant::now();
+            println!(
+                "{PROGRESS}{:.0} s, {nth} rounds: {fed}",
+                start.elapsed().as_secs_f64()
+            );
+        }
+    }
+    context.note(format!(
+        "fed, in {nth} rounds and {:.1} s: {fed}",
+        start.elapsed().as_secs_f64()
+    ));
+    Ok(fed)
+}
+
+/// A number that is somehow special, or any.
+pub(crate) fn special(rng: &mut fastrand::Rng) -> u32 {
+    const SPECIAL: [u32; 18] = [
+        0,
+        1,
+        2,
+        3,
+        4,
+        255,
+        256,
+        16_383,
+        16_384,
+        16_385,
+        60_000,
+        0x7fff_ffff,
+        0x8000_0000,
+        0x8000_0001,
+        0xffff_fffe,
+        u32::MAX,
+        4_294_967,
+        0xffff,
+    ];
+    match rng.u8(..4) {
+        0 => rng.u32(..),
+        1 => 1 << rng.u32(..32),
+        2 => rng.u32(..100_000),
+        _ => rng.choice(SPECIAL).unwrap_or_default(),
+    }
+}
+
+/// Random bytes, at most so many.
+pub(crate) fn bytes(rng: &mut fastrand::Rng, most: usize) -> Vec<u8> {
+    let length = rng.usize(..=most);
+    std::iter::repeat_with(|| rng.u8(..)).take(length).collect()
+}
