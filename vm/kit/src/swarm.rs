@@ -170,9 +170,13 @@ impl Swarm {
 
     /// Sends a segment just as it is.
     pub fn send(&self, segment: &Segment) -> Result<()> {
-        let packet = segment.build()?;
+        self.inject(&segment.build()?)
+    }
+
+    /// Puts a whole packet on the wire, from its IP header on.
+    pub fn inject(&self, packet: &[u8]) -> Result<()> {
         loop {
-            let (written, spent) = count::during(|| (&self.tun).write(&packet));
+            let (written, spent) = count::during(|| (&self.tun).write(packet));
             self.spent.set(self.spent.get() + spent);
             match written {
                 Ok(length) => {

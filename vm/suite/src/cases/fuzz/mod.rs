@@ -2,12 +2,14 @@
 
 //! Whatever user space and the network feed the module, at random, judged by what `module/uapi/accf.h` and the README say.
 
+mod like_plain;
 mod options;
+mod segments;
 
 use crate::case::Case;
 
 pub(crate) fn cases() -> Vec<Case> {
-    [options::cases()]
+    [options::cases(), segments::cases(), like_plain::cases()]
         .into_iter()
         .flatten()
         .map(Case::fuzz)

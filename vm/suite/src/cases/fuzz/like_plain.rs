@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The same segments for a plain listener and a filtered one: both answer the same.
+//!
+//! Until a request is parked, and once it is released, the two must not differ in anything, so anything is sent. While it is
+//! parked at the one, the other has an established connection, and what they answer differs where the README says so (to a SYN)
+//! and where Linux's requests differ from its connections (to a wrong acknowledgement number or timestamp). So a parked request gets
+//! what both must answer alike: data in its window, before and behind it, the end, resets, probes, and what acknowledges nothing.
+
+use std::time::Duration;
+
+use accf_kit::control::{self, settings, OnTimeout};
+use accf_kit::endpoint::{Family, Listen, Listener};
+use accf_kit::forge::Forged;
+use accf_kit::netns::Netns;
+use accf_kit::segment::{Flags, Segment, Timestamps};
+use accf_kit::swarm::{Member, Swarm};
+use accf_kit::wait;
+use anyhow::{ensure, Context as _, Result};
+
+use super::segments::{forge, odd, options};
+use crate::case::{each_family, expect_eq, Case, Context};
+use crate::cases::DEFAULT;
+use crate::count::{describe, stats};
+use crate::fuzz::{self, Fed};
+
+pub(crate) fn cases() -> Vec<Case> {
+    each_family(DEFAULT, "fuzz.like_plain", like_plain)
+}
+
+/// How many clients of each listener a round has.
+const PAIRS: usize = 8;
+/// How many segments each of them sends at most.
+const STEPS: usize = 10;
+/// Who asks where nobody listens.
+const FENCE: u32 = 0;
+
+/// One client of one of the listeners.
+#[derive(Debug)]
+struct Side {
+    member: Member,
+    /// The sequence number of the SYN-ACK; 0, if none has come.
+    isn: u32,
+    /// The timestamp to echo: the SYN-ACK's, or one of later answers to a parked request.
+    tsval: u32,
+    /// The SYN-ACK, which may come again at any time.
+    syn_ack: Option<Answer>,
+}
+
+/// What a server answers to.
+#[derive(Clone, Copy, Debug)]
+struct Hears {
+    /// A SYN, among other things.
+    syn: bool,
+    /// Something that was sent to a parked request.
+    is_parked: bool,
+}
+
+/// What a segment says, in numbers that do not depend on the listener's choice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Answer {
+    flags: Flags,
+    seq: u32,
+    ack: u32,
+    length: usize,
+    mss: Option<u16>,
+    window_scale: Option<u8>,
+    sack_permitted: bool,
+    timestamps: bool,
+}
+
+/// The two listeners, and who sends.
+struct Stage<'a> {
+    context: &'a Context,
+    swarm: Swarm,
+    plain: Listener,
+    filtered: Listener,
+    next: u32,
+}
+
+fn like_plain(context: &Context, family: Family) -> Result<()> {
+    let ns = Netns::new()?;
+    for (name, value) in [
+        ("tcp_synack_retries", "1"),
+        ("tcp_max_syn_backlog", "100000"),
+        ("tcp_syncookies", "0"),
+        // Every answer at once, and no one is told off for asking often.
+        ("tcp_invalid_ratelimit", "0"),
+        ("tcp_challenge_ack_limit", "2147483647"),
+        ("tcp_comp_sack_nr", "0"),
+    ] {
+        ns.set_sysctl(&format!("net.ipv4.{name}"), value)?;
+    }
+    let plain = Listen::plain(family).backlog(4096).open(&ns)?;
+    let filtered = Listen::filtered(family)
+        .backlog(4096)
+        .config(HOLD)
+        .open(&ns)?;
+    let swarm = Swarm::new(&ns, family, plain.port())?;
+    let mut stage = Stage {
+        context,
+        swarm,
+        plain,
+        filtered,
+        next: FENCE + 1,
+    };
+    let fed = fuzz::rounds(context, |rng, fed| stage.round(rng, fed))?;
+    for what in ["segments", "segments to the parked", "answers"] {
+        ensure!(fed.count(what) > 0, "nothing was seen of: {what}");
+    }
+    let seen = stats(&stage.filtered)?;
+    context.note(describe(&seen));
+    expect_eq!(seen.bypassed(), 0, "connections that could not be parked");
+    Ok(())
+}
+
+/// No deadline.
+const HOLD: control::Config = control::Config {
+    timeout: None,
+    max_parked: None,
+    on_timeout: OnTimeout::Accept,
+};
+
+impl Stage<'_> {
+    fn round(&mut self, rng: &mut fastrand::Rng, fed: &mut Fed) -> Result<()> {
+        for _ in 0..PAIRS {
+            self.pair(rng, fed)?;
+        }
+        // All leave.
+        control::set_config(&self.filtered, &settings(1, 0, OnTimeout::Drop))?;
+        let gone = wait::until(self.context.patience(), || {
+            Ok(stats(&self.filtered)?.parked == 0)
+        })?;
+        ensure!(gone, "somebody is still parked");
+        control::set_config(&self.filtered, &HOLD)?;
+        for listener in [&self.plain, &self.filtered] {
+            while let Some((connection, _)) = accept(listener)? {
+                // Its close is a reset.
+                connection.set_linger(Some(Duration::ZERO))?;
+            }
+        }
+        while self.swarm.pump(Duration::ZERO, |_, _| Ok(()))? {}
+        Ok(())
+    }
+
+    /// One client of each listener, which do the same.
+    fn pair(&mut self, rng: &mut fastrand::Rng, fed: &mut Fed) -> Result<()> {
+        let isn = rng.u32(..);
+        let first = self.next;
+        self.next += 2;
+        let mut sides = [
+            (first, self.plain.port()),
+            (first + 1, self.filtered.port()),
+        ]
+        .map(|(nth, port)| Side {
+            member: Member {
+                snd_nxt: isn,
+                ..self.swarm.member_of(nth, port)
+            },
+            isn: 0,
+            tsval: 0,
+            syn_ack: None,
+        });
+        let timestamps = rng.bool();
+        let mut value = rng.u32(1..1 << 30);
+        let mut is_parked = false;
+        let mut syns = Vec::new();
+        let mut log: Vec<String> = Vec::new();
+        for step in 0..rng.usize(2..=STEPS) {
+            value += 1;
+            // Numbers of the server count from its SYN-ACK, those of its clock from the last that it told.
+            let mut base = self.swarm.segment(&sides[0].member, Flags::ACK, b"");
+            base.ack = 1;
+            base.timestamps = timestamps.then_some(Timestamps { value, echo: 0 });
+            let forged = choose(rng, base, step, is_parked);
+            if forged.segment.flags.syn {
+                syns.push(forged.segment.seq);
+            }
+            fed.one("segments");
+            if is_parked {
+                fed.one("segments to the parked");
+            }
+            log.push(format!("{} {}", forged.segment, odd(&forged)));
+            let before = stats(&self.filtered)?;
+            let mut answers = [Vec::new(), Vec::new()];
+            for side in &sides {
+                let own = self.of(side, &forged);
+                for packet in own.packets()? {
+                    self.swarm.inject(&packet)?;
+                }
+            }
+            let hears = Hears {
+                syn: forged.segment.flags.syn,
+                is_parked,
+            };
+            self.hear(&mut sides, &mut answers, hears)?;
+            let story = || {
+                format!(
+                    "to {} segments from {isn}, with the server's numbers counted from its SYN-ACK (parked before the last: \
+                     {is_parked}):\n  {}\n",
+                    log.len(),
+                    log.join("\n  ")
+                )
+            };
+            let [plain, filtered] = &answers;
+            fed.many("answers", plain.len() as u64);
+            expect_eq!(filtered, plain, "the answers {}", story());
+            let after = stats(&self.filtered)?;
+            is_parked = match after.parked_total - before.parked_total {
+                0 => is_parked && after.parked == before.parked,
+                1 => true,
+                more => anyhow::bail!("{more} were parked at once {}", story()),
+            };
+            for side in &mut sides {
+                let own = &forged.segment;
+                // What was in order has been taken.
+                let in_order = own.seq == side.member.snd_nxt && *plain != [] && own.flags.ack;
+                if in_order && side.isn != 0 {
+                    side.member.snd_nxt = own.end_seq();
+                }
+            }
+        }
+        for side in &sides {
+            for isn in &syns {
+                let mut rst = self.swarm.segment(&side.member, Flags::RST, b"");
+                rst.seq = isn.wrapping_add(1);
+                self.swarm.send(&rst)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is sent for one side: the same, but for the numbers that its listener chose.
+    fn of(&self, side: &Side, forged: &Forged) -> Forged {
+        let member = &side.member;
+        let addresses = self.swarm.segment(member, Flags::ACK, b"");
+        let mut own = forged.clone();
+        own.segment.source = addresses.source;
+        own.segment.destination = addresses.destination;
+        own.segment.ack = own.segment.ack.wrapping_add(side.isn);
+        if let Some(timestamps) = &mut own.segment.timestamps {
+            timestamps.echo = timestamps.echo.wrapping_add(side.tsval);
+        }
+        own
+    }
+
+    /// Takes what both listeners have to say, up to the answer of a port where nobody listens.
+    fn hear(
+        &mut self,
+        sides: &mut [Side; 2],
+        answers: &mut [Vec<Answer>; 2],
+        hears: Hears,
+    ) -> Result<()> {
+        let mut fence = self.swarm.member_of(FENCE, 1);
+        self.swarm.syn(&mut fence)?;
+        let mut over = false;
+        while !over {
+            let any = self.swarm.pump(self.context.patience(), |nth, segment| {
+                over |= nth == FENCE;
+                for (side, answers) in sides.iter_mut().zip(answers.iter_mut()) {
+                    if side.member.nth == nth {
+                        side.hear(segment, answers, hears);
+                    }
+                }
+                Ok(())
+            })?;
+            ensure!(any, "nobody answers where nobody listens");
+        }
+        Ok(())
+    }
+}
+
+impl Side {
+    fn hear(&mut self, segment: &Segment, answers: &mut Vec<Answer>, hears: Hears) {
+        if segment.is_syn_ack() {
+            self.isn = segment.seq;
+            self.member.snd_nxt = segment.ack;
+        }
+        // The kernel forgets that it has told other timestamps than its SYN-ACK's, and refuses who echoes them; accf does not.
+        if let Some(timestamps) = segment.timestamps {
+            if segment.is_syn_ack() || hears.is_parked {
+                self.tsval = timestamps.value;
+            }
+        }
+        let relative = |seq: u32| match seq {
+            // A reset of what acknowledges nothing.
+            0 => 0,
+            seq => seq.wrapping_sub(self.isn),
+        };
+        let answer = Answer {
+            flags: segment.flags,
+            seq: relative(segment.seq),
+            ack: segment.ack,
+            length: segment.payload.len(),
+            mss: segment.mss,
+            window_scale: segment.window_scale,
+            sack_permitted: segment.sack_permitted,
+            timestamps: segment.timestamps.is_some(),
+        };
+        if segment.is_syn_ack() {
+            // Nobody asked: its time had come.
+            if !hears.syn && self.syn_ack.as_ref() == Some(&answer) {
+                return;
+            }
+            self.syn_ack = Some(answer.clone());
+        }
+        answers.push(answer);
+    }
+}
+
+/// What both sides send next.
+fn choose(rng: &mut fastrand::Rng, base: Segment, step: usize, is_parked: bool) -> Forged {
+    if step == 0 && rng.u8(..8) > 0 {
+        let mut syn = base;
+        syn.flags = Flags::SYN;
+        syn.ack = 0;
+        if let Some(timestamps) = &mut syn.timestamps {
+            timestamps.echo = 0;
+        }
+        if rng.bool() {
+            syn.mss = Some(rng.u16(500..1460));
+            syn.sack_permitted = rng.bool();
+            syn.window_scale = rng.bool().then(|| rng.u8(..20));
+            return syn.into();
+        }
+        let mut forged = Forged::from(syn);
+        if rng.bool() {
+            forged.options = Some(options(rng));
+        }
+        return forged;
+    }
+    if is_parked {
+        return for_the_parked(rng, base).into();
+    }
+    match rng.u8(..8) {
+        0..=3 => base.into(),
+        4 => Segment {
+            payload: b"hello".to_vec(),
+            ..base
+        }
+        .into(),
+        _ => {
+            let mut forged = forge(rng, base);
+            // Whether a timestamp lies between those of two SYN-ACKs is up to chance.
+            if let Some(timestamps) = &mut forged.segment.timestamps {
+                if (-60_000..60_000).contains(&timestamps.echo.cast_signed()) {
+                    timestamps.echo = 0;
+                }
+            }
+            forged
+        }
+    }
+}
+
+/// What a parked request and an established connection answer alike.
+fn for_the_parked(rng: &mut fastrand::Rng, mut segment: Segment) -> Segment {
+    let length = rng.usize(1..100);
+    let payload: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(length).collect();
+    segment.flags.psh = rng.bool();
+    segment.flags.urg = rng.u8(..8) == 0;
+    segment.urgent = rng.u16(..200);
+    match rng.u8(..12) {
+        0 => segment.payload = payload,
+        1 => segment.flags.fin = true,
+        2 => {
+            segment.payload = payload;
+            segment.flags.fin = true;
+        }
+        // A hole before it.
+        3 => {
+            segment.payload = payload;
+            segment.seq = segment.seq.wrapping_add(rng.u32(1..1000));
+        }
+        // Old: all of it, or a probe.
+        4 => {
+            segment.payload = payload;
+            segment.seq = segment.seq.wrapping_sub(rng.u32(200..5000));
+        }
+        5 => segment.seq = segment.seq.wrapping_sub(1),
+        6 => {
+            segment.seq = segment.seq.wrapping_sub(1);
+            segment.payload = vec![0];
+        }
+        // Far beyond the window.
+        7 => {
+            segment.seq = segment.seq.wrapping_add(1 << 30);
+            segment.payload = payload;
+        }
+        // It acknowledges nothing.
+        8 => {
+            segment.flags.ack = false;
+            segment.ack = 0;
+            segment.payload = payload;
+        }
+        9 => segment.flags = Flags::RST,
+        10 => {
+            segment.flags = Flags::RST;
+            segment.seq = segment.seq.wrapping_add(rng.u32(1..1000));
+        }
+        _ => {
+            let any = rng.u16(..);
+            segment.window = rng.choice([0, 1, any]).unwrap_or_default();
+        }
+    }
+    segment
+}
+
+/// Takes a connection if there is one.
+fn accept(listener: &Listener) -> Result<Option<(socket2::Socket, socket2::SockAddr)>> {
+    match listener.socket().accept() {
+        Ok(accepted) => Ok(Some(accepted)),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error).context("accept"),
+    }
+}

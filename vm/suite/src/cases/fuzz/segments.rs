@@ -1,0 +1,711 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Segments of every kind, aimed at parked requests, while well-behaved clients beside them want to be served.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use accf_kit::control::{self, settings, OnTimeout, Stats};
+use accf_kit::endpoint::{Family, Listen, Listener};
+use accf_kit::forge::{Envelope, Forged, MAX_OPTIONS};
+use accf_kit::netns::Netns;
+use accf_kit::segment::{Flags, Segment, Timestamps};
+use accf_kit::swarm::{Member, Swarm};
+use accf_kit::{sockets, wait};
+use anyhow::{anyhow, bail, ensure, Context as _, Result};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use socket2::Socket;
+
+use crate::case::{each_family, expect_eq, expect_in, Case, Context};
+use crate::cases::DEFAULT;
+use crate::count::{describe, stats};
+use crate::fuzz::{self, bytes, Fed};
+use crate::scene::{REQUEST, RESPONSE};
+
+pub(crate) fn cases() -> Vec<Case> {
+    each_family(DEFAULT, "fuzz.segments", segments)
+}
+
+/// How many clients of a round send whatever comes to mind.
+const POKERS: u32 = 24;
+/// How many behave well.
+const HONEST: u32 = 8;
+/// How often each of them may do something.
+const STEPS: usize = 14;
+/// A handshake that took no longer than this was done before the SYN-ACK's first retransmission.
+const IN_TIME: Duration = Duration::from_millis(700);
+
+/// The settings of a round.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    timeout_ms: u32,
+    max_parked: u32,
+    on_timeout: OnTimeout,
+    /// `net.ipv4.tcp_syncookies`: 2 is always.
+    cookies: u8,
+    /// `net.ipv4.tcp_fastopen`.
+    fast_open: u16,
+    /// `net.ipv4.tcp_abort_on_overflow`.
+    abort: bool,
+}
+
+impl Place {
+    fn random(rng: &mut fastrand::Rng) -> Self {
+        let on_timeout = [OnTimeout::Accept, OnTimeout::Reset, OnTimeout::Drop];
+        Self {
+            timeout_ms: rng.choice([0, 40, 60_000, 60_000]).unwrap_or_default(),
+            max_parked: rng.choice([0, 0, 5]).unwrap_or_default(),
+            on_timeout: rng.choice(on_timeout).unwrap_or(OnTimeout::Accept),
+            cookies: if rng.u8(..8) == 0 { 2 } else { 1 },
+            // Server and client, without a cookie, for all listeners.
+            fast_open: if rng.u8(..4) == 0 { 0x603 } else { 1 },
+            abort: rng.u8(..8) == 0,
+        }
+    }
+
+    /// Whether everybody who acknowledges is parked.
+    fn parks(&self) -> bool {
+        self.cookies < 2 && self.fast_open == 1 && !self.abort
+    }
+
+    /// Whether a client that thinks is served in any case.
+    fn serves_thinkers(&self) -> bool {
+        self.on_timeout == OnTimeout::Accept
+            || (self.timeout_ms != 40 && self.max_parked == 0)
+            || self.cookies == 2
+            || self.abort
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Has not been answered.
+    Asking,
+    /// Has a SYN-ACK.
+    HalfOpen,
+    /// Has acknowledged it.
+    Parked,
+    /// Whatever.
+    Open,
+}
+
+/// A client of a round.
+#[derive(Debug)]
+struct Poker {
+    member: Member,
+    /// The sequence numbers of all SYNs that it sent.
+    isns: Vec<u32>,
+    phase: Phase,
+    began: Instant,
+    /// Whether it has sent nothing but a SYN, and then a bare ACK.
+    clean: bool,
+    /// Whether its bare ACK must have been taken, and it has not sent another SYN since.
+    taken: bool,
+    timestamps: Option<Timestamps>,
+    /// The step at which it speaks, if it is well-behaved.
+    speaks: Option<usize>,
+    spoke: bool,
+    served: bool,
+    log: VecDeque<String>,
+}
+
+impl Poker {
+    fn new(member: Member, rng: &mut fastrand::Rng, speaks: Option<usize>) -> Self {
+        let timestamps = rng.bool().then(|| Timestamps {
+            value: rng.u32(1..),
+            echo: 0,
+        });
+        Self {
+            member,
+            isns: Vec::new(),
+            phase: Phase::Asking,
+            began: Instant::now(),
+            clean: true,
+            taken: false,
+            timestamps,
+            speaks,
+            spoke: false,
+            served: false,
+            log: VecDeque::new(),
+        }
+    }
+
+    fn is_honest(&self) -> bool {
+        self.speaks.is_some()
+    }
+
+    fn note(&mut self, what: String) {
+        const LAST: usize = 16;
+        if self.log.len() == LAST {
+            self.log.pop_front();
+        }
+        self.log.push_back(what);
+    }
+
+    fn story(&self) -> String {
+        let log = Vec::from(self.log.clone()).join("\n  ");
+        format!("client {}:\n  {log}", self.member.nth)
+    }
+}
+
+/// Everything that lasts longer than a round.
+struct Stage<'a> {
+    context: &'a Context,
+    ns: Netns,
+    swarm: Swarm,
+    listener: Listener,
+    next: u32,
+    /// At most so many requests were parked, as so many SYNs were sent.
+    syns: u64,
+    /// At least so many were.
+    sure: u64,
+}
+
+fn segments(context: &Context, family: Family) -> Result<()> {
+    let ns = Netns::new()?;
+    let listener = Listen::filtered(family).backlog(1024).open(&ns)?;
+    // Who is not answered is forgotten after 3 s; nobody is told off for asking often.
+    for (name, value) in [("tcp_synack_retries", "1"), ("tcp_invalid_ratelimit", "0")] {
+        ns.set_sysctl(&format!("net.ipv4.{name}"), value)?;
+    }
+    let swarm = Swarm::new(&ns, family, listener.port())?;
+    let server = Server {
+        listener: &listener.socket().try_clone()?,
+        over: AtomicBool::new(false),
+        hang_up: AtomicBool::new(false),
+    };
+    let mut stage = Stage {
+        context,
+        ns,
+        swarm,
+        listener,
+        next: 0,
+        syns: 0,
+        sure: 0,
+    };
+    let fed = thread::scope(|scope| {
+        let serving = scope.spawn(|| server.serve());
+        let fed = fuzz::rounds(context, |rng, fed| stage.round(rng, fed, &server));
+        server.over.store(true, Ordering::Relaxed);
+        serving
+            .join()
+            .map_err(|_| anyhow!("the server panicked"))??;
+        fed
+    })?;
+    for what in ["segments", "segments to the parked", "well-behaved clients"] {
+        ensure!(fed.count(what) > 0, "nothing was fed of: {what}");
+    }
+    ensure!(stage.sure > 0, "nobody was parked for sure");
+    context.note(describe(&stats(&stage.listener)?));
+    Ok(())
+}
+
+impl Stage<'_> {
+    fn round(&mut self, rng: &mut fastrand::Rng, fed: &mut Fed, server: &Server<'_>) -> Result<()> {
+        let place = Place::random(rng);
+        for (name, value) in [
+            ("tcp_syncookies", u16::from(place.cookies)),
+            ("tcp_fastopen", place.fast_open),
+            ("tcp_abort_on_overflow", u16::from(place.abort)),
+        ] {
+            let name = format!("net.ipv4.{name}");
+            self.ns.set_sysctl(&name, &value.to_string())?;
+        }
+        let config = settings(place.timeout_ms, place.max_parked, place.on_timeout);
+        control::set_config(&self.listener, &config)?;
+        let first = self.next;
+        self.next += POKERS + HONEST;
+        let mut pokers: Vec<Poker> = (first..self.next)
+            .map(|nth| {
+                let honest = nth - first >= POKERS;
+                let speaks = honest.then(|| rng.usize(1..STEPS));
+                Poker::new(self.swarm.member(nth), rng, speaks)
+            })
+            .collect();
+        let played = self
+            .play(rng, fed, &place, &mut pokers)
+            .with_context(|| format!("{place:?}"));
+        server.hang_up.store(true, Ordering::Relaxed);
+        played?;
+        self.end(&pokers)
+            .with_context(|| format!("at the end of a round with {place:?}"))
+    }
+
+    fn play(
+        &mut self,
+        rng: &mut fastrand::Rng,
+        fed: &mut Fed,
+        place: &Place,
+        pokers: &mut [Poker],
+    ) -> Result<()> {
+        for step in 0..STEPS {
+            for poker in pokers.iter_mut() {
+                if poker.is_honest() {
+                    self.behave(poker, place, step)?;
+                } else if step == 0 || rng.bool() {
+                    self.poke(rng, fed, poker, place)?;
+                }
+            }
+            self.hear(pokers, Duration::ZERO)?;
+        }
+        // Whoever behaved well is served now, if not before.
+        let must_be_served = |poker: &Poker| {
+            let is_eager = poker.speaks.is_some_and(|step| step % 4 == 0);
+            poker.is_honest() && !poker.served && (is_eager || place.serves_thinkers())
+        };
+        let limit = Instant::now() + self.context.patience() * 4;
+        while pokers.iter().any(must_be_served) && Instant::now() < limit {
+            for poker in pokers.iter_mut().filter(|poker| poker.is_honest()) {
+                self.behave(poker, place, STEPS)?;
+            }
+            self.hear(pokers, Duration::from_millis(20))?;
+        }
+        if let Some(poker) = pokers.iter().find(|poker| must_be_served(poker)) {
+            bail!(
+                "a well-behaved client was not served (phase {:?}, spoke: {}), {}",
+                poker.phase,
+                poker.spoke,
+                poker.story()
+            );
+        }
+        // A while in which nothing must come that should not.
+        self.hear(pokers, Duration::from_millis(5))?;
+        fed.many("well-behaved clients", HONEST.into());
+        Ok(())
+    }
+
+    /// Hears what the server says.
+    fn hear(&mut self, pokers: &mut [Poker], limit: Duration) -> Result<()> {
+        let first = pokers.first().map_or(0, |poker| poker.member.nth);
+        self.swarm.pump(limit, |nth, segment| {
+            let index = nth.wrapping_sub(first) as usize;
+            // Those of earlier rounds are over.
+            let Some(poker) = pokers.get_mut(index) else {
+                return Ok(());
+            };
+            poker.note(format!("heard {segment}"));
+            if segment.is_syn_ack() {
+                ensure!(
+                    !poker.taken,
+                    "the SYN-ACK was sent again to a client whose ACK was taken, {}",
+                    poker.story()
+                );
+                let isn = poker.isns.last().copied();
+                if isn.is_some_and(|isn| segment.ack == isn.wrapping_add(1)) {
+                    poker.member.rcv_nxt = segment.end_seq();
+                    poker.member.snd_nxt = segment.ack;
+                    if poker.phase == Phase::Asking {
+                        poker.phase = Phase::HalfOpen;
+                    }
+                }
+            } else if segment.has_data() && poker.is_honest() {
+                ensure!(
+                    segment.payload == RESPONSE,
+                    "not the response: {segment}, {}",
+                    poker.story()
+                );
+                poker.served = true;
+            }
+            match (&mut poker.timestamps, segment.timestamps) {
+                (Some(own), Some(theirs)) => own.echo = theirs.value,
+                (own, None) if segment.is_syn_ack() => *own = None,
+                _ => {}
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    fn segment(&self, poker: &Poker, flags: Flags, payload: &[u8]) -> Segment {
+        Segment {
+            timestamps: poker.timestamps,
+            ..self.swarm.segment(&poker.member, flags, payload)
+        }
+    }
+
+    fn send(&mut self, poker: &mut Poker, forged: &Forged) -> Result<()> {
+        if forged.segment.flags.syn {
+            poker.isns.push(forged.segment.seq);
+            poker.taken = false;
+            self.syns += 1;
+        }
+        poker.note(format!("sent {} {:?}", forged.segment, odd(forged)));
+        for packet in forged.packets()? {
+            self.swarm.inject(&packet)?;
+        }
+        if let Some(timestamps) = &mut poker.timestamps {
+            timestamps.value = timestamps.value.wrapping_add(1);
+        }
+        Ok(())
+    }
+
+    fn syn(&mut self, poker: &mut Poker) -> Result<()> {
+        let mut syn = self.segment(poker, Flags::SYN, b"");
+        syn.mss = Some(1460);
+        syn.sack_permitted = true;
+        syn.window_scale = Some(7);
+        poker.began = Instant::now();
+        self.send(poker, &syn.into())
+    }
+
+    /// Acknowledges the SYN-ACK and nothing else.
+    fn ack(&mut self, poker: &mut Poker, place: &Place) -> Result<()> {
+        let ack = self.segment(poker, Flags::ACK, b"");
+        self.send(poker, &ack.into())?;
+        poker.phase = Phase::Parked;
+        if poker.clean && place.parks() && poker.began.elapsed() < IN_TIME {
+            self.sure += 1;
+            poker.taken = true;
+        }
+        Ok(())
+    }
+
+    /// A well-behaved client: every fourth sends its request with its ACK.
+    fn behave(&mut self, poker: &mut Poker, place: &Place, step: usize) -> Result<()> {
+        let Some(speaks) = poker.speaks else {
+            return Ok(());
+        };
+        let is_eager = speaks % 4 == 0;
+        match poker.phase {
+            Phase::Asking if poker.isns.is_empty() => self.syn(poker)?,
+            Phase::HalfOpen if !is_eager => self.ack(poker, place)?,
+            Phase::HalfOpen | Phase::Parked if !poker.spoke && (is_eager || step >= speaks) => {
+                poker.spoke = true;
+                poker.phase = Phase::Open;
+                let request = self.segment(poker, Flags::PSH_ACK, REQUEST);
+                self.send(poker, &request.into())?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Does something to the server.
+    fn poke(
+        &mut self,
+        rng: &mut fastrand::Rng,
+        fed: &mut Fed,
+        poker: &mut Poker,
+        place: &Place,
+    ) -> Result<()> {
+        fed.one("segments");
+        if poker.phase == Phase::Parked {
+            fed.one("segments to the parked");
+        }
+        let forged = match (poker.phase, rng.u8(..100)) {
+            (Phase::Asking, 0..=79) if poker.isns.is_empty() => return self.syn(poker),
+            (Phase::HalfOpen, 0..=69) => return self.ack(poker, place),
+            (Phase::HalfOpen, 70..=74) | (Phase::Parked, 0..=4) => {
+                poker.phase = Phase::Open;
+                self.segment(poker, Flags::PSH_ACK, b"hello").into()
+            }
+            (Phase::Parked, 5..=8) => {
+                poker.phase = Phase::Open;
+                self.segment(poker, Flags::FIN_ACK, b"").into()
+            }
+            (Phase::Parked, 9..=10) => {
+                poker.phase = Phase::Open;
+                self.segment(poker, Flags::RST, b"").into()
+            }
+            (Phase::Parked, 11..=16) => self.segment(poker, Flags::ACK, b"").into(),
+            (Phase::Parked | Phase::HalfOpen, 75..=79) => {
+                let mut syn = self.segment(poker, Flags::SYN, b"");
+                syn.seq = poker.isns.last().copied().unwrap_or_default();
+                syn.into()
+            }
+            // From the beginning.
+            (Phase::Open, 0..=19) => {
+                poker.phase = Phase::Asking;
+                poker.member.snd_nxt = rng.u32(..);
+                poker.member.rcv_nxt = 0;
+                self.segment(poker, Flags::SYN, b"").into()
+            }
+            _ => {
+                let base = self.segment(poker, Flags::ACK, b"");
+                forge(rng, base)
+            }
+        };
+        poker.clean = false;
+        self.send(poker, &forged)
+    }
+
+    /// Has everybody leave, and looks whether anything is left.
+    fn end(&mut self, pokers: &[Poker]) -> Result<()> {
+        control::set_config(&self.listener, &settings(1, 0, OnTimeout::Drop))?;
+        let (mut seen, mut requests) = (Stats::default(), 0);
+        let gone = wait::until(self.context.patience() * 4, || {
+            for poker in pokers {
+                for isn in &poker.isns {
+                    let mut rst = self.swarm.segment(&poker.member, Flags::RST, b"");
+                    rst.seq = isn.wrapping_add(1);
+                    self.swarm.send(&rst)?;
+                }
+            }
+            while self.swarm.pump(Duration::ZERO, |_, _| Ok(()))? {}
+            seen = stats(&self.listener)?;
+            requests = sockets::requests(&self.ns, self.listener.port())?;
+            Ok((seen.parked, seen.half_open, seen.half_open_young, requests) == (0, 0, 0, 0))
+        })?;
+        ensure!(
+            gone,
+            "somebody is still there, {requests} requests in SYN_RECV: {}",
+            describe(&seen)
+        );
+        expect_in!(
+            seen.parked_total,
+            self.sure..=self.syns,
+            "connections that were parked, of {}",
+            describe(&seen)
+        );
+        expect_eq!(
+            (seen.bypass_no_memory, seen.bypass_namespace_limit),
+            (0, 0),
+            "connections that could not be parked, of {}",
+            describe(&seen)
+        );
+        Ok(())
+    }
+}
+
+/// What is odd about a forged segment.
+pub(super) fn odd(forged: &Forged) -> String {
+    let plain = Forged::from(forged.segment.clone());
+    if *forged == plain {
+        return format!("{:?}", forged.segment.timestamps);
+    }
+    let mut short = forged.clone();
+    short.segment.payload = Vec::new();
+    format!("{short:?}")
+}
+
+/// A number near another, or anywhere.
+fn near(rng: &mut fastrand::Rng, number: u32) -> u32 {
+    // Up to the largest windows, scaled or not.
+    const EDGES: [u32; 6] = [64_240, 65_535, 65_536, 1 << 20, 1 << 30, 1 << 31];
+    let delta = match rng.u8(..8) {
+        0..=3 => return number,
+        4 => rng.u32(..3),
+        5 => rng.u32(..2000),
+        6 => {
+            let edge = rng.choice(EDGES).unwrap_or_default();
+            edge.wrapping_add(rng.u32(..5)).wrapping_sub(2)
+        }
+        _ => return rng.u32(..),
+    };
+    if rng.bool() {
+        number.wrapping_add(delta)
+    } else {
+        number.wrapping_sub(delta)
+    }
+}
+
+/// Makes something else of a segment.
+pub(super) fn forge(rng: &mut fastrand::Rng, mut segment: Segment) -> Forged {
+    segment.flags = flags(rng);
+    segment.seq = near(rng, segment.seq);
+    segment.ack = near(rng, segment.ack);
+    if rng.u8(..4) == 0 {
+        let any = rng.u16(..);
+        segment.window = rng.choice([0, 1, 500, any]).unwrap_or_default();
+    }
+    if rng.u8(..4) == 0 {
+        segment.urgent = rng.u16(..);
+    }
+    let length = match rng.u8(..8) {
+        0..=3 => 0,
+        4..=6 => rng.usize(..40),
+        _ => rng.usize(..1400),
+    };
+    segment.payload = std::iter::repeat_with(|| rng.u8(..)).take(length).collect();
+    match rng.u8(..8) {
+        0 => segment.timestamps = None,
+        1 => {
+            let own = segment
+                .timestamps
+                .unwrap_or(Timestamps { value: 1, echo: 1 });
+            segment.timestamps = Some(Timestamps {
+                value: near(rng, own.value),
+                echo: near(rng, own.echo),
+            });
+        }
+        _ => {}
+    }
+    let mut forged = Forged::from(segment);
+    match rng.u8(..6) {
+        0 => forged.options = Some(bytes(rng, MAX_OPTIONS)),
+        1 | 2 => forged.options = Some(options(rng)),
+        _ => {}
+    }
+    if rng.u8(..16) == 0 {
+        forged.data_offset = Some(rng.u8(..16));
+    }
+    if rng.u8(..16) == 0 {
+        forged.checksum_off_by = rng.u16(1..u16::MAX);
+    }
+    if rng.u8(..8) == 0 {
+        forged.reserved = rng.u8(..16);
+        forged.congestion = (rng.bool(), rng.bool());
+    }
+    forged.envelope = match rng.u8(..40) {
+        0 => {
+            // Hop-by-hop and destination options, routing, and what nobody knows.
+            let kind = rng.choice([0, 43, 60, 135, 253]).unwrap_or_default();
+            Envelope::Extended(kind, bytes(rng, 40))
+        }
+        1 => Envelope::Fragments {
+            size: 8 * rng.u16(1..6),
+            backwards: rng.bool(),
+        },
+        2 => Envelope::Cut(rng.u16(1..60)),
+        3 => Envelope::Claims(rng.i16(-60..60)),
+        _ => Envelope::Plain,
+    };
+    forged
+}
+
+fn flags(rng: &mut fastrand::Rng) -> Flags {
+    match rng.u8(..16) {
+        0..=4 => Flags::ACK,
+        5..=6 => Flags::PSH_ACK,
+        7 => Flags::FIN_ACK,
+        8 => Flags::SYN,
+        9 => Flags::SYN_ACK,
+        10 => Flags::RST,
+        11 => Flags::RST_ACK,
+        _ => Flags {
+            syn: rng.u8(..4) == 0,
+            ack: rng.bool(),
+            fin: rng.bool(),
+            rst: rng.u8(..4) == 0,
+            psh: rng.bool(),
+            urg: rng.bool(),
+        },
+    }
+}
+
+/// TCP options that exist, with right and wrong lengths, and cut off somewhere.
+pub(super) fn options(rng: &mut fastrand::Rng) -> Vec<u8> {
+    // MSS, window scale, SACK permitted, SACK, timestamps, MD5, AO, MPTCP, Fast Open, AccECN, experiments; with their lengths.
+    const KNOWN: [(u8, u8); 14] = [
+        (2, 4),
+        (3, 3),
+        (4, 2),
+        (5, 10),
+        (5, 18),
+        (8, 10),
+        (19, 18),
+        (29, 16),
+        (30, 12),
+        (34, 10),
+        (34, 2),
+        (172, 11),
+        (253, 4),
+        (254, 12),
+    ];
+    let mut list = Vec::new();
+    for _ in 0..rng.usize(1..6) {
+        let (kind, length) = match rng.u8(..8) {
+            0 => (rng.u8(..), rng.u8(..42)),
+            1 => {
+                list.push(rng.u8(..2));
+                continue;
+            }
+            _ => rng.choice(KNOWN).unwrap_or_default(),
+        };
+        list.push(kind);
+        list.push(match rng.u8(..6) {
+            0 => rng.u8(..),
+            1 => rng.u8(..4),
+            _ => length,
+        });
+        // The magic numbers of Fast Open and SMC, among others.
+        if kind >= 253 {
+            let magic = [&[0xf9, 0x89][..], &[0xe2, 0xd4, 0xc3, 0xd9]];
+            list.extend(rng.choice(magic).unwrap_or_default());
+        }
+        let body = usize::from(length.saturating_sub(2));
+        list.extend(std::iter::repeat_with(|| rng.u8(..)).take(body));
+    }
+    list.truncate(if rng.u8(..4) == 0 {
+        rng.usize(..=MAX_OPTIONS)
+    } else {
+        MAX_OPTIONS
+    });
+    list
+}
+
+/// Accepts everybody, and answers whoever makes a request.
+struct Server<'a> {
+    listener: &'a Socket,
+    over: AtomicBool,
+    /// Reset all connections.
+    hang_up: AtomicBool,
+}
+
+impl Server<'_> {
+    fn serve(&self) -> Result<()> {
+        /// The number of the listener among the connections.
+        const LISTENER: u64 = u64::MAX;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(
+            self.listener.as_fd(),
+            EpollEvent::new(EpollFlags::EPOLLIN, LISTENER),
+        )?;
+        let mut connections: Vec<Option<Socket>> = Vec::new();
+        let mut events = [EpollEvent::empty(); 16];
+        let mut buffer = [0; 4096];
+        while !self.over.load(Ordering::Relaxed) {
+            let count = epoll.wait(&mut events, EpollTimeout::from(20_u8))?;
+            for event in events.iter().take(count) {
+                if event.data() == LISTENER {
+                    self.accept(&epoll, &mut connections)?;
+                    continue;
+                }
+                let index = usize::try_from(event.data())?;
+                let Some(slot) = connections.get_mut(index) else {
+                    continue;
+                };
+                let Some(mut connection) = slot.as_ref() else {
+                    continue;
+                };
+                match connection.read(&mut buffer) {
+                    Ok(length) if length > 0 => {
+                        if buffer.get(..length) == Some(REQUEST) {
+                            // Who sent a request may be gone by now.
+                            let _ = connection.write(RESPONSE);
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    _ => *slot = None,
+                }
+            }
+            if self.hang_up.swap(false, Ordering::Relaxed) {
+                connections.clear();
+            }
+        }
+        Ok(())
+    }
+
+    fn accept(&self, epoll: &Epoll, connections: &mut Vec<Option<Socket>>) -> Result<()> {
+        loop {
+            let connection = match self.listener.accept() {
+                Ok((connection, _)) => connection,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error).context("accept"),
+            };
+            connection.set_nonblocking(true)?;
+            // Its close is a reset, and leaves nothing behind.
+            connection.set_linger(Some(Duration::ZERO))?;
+            let number = u64::try_from(connections.len())?;
+            epoll.add(
+                connection.as_fd(),
+                EpollEvent::new(EpollFlags::EPOLLIN, number),
+            )?;
+            connections.push(Some(connection));
+        }
+    }
+}
