@@ -14,7 +14,7 @@ use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::forge::Forged;
 use accf_kit::netns::Netns;
 use accf_kit::segment::{Flags, Segment, Timestamps};
-use accf_kit::swarm::{Member, Swarm};
+use accf_kit::swarm::{self, Member, Swarm};
 use accf_kit::wait;
 use anyhow::{ensure, Context as _, Result};
 
@@ -97,6 +97,11 @@ fn like_plain(context: &Context, family: Family) -> Result<()> {
         .config(HOLD)
         .open(&ns)?;
     let swarm = Swarm::new(&ns, family, plain.port())?;
+    // Nor is any answer put off: more special routes than the interface's own.
+    for network in ["198.18.0.0/25", "198.18.0.128/25", "2001:db8:2::/65"] {
+        let route = ["route", "add", network, "dev", swarm::INTERFACE];
+        ns.command("ip", &[&route[..], &["quickack", "1"]].concat())?;
+    }
     let mut stage = Stage {
         context,
         swarm,
