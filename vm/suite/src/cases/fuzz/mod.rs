@@ -2,6 +2,7 @@
 
 //! Whatever user space and the network feed the module, at random, judged by what `module/uapi/accf.h` and the README say.
 
+mod dumps;
 mod like_plain;
 mod options;
 mod segments;
@@ -9,9 +10,14 @@ mod segments;
 use crate::case::Case;
 
 pub(crate) fn cases() -> Vec<Case> {
-    [options::cases(), segments::cases(), like_plain::cases()]
-        .into_iter()
-        .flatten()
-        .map(Case::fuzz)
-        .collect()
+    [
+        options::cases(),
+        dumps::cases(),
+        segments::cases(),
+        like_plain::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .map(Case::fuzz)
+    .collect()
 }
