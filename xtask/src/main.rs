@@ -48,6 +48,7 @@ enum Command {
     Bench(cmd::Bench),
     Profile(cmd::Profile),
     Test(cmd::Test),
+    Fuzz(cmd::Fuzz),
     Tidy(cmd::Tidy),
     Ci(cmd::Ci),
 }
@@ -73,6 +74,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Demo(demo) => return demo.run(&sh),
         Command::Bench(bench) => return bench.run(&sh),
         Command::Test(test) => return test.run(&sh),
+        Command::Fuzz(fuzz) => return fuzz.run(&sh),
         Command::Ci(ci) => return ci.run(&sh),
         Command::Tidy(tidy) => tidy.run(&sh)?,
         Command::Profile(profile) => profile.run(&sh)?,

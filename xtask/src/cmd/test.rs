@@ -410,7 +410,7 @@ impl Tally {
 }
 
 /// Keeps a guest's logs with those of the tests.
-fn keep(report: &Report, out: &Path) -> Result<()> {
+pub(crate) fn keep(report: &Report, out: &Path) -> Result<()> {
     fs::write(out.join("suite.ktap"), &report.stdout)
         .and_then(|()| fs::write(out.join("stderr"), &report.stderr))
         .and_then(|()| fs::write(out.join("dmesg"), &report.dmesg))

@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use accf_kit::control::{listeners_on, settings, Config, OnTimeout, Stats};
 use accf_kit::endpoint::{connect_here, reset_on_close, Family, Listen, Listener};
@@ -81,6 +82,8 @@ fn dumps(context: &Context) -> Result<()> {
                     while !over.load(Ordering::Relaxed) {
                         live(&mut rng).context("a listener that comes and goes")?;
                         lives.fetch_add(1, Ordering::Relaxed);
+                        // The processor is not theirs alone.
+                        thread::sleep(Duration::from_micros(rng.u64(..4000)));
                     }
                     Ok(())
                 })

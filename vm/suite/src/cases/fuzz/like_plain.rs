@@ -167,12 +167,12 @@ impl Stage<'_> {
             syn_ack: None,
         });
         let timestamps = rng.bool();
-        let mut value = rng.u32(1..1 << 30);
+        let first_value = rng.u32(1..1 << 30);
         let mut is_parked = false;
         let mut syns = Vec::new();
         let mut log: Vec<String> = Vec::new();
-        for step in 0..rng.usize(2..=STEPS) {
-            value += 1;
+        let steps = rng.usize(2..=STEPS);
+        for (step, value) in (0..steps).zip(first_value..) {
             // Numbers of the server count from its SYN-ACK, those of its clock from the last that it told.
             let mut base = self.swarm.segment(&sides[0].member, Flags::ACK, b"");
             base.ack = 1;
@@ -219,7 +219,7 @@ impl Stage<'_> {
             for side in &mut sides {
                 let own = &forged.segment;
                 // What was in order has been taken.
-                let in_order = own.seq == side.member.snd_nxt && *plain != [] && own.flags.ack;
+                let in_order = own.seq == side.member.snd_nxt && !plain.is_empty() && own.flags.ack;
                 if in_order && side.isn != 0 {
                     side.member.snd_nxt = own.end_seq();
                 }

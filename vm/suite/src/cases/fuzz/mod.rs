@@ -2,6 +2,7 @@
 
 //! Whatever user space and the network feed the module, at random, judged by what `module/uapi/accf.h` and the README say.
 
+mod at_once;
 mod dumps;
 mod like_plain;
 mod options;
@@ -12,6 +13,7 @@ use crate::case::Case;
 pub(crate) fn cases() -> Vec<Case> {
     [
         options::cases(),
+        at_once::cases(),
         dumps::cases(),
         segments::cases(),
         like_plain::cases(),

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Threads that set and read a listener's options, good and bad, all at once, while clients come.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use accf_kit::control::{self, timeout, ACCF_CONFIG, ACCF_STATS, SOL_ACCF};
+use accf_kit::endpoint::{
+    connect_here, reset_on_close, set_defer_accept, Family, Listen, Listener,
+};
+use accf_kit::memory::{Memory, Place};
+use accf_kit::netns::Netns;
+use accf_kit::ulp::DATAREADY;
+use accf_kit::wait;
+use anyhow::{anyhow, bail, ensure, Context as _, Result};
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::case::{each_family, expect_eq, Case, Context};
+use crate::cases::DEFAULT;
+use crate::count::{describe, stats};
+use crate::fuzz::{self, bytes, Fed};
+use crate::scene::{serve, REQUEST};
+
+pub(crate) fn cases() -> Vec<Case> {
+    each_family(DEFAULT, "fuzz.options_at_once", at_once)
+}
+
+/// How long a round takes.
+const ROUND: Duration = Duration::from_millis(500);
+/// What `TCP_DEFER_ACCEPT` is set to, in seconds, and stays.
+const DEFERRED: [u32; 3] = [1, 3, 7];
+
+fn at_once(context: &Context, family: Family) -> Result<()> {
+    let ns = Netns::new()?;
+    ns.enter()?;
+    let fed = fuzz::rounds(context, |rng, fed| round(context, rng, fed, &ns, family))?;
+    for what in ["set", "refused", "read", "attach", "clients"] {
+        ensure!(fed.count(what) > 0, "nothing was fed of: {what}");
+    }
+    Ok(())
+}
+
+/// Settings of which each number tells the others: whoever reads a mixture of two sees it.
+fn tied(number: u32) -> [u32; 3] {
+    let number = number % 900;
+    [number * 7 + 11, number + 1, number % 3]
+}
+
+fn to_bytes(words: [u32; 3]) -> Vec<u8> {
+    words.into_iter().flat_map(u32::to_ne_bytes).collect()
+}
+
+fn round(
+    context: &Context,
+    rng: &mut fastrand::Rng,
+    fed: &mut Fed,
+    ns: &Netns,
+    family: Family,
+) -> Result<()> {
+    let listener = Listen::filtered(family).backlog(512).open_here()?;
+    let first = to_bytes(tied(rng.u32(..)));
+    control::set_bytes(&listener, SOL_ACCF, ACCF_CONFIG, &first)?;
+    let over = AtomicBool::new(false);
+    let counts: Mutex<BTreeMap<&'static str, u64>> = Mutex::default();
+    let listener = &listener;
+    thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for job in [set, read, attach, set, read] {
+            let mut rng = rng.fork();
+            let (over, counts) = (&over, &counts);
+            threads.push(scope.spawn(move || -> Result<()> {
+                let mut memory = Memory::new()?;
+                let mut own: BTreeMap<&'static str, u64> = BTreeMap::new();
+                while !over.load(Ordering::Relaxed) {
+                    pause(&mut rng);
+                    *own.entry(job(&mut rng, &mut memory, listener)?)
+                        .or_default() += 1;
+                }
+                let mut all = counts.lock().map_err(|_| anyhow!("a thread panicked"))?;
+                own.into_iter()
+                    .for_each(|(what, n)| *all.entry(what).or_default() += n);
+                Ok(())
+            }));
+        }
+        let mut rng = rng.fork();
+        let (over, counts) = (&over, &counts);
+        threads.push(scope.spawn(move || -> Result<()> {
+            ns.enter()?;
+            let mut came = 0;
+            while !over.load(Ordering::Relaxed) {
+                come(&mut rng, family, listener.port())?;
+                came += 1;
+            }
+            let mut all = counts.lock().map_err(|_| anyhow!("a thread panicked"))?;
+            *all.entry("clients").or_default() += came;
+            Ok(())
+        }));
+        let start = Instant::now();
+        let mut accepted = Ok(());
+        while start.elapsed() < ROUND
+            && accepted.is_ok()
+            && !threads.iter().any(|t| t.is_finished())
+        {
+            accepted = take(listener, Duration::from_millis(10));
+        }
+        over.store(true, Ordering::Relaxed);
+        let mut outcome = accepted;
+        for thread in threads {
+            let result = thread.join().unwrap_or_else(|_| bail!("a thread panicked"));
+            outcome = outcome.and(result);
+        }
+        outcome
+    })?;
+    for (what, count) in counts.into_inner().unwrap_or_default() {
+        fed.many(what, count);
+    }
+    end(context, listener, family)
+}
+
+/// Afterwards it is a listener like any other.
+fn end(context: &Context, listener: &Listener, family: Family) -> Result<()> {
+    control::set_config(listener, &timeout(1))?;
+    let mut seen = control::Stats::default();
+    let gone = wait::until(context.patience(), || {
+        take(listener, Duration::ZERO)?;
+        seen = stats(listener)?;
+        Ok((seen.parked, seen.half_open, seen.half_open_young) == (0, 0, 0))
+    })?;
+    ensure!(gone, "somebody is still there: {}", describe(&seen));
+    control::set_config(listener, &timeout(60_000))?;
+    take(listener, Duration::ZERO)?;
+    let mut client = connect_here(address(family, listener.port()))?;
+    client.write_all(REQUEST)?;
+    let accepted = listener
+        .accept(context.patience())?
+        .context("the last client was not accepted")?;
+    serve(&accepted)?;
+    reset_on_close(&accepted.stream)
+}
+
+fn address(family: Family, port: u16) -> SocketAddr {
+    if family.is_v4_on_the_wire() {
+        (Ipv4Addr::LOCALHOST, port).into()
+    } else {
+        (Ipv6Addr::LOCALHOST, port).into()
+    }
+}
+
+/// Accepts whoever is there, and resets them.
+fn take(listener: &Listener, limit: Duration) -> Result<()> {
+    if !wait::readable(listener, limit)? {
+        return Ok(());
+    }
+    loop {
+        match listener.socket().accept() {
+            Ok((socket, _)) => socket.set_linger(Some(Duration::ZERO))?,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(error) => return Err(error).context("accept"),
+        }
+    }
+}
+
+/// A client, who may be reset or forgotten at any time.
+fn come(rng: &mut fastrand::Rng, family: Family, port: u16) -> Result<()> {
+    let mut client = match connect_here(address(family, port)) {
+        Ok(client) => client,
+        // The deadline was there before connect() had returned.
+        Err(error) if is_reset(&error) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    pause(rng);
+    if rng.bool() {
+        let _ = client.write_all(REQUEST);
+    }
+    if rng.bool() {
+        reset_on_close(&client)?;
+    }
+    Ok(())
+}
+
+fn is_reset(error: &anyhow::Error) -> bool {
+    let error = error.root_cause().downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
+}
+
+/// Leaves the processor to others, of whom there are many.
+fn pause(rng: &mut fastrand::Rng) {
+    thread::sleep(Duration::from_micros(rng.u64(..2000)));
+}
+
+/// Sets something, right or wrong.
+fn set(rng: &mut fastrand::Rng, memory: &mut Memory, listener: &Listener) -> Result<&'static str> {
+    let whole = Place::BeforeEnd(Memory::ROOM);
+    let value = to_bytes(tied(rng.u32(..)));
+    if rng.u8(..16) == 0 {
+        let seconds = rng.choice(DEFERRED).unwrap_or(1);
+        set_defer_accept(listener, seconds.cast_signed())?;
+        return Ok("defer");
+    }
+    if rng.u8(..3) > 0 {
+        let mut value = value;
+        value.resize(rng.usize(12..100), 0);
+        let length = i32::try_from(value.len())?;
+        let errno = memory.set(listener, SOL_ACCF, ACCF_CONFIG, whole, &value, length);
+        expect_eq!(errno, None, "the errno of setting {value:?}");
+        return Ok("set");
+    }
+    let mut wrong = to_bytes([1, 2, 0]);
+    let (place, length, expected) = match rng.u8(..5) {
+        0 => (whole, rng.i32(-3..4), Errno::EINVAL),
+        1 => (Place::BeforeEnd(rng.usize(..12)), 12, Errno::EFAULT),
+        2 => {
+            wrong = to_bytes([1, 2, rng.u32(3..)]);
+            (whole, 12, Errno::EINVAL)
+        }
+        3 => {
+            wrong.push(rng.u8(1..));
+            (whole, 13, Errno::E2BIG)
+        }
+        _ => (Place::Guard, rng.i32(4..4000), Errno::EFAULT),
+    };
+    let errno = memory.set(listener, SOL_ACCF, ACCF_CONFIG, place, &wrong, length);
+    expect_eq!(
+        errno,
+        Some(expected),
+        "the errno of setting {wrong:?}, {length} bytes {place:?}"
+    );
+    Ok("refused")
+}
+
+/// Reads something, and finds one setting and not two halves.
+fn read(rng: &mut fastrand::Rng, memory: &mut Memory, listener: &Listener) -> Result<&'static str> {
+    if rng.bool() {
+        stats(listener)?;
+        let length = rng.i32(..500);
+        let place = Place::BeforeEnd(rng.usize(..500));
+        let got = memory.get(listener, SOL_ACCF, ACCF_STATS, place, length);
+        let fits =
+            usize::try_from(length).is_ok_and(|room| room.min(424) <= Memory::writable(place));
+        let expected = match length {
+            ..0 => Some(Errno::EINVAL),
+            _ if fits => None,
+            _ => Some(Errno::EFAULT),
+        };
+        expect_eq!(
+            got.errno,
+            expected,
+            "the errno of reading {length} bytes {place:?}"
+        );
+        let room = usize::try_from(length).unwrap_or(0).min(424);
+        ensure!(
+            !got.before && got.bytes.len() <= room,
+            "{} bytes were written of {room}",
+            got.bytes.len()
+        );
+        return Ok("read");
+    }
+    let mut value = [0; 12];
+    control::get_bytes(listener, SOL_ACCF, ACCF_CONFIG, &mut value)?;
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = value;
+    let words = [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes);
+    let [seen, max_parked, _] = words;
+    let expected = tied(max_parked.wrapping_sub(1));
+    let mut deferred = expected;
+    // A value of TCP_DEFER_ACCEPT changes the first only.
+    if DEFERRED.map(|seconds| seconds * 1000).contains(&seen) {
+        deferred[0] = seen;
+    }
+    ensure!(
+        words == expected || words == deferred,
+        "settings that nobody made: {words:?}, instead of {expected:?}"
+    );
+    Ok("read")
+}
+
+/// Asks for a filter, which it has.
+fn attach(
+    rng: &mut fastrand::Rng,
+    memory: &mut Memory,
+    listener: &Listener,
+) -> Result<&'static str> {
+    let whole = Place::BeforeEnd(Memory::ROOM);
+    // An unknown name would start a process.
+    let (name, expected) = match rng.u8(..4) {
+        0 => (Vec::new(), Errno::EINVAL),
+        _ => (DATAREADY.as_bytes().to_vec(), Errno::EEXIST),
+    };
+    let length = i32::try_from(name.len())?;
+    let errno = memory.set(
+        listener,
+        libc::IPPROTO_TCP,
+        libc::TCP_ULP,
+        whole,
+        &name,
+        length,
+    );
+    expect_eq!(errno, Some(expected), "the errno of attaching {name:?}");
+    // Nor does it know other options of its own level.
+    let errno = memory.set(
+        listener.as_fd(),
+        SOL_ACCF,
+        rng.i32(3..),
+        whole,
+        &bytes(rng, 20),
+        12,
+    );
+    expect_eq!(
+        errno,
+        Some(Errno::ENOPROTOOPT),
+        "the errno of an unknown option"
+    );
+    Ok("attach")
+}
