@@ -330,7 +330,8 @@ fn question(
         match socket.recv(&mut answer, libc::MSG_TRUNC) {
             Ok(length) if length == answer.len() => {
                 fed.one("answers");
-                let told = read(&answer, landmarks).with_context(|| format!("in {answer:?}"))?;
+                let told = read(&answer, landmarks)
+                    .map_err(|error| anyhow!("{error:#}; the answer was {answer:?}"))?;
                 fed.many("filtered listeners told of", told);
             }
             Ok(_) => fed.one("answers cut short"),

@@ -5,6 +5,7 @@
 //! What each call must do is worked out here from `module/uapi/accf.h`, and for `TCP_ULP` from the README's table.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -127,6 +128,29 @@ enum Op {
     Connect,
 }
 
+impl fmt::Display for Op {
+    /// A long value without the zeros at its end.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Set {
+            level,
+            name,
+            place,
+            value,
+            length,
+        } = self
+        else {
+            return write!(f, "{self:?}");
+        };
+        let last = value.iter().rposition(|byte| *byte != 0);
+        let some = value.get(..last.map_or(0, |last| last + 1));
+        write!(
+            f,
+            "Set {length} bytes of level {level:#x}, option {name}, {place:?}: {some:?}, {} in all",
+            value.len()
+        )
+    }
+}
+
 fn options(context: &Context, family: Family, privileged: bool) -> Result<()> {
     const NOBODY: u32 = 65_534;
     let ns = Netns::new()?;
@@ -169,7 +193,7 @@ fn round(
         if log.len() == LAST {
             log.pop_front();
         }
-        log.push_back(format!("{op:?}"));
+        log.push_back(op.to_string());
         let told = |log: &VecDeque<String>| Vec::from(log.clone()).join("\n  ");
         subject
             .apply(memory, fed, peer, &op)

@@ -229,8 +229,12 @@ impl Stage<'_> {
         let played = self
             .play(rng, fed, &place, &mut pokers)
             .with_context(|| format!("{place:?}"));
-        server.hang_up.store(true, Ordering::Relaxed);
         played?;
+        server.hang_up.store(true, Ordering::Relaxed);
+        let done = wait::until(self.context.patience(), || {
+            Ok(!server.hang_up.load(Ordering::Relaxed))
+        })?;
+        ensure!(done, "the server does not hang up");
         self.end(&pokers)
             .with_context(|| format!("at the end of a round with {place:?}"))
     }
@@ -272,8 +276,19 @@ impl Stage<'_> {
                 poker.story()
             );
         }
-        // A while in which nothing must come that should not.
-        self.hear(pokers, Duration::from_millis(5))?;
+        // A while in which nothing must come that should not: sometimes one in which SYN-ACKs would be sent again.
+        let while_longer = if rng.u8(..6) == 0 {
+            IN_TIME * 2
+        } else {
+            Duration::ZERO
+        };
+        let start = Instant::now();
+        loop {
+            self.hear(pokers, Duration::from_millis(5))?;
+            if start.elapsed() >= while_longer {
+                break;
+            }
+        }
         fed.many("well-behaved clients", HONEST.into());
         Ok(())
     }
@@ -683,8 +698,9 @@ impl Server<'_> {
                     _ => *slot = None,
                 }
             }
-            if self.hang_up.swap(false, Ordering::Relaxed) {
+            if self.hang_up.load(Ordering::Relaxed) {
                 connections.clear();
+                self.hang_up.store(false, Ordering::Relaxed);
             }
         }
         Ok(())
