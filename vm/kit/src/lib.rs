@@ -6,12 +6,14 @@
 //! | --- | --- |
 //! | ask for an accept filter, and read it back | [`ulp`] |
 //! | change its settings, and read what it counted | [`control`] |
+//! | know that its counts add up | [`account`] |
 //! | have a machine room of one's own | [`netns`], [`wire`] |
 //! | open listeners for IPv4, IPv6 and both | [`endpoint`] |
 //! | pass to the kernel what nobody should, by system calls and by the wire | [`memory`], [`forge`] |
 //! | see what is on the wire | [`capture`], [`segment`] |
 //! | speak TCP segment by segment, with no kernel in between | [`raw`] |
 //! | be thousands of clients | [`swarm`] |
+//! | have them be of every kind, and know what must be counted | [`play`] |
 //! | see what the kernel thinks | [`tcp_info`], [`counters`], [`sockets`] |
 //! | count instructions instead of time | [`count`] |
 //! | see how much memory the kernel uses, and have it run out | [`slab`], [`fault`] |
@@ -22,6 +24,7 @@
 //! Everything runs as root, and changes nothing outside the namespaces it makes, except for [`module`].
 //! All points in time are [`clock::Stamp`]s, so those of packets and of system calls can be compared.
 
+pub mod account;
 pub mod capture;
 pub mod clock;
 pub mod control;
@@ -36,6 +39,7 @@ mod marks;
 pub mod memory;
 pub mod module;
 pub mod netns;
+pub mod play;
 pub mod raw;
 pub mod segment;
 pub mod signature;

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What a listener has counted: sums that must be right whenever one looks.
+
+use std::os::fd::AsFd;
+use std::thread;
+
+use anyhow::{ensure, Context as _, Result};
+
+use crate::control::{self, Stats};
+
+/// Reads what a listener has counted, and makes sure that it is consistent in itself.
+pub fn stats(listener: impl AsFd) -> Result<Stats> {
+    let stats = control::stats(listener).context("ACCF_STATS")?;
+    consistent(&stats)?;
+    Ok(stats)
+}
+
+/// Makes sure that no connection is counted twice, and none is forgotten.
+pub fn consistent(stats: &Stats) -> Result<()> {
+    let told = describe(stats);
+    ensure!(
+        stats.accounted() == stats.parked_total,
+        "{} connections were parked, and {} are accounted for, of {told}",
+        stats.parked_total,
+        stats.accounted()
+    );
+    let waited: u64 = stats.wait_log2.iter().sum();
+    ensure!(
+        waited == stats.released_data + stats.released_fin,
+        "{waited} in the histogram of those that were released, of {told}"
+    );
+    // The kernel counts in two steps, and each processor may be between them. At rest it is exact: see who asks then.
+    ensure!(
+        (-processors()..=stats.half_open + processors()).contains(&stats.half_open_young),
+        "half_open_young is {}, of {told}",
+        stats.half_open_young
+    );
+    Ok(())
+}
+
+/// Makes sure that nobody is parked or half-open.
+pub fn at_rest(stats: &Stats) -> Result<()> {
+    ensure!(
+        (stats.parked, stats.half_open, stats.half_open_young) == (0, 0, 0),
+        "parked, half-open and young requests in the end: {:?}, of {}",
+        (stats.parked, stats.half_open, stats.half_open_young),
+        describe(stats)
+    );
+    Ok(())
+}
+
+/// How many processors there are.
+pub fn processors() -> i64 {
+    thread::available_parallelism().map_or(1, usize::from) as i64
+}
+
+/// The counts that are not zero, by name.
+pub fn describe(stats: &Stats) -> String {
+    let counts: Vec<String> = fields(stats)
+        .into_iter()
+        .filter(|(_, count)| *count != 0)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    if counts.is_empty() {
+        return "nothing".to_owned();
+    }
+    counts.join(", ")
+}
+
+/// All counts but the histogram, by name.
+pub fn fields(stats: &Stats) -> Vec<(&'static str, i128)> {
+    macro_rules! fields {
+        ($($field:ident)*) => { vec![$((stringify!($field), i128::from(stats.$field))),*] };
+    }
+    fields![
+        parked half_open half_open_young parked_total released_data released_fin timeout_accept timeout_reset
+        timeout_drop evicted aborted returned synack_suppressed bypass_syncookie bypass_fastopen
+        bypass_abort_on_overflow bypass_accept_queue_full bypass_no_memory bypass_namespace_limit bypass_signed
+        bypass_other
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sound() -> Stats {
+        let mut stats = Stats::default();
+        stats.parked_total = 3;
+        stats.released_data = 1;
+        stats.aborted = 1;
+        stats.parked = 1;
+        stats.wait_log2[4] = 1;
+        stats
+    }
+
+    #[test]
+    fn sums_that_are_right_pass() {
+        consistent(&sound()).unwrap();
+        assert!(at_rest(&sound()).is_err());
+        at_rest(&Stats::default()).unwrap();
+    }
+
+    #[test]
+    fn what_is_forgotten_or_counted_twice_shows() {
+        let mut forgotten = sound();
+        forgotten.aborted = 0;
+        assert!(consistent(&forgotten).is_err());
+        let mut twice = sound();
+        twice.evicted = 1;
+        assert!(consistent(&twice).is_err());
+        let mut no_wait = sound();
+        no_wait.wait_log2[4] = 0;
+        assert!(consistent(&no_wait).is_err());
+    }
+
+    #[test]
+    fn only_what_was_counted_is_told() {
+        assert_eq!(describe(&Stats::default()), "nothing");
+        assert_eq!(
+            describe(&sound()),
+            "parked 1, parked_total 3, released_data 1, aborted 1"
+        );
+    }
+}
