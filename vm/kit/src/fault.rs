@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Memory that runs out just when the module asks for some (`CONFIG_FAILSLAB`).
+//! Memory that runs out just when somebody asks for some (`CONFIG_FAILSLAB`).
 
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 
 use crate::module;
 
@@ -14,21 +14,81 @@ const FAILSLAB: &str = "/sys/kernel/debug/failslab";
 /// While it lives, small allocations of the module that must not wait fail; all others do not.
 #[derive(Debug)]
 pub struct NoMemory {
-    _private: (),
+    _failing: Failing,
 }
 
 impl NoMemory {
     /// Has the module's next `times` allocations fail; nothing, if this kernel cannot.
     pub fn for_the_next(times: u32) -> Result<Option<Self>> {
+        let failing = Failing::begin(Whose::Module, 100, times)?;
+        Ok(failing.map(|failing| Self { _failing: failing }))
+    }
+
+    /// How many allocations are still to fail.
+    pub fn left(&self) -> Result<u32> {
+        left()
+    }
+}
+
+/// Whose allocations fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Those that are made by the module, and by what it calls: the kernel making requests, SYN-ACKs and connections of a
+    /// listener that has a filter. The module must be loaded; one that is loaded later is not meant.
+    Module,
+    /// Those of requests, sockets and packets, whoever makes them.
+    Network,
+}
+
+/// The caches that [`Whose::Network`] means.
+const NETWORK: [&str; 8] = [
+    "request_sock_TCP",
+    "request_sock_TCPv6",
+    "TCP",
+    "TCPv6",
+    "tw_sock_TCP",
+    "tw_sock_TCPv6",
+    "skbuff_head_cache",
+    "skbuff_fclone_cache",
+];
+
+/// While it lives, some of the small allocations that must not wait fail.
+///
+/// That are those of softirqs, and of whoever holds a lock: what sends and receives segments. A program's own are not among
+/// them.
+#[derive(Debug)]
+pub struct Failing {
+    times: u32,
+}
+
+impl Failing {
+    /// Has so many of a hundred allocations fail, at random; nothing, if this kernel cannot.
+    pub fn some(whose: Whose, percent: u8) -> Result<Option<Self>> {
+        // No run injects so many.
+        const MANY: u32 = 1_000_000_000;
+        Self::begin(whose, percent, MANY)
+    }
+
+    fn begin(whose: Whose, percent: u8, times: u32) -> Result<Option<Self>> {
+        ensure!(percent <= 100, "{percent} of a hundred");
         if !Path::new(FAILSLAB).join("require-start").exists() {
             return Ok(None);
         }
-        let (start, end) = module::text()?;
-        let armed = Self { _private: () };
+        let (start, end) = match whose {
+            Whose::Module => module::text()?,
+            Whose::Network => (0, u64::MAX),
+        };
+        if whose == Whose::Network {
+            for cache in NETWORK {
+                mark(cache, true)?;
+            }
+        }
+        let armed = Self { times };
         // The probability last: it is what begins it.
         let settings = [
             ("verbose", 0),
             ("task-filter", 0),
+            ("cache-filter", u64::from(whose == Whose::Network)),
             ("ignore-gfp-wait", 1),
             ("interval", 1),
             ("space", 0),
@@ -36,7 +96,7 @@ impl NoMemory {
             ("require-start", start),
             ("require-end", end),
             ("times", times.into()),
-            ("probability", 100),
+            ("probability", percent.into()),
         ];
         for (name, value) in settings {
             set(name, value)?;
@@ -44,29 +104,46 @@ impl NoMemory {
         Ok(Some(armed))
     }
 
-    /// How many allocations are still to fail.
-    pub fn left(&self) -> Result<u32> {
-        let path = Path::new(FAILSLAB).join("times");
-        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        text.trim()
-            .parse()
-            .with_context(|| format!("{}: `{}`", path.display(), text.trim()))
+    /// How many allocations have failed.
+    pub fn injected(&self) -> Result<u32> {
+        Ok(self.times.saturating_sub(left()?))
     }
 }
 
-impl Drop for NoMemory {
+impl Drop for Failing {
     fn drop(&mut self) {
         // Nobody is left to hear of an error here.
         let _ = set("probability", 0);
+        let _ = set("cache-filter", 0);
         let _ = set("require-start", 0);
         let _ = set("require-end", u64::MAX);
+        for cache in NETWORK {
+            let _ = mark(cache, false);
+        }
     }
+}
+
+/// How many allocations are still to fail.
+fn left() -> Result<u32> {
+    let path = Path::new(FAILSLAB).join("times");
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    text.trim()
+        .parse()
+        .with_context(|| format!("{}: `{}`", path.display(), text.trim()))
+}
+
+/// Has a cache be one of those that `cache-filter` lets fail, or none of them.
+fn mark(cache: &str, fails: bool) -> Result<()> {
+    let path = format!("/sys/kernel/slab/{cache}/failslab");
+    fs::write(&path, if fails { "1" } else { "0" }).with_context(|| path)
 }
 
 fn set(name: &str, value: u64) -> Result<()> {
     let path = Path::new(FAILSLAB).join(name);
     let text = match name {
-        "task-filter" | "ignore-gfp-wait" => if value == 0 { "N" } else { "Y" }.to_owned(),
+        "task-filter" | "cache-filter" | "ignore-gfp-wait" => {
+            if value == 0 { "N" } else { "Y" }.to_owned()
+        }
         _ => value.to_string(),
     };
     fs::write(&path, text).with_context(|| format!("{} = {value}", path.display()))

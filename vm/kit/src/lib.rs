@@ -14,6 +14,7 @@
 //! | speak TCP segment by segment, with no kernel in between | [`raw`] |
 //! | be thousands of clients | [`swarm`] |
 //! | have them be of every kind, and know what must be counted | [`play`] |
+//! | have many of the kernel's own clients on one thread | [`traffic`] |
 //! | see what the kernel thinks | [`tcp_info`], [`counters`], [`sockets`] |
 //! | count instructions instead of time | [`count`] |
 //! | see how much memory the kernel uses, and have it run out | [`slab`], [`fault`] |
@@ -48,6 +49,7 @@ pub mod sockets;
 pub mod swarm;
 mod sys;
 pub mod tcp_info;
+pub mod traffic;
 pub mod ulp;
 pub mod wait;
 pub mod wire;

@@ -45,31 +45,52 @@ pub(crate) struct End<'a> {
 pub(crate) struct Netem {
     /// How long each is held back.
     pub(crate) delay: Duration,
-    /// Whether it is thrown away instead.
-    pub(crate) loses: bool,
+    /// So many of a hundred are thrown away instead.
+    pub(crate) loss: u8,
+    /// So many of a hundred are sent twice.
+    pub(crate) duplicate: u8,
+    /// So many of a hundred are not held back, and overtake others.
+    pub(crate) reorder: u8,
 }
 
-/// The attribute with a queueing discipline's settings, and that of netem's with the delay in nanoseconds.
+/// The attribute with a queueing discipline's settings, and those of netem's with the delay in nanoseconds, and with how many
+/// packets overtake others.
 const TCA_OPTIONS: u16 = 2;
+const TCA_NETEM_REORDER: u16 = 3;
 const TCA_NETEM_LATENCY64: u16 = 10;
 
 impl Netem {
     /// How many packets it holds back at most.
     const LIMIT: u32 = 100_000;
 
-    /// The settings as the kernel reads them: a `struct tc_netem_qopt`, and an attribute.
+    /// The settings as the kernel reads them: a `struct tc_netem_qopt`, and attributes.
     fn options(self) -> Result<Vec<u8>> {
-        let loss = if self.loses { u32::MAX } else { 0 };
         let nanos = i64::try_from(self.delay.as_nanos())?;
+        let [loss, duplicate, reorder] = [self.loss, self.duplicate, self.reorder].map(probability);
+        // Each packet may overtake others, if any may.
+        let gap = u32::from(self.reorder > 0);
         // Delay in ticks (the attribute overrides it), limit, loss, gap, duplicate, jitter.
-        let words = [0, Self::LIMIT, loss, 0, 0, 0];
+        let words = [0, Self::LIMIT, loss, gap, duplicate, 0];
         let mut bytes: Vec<u8> = words.into_iter().flat_map(u32::to_ne_bytes).collect();
-        let delay = DefaultNla::new(TCA_NETEM_LATENCY64, nanos.to_ne_bytes().to_vec());
-        let mut attribute = vec![0; delay.buffer_len()];
-        delay.emit(&mut attribute);
-        bytes.append(&mut attribute);
+        let mut append = |name, value| {
+            let attribute = DefaultNla::new(name, value);
+            let mut buffer = vec![0; attribute.buffer_len()];
+            attribute.emit(&mut buffer);
+            bytes.append(&mut buffer);
+        };
+        append(TCA_NETEM_LATENCY64, nanos.to_ne_bytes().to_vec());
+        if self.reorder > 0 {
+            // A `struct tc_netem_reorder`: how many, and how much that depends on the one before.
+            let words = [reorder, 0].map(u32::to_ne_bytes);
+            append(TCA_NETEM_REORDER, words.concat());
+        }
         Ok(bytes)
     }
+}
+
+/// So many of a hundred, as the kernel writes it: of 2^32 - 1.
+fn probability(percent: u8) -> u32 {
+    u32::try_from(u64::from(u32::MAX) * u64::from(percent) / 100).unwrap_or(u32::MAX)
 }
 
 /// A conversation with the kernel about the interfaces of one namespace.
@@ -254,17 +275,37 @@ fn root_discipline(index: u32) -> Result<TcMessage> {
 mod tests {
     use super::*;
 
+    fn words(options: &[u8]) -> Vec<u32> {
+        options
+            .chunks(4)
+            .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn netem_is_told_what_to_disturb() {
+        let netem = Netem {
+            delay: Duration::ZERO,
+            loss: 20,
+            duplicate: 1,
+            reorder: 50,
+        };
+        let words = words(&netem.options().unwrap());
+        let (qopt, attributes) = words.split_at(6);
+        assert_eq!(qopt, [0, 100_000, 858_993_459, 1, 42_949_672, 0]);
+        let (_, reorder) = attributes.split_at(3);
+        assert_eq!(reorder, [12 | 3 << 16, 2_147_483_647, 0]);
+    }
+
     #[test]
     fn netem_is_told_in_the_kernels_words() {
         let netem = Netem {
             delay: Duration::from_millis(20),
-            loses: true,
+            loss: 100,
+            duplicate: 0,
+            reorder: 0,
         };
-        let options = netem.options().unwrap();
-        let words: Vec<u32> = options
-            .chunks(4)
-            .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
-            .collect();
+        let words = words(&netem.options().unwrap());
         let (qopt, attribute) = words.split_at(6);
         assert_eq!(qopt, [0, 100_000, u32::MAX, 0, 0, 0]);
         // Length and type in one word, then the nanoseconds.

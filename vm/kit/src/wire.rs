@@ -71,7 +71,7 @@ impl Wire {
                 links.add_neighbour(index, ip, peer_mac)?;
             }
             if !rtt.is_zero() {
-                links.set_netem(index, wire.netem(false))?;
+                links.set_netem(index, wire.calm())?;
             }
         }
         wire.wait_until_it_carries()?;
@@ -118,12 +118,30 @@ impl Wire {
         Ok(())
     }
 
-    /// What netem is to do at each end of the cable.
-    fn netem(&self, loses: bool) -> Netem {
+    /// What netem does at each end of the cable by itself.
+    fn calm(&self) -> Netem {
         Netem {
             delay: self.delay,
-            loses,
+            loss: 0,
+            duplicate: 0,
+            reorder: 0,
         }
+    }
+
+    /// Has the cable, both ways, lose so many of a hundred packets, carry as many twice, and hold back all but as many for
+    /// a moment, so that those overtake others.
+    pub fn disturb(&self, percent: u8) -> Result<()> {
+        const MOMENT: Duration = Duration::from_millis(5);
+        for ns in [&self.client, &self.server] {
+            let netem = Netem {
+                delay: self.delay + MOMENT,
+                loss: percent,
+                duplicate: percent,
+                reorder: percent,
+            };
+            Links::of(ns)?.set_netem(ns.interface_index(INTERFACE)?, netem)?;
+        }
+        Ok(())
     }
 
     /// Has the cable lose all that the server sends from now on, until [`Loss::end`].
@@ -132,7 +150,11 @@ impl Wire {
     pub fn lose_from_server(&self) -> Result<Loss<'_>> {
         let links = Links::of(&self.server)?;
         let index = self.server.interface_index(INTERFACE)?;
-        links.set_netem(index, self.netem(true))?;
+        let netem = Netem {
+            loss: 100,
+            ..self.calm()
+        };
+        links.set_netem(index, netem)?;
         let before = links.lost(index)?;
         Ok(Loss {
             wire: self,
@@ -204,7 +226,7 @@ pub struct Loss<'a> {
 impl Loss<'_> {
     /// Has the cable carry again, and says how many packets it has lost.
     pub fn end(self) -> Result<u32> {
-        self.links.set_netem(self.index, self.wire.netem(false))?;
+        self.links.set_netem(self.index, self.wire.calm())?;
         Ok(self.links.lost(self.index)?.wrapping_sub(self.before))
     }
 }
