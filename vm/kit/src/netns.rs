@@ -100,7 +100,8 @@ impl Netns {
         self.feed("tc", &["-batch", "-"], commands).map(drop)
     }
 
-    fn feed(&self, program: &str, arguments: &[&str], input: &str) -> Result<String> {
+    /// Runs a program inside that reads `input`, and returns what it wrote to its standard output.
+    pub fn feed(&self, program: &str, arguments: &[&str], input: &str) -> Result<String> {
         self.run(|| {
             let mut child = Command::new(program)
                 .args(arguments)

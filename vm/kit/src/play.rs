@@ -412,7 +412,8 @@ impl<'a> Play<'a> {
         let deadline = self.deadline;
         if let Some(player) = self.players.get_mut(nth as usize) {
             let elapsed = player.acked.map_or(Duration::ZERO, |at| at.elapsed());
-            player.late = elapsed + Duration::from_millis(50) > deadline;
+            // What is sent is not handled at once where the machine is busy.
+            player.late = elapsed + deadline / 5 > deadline;
         }
         if kind == Kind::Breaker {
             self.over(nth);

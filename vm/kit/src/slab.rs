@@ -55,6 +55,11 @@ impl Slabs {
         Ok(Self { bytes })
     }
 
+    /// How many bytes of a cache are in use; nothing, if there is no such cache.
+    pub fn bytes(&self, cache: &str) -> Option<i64> {
+        self.bytes.get(cache).copied()
+    }
+
     /// How many bytes each cache has grown by since `earlier`, those that have not left out.
     pub fn growth(&self, earlier: &Self) -> BTreeMap<String, i64> {
         self.bytes

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Listeners that change all the time while clients come: their settings, their filter, whether they are there at all.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use accf_kit::account::stats;
+use accf_kit::control::{set_config, settings, Config};
+use accf_kit::endpoint::{set_defer_accept, Family, Listen, Listener};
+use accf_kit::netns::Netns;
+use accf_kit::traffic::{Crowd, Server, Target};
+use accf_kit::ulp;
+use anyhow::{anyhow, Context as _, Result};
+
+use crate::cable;
+use crate::round::{any_family, any_policy, Round};
+
+const PLACE: &str = "listeners that change and close";
+
+/// So many listeners.
+const BEDS: usize = 4;
+const AT_ONCE: usize = 60;
+const BACKLOG: i32 = 1024;
+/// Below those that clients get: who opens again finds its port free.
+const FIRST_PORT: u16 = 8001;
+
+/// A listener that changes.
+struct Bed {
+    family: Family,
+    port: u16,
+    /// It listens, and has no filter yet.
+    bare: bool,
+    /// When it is to be there again.
+    closed_until: Option<Instant>,
+}
+
+/// Settings, at random.
+pub(crate) fn any_settings(rng: &mut fastrand::Rng) -> Config {
+    let timeout_ms = match rng.u8(..10) {
+        0 => 0,
+        1..=4 => rng.u32(1..100),
+        _ => rng.u32(100..3_000),
+    };
+    let max_parked = if rng.bool() { rng.u32(1..30) } else { 0 };
+    settings(timeout_ms, max_parked, any_policy(rng))
+}
+
+/// The address of a family's clients on this machine itself.
+pub(crate) fn loopback(family: Family, port: u16) -> SocketAddr {
+    let ip: IpAddr = if family.is_v4_on_the_wire() {
+        Ipv4Addr::LOCALHOST.into()
+    } else {
+        Ipv6Addr::LOCALHOST.into()
+    };
+    SocketAddr::new(ip, port)
+}
+
+pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
+    let mut rng = round.rng(PLACE);
+    let ns = Netns::new()?;
+    round.board.event("namespaces made");
+    round.board.show_namespace(&ns);
+    let mut server = Server::new()?;
+    let mut beds = Vec::new();
+    let mut targets = Vec::new();
+    for (port, _) in (FIRST_PORT..).zip(0..BEDS) {
+        let family = any_family(&mut rng);
+        let listener = Listen::filtered(family)
+            .backlog(BACKLOG)
+            .port(port)
+            .config(any_settings(&mut rng))
+            .open(&ns)?;
+        targets.push(Target {
+            address: loopback(family, listener.port()),
+            deadline: Duration::from_secs(2),
+            on_timeout: None,
+            evicts: true,
+            lossy: true,
+        });
+        beds.push(Bed {
+            family,
+            port: listener.port(),
+            bare: false,
+            closed_until: None,
+        });
+        server.add(listener)?;
+    }
+    let crowd_rng = round.rng("clients of listeners that change");
+    let mut crowd = Crowd::new(targets, Duration::ZERO, round.lifetime(), crowd_rng)?;
+    let gone = AtomicBool::new(false);
+    let ns = &ns;
+    let crowd = thread::scope(|scope| -> Result<Crowd> {
+        let clients = scope.spawn(|| -> Result<Crowd> {
+            ns.enter()?;
+            let result = crowd.run(AT_ONCE, round.gap(), |crowd| {
+                let begun = crowd.begun().values().sum();
+                round.board.begun(PLACE, begun);
+                round.is_over()
+            });
+            gone.store(true, Ordering::Relaxed);
+            result.map(|()| crowd)
+        });
+        let mut next = Instant::now();
+        while !gone.load(Ordering::Relaxed) && !clients.is_finished() {
+            server.step(Duration::from_millis(10))?;
+            if Instant::now() >= next && !round.is_over() {
+                let index = rng.usize(..BEDS);
+                let bed = beds.get_mut(index).context("no such bed")?;
+                tend(round, ns, &mut server, index, bed, &mut rng)?;
+                next = Instant::now() + Duration::from_millis(rng.u64(10..200));
+            }
+            for (index, bed) in beds.iter_mut().enumerate() {
+                let is_time = bed
+                    .closed_until
+                    .is_some_and(|at| round.is_over() || Instant::now() >= at);
+                if is_time {
+                    open(round, ns, &mut server, index, bed, &mut rng)?;
+                }
+            }
+        }
+        clients
+            .join()
+            .map_err(|_| anyhow!("the clients panicked"))?
+    })?;
+    cable::tell(round, PLACE, &crowd);
+    for (index, bed) in beds.iter_mut().enumerate() {
+        if bed.closed_until.is_some() {
+            open(round, ns, &mut server, index, bed, &mut rng)?;
+        }
+        let listener = server.take(index)?.context("no such listener")?;
+        if bed.bare {
+            ulp::attach(&listener, ulp::DATAREADY).context("attach at last")?;
+        }
+        // Whoever is still there meets its deadline now.
+        set_config(&listener, &settings(1, 0, any_policy(&mut rng)))?;
+        cable::settle(round, &mut server, index, listener)?;
+    }
+    Ok(())
+}
+
+/// Opens a listener again, on the same port; now and then without its filter, which it gets under load.
+fn open(
+    round: &Round<'_>,
+    ns: &Netns,
+    server: &mut Server,
+    index: usize,
+    bed: &mut Bed,
+    rng: &mut fastrand::Rng,
+) -> Result<()> {
+    let listen = match rng.u8(..3) {
+        0 => Listen::plain(bed.family),
+        1 => Listen::filtered(bed.family)
+            .config(any_settings(rng))
+            .filter_after_listen(),
+        _ => Listen::filtered(bed.family).config(any_settings(rng)),
+    };
+    let listener = listen.backlog(BACKLOG).port(bed.port).open(ns)?;
+    bed.bare = ulp::attached(&listener)?.is_none();
+    server.put_back(index, listener)?;
+    bed.closed_until = None;
+    round.board.event("listeners opened under load");
+    Ok(())
+}
+
+/// Does something to a listener.
+fn tend(
+    round: &Round<'_>,
+    ns: &Netns,
+    server: &mut Server,
+    index: usize,
+    bed: &mut Bed,
+    rng: &mut fastrand::Rng,
+) -> Result<()> {
+    if bed.closed_until.is_some() {
+        return Ok(());
+    }
+    let listener = server.listener(index).context("no such listener")?;
+    if bed.bare {
+        ulp::attach(listener, ulp::DATAREADY).context("attach under load")?;
+        set_config(listener, &any_settings(rng))?;
+        bed.bare = false;
+        round.board.event("filters attached to live listeners");
+        return Ok(());
+    }
+    match rng.u8(..100) {
+        0..=39 => {
+            set_config(listener, &any_settings(rng))?;
+            round.board.event("settings changed under load");
+        }
+        40..=49 => {
+            set_defer_accept(listener, rng.i32(0..5))?;
+            round.board.event("TCP_DEFER_ACCEPT set under load");
+        }
+        50..=74 => {
+            stats(listener)?;
+            round.board.event("counts read under load");
+        }
+        75..=84 => listen_again(round, listener)?,
+        _ => {
+            stats(listener)?;
+            let listener = server.take(index)?;
+            drop(listener);
+            round.board.event("listeners closed under load");
+            // Some at once, some later.
+            bed.closed_until = Some(Instant::now() + Duration::from_millis(rng.u64(0..300)));
+            if rng.bool() {
+                open(round, ns, server, index, bed, rng)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Has a listener stop, and listen again.
+fn listen_again(round: &Round<'_>, listener: &Listener) -> Result<()> {
+    listener.socket().shutdown(Shutdown::Both)?;
+    listener.socket().listen(BACKLOG).context("listen again")?;
+    round.board.event("listeners shut down that listen again");
+    Ok(())
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Server processes that share a port, and are killed; what they leave goes to the others, or it does not.
+//!
+//! All of them have the filter. With one that has none beside them the module may stay for good, as is known: the kernel
+//! copies requests to where nothing tells the module that they are over.
+
+use std::io::{Read, Write};
+use std::process::{Child, ExitCode, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use accf_kit::account::{at_rest, describe, stats};
+use accf_kit::control::{set_config, settings, OnTimeout};
+use accf_kit::endpoint::{Family, Listen};
+use accf_kit::netns::Netns;
+use accf_kit::traffic::{Crowd, Server, Target};
+use accf_kit::wait;
+use anyhow::{anyhow, bail, ensure, Context as _, Result};
+use nix::fcntl::{fcntl, FcntlArg, OFlag};
+
+use crate::cable;
+use crate::garden::{any_settings, loopback};
+use crate::round::{any_family, Round};
+
+const PLACE: &str = "a group of servers that are killed";
+
+/// So many processes.
+const MEMBERS: usize = 3;
+const AT_ONCE: usize = 60;
+/// Below those that clients get: who opens again finds its port free.
+const PORT: u16 = 8000;
+const MIGRATE: &str = "net.ipv4.tcp_migrate_req";
+
+pub(crate) fn run(round: &Round<'_>) -> Result<()> {
+    let mut rng = round.rng(PLACE);
+    let ns = Netns::new()?;
+    round.board.event("namespaces made");
+    round.board.show_namespace(&ns);
+    let family = any_family(&mut rng);
+    let mut members = Vec::new();
+    for _ in 0..MEMBERS {
+        members.push(Member::start(round, &ns, family, rng.u64(..))?);
+    }
+    let target = Target {
+        address: loopback(family, PORT),
+        deadline: Duration::from_secs(2),
+        on_timeout: None,
+        evicts: true,
+        lossy: true,
+    };
+    let crowd_rng = round.rng("clients of a group");
+    let mut crowd = Crowd::new(vec![target], Duration::ZERO, round.lifetime(), crowd_rng)?;
+    let ns = &ns;
+    let crowd = thread::scope(|scope| -> Result<Crowd> {
+        let clients = scope.spawn(|| -> Result<Crowd> {
+            ns.enter()?;
+            crowd.run(AT_ONCE, round.gap(), |crowd| {
+                let begun = crowd.begun().values().sum();
+                round.board.begun(PLACE, begun);
+                round.is_over()
+            })?;
+            Ok(crowd)
+        });
+        while round.pause(&mut rng, Duration::from_secs(2)) && !clients.is_finished() {
+            let migrate = if rng.bool() { "1" } else { "0" };
+            ns.set_sysctl(MIGRATE, migrate)?;
+            round.board.event("tcp_migrate_req set");
+            let victim = rng.usize(..members.len());
+            drop(members.swap_remove(victim));
+            round.board.event("server processes killed");
+            members.push(Member::start(round, ns, family, rng.u64(..))?);
+        }
+        clients
+            .join()
+            .map_err(|_| anyhow!("the clients panicked"))?
+    })?;
+    cable::tell(round, PLACE, &crowd);
+    for member in members {
+        member.finish()?;
+        round
+            .board
+            .event("listeners at rest with nothing left, and sums that are right");
+    }
+    Ok(())
+}
+
+/// A server process. Dropped, it is killed.
+struct Member {
+    process: Child,
+}
+
+impl Member {
+    fn start(round: &Round<'_>, ns: &Netns, family: Family, seed: u64) -> Result<Self> {
+        let mut process = ns.run(|| {
+            round
+                .program
+                .command()
+                .args(["serve", "--family", &family.to_string()])
+                .args(["--port", &PORT.to_string(), "--seed", &seed.to_string()])
+                .args(["--patience", &round.limit().as_secs().to_string()])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .context("start a server process")
+        })?;
+        let mut output = process.stdout.take().context("no output")?;
+        let member = Self { process };
+        // It says so once it listens.
+        output
+            .read_exact(&mut [0])
+            .context("a server process did not begin to listen")?;
+        Ok(member)
+    }
+
+    /// Has it come to rest, and end.
+    fn finish(mut self) -> Result<()> {
+        drop(self.process.stdin.take());
+        let status = self.process.wait()?;
+        ensure!(
+            status.success(),
+            "a server process did not come to rest: {status}; what it said is above"
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The server process: serves until its input ends, and comes to rest.
+pub(crate) fn serve(family: &str, port: u16, seed: u64, limit: Duration) -> Result<ExitCode> {
+    let family = Family::ALL
+        .into_iter()
+        .find(|it| it.to_string() == family)
+        .with_context(|| format!("there is no family {family}"))?;
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let listener = Listen::filtered(family)
+        .backlog(1024)
+        .reuse_port()
+        .port(port)
+        .config(any_settings(&mut rng))
+        .open_here()?;
+    let mut output = std::io::stdout();
+    output.write_all(b"!")?;
+    output.flush()?;
+    let mut server = Server::new()?;
+    let copy = listener.socket().try_clone()?;
+    server.add(listener)?;
+    let mut input = std::io::stdin();
+    fcntl(&input, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    let mut byte = [0];
+    loop {
+        server.step(Duration::from_millis(50))?;
+        match input.read(&mut byte) {
+            Ok(0) => break,
+            Ok(_) => bail!("nobody says anything to a server process"),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).context("the input"),
+        }
+        if rng.u8(..20) == 0 {
+            set_config(&copy, &any_settings(&mut rng))?;
+        }
+        stats(&copy)?;
+    }
+    set_config(&copy, &settings(1, 0, OnTimeout::Reset))?;
+    let mut seen = stats(&copy)?;
+    wait::until(limit, || {
+        while server.step(Duration::from_millis(10))? {}
+        seen = stats(&copy)?;
+        Ok(at_rest(&seen).is_ok())
+    })?;
+    at_rest(&seen).with_context(|| format!("a member of a group: {}", describe(&seen)))?;
+    Ok(ExitCode::SUCCESS)
+}

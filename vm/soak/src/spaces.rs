@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Network namespaces that come and go, with whoever is parked in them.
+
+use std::net::TcpStream;
+use std::time::Duration;
+
+use accf_kit::account::stats;
+use accf_kit::endpoint::{connect_here, Listen, Listener};
+use accf_kit::netns::Netns;
+use accf_kit::segment::Flags;
+use accf_kit::swarm::Swarm;
+use anyhow::Result;
+
+use crate::garden::{any_settings, loopback};
+use crate::round::{any_family, Round};
+
+const PLACE: &str = "namespaces that go with their clients";
+
+/// So many clients in each.
+const CLIENTS: u32 = 12;
+
+/// What a namespace dies with; what is dropped first is up to chance.
+enum Part {
+    Listener(Listener),
+    Streams(Vec<TcpStream>),
+    Swarm(Box<Swarm>),
+    Handle(Netns),
+}
+
+pub(crate) fn churn(round: &Round<'_>) -> Result<()> {
+    let mut rng = round.rng(PLACE);
+    let mut begun = 0;
+    while !round.is_over() {
+        let ns = Netns::new()?;
+        let family = any_family(&mut rng);
+        let listener = Listen::filtered(family)
+            .config(any_settings(&mut rng))
+            .open(&ns)?;
+        let mut parts = Vec::new();
+        let habit = if rng.bool() {
+            let mut swarm = Swarm::new(&ns, family, listener.port())?;
+            // Some may not be answered, where memory is short.
+            let members = swarm.try_open(0..CLIENTS, Duration::from_millis(300))?;
+            for (member, speaks) in members
+                .into_iter()
+                .zip(std::iter::repeat_with(|| rng.u8(..4)))
+            {
+                let mut member = member;
+                match speaks {
+                    0 => swarm.push(&mut member, Flags::FIN_ACK, b"")?,
+                    1 => swarm.push(&mut member, Flags::RST, b"")?,
+                    _ => {}
+                }
+            }
+            // Half-open ones.
+            for nth in CLIENTS..CLIENTS + 4 {
+                swarm.syn(&mut swarm.member(nth))?;
+            }
+            parts.push(Part::Swarm(Box::new(swarm)));
+            "are parked or half-open, segment by segment"
+        } else {
+            let address = loopback(family, listener.port());
+            let streams = ns.run(|| {
+                // One that does not connect, where memory is short, is one less.
+                let streams = (0..CLIENTS).filter_map(|_| connect_here(address).ok());
+                Ok(streams.collect::<Vec<_>>())
+            })?;
+            parts.push(Part::Streams(streams));
+            "are parked, on the loopback interface"
+        };
+        stats(&listener)?;
+        begun += u64::from(CLIENTS);
+        parts.push(Part::Listener(listener));
+        parts.push(Part::Handle(ns));
+        rng.shuffle(&mut parts);
+        for part in parts {
+            match part {
+                Part::Listener(listener) => drop(listener),
+                Part::Streams(streams) => drop(streams),
+                Part::Swarm(swarm) => drop(swarm),
+                Part::Handle(ns) => drop(ns),
+            }
+        }
+        round
+            .board
+            .clients(PLACE, habit, "gone with all", u64::from(CLIENTS));
+        round.board.begun(PLACE, begun);
+        round.board.event("namespaces made");
+        round.board.event("namespaces gone with parked connections");
+        round.pause(&mut rng, Duration::from_millis(400));
+    }
+    Ok(())
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Somebody looks at all listeners all the time, from outside.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use accf_kit::account::consistent;
+use accf_kit::control::listeners_on;
+use anyhow::{Context as _, Result};
+
+use crate::round::Round;
+
+/// Reads all counts of all listeners by `inet_diag`, again and again: whenever that is, they add up.
+pub(crate) fn watch(round: &Round<'_>, nth: u64) -> Result<()> {
+    let mut rng = round.rng(&format!("watcher {nth}"));
+    while !round.is_settled() {
+        let namespaces = round.board.namespaces();
+        if let Some(ns) = rng.choice(namespaces.iter()) {
+            let dumped = ns.run(|| listeners_on(0).context("sock_diag"));
+            match dumped {
+                Ok(listeners) => {
+                    round.board.event("dumps of all listeners");
+                    for listener in listeners {
+                        consistent(&listener.stats)
+                            .with_context(|| format!("of {}", listener.address))?;
+                    }
+                }
+                // An answer takes memory.
+                Err(_) if !round.has_memory() => round.board.event("dumps without memory"),
+                Err(error) => return Err(error),
+            }
+        }
+        drop(namespaces);
+        sleep(Duration::from_millis(rng.u64(5..60)));
+    }
+    Ok(())
+}
