@@ -18,6 +18,7 @@ mod program;
 mod project;
 #[cfg(test)]
 mod scratch;
+mod soak;
 mod sysroot;
 mod table;
 mod tidy;
@@ -47,6 +48,7 @@ enum Command {
     Demo(cmd::Demo),
     Bench(cmd::Bench),
     Profile(cmd::Profile),
+    Soak(cmd::Soak),
     Test(cmd::Test),
     Fuzz(cmd::Fuzz),
     Tidy(cmd::Tidy),
@@ -73,6 +75,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Build(build) => build.run(&sh)?,
         Command::Demo(demo) => return demo.run(&sh),
         Command::Bench(bench) => return bench.run(&sh),
+        Command::Soak(soak) => return soak.run(&sh),
         Command::Test(test) => return test.run(&sh),
         Command::Fuzz(fuzz) => return fuzz.run(&sh),
         Command::Ci(ci) => return ci.run(&sh),

@@ -33,15 +33,18 @@ impl NoMemory {
 /// Whose allocations fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose {
-    /// Those that are made by the module, and by what it calls: the kernel making requests, SYN-ACKs and connections of a
-    /// listener that has a filter. The module must be loaded; one that is loaded later is not meant.
+    /// Those that are made by the module, and by what it calls: what it remembers a parked connection by, and the kernel's
+    /// requests, SYN-ACKs and connections of a listener that has a filter. The module must be loaded; one that is loaded
+    /// later is not meant.
     Module,
-    /// Those of requests, sockets and packets, whoever makes them.
+    /// All of these, whoever makes them.
     Network,
 }
 
-/// The caches that [`Whose::Network`] means.
-const NETWORK: [&str; 8] = [
+/// The caches of requests, sockets and packets, and that of what the module remembers a parked connection by.
+///
+/// Not all others: where the kernel's own checkers have no memory, they say so, and check no more.
+const CACHES: [&str; 9] = [
     "request_sock_TCP",
     "request_sock_TCPv6",
     "TCP",
@@ -50,6 +53,7 @@ const NETWORK: [&str; 8] = [
     "tw_sock_TCPv6",
     "skbuff_head_cache",
     "skbuff_fclone_cache",
+    "kmalloc-64",
 ];
 
 /// While it lives, some of the small allocations that must not wait fail.
@@ -78,17 +82,15 @@ impl Failing {
             Whose::Module => module::text()?,
             Whose::Network => (0, u64::MAX),
         };
-        if whose == Whose::Network {
-            for cache in NETWORK {
-                mark(cache, true)?;
-            }
+        for cache in CACHES {
+            mark(cache, true)?;
         }
         let armed = Self { times };
         // The probability last: it is what begins it.
         let settings = [
             ("verbose", 0),
             ("task-filter", 0),
-            ("cache-filter", u64::from(whose == Whose::Network)),
+            ("cache-filter", 1),
             ("ignore-gfp-wait", 1),
             ("interval", 1),
             ("space", 0),
@@ -117,7 +119,7 @@ impl Drop for Failing {
         let _ = set("cache-filter", 0);
         let _ = set("require-start", 0);
         let _ = set("require-end", u64::MAX);
-        for cache in NETWORK {
+        for cache in CACHES {
             let _ = mark(cache, false);
         }
     }

@@ -115,6 +115,7 @@ fn traffic(round: &Round<'_>, wire: &Wire, place: &str, loses: bool) -> Result<(
     let margin = deadline / 3;
     let mut crowd = Crowd::new(targets, margin, round.lifetime(), rng)?;
     let gone = AtomicBool::new(false);
+    round.begin();
     let crowd = thread::scope(|scope| -> Result<Crowd> {
         let clients = scope.spawn(|| -> Result<Crowd> {
             wire.client.enter()?;

@@ -90,6 +90,7 @@ pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
     let crowd_rng = round.rng("clients of listeners that change");
     let mut crowd = Crowd::new(targets, Duration::ZERO, round.lifetime(), crowd_rng)?;
     let gone = AtomicBool::new(false);
+    round.begin();
     let ns = &ns;
     let crowd = thread::scope(|scope| -> Result<Crowd> {
         let clients = scope.spawn(|| -> Result<Crowd> {

@@ -51,6 +51,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let crowd_rng = round.rng("clients of a group");
     let mut crowd = Crowd::new(vec![target], Duration::ZERO, round.lifetime(), crowd_rng)?;
     let ns = &ns;
+    round.begin();
     let crowd = thread::scope(|scope| -> Result<Crowd> {
         let clients = scope.spawn(|| -> Result<Crowd> {
             ns.enter()?;

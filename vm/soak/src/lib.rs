@@ -75,6 +75,8 @@ pub struct Slab {
 /// Something that had to hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
+    /// What it is called: one word.
+    pub name: String,
     /// What it is, as a sentence.
     pub says: String,
     /// Whether it held.
@@ -129,6 +131,7 @@ mod tests {
         let mut record = record();
         assert!(!record.held());
         let proof = |held| Proof {
+            name: "so".to_owned(),
             says: "it is so".to_owned(),
             held,
             found: String::new(),

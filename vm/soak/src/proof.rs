@@ -46,6 +46,7 @@ impl Before {
         let mut proofs = Vec::new();
         let complaints = board.complaints();
         proofs.push(Proof {
+            name: "fates".to_owned(),
             says: "every client's fate agrees with what it did, every listener's counts add up and come to zero"
                 .to_owned(),
             held: complaints.is_empty(),
@@ -67,6 +68,7 @@ impl Before {
             })
             .collect();
         proofs.push(Proof {
+            name: "slabs".to_owned(),
             says: "requests, sockets, namespaces and the module's objects are as few as before"
                 .to_owned(),
             held: grown.is_empty(),
@@ -126,6 +128,7 @@ fn module_goes() -> Result<Proof> {
     let count = module::refcount()?;
     let gone = module::try_unload();
     Ok(Proof {
+        name: "module".to_owned(),
         says,
         held: count == Some(0) && gone.is_ok(),
         found: format!(
@@ -180,6 +183,7 @@ fn everything_happened(board: &Board) -> Proof {
         .collect();
     missing.extend(COUNTERS.into_iter().filter(|name| of(&counters, name) == 0));
     Proof {
+        name: "events".to_owned(),
         says: "everything that was to happen has happened".to_owned(),
         held: missing.is_empty(),
         found: if missing.is_empty() {

@@ -45,8 +45,8 @@ pub(crate) fn play(round: &Round<'_>) -> Result<()> {
     let ns = Netns::new()?;
     round.board.event("namespaces made");
     round.board.show_namespace(&ns);
-    // The mute are forgotten after 3 s.
-    ns.set_sysctl("net.ipv4.tcp_synack_retries", "1")?;
+    // The mute are forgotten after 7 s; everybody else acknowledges before, however busy the machine is.
+    ns.set_sysctl("net.ipv4.tcp_synack_retries", "2")?;
     let deadline = round.deadline();
     let deadline_ms = u32::try_from(deadline.as_millis())?;
     let listeners: Vec<Listener> = PLACES
@@ -66,6 +66,7 @@ pub(crate) fn play(round: &Round<'_>) -> Result<()> {
     if !round.has_memory() {
         play = play.persistent();
     }
+    round.begin();
     let pace = Pace {
         at_once: 80,
         gap: round.gap() / 2,

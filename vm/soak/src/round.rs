@@ -2,7 +2,7 @@
 //! One round: the module is loaded, everything happens at once, all of it comes to rest, and the module goes.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, sleep, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -74,6 +74,8 @@ pub(crate) struct Round<'a> {
     pub(crate) program: &'a Program,
     /// How many times longer than on a stock kernel everything may take.
     pub(crate) patience: u32,
+    /// So many actors are ready.
+    ready: AtomicUsize,
     /// No more clients are to begin.
     over: AtomicBool,
     /// All clients are gone.
@@ -90,6 +92,19 @@ impl Round<'_> {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
         fastrand::Rng::with_seed(hash)
+    }
+
+    /// An actor has all that it needs, and begins: waits for the others, so that all begin together.
+    pub(crate) fn begin(&self) {
+        self.ready.fetch_add(1, Ordering::Relaxed);
+        while !self.has_begun() && !self.is_over() {
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Whether everybody was ready.
+    fn has_begun(&self) -> bool {
+        self.ready.load(Ordering::Relaxed) >= ACTORS.len()
     }
 
     /// Whether no more clients are to begin.
@@ -178,7 +193,6 @@ const ACTORS: [(&str, Actor); 6] = [
 
 /// Has a round happen, for as long as `time` says and until it is over.
 pub(crate) fn run(mut round: Round<'_>, time: Duration) -> Result<()> {
-    round.over = AtomicBool::new(false);
     let mut rng = round.rng("round");
     module::load(&parameters(&round, &mut rng))?;
     round.board.event("module loaded");
@@ -202,15 +216,23 @@ pub(crate) fn run(mut round: Round<'_>, time: Duration) -> Result<()> {
             .into_iter()
             .map(|(name, act)| (name, scope.spawn(move || act(round))))
             .collect();
-        let end = Instant::now() + time;
+        let mut end = Instant::now() + round.limit();
+        let mut has_begun = false;
         let mut shown = Instant::now();
         // Whoever is done before the round is over has failed.
         while Instant::now() < end && !actors.iter().any(|(_, actor)| actor.is_finished()) {
             sleep(Duration::from_millis(100));
+            if round.has_begun() && !has_begun {
+                has_begun = true;
+                end = Instant::now() + time;
+            }
             if shown.elapsed() > Duration::from_secs(5) {
                 shown = Instant::now();
                 println!("{}", round.board.line());
             }
+        }
+        if !has_begun {
+            round.board.complain("a round did not begin");
         }
         round.over.store(true, Ordering::Relaxed);
         for (name, actor) in actors {
@@ -284,7 +306,7 @@ fn unload_all_the_time(round: &Round<'_>) -> Result<()> {
             }
             Err(Errno::EWOULDBLOCK) if !is_released => {
                 round.board.event("unloading refused, as it has to be");
-                sleep(Duration::from_millis(30));
+                sleep(Duration::from_millis(25) * round.patience);
             }
             Err(Errno::EWOULDBLOCK) => {
                 let since = *released.get_or_insert_with(Instant::now);
@@ -338,6 +360,7 @@ impl<'a> Round<'a> {
             board,
             program,
             patience,
+            ready: AtomicUsize::new(0),
             over: AtomicBool::new(false),
             settled: AtomicBool::new(false),
             released: AtomicBool::new(false),

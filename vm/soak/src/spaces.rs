@@ -30,6 +30,7 @@ enum Part {
 pub(crate) fn churn(round: &Round<'_>) -> Result<()> {
     let mut rng = round.rng(PLACE);
     let mut begun = 0;
+    round.begin();
     while !round.is_over() {
         let ns = Netns::new()?;
         let family = any_family(&mut rng);

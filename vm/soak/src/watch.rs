@@ -31,7 +31,7 @@ pub(crate) fn watch(round: &Round<'_>, nth: u64) -> Result<()> {
             }
         }
         drop(namespaces);
-        sleep(Duration::from_millis(rng.u64(5..60)));
+        sleep(Duration::from_millis(rng.u64(5..60)) * round.patience);
     }
     Ok(())
 }

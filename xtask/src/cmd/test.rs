@@ -15,13 +15,18 @@ use crate::guest::{race, Report};
 use crate::kernel::Kind;
 use crate::ktap::{self, Outcome, Results, Test as Case};
 use crate::lab::{Lab, BOOTING_AND_LOADING};
-use crate::{exec, program, project, tidy, ui};
+use crate::{exec, program, project, soak, tidy, ui};
+
+use super::any_seed;
 
 /// How long one boot with all its suites may take.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(2400);
 
 /// How many accesses KCSAN looks at in a run that is worth something. (It looks at a thousand in a second, or more.)
 const KCSAN_WATCHES: u64 = 100_000;
+
+/// How long clients come in the short soak.
+const SOAK: Duration = Duration::from_secs(180);
 
 /// How often the short benchmarks measure each figure.
 const BENCH_ROUNDS: u32 = 2;
@@ -81,7 +86,7 @@ const KCSAN_ONLY: &[&str] = &[
     "mixture.",
 ];
 
-/// Run every test: on the host, in one guest of each kernel, and a short run of the benchmarks.
+/// Run every test: on the host, in one guest of each kernel, a short run of the benchmarks, and a short soak.
 ///
 /// The last line is `N passed, N failed, N skipped`; logs are under target/accf/test/.
 #[derive(Debug, Default, clap::Args)]
@@ -165,10 +170,13 @@ pub(crate) fn run_all(sh: &Shell, tally: &mut Tally, all: bool) {
                         tally.fail(&format!("guest/{}", kind.name()), &format!("{error:#}"));
                     }
                 }
-                if kind == Kind::Stock {
-                    if let Err(error) = tally.benchmarks(sh, &lab) {
-                        tally.fail("bench/guest", &format!("{error:#}"));
-                    }
+                let (name, result) = match kind {
+                    Kind::Stock => ("bench/guest", tally.benchmarks(sh, &lab)),
+                    Kind::Dev => ("soak/guest", tally.soak(sh, kind, &lab)),
+                    Kind::Kcsan | Kind::Rt => continue,
+                };
+                if let Err(error) = result {
+                    tally.fail(name, &format!("{error:#}"));
                 }
             }
             Err(error) => tally.fail(&name, &format!("{error:#}")),
@@ -310,6 +318,36 @@ impl Tally {
         })?;
         self.bars(&bench::read(&recorded)?, &request.benches);
         Ok(())
+    }
+
+    /// Soaks for a short time, and records what was proved.
+    fn soak(&mut self, sh: &Shell, kind: Kind, lab: &Lab) -> Result<()> {
+        let program = soak::build_program(sh)?;
+        let request = soak::Request {
+            kind,
+            time: SOAK,
+            seed: any_seed()?,
+        };
+        let out = self.logs.join("soak");
+        let soak = ui::step("short soak in a guest", |_| {
+            request.run(lab, &program, &out, false)
+        })?;
+        println!("{}", soak.verdict());
+        self.proofs(&soak);
+        Ok(())
+    }
+
+    /// Records what was proved of a soak.
+    fn proofs(&mut self, soak: &soak::Soak) {
+        for proof in &soak.proofs {
+            let name = format!("soak/{}", proof.name);
+            if proof.held {
+                self.pass(&name);
+            } else {
+                let detail = format!("{}\n{}\nseed {}", proof.says, proof.found, soak.seed);
+                self.fail(&name, &detail);
+            }
+        }
     }
 
     /// Records which bars hold, or are missed by as little as a short run may.
@@ -519,6 +557,24 @@ mod tests {
         let mut second = tally();
         second.bars(&recording, &Bench::ALL);
         assert!(second.failed() >= first.cases.len());
+    }
+
+    #[test]
+    fn proofs_that_fail_fail() {
+        let mut soak = soak::Soak {
+            kernel: "dev".to_owned(),
+            seed: 1,
+            minutes: 3.0,
+            proofs: soak::sample().proofs,
+            record: None,
+        };
+        let mut tally = tally();
+        tally.proofs(&soak);
+        assert_eq!(tally.last_line(), "1 passed, 0 failed");
+        soak.proofs[0].held = false;
+        tally.proofs(&soak);
+        assert_eq!(tally.last_line(), "1 passed, 1 failed");
+        assert!(tally.failures().to_string().contains("seed 1"));
     }
 
     #[test]

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `cargo xtask soak`: everything at once, for a long time, and nothing left of it.
+
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use xshell::Shell;
+
+use crate::kernel::Kind;
+use crate::lab::Lab;
+use crate::soak::{self, Request};
+use crate::table::Screen;
+use crate::{project, ui};
+
+/// Have everything happen at once in a guest with four processors, and prove that nothing is left of it.
+///
+/// Clients of every kind meet listeners of every kind while settings change, listeners close, servers are killed,
+/// namespaces go, memory is short (dev kernel), packets get lost, and somebody tries to unload the module. report.md,
+/// report.json and the guest's logs go to target/accf/soak/. Fails if anything does not hold; the last line says so.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Soak {
+    /// How long clients come; booting, and coming to rest after each round, is not counted.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    minutes: u64,
+
+    /// The kernel to boot.
+    #[arg(long, value_enum, default_value = "dev")]
+    kernel: Kind,
+
+    /// Where all random numbers start; by itself, the time.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+impl Soak {
+    /// Runs the command.
+    pub(crate) fn run(&self, sh: &Shell) -> Result<ExitCode> {
+        let seed = self.seed.map_or_else(any_seed, Ok)?;
+        let request = Request {
+            kind: self.kernel,
+            time: Duration::from_secs(self.minutes * 60),
+            seed,
+        };
+        let lab = Lab::new(self.kernel)?;
+        let program = soak::build_program(sh)?;
+        let out = project::target().join("soak");
+        println!("seed {seed}: with --seed it is the same again, as far as chance allows");
+        let soak = ui::step("the soak in a guest", |_| {
+            request.run(&lab, &program, &out, true)
+        })?;
+        print!("{}", soak.terminal(Screen::stdout()));
+        ui::print_timings();
+        println!("\nReport and logs: {}", out.display());
+        println!("\n{}", soak.verdict());
+        Ok(if soak.held() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+}
+
+/// A seed that was hardly ever used.
+pub(crate) fn any_seed() -> Result<u64> {
+    let time = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("the clock is before 1970")?;
+    // Short enough to be typed.
+    Ok(u64::from(time.subsec_nanos()) ^ (time.as_secs() & 0xffff))
+}

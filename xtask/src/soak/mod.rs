@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The host side of the soak: what the guest proved, and what only the host sees: the kernel's log, and leaked memory.
+
+mod report;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use accf_soak::{Proof, Record, RECORD_FILE, SCHEMA};
+use anyhow::{bail, Context, Result};
+use xshell::Shell;
+
+use crate::guest::{Failure, Guest, Report};
+use crate::kernel::Kind;
+use crate::lab::Lab;
+use crate::{program, project};
+
+#[cfg(test)]
+pub(crate) use self::report::sample;
+pub(crate) use self::report::Soak;
+
+/// How long a guest may take to boot, to come to rest and to be looked at.
+const AROUND: Duration = Duration::from_secs(900);
+
+/// How much longer than asked for the rounds may take: all clients come to their end in each, on a busy machine.
+const SLOWER: u32 = 4;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    /// The kernel.
+    pub(crate) kind: Kind,
+    /// How long clients come.
+    pub(crate) time: Duration,
+    /// Where all random numbers start.
+    pub(crate) seed: u64,
+}
+
+/// Builds the program that soaks.
+pub(crate) fn build_program(sh: &Shell) -> Result<PathBuf> {
+    program::build(sh, "accf-soak")
+}
+
+impl Request {
+    /// Soaks in a guest, and judges it; what the guest leaves and the report go to `out`.
+    ///
+    /// What fails is in the result; an error is that there is none.
+    pub(crate) fn run(&self, lab: &Lab, program: &Path, out: &Path, echo: bool) -> Result<Soak> {
+        project::empty(out)?;
+        let seconds = self.time.as_secs();
+        let command: Vec<OsString> = vec![
+            program.as_os_str().to_owned(),
+            "run".into(),
+            "--seconds".into(),
+            seconds.to_string().into(),
+            "--seed".into(),
+            self.seed.to_string().into(),
+        ];
+        let report = lab.run(&self.guest(lab, out, echo)?, &command)?;
+        for (name, text) in [
+            ("dmesg", report.dmesg.as_bytes()),
+            ("stdout", &report.stdout),
+            ("stderr", &report.stderr),
+        ] {
+            fs::write(out.join(name), text)
+                .with_context(|| format!("cannot write the guest's {name}"))?;
+        }
+        let soak = Soak {
+            kernel: self.kind.name().to_owned(),
+            seed: self.seed,
+            minutes: seconds as f64 / 60.0,
+            proofs: self.proofs(&report, out),
+            record: read(out).ok(),
+        };
+        soak.write(out)?;
+        Ok(soak)
+    }
+
+    /// The machine: with many processors and little memory. The program loads the module itself.
+    fn guest(&self, lab: &Lab, out: &Path, echo: bool) -> Result<Guest> {
+        let mut guest = lab.guest(&[]);
+        let module = guest.module.take().context("no module was built")?;
+        guest
+            .environment
+            .push(("ACCF_KO".to_owned(), module.path.into()));
+        guest.cpus = 4;
+        guest.memory = "1536M".to_owned();
+        guest.timeout = Some(AROUND + self.time * SLOWER);
+        guest.out = out.to_owned();
+        guest.kmemleak = self.kind == Kind::Dev;
+        guest.echo = echo;
+        Ok(guest)
+    }
+
+    /// What the guest proved, and what the host sees.
+    fn proofs(&self, report: &Report, out: &Path) -> Vec<Proof> {
+        let of = |is_so: fn(&Failure) -> bool| -> Vec<String> {
+            let failures = report.failures.iter();
+            failures
+                .filter(|failure| is_so(failure))
+                .map(Failure::to_string)
+                .collect()
+        };
+        let mut ended = of(|failure| {
+            !matches!(
+                failure,
+                Failure::Splat(_) | Failure::Panic(_) | Failure::Leak(_)
+            )
+        });
+        let record = read(out);
+        if let Err(error) = &record {
+            let said = String::from_utf8_lossy(&report.stderr);
+            ended.push(format!("{error:#}; it said: {}", said.trim()));
+        }
+        let held = record.as_ref().is_ok_and(Record::held);
+        if report.status.is_some_and(|status| (status == 0) != held) {
+            ended.push("the guest's exit status does not agree with its record".to_owned());
+        }
+        let mut proofs = record.map(|record| record.proofs).unwrap_or_default();
+        let mut prove = |name: &str, says: &str, found: Vec<String>, otherwise: &str| {
+            proofs.push(Proof {
+                name: name.to_owned(),
+                says: says.to_owned(),
+                held: found.is_empty(),
+                found: if found.is_empty() {
+                    otherwise.to_owned()
+                } else {
+                    found.join("\n")
+                },
+            });
+        };
+        prove("end", "the guest came to its end", ended, "it did");
+        prove(
+            "log",
+            "the kernel's log has nothing that is wrong",
+            of(|failure| matches!(failure, Failure::Splat(_) | Failure::Panic(_))),
+            &format!("{} lines read", report.dmesg.lines().count()),
+        );
+        if self.kind == Kind::Dev {
+            let mut leaks = of(|failure| matches!(failure, Failure::Leak(_)));
+            if !report.run.join("kmemleak").exists() {
+                leaks.push("it did not look".to_owned());
+            }
+            prove(
+                "leaks",
+                "the kernel finds no memory that nobody points to",
+                leaks,
+                "two scans",
+            );
+        }
+        proofs
+    }
+}
+
+/// Reads what a guest left in `out`, which is there only if the guest got to the end.
+fn read(out: &Path) -> Result<Record> {
+    let path = out.join(RECORD_FILE);
+    let text = fs::read_to_string(&path).with_context(|| {
+        format!(
+            "the guest left no record at {}: it did not get to the end",
+            path.display()
+        )
+    })?;
+    let record: Record = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a record of a soak", path.display()))?;
+    if record.schema != SCHEMA {
+        bail!(
+            "{} is a record of version {}, but this is a host side of version {SCHEMA}: build both anew",
+            path.display(),
+            record.schema
+        );
+    }
+    Ok(record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    const REQUEST: Request = Request {
+        kind: Kind::Dev,
+        time: Duration::from_secs(60),
+        seed: 1,
+    };
+
+    fn report(status: Option<i32>, failures: Vec<Failure>, run: &Path) -> Report {
+        Report {
+            status,
+            failures,
+            foreign_races: Vec::new(),
+            stdout: Vec::new(),
+            stderr: b"what it said".to_vec(),
+            dmesg: String::new(),
+            boot_time: None,
+            took: Duration::ZERO,
+            run: run.to_owned(),
+        }
+    }
+
+    /// Has a guest leave a record whose only proof held, or did not.
+    fn left(out: &Path, held: bool) {
+        let mut record = report::sample();
+        for proof in &mut record.proofs {
+            proof.held = held;
+        }
+        fs::write(
+            out.join(RECORD_FILE),
+            serde_json::to_string(&record).unwrap(),
+        )
+        .unwrap();
+    }
+
+    fn failed(proofs: &[Proof]) -> Vec<&str> {
+        let failed = proofs.iter().filter(|proof| !proof.held);
+        failed.map(|proof| proof.name.as_str()).collect()
+    }
+
+    #[test]
+    fn everything_that_goes_wrong_is_a_proof_that_failed() {
+        let out = Scratch::new("soak-proofs");
+        let proofs = |status, failures| {
+            let proofs = REQUEST.proofs(&report(status, failures, &out.0), &out.0);
+            failed(&proofs).join(" ")
+        };
+        assert_eq!(proofs(Some(0), vec![]), "end leaks");
+        fs::write(out.0.join("kmemleak"), "").unwrap();
+        left(&out.0, true);
+        assert_eq!(proofs(Some(0), vec![]), "");
+        assert_eq!(proofs(Some(1), vec![]), "end");
+        let splat = Failure::Splat("WARNING: x".to_owned());
+        assert_eq!(proofs(Some(0), vec![splat]), "log");
+        let leak = Failure::Leak("unreferenced object".to_owned());
+        assert_eq!(proofs(Some(0), vec![leak]), "leaks");
+        let hung = Failure::Timeout(Duration::ZERO, String::new());
+        assert_eq!(proofs(None, vec![hung]), "end");
+        left(&out.0, false);
+        assert_eq!(proofs(Some(1), vec![]), "fates");
+    }
+}
