@@ -4,10 +4,12 @@
 
 use std::os::fd::AsFd;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{ensure, Context as _, Result};
 
 use crate::control::{self, Stats};
+use crate::wait;
 
 /// Reads what a listener has counted, and makes sure that it is consistent in itself.
 pub fn stats(listener: impl AsFd) -> Result<Stats> {
@@ -48,6 +50,22 @@ pub fn at_rest(stats: &Stats) -> Result<()> {
         describe(stats)
     );
     Ok(())
+}
+
+/// Waits until a listener is at rest, while `meanwhile` goes on; returns its counts, which are right.
+pub fn settle(
+    listener: impl AsFd,
+    limit: Duration,
+    mut meanwhile: impl FnMut() -> Result<()>,
+) -> Result<Stats> {
+    let mut seen = Stats::default();
+    wait::until(limit, || {
+        meanwhile()?;
+        seen = stats(&listener)?;
+        Ok(at_rest(&seen).is_ok())
+    })?;
+    at_rest(&seen)?;
+    Ok(seen)
 }
 
 /// How many processors there are.

@@ -15,6 +15,7 @@
 //! | be thousands of clients | [`swarm`] |
 //! | have them be of every kind, and know what must be counted | [`play`] |
 //! | have many of the kernel's own clients on one thread | [`traffic`] |
+//! | have them meet listeners of all settings, in trouble | [`meeting`] |
 //! | see what the kernel thinks | [`tcp_info`], [`counters`], [`sockets`] |
 //! | count instructions instead of time | [`count`] |
 //! | see how much memory the kernel uses, and have it run out | [`slab`], [`fault`] |
@@ -37,6 +38,7 @@ pub mod forge;
 pub mod ktls;
 mod link;
 mod marks;
+pub mod meeting;
 pub mod memory;
 pub mod module;
 pub mod netns;

@@ -18,7 +18,8 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::control::OnTimeout;
+use crate::account;
+use crate::control::{OnTimeout, Stats};
 use crate::endpoint::{let_data_carry_the_ack, Listener};
 
 /// Both a request and its answer are this long: a word, a number, the end of the line.
@@ -651,6 +652,22 @@ impl Server {
     /// What it saw at a listener.
     pub fn served(&self, index: usize) -> Served {
         self.served.get(index).copied().unwrap_or_default()
+    }
+
+    /// Serves whoever still comes until a listener is at rest, and returns its counts.
+    pub fn settle(&mut self, index: usize, limit: Duration) -> Result<Stats> {
+        let listener = self.listener(index).context("no such listener")?;
+        let copy = listener.socket().try_clone()?;
+        let seen = account::settle(copy, limit, || self.serve_all())?;
+        // Who was accepted last is in the queue by now.
+        self.serve_all()?;
+        Ok(seen)
+    }
+
+    /// Serves until there is nothing to do.
+    fn serve_all(&mut self) -> Result<()> {
+        while self.step(Duration::from_millis(10))? {}
+        Ok(())
     }
 
     /// How many connections it has.

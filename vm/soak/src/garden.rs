@@ -130,13 +130,14 @@ pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
         if bed.closed_until.is_some() {
             open(round, ns, &mut server, index, bed, &mut rng)?;
         }
-        let listener = server.take(index)?.context("no such listener")?;
+        let listener = server.listener(index).context("no such listener")?;
         if bed.bare {
-            ulp::attach(&listener, ulp::DATAREADY).context("attach at last")?;
+            ulp::attach(listener, ulp::DATAREADY).context("attach at last")?;
         }
         // Whoever is still there meets its deadline now.
-        set_config(&listener, &settings(1, 0, any_policy(&mut rng)))?;
-        cable::settle(round, &mut server, index, listener)?;
+        set_config(listener, &settings(1, 0, any_policy(&mut rng)))?;
+        round.at_rest(&server.settle(index, round.limit())?);
+        drop(server.take(index)?);
     }
     Ok(())
 }

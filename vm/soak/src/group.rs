@@ -9,12 +9,11 @@ use std::process::{Child, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use accf_kit::account::{at_rest, describe, stats};
+use accf_kit::account::stats;
 use accf_kit::control::{set_config, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen};
 use accf_kit::netns::Netns;
 use accf_kit::traffic::{Crowd, Server, Target};
-use accf_kit::wait;
 use anyhow::{anyhow, bail, ensure, Context as _, Result};
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 
@@ -169,12 +168,8 @@ pub(crate) fn serve(family: &str, port: u16, seed: u64, limit: Duration) -> Resu
         stats(&copy)?;
     }
     set_config(&copy, &settings(1, 0, OnTimeout::Reset))?;
-    let mut seen = stats(&copy)?;
-    wait::until(limit, || {
-        while server.step(Duration::from_millis(10))? {}
-        seen = stats(&copy)?;
-        Ok(at_rest(&seen).is_ok())
-    })?;
-    at_rest(&seen).with_context(|| format!("a member of a group: {}", describe(&seen)))?;
+    server
+        .settle(0, limit)
+        .context("a member of a group of servers")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use accf_kit::account::describe;
+use accf_kit::account::{self, describe};
 use accf_kit::control::{settings, OnTimeout};
 use accf_kit::endpoint::{Listen, Listener};
 use accf_kit::netns::Netns;
@@ -92,7 +92,8 @@ pub(crate) fn play(round: &Round<'_>) -> Result<()> {
         .board
         .events_of("segments that make no sense", play.garbage_sent());
     for (index, listener) in listeners.iter().enumerate() {
-        let seen = round.settle(listener, || Ok(()))?;
+        let seen = account::settle(listener, round.limit(), || Ok(()))?;
+        round.at_rest(&seen);
         let served = served.get(index).copied().unwrap_or_default();
         let account = if round.has_memory() && seen.bypassed() == 0 {
             play.account(index, &seen, &served)

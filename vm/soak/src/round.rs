@@ -6,12 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, sleep, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
-use accf_kit::account::{at_rest, consistent, stats};
 use accf_kit::control::{OnTimeout, Stats};
-use accf_kit::endpoint::{Family, Listen, Listener};
+use accf_kit::endpoint::{Family, Listen};
 use accf_kit::fault::{Failing, Whose};
+use accf_kit::module;
 use accf_kit::netns::Netns;
-use accf_kit::{module, wait};
 use anyhow::{ensure, Context as _, Result};
 use nix::errno::Errno;
 
@@ -157,24 +156,11 @@ impl Round<'_> {
         false
     }
 
-    /// Waits until a listener is at rest, while `meanwhile` goes on; its counts are right then, and are added to all others.
-    pub(crate) fn settle(
-        &self,
-        listener: &Listener,
-        mut meanwhile: impl FnMut() -> Result<()>,
-    ) -> Result<Stats> {
-        let mut seen = Stats::default();
-        wait::until(self.limit(), || {
-            meanwhile()?;
-            seen = stats(listener)?;
-            Ok(at_rest(&seen).is_ok())
-        })?;
-        consistent(&seen)?;
-        at_rest(&seen)?;
-        self.board.counted(&seen);
+    /// A listener has come to rest, with these counts.
+    pub(crate) fn at_rest(&self, seen: &Stats) {
+        self.board.counted(seen);
         self.board
             .event("listeners at rest with nothing left, and sums that are right");
-        Ok(seen)
     }
 }
 

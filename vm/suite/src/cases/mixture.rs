@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use accf_kit::account::at_rest;
+use accf_kit::account::settle;
 use accf_kit::control::{self, settings, timeout, OnTimeout, Stats};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::play::{serve_all, Pace, Place, Play, Served};
 use accf_kit::swarm::Swarm;
-use accf_kit::{module, sockets, wait};
+use accf_kit::{module, sockets};
 use anyhow::{anyhow, ensure, Context as _, Result};
 
 use crate::case::{expect_eq, Case, Context, Kernel, Stage};
@@ -139,13 +139,7 @@ fn mixture(context: &Context, family: Family) -> Result<()> {
 
 /// Waits until nobody is parked or half-open any more.
 fn settled(context: &Context, listener: &Listener) -> Result<Stats> {
-    let mut seen = Stats::default();
-    wait::until(context.patience() * 3, || {
-        seen = stats(listener)?;
-        Ok((seen.parked, seen.half_open, seen.half_open_young) == (0, 0, 0))
-    })?;
-    at_rest(&seen)?;
-    Ok(seen)
+    settle(listener, context.patience() * 3, || Ok(()))
 }
 
 /// Compares what a listener counted with what its clients did and its server saw.

@@ -12,6 +12,7 @@ mod crowd;
 mod deadline;
 mod defer;
 mod evict;
+mod fault;
 mod fuzz;
 mod hold;
 mod ktls;
@@ -74,6 +75,7 @@ pub(crate) fn table() -> Vec<Case> {
         bypass::cases_alone(),
         backlog::cases(),
         mixture::cases(),
+        fault::cases(),
         crowd::cases(),
         migrate::cases_last(),
     ]
