@@ -96,6 +96,10 @@ struct Player {
     place: usize,
     member: Member,
     phase: Phase,
+    /// When it sent its SYN.
+    asked: Instant,
+    /// Whether it took so long to answer that its request may not have been there any more, or just being looked after.
+    doubtful: bool,
     /// When it acknowledged.
     acked: Option<Instant>,
     /// Whether it acted so late that its deadline may have been first.
@@ -198,6 +202,8 @@ pub struct Play<'a> {
     patience: Duration,
     /// Who is not heard says it again.
     persistent: bool,
+    /// Who is late with its ACK is not expected to be understood.
+    tolerant: bool,
     /// So many of a hundred come with a segment that makes no sense.
     garbage: u8,
     garbage_sent: u64,
@@ -224,6 +230,7 @@ impl<'a> Play<'a> {
             rng,
             patience,
             persistent: false,
+            tolerant: false,
             garbage: 0,
             garbage_sent: 0,
         }
@@ -232,6 +239,12 @@ impl<'a> Play<'a> {
     /// Has whoever hears nothing for a second say the same again, as TCP does: where segments may not be understood.
     pub fn persistent(mut self) -> Self {
         self.persistent = true;
+        self
+    }
+
+    /// Expects nothing certain of those that were late with their ACK: on a machine that is very busy.
+    pub fn tolerant(mut self) -> Self {
+        self.tolerant = true;
         self
     }
 
@@ -278,6 +291,8 @@ impl<'a> Play<'a> {
             place,
             member,
             phase: Phase::Asking,
+            asked: Instant::now(),
+            doubtful: false,
             acked: None,
             late: false,
             last: None,
@@ -341,9 +356,13 @@ impl<'a> Play<'a> {
 
     /// Its SYN was answered.
     fn answered(&mut self, nth: u32) -> Result<()> {
-        let Some(player) = self.players.get(nth as usize) else {
+        /// After a second the kernel begins to send SYN-ACKs again, and in the end gives up.
+        const IN_TIME: Duration = Duration::from_millis(800);
+        let Some(player) = self.players.get_mut(nth as usize) else {
             bail!("a SYN-ACK for nobody");
         };
+        player.doubtful = self.tolerant && player.asked.elapsed() > IN_TIME;
+        let player = &*player;
         let kind = player.kind;
         let place = *self.places.get(player.place).context("no such place")?;
         let pause = Duration::from_millis(self.rng.u64(1..250));
@@ -608,14 +627,34 @@ impl<'a> Play<'a> {
             .count() as u64
     }
 
+    /// How many went to a place and were so late with their ACK that it is not known what it was to the server: on a machine
+    /// that is very busy.
+    pub fn doubtful(&self, place: usize) -> u64 {
+        self.players
+            .iter()
+            .filter(|player| player.place == place && player.doubtful)
+            .count() as u64
+    }
+
     /// Compares what a listener counted with what its clients did and its server saw, where nothing stood in their way.
     pub fn account(&self, index: usize, seen: &Stats, served: &Served) -> Result<()> {
         let place = self.places.get(index).context("no such place")?;
+        let doubtful = self.doubtful(index);
+        let about = |count: u64| count.saturating_sub(doubtful)..=count;
         let parked = self.to_be_parked(index);
-        equal(seen.parked_total, parked, "connections that were parked")?;
-        equal(seen.bypassed(), 0, "connections that could not be parked")?;
+        within(
+            seen.parked_total,
+            about(parked),
+            "connections that were parked",
+        )?;
+        within(
+            seen.bypassed(),
+            0..=doubtful,
+            "connections that could not be parked",
+        )?;
         equal(seen.returned, 0, "connections that were given back")?;
-        let eager = *self.of(index, &[Kind::Eager]).end();
+        let eager = about(*self.of(index, &[Kind::Eager]).end());
+        let plus = |count: u64| eager.start() + count..=eager.end() + count + seen.bypassed();
         let timeouts = seen.timeout_accept + seen.timeout_reset + seen.timeout_drop;
         if place.room > 0 {
             // Who was evicted before it did something is up to chance.
@@ -631,38 +670,56 @@ impl<'a> Play<'a> {
                 "deadlines of those that were left",
             )?;
             if place.on_timeout == OnTimeout::Reset {
-                equal(
+                within(
                     served.with_data,
-                    eager + seen.released_data,
+                    plus(seen.released_data),
                     "connections accepted with data",
                 )?;
-                equal(
+                within(
                     served.at_the_end,
-                    seen.released_fin,
+                    seen.released_fin..=seen.released_fin + seen.bypassed(),
                     "connections accepted with their end",
                 )?;
-                equal(served.silent, 0, "silent connections accepted")?;
-                equal(served.broken, 0, "connections that broke")?;
+                within(
+                    served.silent,
+                    0..=seen.bypassed(),
+                    "silent connections accepted",
+                )?;
+                within(served.broken, 0..=seen.bypassed(), "connections that broke")?;
             } else {
                 // Who was evicted, and reset before the server had a look, broke.
-                equal(
+                within(
                     served.all(),
-                    eager + parked - seen.aborted,
+                    plus(seen.parked_total - seen.aborted),
                     "connections accepted",
                 )?;
             }
             return Ok(());
         }
         equal(seen.evicted, 0, "connections that were evicted")?;
+        let late = |range: &RangeInclusive<u64>| range.end() - range.start();
         let speakers = self.of(index, &[Kind::Thinker, Kind::Stutterer]);
         let leavers = self.of(index, &[Kind::Leaver]);
         let breakers = self.of(index, &[Kind::Breaker]);
         let silent = self.of(index, &[Kind::Silent]);
-        let late = |range: &RangeInclusive<u64>| range.end() - range.start();
         let all_late = late(&speakers) + late(&leavers) + late(&breakers);
-        within(seen.released_data, speakers, "connections released by data")?;
-        within(seen.released_fin, leavers, "connections released by FIN")?;
-        within(seen.aborted, breakers, "connections reset by their client")?;
+        let in_time =
+            |range: &RangeInclusive<u64>| range.start().saturating_sub(doubtful)..=*range.end();
+        within(
+            seen.released_data,
+            in_time(&speakers),
+            "connections released by data",
+        )?;
+        within(
+            seen.released_fin,
+            in_time(&leavers),
+            "connections released by FIN",
+        )?;
+        within(
+            seen.aborted,
+            in_time(&breakers),
+            "connections reset by their client",
+        )?;
         let of_policy = match place.on_timeout {
             OnTimeout::Accept => seen.timeout_accept,
             OnTimeout::Reset => seen.timeout_reset,
@@ -670,19 +727,24 @@ impl<'a> Play<'a> {
         };
         within(
             of_policy,
-            *silent.start()..=silent.end() + all_late,
+            silent.start().saturating_sub(doubtful)..=silent.end() + all_late,
             "connections that met their deadline",
         )?;
         equal(timeouts, of_policy, "deadlines by this policy, of all")?;
-        within(served.broken, 0..=all_late, "connections that broke")?;
-        equal(
-            served.all(),
-            eager + seen.released_data + seen.released_fin + seen.timeout_accept,
-            "connections accepted",
+        within(
+            served.broken,
+            0..=all_late + seen.bypassed(),
+            "connections that broke",
         )?;
         within(
+            served.all(),
+            plus(seen.released_data + seen.released_fin + seen.timeout_accept),
+            "connections accepted",
+        )?;
+        let with_data = plus(seen.released_data);
+        within(
             served.with_data,
-            eager + seen.released_data..=eager + seen.released_data + all_late,
+            *with_data.start()..=with_data.end() + all_late,
             "connections accepted with data",
         )
     }

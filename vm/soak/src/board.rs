@@ -44,6 +44,11 @@ impl Board {
         lock(&self.begun).insert(place.to_owned(), count);
     }
 
+    /// How many clients have begun in this round.
+    pub(crate) fn now(&self) -> u64 {
+        lock(&self.begun).values().sum()
+    }
+
     /// Counts clients whose fate is known.
     pub(crate) fn clients(&self, place: &str, habit: &str, fate: &str, count: u64) {
         let key = (place.to_owned(), habit.to_owned());
