@@ -37,7 +37,7 @@ pub(crate) fn tracked(round: &Round<'_>) -> Result<()> {
 
 fn meet(round: &Round<'_>, place: &str, trouble: Trouble) -> Result<()> {
     let trouble = Trouble {
-        shortage: !round.has_memory(),
+        shortage: !round.has_all(),
         ..trouble
     };
     let mut meeting = Meeting::new(

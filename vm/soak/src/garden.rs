@@ -11,7 +11,7 @@ use accf_kit::control::{set_config, settings, Config};
 use accf_kit::endpoint::{set_defer_accept, Family, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::traffic::{Crowd, Server, Target};
-use accf_kit::ulp;
+use accf_kit::{ulp, wait};
 use anyhow::{anyhow, Context as _, Result};
 
 use crate::cable;
@@ -158,7 +158,16 @@ fn open(
             .filter_after_listen(),
         _ => Listen::filtered(bed.family).config(any_settings(rng)),
     };
-    let listener = listen.backlog(BACKLOG).port(bed.port).open(ns)?;
+    let listen = listen.backlog(BACKLOG).port(bed.port);
+    // A process that is just being started has copies of all sockets for a moment.
+    let mut listener = listen.open(ns);
+    wait::until(Duration::from_secs(5), || {
+        if listener.is_err() {
+            listener = listen.open(ns);
+        }
+        Ok(listener.is_ok())
+    })?;
+    let listener = listener?;
     bed.bare = ulp::attached(&listener)?.is_none();
     server.put_back(index, listener)?;
     bed.closed_until = None;

@@ -61,7 +61,9 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
             })?;
             Ok(crowd)
         });
-        while round.pause(&mut rng, Duration::from_secs(2)) && !clients.is_finished() {
+        while round.pause(&mut rng, Duration::from_secs(2) * round.patience.min(2))
+            && !clients.is_finished()
+        {
             let migrate = if rng.bool() { "1" } else { "0" };
             ns.set_sysctl(MIGRATE, migrate)?;
             round.board.event("tcp_migrate_req set");

@@ -111,7 +111,6 @@ fn soak(seconds: u64, seed: u64) -> Result<ExitCode> {
     while left > 0 && board.complaints().is_empty() {
         let round = Round::new(rounds, seed, &board, &program, patience);
         let time = each.min(left);
-        println!("round {}: {time} s, {}", rounds + 1, round.shortage);
         if let Err(error) = round::run(round, Duration::from_secs(time)) {
             board.complain(format!("round {}: {error:#}", rounds + 1));
         }

@@ -26,7 +26,7 @@ const EXACTLY: [&str; 7] = [
 /// The caches that the module's own objects are in, which others use, too, and how many bytes of others may have come.
 ///
 /// What a parked connection is remembered by takes 64 bytes. So few cannot be a leak of them: there were thousands.
-const ROUGHLY: [(&str, i64); 2] = [("kmalloc-64", 64 * 512), ("kmalloc-4k", 4096 * 32)];
+const ROUGHLY: [(&str, i64); 2] = [("kmalloc-64", 64 * 256), ("kmalloc-4k", 4096 * 32)];
 
 /// What was there before.
 pub(crate) struct Before {

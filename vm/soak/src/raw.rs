@@ -65,7 +65,7 @@ pub(crate) fn play(round: &Round<'_>) -> Result<()> {
     let mut play = Play::new(swarm, &PLACES, ports, deadline, round.limit(), rng)
         .with_garbage(20)
         .tolerant();
-    if !round.has_memory() {
+    if !round.has_all() {
         play = play.persistent();
     }
     round.begin();
@@ -97,7 +97,7 @@ pub(crate) fn play(round: &Round<'_>) -> Result<()> {
         let seen = account::settle(listener, round.limit(), || Ok(()))?;
         round.at_rest(&seen);
         let served = served.get(index).copied().unwrap_or_default();
-        let account = if round.has_memory() {
+        let account = if round.has_all() {
             play.account(index, &seen, &served)
         } else {
             roughly(&play, index, &seen, &served)

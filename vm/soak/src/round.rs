@@ -18,13 +18,15 @@ use crate::board::Board;
 use crate::program::Program;
 use crate::{cable, garden, group, raw, spaces, watch};
 
-/// What is the matter with memory in a round.
+/// What is short in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shortage {
     /// Nothing.
     None,
-    /// So many of a hundred allocations fail.
+    /// So many of a hundred allocations fail, and room as well.
     Of(Whose, u8),
+    /// Room in each namespace for those that are parked.
+    Room,
 }
 
 /// In this order, again and again; also that is reached soon which is worst.
@@ -49,6 +51,7 @@ impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::None => f.write_str("memory for all"),
+            Self::Room => f.write_str("little room"),
             Self::Of(Whose::Module, percent) => {
                 write!(f, "{percent} % of the module's allocations fail")
             }
@@ -65,7 +68,7 @@ pub(crate) struct Round<'a> {
     pub(crate) number: u32,
     /// Where its random numbers start.
     pub(crate) seed: u64,
-    /// What is the matter with memory.
+    /// What is short.
     pub(crate) shortage: Shortage,
     /// Where everything is counted.
     pub(crate) board: &'a Board,
@@ -116,8 +119,8 @@ impl Round<'_> {
         self.settled.load(Ordering::Relaxed)
     }
 
-    /// Whether memory is there for all.
-    pub(crate) fn has_memory(&self) -> bool {
+    /// Whether nothing is short, so that it is known what has to become of each client.
+    pub(crate) fn has_all(&self) -> bool {
         self.shortage == Shortage::None
     }
 
@@ -186,13 +189,19 @@ pub(crate) fn run(mut round: Round<'_>, time: Duration) -> Result<()> {
     module::load(&parameters(&round, &mut rng))?;
     round.board.event("module loaded");
     let failing = match round.shortage {
-        Shortage::None => None,
+        Shortage::None | Shortage::Room => None,
         Shortage::Of(whose, percent) => Failing::some(whose, percent)?,
     };
-    if failing.is_none() {
-        // This kernel cannot.
-        round.shortage = Shortage::None;
+    if failing.is_none() && !round.has_all() {
+        // This kernel's allocations do not fail at will.
+        round.shortage = Shortage::Room;
     }
+    println!(
+        "round {}: {} s, {}",
+        round.number + 1,
+        time.as_secs(),
+        round.shortage
+    );
     // While it is open, the module is in use, whatever happens to all others.
     let anchor = Listen::filtered(Family::V6).open(&Netns::new()?)?;
     let round = &round;
@@ -273,8 +282,8 @@ fn report(round: &Round<'_>, name: &str, thread: ScopedJoinHandle<'_, Result<()>
 fn parameters(round: &Round<'_>, rng: &mut fastrand::Rng) -> String {
     let timeout_ms = rng.u32(200..5_000);
     let on_timeout = rng.u8(..3);
-    // Where it is known what has to become of each client, nobody is held back for want of room.
-    let max_parked_netns = if round.has_memory() {
+    // Otherwise somebody might not be held back for want of room.
+    let max_parked_netns = if round.has_all() {
         262_144
     } else {
         rng.u32(8..64)

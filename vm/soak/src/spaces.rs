@@ -88,7 +88,7 @@ pub(crate) fn churn(round: &Round<'_>) -> Result<()> {
         round.board.begun(PLACE, begun);
         round.board.event("namespaces made");
         round.board.event("namespaces gone with parked connections");
-        round.pause(&mut rng, Duration::from_millis(400));
+        round.pause(&mut rng, Duration::from_millis(400) * round.patience);
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ pub(crate) fn watch(round: &Round<'_>, nth: u64) -> Result<()> {
                     }
                 }
                 // An answer takes memory.
-                Err(_) if !round.has_memory() => round.board.event("dumps without memory"),
+                Err(_) if !round.has_all() => round.board.event("dumps without memory"),
                 Err(error) => return Err(error),
             }
         }
