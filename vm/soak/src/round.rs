@@ -205,7 +205,7 @@ pub(crate) fn run(mut round: Round<'_>, time: Duration) -> Result<()> {
     // While it is open, the module is in use, whatever happens to all others.
     let anchor = Listen::filtered(Family::V6).open(&Netns::new()?)?;
     let round = &round;
-    thread::scope(|scope| -> Result<()> {
+    thread::scope(|scope| {
         let unloader = scope.spawn(|| unload_all_the_time(round));
         let watchers: Vec<_> = (0..2)
             .map(|nth| scope.spawn(move || watch::watch(round, nth)))
@@ -245,23 +245,23 @@ pub(crate) fn run(mut round: Round<'_>, time: Duration) -> Result<()> {
             report(round, "a watcher", watcher);
         }
         if let Some(failing) = failing {
-            let injected = failing.injected()?;
-            round.board.events_of(
-                &format!("allocations that failed, as {}", round.shortage),
-                injected.into(),
-            );
-            if injected == 0 {
-                round
+            match failing.injected() {
+                Ok(0) => round
                     .board
-                    .complain("no allocation has failed in a round in which some were to");
+                    .complain("no allocation has failed in a round in which some were to"),
+                Ok(injected) => round.board.events_of(
+                    &format!("allocations that failed, as {}", round.shortage),
+                    injected.into(),
+                ),
+                Err(error) => round.board.complain(format!("failslab: {error:#}")),
             }
         }
         round.board.forget_namespaces();
         drop(anchor);
         round.released.store(true, Ordering::Relaxed);
         report(round, "unloading", unloader);
-        Ok(())
-    })
+    });
+    Ok(())
 }
 
 /// Hears how somebody's part ended.
