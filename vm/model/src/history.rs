@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! What may happen to a listener, at random, in a form that shrinks well.
+
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use crate::server::{OnTimeout, Segment};
+
+/// How many clients a listener has.
+pub const CLIENTS: usize = 6;
+
+/// A listener's settings, with times in a unit that depends on how fast the machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// How long a silent client is held back, in units; 0: for ever.
+    pub timeout: u32,
+    /// How many are held back at most; 0: any number.
+    pub max_parked: u32,
+    /// What becomes of the rest.
+    pub on_timeout: OnTimeout,
+}
+
+/// One thing that happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// A client sends a segment.
+    Send(usize, Segment),
+    /// A client sends its SYN, and acknowledges the answer.
+    Open(usize),
+    /// Some time passes, in quarters of a unit.
+    Wait(u32),
+    /// The server asks for other settings.
+    Configure(Terms),
+    /// The server calls `accept()`.
+    Accept,
+    /// The server closes the listener.
+    Close,
+}
+
+/// A listener's beginning, and all that happens then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct History {
+    /// Its backlog.
+    pub backlog: usize,
+    /// Its settings in the beginning.
+    pub terms: Terms,
+    /// What happens, as far as it can happen then.
+    pub moves: Vec<Move>,
+}
+
+/// Any history of up to so many moves.
+pub fn histories(moves: usize) -> impl Strategy<Value = History> {
+    let backlog = prop_oneof![
+        1 => Just(64_usize),
+        1 => Just(16_usize),
+        2 => 0..4_usize,
+    ];
+    (backlog, terms(), prop::collection::vec(moving(), 4..moves)).prop_map(
+        |(backlog, terms, moves)| History {
+            backlog,
+            terms,
+            moves,
+        },
+    )
+}
+
+fn terms() -> impl Strategy<Value = Terms> {
+    let timeout = prop_oneof![
+        6 => 2..7_u32,
+        1 => Just(1000_u32),
+        1 => Just(0_u32),
+    ];
+    let max_parked = prop_oneof![
+        2 => Just(0_u32),
+        3 => 1..5_u32,
+    ];
+    let on_timeout = select(vec![OnTimeout::Accept, OnTimeout::Reset, OnTimeout::Drop]);
+    (timeout, max_parked, on_timeout).prop_map(|(timeout, max_parked, on_timeout)| Terms {
+        timeout,
+        max_parked,
+        on_timeout,
+    })
+}
+
+fn moving() -> impl Strategy<Value = Move> {
+    let client = 0..CLIENTS;
+    prop_oneof![
+        12 => client.clone().prop_map(Move::Open),
+        20 => (client, segment()).prop_map(|(client, segment)| Move::Send(client, segment)),
+        9 => (1..9_u32).prop_map(Move::Wait),
+        // Long enough for SYN-ACKs to be sent again.
+        1 => (9..24_u32).prop_map(Move::Wait),
+        3 => terms().prop_map(Move::Configure),
+        3 => Just(Move::Accept),
+        1 => Just(Move::Close),
+    ]
+}
+
+fn segment() -> impl Strategy<Value = Segment> {
+    prop_oneof![
+        5 => Just(Segment::Syn),
+        6 => Just(Segment::Ack),
+        4 => Just(Segment::Data),
+        2 => Just(Segment::Fin),
+        2 => Just(Segment::DataFin),
+        2 => Just(Segment::Rst),
+        1 => Just(Segment::InexactRst),
+        1 => Just(Segment::Probe),
+        1 => Just(Segment::ProbeWithByte),
+        1 => Just(Segment::OldData),
+        1 => Just(Segment::WrongAck),
+        1 => Just(Segment::SynInWindow),
+        1 => Just(Segment::StraySyn),
+        1 => Just(Segment::NoAck),
+    ]
+}

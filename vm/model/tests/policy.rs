@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The module's policy plays the scripts, driven as `module/net/` drives it, with as much of a kernel as it needs; and
+//! some properties of the scripts themselves.
+
+use std::collections::VecDeque;
+
+use accf_model::history::{histories, History, CLIENTS};
+use accf_model::script::{in_millis, Action, Cue, Director, Pace, Script};
+use accf_model::server::{self, Counts, Seen};
+use accf_policy::{
+    on_alarm, on_park, on_segment, Action as Ruling, Admission, Alarm, Bypass, Dataready, End,
+    Expiry, Filter, Nanos, OnTimeout, Phase, Segment, Stats, Terms, Timeout,
+};
+use proptest::prelude::*;
+
+const PACE: Pace = Pace {
+    unit: 60,
+    guard: 30,
+    timers_late: 100,
+};
+
+const MILLI: u64 = 1_000_000;
+
+/// Where a client's request stands for the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Gone,
+    HalfOpen { let_in: bool },
+    Parked,
+    Connected,
+}
+
+/// A listener whose decisions are the policy's.
+struct Listener {
+    terms: Terms,
+    backlog: usize,
+    now: u64,
+    is_open: bool,
+    states: Vec<State>,
+    /// Who is parked, and since when.
+    parked: VecDeque<(usize, u64)>,
+    alarm: Option<u64>,
+    queue: VecDeque<usize>,
+    accepted: Vec<usize>,
+    stats: Stats,
+    resets: Vec<usize>,
+    bypassed: u64,
+}
+
+fn terms_of(terms: server::Terms) -> Terms {
+    let millis = terms.timeout.map_or(0, |millis| millis as u32);
+    Terms {
+        timeout: Timeout::from_millis(millis),
+        max_parked: match terms.max_parked {
+            0 => 16384,
+            most => most,
+        },
+        on_timeout: match terms.on_timeout {
+            server::OnTimeout::Accept => OnTimeout::Accept,
+            server::OnTimeout::Reset => OnTimeout::Reset,
+            server::OnTimeout::Drop => OnTimeout::Drop,
+        },
+    }
+}
+
+impl Listener {
+    fn new(history: &History) -> Self {
+        Self {
+            terms: terms_of(in_millis(history.terms, PACE)),
+            backlog: history.backlog,
+            now: 0,
+            is_open: true,
+            states: vec![State::Gone; CLIENTS],
+            parked: VecDeque::new(),
+            alarm: None,
+            queue: VecDeque::new(),
+            accepted: Vec::new(),
+            stats: Stats::default(),
+            resets: vec![0; CLIENTS],
+            bypassed: 0,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.queue.len() > self.backlog
+    }
+
+    fn leave(&mut self, client: usize, end: End) {
+        let place = self.parked.iter().position(|it| it.0 == client).unwrap();
+        let (_, at) = self.parked.remove(place).unwrap();
+        self.stats.end(end, Nanos(self.now - at));
+    }
+
+    fn expire(&mut self, expiry: Expiry) {
+        let (client, _) = self.parked[0];
+        match self.terms.on_timeout {
+            OnTimeout::Accept => {
+                assert!(!self.is_full(), "it would be refused");
+                let ruling = on_segment(Dataready::verdict(Segment::BareAck), || Phase::Due);
+                assert_eq!(ruling, Ruling::Admit);
+                self.states[client] = State::Connected;
+                self.queue.push_back(client);
+            }
+            on_timeout => {
+                self.states[client] = State::Gone;
+                self.resets[client] += usize::from(on_timeout == OnTimeout::Reset);
+            }
+        }
+        self.leave(client, End::of_expired(expiry, self.terms.on_timeout));
+    }
+
+    fn acknowledge(&mut self, client: usize, segment: Segment) {
+        let phase = match self.states[client] {
+            State::Parked => Phase::Parked,
+            State::HalfOpen { let_in: true } => Phase::Due,
+            _ => Phase::Fresh,
+        };
+        match on_segment(Dataready::verdict(segment), || phase) {
+            Ruling::Hold => {}
+            Ruling::Park => self.park(client),
+            Ruling::Admit | Ruling::Bypass(_) => self.connect(client, segment),
+        }
+    }
+
+    fn park(&mut self, client: usize) {
+        let parked = self.parked.len() as u64;
+        match on_park(&self.terms, parked, false, || self.is_full()) {
+            Admission::Refuse(cause) => {
+                assert_eq!(cause, Bypass::AcceptQueueFull);
+                self.bypassed += 1;
+                self.connect(client, Segment::BareAck);
+                return;
+            }
+            Admission::Park => {}
+            Admission::ParkAndEvict => self.expire(Expiry::Eviction),
+        }
+        self.states[client] = State::Parked;
+        self.parked.push_back((client, self.now));
+        self.stats.park();
+        if self.alarm.is_none() {
+            self.schedule();
+        }
+    }
+
+    fn connect(&mut self, client: usize, segment: Segment) {
+        if self.is_full() {
+            if let State::HalfOpen { let_in } = &mut self.states[client] {
+                *let_in = true;
+            }
+            return;
+        }
+        if self.states[client] == State::Parked {
+            self.leave(client, End::of_accepted(segment, None));
+        }
+        self.states[client] = State::Connected;
+        self.queue.push_back(client);
+    }
+
+    fn go(&mut self, client: usize) {
+        if self.states[client] == State::Parked {
+            self.leave(client, End::Aborted);
+        }
+        self.states[client] = State::Gone;
+    }
+
+    fn schedule(&mut self) {
+        let oldest = self.parked.front().map(|it| Nanos(it.1));
+        let parked = self.parked.len() as u64;
+        let alarm = on_alarm(Nanos(self.now), &self.terms, parked, oldest, self.is_full());
+        self.alarm = match alarm {
+            Alarm::Idle => None,
+            Alarm::At(at) => Some(at.0),
+            Alarm::Due(_) => Some(self.now),
+        };
+    }
+
+    /// The timer runs until `to`.
+    fn pass(&mut self, to: u64) {
+        while let Some(at) = self.alarm.filter(|at| self.is_open && *at <= to) {
+            self.now = self.now.max(at);
+            loop {
+                let oldest = self.parked.front().map(|it| Nanos(it.1));
+                let parked = self.parked.len() as u64;
+                let now = Nanos(self.now);
+                match on_alarm(now, &self.terms, parked, oldest, self.is_full()) {
+                    Alarm::Due(expiry) => self.expire(expiry),
+                    _ => break,
+                }
+            }
+            self.schedule();
+        }
+        self.now = self.now.max(to);
+    }
+
+    fn receive(&mut self, client: usize, segment: server::Segment) {
+        use server::Segment as Sent;
+        let is_known = matches!(self.states[client], State::HalfOpen { .. } | State::Parked);
+        match segment {
+            Sent::Syn if !is_known => {
+                self.states[client] = match self.is_open && !self.is_full() {
+                    true => State::HalfOpen { let_in: false },
+                    false => State::Gone,
+                };
+            }
+            _ if !is_known => {}
+            Sent::Ack => self.acknowledge(client, Segment::BareAck),
+            Sent::Data | Sent::DataFin => self.acknowledge(client, Segment::Data),
+            Sent::Fin => self.acknowledge(client, Segment::Fin),
+            Sent::Rst | Sent::SynInWindow => self.go(client),
+            // The kernel deals with it, and does not ask the policy.
+            _ => {}
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Send(client, segment) => self.receive(client, segment),
+            Action::Configure(terms) => {
+                self.terms = terms_of(terms);
+                self.schedule();
+            }
+            Action::Accept => {
+                let client = self.queue.pop_front();
+                self.accepted.extend(client);
+            }
+            Action::Close => {
+                self.is_open = false;
+                self.parked.clear();
+                self.queue.clear();
+                self.states.fill(State::Gone);
+            }
+            Action::Look => {}
+        }
+        self.pass(self.now);
+    }
+
+    fn counts(&self) -> Counts {
+        let half_open = |state: &&State| matches!(state, State::HalfOpen { .. });
+        Counts {
+            parked: self.stats.parked,
+            half_open: self.states.iter().filter(half_open).count() as u64,
+            half_open_young: 0,
+            released_data: self.stats.ended(End::Data),
+            released_fin: self.stats.ended(End::Fin),
+            timeout_accept: self.stats.ended(End::TimeoutAccept),
+            timeout_reset: self.stats.ended(End::TimeoutReset),
+            timeout_drop: self.stats.ended(End::TimeoutDrop),
+            evicted: self.stats.ended(End::Evicted),
+            aborted: self.stats.ended(End::Aborted),
+            bypass_accept_queue_full: self.bypassed,
+        }
+    }
+
+    fn agrees(&self, seen: &Seen) -> Result<(), TestCaseError> {
+        if let Some(counts) = seen.counts {
+            // The kernel's own timers are not the policy's business.
+            let expected = Counts {
+                half_open_young: 0,
+                ..counts
+            };
+            prop_assert_eq!(self.counts(), expected);
+            prop_assert_eq!(self.stats.parked_total, expected.parked_total());
+        }
+        prop_assert_eq!(self.queue.len(), seen.queued);
+        prop_assert_eq!(&self.accepted, &seen.accepted);
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    /// Whatever happens, the policy does what the model says, and does it before or after each move as the model says,
+    /// however long each move takes.
+    #[test]
+    fn the_policy_does_what_the_model_says(
+        history in histories(60),
+        speeds in prop::collection::vec((0..10_u64, 0..10_u64, 0..10_u64), 1..50),
+    ) {
+        let mut listener = Listener::new(&history);
+        let mut director = Director::new(&history, PACE);
+        let mut now = 0;
+        for nth in 0.. {
+            let (before, from, to) = speeds[nth % speeds.len()];
+            match director.next(now).unwrap() {
+                Cue::Wait(until) => now = until,
+                Cue::Act(action, seen) => {
+                    let told = |when: &str| format!("at {now} ms, {when} {action:?}");
+                    listener.pass((now + before) * MILLI);
+                    listener.agrees(&seen).map_err(|error| {
+                        TestCaseError::fail(format!("{}: {error}", told("before")))
+                    })?;
+                    // It happens in the middle of the time that it takes.
+                    listener.pass((now + before) * MILLI + (from + to) * MILLI / 2);
+                    listener.act(action);
+                    let seen = director.done(now + before, now + before + from + to).unwrap();
+                    listener.agrees(&seen).map_err(|error| {
+                        TestCaseError::fail(format!("{}: {error}", told("after")))
+                    })?;
+                    now += before + from + to;
+                }
+                Cue::Over => break,
+            }
+        }
+    }
+
+    /// Scripts are in order, not too long, and begin with nothing.
+    #[test]
+    fn scripts_are_in_order(history in histories(60)) {
+        let script = Script::of(&history, PACE, 2).unwrap();
+        let mut last = 0;
+        for step in &script.steps {
+            prop_assert!(step.at >= last);
+            last = step.at;
+        }
+        let first = script.steps.first().map(|step| step.before.counts);
+        prop_assert_eq!(first, Some(Some(Counts::default())));
+    }
+}
