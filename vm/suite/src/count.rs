@@ -4,12 +4,12 @@
 
 use std::os::fd::AsFd;
 
-use accf_kit::account::{fields, processors};
+use accf_kit::account::fields;
 use accf_kit::control::Stats;
 use accf_kit::wait;
 use anyhow::{bail, Result};
 
-pub(crate) use accf_kit::account::{consistent, describe, stats};
+pub(crate) use accf_kit::account::{consistent, describe, processors, stats};
 
 use crate::case::Context;
 

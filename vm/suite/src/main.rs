@@ -10,6 +10,7 @@ mod cases;
 mod count;
 mod fuzz;
 mod ktap;
+mod play;
 mod runner;
 mod scene;
 

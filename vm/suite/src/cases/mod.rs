@@ -19,6 +19,7 @@ mod ktls;
 pub(crate) mod lifetime;
 mod migrate;
 mod mixture;
+mod model;
 mod odd;
 mod plain;
 mod policy;
@@ -76,6 +77,7 @@ pub(crate) fn table() -> Vec<Case> {
         backlog::cases(),
         mixture::cases(),
         fault::cases(),
+        model::cases(),
         crowd::cases(),
         migrate::cases_last(),
     ]

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Random histories of listeners, as real segments: whatever happens is what the reference model says, at that time.
+//!
+//! A run takes [`SECONDS`] for each family, or as many as the environment's `ACCF_MODEL_SECONDS` says. The same `--seed`
+//! makes up the same histories. One that does not go as predicted is shrunk before it is shown.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use accf_kit::endpoint::Family;
+use accf_kit::module;
+use accf_kit::netns::Netns;
+use accf_model::history::{histories, History};
+use accf_model::script::{Pace, Script};
+use anyhow::{anyhow, bail, ensure, Result};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+
+use crate::case::{Case, Context, Kernel, Stage};
+use crate::play::{Done, Outcome, Theatre};
+
+/// How long histories are made up.
+const SECONDS: u64 = 25;
+/// How many moves a history has at most.
+const MOVES: usize = 60;
+/// How often a history is played whose machine was late, before it is given up.
+const ATTEMPTS: usize = 6;
+/// How many smaller histories are tried at most to explain one that does not go as predicted, and for how long.
+const SMALLER: usize = 80;
+const SHRINKING: Duration = Duration::from_secs(90);
+
+pub(crate) fn cases() -> Vec<Case> {
+    [Family::V4, Family::V6]
+        .into_iter()
+        .map(|family| {
+            Case::new(
+                Stage::Alone,
+                format!("model.random_histories.{family}"),
+                move |context| random_histories(context, family),
+            )
+            .long(Duration::from_secs(seconds() + 120) + SHRINKING)
+        })
+        .collect()
+}
+
+fn seconds() -> u64 {
+    std::env::var("ACCF_MODEL_SECONDS")
+        .ok()
+        .and_then(|seconds| seconds.parse().ok())
+        .unwrap_or(SECONDS)
+}
+
+/// How fast this guest can play, and how many histories at once.
+fn pace(kernel: Kernel) -> (Pace, usize) {
+    match kernel {
+        Kernel::Stock => (
+            Pace {
+                unit: 60,
+                guard: 25,
+                timers_late: 100,
+            },
+            24,
+        ),
+        Kernel::Dev => (
+            Pace {
+                unit: 150,
+                guard: 60,
+                timers_late: 150,
+            },
+            8,
+        ),
+    }
+}
+
+fn random_histories(context: &Context, family: Family) -> Result<()> {
+    module::reload("")?;
+    let ns = Netns::new()?;
+    ns.run(|| {
+        let (pace, at_once) = pace(context.kernel);
+        let theatre = Theatre::new(context, &ns, family, pace)?;
+        let mut seed = [0; 32];
+        let mut rng = context.rng();
+        seed.fill_with(|| rng.u8(..));
+        let mut rehearsal = Rehearsal {
+            theatre,
+            pace,
+            tally: Tally::default(),
+            runner: TestRunner::new_with_rng(
+                Config::default(),
+                TestRng::from_seed(RngAlgorithm::ChaCha, &seed),
+            ),
+        };
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(seconds()) {
+            rehearsal.play(at_once)?;
+        }
+        let Tally {
+            histories,
+            done: Done {
+                moves,
+                segments,
+                counts,
+            },
+            again,
+            given_up,
+        } = rehearsal.tally;
+        context.note(format!(
+            "{histories} histories of {moves} moves and {segments} segments went as predicted; {again} times one was played \
+             again, and {given_up} were given up, as the machine was late"
+        ));
+        context.note(format!("in all of them: {counts}"));
+        ensure!(
+            histories > 4 * given_up && counts.parked_total() > 0,
+            "this machine is too slow to play anything"
+        );
+        Ok(())
+    })?;
+    drop(ns);
+    module::unload(context.patience())
+}
+
+/// What was played.
+#[derive(Default)]
+struct Tally {
+    histories: usize,
+    done: Done,
+    again: usize,
+    given_up: usize,
+}
+
+impl Tally {
+    fn add(&mut self, done: &Done) {
+        self.histories += 1;
+        self.done.moves += done.moves;
+        self.done.segments += done.segments;
+        let (sum, counts) = (&mut self.done.counts, done.counts);
+        sum.parked += counts.parked;
+        sum.half_open += counts.half_open;
+        sum.half_open_young += counts.half_open_young;
+        sum.released_data += counts.released_data;
+        sum.released_fin += counts.released_fin;
+        sum.timeout_accept += counts.timeout_accept;
+        sum.timeout_reset += counts.timeout_reset;
+        sum.timeout_drop += counts.timeout_drop;
+        sum.evicted += counts.evicted;
+        sum.aborted += counts.aborted;
+        sum.bypass_accept_queue_full += counts.bypass_accept_queue_full;
+    }
+}
+
+/// What came of a history in the end.
+enum Verdict {
+    AsPredicted(Done),
+    Differs(String),
+    GivenUp,
+}
+
+struct Rehearsal<'a> {
+    theatre: Theatre<'a>,
+    pace: Pace,
+    tally: Tally,
+    runner: TestRunner,
+}
+
+impl Rehearsal<'_> {
+    /// Makes up some histories and plays them all at once.
+    fn play(&mut self, at_once: usize) -> Result<()> {
+        let strategy = histories(MOVES);
+        let mut trees = Vec::new();
+        for _ in 0..at_once {
+            let tree = strategy.new_tree(&mut self.runner);
+            trees.push(tree.map_err(|reason| anyhow!("no history: {reason}"))?);
+        }
+        let histories: Vec<History> = trees.iter().map(ValueTree::current).collect();
+        let verdicts = self.verdicts(&histories)?;
+        for (verdict, mut tree) in verdicts.into_iter().zip(trees) {
+            match verdict {
+                Verdict::AsPredicted(done) => self.tally.add(&done),
+                Verdict::GivenUp => self.tally.given_up += 1,
+                Verdict::Differs(difference) => return self.explain(&mut tree, difference),
+            }
+        }
+        Ok(())
+    }
+
+    /// Plays histories until the machine is fast enough.
+    fn verdicts(&mut self, histories: &[History]) -> Result<Vec<Verdict>> {
+        let mut verdicts: Vec<Verdict> = histories.iter().map(|_| Verdict::GivenUp).collect();
+        let mut open: Vec<usize> = (0..histories.len()).collect();
+        for _ in 0..ATTEMPTS {
+            let batch = open.iter().filter_map(|&it| histories.get(it));
+            let batch: Vec<History> = batch.cloned().collect();
+            let outcomes = self.theatre.play(&batch)?;
+            let mut again = Vec::new();
+            for (outcome, index) in outcomes.into_iter().zip(open) {
+                let verdict = match outcome {
+                    Outcome::AsPredicted(done) => Verdict::AsPredicted(done),
+                    Outcome::Differs(difference) => Verdict::Differs(difference),
+                    Outcome::Late => {
+                        again.push(index);
+                        continue;
+                    }
+                };
+                if let Some(slot) = verdicts.get_mut(index) {
+                    *slot = verdict;
+                }
+            }
+            open = again;
+            if open.is_empty() {
+                break;
+            }
+            self.tally.again += open.len();
+        }
+        Ok(verdicts)
+    }
+
+    /// Looks for a smaller history that does not go as predicted either, and fails with it.
+    fn explain(
+        &mut self,
+        tree: &mut impl ValueTree<Value = History>,
+        difference: String,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let mut known: HashMap<String, bool> = HashMap::new();
+        let mut smallest = difference.clone();
+        let (mut tried, mut more) = (0, tree.simplify());
+        while more && tried < SMALLER && start.elapsed() < SHRINKING {
+            let history = tree.current();
+            // Many a smaller history is the same in the end.
+            let script = Script::of(&history, self.pace, 1).map(|script| script.to_string());
+            let script = script.unwrap_or_default();
+            let differs = match known.get(&script) {
+                Some(differs) => *differs,
+                None => {
+                    tried += 1;
+                    let verdicts = self.verdicts(&[history])?;
+                    match verdicts.into_iter().next() {
+                        Some(Verdict::Differs(difference)) => {
+                            smallest = difference;
+                            true
+                        }
+                        _ => false,
+                    }
+                }
+            };
+            known.insert(script, differs);
+            more = if differs {
+                tree.simplify()
+            } else {
+                tree.complicate()
+            };
+        }
+        let mut told = format!(
+            "after {} histories that went as predicted, one did not. The smallest of {tried} like it:\n{smallest}",
+            self.tally.histories
+        );
+        if smallest != difference {
+            told.push_str(&format!("\nIt was found as:\n{difference}"));
+        }
+        bail!(told)
+    }
+}
