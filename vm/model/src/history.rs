@@ -51,18 +51,33 @@ pub struct History {
 
 /// Any history of up to so many moves.
 pub fn histories(moves: usize) -> impl Strategy<Value = History> {
-    let backlog = prop_oneof![
-        1 => Just(64_usize),
-        1 => Just(16_usize),
-        2 => 0..4_usize,
-    ];
-    (backlog, terms(), prop::collection::vec(moving(), 4..moves)).prop_map(
-        |(backlog, terms, moves)| History {
-            backlog,
-            terms,
-            moves,
-        },
+    let any = (
+        prop_oneof![Just(64_usize), Just(16_usize), 0..4_usize],
+        terms(),
+        prop::collection::vec(moving(4), 4..moves),
+    );
+    // A server that does not accept: somebody is half open when there is no room any more.
+    let slow = (
+        1..4_usize,
+        terms(),
+        prop::collection::vec(moving(1), 4..moves),
     )
+        .prop_map(|(backlog, terms, mut moves)| {
+            let comes = |client| Move::Send(client, Segment::Syn);
+            let speaks = |client| Move::Send(client, Segment::Data);
+            let last = backlog + 1;
+            let mut first = vec![Move::Open(0)];
+            first.extend((1..last).flat_map(|client| [comes(client), speaks(client)]));
+            first.extend([comes(CLIENTS - 1), comes(last), speaks(last)]);
+            first.push(Move::Send(CLIENTS - 1, Segment::Ack));
+            moves.splice(0..0, first);
+            (backlog, terms, moves)
+        });
+    prop_oneof![3 => any, 1 => slow].prop_map(|(backlog, terms, moves)| History {
+        backlog,
+        terms,
+        moves,
+    })
 }
 
 fn terms() -> impl Strategy<Value = Terms> {
@@ -73,9 +88,14 @@ fn terms() -> impl Strategy<Value = Terms> {
     ];
     let max_parked = prop_oneof![
         2 => Just(0_u32),
-        3 => 1..5_u32,
+        4 => 1..4_u32,
     ];
-    let on_timeout = select(vec![OnTimeout::Accept, OnTimeout::Reset, OnTimeout::Drop]);
+    let on_timeout = select(vec![
+        OnTimeout::Accept,
+        OnTimeout::Accept,
+        OnTimeout::Reset,
+        OnTimeout::Drop,
+    ]);
     (timeout, max_parked, on_timeout).prop_map(|(timeout, max_parked, on_timeout)| Terms {
         timeout,
         max_parked,
@@ -83,23 +103,23 @@ fn terms() -> impl Strategy<Value = Terms> {
     })
 }
 
-fn moving() -> impl Strategy<Value = Move> {
+fn moving(accepts: u32) -> impl Strategy<Value = Move> {
     let client = 0..CLIENTS;
     prop_oneof![
         12 => client.clone().prop_map(Move::Open),
-        20 => (client, segment()).prop_map(|(client, segment)| Move::Send(client, segment)),
+        22 => (client, segment()).prop_map(|(client, segment)| Move::Send(client, segment)),
         9 => (1..9_u32).prop_map(Move::Wait),
         // Long enough for SYN-ACKs to be sent again.
         1 => (9..24_u32).prop_map(Move::Wait),
         3 => terms().prop_map(Move::Configure),
-        3 => Just(Move::Accept),
+        accepts => Just(Move::Accept),
         1 => Just(Move::Close),
     ]
 }
 
 fn segment() -> impl Strategy<Value = Segment> {
     prop_oneof![
-        5 => Just(Segment::Syn),
+        7 => Just(Segment::Syn),
         6 => Just(Segment::Ack),
         4 => Just(Segment::Data),
         2 => Just(Segment::Fin),
