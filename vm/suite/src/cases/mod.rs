@@ -20,6 +20,7 @@ pub(crate) mod lifetime;
 mod migrate;
 mod mixture;
 mod model;
+mod multitude;
 mod odd;
 mod plain;
 mod policy;
@@ -78,6 +79,7 @@ pub(crate) fn table() -> Vec<Case> {
         mixture::cases(),
         fault::cases(),
         model::cases(),
+        multitude::cases(),
         crowd::cases(),
         migrate::cases_last(),
     ]
