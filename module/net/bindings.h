@@ -70,7 +70,7 @@ bool accf_diag_has_room(const struct sk_buff *skb, size_t len);
 u8 accf_sk_state(const struct sock *sk);
 bool accf_sk_acceptq_is_full(const struct sock *sk);
 u32 accf_exemption(const struct sock *sk);
-bool accf_is_mptcp_or_smc(const struct sock *sk);
+bool accf_carries_more_than_tcp(const struct sock *sk);
 bool accf_is_signed(const struct sock *sk);
 u32 accf_max_ack_backlog(const struct sock *sk);
 u32 accf_num_online_cpus(void);

@@ -125,15 +125,18 @@ bool accf_sk_acceptq_is_full(const struct sock *sk)
 	return sk_acceptq_is_full(sk);
 }
 
-/* Does the socket carry more than TCP (RFC 8684, RFC 7609)? */
-bool accf_is_mptcp_or_smc(const struct sock *sk)
+/*
+ * Does the socket carry more than TCP (RFC 8684, RFC 7609), or somebody else's data? Whose it is may change the operations,
+ * too, or copy them, as SMC does even after it has fallen back to TCP.
+ */
+bool accf_carries_more_than_tcp(const struct sock *sk)
 {
-	bool is_either = sk_is_mptcp(sk);
+	bool does = sk_is_mptcp(sk) || rcu_access_pointer(sk->sk_user_data);
 
 #if IS_ENABLED(CONFIG_SMC)
-	is_either |= tcp_sk(sk)->syn_smc;
+	does |= tcp_sk(sk)->syn_smc;
 #endif
-	return is_either;
+	return does;
 }
 
 /* Does the listener check signatures (RFC 2385, RFC 5925)? */
@@ -246,12 +249,15 @@ bool accf_timer_pending(const struct timer_list *timer)
 	return timer_pending(timer);
 }
 
-/* In jiffies; 0 if it is not pending, or late. */
+/* In jiffies; 0 if it is not pending, or late. What is read afterwards is as new as that. */
 u32 accf_timer_left(const struct timer_list *timer)
 {
 	long left = READ_ONCE(timer->expires) - jiffies;
 
-	return timer_pending(timer) && left > 0 ? min_t(long, left, U32_MAX) : 0;
+	if (!timer_pending(timer) || left <= 0)
+		return 0;
+	smp_rmb();
+	return min_t(unsigned long, left, U32_MAX);
 }
 
 unsigned long accf_jiffies(void)

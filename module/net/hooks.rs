@@ -9,7 +9,7 @@
 //! | [`release`] | `tcp_ulp_ops.release` | when the socket is destroyed | process, or softirq; may not sleep |
 //! | [`get_info`], [`get_info_size`] | `tcp_ulp_ops.get_info` … | by inet_diag | process, bottom halves on or off; may not sleep |
 //! | [`setsockopt`], [`getsockopt`] | `icsk_af_ops->setsockopt` … | for each level but `IPPROTO_TCP` | process, may sleep |
-//! | [`conn_request`] | `icsk_af_ops->conn_request` | for each SYN | bottom halves off, RCU, listener not locked |
+//! | [`conn_request`] | `icsk_af_ops->conn_request` | for each SYN | bottom halves off, RCU |
 //! | [`syn_recv_sock`] | `icsk_af_ops->syn_recv_sock` | for each ACK of a request | softirq, RCU, listener not locked |
 //! | [`send_synack`] | `af_specific->send_synack` | for parked requests | softirq, RCU |
 //! | [`send_ack`] | `rsk_ops->send_ack` | for parked requests | softirq, RCU |
@@ -22,7 +22,7 @@ use kernel::{
     ffi::{c_char, c_int, c_uint},
     prelude::*,
     sync::{
-        barrier::{smp_mb, Full, Write},
+        barrier::{smp_mb, Full, Read, Write},
         rcu, Arc, ArcBorrow,
     },
 };
@@ -70,15 +70,15 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
 
     // SAFETY: the socket is a TCP socket and locked. The kernel's operations, which `icsk_af_ops` points to where there
     // is no ULP, are constant.
-    let (state, is_mptcp_or_smc, original) = unsafe {
+    let (state, carries_more, original) = unsafe {
         (
             u32::from(bindings::accf_sk_state(raw)),
-            bindings::accf_is_mptcp_or_smc(raw),
+            bindings::accf_carries_more_than_tcp(raw),
             &*(*csk(raw)).icsk_af_ops,
         )
     };
     let may_listen = matches!(state, bindings::ACCF_TCP_CLOSE | bindings::ACCF_TCP_LISTEN);
-    if !may_listen || is_mptcp_or_smc {
+    if !may_listen || carries_more {
         return Err(EOPNOTSUPP);
     }
 
@@ -93,22 +93,18 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
     let listener = unsafe { Listener::new(sk, defaults, ops, original) }?;
     listener.as_arc_borrow().take_over_defer_accept();
     let is_listening = state == bindings::ACCF_TCP_LISTEN;
-    // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and find the listener, made
-    // before the barrier, behind the operations; and they make children by copying the socket. Whoever copies our operations
-    // must copy the ULP too, or `clone()` is not called; so it is set before, to what the kernel sets it to after we return, and
-    // copies that began earlier are waited for.
+    // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and must find
+    // the data (pairs with the barrier in `listener_of()`), and make children by copying the socket. Whoever copies our operations
+    // must copy the ULP too, or `clone()` is not called; so it is set before, to what the kernel sets it to after we return,
+    // and copies that began earlier are waited for.
     unsafe {
-        let published = Arc::into_raw(listener.clone());
-        bindings::accf_ulp_data_publish(raw, published.cast_mut().cast());
+        bindings::accf_ulp_data_publish(raw, Arc::into_raw(listener.clone()).cast_mut().cast());
         ptr::write_volatile(&raw mut (*csk(raw)).icsk_ulp_ops, registration.as_ptr());
         if is_listening {
             rcu::synchronize_rcu();
         }
         smp_mb(Write);
-        ptr::write_volatile(
-            &raw mut (*csk(raw)).icsk_af_ops,
-            Listener::ops_of(published),
-        );
+        ptr::write_volatile(&raw mut (*csk(raw)).icsk_af_ops, listener.ops());
     }
     if is_listening {
         // Another CPU may still be in the kernel's own function, making a connection that nobody will settle: of a request that
@@ -130,8 +126,12 @@ pub(crate) unsafe extern "C" fn clone(
     _priority: bindings::gfp_t,
 ) {
     with_bh_off(|bh| {
+        // SAFETY: the copy has the data of its listener, which under RCU is still there.
+        let Some(listener) = (unsafe { Listener::of(child, bh) }) else {
+            return;
+        };
         // SAFETY: nobody else sees the child.
-        if !unsafe { disown(bh, child) } {
+        if !unsafe { disown(child, &listener) } {
             // The kernel makes this connection without asking us: its listener has lost our operations, as sockets do that
             // connect to an IPv4-mapped address, and has listened again since. Nobody would settle the request, which is still
             // in the table.
@@ -181,15 +181,16 @@ pub(crate) unsafe fn is_hooked(sk: *mut sock, listener: &Listener) -> bool {
 ///
 /// # Safety
 ///
-/// `child` must be a TCP socket that nobody else changes.
-unsafe fn disown(rcu: &impl ReadSide, child: *mut sock) -> bool {
+/// `child` must be a socket that nobody else changes.
+unsafe fn disown(child: *mut sock, listener: &Listener) -> bool {
     // SAFETY: by the contract of this function. A v4-mapped child has operations of its own, which stay.
-    let Ok(listener) = (unsafe { listener_of(child, rcu) }) else {
-        return false;
-    };
-    // SAFETY: as above.
-    unsafe { (*csk(child)).icsk_af_ops = listener.original_ops() };
-    true
+    unsafe {
+        let is_hooked = is_hooked(child, listener);
+        if is_hooked {
+            (*csk(child)).icsk_af_ops = listener.original_ops();
+        }
+        is_hooked
+    }
 }
 
 /// Detaches from a listener that is destroyed.
@@ -208,7 +209,7 @@ pub(crate) unsafe extern "C" fn release(sk: *mut sock) {
     listener.close(&bh.token());
 
     // SAFETY: nobody else changes these; readers find either value (the barrier pairs with that in
-    // `syn_recv_sock()`). A socket that has connected since may have got other operations, which stay.
+    // `listener_of()`). A socket that has connected since may have got other operations, which stay.
     unsafe {
         if ptr::eq((*raw).icsk_af_ops, listener.ops()) {
             ptr::write_volatile(&raw mut (*raw).icsk_af_ops, listener.original_ops());
@@ -220,31 +221,30 @@ pub(crate) unsafe extern "C" fn release(sk: *mut sock) {
     unsafe { defer_drop(listener) };
 }
 
-/// The filtered listener whose operations `sk` has: that of a socket for which the kernel calls one of our `icsk_af_ops`, or whose
-/// copy it is. Where it has the kernel's (again), as the listener was destroyed while the kernel called us, those.
+/// The filtered listener of a socket for which the kernel calls one of our `icsk_af_ops`; or the operations that it has
+/// instead, if it was destroyed while the kernel called us. They may still be ours, in a socket that is not a listener's any
+/// more: callers must not call themselves.
+///
+/// Not by the operations themselves: SMC copies those of its sockets, ours among them.
 ///
 /// # Safety
 ///
-/// `sk` must be a TCP socket that is alive while the guard is held.
+/// `sk` must be the socket that the kernel calls for, and alive while the guard is held.
 #[inline]
 unsafe fn listener_of<'a>(
     sk: *const sock,
-    _rcu: &'a impl ReadSide,
+    rcu: &'a impl ReadSide,
 ) -> Result<ArcBorrow<'a, Listener>, &'a bindings::inet_connection_sock_af_ops> {
-    // SAFETY: the socket is alive. The read is a `READ_ONCE()`, and what is behind the pointer was written before it was published
-    // (`attach()`).
-    let ops = unsafe { ptr::read_volatile(&raw const (*csk(sk.cast_mut())).icsk_af_ops) };
-    // SAFETY: they are constants of the kernel, or part of a listener, which is dropped a grace period after `release()` has taken
-    // them out of the socket.
-    let conn_request_of_it = unsafe { (*ops).conn_request };
-    if conn_request_of_it.is_some_and(|it| ptr::fn_addr_eq(it, conn_request as ConnRequest)) {
-        // SAFETY: this function is only in operations that are part of a listener. It is alive, as above, and came from
-        // `Arc::into_raw()` (`attach()`).
-        Ok(unsafe { ArcBorrow::from_raw(Listener::from_ops(ops)) })
-    } else {
-        // SAFETY: as above.
-        Err(unsafe { &*ops })
-    }
+    // The kernel has read our `icsk_af_ops`; read the data after that. Pairs with the barriers in `attach()`,
+    // `release()`.
+    smp_mb(Read);
+    // SAFETY: the socket is alive, and our operations are only on sockets with our data.
+    unsafe { Listener::of(sk, rcu) }.ok_or_else(|| {
+        // Read the operations after the data: pairs with the barrier in `release()`.
+        smp_mb(Read);
+        // SAFETY: the socket is alive; its operations are valid under RCU.
+        unsafe { &*ptr::read_volatile(&raw const (*csk(sk.cast_mut())).icsk_af_ops) }
+    })
 }
 
 /// Writes a listener's configuration and counters into an answer of inet_diag, inside `INET_DIAG_ULP_INFO`.
@@ -300,10 +300,16 @@ pub(crate) unsafe extern "C" fn setsockopt(
     // SAFETY: the kernel calls our function for this socket, whose file is held.
     match unsafe { original_ops(sk) }.setsockopt {
         // SAFETY: the arguments are passed on. The kernel's operations are constant.
-        Some(original) => unsafe { original(sk, level, optname, optval, optlen) },
-        None => ENOPROTOOPT.to_errno(),
+        Some(original) if !ptr::fn_addr_eq(original, setsockopt as SetSockOpt) => unsafe {
+            original(sk, level, optname, optval, optlen)
+        },
+        _ => ENOPROTOOPT.to_errno(),
     }
 }
+
+/// The type of `icsk_af_ops->setsockopt`.
+type SetSockOpt =
+    unsafe extern "C" fn(*mut sock, c_int, c_int, bindings::sockptr_t, c_uint) -> c_int;
 
 /// # Safety
 ///
@@ -354,10 +360,15 @@ pub(crate) unsafe extern "C" fn getsockopt(
     // SAFETY: the kernel calls our function for this socket, whose file is held.
     match unsafe { original_ops(sk) }.getsockopt {
         // SAFETY: the arguments are passed on. The kernel's operations are constant.
-        Some(original) => unsafe { original(sk, level, optname, optval, optlen) },
-        None => ENOPROTOOPT.to_errno(),
+        Some(original) if !ptr::fn_addr_eq(original, getsockopt as GetSockOpt) => unsafe {
+            original(sk, level, optname, optval, optlen)
+        },
+        _ => ENOPROTOOPT.to_errno(),
     }
 }
+
+/// The type of `icsk_af_ops->getsockopt`.
+type GetSockOpt = unsafe extern "C" fn(*mut sock, c_int, c_int, *mut c_char, *mut c_int) -> c_int;
 
 /// # Safety
 ///
@@ -399,7 +410,8 @@ unsafe fn original_ops(sk: *mut sock) -> &'static bindings::inet_connection_sock
     // SAFETY: by the contract of this function.
     match unsafe { listener_of(sk, &rcu) } {
         Ok(listener) => listener.original_ops(),
-        // SAFETY: the kernel's operations are constant.
+        // SAFETY: a socket whose file is held is not released, so it still is a filtered listener, and this is not
+        // reached; were it, the socket would have the kernel's operations back, which are constant.
         Err(ops) => unsafe { &*ptr::from_ref(ops) },
     }
 }
@@ -426,9 +438,11 @@ pub(crate) unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -
     };
     match ops.conn_request {
         // SAFETY: the arguments are passed on.
-        Some(original) => unsafe { original(sk, skb) },
+        Some(original) if !ptr::fn_addr_eq(original, conn_request as ConnRequest) => unsafe {
+            original(sk, skb)
+        },
         // The SYN is as good as lost.
-        None => -1,
+        _ => -1,
     }
 }
 
@@ -525,11 +539,7 @@ impl Ack {
     ///
     /// `listener` is that of the arguments, which are the kernel's, and are passed on once.
     #[inline]
-    unsafe fn give_to_kernel(
-        self,
-        bh: &BhDisabled<'_>,
-        listener: ArcBorrow<'_, Listener>,
-    ) -> *mut sock {
+    unsafe fn give_to_kernel(self, listener: ArcBorrow<'_, Listener>) -> *mut sock {
         let Some(original) = listener.original_ops().syn_recv_sock else {
             return ptr::null_mut();
         };
@@ -538,23 +548,27 @@ impl Ack {
         if !child.is_null() {
             // A child that was copied while the filter was being attached.
             // SAFETY: a new child is locked.
-            unsafe { disown(bh, child) };
+            unsafe { disown(child, &listener) };
         }
         child
     }
 
-    /// Has the kernel's `ops` make a connection that the socket has again: its listener was destroyed while the kernel called us.
+    /// Has the `ops` make a connection that the socket has now: its listener was destroyed while the kernel called `ours`.
     ///
     /// # Safety
     ///
     /// The arguments are the kernel's, and are passed on once.
     #[inline(always)]
-    unsafe fn give_to_others(self, ops: &bindings::inet_connection_sock_af_ops) -> *mut sock {
+    unsafe fn give_to_others(
+        self,
+        ops: &bindings::inet_connection_sock_af_ops,
+        ours: SynRecvSock,
+    ) -> *mut sock {
         match ops.syn_recv_sock {
+            // SAFETY: by the contract of this function; and it is not ours.
+            Some(original) if !ptr::fn_addr_eq(original, ours) => unsafe { self.give_to(original) },
             // SAFETY: by the contract of this function.
-            Some(original) => unsafe { self.give_to(original) },
-            // SAFETY: by the contract of this function.
-            None => unsafe { self.swallow() },
+            _ => unsafe { self.swallow() },
         }
     }
 
@@ -584,7 +598,7 @@ unsafe fn on_ack<F: Filter>(bh: &BhDisabled<'_>, ack: Ack, request: Request<'_>)
     let listener = match unsafe { listener_of(ack.sk, bh) } {
         Ok(listener) => listener,
         // SAFETY: as told by our caller.
-        Err(ops) => return unsafe { ack.give_to_others(ops) },
+        Err(ops) => return unsafe { ack.give_to_others(ops, syn_recv_sock::<F>) },
     };
     // SAFETY: the kernel has checked the segment for this request.
     let segment = unsafe { Segment::from_raw(ack.skb) };
@@ -646,7 +660,7 @@ unsafe fn on_ack<F: Filter>(bh: &BhDisabled<'_>, ack: Ack, request: Request<'_>)
     };
 
     // SAFETY: as told by our caller.
-    let child = unsafe { ack.give_to_kernel(bh, listener) };
+    let child = unsafe { ack.give_to_kernel(listener) };
     // SAFETY: the kernel's own function wrote it if it made a child.
     if !child.is_null() && unsafe { *ack.own_req } {
         // It is out of the table; another CPU may have begun to park it before, and then it is acked. The barrier pairs with
@@ -681,7 +695,7 @@ unsafe fn on_ack_without_request<F: Filter>(bh: &BhDisabled<'_>, ack: Ack) -> *m
     let listener = match unsafe { listener_of(ack.sk, bh) } {
         Ok(listener) => listener,
         // SAFETY: as told by our caller.
-        Err(ops) => return unsafe { ack.give_to_others(ops) },
+        Err(ops) => return unsafe { ack.give_to_others(ops, syn_recv_sock::<F>) },
     };
     // SAFETY: the kernel has checked the segment, for the request that it has just made.
     let segment = unsafe { Segment::from_raw(ack.skb) };
@@ -697,7 +711,7 @@ unsafe fn on_ack_without_request<F: Filter>(bh: &BhDisabled<'_>, ack: Ack) -> *m
         }
     };
     // SAFETY: as told by our caller.
-    let child = unsafe { ack.give_to_kernel(bh, listener) };
+    let child = unsafe { ack.give_to_kernel(listener) };
     if let (false, Some(cause)) = (child.is_null(), cause) {
         listener.bypassed(bh, cause);
     }

@@ -91,7 +91,7 @@ fn now() -> Nanos {
 struct State {
     /// The parked requests but for those in `fresh`, which were parked later.
     queue: List<Parked>,
-    /// Those whose own timers have not been put off; they fire in half a second, or later.
+    /// Those whose own timers have not been put off, as they do not fire soon, and who came after such a one.
     fresh: List<Parked>,
     stats: Stats,
     terms: Terms,
@@ -334,28 +334,6 @@ impl Listener {
         &self.ops
     }
 
-    /// The same, from which [`Self::from_ops`] finds back.
-    ///
-    /// # Safety
-    ///
-    /// `this` must point to a listener that is alive.
-    pub(crate) unsafe fn ops_of(this: *const Self) -> *const bindings::inet_connection_sock_af_ops {
-        // SAFETY: by the contract of this function.
-        unsafe { &raw const (*this).ops }
-    }
-
-    /// The listener that these are part of.
-    ///
-    /// # Safety
-    ///
-    /// `ops` must have come from [`Self::ops_of`], of a listener that is still alive.
-    pub(crate) unsafe fn from_ops(
-        ops: *const bindings::inet_connection_sock_af_ops,
-    ) -> *const Self {
-        // SAFETY: by the contract of this function.
-        unsafe { kernel::container_of!(ops, Self, ops) }
-    }
-
     /// The kernel's `icsk->icsk_af_ops`.
     pub(crate) fn original_ops(&self) -> &'static bindings::inet_connection_sock_af_ops {
         self.original_ops
@@ -371,8 +349,16 @@ impl Listener {
         sock: *const bindings::sock,
         _rcu: &'a impl ReadSide,
     ) -> Option<ArcBorrow<'a, Self>> {
-        // SAFETY: the socket is alive, and we are in a read-side critical section.
-        let listener = NonNull::new(unsafe { bindings::accf_ulp_data_rcu(sock) })?;
+        // `rcu_dereference()`, which a kernel that checks such things is to see.
+        let data = if cfg!(CONFIG_PROVE_RCU) {
+            // SAFETY: the socket is alive, and we are in a read-side critical section.
+            unsafe { bindings::accf_ulp_data_rcu(sock) }
+        } else {
+            let csk = sock.cast::<bindings::inet_connection_sock>();
+            // SAFETY: the socket is alive. What is read through the pointer depends on it.
+            unsafe { ptr::read_volatile(&raw const (*csk).icsk_ulp_data) }
+        };
+        let listener = NonNull::new(data)?;
         // SAFETY: it came from `Arc::into_raw()`, and that reference is dropped a grace period after it was
         // unpublished (`hooks::release()`).
         Some(unsafe { ArcBorrow::from_raw(listener.as_ptr().cast::<Self>()) })
@@ -517,20 +503,21 @@ impl Listener {
         let admission = policy::on_park(&state.terms, state.waiting(), namespace_full, || {
             self.accept_queue_is_full()
         });
-        // Most clients send soon, and their requests' own timers need not be touched.
-        let is_fresh = policy::may_own_timer_run(
-            request.timeouts(),
-            request.max_timeouts(),
-            request.timer_left(),
-        );
-        let facts = if is_fresh { facts.fresh() } else { facts };
+        // Most clients send soon, and their requests' own timers need not be touched. The handler counts before it sets the timer, so
+        // ask in the other order.
+        let left = request.timer_left();
+        let timer_may_run =
+            policy::may_own_timer_run(request.timeouts(), request.max_timeouts(), left);
+        // Who comes after a fresh one must stay behind it.
+        let is_fresh = timer_may_run || !state.fresh.is_empty();
+        let facts = facts.begin(is_fresh, timer_may_run);
         let parked = match admission {
             Admission::Refuse(cause) => Err(cause),
             Admission::Park | Admission::ParkAndEvict => state.take_parked(facts),
         };
         // The last thing that may fail, and the first that changes more than the mark.
         let parked = match parked {
-            Ok(parked) if is_fresh || request.put_timer_off() => parked,
+            Ok(parked) if timer_may_run || request.put_timer_off() => parked,
             refused => {
                 // SAFETY: as above.
                 unsafe { bindings::accf_netns_uncharge(self.netns.as_ptr()) };
@@ -544,10 +531,11 @@ impl Listener {
             }
         };
         // Its own timer is far enough away for nobody else to count its timeouts meanwhile.
-        if !is_fresh {
-            parked.set_young(request.timeouts() == 0);
+        let is_young = timer_may_run || request.timeouts() == 0;
+        if !timer_may_run {
+            parked.set_young(is_young);
         }
-        if is_fresh || request.timeouts() == 0 {
+        if is_young {
             // SAFETY: as above.
             unsafe { bindings::accf_young_add(sock, -1) };
         }

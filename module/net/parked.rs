@@ -60,10 +60,12 @@ impl Facts {
         }
     }
 
-    /// Of a request that is fresh, and thus young.
+    /// Of a request that goes into this list or that, and is young or becomes it later.
     #[inline]
-    pub(crate) fn fresh(mut self) -> Self {
-        *self.state.get_mut() |= Standing::FRESH | Standing::YOUNG;
+    pub(crate) fn begin(mut self, is_fresh: bool, is_young: bool) -> Self {
+        let fresh = if is_fresh { Standing::FRESH } else { 0 };
+        let young = if is_young { Standing::YOUNG } else { 0 };
+        *self.state.get_mut() |= fresh | young;
         self
     }
 }
@@ -109,7 +111,7 @@ impl Standing {
         self.has(Self::YOUNG)
     }
 
-    /// Does the request's own timer still run? Tells which of the home's lists it is in.
+    /// Is it in the list of those whose own timers may still run?
     pub(crate) fn is_fresh(self) -> bool {
         self.has(Self::FRESH)
     }
@@ -223,7 +225,7 @@ impl Parked {
         before
     }
 
-    /// The request's own timer has been put off, and it is in the other list.
+    /// The request's own timer has been put off, and it goes into the other list.
     pub(crate) fn set_stale(&self) {
         self.set(Standing::FRESH, false);
     }

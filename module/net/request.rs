@@ -278,10 +278,10 @@ impl<'a> Request<'a> {
     /// # Safety
     ///
     /// The caller has taken the request out of the table to make a connection of it (`own_req`), which exists: so nobody
-    /// else looks at what is written.
+    /// else looks at what is written, but `tcp_synack_rtt_meas()` of one that came second and has made a connection in vain.
     #[inline]
     pub(crate) unsafe fn set_round_trip(&self, round_trip: RoundTrip, waited: Nanos, now: Nanos) {
-        // SAFETY: alive by the type invariants; nobody else looks, by the contract of this function.
+        // SAFETY: alive by the type invariants; nobody else writes, by the contract of this function.
         unsafe {
             match round_trip {
                 RoundTrip::SinceSynAck => {
@@ -290,6 +290,8 @@ impl<'a> Request<'a> {
                     if *sent != 0 {
                         *sent += waited.micros();
                     }
+                    // Should its timer's handler have sent another one while it was being parked.
+                    (*self.as_ptr()).num_retrans = 0;
                 }
                 RoundTrip::Micros(rtt_us) => {
                     bindings::accf_set_synack_rtt_us(self.as_ptr(), rtt_us, now.micros());

@@ -123,8 +123,12 @@ impl PinnedDrop for Registration {
         }
         // A request that was dying when its listener closed may only now be in our destructor, and inet_diag in our
         // `get_info`, and that in process context, where nothing but RCU tasks sees them; and listeners may wait for their
-        // drop.
+        // drop. On PREEMPT_RT, RCU tasks takes a task that waits for a lock for one that has left; but whoever does is an RCU reader,
+        // from shortly after it has come until shortly before it leaves.
         // SAFETY: may sleep here.
+        unsafe { bindings::accf_synchronize_rcu_tasks() };
+        rcu::synchronize_rcu();
+        // SAFETY: as above.
         unsafe { bindings::accf_synchronize_rcu_tasks() };
         rcu::rcu_barrier();
     }
