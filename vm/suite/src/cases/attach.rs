@@ -5,7 +5,7 @@
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 
-use accf_kit::endpoint::{bound, connect, connect_here, Family, Listen};
+use accf_kit::endpoint::{bound, connect, connect_here, set_tcp_option, Family, Listen};
 use accf_kit::netns::Netns;
 use accf_kit::ulp::{self, DATAREADY};
 use anyhow::{bail, ensure, Context as _, Result};
@@ -44,6 +44,7 @@ pub(crate) fn cases() -> Vec<Case> {
             mptcp(context, Domain::IPV6)
         }),
         Case::new(DEFAULT, "attach.smc", smc),
+        Case::new(DEFAULT, "attach.smc_fallen_back", smc_fallen_back),
         Case::new(DEFAULT, "attach.listed_in_sysctl", listed),
         Case::new(DEFAULT, "attach.shown_by_ss", shown_by_ss),
     ]);
@@ -248,18 +249,42 @@ fn mptcp(context: &Context, domain: Domain) -> Result<()> {
     })
 }
 
-fn smc(context: &Context) -> Result<()> {
+/// A socket of SMC, unless the kernel has none.
+fn smc_socket() -> Result<Option<Socket>> {
     const AF_SMC: i32 = 43;
+    match Socket::new(Domain::from(AF_SMC), Type::STREAM, None) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(error) if error.raw_os_error().map(Errno::from_raw) == Some(Errno::EAFNOSUPPORT) => {
+            Ok(None)
+        }
+        Err(error) => Err(error).context("SMC socket"),
+    }
+}
+
+/// Even one that is TCP by now: SMC still has a hand in it.
+fn smc_fallen_back(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
     ns.run(|| {
-        let socket = match Socket::new(Domain::from(AF_SMC), Type::STREAM, None) {
-            Ok(socket) => socket,
-            Err(error)
-                if error.raw_os_error().map(Errno::from_raw) == Some(Errno::EAFNOSUPPORT) =>
-            {
-                return context.lacks("SMC")
-            }
-            Err(error) => return Err(error).context("SMC socket"),
+        let Some(socket) = smc_socket()? else {
+            return context.lacks("SMC");
+        };
+        // What SMC cannot do (smc_setsockopt()).
+        const TCP_FASTOPEN: i32 = 23;
+        set_tcp_option(&socket, TCP_FASTOPEN, 16).context("TCP_FASTOPEN")?;
+        expect_eq!(
+            errno_of_attaching(&socket, DATAREADY)?,
+            Some(Errno::EOPNOTSUPP),
+            "attaching to a socket of SMC that has fallen back to TCP"
+        );
+        Ok(())
+    })
+}
+
+fn smc(context: &Context) -> Result<()> {
+    let ns = Netns::new()?;
+    ns.run(|| {
+        let Some(socket) = smc_socket()? else {
+            return context.lacks("SMC");
         };
         let address: std::net::SocketAddr = ([127, 0, 0, 1], 0).into();
         socket.bind(&address.into())?;

@@ -46,6 +46,7 @@ pub(crate) fn cases() -> Vec<Case> {
             after_odd_segments,
         ),
         each_family(TWO_SECONDS, "deadline.of_a_late_bare_ack", late_ack),
+        each_family(TWO_SECONDS, "deadline.near_before_slow", near_before_slow),
         ktls::cases_at_the_deadline(),
     ]
     .into_iter()
@@ -449,6 +450,32 @@ fn late_ack(context: &Context, family: Family) -> Result<()> {
         expect_eq!(trace.resets(), 0, "resets");
         Ok(())
     })
+}
+
+/// A client whose SYN-ACK had to be sent again does not overtake one that was parked just before, and whose request's own timer
+/// has not fired yet.
+fn near_before_slow(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let mut slow = scene.client();
+    slow.half_open(context.patience())?;
+    slow.receive_until(context.patience(), Segment::is_syn_ack)?
+        .context("the SYN-ACK was not sent again")?;
+    let mut near = scene.client();
+    near.open(context.patience())?;
+    slow.ack()?;
+    for (client, name) in [(&mut near, "near"), (&mut slow, "slow")] {
+        let ack = bare_ack(&scene.capture, context, client.local.port())?;
+        let accepted = scene.accept(context)?;
+        expect_eq!(
+            accepted.peer.port(),
+            client.local.port(),
+            "the port of the {name} client, whose turn it is"
+        );
+        context.on_time(ack.at, &accepted, DEADLINE)?;
+        client.data(REQUEST)?;
+        serve(&accepted)?;
+    }
+    Ok(())
 }
 
 /// Without a parameter a silent client is held for a minute, and then accepted like any other.
