@@ -9,13 +9,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{bail, Context as _, Result};
 
 use crate::case::{Context, Kernel};
 use crate::runner::PROGRESS;
 
 /// How often a long run tells how far it is.
 const TELL: Duration = Duration::from_secs(10);
+
+/// How many times as long as it should a run may take to feed some of everything.
+const MOST: u32 = 6;
 
 /// What was fed to the kernel: how many of what.
 #[derive(Clone, Debug, Default)]
@@ -35,7 +38,7 @@ impl Fed {
     }
 
     /// How many of `what`.
-    pub(crate) fn count(&self, what: &str) -> u64 {
+    fn count(&self, what: &str) -> u64 {
         self.counts.get(what).copied().unwrap_or_default()
     }
 }
@@ -51,13 +54,14 @@ impl fmt::Display for Fed {
     }
 }
 
-/// Runs rounds until the time is over, at least one; returns what they fed to the kernel.
+/// Runs rounds until the time is over, at least one, and notes what they fed to the kernel.
 ///
-/// `limit` is the time if the run does not say one.
+/// It must be some of each that is `needed`: a machine so slow that nothing of it was fed in time is given more.
 pub(crate) fn rounds(
     context: &Context,
+    needed: &[&'static str],
     mut round: impl FnMut(&mut fastrand::Rng, &mut Fed) -> Result<()>,
-) -> Result<Fed> {
+) -> Result<()> {
     let time = context.fuzz_time.unwrap_or(match context.kernel {
         Kernel::Stock => Duration::from_secs(5),
         Kernel::Dev => Duration::from_secs(8),
@@ -76,8 +80,14 @@ pub(crate) fn rounds(
             )
         })?;
         nth += 1;
-        if start.elapsed() >= time {
+        let lacking = needed.iter().find(|what| fed.count(what) == 0);
+        // Only one round was asked for, to see it again.
+        let is_over = time.is_zero() || (start.elapsed() >= time && lacking.is_none());
+        if is_over {
             break;
+        }
+        if let (true, Some(what)) = (start.elapsed() >= time * MOST, lacking) {
+            bail!("in {nth} rounds, nothing was fed of: {what} ({fed})");
         }
         if context.fuzz_time.is_some() && told.elapsed() >= TELL {
             told = Instant::now();
@@ -91,7 +101,7 @@ pub(crate) fn rounds(
         "fed, in {nth} rounds and {:.1} s: {fed}",
         start.elapsed().as_secs_f64()
     ));
-    Ok(fed)
+    Ok(())
 }
 
 /// A number that is somehow special, or any.

@@ -68,6 +68,7 @@ const DEV_WITHOUT: &[&str] = &[
     "control.*.mapped",
     "defer.*.mapped",
     "evict.*.mapped",
+    "fuzz.*.mapped",
     "migrate.*.mapped",
     "mixture.*.mapped",
     "odd.*.mapped",

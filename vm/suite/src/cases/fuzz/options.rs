@@ -161,13 +161,10 @@ fn options(context: &Context, family: Family, privileged: bool) -> Result<()> {
     let mut memory = Memory::new()?;
     let peer = bound(family, 0, false)?;
     peer.listen(64)?;
-    let fed = fuzz::rounds(context, |rng, fed| {
+    let needed = ["set", "set and taken", "get", "attach", "defer"];
+    fuzz::rounds(context, &needed, |rng, fed| {
         round(rng, fed, &mut memory, &peer, family, privileged)
-    })?;
-    for what in ["set", "set and taken", "get", "attach", "defer"] {
-        ensure!(fed.count(what) > 0, "nothing was fed of: {what}");
-    }
-    Ok(())
+    })
 }
 
 /// One socket's life.

@@ -39,6 +39,9 @@ const STEPS: usize = 14;
 /// A handshake that took no longer than this was done before the SYN-ACK's first retransmission.
 const IN_TIME: Duration = Duration::from_millis(700);
 
+/// What is to be seen at all.
+const SURE: &str = "parked for sure";
+
 /// The settings of a round.
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -187,19 +190,21 @@ fn segments(context: &Context, family: Family) -> Result<()> {
         syns: 0,
         sure: 0,
     };
-    let fed = thread::scope(|scope| {
+    thread::scope(|scope| {
         let serving = scope.spawn(|| server.serve());
-        let fed = fuzz::rounds(context, |rng, fed| stage.round(rng, fed, &server));
+        let needed = [
+            "segments",
+            "segments to the parked",
+            "well-behaved clients",
+            SURE,
+        ];
+        let fed = fuzz::rounds(context, &needed, |rng, fed| stage.round(rng, fed, &server));
         server.over.store(true, Ordering::Relaxed);
         serving
             .join()
             .map_err(|_| anyhow!("the server panicked"))??;
         fed
     })?;
-    for what in ["segments", "segments to the parked", "well-behaved clients"] {
-        ensure!(fed.count(what) > 0, "nothing was fed of: {what}");
-    }
-    ensure!(stage.sure > 0, "nobody was parked for sure");
     context.note(describe(&stats(&stage.listener)?));
     Ok(())
 }
@@ -246,6 +251,7 @@ impl Stage<'_> {
         place: &Place,
         pokers: &mut [Poker],
     ) -> Result<()> {
+        let sure_before = self.sure;
         for step in 0..STEPS {
             for poker in pokers.iter_mut() {
                 if poker.is_honest() {
@@ -255,7 +261,15 @@ impl Stage<'_> {
                 }
             }
             self.hear(pokers, Duration::ZERO)?;
+            // Some do not wait with their ACK, however slow this machine is.
+            for poker in pokers.iter_mut() {
+                if poker.clean && poker.phase == Phase::HalfOpen && !poker.is_honest() && rng.bool()
+                {
+                    self.ack(poker, place)?;
+                }
+            }
         }
+        fed.many(SURE, self.sure - sure_before);
         // Whoever behaved well is served now, if not before.
         let must_be_served = |poker: &Poker| {
             let is_eager = poker.speaks.is_some_and(|step| step % 4 == 0);
