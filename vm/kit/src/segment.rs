@@ -428,6 +428,33 @@ mod tests {
         assert_eq!(syn_ack.to_string(), "S.");
     }
 
+    proptest::proptest! {
+        /// Whatever bytes come, reading them ends, and what was read can be built and read again.
+        #[test]
+        fn any_bytes_may_come(
+            v6 in proptest::bool::ANY,
+            cut in 0_usize..120,
+            changes in proptest::collection::vec((0_usize..100, proptest::num::u8::ANY), 0..8),
+        ) {
+            let segment = if v6 {
+                full("[2001:db8::1]:1000", "[2001:db8::2]:80")
+            } else {
+                full("192.0.2.1:1000", "192.0.2.2:80")
+            };
+            let mut packet = segment.build().unwrap();
+            for (at, byte) in changes {
+                if let Some(to) = packet.get_mut(at) {
+                    *to = byte;
+                }
+            }
+            packet.truncate(packet.len().saturating_sub(cut));
+            if let Some(read) = Segment::parse(&packet) {
+                let again = Segment::parse(&read.build().unwrap());
+                proptest::prop_assert_eq!(again, Some(read));
+            }
+        }
+    }
+
     #[test]
     fn other_traffic_is_not_tcp() {
         assert_eq!(Segment::parse(&[]), None);
