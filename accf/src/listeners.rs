@@ -413,4 +413,31 @@ mod tests {
         }
         assert!(read(&answer[..10]).is_err());
     }
+
+    proptest::proptest! {
+        /// Whatever the kernel answers, reading it ends, in a result or an error.
+        #[test]
+        fn any_answer_may_come(
+            v6 in proptest::bool::ANY,
+            cut in 0_usize..200,
+            changes in proptest::collection::vec((0_usize..1100, proptest::num::u8::ANY), 0..8),
+        ) {
+            let id = if v6 {
+                SocketId::new_v6()
+            } else {
+                SocketId::new_v4()
+            };
+            let mut answer = described(id.clone(), Some(details()));
+            answer.extend(described(id, Some(details())));
+            for (at, byte) in changes {
+                if let Some(to) = answer.get_mut(at) {
+                    *to = byte;
+                }
+            }
+            answer.truncate(answer.len() - cut);
+            if let Ok((_, found)) = read(&answer) {
+                proptest::prop_assert!(found.len() <= 2);
+            }
+        }
+    }
 }
