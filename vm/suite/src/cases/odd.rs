@@ -18,7 +18,7 @@ use super::plain::unanswered;
 use super::DEFAULT;
 use crate::case::{each_family, expect_eq, Case, Context};
 use crate::count::{counted, counts};
-use crate::scene::{serve, RawScene, REQUEST};
+use crate::scene::{rest, serve, RawScene, REQUEST};
 
 pub(crate) fn cases() -> Vec<Case> {
     [
@@ -37,6 +37,8 @@ pub(crate) fn cases() -> Vec<Case> {
         each_family(DEFAULT, "odd.retransmitted_syn", retransmitted_syn),
         each_family(DEFAULT, "odd.wrong_ack_number", wrong_ack),
         each_family(DEFAULT, "odd.second_segment_first", second_segment_first),
+        each_family(DEFAULT, "odd.end_before_the_data", end_first),
+        each_family(DEFAULT, "odd.beyond_the_window", beyond_the_window),
         each_family(DEFAULT, "odd.old_timestamp", old_timestamp),
         each_family(DEFAULT, "odd.inexact_reset", inexact_rst),
         each_family(DEFAULT, "odd.stray_segments", stray),
@@ -220,6 +222,57 @@ fn second_segment_first(context: &Context, family: Family) -> Result<()> {
         "what the response acknowledges"
     );
     Ok(())
+}
+
+/// The end of the stream overtakes the request: released by it, but the request comes first.
+fn end_first(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.parked(context)?;
+    let request = client.segment(Flags::PSH_ACK, REQUEST);
+    let mut fin = client.segment(Flags::FIN_ACK, b"");
+    fin.seq = request.end_seq();
+    client.send(&fin)?;
+    let mut accepted = scene.accept(context)?;
+    expect_eq!(
+        wait::readable(&accepted.stream, Duration::from_millis(200))?,
+        false,
+        "whether there is anything to read before the request has come"
+    );
+    client.send(&request)?;
+    client.snd_nxt = fin.end_seq();
+    serve(&accepted)?;
+    expect_eq!(
+        rest(&mut accepted.stream)?.len(),
+        0,
+        "bytes behind the request"
+    );
+    let answer = client
+        .receive_until(context.patience(), Segment::has_data)?
+        .context("no response")?;
+    expect_eq!(
+        answer.segment.ack,
+        client.snd_nxt,
+        "what the response acknowledges"
+    );
+    // A gap before it: something is still to come.
+    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+}
+
+/// Data and an end beyond the window are not for this connection: acknowledged as such, and neither data nor the end.
+fn beyond_the_window(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.parked(context)?;
+    for (flags, payload) in [(Flags::PSH_ACK, &b"too far"[..]), (Flags::FIN_ACK, b"")] {
+        let mut far = client.segment(flags, payload);
+        far.seq = client.snd_nxt.wrapping_add(1_000_000);
+        client.send(&far)?;
+        let what = format!("[{flags}] beyond the window");
+        let reply = answer(context, &mut client, &what)?;
+        expect_eq!(reply.flags, Flags::ACK, "flags of the answer to {what}");
+        expect_eq!(reply.ack, client.snd_nxt, "what is acknowledged to {what}");
+        counts(context, &scene.listener, counted!(parked: 1))?;
+    }
+    still_parked(context, &scene, &mut client)
 }
 
 /// Data with a timestamp older than the bare ACK's is from the past: acknowledged as such, and not data.
