@@ -10,6 +10,7 @@ use etherparse::{
     ip_number, Ipv4Header, Ipv6Header, LaxNetSlice, LaxSlicedPacket, TcpHeader, TcpOptionElement,
     TransportSlice,
 };
+use md5::{Digest, Md5};
 
 /// The control bits of a segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -201,6 +202,11 @@ impl Segment {
 
     /// Builds the packet, from the IP header on, with all its checksums.
     pub fn build(&self) -> Result<Vec<u8>> {
+        self.build_signed(None)
+    }
+
+    /// The same, signed with a key by TCP-MD5 (RFC 2385), if there is one.
+    pub fn build_signed(&self, key: Option<&[u8]>) -> Result<Vec<u8>> {
         let mut tcp = TcpHeader::new(
             self.source.port(),
             self.destination.port(),
@@ -216,6 +222,9 @@ impl Segment {
         tcp.urg = self.flags.urg;
         tcp.urgent_pointer = self.urgent;
         tcp.set_options(&self.options())?;
+        if let Some(key) = key {
+            self.sign(&mut tcp, key)?;
+        }
         let mut packet = Vec::new();
         match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -248,6 +257,38 @@ impl Segment {
         tcp.write(&mut packet).context("TCP header")?;
         packet.extend_from_slice(&self.payload);
         Ok(packet)
+    }
+
+    /// Puts the signature before the other options: behind them is the end of the list.
+    fn sign(&self, tcp: &mut TcpHeader, key: &[u8]) -> Result<()> {
+        const OPTION: [u8; 4] = [1, 1, 19, 18];
+        const BARE_HEADER: usize = 20;
+        let others = tcp.options.as_slice().to_vec();
+        let with = |signature: &[u8]| [&OPTION, signature, &others].concat();
+        tcp.set_options_raw(&with(&[0; 16]))?;
+        let length = tcp.header_len() + self.payload.len();
+        let mut md5 = Md5::new();
+        match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                md5.update(source.octets());
+                md5.update(destination.octets());
+                md5.update([0, ip_number::TCP.0]);
+                md5.update(u16::try_from(length)?.to_be_bytes());
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                md5.update(source.octets());
+                md5.update(destination.octets());
+                md5.update(u32::try_from(length)?.to_be_bytes());
+                md5.update(u32::from(ip_number::TCP.0).to_be_bytes());
+            }
+            (source, destination) => bail!("no packet goes from {source} to {destination}"),
+        }
+        // The checksum is not there yet, as it should be.
+        md5.update(tcp.to_bytes().get(..BARE_HEADER).unwrap_or_default());
+        md5.update(&self.payload);
+        md5.update(key);
+        tcp.set_options_raw(&with(&md5.finalize()))?;
+        Ok(())
     }
 
     fn options(&self) -> Vec<TcpOptionElement> {

@@ -36,6 +36,7 @@ pub(crate) fn cases() -> Vec<Case> {
         each_family(DEFAULT, "bypass.signed_ao", |context, family| {
             signed(context, family, "TCP-AO", AO)
         }),
+        each_family(DEFAULT, "bypass.signed_md5_of_a_raw_client", raw_signed),
         each_family(
             DEFAULT,
             "bypass.signed_for_somebody_else",
@@ -308,6 +309,72 @@ fn signed(context: &Context, family: Family, what: &str, sign: Sign) -> Result<(
 
 fn count_signed(nth: u64) -> Stats {
     counted!(bypass_signed: nth)
+}
+
+/// The same segment by segment: what is not signed, or not with the key, is not heard; and what is, is not parked.
+fn raw_signed(context: &Context, family: Family) -> Result<()> {
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let mut client = scene.client();
+    let as_seen_by_the_server = match (family, client.local.ip()) {
+        (Family::Mapped, IpAddr::V4(ip)) => ip.to_ipv6_mapped().into(),
+        (_, ip) => ip,
+    };
+    if let Err(error) = MD5(scene.listener.socket(), as_seen_by_the_server, KEY) {
+        return match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOPROTOOPT) => context.lacks("TCP-MD5"),
+            _ => bail!("TCP-MD5: {error}"),
+        };
+    }
+    let send = |segment: &Segment, key: Option<&[u8]>| {
+        let packet = segment.build_signed(key)?;
+        scene.host.inject(&packet)
+    };
+    const WRONG: &[u8] = b"nobody knows this";
+    const SILENCE: Duration = Duration::from_millis(200);
+
+    let syn = client.segment(Flags::SYN, b"");
+    for key in [None, Some(WRONG)] {
+        send(&syn, key)?;
+        let answer = client.receive(SILENCE)?;
+        let answer = answer.map(|received| received.segment.to_string());
+        expect_eq!(answer, None, "an answer to a SYN signed with {key:?}");
+    }
+    send(&syn, Some(KEY))?;
+    client.snd_nxt = syn.end_seq();
+    client
+        .receive_until(context.patience(), Segment::is_syn_ack)?
+        .context("no SYN-ACK")?;
+
+    let ack = client.segment(Flags::ACK, b"");
+    for key in [None, Some(WRONG)] {
+        send(&ack, key)?;
+        scene.accept_nothing(SILENCE, "nobody has signed the ACK")?;
+        counts(context, &scene.listener, counted!(half_open: 1))?;
+    }
+    let sent = send(&ack, Some(KEY))?;
+    let accepted = scene.accept(context)?;
+    context.at_once(sent, accepted.at, "from the bare ACK to accept()")?;
+    counts(context, &scene.listener, count_signed(1))?;
+
+    let request = client.segment(Flags::PSH_ACK, REQUEST);
+    send(&request, Some(WRONG))?;
+    expect_eq!(
+        wait::readable(&accepted.stream, SILENCE)?,
+        false,
+        "whether the server reads what is signed with another key"
+    );
+    send(&request, Some(KEY))?;
+    serve(&accepted)?;
+    let answer = client
+        .receive_until(context.patience(), Segment::has_data)?
+        .context("no response")?;
+    expect_eq!(answer.segment.payload, RESPONSE, "the response");
+    expect_eq!(
+        answer.segment.ack,
+        request.end_seq(),
+        "what the response acknowledges"
+    );
+    Ok(())
 }
 
 /// A listener that checks somebody's signatures parks nobody.
