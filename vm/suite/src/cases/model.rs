@@ -68,7 +68,7 @@ fn pace(kernel: Kernel) -> (Pace, usize) {
                 guard: 60,
                 timers_late: 150,
             },
-            8,
+            16,
         ),
     }
 }

@@ -38,7 +38,7 @@ fn multitude(kernel: Kernel, family: Family) -> u32 {
     match (kernel, family) {
         (Kernel::Stock, Family::V4) => 200_000,
         (Kernel::Stock, _) => 50_000,
-        (Kernel::Dev, _) => 5_000,
+        (Kernel::Dev, _) => 2_000,
     }
 }
 
