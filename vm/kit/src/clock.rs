@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::sched::{sched_setaffinity, CpuSet};
+use nix::unistd::Pid;
+
 /// A point in time on the clock the kernel stamps packets with (`CLOCK_REALTIME`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp(Duration);
@@ -106,6 +109,22 @@ impl Pulse {
             beats.next_due = next();
         });
         pulse
+    }
+
+    /// One for each processor, which may stand still alone.
+    pub fn of_each_processor() -> Vec<Self> {
+        let count = thread::available_parallelism().map_or(1, usize::from);
+        let pinned = |processor: usize| {
+            // A thread runs where the one that started it may run; if that is not known, anywhere.
+            let start = move || {
+                let mut set = CpuSet::new();
+                let pinned = set.set(processor);
+                let _ = pinned.and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+                Self::start()
+            };
+            thread::spawn(start).join().ok()
+        };
+        (0..count).filter_map(pinned).collect()
     }
 
     /// The most that a program which was due between two points in time was late.

@@ -19,6 +19,10 @@ const SYN_ACK_TIMEOUT: Millis = 1000;
 /// (`net.ipv4.tcp_invalid_ratelimit`).
 const ANSWERS_APART: Millis = 500;
 
+/// By so much it may be earlier or later: the kernel counts its clock's ticks, which stand still while a busy machine does,
+/// and are made up for.
+const TICKS_LATE: Millis = 300;
+
 /// What becomes of a client that is silent until its deadline, or that makes room for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnTimeout {
@@ -357,6 +361,7 @@ impl Server {
             return None;
         }
         let again = client.answered?.after(ANSWERS_APART);
+        let guard = guard + TICKS_LATE;
         again
             .is_unclear(self.now, guard)
             .then_some(again.to + guard)

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use accf_kit::clock::Stamp;
+use accf_kit::clock::{Pulse, Stamp};
 use accf_kit::control::{self, settings, Config, OnTimeout, Stats};
 use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::netns::Netns;
@@ -54,6 +54,7 @@ pub(crate) struct Done {
 /// Where histories are played.
 pub(crate) struct Theatre<'a> {
     context: &'a Context,
+    pulses: Vec<Pulse>,
     swarm: Swarm,
     family: Family,
     pace: Pace,
@@ -71,6 +72,7 @@ impl<'a> Theatre<'a> {
     ) -> Result<Self> {
         Ok(Self {
             context,
+            pulses: Pulse::of_each_processor(),
             swarm: Swarm::new(ns, family, 1)?,
             family,
             pace,
@@ -171,12 +173,17 @@ impl<'a> Theatre<'a> {
     ) -> Result<bool> {
         let guard = Duration::from_millis(self.pace.guard);
         let (begun, at) = (Instant::now(), Stamp::now());
-        let (from, until) = (at.before(guard * 2), Stamp::from_epoch(at.epoch() + guard));
+        // What is not as it should be may have gone wrong since all was well.
+        let (from, until) = (
+            stages[nth].seen.before(guard * 2),
+            Stamp::from_epoch(at.epoch() + guard),
+        );
         loop {
             let waited = begun.elapsed();
             self.hear(stages)?;
             let stage = &mut stages[nth];
             let Some(difference) = stage.difference(expected)? else {
+                stage.seen = Stamp::now();
                 stage.connected.clone_from(&expected.connected);
                 stage.half_open.clone_from(&expected.half_open);
                 if let Some(counts) = expected.counts {
@@ -196,7 +203,7 @@ impl<'a> Theatre<'a> {
                 stage.outcome = Some(Outcome::Late);
                 return Ok(false);
             }
-            let late = self.context.late(from, until);
+            let late = self.late(from, until);
             if waited > guard + late {
                 if late > guard {
                     // Its clock tick, too, by which the kernel decides whether to answer again.
@@ -214,6 +221,14 @@ impl<'a> Theatre<'a> {
             }
             sleep(Duration::from_millis(1));
         }
+    }
+
+    /// The most that any of the processors was late.
+    fn late(&self, from: Stamp, until: Stamp) -> Duration {
+        let late = self.pulses.iter().map(|pulse| pulse.worst(from, until));
+        late.max()
+            .unwrap_or_default()
+            .max(self.context.late(from, until))
     }
 
     /// Takes all segments off the wire that are there.
@@ -269,6 +284,8 @@ struct Stage {
     /// What was done, line by line.
     told: Vec<String>,
     done: Done,
+    /// When all was as predicted, the last time.
+    seen: Stamp,
     outcome: Option<Outcome>,
 }
 
@@ -310,6 +327,7 @@ impl Stage {
             odd: Vec::new(),
             told: Vec::new(),
             done: Done::default(),
+            seen: Stamp::now(),
             outcome: None,
         })
     }
