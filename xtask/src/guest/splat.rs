@@ -66,6 +66,8 @@ pub(super) const OURS: &[&str] = &["accf", "accf_kunit"];
 const NOTICES: &[&str] = &[
     "loading out-of-tree module taints kernel",
     "module verification failed: signature and/or required key missing",
+    // The kernel's command line, which is ours.
+    "kunit.filter_glob=",
     // What we, and the kernel, say of a parameter that makes no sense: a test gives some.
     "is none of 0 (accept), 1 (reset), 2 (drop)",
     "a filter must be able to hold at least one connection back",
@@ -216,6 +218,7 @@ mod tests {
 
     /// Lines of real logs that must not count.
     const FINE: &[&str] = &[
+        "[    0.000000] Kernel command line: panic=-1 oops=panic kunit.filter_glob=accf*",
         "[    0.000000] Linux version 7.3.4+deb13-cloud-amd64",
         "[    0.000000] Debugging: BUGS are not expected",
         "[    8.1] accf: loading out-of-tree module taints kernel.",
