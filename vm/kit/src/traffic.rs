@@ -177,6 +177,8 @@ pub struct Target {
     pub evicts: bool,
     /// Whether anything may take longer than it should, or fail at first: segments get lost, or memory is short.
     pub lossy: bool,
+    /// Whether memory is short: a FIN for which there is none is never sent (`tcp_send_fin()`), by the client or the server.
+    pub short: bool,
 }
 
 impl Target {
@@ -187,9 +189,10 @@ impl Target {
 
     /// Whether a client's fate agrees with what it did: `late` is one that spoke when its deadline may have been over.
     pub fn allows(&self, habit: Habit, late: bool, fate: Fate) -> bool {
+        let may_wait_for_a_fin = self.short && matches!(habit, Habit::Leaver) && fate == Fate::Lost;
         let Some(on_timeout) = self.on_timeout else {
             // Whatever the listener does, somebody tells every client how it ends.
-            return fate != Fate::Lost;
+            return fate != Fate::Lost || may_wait_for_a_fin;
         };
         let may_be_turned_away =
             on_timeout != OnTimeout::Accept && (late || self.evicts || self.lossy);
@@ -202,7 +205,10 @@ impl Target {
         };
         // Where something stood in its way, a connection may not have been held back at all.
         let may_be_let_in = self.lossy && habit == Habit::Silent && fate == Fate::Answered;
-        fate == expected || (fate == Fate::Reset && may_be_turned_away) || may_be_let_in
+        fate == expected
+            || (fate == Fate::Reset && may_be_turned_away)
+            || may_be_let_in
+            || may_wait_for_a_fin
     }
 }
 
@@ -799,6 +805,7 @@ mod tests {
             on_timeout,
             evicts: false,
             lossy: false,
+            short: false,
         }
     }
 

@@ -82,7 +82,7 @@ fn meet(context: &Context, trouble: Trouble) -> Result<Vec<Stats>> {
         Kernel::Dev => (150, Duration::from_millis(4000)),
     };
     context.note(format!("seed {}", context.seed));
-    let lifetime = context.patience() * 8;
+    let lifetime = context.patience() * 3;
     let mut meeting = Meeting::new(trouble, deadline, lifetime, context.rng())?;
     meeting.run(AT_ONCE, Duration::from_millis(2), |crowd| {
         crowd.begun().values().sum::<u64>() >= clients
