@@ -26,7 +26,7 @@ const GUEST_TIMEOUT: Duration = Duration::from_secs(2400);
 const KCSAN_WATCHES: u64 = 100_000;
 
 /// How long clients come in the short soak.
-const SOAK: Duration = Duration::from_secs(180);
+const SOAK: Duration = Duration::from_secs(60);
 
 /// How often the short benchmarks measure each figure.
 const BENCH_ROUNDS: u32 = 2;
