@@ -189,10 +189,12 @@ impl Target {
 
     /// Whether a client's fate agrees with what it did: `late` is one that spoke when its deadline may have been over.
     pub fn allows(&self, habit: Habit, late: bool, fate: Fate) -> bool {
-        let may_wait_for_a_fin = self.short && matches!(habit, Habit::Leaver) && fate == Fate::Lost;
+        // Nor does it come again: who asks for it by its own FIN finds nobody, or waits.
+        let may_miss_a_fin =
+            self.short && habit == Habit::Leaver && matches!(fate, Fate::Lost | Fate::Reset);
         let Some(on_timeout) = self.on_timeout else {
             // Whatever the listener does, somebody tells every client how it ends.
-            return fate != Fate::Lost || may_wait_for_a_fin;
+            return fate != Fate::Lost || may_miss_a_fin;
         };
         let may_be_turned_away =
             on_timeout != OnTimeout::Accept && (late || self.evicts || self.lossy);
@@ -208,7 +210,7 @@ impl Target {
         fate == expected
             || (fate == Fate::Reset && may_be_turned_away)
             || may_be_let_in
-            || may_wait_for_a_fin
+            || may_miss_a_fin
     }
 }
 
