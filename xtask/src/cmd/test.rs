@@ -87,13 +87,14 @@ const KCSAN_ONLY: &[&str] = &[
     "mixture.",
 ];
 
-/// Run every test: on the host, in one guest of each kernel, a short run of the benchmarks, and a short soak.
+/// Run every test: on the host, in one guest of each kernel, and a short run of the benchmarks.
 ///
 /// The last line is `N passed, N failed, N skipped`; logs are under target/accf/test/.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Test {
     /// Also in guests of the kernels `kcsan` (KUnit, and the cases with several processors at the same thing: no data race may
-    /// name the module) and `rt` (everything, with PREEMPT_RT). They take half an hour to build for the first time.
+    /// name the module) and `rt` (everything, with PREEMPT_RT), which take half an hour each to build for the first time; and a minute
+    /// of soak on the dev kernel.
     #[arg(long)]
     all: bool,
 }
@@ -175,6 +176,8 @@ pub(crate) fn run_all(sh: &Shell, tally: &mut Tally, all: bool) {
                     if let Err(error) = tally.benchmarks(sh, &lab) {
                         tally.fail("bench/guest", &format!("{error:#}"));
                     }
+                }
+                if all && kind == Kind::Dev {
                     if let Err(error) = tally.soak(sh, kind, &lab) {
                         tally.fail("soak/guest", &format!("{error:#}"));
                     }
