@@ -164,10 +164,10 @@ mod tests {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
         let request = TestRequest::new(&listener, 0)?;
-        assert!(!request.request().is_acked());
+        assert!(!request.request().was_acked());
         // Parked by its listener alone: the kernel has not had its say yet.
         assert!(request.park(1)?);
-        assert!(request.request().is_acked());
+        assert!(request.request().was_acked());
         request.settle()?;
         drop(request);
 
@@ -175,7 +175,7 @@ mod tests {
         let request = TestRequest::new(&listener, 1)?;
         request.unhash();
         assert!(!request.park(1)?);
-        assert!(request.request().is_acked());
+        assert!(request.request().was_acked());
         drop(request);
         drop(listener);
         drop(registration);

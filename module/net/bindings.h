@@ -28,10 +28,22 @@ enum {
 	ACCF_HZ = HZ,
 };
 
-/* Why the kernel must deal with all requests of a listener alone. */
+/* Where to find, in bytes, what bindgen has no name for, or no stable one. */
 enum {
+	ACCF_REQ_LISTENER = offsetof(struct request_sock, rsk_listener),
+	ACCF_SK_MAX_ACK_BACKLOG = offsetof(struct sock, sk_max_ack_backlog),
+	ACCF_SKB_TRANSPORT_HEADER = offsetof(struct sk_buff, transport_header),
+};
+
+/* What is to be known of a listener and of one of its requests before the request is parked. */
+enum {
+	/* Why the kernel must deal with all requests of the listener alone. */
 	ACCF_ABORTS_ON_OVERFLOW = 1,
 	ACCF_IS_SIGNED = 2,
+	/* The request is marked as acked. */
+	ACCF_IS_ACKED = 4,
+	/* It is not in the table of connections any more. */
+	ACCF_IS_GONE = 8,
 };
 
 /* Both ends of a connection request, as they stand on the wire. */
@@ -70,9 +82,8 @@ bool accf_diag_has_room(const struct sk_buff *skb, size_t len);
 u8 accf_sk_state(const struct sock *sk);
 bool accf_sk_acceptq_is_full(const struct sock *sk);
 u32 accf_exemption(const struct sock *sk);
+u32 accf_facts(const struct sock *sk, const struct request_sock *req);
 bool accf_carries_more_than_tcp(const struct sock *sk);
-bool accf_is_signed(const struct sock *sk);
-u32 accf_max_ack_backlog(const struct sock *sk);
 u32 accf_num_online_cpus(void);
 int accf_qlen(const struct sock *sk);
 void accf_qlen_add(struct sock *sk, int n);
@@ -84,11 +95,10 @@ void accf_ulp_data_publish(struct sock *sk, void *data);
 void *accf_ulp_data_rcu(const struct sock *sk);
 
 /* Requests. */
-struct sock *accf_req_listener(const struct request_sock *req);
 bool accf_req_get(struct request_sock *req);
 bool accf_req_is_hashed(struct request_sock *req);
-void accf_req_set_acked(struct request_sock *req);
-bool accf_req_is_acked(const struct request_sock *req);
+u32 accf_req_set_acked(const struct sock *sk, struct request_sock *req);
+bool accf_req_was_acked(const struct request_sock *req);
 bool accf_timer_pending(const struct timer_list *timer);
 u32 accf_timer_left(const struct timer_list *timer);
 unsigned long accf_jiffies(void);
@@ -101,7 +111,6 @@ bool accf_req_is_connected(const struct request_sock *req);
 void accf_tsval_sent(struct request_sock *req);
 
 /* Segments. */
-const struct tcphdr *accf_tcp_hdr(const struct sk_buff *skb);
 struct sk_buff *accf_skb_received(const struct request_sock *req, const void *packet, u32 len,
 				  u32 network_len);
 bool accf_skb_route(const struct request_sock *req, struct sk_buff *skb);

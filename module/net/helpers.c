@@ -16,6 +16,10 @@
 
 #include "bindings.h"
 
+/* As listener.rs and segment.rs read them. */
+static_assert(sizeof_field(struct sock, sk_max_ack_backlog) == sizeof(u32));
+static_assert(sizeof_field(struct sk_buff, transport_header) == sizeof(u16));
+
 /* Softirqs do not run on this CPU: it serves one, or somebody has turned them off. */
 bool accf_bh_is_off(void)
 {
@@ -140,7 +144,7 @@ bool accf_carries_more_than_tcp(const struct sock *sk)
 }
 
 /* Does the listener check signatures (RFC 2385, RFC 5925)? */
-bool accf_is_signed(const struct sock *sk)
+static bool accf_is_signed(const struct sock *sk)
 {
 	bool is_signed = false;
 
@@ -160,9 +164,18 @@ u32 accf_exemption(const struct sock *sk)
 	return accf_is_signed(sk) ? ACCF_IS_SIGNED : 0;
 }
 
-u32 accf_max_ack_backlog(const struct sock *sk)
+/*
+ * The mark is a bit-field, which can be neither read nor written once. It only ever becomes set, by us under the lock of the
+ * request's home, and by tcp_check_req(). Of its neighbours tcp_synack_options() writes one, for listeners with a key.
+ */
+static bool accf_req_is_acked(const struct request_sock *req)
 {
-	return READ_ONCE(sk->sk_max_ack_backlog);
+	return data_race((bool)inet_rsk(req)->acked);
+}
+
+u32 accf_facts(const struct sock *sk, const struct request_sock *req)
+{
+	return accf_exemption(sk) | (accf_req_is_acked(req) ? ACCF_IS_ACKED : 0);
 }
 
 u32 accf_num_online_cpus(void)
@@ -215,11 +228,6 @@ void *accf_ulp_data_rcu(const struct sock *sk)
 	return rcu_dereference_check(inet_csk(sk)->icsk_ulp_data, rcu_read_lock_bh_held());
 }
 
-struct sock *accf_req_listener(const struct request_sock *req)
-{
-	return req->rsk_listener;
-}
-
 bool accf_req_get(struct request_sock *req)
 {
 	return refcount_inc_not_zero(&req->rsk_refcnt);
@@ -230,18 +238,21 @@ bool accf_req_is_hashed(struct request_sock *req)
 	return !hlist_unhashed_lockless(&req_to_sk(req)->sk_node);
 }
 
-/*
- * A bit-field, which can be neither read nor written once. It only ever becomes set, by us under the lock of the request's
- * home, and by tcp_check_req(). Of its neighbours tcp_synack_options() writes one, for listeners with a key: see exemption().
- */
-void accf_req_set_acked(struct request_sock *req)
+/* Marks the request as acked, and then looks, with a full barrier in between. */
+u32 accf_req_set_acked(const struct sock *sk, struct request_sock *req)
 {
 	data_race((int)(inet_rsk(req)->acked = 1));
+	smp_mb();
+	if (!accf_req_is_hashed(req))
+		return ACCF_IS_GONE;
+	return accf_is_signed(sk) ? ACCF_IS_SIGNED : 0;
 }
 
-bool accf_req_is_acked(const struct request_sock *req)
+/* Looks after whatever the caller has done before, with a full barrier in between. */
+bool accf_req_was_acked(const struct request_sock *req)
 {
-	return data_race((bool)inet_rsk(req)->acked);
+	smp_mb();
+	return accf_req_is_acked(req);
 }
 
 bool accf_timer_pending(const struct timer_list *timer)
@@ -351,11 +362,6 @@ bool accf_req_is_connected(const struct request_sock *req)
 void accf_tsval_sent(struct request_sock *req)
 {
 	WRITE_ONCE(tcp_rsk(req)->snt_tsval_last, tcp_rsk_tsval(tcp_rsk(req)));
-}
-
-const struct tcphdr *accf_tcp_hdr(const struct sk_buff *skb)
-{
-	return tcp_hdr(skb);
 }
 
 /*

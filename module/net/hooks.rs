@@ -22,12 +22,12 @@ use kernel::{
     ffi::{c_char, c_int, c_uint},
     prelude::*,
     sync::{
-        barrier::{smp_mb, Full, Read, Write},
+        barrier::{smp_mb, Read, Write},
         rcu, Arc, ArcBorrow,
     },
 };
 
-use crate::policy::{self, Action, Bypass, Filter, Phase, SynAck, Trigger};
+use crate::policy::{self, Action, Bypass, Filter, Phase, SynAck, Trigger, Verdict};
 
 use super::{
     bindings::{self, request_sock, sk_buff, sock},
@@ -94,9 +94,9 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
     listener.as_arc_borrow().take_over_defer_accept();
     let is_listening = state == bindings::ACCF_TCP_LISTEN;
     // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and must find
-    // the data (pairs with the barrier in `listener_of()`), and make children by copying the socket. Whoever copies our operations
-    // must copy the ULP too, or `clone()` is not called; so it is set before, to what the kernel sets it to after we return,
-    // and copies that began earlier are waited for.
+    // the data (`listener_of()`), and make children by copying the socket. Whoever copies our operations must copy the ULP too, or
+    // `clone()` is not called; so it is set before, to what the kernel sets it to after we return, and copies that began earlier
+    // are waited for. For who asks without being a reader under RCU there is a barrier (`listener_after_barrier()`).
     unsafe {
         bindings::accf_ulp_data_publish(raw, Arc::into_raw(listener.clone()).cast_mut().cast());
         ptr::write_volatile(&raw mut (*csk(raw)).icsk_ulp_ops, registration.as_ptr());
@@ -154,9 +154,8 @@ pub(crate) unsafe extern "C" fn clone(
 #[cold]
 unsafe fn give_back(bh: &BhDisabled<'_>, req: *const request_sock) {
     // SAFETY: by the contract of this function. A cookie's request has no listener.
-    let has_listener = |req: &NonNull<request_sock>| unsafe {
-        !bindings::accf_req_listener(req.as_ptr()).is_null()
-    };
+    let has_listener =
+        |req: &NonNull<request_sock>| unsafe { !request::listener_sock(req.as_ptr()).is_null() };
     if let Some(req) = NonNull::new(req.cast_mut()).filter(has_listener) {
         // SAFETY: alive by the contract of this function, with a listener.
         let request = unsafe { Request::from_raw(req) };
@@ -209,7 +208,7 @@ pub(crate) unsafe extern "C" fn release(sk: *mut sock) {
     listener.close(&bh.token());
 
     // SAFETY: nobody else changes these; readers find either value (the barrier pairs with that in
-    // `listener_of()`). A socket that has connected since may have got other operations, which stay.
+    // `ops_without_listener()`). A socket that has connected since may have got other operations, which stay.
     unsafe {
         if ptr::eq((*raw).icsk_af_ops, listener.ops()) {
             ptr::write_volatile(&raw mut (*raw).icsk_af_ops, listener.original_ops());
@@ -227,24 +226,59 @@ pub(crate) unsafe extern "C" fn release(sk: *mut sock) {
 ///
 /// Not by the operations themselves: SMC copies those of its sockets, ours among them.
 ///
+/// That the kernel has read our operations and we find the data takes no barrier. If the socket listened when the filter was
+/// attached, a grace period has passed between the two writes (`attach()`): who sees the second and is a reader under RCU,
+/// has begun after the first. If it did not, nobody could find it in the table before both were written. (Who has found it before
+/// that, when it listened for the time before, may take the segment for lost, which the wire may do, too.)
+///
 /// # Safety
 ///
-/// `sk` must be the socket that the kernel calls for, and alive while the guard is held.
+/// `sk` must be the socket that the kernel calls for, for a segment, and alive while the guard is held; the kernel must have read
+/// its `icsk_af_ops` in the same RCU read-side critical section.
 #[inline]
 unsafe fn listener_of<'a>(
     sk: *const sock,
     rcu: &'a impl ReadSide,
 ) -> Result<ArcBorrow<'a, Listener>, &'a bindings::inet_connection_sock_af_ops> {
-    // The kernel has read our `icsk_af_ops`; read the data after that. Pairs with the barriers in `attach()`,
-    // `release()`.
+    // SAFETY: the socket is alive, and our operations are only on sockets with our data.
+    unsafe { Listener::of(sk, rcu) }.ok_or_else(|| {
+        // SAFETY: by the contract of this function.
+        unsafe { ops_without_listener(sk, rcu) }
+    })
+}
+
+/// The same where the kernel may have read the operations before it became a reader under RCU: for a system call.
+///
+/// # Safety
+///
+/// `sk` must be the socket that the kernel calls for, and alive while the guard is held.
+unsafe fn listener_after_barrier<'a>(
+    sk: *const sock,
+    rcu: &'a impl ReadSide,
+) -> Result<ArcBorrow<'a, Listener>, &'a bindings::inet_connection_sock_af_ops> {
+    // The kernel has read our `icsk_af_ops`; read the data after that. Pairs with the barrier in `attach()`.
     smp_mb(Read);
     // SAFETY: the socket is alive, and our operations are only on sockets with our data.
     unsafe { Listener::of(sk, rcu) }.ok_or_else(|| {
-        // Read the operations after the data: pairs with the barrier in `release()`.
-        smp_mb(Read);
-        // SAFETY: the socket is alive; its operations are valid under RCU.
-        unsafe { &*ptr::read_volatile(&raw const (*csk(sk.cast_mut())).icsk_af_ops) }
+        // SAFETY: by the contract of this function.
+        unsafe { ops_without_listener(sk, rcu) }
     })
+}
+
+/// What a socket has instead of our operations, whose listener has just been looked for in vain.
+///
+/// # Safety
+///
+/// `sk` must be alive while the guard is held.
+#[cold]
+unsafe fn ops_without_listener<'a>(
+    sk: *const sock,
+    _rcu: &'a impl ReadSide,
+) -> &'a bindings::inet_connection_sock_af_ops {
+    // Read the operations after the data: pairs with the barrier in `release()`.
+    smp_mb(Read);
+    // SAFETY: the socket is alive; its operations are valid under RCU.
+    unsafe { &*ptr::read_volatile(&raw const (*csk(sk.cast_mut())).icsk_af_ops) }
 }
 
 /// Writes a listener's configuration and counters into an answer of inet_diag, inside `INET_DIAG_ULP_INFO`.
@@ -329,7 +363,7 @@ unsafe fn set_option(
     let bh = BhGuard::new();
     let bh = bh.token();
     // SAFETY: the kernel calls our function for this socket.
-    let listener = unsafe { listener_of(sk, &bh) }.map_err(|_| ENOPROTOOPT)?;
+    let listener = unsafe { listener_after_barrier(sk, &bh) }.map_err(|_| ENOPROTOOPT)?;
     // Others pay for what is kept here, with memory and with their share of the namespace's limit.
     if terms.max_parked > listener.max_parked_by_default() {
         // SAFETY: the socket is alive, and with it its namespace.
@@ -384,7 +418,7 @@ unsafe fn get_option(
         let bh = BhGuard::new();
         let bh = bh.token();
         // SAFETY: the kernel calls our function for this socket.
-        let listener = unsafe { listener_of(sk, &bh) }.map_err(|_| ENOPROTOOPT)?;
+        let listener = unsafe { listener_after_barrier(sk, &bh) }.map_err(|_| ENOPROTOOPT)?;
         // What was set, and no SYN has come since.
         listener.take_over_defer_accept();
         listener.account(&bh)
@@ -408,7 +442,7 @@ unsafe fn get_option(
 unsafe fn original_ops(sk: *mut sock) -> &'static bindings::inet_connection_sock_af_ops {
     let rcu = rcu::read_lock();
     // SAFETY: by the contract of this function.
-    match unsafe { listener_of(sk, &rcu) } {
+    match unsafe { listener_after_barrier(sk, &rcu) } {
         Ok(listener) => listener.original_ops(),
         // SAFETY: a socket whose file is held is not released, so it still is a filtered listener, and this is not
         // reached; were it, the socket would have the kernel's operations back, which are constant.
@@ -428,21 +462,53 @@ pub(crate) unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -
     // SAFETY: its only caller, `tcp_rcv_state_process()`, has turned them off, whatever the context, and turns them on again after
     // our return.
     let bh = unsafe { BhDisabled::assume() };
-    // SAFETY: the kernel calls our function for this socket.
-    let ops = match unsafe { listener_of(sk, &bh) } {
+    // SAFETY: the kernel calls our function for this socket, having read the operations after it turned them off.
+    match unsafe { listener_of(sk, &bh) } {
+        Ok(listener) if !listener.has_defer_accept() => {
+            // SAFETY: the arguments are passed on.
+            unsafe { give_syn_to(listener.original_ops().conn_request, sk, skb) }
+        }
+        // SAFETY: the arguments are passed on.
+        _ => unsafe { conn_request_slowly(sk, skb) },
+    }
+}
+
+/// The same, whatever there is to do before. A function of its own, so that nothing is saved in the other for it.
+///
+/// # Safety
+///
+/// As for [`conn_request`].
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn conn_request_slowly(sk: *mut sock, skb: *mut sk_buff) -> c_int {
+    // SAFETY: as in `conn_request()`.
+    let bh = unsafe { BhDisabled::assume() };
+    // SAFETY: as in `conn_request()`.
+    let original = match unsafe { listener_of(sk, &bh) } {
         Ok(listener) => {
             listener.take_over_defer_accept();
-            listener.original_ops()
+            listener.original_ops().conn_request
         }
-        Err(ops) => ops,
+        Err(ops) => ops
+            .conn_request
+            .filter(|&original| !ptr::fn_addr_eq(original, conn_request as ConnRequest)),
     };
-    match ops.conn_request {
-        // SAFETY: the arguments are passed on.
-        Some(original) if !ptr::fn_addr_eq(original, conn_request as ConnRequest) => unsafe {
-            original(sk, skb)
-        },
+    // SAFETY: the arguments are passed on.
+    unsafe { give_syn_to(original, sk, skb) }
+}
+
+/// Has the kernel's own function, if there is one, deal with a SYN.
+///
+/// # Safety
+///
+/// The arguments are those of [`conn_request`], and `original` is not that.
+#[inline(always)]
+unsafe fn give_syn_to(original: Option<ConnRequest>, sk: *mut sock, skb: *mut sk_buff) -> c_int {
+    match original {
+        // SAFETY: by the contract of this function.
+        Some(original) => unsafe { original(sk, skb) },
         // The SYN is as good as lost.
-        _ => -1,
+        None => -1,
     }
 }
 
@@ -476,26 +542,25 @@ pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
     own_req: *mut bool,
     opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
 ) -> *mut sock {
-    let ack = Ack {
-        sk,
-        skb,
-        req,
-        dst,
-        req_unhash,
-        own_req,
-        opt_child_init,
-    };
-    match NonNull::new(req_unhash) {
-        Some(request) => {
-            // SAFETY: they are off: a request that was looked up comes from `tcp_v4_rcv()` or `tcp_v6_rcv()`, which are called so.
-            let bh = unsafe { BhDisabled::assume() };
-            // SAFETY: the arguments are passed on. The kernel holds a reference to the request, which has a listener, as it is in
-            // the table.
-            unsafe { on_ack::<F>(&bh, ack, Request::from_raw(request)) }
-        }
-        // They are off, but where the cookie comes from the backlog of a listener that was being made (`__release_sock()`).
+    let Some(request) = NonNull::new(req_unhash) else {
         // SAFETY: the arguments are passed on.
-        None => with_bh_off(|bh| unsafe { on_ack_without_request::<F>(bh, ack) }),
+        return unsafe {
+            on_ack_without_request::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init)
+        };
+    };
+    // SAFETY: the kernel has checked the segment for this request, which it holds a reference to.
+    let kind = unsafe { Segment::from_raw(skb).kind(request::client_isn(request.as_ptr())) };
+    // Functions of their own, with the same arguments, so that nothing is saved here for one that the other needs.
+    // SAFETY: the arguments are passed on; it is in the table, or was a moment ago.
+    unsafe {
+        match F::verdict(kind) {
+            Verdict::Ready => {
+                on_request::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init)
+            }
+            Verdict::Wait => {
+                on_idle_ack::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init)
+            }
+        }
     }
 }
 
@@ -587,86 +652,71 @@ impl Ack {
     }
 }
 
-/// Deals with an ACK of `request`, which is in the table, or was a moment ago.
+/// Deals with a segment that has something for the server, of a request that is in the table, or was a moment ago.
 ///
 /// # Safety
 ///
-/// As for [`syn_recv_sock`], to which `ack` was given.
-#[inline(always)]
-unsafe fn on_ack<F: Filter>(bh: &BhDisabled<'_>, ack: Ack, request: Request<'_>) -> *mut sock {
-    // SAFETY: the kernel calls our function for this socket.
-    let listener = match unsafe { listener_of(ack.sk, bh) } {
+/// As for [`syn_recv_sock`], called for a request that was looked up.
+#[inline(never)]
+unsafe extern "C" fn on_request<F: Filter>(
+    sk: *const sock,
+    skb: *mut sk_buff,
+    req: *mut request_sock,
+    dst: *mut bindings::dst_entry,
+    req_unhash: *mut request_sock,
+    own_req: *mut bool,
+    opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
+) -> *mut sock {
+    let ack = Ack {
+        sk,
+        skb,
+        req,
+        dst,
+        req_unhash,
+        own_req,
+        opt_child_init,
+    };
+    // SAFETY: they are off: a request that was looked up comes from `tcp_v4_rcv()` or `tcp_v6_rcv()`, which are called so.
+    let bh = unsafe { BhDisabled::assume() };
+    // SAFETY: the kernel calls our function for this socket, having read the operations just now.
+    let listener = match unsafe { listener_of(sk, &bh) } {
         Ok(listener) => listener,
         // SAFETY: as told by our caller.
         Err(ops) => return unsafe { ack.give_to_others(ops, syn_recv_sock::<F>) },
     };
-    // SAFETY: the kernel has checked the segment for this request.
-    let segment = unsafe { Segment::from_raw(ack.skb) };
-
-    let home = || {
-        // Its home: this listener, unless that has stopped and this one of its group is to take over.
-        if listener.is_home_of(&request) {
-            Some(listener)
-        } else if request.wears_overlay() {
-            Listener::home_of(&request, bh)
-        } else {
-            None
-        }
+    // SAFETY: the kernel holds a reference to the request, which has a listener, as it was in the table; our caller has seen that
+    // it is not NULL; and the kernel has checked the segment for it.
+    let (request, segment) = unsafe {
+        (
+            Request::from_raw(NonNull::new_unchecked(req_unhash)),
+            Segment::from_raw(skb),
+        )
     };
-    let phase = || {
-        // SAFETY: the listener is alive.
-        let exempt = unsafe { exemption(ack.sk) };
-        // Read once: where it is not acked now, nobody had begun to park it, and `park()` finds out who was faster.
-        if !request.is_acked() {
-            return match exempt {
-                Some(cause) => Phase::Exempt(cause),
-                None if !listener.is_home_of(&request)
-                    || request.is_fast_open()
-                    || request.is_mptcp() =>
-                {
-                    Phase::Exempt(Bypass::Other)
-                }
-                None => Phase::Fresh,
-            };
-        }
-        match home().and_then(|home| home.phase_of(bh, &request)) {
-            Some(phase) if exempt.is_none() => phase,
-            // Nobody is held back any more; let go of who was.
-            Some(_) => Phase::Due,
-            // One that was acked before was parked, and given back because it could not be made a connection; or it could not
-            // even be parked. It gets no second chance to be late, and has been counted.
-            None => Phase::Due,
-        }
-    };
+    // SAFETY: as told by our caller.
+    unsafe { connect(&bh, ack, listener, request, segment) }
+}
 
+/// Has the kernel make a connection of `request`, and settles it if it waited.
+///
+/// # Safety
+///
+/// As for [`syn_recv_sock`], to which `ack` was given; `listener` is the one of its arguments.
+#[inline(always)]
+unsafe fn connect(
+    bh: &BhDisabled<'_>,
+    ack: Ack,
+    listener: ArcBorrow<'_, Listener>,
+    request: Request<'_>,
+    segment: Segment<'_>,
+) -> *mut sock {
     let kind = segment.kind(request.client_isn());
-    let bypass = match policy::on_segment(F::verdict(kind), phase) {
-        Action::Admit => None,
-        Action::Bypass(cause) => Some(cause),
-        Action::Park => {
-            if listener.park(bh, request, segment) {
-                // SAFETY: as told by our caller.
-                return unsafe { ack.swallow() };
-            }
-            None
-        }
-        Action::Hold => {
-            if let Some(home) = home() {
-                home.hold(bh, &request, &segment);
-            }
-            // SAFETY: as told by our caller.
-            return unsafe { ack.swallow() };
-        }
-    };
-
     // SAFETY: as told by our caller.
     let child = unsafe { ack.give_to_kernel(listener) };
     // SAFETY: the kernel's own function wrote it if it made a child.
     if !child.is_null() && unsafe { *ack.own_req } {
-        // It is out of the table; another CPU may have begun to park it before, and then it is acked. The barrier pairs with
-        // that in `Listener::enter()`. A connection that never waited takes no lock of ours.
-        smp_mb(Full);
-        if request.is_acked() || request.wears_overlay() {
+        // It is out of the table; another CPU may have begun to park it before, and then it is acked. The barrier in here pairs
+        // with that in `Request::set_acked()`. A connection that never waited takes no lock of ours.
+        if request.was_acked() || request.wears_overlay() {
             let home = if listener.is_home_of(&request) {
                 Some(listener)
             } else {
@@ -677,61 +727,198 @@ unsafe fn on_ack<F: Filter>(bh: &BhDisabled<'_>, ack: Ack, request: Request<'_>)
                 unsafe { home.settle(bh, request, kind) };
             }
         }
-        if let Some(cause) = bypass {
+    }
+    child
+}
+
+/// Deals with an ACK that has nothing for the server, of a request that is in the table, or was a moment ago.
+///
+/// # Safety
+///
+/// As for [`syn_recv_sock`], called for a request that was looked up.
+#[inline(never)]
+unsafe extern "C" fn on_idle_ack<F: Filter>(
+    sk: *const sock,
+    skb: *mut sk_buff,
+    req: *mut request_sock,
+    dst: *mut bindings::dst_entry,
+    req_unhash: *mut request_sock,
+    own_req: *mut bool,
+    opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
+) -> *mut sock {
+    let ack = Ack {
+        sk,
+        skb,
+        req,
+        dst,
+        req_unhash,
+        own_req,
+        opt_child_init,
+    };
+    // SAFETY: they are off: a request that was looked up comes from `tcp_v4_rcv()` or `tcp_v6_rcv()`, which are called so.
+    let bh = unsafe { BhDisabled::assume() };
+    let bh = &bh;
+    // SAFETY: the kernel calls our function for this socket, having read the operations just now.
+    let listener = match unsafe { listener_of(sk, bh) } {
+        Ok(listener) => listener,
+        // SAFETY: as told by our caller.
+        Err(ops) => return unsafe { ack.give_to_others(ops, syn_recv_sock::<F>) },
+    };
+    // SAFETY: the kernel holds a reference to the request, which has a listener, as it was in the table; our caller has seen that
+    // it is not NULL; and the kernel has checked the segment for it.
+    let (request, segment) = unsafe {
+        (
+            Request::from_raw(NonNull::new_unchecked(req_unhash)),
+            Segment::from_raw(skb),
+        )
+    };
+
+    let phase = || {
+        // Read once: where it is not acked now, nobody had begun to park it, and `park()` finds out who was faster.
+        // SAFETY: the listener is alive, and so is the request.
+        let facts = unsafe { bindings::accf_facts(sk, req_unhash) };
+        if facts != 0 {
+            phase_of_known(bh, listener, &request, facts)
+        } else if !listener.is_home_of(&request) || request.is_fast_open() || request.is_mptcp() {
+            Phase::Exempt(Bypass::Other)
+        } else {
+            Phase::Fresh
+        }
+    };
+
+    let cause = match policy::on_segment(Verdict::Wait, phase) {
+        Action::Park => {
+            if listener.park(bh, request, segment) {
+                // SAFETY: as told by our caller.
+                return unsafe { ack.swallow() };
+            }
+            None
+        }
+        Action::Hold => {
+            if let Some(home) = home_beside(bh, listener, &request) {
+                home.hold(bh, &request, &segment);
+            }
+            // SAFETY: as told by our caller.
+            return unsafe { ack.swallow() };
+        }
+        Action::Admit => None,
+        Action::Bypass(cause) => Some(cause),
+    };
+    // SAFETY: as told by our caller.
+    let child = unsafe { on_request::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init) };
+    if let Some(cause) = cause {
+        // SAFETY: the kernel's own function wrote it if it made a child.
+        if !child.is_null() && unsafe { *own_req } {
             listener.bypassed(bh, cause);
         }
     }
     child
 }
 
-/// The same where no request is in the table: it was made from a cookie, or for Fast Open, and has no listener.
-///
-/// # Safety
-///
-/// As for [`syn_recv_sock`], to which `ack` was given.
-#[inline(always)]
-unsafe fn on_ack_without_request<F: Filter>(bh: &BhDisabled<'_>, ack: Ack) -> *mut sock {
-    // SAFETY: the kernel calls our function for this socket.
-    let listener = match unsafe { listener_of(ack.sk, bh) } {
-        Ok(listener) => listener,
-        // SAFETY: as told by our caller.
-        Err(ops) => return unsafe { ack.give_to_others(ops, syn_recv_sock::<F>) },
-    };
-    // SAFETY: the kernel has checked the segment, for the request that it has just made.
-    let segment = unsafe { Segment::from_raw(ack.skb) };
-    let cause = if segment.is_syn() {
-        Some(Bypass::FastOpen)
-    } else {
-        // SAFETY: the kernel has just made the request, for this segment.
-        let client_isn = unsafe { request::client_isn(ack.req) };
-        let verdict = F::verdict(segment.kind(client_isn));
-        match policy::on_segment(verdict, || Phase::Exempt(Bypass::Syncookie)) {
-            Action::Bypass(cause) => Some(cause),
-            _ => None,
-        }
-    };
-    // SAFETY: as told by our caller.
-    let child = unsafe { ack.give_to_kernel(listener) };
-    if let (false, Some(cause)) = (child.is_null(), cause) {
-        listener.bypassed(bh, cause);
+/// Where a request stands of which, or of whose listener, there are `facts` (`accf_facts()`).
+#[cold]
+fn phase_of_known(
+    bh: &BhDisabled<'_>,
+    listener: ArcBorrow<'_, Listener>,
+    request: &Request<'_>,
+    facts: u32,
+) -> Phase {
+    let exempt = exemption(facts);
+    if facts & bindings::ACCF_IS_ACKED == 0 {
+        return exempt.map_or(Phase::Fresh, Phase::Exempt);
     }
-    child
+    match home_beside(bh, listener, request).and_then(|home| home.phase_of(bh, request)) {
+        Some(phase) if exempt.is_none() => phase,
+        // Nobody is held back any more; let go of who was.
+        Some(_) => Phase::Due,
+        // One that was acked before was parked, and given back because it could not be made a connection; or it could not
+        // even be parked. It gets no second chance to be late, and has been counted.
+        None => Phase::Due,
+    }
 }
 
-/// Why the kernel must deal with all requests of the listener `sk` alone, if it must.
-///
-/// With `tcp_abort_on_overflow`, NULL would mean a reset. Who is asked again at the deadline cannot sign.
+/// The home of `request`, of which a segment has come to `listener`: that, unless its own has stopped and this one of its group is
+/// to take over.
+fn home_beside<'a>(
+    bh: &'a BhDisabled<'_>,
+    listener: ArcBorrow<'a, Listener>,
+    request: &Request<'_>,
+) -> Option<ArcBorrow<'a, Listener>> {
+    if listener.is_home_of(request) {
+        Some(listener)
+    } else if request.wears_overlay() {
+        Listener::home_of(request, bh)
+    } else {
+        None
+    }
+}
+
+/// Deals with an ACK of which no request is in the table: it was made from a cookie, or for Fast Open, and has no listener.
 ///
 /// # Safety
 ///
-/// `sk` must be a listener that is alive.
-pub(crate) unsafe fn exemption(sk: *const sock) -> Option<Bypass> {
-    // SAFETY: by the contract of this function.
-    let cause = unsafe { bindings::accf_exemption(sk) };
-    match cause {
-        0 => None,
-        bindings::ACCF_ABORTS_ON_OVERFLOW => Some(Bypass::AbortOnOverflow),
-        _ => Some(Bypass::Signed),
+/// As for [`syn_recv_sock`], called for a request that was not looked up.
+#[cold]
+#[inline(never)]
+unsafe extern "C" fn on_ack_without_request<F: Filter>(
+    sk: *const sock,
+    skb: *mut sk_buff,
+    req: *mut request_sock,
+    dst: *mut bindings::dst_entry,
+    req_unhash: *mut request_sock,
+    own_req: *mut bool,
+    opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
+) -> *mut sock {
+    let ack = Ack {
+        sk,
+        skb,
+        req,
+        dst,
+        req_unhash,
+        own_req,
+        opt_child_init,
+    };
+    // They are off, but where the cookie comes from the backlog of a listener that was being made (`__release_sock()`).
+    with_bh_off(|bh| {
+        // The kernel may have read the operations when they were not off yet.
+        // SAFETY: the kernel calls our function for this socket, which its backlog belongs to.
+        let listener = match unsafe { listener_after_barrier(sk, bh) } {
+            Ok(listener) => listener,
+            // SAFETY: as told by our caller.
+            Err(ops) => return unsafe { ack.give_to_others(ops, syn_recv_sock::<F>) },
+        };
+        // SAFETY: the kernel has checked the segment, for the request that it has just made.
+        let segment = unsafe { Segment::from_raw(skb) };
+        let cause = if segment.is_syn() {
+            Some(Bypass::FastOpen)
+        } else {
+            // SAFETY: the kernel has just made the request, for this segment.
+            let client_isn = unsafe { request::client_isn(req) };
+            let verdict = F::verdict(segment.kind(client_isn));
+            match policy::on_segment(verdict, || Phase::Exempt(Bypass::Syncookie)) {
+                Action::Bypass(cause) => Some(cause),
+                _ => None,
+            }
+        };
+        // SAFETY: as told by our caller.
+        let child = unsafe { ack.give_to_kernel(listener) };
+        if let (false, Some(cause)) = (child.is_null(), cause) {
+            listener.bypassed(bh, cause);
+        }
+        child
+    })
+}
+
+/// Why the kernel must deal with all requests of a listener alone, if it must, by what `accf_facts()` says.
+///
+/// With `tcp_abort_on_overflow`, NULL would mean a reset. Who is asked again at the deadline cannot sign.
+fn exemption(facts: u32) -> Option<Bypass> {
+    if facts & bindings::ACCF_ABORTS_ON_OVERFLOW != 0 {
+        Some(Bypass::AbortOnOverflow)
+    } else if facts & bindings::ACCF_IS_SIGNED != 0 {
+        Some(Bypass::Signed)
+    } else {
+        None
     }
 }
 

@@ -39,7 +39,6 @@ use kernel::{
     list::{List, ListArc},
     prelude::*,
     sync::{
-        barrier::{smp_mb, Full},
         lock::{spinlock::SpinLockBackend, Guard},
         rcu, Arc, ArcBorrow, UniqueArc,
     },
@@ -87,6 +86,17 @@ fn now() -> Nanos {
     Nanos(Monotonic::ktime_get() as u64)
 }
 
+/// May requests be parked?
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Not yet: there may be CPUs that make connections without asking us.
+    Made,
+    /// Yes.
+    Open,
+    /// No more.
+    Closed,
+}
+
 /// What the lock guards.
 struct State {
     /// The parked requests but for those in `fresh`, which were parked later.
@@ -98,15 +108,14 @@ struct State {
     /// So many of the parked requests keep their place in the SYN backlog, at most.
     places: u32,
     /// So many of them do not count against it.
-    discount: u32,
+    discount: u64,
     /// So many of them are due, and in somebody's hands.
     due: u64,
     /// When the timer fires, if it is set.
     alarm_at: Option<Nanos>,
-    /// Requests may be parked: every CPU that makes a connection asks us.
-    open: bool,
-    /// No request is parked any more.
-    closed: bool,
+    /// That of the last request parked, as a rule that of the next one, too.
+    overlay: Option<&'static Overlay>,
+    stage: Stage,
     /// Of requests that are not parked any more, for those to come: as a rule, as many come as go.
     spare: KVec<Pin<UniqueArc<Parked>>>,
     /// Stops the timer when dropped, which waits for the timer's handler: never under the lock.
@@ -114,6 +123,10 @@ struct State {
 }
 
 impl State {
+    fn is_closed(&self) -> bool {
+        self.stage == Stage::Closed
+    }
+
     /// How many wait: the parked ones that are not due.
     fn waiting(&self) -> u64 {
         self.stats.parked - self.due
@@ -126,25 +139,31 @@ impl State {
             .find(|parked| parked.standing().due().is_none())
     }
 
-    /// One for the request that `facts` are of.
+    /// One for a request to come.
     #[inline(always)]
-    fn take_parked(&mut self, facts: Facts) -> Result<ListArc<Parked>, Bypass> {
+    fn take_spare(&mut self) -> Result<Pin<UniqueArc<Parked>>, Bypass> {
         match self.spare.pop() {
-            Some(spare) => Ok(Parked::renew(spare, facts)),
-            None => Parked::new(facts).map_err(|_| Bypass::NoMemory),
+            Some(spare) => Ok(spare),
+            None => Parked::new().map_err(|_| Bypass::NoMemory),
         }
     }
 
     /// Keeps what a request that is gone has left, unless somebody still looks at it, or enough is kept.
     #[inline]
     fn keep_parked(&mut self, parked: Arc<Parked>) {
-        if self.closed || self.spare.len() == self.spare.capacity() {
+        if self.is_closed() || self.spare.len() == self.spare.capacity() {
             return;
         }
         if let Some(spare) = Arc::into_unique_or_drop(parked) {
-            // There is room, as just seen; without, it would be dropped.
-            let _ = self.spare.push_within_capacity(spare);
+            self.keep_spare(spare);
         }
+    }
+
+    /// Keeps one that nobody looks at, unless enough is kept.
+    #[inline]
+    fn keep_spare(&mut self, spare: Pin<UniqueArc<Parked>>) {
+        // What there is no room for comes back, and is dropped.
+        let _ = self.spare.push_within_capacity(spare);
     }
 
     /// Takes the one that was parked first.
@@ -305,8 +324,8 @@ impl Listener {
                     discount: 0,
                     due: 0,
                     alarm_at: None,
-                    open: false,
-                    closed: false,
+                    overlay: None,
+                    stage: Stage::Made,
                     spare,
                     timer: None,
                 }),
@@ -326,7 +345,7 @@ impl Listener {
 
     /// Lets it park requests, as from now on the socket's operations are ours for whoever looks at them.
     pub(crate) fn open(&self, bh: &BhDisabled<'_>) {
-        self.state.lock(bh).open = true;
+        self.state.lock(bh).stage = Stage::Open;
     }
 
     /// Ours, for `icsk->icsk_af_ops`.
@@ -412,7 +431,11 @@ impl Listener {
         let facts = Facts::new(&request, &segment, now);
 
         let mut state = self.state.lock(bh);
-        if self.has_parked(&request) {
+        if !self.is_home_of(&request) {
+            state.stats.bypass(Bypass::Other);
+            return false;
+        }
+        if request.is_parked() {
             // SAFETY: it is parked, and this, its home, is locked.
             unsafe { request.parked() }.remember(&request, &segment);
             return true;
@@ -461,7 +484,8 @@ impl Listener {
         }
     }
 
-    /// Makes `request` a parked one, at the end of the queue. Returns whether the oldest has to make room for it.
+    /// Makes `request`, which is not parked and was made for this listener, a parked one, at the end of the queue. Returns whether
+    /// the oldest has to make room for it.
     #[inline(always)]
     fn enter(
         &self,
@@ -469,7 +493,7 @@ impl Listener {
         request: &Request<'_>,
         facts: Facts,
     ) -> Result<bool, Bypass> {
-        if !state.open || state.closed || !self.is_home_of(request) {
+        if state.stage != Stage::Open {
             return Err(Bypass::Other);
         }
         let sock = self.sock.as_ptr();
@@ -482,59 +506,54 @@ impl Listener {
         // A CPU that makes the connection takes the request out of the table first, and then asks whether it is acked. With a
         // barrier between the two steps, there and here, one of both sees what the other one did: the other one finds it
         // acked, and waits for the lock before it goes on, or we find it gone.
-        request.set_acked();
-        smp_mb(Full);
-        if !request.is_hashed() {
-            return Err(Bypass::Other);
-        }
-        // Once more (`hooks::exemption()`): for a listener with a key the kernel writes the byte that has the mark, and may have
-        // written it back. Whoever does so from now on has read it with the mark.
-        // SAFETY: as above.
-        if unsafe { bindings::accf_is_signed(sock) } {
-            return Err(Bypass::Signed);
-        }
-        // SAFETY: it is not parked, and no copy: it is in the table.
-        let overlay = unsafe { Overlay::for_parking(request) }.ok_or(Bypass::Other)?;
+        //
+        // Once more, too, whether the listener has a key (`hooks::exemption()`): then the kernel writes the byte that has the mark,
+        // and may have written it back. Whoever does so from now on has read it with the mark.
+        request.set_acked()?;
+        let overlay = match state.overlay {
+            Some(overlay) if overlay.is_for(request) => overlay,
+            _ => {
+                // SAFETY: it is not parked, and no copy: it is in the table.
+                let overlay = unsafe { Overlay::for_parking(request) }.ok_or(Bypass::Other)?;
+                state.overlay = Some(overlay);
+                overlay
+            }
+        };
 
         // SAFETY: as above, and with it its namespace.
         let namespace_full = unsafe {
             bindings::accf_netns_charge(self.netns.as_ptr(), self.defaults.namespace_limit)
         };
-        let admission = policy::on_park(&state.terms, state.waiting(), namespace_full, || {
-            self.accept_queue_is_full()
-        });
+        // SAFETY: as above.
+        let uncharge = || unsafe { bindings::accf_netns_uncharge(self.netns.as_ptr()) };
+        let is_one_too_many =
+            match policy::on_park(&state.terms, state.waiting(), namespace_full, || {
+                self.accept_queue_is_full()
+            }) {
+                Admission::Park => false,
+                Admission::ParkAndEvict => true,
+                Admission::Refuse(cause) => {
+                    uncharge();
+                    return Err(cause);
+                }
+            };
+        let spare = state.take_spare().inspect_err(|_| uncharge())?;
         // Most clients send soon, and their requests' own timers need not be touched. The handler counts before it sets the timer, so
         // ask in the other order.
         let left = request.timer_left();
         let timer_may_run =
             policy::may_own_timer_run(request.timeouts(), request.max_timeouts(), left);
+        // The last thing that may fail, and the first that changes more than the mark.
+        if !timer_may_run && !request.put_timer_off() {
+            uncharge();
+            state.keep_spare(spare);
+            return Err(Bypass::Other);
+        }
         // Who comes after a fresh one must stay behind it.
         let is_fresh = timer_may_run || !state.fresh.is_empty();
-        let facts = facts.begin(is_fresh, timer_may_run);
-        let parked = match admission {
-            Admission::Refuse(cause) => Err(cause),
-            Admission::Park | Admission::ParkAndEvict => state.take_parked(facts),
-        };
-        // The last thing that may fail, and the first that changes more than the mark.
-        let parked = match parked {
-            Ok(parked) if timer_may_run || request.put_timer_off() => parked,
-            refused => {
-                // SAFETY: as above.
-                unsafe { bindings::accf_netns_uncharge(self.netns.as_ptr()) };
-                return Err(match refused {
-                    Ok(parked) => {
-                        state.keep_parked(parked.into_arc());
-                        Bypass::Other
-                    }
-                    Err(cause) => cause,
-                });
-            }
-        };
         // Its own timer is far enough away for nobody else to count its timeouts meanwhile.
         let is_young = timer_may_run || request.timeouts() == 0;
-        if !timer_may_run {
-            parked.set_young(is_young);
-        }
+        let parked = Parked::renew(spare, facts.begin(is_fresh, is_young));
         if is_young {
             // SAFETY: as above.
             unsafe { bindings::accf_young_add(sock, -1) };
@@ -547,11 +566,14 @@ impl Listener {
             state.queue.push_back(parked);
         }
         state.stats.park();
-        // SAFETY: as above.
-        let backlog = unsafe { bindings::accf_max_ack_backlog(sock) };
+        // SAFETY: as above; that is where it is. The read is a `READ_ONCE()`.
+        let backlog = unsafe {
+            let backlog = sock.byte_add(bindings::ACCF_SK_MAX_ACK_BACKLOG as usize);
+            ptr::read_volatile(backlog.cast::<u32>())
+        };
         state.places = policy::places(backlog, self.cpus);
         self.balance(state);
-        Ok(admission == Admission::ParkAndEvict)
+        Ok(is_one_too_many)
     }
 
     /// Settles the accounts of `parked`, unless it has left the queue before.
@@ -720,7 +742,7 @@ impl Listener {
     /// as many in the accept queue.
     pub(crate) fn close(&self, bh: &BhDisabled<'_>) {
         let mut state = self.state.lock(bh);
-        state.closed = true;
+        state.stage = Stage::Closed;
         let mut closed = 0;
         while let Some(parked) = state.pop_front() {
             // SAFETY: it was in the queue, and the lock is held.
@@ -764,21 +786,16 @@ impl Listener {
         self.schedule(&mut state, now());
     }
 
-    /// Makes what the application asked of `TCP_DEFER_ACCEPT` the timeout: the kernel would act on it before we see the ACK.
+    /// Has the application asked for `TCP_DEFER_ACCEPT` since it was taken over?
     #[inline]
-    pub(crate) fn take_over_defer_accept(self: ArcBorrow<'_, Self>) {
+    pub(crate) fn has_defer_accept(&self) -> bool {
         let csk = self.sock.as_ptr().cast::<bindings::inet_connection_sock>();
         // SAFETY: the socket is in memory: the caller was called for it. The read is a `READ_ONCE()`.
-        let retransmits =
-            unsafe { ptr::read_volatile(&raw const (*csk).icsk_accept_queue.rskq_defer_accept) };
-        if retransmits != 0 {
-            self.really_take_over_defer_accept();
-        }
+        unsafe { ptr::read_volatile(&raw const (*csk).icsk_accept_queue.rskq_defer_accept) != 0 }
     }
 
-    /// The same, where there is something.
-    #[cold]
-    fn really_take_over_defer_accept(self: ArcBorrow<'_, Self>) {
+    /// Makes what the application asked of `TCP_DEFER_ACCEPT` the timeout: the kernel would act on it before we see the ACK.
+    pub(crate) fn take_over_defer_accept(self: ArcBorrow<'_, Self>) {
         // SAFETY: the socket is in memory: the caller was called for it.
         let retransmits = unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) };
         let Some(retransmits) = NonZeroU8::new(retransmits) else {
@@ -826,7 +843,7 @@ impl Listener {
 
     /// Sets the timer to when there will be something to do.
     fn schedule(self: ArcBorrow<'_, Self>, state: &mut State, now: Nanos) {
-        if state.closed {
+        if state.is_closed() {
             return;
         }
         let at = match self.alarm(state, now) {
@@ -933,7 +950,7 @@ impl Listener {
     fn on_alarm(self: ArcBorrow<'_, Self>, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
         for _ in 0..BUDGET {
             let mut state = self.state.lock(bh);
-            if state.closed {
+            if state.is_closed() {
                 return;
             }
             let now = now();
@@ -961,7 +978,7 @@ impl Listener {
             }
         }
         let mut state = self.state.lock(bh);
-        if !state.closed {
+        if !state.is_closed() {
             let now = now();
             self.set_timer(&mut state, now, Some(now.after(NEXT_RUN)));
         }

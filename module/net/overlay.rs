@@ -58,7 +58,7 @@ impl Overlay {
     /// # Safety
     ///
     /// The request has the operations that the kernel gave it.
-    #[inline(always)]
+    #[cold]
     pub(crate) unsafe fn for_parking(request: &Request<'_>) -> Option<&'static Self> {
         let slot = Self::slot(request.family())?;
         let overlay = match slot.as_ref() {
@@ -66,10 +66,13 @@ impl Overlay {
             // SAFETY: by the contract of this function.
             None => unsafe { Self::make(slot, request) },
         };
-        overlay.filter(|overlay| {
-            ptr::eq(request.ops(), overlay.original)
-                && ptr::eq(request.tcp_ops(), overlay.original_tcp)
-        })
+        overlay.filter(|overlay| overlay.is_for(request))
+    }
+
+    /// Does `request` have the operations that these stand for?
+    #[inline]
+    pub(crate) fn is_for(&self, request: &Request<'_>) -> bool {
+        ptr::eq(request.ops(), self.original) && ptr::eq(request.tcp_ops(), self.original_tcp)
     }
 
     /// Makes the first.

@@ -47,6 +47,17 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    /// Of no request: to be replaced before anybody asks.
+    fn of_none() -> Self {
+        Self {
+            request: NonNull::dangling(),
+            parked_at: Nanos(0),
+            round_trip: None,
+            tsval: Atomic::new(0),
+            state: Atomic::new(0),
+        }
+    }
+
     /// Of `request`, whose bare ACK `segment` is.
     #[inline]
     pub(crate) fn new(request: &Request<'_>, segment: &Segment<'_>, parked_at: Nanos) -> Self {
@@ -133,18 +144,20 @@ impl Parked {
     const HAS_TSVAL: u32 = 1 << 16;
     const REFUSED: u32 = 1 << 21;
 
-    /// A new one, from memory that may be had without sleeping.
-    pub(crate) fn new(facts: Facts) -> Result<ListArc<Self>> {
-        ListArc::pin_init(
+    /// A new one, of no request yet, from memory that may be had without sleeping.
+    #[cold]
+    pub(crate) fn new() -> Result<Pin<UniqueArc<Self>>> {
+        UniqueArc::pin_init(
             try_pin_init!(Self {
                 links <- ListLinks::new(),
-                facts: facts,
+                facts: Facts::of_none(),
             }? Error),
             GFP_ATOMIC | __GFP_NOWARN,
         )
     }
 
-    /// Makes one that nobody else has any more another request's.
+    /// Makes one that nobody else has the request's that `facts` are of.
+    #[inline]
     pub(crate) fn renew(mut this: Pin<UniqueArc<Self>>, facts: Facts) -> ListArc<Self> {
         *this.as_mut().project().facts = facts;
         ListArc::from(this)

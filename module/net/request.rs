@@ -35,7 +35,7 @@ use kernel::{
     },
 };
 
-use crate::policy::Nanos;
+use crate::policy::{Bypass, Nanos};
 
 use super::{bindings, overlay::Overlay, parked::Parked, wire};
 
@@ -64,6 +64,20 @@ pub(crate) unsafe fn client_isn(req: *const bindings::request_sock) -> u32 {
     // A `struct request_sock` is the first member of `inet_request_sock`, and that of `tcp_request_sock`.
     // SAFETY: by the contract of this function.
     unsafe { (*req.cast::<bindings::tcp_request_sock>()).rcv_isn }
+}
+
+/// The listener of a request, NULL for one made from a cookie.
+///
+/// # Safety
+///
+/// `req` must be alive.
+pub(crate) unsafe fn listener_sock(req: *const bindings::request_sock) -> *mut bindings::sock {
+    // SAFETY: that is where it is; and it does not change any more once others can find the request.
+    unsafe {
+        req.byte_add(bindings::ACCF_REQ_LISTENER as usize)
+            .cast::<*mut bindings::sock>()
+            .read()
+    }
 }
 
 /// The round-trip time of a handshake that was completed.
@@ -97,8 +111,8 @@ impl<'a> Request<'a> {
     ///
     /// `ptr` must meet the type's invariants for `'a`.
     pub(crate) unsafe fn from_raw(ptr: NonNull<bindings::request_sock>) -> Self {
-        // SAFETY: alive by the contract of this function.
-        let listener = unsafe { bindings::accf_req_listener(ptr.as_ptr()) };
+        // SAFETY: by the contract of this function.
+        let listener = unsafe { listener_sock(ptr.as_ptr()) };
         // INVARIANT: by the contract of this function.
         Self {
             ptr,
@@ -184,18 +198,26 @@ impl<'a> Request<'a> {
 
     /// Has somebody begun to park it, or has the kernel dropped an ACK of its client: for want of room in the accept queue, or
     /// because of `TCP_DEFER_ACCEPT`, before we took that over?
-    pub(crate) fn is_acked(&self) -> bool {
+    ///
+    /// There is a full barrier between what was done before, and this look.
+    pub(crate) fn was_acked(&self) -> bool {
         // SAFETY: alive by the type invariants. Another CPU may be setting this one bit, and either value will do.
-        unsafe { bindings::accf_req_is_acked(self.as_ptr()) }
+        unsafe { bindings::accf_req_was_acked(self.as_ptr()) }
     }
 
-    /// Marks it as one whose SYN-ACK was acknowledged, as the kernel does when we make no connection.
+    /// Marks it as one whose SYN-ACK was acknowledged, as the kernel does when we make no connection. Fails if, after a full
+    /// barrier, it turns out that it must not be parked: it is not in the table any more, or its listener checks signatures.
     ///
     /// Under the lock of its home.
-    pub(crate) fn set_acked(&self) {
-        // SAFETY: alive by the type invariants. Whoever else writes this bit sets it, too; who writes another one of its byte
-        // writes this one back as it was, which is ruled out afterwards (`Listener::enter()`).
-        unsafe { bindings::accf_req_set_acked(self.as_ptr()) };
+    pub(crate) fn set_acked(&self) -> Result<(), Bypass> {
+        // SAFETY: alive by the type invariants, and so is its listener. Whoever else writes this bit sets it, too; who writes
+        // another one of its byte writes this one back as it was, which is what listeners with a key are looked for.
+        let found = unsafe { bindings::accf_req_set_acked(self.listener_sock(), self.as_ptr()) };
+        match found {
+            0 => Ok(()),
+            bindings::ACCF_IS_SIGNED => Err(Bypass::Signed),
+            _ => Err(Bypass::Other),
+        }
     }
 
     /// How often its own timer has fired. While it has not, the kernel counts the request as young.

@@ -52,8 +52,16 @@ impl<'a> Segment<'a> {
     ///
     /// Bytes, and no `struct tcphdr`: behind an Ethernet header nothing is aligned (`NET_IP_ALIGN` is 0 on x86).
     fn start(&self) -> *const u8 {
-        // SAFETY: the segment is valid, by the type invariants.
-        unsafe { bindings::accf_tcp_hdr(self.skb) }.cast()
+        // SAFETY: the segment is valid, by the type invariants, with the offset of its transport header from where its buffer
+        // begins; both are in the same allocation.
+        unsafe {
+            let offset = self
+                .skb
+                .byte_add(bindings::ACCF_SKB_TRANSPORT_HEADER as usize)
+                .cast::<u16>()
+                .read();
+            (*self.skb).head.add(usize::from(offset))
+        }
     }
 
     /// What every TCP header has (RFC 9293, section 3.1).

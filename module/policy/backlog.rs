@@ -14,6 +14,6 @@ pub fn places(backlog: u32, cpus: u32) -> u32 {
 }
 
 /// How many of `parked` requests are taken off the count of those that fill the SYN backlog, where `places` keep theirs.
-pub fn discount(parked: u64, places: u32) -> u32 {
-    u32::try_from(parked.saturating_sub(u64::from(places))).unwrap_or(u32::MAX)
+pub fn discount(parked: u64, places: u32) -> u64 {
+    parked.saturating_sub(u64::from(places))
 }

@@ -102,17 +102,19 @@ impl Stats {
     /// Counts a connection that is parked.
     #[inline]
     pub fn park(&mut self) {
-        self.parked += 1;
-        self.parked_total += 1;
+        // 64 bits: nobody parks so many.
+        self.parked = self.parked.wrapping_add(1);
+        self.parked_total = self.parked_total.wrapping_add(1);
     }
 
     /// Counts a connection that is not parked any more, having waited for so long.
     #[inline]
     pub fn end(&mut self, end: End, waited: Nanos) {
         self.parked -= 1;
-        self.ended[end as usize] += 1;
+        let count = |counter: &mut u64| *counter = counter.wrapping_add(1);
+        count(&mut self.ended[end as usize]);
         if matches!(end, End::Data | End::Fin) {
-            self.wait_log2[wait_bucket(waited)] += 1;
+            count(&mut self.wait_log2[wait_bucket(waited)]);
         }
     }
 

@@ -448,7 +448,7 @@ proptest! {
     #[test]
     fn the_backlog_is_left_to_others(parked in 0..100_000_u64, backlog: u32, cpus in 1..9_000_u32) {
         let off = discount(parked, places(backlog, cpus));
-        let on = parked - u64::from(off);
+        let on = parked - off;
         prop_assert!(on <= u64::from(cpus));
         prop_assert!(on <= u64::from(backlog / 8));
         prop_assert!(on == parked || on == u64::from(cpus.min(backlog / 8)));
