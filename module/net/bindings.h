@@ -57,6 +57,13 @@ struct accf_endpoints {
 	struct in6_addr server_v6;
 };
 
+/* A request's own timer. */
+struct accf_own_timer {
+	long left; /* in jiffies; 0 if it is not pending, or late */
+	u8 timeouts; /* how often it has fired */
+	u8 max_timeouts; /* how often it may, if the backlog is not under pressure */
+};
+
 /* Contexts. */
 bool accf_bh_is_off(void);
 void accf_local_bh_disable(void);
@@ -70,6 +77,7 @@ void accf_netns_unregister(void);
 struct accf_net *accf_netns(const struct sock *sk);
 bool accf_netns_charge(struct accf_net *net, u32 limit);
 void accf_netns_uncharge(struct accf_net *net);
+void accf_uncharge(struct accf_net *net, struct sock *sk, int young);
 
 /* User space. */
 int accf_copy_struct_from_sockptr(void *to, size_t to_size, sockptr_t from, size_t from_size);
@@ -90,7 +98,6 @@ void accf_qlen_add(struct sock *sk, int n);
 int accf_young(const struct sock *sk);
 void accf_young_add(struct sock *sk, int n);
 u8 accf_take_defer_accept(struct sock *sk);
-u8 accf_synack_retries(const struct sock *sk);
 void accf_ulp_data_publish(struct sock *sk, void *data);
 void *accf_ulp_data_rcu(const struct sock *sk);
 
@@ -100,7 +107,7 @@ bool accf_req_is_hashed(struct request_sock *req);
 u32 accf_req_set_acked(const struct sock *sk, struct request_sock *req);
 bool accf_req_was_acked(const struct request_sock *req);
 bool accf_timer_pending(const struct timer_list *timer);
-u32 accf_timer_left(const struct timer_list *timer);
+struct accf_own_timer accf_req_own_timer(const struct request_sock *req);
 unsigned long accf_jiffies(void);
 u32 accf_rto_max(void);
 u32 accf_echoed_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr);

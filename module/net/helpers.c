@@ -88,6 +88,14 @@ void accf_netns_uncharge(struct accf_net *net)
 	atomic_dec(&net->parked);
 }
 
+/* The same for one of @sk that was parked, and counts among the young ones again if @young is 1. */
+void accf_uncharge(struct accf_net *net, struct sock *sk, int young)
+{
+	atomic_dec(&net->parked);
+	if (young)
+		atomic_inc(&inet_csk(sk)->icsk_accept_queue.young);
+}
+
 int accf_copy_struct_from_sockptr(void *to, size_t to_size, sockptr_t from, size_t from_size)
 {
 	return copy_struct_from_sockptr(to, to_size, from, from_size);
@@ -211,12 +219,6 @@ u8 accf_take_defer_accept(struct sock *sk)
 	return xchg(defer, 0);
 }
 
-/* As reqsk_timer_handler() begins. */
-u8 accf_synack_retries(const struct sock *sk)
-{
-	return READ_ONCE(inet_csk(sk)->icsk_syn_retries) ?: READ_ONCE(sock_net(sk)->ipv4.sysctl_tcp_synack_retries);
-}
-
 void accf_ulp_data_publish(struct sock *sk, void *data)
 {
 	rcu_assign_pointer(inet_csk(sk)->icsk_ulp_data, data);
@@ -260,15 +262,21 @@ bool accf_timer_pending(const struct timer_list *timer)
 	return timer_pending(timer);
 }
 
-/* In jiffies; 0 if it is not pending, or late. What is read afterwards is as new as that. */
-u32 accf_timer_left(const struct timer_list *timer)
+/* What reqsk_timer_handler() counts by. It counts before it sets the timer, so this looks in the other order. */
+struct accf_own_timer accf_req_own_timer(const struct request_sock *req)
 {
-	long left = READ_ONCE(timer->expires) - jiffies;
+	const struct sock *sk = req->rsk_listener;
+	struct accf_own_timer own = {
+		.left = READ_ONCE(req->rsk_timer.expires) - jiffies,
+	};
 
-	if (!timer_pending(timer) || left <= 0)
-		return 0;
+	if (own.left < 0 || !timer_pending(&req->rsk_timer))
+		own.left = 0;
 	smp_rmb();
-	return min_t(unsigned long, left, U32_MAX);
+	own.timeouts = req->num_timeout;
+	own.max_timeouts = READ_ONCE(inet_csk(sk)->icsk_syn_retries) ?:
+			   READ_ONCE(sock_net(sk)->ipv4.sysctl_tcp_synack_retries);
+	return own;
 }
 
 unsigned long accf_jiffies(void)

@@ -125,20 +125,17 @@ pub(crate) unsafe extern "C" fn clone(
     child: *mut sock,
     _priority: bindings::gfp_t,
 ) {
-    with_bh_off(|bh| {
-        // SAFETY: the copy has the data of its listener, which under RCU is still there.
-        let Some(listener) = (unsafe { Listener::of(child, bh) }) else {
-            return;
-        };
-        // SAFETY: nobody else sees the child.
-        if !unsafe { disown(child, &listener) } {
-            // The kernel makes this connection without asking us: its listener has lost our operations, as sockets do that
-            // connect to an IPv4-mapped address, and has listened again since. Nobody would settle the request, which is still
-            // in the table.
-            // SAFETY: the kernel makes the child of this request, to which it holds a reference.
-            unsafe { give_back(bh, req) };
-        }
-    });
+    // SAFETY: the copy has the data of its listener, which keeps it for as long as our caller is a reader under RCU, or owns the
+    // listener's lock, which who releases it has, too (`tcp_get_cookie_sock()`, called from `__release_sock()`).
+    let listener = unsafe { (*csk(child)).icsk_ulp_data.cast::<Listener>().as_ref() };
+    // SAFETY: nobody else sees the child.
+    if listener.is_some_and(|listener| !unsafe { disown(child, listener) }) {
+        // The kernel makes this connection without asking us: its listener has lost our operations, as sockets do that
+        // connect to an IPv4-mapped address, and has listened again since. Nobody would settle the request, which is still
+        // in the table.
+        // SAFETY: the kernel makes the child of this request, to which it holds a reference.
+        unsafe { give_back(req) };
+    }
     // SAFETY: as above. The kernel took no module reference for the child, and must not put one.
     unsafe {
         (*csk(child)).icsk_ulp_ops = ptr::null();
@@ -152,16 +149,18 @@ pub(crate) unsafe extern "C" fn clone(
 ///
 /// `req` must be alive, and not destroyed by the caller.
 #[cold]
-unsafe fn give_back(bh: &BhDisabled<'_>, req: *const request_sock) {
+unsafe fn give_back(req: *const request_sock) {
     // SAFETY: by the contract of this function. A cookie's request has no listener.
     let has_listener =
         |req: &NonNull<request_sock>| unsafe { !request::listener_sock(req.as_ptr()).is_null() };
     if let Some(req) = NonNull::new(req.cast_mut()).filter(has_listener) {
         // SAFETY: alive by the contract of this function, with a listener.
         let request = unsafe { Request::from_raw(req) };
-        if let Some(home) = Listener::home_of(&request, bh) {
-            home.give_back(bh, &request);
-        }
+        with_bh_off(|bh| {
+            if let Some(home) = Listener::home_of(&request, bh) {
+                home.give_back(bh, &request);
+            }
+        });
     }
 }
 
@@ -1035,9 +1034,10 @@ pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
         match Listener::home_of(&request, &bh) {
             // SAFETY: we are its destructor.
             Some(home) => unsafe { home.forget(&bh, &request) },
-            // The listener was closed after the last reference to this was gone, and has left it to us.
-            // SAFETY: it is parked, and we are its destructor.
-            None => drop(unsafe { request.undress() }),
+            // The listener was closed after the last reference to this was gone, and has left it to us, with what it kept
+            // (`Request::inherit()`).
+            // SAFETY: it is parked, we are its destructor, and the listener that had it in a list is gone.
+            None => drop(unsafe { Arc::from_raw(request.undress()) }),
         }
     }
     if let Some(original) = original {

@@ -12,9 +12,9 @@
 //!
 //! # Who owns what
 //!
-//! The request owns its [`Parked`] (`req->dl_next`), the queue has a second reference. The queue holds no reference to
+//! The queue owns the [`Parked`] of each request, which points to it (`req->dl_next`). The queue holds no reference to
 //! the request: when the kernel drops a request, the destructor of its overlay takes it out of the queue under the
-//! lock. So a request that is in the queue is in memory for as long as the lock is held, though it may be dying; who
+//! lock; if a request that is dying must leave before, it inherits its [`Parked`], for the destructor to find. So a request that is in the queue is in memory for as long as the lock is held, though it may be dying; who
 //! wants to use it longer takes a reference, which fails if it is.
 //!
 //! What a request that is gone has left ([`Parked`]) is kept for one to come, where nobody else still looks at it.
@@ -421,6 +421,7 @@ impl Listener {
     ///
     /// `false`: it could not be parked, which has been counted. Nothing else has changed but that it may be acked, as it would
     /// be had it been parked and given back.
+    #[inline(always)]
     pub(crate) fn park(
         self: ArcBorrow<'_, Self>,
         bh: &BhDisabled<'_>,
@@ -538,11 +539,8 @@ impl Listener {
                 }
             };
         let spare = state.take_spare().inspect_err(|_| uncharge())?;
-        // Most clients send soon, and their requests' own timers need not be touched. The handler counts before it sets the timer, so
-        // ask in the other order.
-        let left = request.timer_left();
-        let timer_may_run =
-            policy::may_own_timer_run(request.timeouts(), request.max_timeouts(), left);
+        // Most clients send soon, and their requests' own timers need not be touched.
+        let timer_may_run = request.may_own_timer_run();
         // The last thing that may fail, and the first that changes more than the mark.
         if !timer_may_run && !request.put_timer_off() {
             uncharge();
@@ -559,7 +557,7 @@ impl Listener {
             unsafe { bindings::accf_young_add(sock, -1) };
         }
         // SAFETY: its home is locked; it was in the table, as just checked, and is not parked.
-        unsafe { request.dress(overlay, parked.clone_arc()) };
+        unsafe { request.dress(overlay, &parked) };
         if is_fresh {
             state.fresh.push_back(parked);
         } else {
@@ -576,45 +574,85 @@ impl Listener {
         Ok(is_one_too_many)
     }
 
-    /// Settles the accounts of `parked`, unless it has left the queue before.
+    /// Takes what a request kept out of the queue and settles its accounts, unless that was done before.
     ///
     /// When the kernel is still to count its request off, this comes before that; else, right after.
+    ///
+    /// # Safety
+    ///
+    /// [`Request::undress`] has just returned `parked`, of a request that was parked here, and the lock has been held since.
     #[inline(always)]
-    fn leave(
+    unsafe fn leave(
         &self,
         state: &mut State,
-        parked: &Parked,
+        parked: *const Parked,
         standing: Standing,
         end: End,
         waited: Nanos,
-    ) {
+    ) -> Arc<Parked> {
         let list = if standing.is_fresh() {
             &mut state.fresh
         } else {
             &mut state.queue
         };
-        // SAFETY: it is in no list but this, if in any.
-        if unsafe { list.remove(parked) }.is_some() {
-            self.settle_accounts(state, standing, end, waited);
-            self.balance(state);
+        // SAFETY: it is in no list but this, if in any; and there is a reference to it in any case.
+        match unsafe { list.remove(&*parked) } {
+            Some(parked) => {
+                self.settle_accounts(state, standing, end, waited);
+                self.balance(state);
+                parked.into_arc()
+            }
+            // SAFETY: it is in no list, so its reference was the request's (`Request::inherit()`), and is ours now.
+            None => unsafe { Arc::from_raw(parked) },
         }
     }
 
     /// The same for one that does not become a connection now.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::leave`].
     #[inline(never)]
-    fn leave_unconnected(&self, state: &mut State, parked: &Parked, end: End) {
-        self.leave(state, parked, parked.standing(), end, Nanos(0));
+    unsafe fn leave_unconnected(
+        &self,
+        state: &mut State,
+        parked: *const Parked,
+        end: End,
+    ) -> Arc<Parked> {
+        // SAFETY: by the contract of this function, there is a reference to it.
+        let standing = unsafe { (*parked).standing() };
+        // SAFETY: by the contract of this function.
+        unsafe { self.leave(state, parked, standing, end, Nanos(0)) }
+    }
+
+    /// Takes what a request keeps that is dying out of the queue, and settles its accounts.
+    ///
+    /// # Safety
+    ///
+    /// The lock has been held since `parked` was seen in the queue.
+    #[cold]
+    unsafe fn leave_dying(&self, state: &mut State, parked: &Parked) {
+        let standing = parked.standing();
+        let list = if standing.is_fresh() {
+            &mut state.fresh
+        } else {
+            &mut state.queue
+        };
+        // SAFETY: it is in no list but this.
+        if let Some(parked) = unsafe { list.remove(parked) } {
+            // SAFETY: as just seen; and what is in the queue is parked.
+            unsafe { Request::inherit(parked) };
+            self.settle_accounts(state, standing, End::Aborted, Nanos(0));
+            self.balance(state);
+        }
     }
 
     /// Settles the accounts of one that stood so and has just left the queue, but for the SYN backlog.
     #[inline(always)]
     fn settle_accounts(&self, state: &mut State, standing: Standing, end: End, waited: Nanos) {
+        let young = i32::from(standing.is_young());
         // SAFETY: the listener is alive, and with it its namespace: the caller is closing it or has one of its requests.
-        unsafe { bindings::accf_netns_uncharge(self.netns.as_ptr()) };
-        if standing.is_young() {
-            // SAFETY: as above.
-            unsafe { bindings::accf_young_add(self.sock.as_ptr(), 1) };
-        }
+        unsafe { bindings::accf_uncharge(self.netns.as_ptr(), self.sock.as_ptr(), young) };
         if standing.due().is_some() {
             state.due -= 1;
         }
@@ -679,6 +717,7 @@ impl Listener {
     /// # Safety
     ///
     /// The caller has taken the request out of the table (`own_req`), and the connection exists.
+    #[inline(always)]
     pub(crate) unsafe fn settle(
         &self,
         bh: &BhDisabled<'_>,
@@ -689,13 +728,14 @@ impl Listener {
         if !self.has_parked(&request) {
             return;
         }
-        // SAFETY: it is parked, this, its home, is locked, and the caller holds a reference to it.
-        let parked = unsafe { request.undress() };
         let now = now();
+        // SAFETY: it is parked, and this, its home, is locked.
+        let parked = unsafe { request.parked() };
         let waited = Nanos(now.0.saturating_sub(parked.parked_at().0));
         let standing = parked.standing();
         let end = End::of_accepted(segment, standing.due());
-        self.leave(&mut state, &parked, standing, end, waited);
+        // SAFETY: as above, and the caller holds a reference to the request.
+        let parked = unsafe { self.leave(&mut state, request.undress(), standing, end, waited) };
         if let Some(round_trip) = parked.round_trip() {
             // SAFETY: by the contract of this function.
             unsafe { request.set_round_trip(round_trip, waited, now) };
@@ -714,8 +754,7 @@ impl Listener {
     /// The same for one that is parked here, to which the caller holds a reference.
     fn give_back_parked(&self, state: &mut State, request: &Request<'_>) {
         // SAFETY: it is parked, this, its home, is locked, and the caller holds a reference to it.
-        let parked = unsafe { request.undress() };
-        self.leave_unconnected(state, &parked, End::Returned);
+        let parked = unsafe { self.leave_unconnected(state, request.undress(), End::Returned) };
         state.keep_parked(parked);
         request.hurry_timer(1);
     }
@@ -728,8 +767,7 @@ impl Listener {
     pub(crate) unsafe fn forget(&self, bh: &BhDisabled<'_>, request: &Request<'_>) {
         let mut state = self.state.lock(bh);
         // SAFETY: it is parked, this, its home, is locked, and the caller is its destructor.
-        let parked = unsafe { request.undress() };
-        self.leave_unconnected(&mut state, &parked, End::Aborted);
+        let parked = unsafe { self.leave_unconnected(&mut state, request.undress(), End::Aborted) };
         state.keep_parked(parked);
     }
 
@@ -751,19 +789,22 @@ impl Listener {
                 // Somebody has just taken it out of the table, to make a connection of it, maybe, and a copy.
                 pin_module();
             }
-            // A dying request is left to its destructor, which is on its way, and looks after itself.
+            let standing = parked.standing();
             let end = if let Some(owned) = request.get() {
                 let request = owned.as_request();
-                // SAFETY: in the queue means parked; its home is locked, and we hold a reference to it.
-                drop(unsafe { request.undress() });
+                // SAFETY: in the queue means parked; its home is locked, and we hold a reference to it. What it kept is `parked`.
+                unsafe { request.undress() };
                 // Their timers all move to this CPU, which should not have to do with all at once.
                 request.hurry_timer(1 + closed / CLOSED_PER_TICK);
                 closed += 1;
                 End::Returned
             } else {
+                // A dying request is left to its destructor, which is on its way, and looks after itself.
+                // SAFETY: it was in the queue, and its home is locked.
+                unsafe { Request::inherit(parked) };
                 End::Aborted
             };
-            self.settle_accounts(&mut state, parked.standing(), end, Nanos(0));
+            self.settle_accounts(&mut state, standing, end, Nanos(0));
         }
         self.balance(&mut state);
     }
@@ -885,7 +926,8 @@ impl Listener {
                 });
             }
             // It is dying; its destructor no longer finds it here.
-            self.leave_unconnected(state, &parked, End::Aborted);
+            // SAFETY: it is in the queue, and the lock is held.
+            unsafe { self.leave_dying(state, &parked) };
         }
     }
 
@@ -935,10 +977,9 @@ impl Listener {
         if !self.has_parked(&request) {
             return;
         }
-        // SAFETY: it is parked, this, its home, is locked, and we hold a reference to it.
-        drop(unsafe { request.undress() });
         let end = End::of_expired(due.expiry, due.on_timeout);
-        self.leave_unconnected(&mut state, &due.parked, end);
+        // SAFETY: it is parked, this, its home, is locked, and we hold a reference to it.
+        drop(unsafe { self.leave_unconnected(&mut state, request.undress(), end) });
         drop(state);
 
         if due.on_timeout == OnTimeout::Reset {

@@ -9,7 +9,7 @@
 //! | --- | --- | --- |
 //! | `rsk_ops` | the overlay's | the kernel's |
 //! | `af_specific` | the overlay's | the kernel's |
-//! | `dl_next` | a reference to its [`Parked`] | unused in SYN_RECV |
+//! | `dl_next` | its [`Parked`] | unused in SYN_RECV |
 //! | `sk` | the request itself | NULL in SYN_RECV |
 //!
 //! Besides, a parked request is acked (`inet_rsk(req)->acked`), from before it is parked, as the kernel makes it when it drops an
@@ -28,14 +28,12 @@ use core::{
 };
 
 use kernel::{
+    list::ListArc,
     prelude::*,
-    sync::{
-        barrier::{smp_mb, Read, Write},
-        Arc,
-    },
+    sync::barrier::{smp_mb, Read, Write},
 };
 
-use crate::policy::{Bypass, Nanos};
+use crate::policy::{self, Bypass, Nanos};
 
 use super::{bindings, overlay::Overlay, parked::Parked, wire};
 
@@ -226,17 +224,14 @@ impl<'a> Request<'a> {
         unsafe { (*self.as_ptr()).num_timeout() }
     }
 
-    /// How often it may fire before the kernel drops the request, if the backlog is not under pressure; then, twice.
-    pub(crate) fn max_timeouts(&self) -> u8 {
-        // SAFETY: the listener is alive, as the request is.
-        unsafe { bindings::accf_synack_retries(self.listener_sock()) }
-    }
-
-    /// How long it is until its own timer fires; nothing where it is not pending.
-    pub(crate) fn timer_left(&self) -> Nanos {
-        // SAFETY: as in `timer_is_pending()`.
-        let jiffies = unsafe { bindings::accf_timer_left(&raw const (*self.as_ptr()).rsk_timer) };
-        Nanos(u64::from(jiffies).saturating_mul(NANOS_PER_JIFFY))
+    /// May its own timer run on while it is parked (`policy::may_own_timer_run()`)?
+    #[inline(always)]
+    pub(crate) fn may_own_timer_run(&self) -> bool {
+        // SAFETY: alive by the type invariants, with its listener.
+        let own = unsafe { bindings::accf_req_own_timer(self.as_ptr()) };
+        // It is never negative, and no timer is set to more than `FAR_JIFFIES`.
+        let left = Nanos(u64::from(own.left as u32).saturating_mul(NANOS_PER_JIFFY));
+        policy::may_own_timer_run(own.timeouts, own.max_timeouts, left)
     }
 
     /// Can the kernel move it to another listener of the group, once its own stops?
@@ -392,6 +387,7 @@ impl<'a> Request<'a> {
     }
 
     /// Is it parked? Tells for sure only under the lock of its home and in its destructor.
+    #[inline]
     pub(crate) fn is_parked(&self) -> bool {
         // Nobody else ever makes it point to itself.
         ptr::eq(self.sk().cast(), self.as_ptr())
@@ -419,8 +415,9 @@ impl<'a> Request<'a> {
     ///
     /// # Safety
     ///
-    /// The caller holds the lock of its home; the request is in the table of connections and not parked.
-    pub(crate) unsafe fn dress(&self, overlay: &'static Overlay, parked: Arc<Parked>) {
+    /// The caller holds the lock of its home, and puts `parked` into one of its lists; the request is in the table of connections
+    /// and not parked.
+    pub(crate) unsafe fn dress(&self, overlay: &'static Overlay, parked: &Parked) {
         let req = self.as_ptr();
         // SAFETY: alive by the type invariants. `dl_next` and `sk` are unused in this state; the others are only ever
         // read, and either value will do. No other CPU writes, by the lock. The writes are `WRITE_ONCE()`s; that ours
@@ -428,7 +425,7 @@ impl<'a> Request<'a> {
         unsafe {
             ptr::write_volatile(
                 &raw mut (*req).dl_next,
-                Arc::into_raw(parked).cast_mut().cast(),
+                ptr::from_ref(parked).cast_mut().cast(),
             );
             ptr::write_volatile(&raw mut (*req).sk, req.cast());
             smp_mb(Write);
@@ -444,23 +441,39 @@ impl<'a> Request<'a> {
     /// The request is parked; and the caller holds the lock of its home, or is its destructor. So it stays parked for
     /// as long as the reference is used.
     pub(crate) unsafe fn parked(&self) -> &Parked {
-        // SAFETY: `dl_next` is the reference that `dress()` put there, and by the contract stays there.
+        // SAFETY: `dl_next` is what `dress()` or `inherit()` put there, and by the contract stays there; the list has a reference
+        // to it, or the request itself.
         unsafe { &*(*self.as_ptr()).dl_next.cast::<Parked>() }
     }
 
-    /// Makes a parked request the kernel's again, and returns what it kept.
+    /// Makes a parked request the kernel's again, and returns what it kept. To that, a list of its home has a reference; or if it is in
+    /// none any more ([`Self::inherit`]), the request had it, and the caller has it now.
     ///
     /// # Safety
     ///
     /// The request is parked; and the caller holds the lock of its home and a reference to the request, or is its
     /// destructor.
-    pub(crate) unsafe fn undress(&self) -> Arc<Parked> {
-        // SAFETY: by the contract `dl_next` is the reference that `dress()` put there. It is taken out below, before
-        // anybody else may look.
-        let parked = unsafe { Arc::from_raw((*self.as_ptr()).dl_next.cast::<Parked>()) };
+    pub(crate) unsafe fn undress(&self) -> *const Parked {
+        // SAFETY: by the contract `dl_next` is what `dress()` or `inherit()` put there. It is taken out below, before anybody else
+        // may look.
+        let parked = unsafe { (*self.as_ptr()).dl_next.cast::<Parked>() };
         // SAFETY: parked, it wears ours; nobody else changes that, by the contract.
         unsafe { self.shed() };
         parked
+    }
+
+    /// Gives the reference to `parked` to its request, which is dying, and whose destructor will ask for it.
+    ///
+    /// # Safety
+    ///
+    /// It was just taken out of a list of its home, whose lock is held, and its request is parked.
+    pub(crate) unsafe fn inherit(parked: ListArc<Parked>) {
+        // SAFETY: it was in the list until now, and the lock is held.
+        let req = unsafe { parked.request() }.as_ptr();
+        // SAFETY: alive, as above. No other CPU writes, by the lock; what is written is where it was before.
+        unsafe {
+            ptr::write_volatile(&raw mut (*req).dl_next, parked.into_raw().cast_mut().cast())
+        };
     }
 
     /// Gives a request that wears our operations the kernel's.
