@@ -871,6 +871,13 @@ impl Listener {
         unsafe { bindings::accf_sk_acceptq_is_full(self.sock.as_ptr()) }
     }
 
+    /// Does the socket listen, or has it stopped?
+    fn is_listening(&self) -> bool {
+        // SAFETY: as in `accept_queue_is_full()`.
+        let state = unsafe { bindings::accf_sk_state(self.sock.as_ptr()) };
+        u32::from(state) == bindings::ACCF_TCP_LISTEN
+    }
+
     /// What the timer has to do.
     fn alarm(&self, state: &State, now: Nanos) -> Alarm {
         policy::on_alarm(
@@ -942,6 +949,12 @@ impl Listener {
     /// Has the kernel make a connection.
     fn accept(self: ArcBorrow<'_, Self>, due: &Due, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
         let request = due.request.as_request();
+        if !self.is_listening() && !request.may_migrate() {
+            // Nobody will accept it, and the client would get a reset for an ACK that it has not sent: `close()` has begun, or
+            // `shutdown()` was called. The kernel drops it, as on a plain listener.
+            self.give_back(bh, &request);
+            return;
+        }
         expire::accept(&request, &due.parked, bh, rcu);
 
         // The connection was made, as a rule, and the request is not parked any more; or it has just been made, or reset, on

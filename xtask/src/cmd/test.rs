@@ -61,9 +61,6 @@ exit "$status"
 /// The cases that are left to the stock kernel, as the dev kernel takes its time: those of IPv4 clients of an IPv6 listener
 /// where such a client takes the way of any IPv4 client. What is particular to it is in `attach`, `deadline`, `hold`, `ktls`,
 /// `lifetime`, `plain` and `release`.
-///
-/// And `model`: who is past its deadline, and waits for room in the accept queue, gets a reset if the listener's timer fires while
-/// `close()` empties the queue. The model does not know that, and `close()` takes long there.
 const DEV_WITHOUT: &[&str] = &[
     "account.*.mapped",
     "backlog.*.mapped",
@@ -74,7 +71,6 @@ const DEV_WITHOUT: &[&str] = &[
     "fuzz.*.mapped",
     "migrate.*.mapped",
     "mixture.*.mapped",
-    "model.",
     "odd.*.mapped",
     "policy.*.mapped",
 ];

@@ -46,6 +46,11 @@ pub(crate) fn cases() -> Vec<Case> {
             "lifetime.shut_down_and_listen_again",
             listen_again,
         ),
+        each_family(
+            Stage::Alone,
+            "lifetime.shut_down_before_the_deadline",
+            stopped_at_the_deadline,
+        ),
         each_family(Stage::Alone, "lifetime.reuseport_migration", migration),
     ]
     .into_iter()
@@ -537,6 +542,26 @@ fn listen_again(context: &Context, family: Family) -> Result<()> {
     serve(&accepted)?;
     client.response()?;
     drop((scene, accepted, client, parked));
+    unloads(context)
+}
+
+/// A listener that was shut down accepts nobody at a deadline: the kernel drops the request, without a word, as on a plain listener.
+fn stopped_at_the_deadline(context: &Context, family: Family) -> Result<()> {
+    module::reload("timeout_ms=500")?;
+    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.parked(context)?;
+    scene.requests(context, 1)?;
+    scene.listener.socket().shutdown(Shutdown::Both)?;
+    scene.requests(context, 0)?;
+    // What was said would be here by now.
+    let more = client.receive_until(Duration::from_millis(500), |_| true)?;
+    ensure!(more.is_none(), "the client got {more:?}");
+    drop(client);
+    let RawScene {
+        listener, capture, ..
+    } = scene;
+    expect_eq!(capture.stop()?.resets(), 0, "resets");
+    drop(listener);
     unloads(context)
 }
 
