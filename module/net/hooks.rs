@@ -150,9 +150,11 @@ pub(crate) unsafe extern "C" fn clone(
 /// `req` must be alive, and not destroyed by the caller.
 #[cold]
 unsafe fn give_back(req: *const request_sock) {
-    // SAFETY: by the contract of this function. A cookie's request has no listener.
-    let has_listener =
-        |req: &NonNull<request_sock>| unsafe { !request::listener_sock(req.as_ptr()).is_null() };
+    let has_listener = |req: &NonNull<request_sock>| {
+        // SAFETY: by the contract of this function. A cookie's request has no listener.
+        let listener = unsafe { request::listener_sock(req.as_ptr()) };
+        !listener.is_null()
+    };
     if let Some(req) = NonNull::new(req.cast_mut()).filter(has_listener) {
         // SAFETY: alive by the contract of this function, with a listener.
         let request = unsafe { Request::from_raw(req) };
