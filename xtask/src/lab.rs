@@ -2,10 +2,9 @@
 //! A kernel ready for guests, with the modules built for it and the programs to run in it.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, Result};
 
 use crate::guest::{Guest, Module, Report};
 use crate::kernel::{Kernel, Kind};
@@ -101,8 +100,7 @@ impl Lab {
             }
             let status = report.verdict()?;
             if status == 0 {
-                return fs::remove_dir_all(&report.run)
-                    .with_context(|| format!("cannot remove {}", report.run.display()));
+                return report.remove_logs();
             }
             let said = format!(
                 "the command ended with status {status} in the guest:\n{}\n(logs: {})",

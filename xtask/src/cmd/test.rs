@@ -512,6 +512,7 @@ mod tests {
         Report {
             status: Some(status),
             failures: Vec::new(),
+            boots_in_vain: Vec::new(),
             foreign_races: Vec::new(),
             stdout: stdout.as_bytes().to_vec(),
             stderr: b"what it said".to_vec(),

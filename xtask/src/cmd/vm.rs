@@ -2,7 +2,6 @@
 //! `cargo xtask vm`: run a command, or a shell, in a guest.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -121,9 +120,7 @@ impl Vm {
             }
             None => "the command did not come to an end".to_owned(),
         })?;
-        // Nothing to look at afterwards.
-        fs::remove_dir_all(&report.run)
-            .with_context(|| format!("cannot remove {}", report.run.display()))?;
+        report.remove_logs()?;
         Ok(status)
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::early::{Judgement, Sight, SILENCE};
 use super::splat;
 use crate::sysroot::Sysroot;
 use crate::{exec, host};
@@ -20,8 +21,9 @@ const TICK: Duration = Duration::from_millis(20);
 /// How long a guest that left its verdict may take to stop.
 const STOP: Duration = Duration::from_secs(15);
 
-/// The kernel's command line: the console at warnings and above (the whole log is a file at the
-/// end), and a kernel that is broken stops at once.
+/// The kernel's command line: on the console all that it says while it boots, so that one that has hung can be told from one
+/// that is slow (the first process has it say warnings and above only; the whole log is a file at the end), and a kernel that is
+/// broken stops at once.
 ///
 /// `init_on_alloc`: a file server writes file contents into the guest's memory behind the back of
 /// QEMU's translator, which goes on executing its translation of whatever code was in that page
@@ -31,7 +33,7 @@ const STOP: Duration = Duration::from_secs(15);
 /// `kunit.filter_glob`: of the kernels with KUnit, only our own suites. The kernel's run at boot, which takes time, and one of
 /// them warns with PREEMPT_RT (that of Rust's spin locks, which asks whether a lock that sleeps there has turned interrupts off).
 const KERNEL_ARGUMENTS: [&str; 6] = [
-    "loglevel=5",
+    "loglevel=7",
     "log_buf_len=4M",
     "panic=-1",
     "oops=panic",
@@ -64,6 +66,8 @@ pub(super) enum End {
     Stopped(String),
     /// It was ended at the deadline.
     TimedOut,
+    /// It was ended as it hung before its first process ran.
+    HungEarly,
 }
 
 /// A running machine; dropping it ends it.
@@ -94,11 +98,17 @@ impl Machine {
         })
     }
 
-    /// Waits until the machine stops or `timeout` has passed, copying the command's output to ours
-    /// if `echo`.
-    pub(super) fn wait(&mut self, timeout: Option<Duration>, echo: bool) -> Result<End> {
+    /// Waits until the machine stops, `timeout` has passed or, with `watch`, it has hung before its first process ran, copying
+    /// the command's output to ours if `echo`.
+    pub(super) fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        watch: bool,
+        echo: bool,
+    ) -> Result<End> {
         let begin = Instant::now();
         let verdict = self.run.join("verdict");
+        let mut console = Console::new(&self.run);
         let mut outputs = [
             Tail::new(self.run.join("stdout")),
             Tail::new(self.run.join("stderr")),
@@ -122,11 +132,14 @@ impl Machine {
             match has_verdict {
                 // All is said; how the machine stops does not matter.
                 Some(since) if since.elapsed() > STOP => return Ok(End::Stopped(String::new())),
-                None if timeout.is_some_and(|limit| begin.elapsed() > limit) => {
-                    return Ok(End::TimedOut);
-                }
-                _ => sleep(TICK),
+                Some(_) => {}
+                None => match console.sight(begin, watch).judge(timeout) {
+                    Judgement::Wait => {}
+                    Judgement::HungEarly => return Ok(End::HungEarly),
+                    Judgement::TimedOut => return Ok(End::TimedOut),
+                },
             }
+            sleep(TICK);
         }
     }
 
@@ -190,6 +203,56 @@ fn command(sysroot: &Sysroot, parts: &Parts<'_>) -> Command {
     host::as_root(exec::dying_with_us(unshare))
 }
 
+/// What a machine says while it boots.
+struct Console {
+    files: [PathBuf; 2],
+    /// The first process's first act.
+    mark: PathBuf,
+    length: u64,
+    last: Instant,
+}
+
+impl Console {
+    /// Begins to listen to the machine that writes to the directory `run`.
+    fn new(run: &Path) -> Self {
+        Self {
+            files: ["console", "virtme.log"].map(|name| run.join(name)),
+            mark: run.join("started"),
+            length: 0,
+            last: Instant::now(),
+        }
+    }
+
+    /// What is known of the machine that was switched on at `begin`; as good as started unless somebody is to `watch`.
+    fn sight(&mut self, begin: Instant, watch: bool) -> Sight {
+        // A file that is not there yet has said nothing.
+        let lengths = self.files.iter().map(fs::metadata);
+        let length = lengths.flatten().map(|data| data.len()).sum();
+        if length != self.length {
+            self.length = length;
+            self.last = Instant::now();
+        }
+        let silent_for = self.last.elapsed();
+        // Read only when it matters.
+        let complains = watch && silent_for > SILENCE && self.complains();
+        Sight {
+            age: begin.elapsed(),
+            silent_for,
+            has_started: !watch || self.mark.exists(),
+            complains,
+        }
+    }
+
+    /// Whether what the kernel said has a splat.
+    fn complains(&self) -> bool {
+        self.files.iter().any(|file| {
+            let said = fs::read(file).unwrap_or_default();
+            let said = String::from_utf8_lossy(&said).replace('\r', "");
+            !splat::scan(&said).is_empty()
+        })
+    }
+}
+
 /// The end of a file that grows.
 struct Tail {
     path: PathBuf,
@@ -225,6 +288,43 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
+
+    #[test]
+    fn the_console_and_the_mark_are_looked_at() {
+        let run = Scratch::new("early");
+        let say = |name: &str, text: &str| {
+            let mut file = File::options()
+                .create(true)
+                .append(true)
+                .open(run.0.join(name))
+                .unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        };
+        let begin = Instant::now();
+        let mut console = Console::new(&run.0);
+        let said_at = console.last;
+        assert!(!console.sight(begin, true).has_started);
+        assert_eq!(console.last, said_at);
+        for name in ["console", "virtme.log", "console"] {
+            let said_at = console.last;
+            say(name, "[    0.1] fine\r\n");
+            console.sight(begin, true);
+            assert!(console.last > said_at, "{name}");
+        }
+        assert!(!console.complains());
+        say("console", "[    0.2] BUG: KASAN: wild-memory-access\r\n");
+        assert!(console.complains());
+        say("started", "");
+        assert!(console.sight(begin, true).has_started);
+    }
+
+    #[test]
+    fn a_machine_that_nobody_watches_counts_as_started() {
+        let run = Scratch::new("unwatched");
+        let sight = Console::new(&run.0).sight(Instant::now(), false);
+        assert!(sight.has_started);
+    }
 
     #[test]
     fn a_tail_copies_everything_once() {

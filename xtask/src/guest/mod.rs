@@ -4,6 +4,7 @@
 //! A guest leaves an explicit verdict. None, a panic, a hang or anything suspicious in the kernel's
 //! log is a [`Failure`], whatever the command's own exit status.
 
+mod early;
 mod machine;
 pub(crate) mod race;
 pub(crate) mod splat;
@@ -19,8 +20,8 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, Context, Result};
 
 use crate::kernel::{Kernel, Kind};
-use crate::project;
 use crate::sysroot::Sysroot;
+use crate::{project, ui};
 use machine::{End, Machine};
 use race::Race;
 
@@ -45,7 +46,7 @@ pub(crate) struct Guest {
     pub(crate) memory: String,
     /// Further arguments for QEMU.
     pub(crate) qemu_arguments: Vec<String>,
-    /// How long the guest may run, from power-on.
+    /// How long the guest may run, from power-on; the last one's, if it hung in early boot.
     pub(crate) timeout: Option<Duration>,
     /// The module to load.
     pub(crate) module: Option<Module>,
@@ -85,6 +86,8 @@ pub(crate) enum Failure {
     NoVerdict(String),
     /// The kernel panicked.
     Panic(String),
+    /// The guest hung before its first process ran, as often as it was booted.
+    NeverBooted(String),
     /// The guest was still running at the deadline.
     Timeout(Duration, String),
     /// The kernel reported something wrong, or our module was not silent.
@@ -105,6 +108,12 @@ impl fmt::Display for Failure {
                 "the guest stopped without a verdict; the end of its console:\n{log}"
             ),
             Self::Panic(log) => write!(f, "the guest's kernel panicked:\n{log}"),
+            Self::NeverBooted(log) => write!(
+                f,
+                "the guest hung before its first process ran, each of the {} times that it was booted; the end of its \
+                 console:\n{log}",
+                early::AGAIN + 1
+            ),
             Self::Timeout(limit, log) => write!(
                 f,
                 "the guest hung: it was still running after {} s (--timeout) and was ended; the \
@@ -126,6 +135,8 @@ pub(crate) struct Report {
     pub(crate) status: Option<i32>,
     /// Everything that makes the run a failure apart from the status.
     pub(crate) failures: Vec<Failure>,
+    /// The boots in vain, in which the machine hung before its first process ran; each in words.
+    pub(crate) boots_in_vain: Vec<String>,
     /// The data races that the kernel reported and that do not name our module.
     pub(crate) foreign_races: Vec<Race>,
     /// What the command printed.
@@ -150,6 +161,15 @@ impl Report {
         }
         let texts: Vec<String> = self.failures.iter().map(Failure::to_string).collect();
         bail!("{}\n(logs: {})", texts.join("\n"), self.run.display())
+    }
+
+    /// Removes the logs of a run that has nothing to look at afterwards; what a boot in vain said is worth a look.
+    pub(crate) fn remove_logs(&self) -> Result<()> {
+        if !self.boots_in_vain.is_empty() {
+            return Ok(());
+        }
+        fs::remove_dir_all(&self.run)
+            .with_context(|| format!("cannot remove {}", self.run.display()))
     }
 }
 
@@ -191,24 +211,33 @@ impl Guest {
             fs::write(files.join(name), content)
                 .with_context(|| format!("cannot write the guest's {name}"))?;
         }
-        let mut machine = Machine::start(
-            sysroot,
-            &machine::Parts {
-                image: &kernel.image,
-                files: &files,
-                cpus: self.cpus,
-                memory: &self.memory,
-                arguments: &self.qemu_arguments,
-                shares: &shares,
-                terminal,
-                run: &run,
-            },
-        )?;
-        let begin = Instant::now();
-        let end = machine.wait(self.timeout, self.echo && !terminal)?;
-        let took = begin.elapsed();
-        drop(machine);
-        self.judge(run, end, begin, took)
+        let parts = machine::Parts {
+            image: &kernel.image,
+            files: &files,
+            cpus: self.cpus,
+            memory: &self.memory,
+            arguments: &self.qemu_arguments,
+            shares: &shares,
+            terminal,
+            run: &run,
+        };
+        let once = || {
+            let mut machine = Machine::start(sysroot, &parts)?;
+            let begin = Instant::now();
+            // A person at a terminal sees for themselves.
+            let end = machine.wait(self.timeout, !terminal, self.echo && !terminal)?;
+            Ok((end, (begin, begin.elapsed())))
+        };
+        let in_vain = |number| {
+            let said = early::set_aside(&run, number)?;
+            eprintln!("{said}; once more");
+            ui::record("a boot that hung", early::SILENCE);
+            Ok(said)
+        };
+        let (end, (begin, took), boots_in_vain) = early::insist(once, in_vain)?;
+        let mut report = self.judge(run, end, begin, took)?;
+        report.boots_in_vain = boots_in_vain;
+        Ok(report)
     }
 
     /// Lists the directories that the guest sees writable: the checkout and the user's.
@@ -338,6 +367,7 @@ impl Guest {
         Ok(Report {
             status,
             failures,
+            boots_in_vain: Vec::new(),
             foreign_races,
             stdout: read("stdout").unwrap_or_default(),
             stderr: read("stderr").unwrap_or_default(),
@@ -364,6 +394,7 @@ fn no_verdict(
         return Failure::Panic(log.unwrap_or_else(|| last_lines(console, 40)));
     }
     match end {
+        End::HungEarly => Failure::NeverBooted(last_lines(console, 40)),
         End::TimedOut => Failure::Timeout(timeout.unwrap_or_default(), last_lines(console, 40)),
         End::Stopped(note) => Failure::NoVerdict(format!("{}{note}", last_lines(console, 40))),
     }
@@ -467,6 +498,8 @@ mod tests {
         let limit = Some(Duration::from_secs(3));
         let failure = no_verdict(End::TimedOut, "[    1.0] fine\n", &[], limit);
         assert!(failure.to_string().contains("still running after 3 s"));
+        let failure = no_verdict(End::HungEarly, "[    1.0] fine\n", &[], limit);
+        assert!(failure.to_string().contains("each of the 3 times"));
         let failure = no_verdict(stopped(), "[    1.0] fine\n", &[], None);
         assert!(matches!(failure, Failure::NoVerdict(log) if log.contains("fine")));
     }

@@ -131,7 +131,11 @@ impl Request {
                 },
             });
         };
-        prove("end", "the guest came to its end", ended, "it did");
+        let mut how = "it did".to_owned();
+        for boot in &report.boots_in_vain {
+            how += &format!("; {boot}");
+        }
+        prove("end", "the guest came to its end", ended, &how);
         prove(
             "log",
             "the kernel's log has nothing that is wrong",
@@ -190,6 +194,7 @@ mod tests {
         Report {
             status,
             failures,
+            boots_in_vain: Vec::new(),
             foreign_races: Vec::new(),
             stdout: Vec::new(),
             stderr: b"what it said".to_vec(),
@@ -238,5 +243,19 @@ mod tests {
         assert_eq!(proofs(None, vec![hung]), "end");
         left(&out.0, false);
         assert_eq!(proofs(Some(1), vec![]), "fates");
+    }
+
+    #[test]
+    fn a_boot_in_vain_is_told() {
+        let out = Scratch::new("soak-boots");
+        fs::write(out.0.join("kmemleak"), "").unwrap();
+        left(&out.0, true);
+        let mut report = report(Some(0), vec![], &out.0);
+        report.boots_in_vain.push("boot 1 hung".to_owned());
+        let proofs = REQUEST.proofs(&report, &out.0);
+        assert!(proofs
+            .iter()
+            .any(|proof| proof.found.contains("boot 1 hung")));
+        assert!(failed(&proofs).is_empty());
     }
 }

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Machines that hang before their first process runs.
+//!
+//! An emulated machine with several processors on a busy host now and then stops while the kernel boots, before any of ours is
+//! there to be tested. Nothing can be said of such a guest: it is booted again, a few times, and never silently. Once the first
+//! process runs, a hang is a result like any other, and so is one that the kernel has complained about.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::machine::End;
+use super::splat;
+
+/// How long a machine may say nothing before its first process runs.
+///
+/// The kernel says what it does as long as it boots (see `KERNEL_ARGUMENTS`), so that this is long whatever else the host does.
+pub(super) const SILENCE: Duration = Duration::from_secs(60);
+
+/// How often a machine that hung so is booted again.
+pub(super) const AGAIN: usize = 2;
+
+/// What is known of a machine that has left no verdict and has not stopped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sight {
+    /// Since it was switched on.
+    pub(super) age: Duration,
+    /// Since its console said something, or since it was switched on.
+    pub(super) silent_for: Duration,
+    /// Its first process has left its mark.
+    pub(super) has_started: bool,
+    /// The kernel has said that something is wrong.
+    pub(super) complains: bool,
+}
+
+/// What is to be done with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Judgement {
+    /// It goes on.
+    Wait,
+    /// It has hung before there was anything to test.
+    HungEarly,
+    /// Its time is over.
+    TimedOut,
+}
+
+impl Sight {
+    /// Decides about a machine that may run for `limit`.
+    pub(super) fn judge(self, limit: Option<Duration>) -> Judgement {
+        if limit.is_some_and(|limit| self.age > limit) {
+            Judgement::TimedOut
+        } else if !self.has_started && !self.complains && self.silent_for > SILENCE {
+            Judgement::HungEarly
+        } else {
+            Judgement::Wait
+        }
+    }
+}
+
+/// Has a machine boot by `boot`, and again as long as it hangs early and may be; says how the last one ended, and what `hung`
+/// said of those before.
+pub(super) fn insist<T>(
+    mut boot: impl FnMut() -> Result<(End, T)>,
+    mut hung: impl FnMut(usize) -> Result<String>,
+) -> Result<(End, T, Vec<String>)> {
+    let mut in_vain = Vec::new();
+    loop {
+        let (end, with) = boot()?;
+        if !matches!(end, End::HungEarly) || in_vain.len() == AGAIN {
+            return Ok((end, with, in_vain));
+        }
+        in_vain.push(hung(in_vain.len() + 1)?);
+    }
+}
+
+/// Puts what the machine said that hung in its `number`th boot where the next one does not add to it, and describes it.
+pub(super) fn set_aside(run: &Path, number: usize) -> Result<String> {
+    let mut last = "nothing before".to_owned();
+    for name in ["virtme.log", "console"] {
+        let from = run.join(name);
+        if !from.exists() {
+            continue;
+        }
+        let said = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+        let said = String::from_utf8_lossy(&said);
+        let line = said.lines().rev().find(|line| !line.trim().is_empty());
+        if let Some(line) = line {
+            last = format!("last `{}`", splat::message(line.trim()));
+        }
+        let to = run.join(format!("{name}.hung-{number}"));
+        fs::rename(&from, &to).with_context(|| format!("cannot write {}", to.display()))?;
+    }
+    Ok(format!(
+        "boot {number} hung before the first process ran: nothing was said for {} s, and {last}; see {}",
+        SILENCE.as_secs(),
+        run.join(format!("console.hung-{number}")).display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::Scratch;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const LIMIT: Option<Duration> = Some(Duration::from_secs(600));
+
+    /// A machine that has hung in early boot.
+    fn hung() -> Sight {
+        Sight {
+            age: SILENCE + SECOND * 5,
+            silent_for: SILENCE + SECOND,
+            has_started: false,
+            complains: false,
+        }
+    }
+
+    #[test]
+    fn a_machine_that_falls_silent_before_its_first_process_has_hung() {
+        assert_eq!(hung().judge(LIMIT), Judgement::HungEarly);
+        assert_eq!(hung().judge(None), Judgement::HungEarly);
+    }
+
+    #[test]
+    fn a_machine_that_says_something_goes_on() {
+        let slow = Sight {
+            age: SILENCE * 4,
+            silent_for: SILENCE - SECOND,
+            ..hung()
+        };
+        assert_eq!(slow.judge(LIMIT), Judgement::Wait);
+    }
+
+    #[test]
+    fn whoever_hangs_once_the_first_process_runs_is_judged_by_its_time() {
+        let mut late = Sight {
+            has_started: true,
+            ..hung()
+        };
+        assert_eq!(late.judge(LIMIT), Judgement::Wait);
+        assert_eq!(late.judge(None), Judgement::Wait);
+        late.age = SECOND * 601;
+        assert_eq!(late.judge(LIMIT), Judgement::TimedOut);
+    }
+
+    #[test]
+    fn a_kernel_that_complains_is_not_booted_again() {
+        let complains = Sight {
+            complains: true,
+            ..hung()
+        };
+        assert_eq!(complains.judge(LIMIT), Judgement::Wait);
+    }
+
+    #[test]
+    fn a_limit_that_is_shorter_than_the_silence_holds() {
+        assert_eq!(hung().judge(Some(SILENCE)), Judgement::TimedOut);
+    }
+
+    /// How often a machine is booted whose first `hangs` boots hang, and what is said of these.
+    fn boots(hangs: usize) -> (usize, End, Vec<String>) {
+        let mut count = 0;
+        let (end, number, in_vain) = insist(
+            || {
+                count += 1;
+                let end = if count <= hangs {
+                    End::HungEarly
+                } else {
+                    End::TimedOut
+                };
+                Ok((end, count))
+            },
+            |number| Ok(number.to_string()),
+        )
+        .unwrap();
+        assert_eq!(number, count);
+        (count, end, in_vain)
+    }
+
+    #[test]
+    fn a_machine_is_booted_three_times_at_most() {
+        let (count, end, in_vain) = boots(0);
+        assert!(matches!((count, end), (1, End::TimedOut)) && in_vain.is_empty());
+        let (count, end, in_vain) = boots(2);
+        assert!(matches!((count, end), (3, End::TimedOut)));
+        assert_eq!(in_vain, ["1", "2"]);
+        let (count, end, in_vain) = boots(9);
+        assert!(matches!((count, end), (3, End::HungEarly)));
+        assert_eq!(in_vain, ["1", "2"]);
+    }
+
+    #[test]
+    fn what_a_machine_said_that_hung_is_kept() {
+        let run = Scratch::new("hung");
+        let said = "[    0.0] first\r\n[    0.1] tsc: last\r\n\r\n";
+        fs::write(run.0.join("console"), said).unwrap();
+        fs::write(run.0.join("virtme.log"), "").unwrap();
+        let text = set_aside(&run.0, 1).unwrap();
+        assert!(text.contains("last `tsc: last`; see"), "{text}");
+        assert_eq!(
+            fs::read_to_string(run.0.join("console.hung-1")).unwrap(),
+            said
+        );
+        assert!(!run.0.join("console").exists());
+        let text = set_aside(&run.0, 2).unwrap();
+        assert!(text.contains("nothing before"), "{text}");
+    }
+}
