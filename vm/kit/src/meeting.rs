@@ -222,12 +222,16 @@ impl Meeting {
 }
 
 /// Has both ends of a namespace's connections say again each second what is not heard, until it is.
+///
+/// Also when nobody has the socket open any more: by itself, the kernel then gives up once it waits as long as it may
+/// (`tcp_orphan_retries()`), which is after five FINs here, or fewer: now and then a client would wait for its end for ever.
 fn persist(ns: &Netns) -> Result<()> {
     for (name, value) in [
         ("net.ipv4.tcp_rto_max_ms", "1000"),
         ("net.ipv4.tcp_syn_linear_timeouts", "30"),
         ("net.ipv4.tcp_syn_retries", "30"),
         ("net.ipv4.tcp_synack_retries", "30"),
+        ("net.ipv4.tcp_orphan_retries", "30"),
     ] {
         ns.set_sysctl(name, value)?;
     }
