@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What must hold in the end: nothing is left.
 
+use std::fs;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use accf_kit::module;
 use accf_kit::netns::Netns;
 use accf_kit::slab::Slabs;
 use accf_soak::{Proof, Slab};
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::board::Board;
 
@@ -75,7 +76,7 @@ impl Before {
             found: if grown.is_empty() {
                 format!("{} caches looked at", slabs.len())
             } else {
-                grown.join(", ")
+                format!("{}; of all namespaces, {}", grown.join(", "), sockets()?)
             },
         });
         Ok((proofs, slabs))
@@ -107,6 +108,25 @@ impl Before {
             }
         }
     }
+}
+
+/// How many TCP sockets there are, and how many of them nobody has open: those of namespaces that nobody can enter are among them.
+fn sockets() -> Result<String> {
+    let text = fs::read_to_string("/proc/net/sockstat").context("/proc/net/sockstat")?;
+    read_sockets(&text).with_context(|| format!("/proc/net/sockstat: `{}`", text.trim()))
+}
+
+fn read_sockets(text: &str) -> Option<String> {
+    let line = text.lines().find_map(|line| line.strip_prefix("TCP: "))?;
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let of = |name: &str| -> Option<u64> {
+        let at = fields.iter().position(|field| *field == name)?;
+        fields.get(at + 1)?.parse().ok()
+    };
+    let (all, orphans) = (of("alloc")?, of("orphan")?);
+    Some(format!(
+        "{all} TCP sockets, {orphans} of which nobody has open"
+    ))
 }
 
 /// Has the kernel free the namespaces that are gone, but for the last one: it does when the next one goes.
@@ -195,5 +215,21 @@ fn everything_happened(board: &Board) -> Proof {
         } else {
             format!("never: {}", missing.join(", "))
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_that_nobody_has_are_told() {
+        let text =
+            "sockets: used 5\nTCP: inuse 1 orphan 3 tw 7 alloc 4 mem 0\nUDP: inuse 0 mem 0\n";
+        assert_eq!(
+            read_sockets(text).unwrap(),
+            "4 TCP sockets, 3 of which nobody has open"
+        );
+        assert_eq!(read_sockets("UDP: inuse 0 mem 0\n"), None);
     }
 }
