@@ -101,7 +101,6 @@ impl Meeting {
                 on_timeout: Some(on_timeout),
                 evicts: evicts || trouble.shortage,
                 lossy: trouble.disturbed > 0 || trouble.shortage,
-                short: trouble.shortage,
             });
             server.add(listener)?;
         }

@@ -177,8 +177,6 @@ pub struct Target {
     pub evicts: bool,
     /// Whether anything may take longer than it should, or fail at first: segments get lost, or memory is short.
     pub lossy: bool,
-    /// Whether memory is short: a FIN for which there is none is never sent (`tcp_send_fin()`), by the client or the server.
-    pub short: bool,
 }
 
 impl Target {
@@ -189,12 +187,9 @@ impl Target {
 
     /// Whether a client's fate agrees with what it did: `late` is one that spoke when its deadline may have been over.
     pub fn allows(&self, habit: Habit, late: bool, fate: Fate) -> bool {
-        // Nor does it come again: who asks for it by its own FIN finds nobody, or waits.
-        let may_miss_a_fin =
-            self.short && habit == Habit::Leaver && matches!(fate, Fate::Lost | Fate::Reset);
         let Some(on_timeout) = self.on_timeout else {
             // Whatever the listener does, somebody tells every client how it ends.
-            return fate != Fate::Lost || may_miss_a_fin;
+            return fate != Fate::Lost;
         };
         let may_be_turned_away =
             on_timeout != OnTimeout::Accept && (late || self.evicts || self.lossy);
@@ -207,10 +202,7 @@ impl Target {
         };
         // Where something stood in its way, a connection may not have been held back at all.
         let may_be_let_in = self.lossy && habit == Habit::Silent && fate == Fate::Answered;
-        fate == expected
-            || (fate == Fate::Reset && may_be_turned_away)
-            || may_be_let_in
-            || may_miss_a_fin
+        fate == expected || (fate == Fate::Reset && may_be_turned_away) || may_be_let_in
     }
 }
 
@@ -807,7 +799,6 @@ mod tests {
             on_timeout,
             evicts: false,
             lossy: false,
-            short: false,
         }
     }
 

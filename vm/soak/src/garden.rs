@@ -78,7 +78,6 @@ pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
             on_timeout: None,
             evicts: true,
             lossy: true,
-            short: !round.has_all(),
         });
         beds.push(Bed {
             family,
