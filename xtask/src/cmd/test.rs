@@ -42,6 +42,7 @@ const OWN_SCRIPT: &str = r#"
 if [ "$ACCF_KERNEL" = kcsan ]; then
     cd /sys/module/kcsan/parameters && echo 1000 >skip_watch && echo 160 >udelay_task && echo 80 >udelay_interrupt || exit 1
     cd "$OLDPWD" || exit 1
+    echo on >/sys/kernel/debug/kcsan || exit 1
 fi
 kunit=/sys/kernel/debug/kunit
 ls "$kunit" >/tmp/suites

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Machines that hang before their first process runs.
+//! Machines that hang before their first process runs, and emulators that crash.
 //!
 //! An emulated machine with several processors on a busy host now and then stops while the kernel boots, before any of ours is
-//! there to be tested. Nothing can be said of such a guest: it is booted again, a few times, and never silently. Once the first
+//! there to be tested; and QEMU was seen to fail an assertion of its own then. Nothing can be said of such a guest: it is booted again, a few times, and never silently. Once the first
 //! process runs, a hang is a result like any other, and so is one that the kernel has complained about.
 
 use std::fs;
@@ -47,11 +47,16 @@ pub(super) enum Judgement {
 }
 
 impl Sight {
+    /// Has nothing of ours run in it, and has the kernel not complained?
+    pub(super) fn is_early(self) -> bool {
+        !self.has_started && !self.complains
+    }
+
     /// Decides about a machine that may run for `limit`.
     pub(super) fn judge(self, limit: Option<Duration>) -> Judgement {
         if limit.is_some_and(|limit| self.age > limit) {
             Judgement::TimedOut
-        } else if !self.has_started && !self.complains && self.silent_for > SILENCE {
+        } else if self.is_early() && self.silent_for > SILENCE {
             Judgement::HungEarly
         } else {
             Judgement::Wait
@@ -59,24 +64,32 @@ impl Sight {
     }
 }
 
-/// Has a machine boot by `boot`, and again as long as it hangs early and may be; says how the last one ended, and what `hung`
-/// said of those before.
+/// Do the last words of an emulator tell that it crashed, by SIGABRT or SIGSEGV?
+pub(super) fn is_a_crash(said: &str) -> bool {
+    said.lines().any(|line| {
+        line.starts_with("qemu-system-")
+            && (line.ends_with("failed (134)") || line.ends_with("failed (139)"))
+    })
+}
+
+/// Has a machine boot by `boot`, and again as long as it hangs or crashes early and may be; says how the last one ended, and what
+/// `vain` said of those before.
 pub(super) fn insist<T>(
     mut boot: impl FnMut() -> Result<(End, T)>,
-    mut hung: impl FnMut(usize) -> Result<String>,
+    mut vain: impl FnMut(usize, &End) -> Result<String>,
 ) -> Result<(End, T, Vec<String>)> {
     let mut in_vain = Vec::new();
     loop {
         let (end, with) = boot()?;
-        if !matches!(end, End::HungEarly) || in_vain.len() == AGAIN {
+        if !matches!(end, End::HungEarly | End::CrashedEarly(_)) || in_vain.len() == AGAIN {
             return Ok((end, with, in_vain));
         }
-        in_vain.push(hung(in_vain.len() + 1)?);
+        in_vain.push(vain(in_vain.len() + 1, &end)?);
     }
 }
 
-/// Puts what the machine said that hung in its `number`th boot where the next one does not add to it, and describes it.
-pub(super) fn set_aside(run: &Path, number: usize) -> Result<String> {
+/// Puts what the machine said in its `number`th boot, which ended so, where the next one does not add to it, and describes it.
+pub(super) fn set_aside(run: &Path, number: usize, end: &End) -> Result<String> {
     let mut last = "nothing before".to_owned();
     for name in ["virtme.log", "console"] {
         let from = run.join(name);
@@ -92,9 +105,15 @@ pub(super) fn set_aside(run: &Path, number: usize) -> Result<String> {
         let to = run.join(format!("{name}.hung-{number}"));
         fs::rename(&from, &to).with_context(|| format!("cannot write {}", to.display()))?;
     }
+    let what = match end {
+        End::CrashedEarly(said) => format!("crashed before the first process ran: {}", said.trim()),
+        _ => format!(
+            "hung before the first process ran: nothing was said for {} s",
+            SILENCE.as_secs()
+        ),
+    };
     Ok(format!(
-        "boot {number} hung before the first process ran: nothing was said for {} s, and {last}; see {}",
-        SILENCE.as_secs(),
+        "boot {number} {what}, and {last}; see {}",
         run.join(format!("console.hung-{number}")).display()
     ))
 }
@@ -155,6 +174,17 @@ mod tests {
     }
 
     #[test]
+    fn a_crash_of_the_emulator_is_told_from_its_complaints() {
+        assert!(is_a_crash(
+            "x.c:228: Assertion `addr' failed.\nAborted\nqemu-system-x86_64 failed (134)\n"
+        ));
+        assert!(!is_a_crash(
+            "qemu-system-x86_64: -cpu: no such\nqemu-system-x86_64 failed (1)\n"
+        ));
+        assert!(!is_a_crash(""));
+    }
+
+    #[test]
     fn a_limit_that_is_shorter_than_the_silence_holds() {
         assert_eq!(hung().judge(Some(SILENCE)), Judgement::TimedOut);
     }
@@ -172,7 +202,7 @@ mod tests {
                 };
                 Ok((end, count))
             },
-            |number| Ok(number.to_string()),
+            |number, _| Ok(number.to_string()),
         )
         .unwrap();
         assert_eq!(number, count);
@@ -197,14 +227,14 @@ mod tests {
         let said = "[    0.0] first\r\n[    0.1] tsc: last\r\n\r\n";
         fs::write(run.0.join("console"), said).unwrap();
         fs::write(run.0.join("virtme.log"), "").unwrap();
-        let text = set_aside(&run.0, 1).unwrap();
+        let text = set_aside(&run.0, 1, &End::HungEarly).unwrap();
         assert!(text.contains("last `tsc: last`; see"), "{text}");
         assert_eq!(
             fs::read_to_string(run.0.join("console.hung-1")).unwrap(),
             said
         );
         assert!(!run.0.join("console").exists());
-        let text = set_aside(&run.0, 2).unwrap();
+        let text = set_aside(&run.0, 2, &End::HungEarly).unwrap();
         assert!(text.contains("nothing before"), "{text}");
     }
 }

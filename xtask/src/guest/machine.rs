@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::early::{Judgement, Sight, SILENCE};
+use super::early::{self, Judgement, Sight, SILENCE};
 use super::splat;
+use crate::kernel::Kind;
 use crate::sysroot::Sysroot;
 use crate::{exec, host};
 
@@ -41,12 +42,16 @@ const KERNEL_ARGUMENTS: [&str; 6] = [
     "kunit.filter_glob=accf*",
 ];
 
+/// The same, for the kcsan kernel: it looks for races from when it is told to, as it hangs for minutes if it does while it boots.
+const KCSAN_ARGUMENTS: [&str; 1] = ["kcsan.early_enable=0"];
+
 /// What becomes process 1 of a namespace on the host and starts virtme-ng there.
 const BOOT: &str = include_str!("../../../vm/boot");
 
 /// What a machine is made of.
 pub(super) struct Parts<'a> {
     pub(super) image: &'a Path,
+    pub(super) kind: Kind,
     /// The directory that the guest sees as /guest; its `init` is the first process.
     pub(super) files: &'a Path,
     pub(super) cpus: u32,
@@ -64,6 +69,8 @@ pub(super) struct Parts<'a> {
 pub(super) enum End {
     /// It stopped, with a verdict or without; the text says what virtme-ng and QEMU had to say.
     Stopped(String),
+    /// The emulator crashed before the first process ran; the text says what it had to say.
+    CrashedEarly(String),
     /// It was ended at the deadline.
     TimedOut,
     /// It was ended as it hung before its first process ran.
@@ -124,7 +131,13 @@ impl Machine {
                 outputs[1].copy(&mut std::io::stderr().lock())?;
             }
             if stopped.is_some() {
-                return Ok(End::Stopped(self.last_words()));
+                let said = self.last_words();
+                let is_early = !verdict.exists() && console.sight(begin, watch).is_early();
+                return Ok(if is_early && early::is_a_crash(&said) {
+                    End::CrashedEarly(said)
+                } else {
+                    End::Stopped(said)
+                });
             }
             if has_verdict.is_none() && verdict.exists() {
                 has_verdict = Some(Instant::now());
@@ -180,7 +193,11 @@ fn command(sysroot: &Sysroot, parts: &Parts<'_>) -> Command {
     // It takes the unit for missing unless it is a capital.
     unshare.args(["--memory", &parts.memory.to_ascii_uppercase()]);
     unshare.arg("--cpus").arg(parts.cpus.to_string());
-    for argument in KERNEL_ARGUMENTS {
+    let more: &[&str] = match parts.kind {
+        Kind::Kcsan => &KCSAN_ARGUMENTS,
+        _ => &[],
+    };
+    for argument in KERNEL_ARGUMENTS.iter().chain(more) {
         unshare.args(["--kopt", argument]);
     }
     if !parts.terminal {

@@ -213,6 +213,7 @@ impl Guest {
         }
         let parts = machine::Parts {
             image: &kernel.image,
+            kind: kernel.kind,
             files: &files,
             cpus: self.cpus,
             memory: &self.memory,
@@ -228,10 +229,12 @@ impl Guest {
             let end = machine.wait(self.timeout, !terminal, self.echo && !terminal)?;
             Ok((end, (begin, begin.elapsed())))
         };
-        let in_vain = |number| {
-            let said = early::set_aside(&run, number)?;
+        let in_vain = |number, end: &End| {
+            let said = early::set_aside(&run, number, end)?;
             eprintln!("{said}; once more");
-            ui::record("a boot that hung", early::SILENCE);
+            if matches!(end, End::HungEarly) {
+                ui::record("a boot that hung", early::SILENCE);
+            }
             Ok(said)
         };
         let (end, (begin, took), boots_in_vain) = early::insist(once, in_vain)?;
@@ -396,7 +399,9 @@ fn no_verdict(
     match end {
         End::HungEarly => Failure::NeverBooted(last_lines(console, 40)),
         End::TimedOut => Failure::Timeout(timeout.unwrap_or_default(), last_lines(console, 40)),
-        End::Stopped(note) => Failure::NoVerdict(format!("{}{note}", last_lines(console, 40))),
+        End::Stopped(note) | End::CrashedEarly(note) => {
+            Failure::NoVerdict(format!("{}{note}", last_lines(console, 40)))
+        }
     }
 }
 
