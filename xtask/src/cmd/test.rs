@@ -83,6 +83,7 @@ const KCSAN_ONLY: &[&str] = &[
     "crowd.",
     "deadline.",
     "evict.",
+    "fuzz.",
     "lifetime.",
     "migrate.",
     "mixture.",
