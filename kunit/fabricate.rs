@@ -365,8 +365,12 @@ impl TestRequest {
 
     /// The window of the last bare ACK it remembers.
     pub(crate) fn remembered_window(&self) -> Option<u16> {
+        let bh = BhGuard::new();
+        let bh = bh.token();
         let request = self.request();
-        if !request.is_parked() {
+        // SAFETY: as in `park()`.
+        let home = unsafe { Listener::of(request.listener_sock(), &bh) }?;
+        if !home.has_parked(&request) {
             return None;
         }
         // SAFETY: it is parked, and no other CPU knows it.

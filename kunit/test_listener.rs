@@ -17,7 +17,7 @@ mod tests {
         fabricate::{
             register, TestListener, TestRequest, TestSegment, DEFAULTS, DESTROYED, SYNACKS,
         },
-        net::bindings,
+        net::{bindings, request::Key},
         policy::{End, Phase, Segment, Terms, Timeout},
     };
 
@@ -373,6 +373,8 @@ mod tests {
         let destroyed = DESTROYED.load(Relaxed);
         assert!(!copy.wears_originals());
         assert!(copy.phase().is_none());
+        // Nor would one be that is where the original was, but for another listener.
+        assert!(!request.request().is_parked(Key::new()));
         copy.destroy();
         assert!(DESTROYED.load(Relaxed) == destroyed + 1);
         assert!(request.phase() == Some(Phase::Parked));

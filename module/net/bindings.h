@@ -7,6 +7,7 @@
 
 #include <linux/ipv6.h>
 #include <linux/module.h>
+#include <linux/random.h>
 #include <linux/rcupdate.h>
 #include <linux/skbuff.h>
 #include <linux/sockptr.h>
@@ -89,6 +90,7 @@ bool accf_diag_has_room(const struct sk_buff *skb, size_t len);
 /* Listeners. */
 u8 accf_sk_state(const struct sock *sk);
 bool accf_sk_acceptq_is_full(const struct sock *sk);
+bool accf_has_listened(const struct sock *sk);
 u32 accf_exemption(const struct sock *sk);
 u32 accf_facts(const struct sock *sk, const struct request_sock *req);
 bool accf_carries_more_than_tcp(const struct sock *sk);
@@ -114,6 +116,7 @@ u32 accf_echoed_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr);
 void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us);
 void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *ends);
 bool accf_req_may_migrate(const struct request_sock *req);
+bool accf_req_has_refuge(const struct request_sock *req);
 bool accf_req_is_connected(const struct request_sock *req);
 void accf_tsval_sent(struct request_sock *req);
 

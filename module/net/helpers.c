@@ -132,6 +132,12 @@ u8 accf_sk_state(const struct sock *sk)
 	return inet_sk_state_load(sk);
 }
 
+/* Has it listened, be it before? inet_hash() sets this, and only copies lose it. */
+bool accf_has_listened(const struct sock *sk)
+{
+	return sock_flag(sk, SOCK_RCU_FREE);
+}
+
 bool accf_sk_acceptq_is_full(const struct sock *sk)
 {
 	return sk_acceptq_is_full(sk);
@@ -262,18 +268,22 @@ bool accf_timer_pending(const struct timer_list *timer)
 	return timer_pending(timer);
 }
 
-/* What reqsk_timer_handler() counts by. It counts before it sets the timer, so this looks in the other order. */
+/*
+ * What reqsk_timer_handler() counts by. It counts before it sets the timer, so this looks in the other order. It has no barrier
+ * in between: should the count be old nonetheless, the request is taken for a young one until its timer fires again, or it
+ * leaves, and what was taken off the young ones is put back then.
+ */
 struct accf_own_timer accf_req_own_timer(const struct request_sock *req)
 {
 	const struct sock *sk = req->rsk_listener;
 	struct accf_own_timer own = {
-		.left = READ_ONCE(req->rsk_timer.expires) - jiffies,
+		.left = data_race(READ_ONCE(req->rsk_timer.expires)) - jiffies,
 	};
 
 	if (own.left < 0 || !timer_pending(&req->rsk_timer))
 		own.left = 0;
 	smp_rmb();
-	own.timeouts = req->num_timeout;
+	own.timeouts = data_race((u8)req->num_timeout);
 	own.max_timeouts = READ_ONCE(inet_csk(sk)->icsk_syn_retries) ?:
 			   READ_ONCE(sock_net(sk)->ipv4.sysctl_tcp_synack_retries);
 	return own;
@@ -339,6 +349,19 @@ bool accf_req_may_migrate(const struct request_sock *req)
 				rcu_access_pointer(group->prog));
 	rcu_read_unlock();
 	return may_migrate;
+}
+
+/* Has its group a listener now that would take it, as its own has stopped? */
+bool accf_req_has_refuge(const struct request_sock *req)
+{
+	const struct sock_reuseport *group;
+	bool has_refuge;
+
+	rcu_read_lock();
+	group = rcu_dereference(req->rsk_listener->sk_reuseport_cb);
+	has_refuge = group && READ_ONCE(group->num_socks);
+	rcu_read_unlock();
+	return has_refuge && accf_req_may_migrate(req);
 }
 
 /* Does the request's connection exist: is a socket with its addresses in the table, be it in TIME-WAIT? */

@@ -92,7 +92,9 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
     // that.
     let listener = unsafe { Listener::new(sk, defaults, ops, original) }?;
     listener.as_arc_borrow().take_over_defer_accept();
-    let is_listening = state == bindings::ACCF_TCP_LISTEN;
+    // Or before: there may be CPUs that have found it then, and a request of that time.
+    // SAFETY: the socket is locked.
+    let has_listened = unsafe { bindings::accf_has_listened(raw) };
     // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and must find
     // the data (`listener_of()`), and make children by copying the socket. Whoever copies our operations must copy the ULP too, or
     // `clone()` is not called; so it is set before, to what the kernel sets it to after we return, and copies that began earlier
@@ -100,13 +102,13 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
     unsafe {
         bindings::accf_ulp_data_publish(raw, Arc::into_raw(listener.clone()).cast_mut().cast());
         ptr::write_volatile(&raw mut (*csk(raw)).icsk_ulp_ops, registration.as_ptr());
-        if is_listening {
+        if has_listened {
             rcu::synchronize_rcu();
         }
         smp_mb(Write);
         ptr::write_volatile(&raw mut (*csk(raw)).icsk_af_ops, listener.ops());
     }
-    if is_listening {
+    if has_listened {
         // Another CPU may still be in the kernel's own function, making a connection that nobody will settle: of a request that
         // must not be parked meanwhile.
         rcu::synchronize_rcu();
@@ -208,8 +210,8 @@ pub(crate) unsafe extern "C" fn release(sk: *mut sock) {
     // Only now may anybody no longer find the listener: who does not, takes it that no request is parked there.
     listener.close(&bh.token());
 
-    // SAFETY: nobody else changes these; readers find either value (the barrier pairs with that in
-    // `ops_without_listener()`). A socket that has connected since may have got other operations, which stay.
+    // SAFETY: nobody else changes these; readers find either value (the barrier pairs with those in
+    // `ops_without_listener()` and `destructor()`). A socket that has connected since may have got other operations, which stay.
     unsafe {
         if ptr::eq((*raw).icsk_af_ops, listener.ops()) {
             ptr::write_volatile(&raw mut (*raw).icsk_af_ops, listener.original_ops());
@@ -227,10 +229,9 @@ pub(crate) unsafe extern "C" fn release(sk: *mut sock) {
 ///
 /// Not by the operations themselves: SMC copies those of its sockets, ours among them.
 ///
-/// That the kernel has read our operations and we find the data takes no barrier. If the socket listened when the filter was
-/// attached, a grace period has passed between the two writes (`attach()`): who sees the second and is a reader under RCU,
-/// has begun after the first. If it did not, nobody could find it in the table before both were written. (Who has found it before
-/// that, when it listened for the time before, may take the segment for lost, which the wire may do, too.)
+/// That the kernel has read our operations and we find the data takes no barrier. If the socket had ever listened when the filter
+/// was attached, a grace period has passed between the two writes (`attach()`): who sees the second and is a reader under RCU,
+/// has begun after the first. If it had not, nobody could find it in the table before both were written.
 ///
 /// # Safety
 ///
@@ -948,8 +949,11 @@ pub(crate) unsafe extern "C" fn send_synack(
         return EINVAL.to_errno();
     };
 
+    let bh = BhGuard::new();
+    let bh = bh.token();
+    let home = Listener::home_of(&request, &bh);
     // A copy for another listener, which the timer's handler has just made, is not our business.
-    request.shed_if_new_copy();
+    request.shed_if_new_copy(home.map(|home| home.key()));
 
     // `tcp_rtx_synack()` has two callers: the timer's handler, during which the timer is not pending, and
     // `tcp_check_req()` for a SYN that came again. Should that happen during the handler, it will come yet again.
@@ -958,15 +962,11 @@ pub(crate) unsafe extern "C" fn send_synack(
     } else {
         Trigger::Timer
     };
-    let is_parked = request.is_parked();
-    if is_parked && policy::on_synack(trigger) == SynAck::Suppress {
-        let bh = BhGuard::new();
-        let bh = bh.token();
-        if let Some(home) = Listener::home_of(&request, &bh) {
-            // SAFETY: the timer's handler is calling.
-            if unsafe { home.outlive_timer(&bh, &request) } {
-                return EAGAIN.to_errno();
-            }
+    let home = home.filter(|home| home.has_parked(&request));
+    if let (Some(home), SynAck::Suppress) = (home, policy::on_synack(trigger)) {
+        // SAFETY: the timer's handler is calling.
+        if unsafe { home.outlive_timer(&bh, &request) } {
+            return EAGAIN.to_errno();
         }
     }
     let Some(original) = overlay.original_tcp().send_synack else {
@@ -974,7 +974,7 @@ pub(crate) unsafe extern "C" fn send_synack(
     };
     // SAFETY: the arguments are passed on.
     let sent = unsafe { original(sk, dst, fl, req, foc, synack_type, syn_skb) };
-    if is_parked && sent == 0 {
+    if home.is_some() && sent == 0 {
         // It went out, but must not count as a retransmission, nor may the kernel set the request's timer anew: the client
         // has acknowledged the SYN-ACK before, and the request stays parked.
         return EAGAIN.to_errno();
@@ -1025,21 +1025,32 @@ pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
     let original = Overlay::of(&request).and_then(|overlay| overlay.original().destructor);
 
     // A dying request is parked or not: nobody else can change that but the lock's holder, and it takes no reference.
-    if request.is_parked() {
-        let bh = BhGuard::new();
-        let bh = bh.token();
-        // A connection was made of it by another listener of its group, without our knowing? If that one is plain, a copy
-        // of the request sits in its accept queue, and this is the destructor of the copy too.
+    let bh = BhGuard::new();
+    let bh = bh.token();
+    // A connection was made of it by another listener of its group, without our knowing? If that one is plain, a copy of the
+    // request sits in its accept queue, and this is the destructor of the copy too.
+    let pin_for_copy = || {
         if request.may_have_copy() {
             pin_module();
         }
-        match Listener::home_of(&request, &bh) {
+    };
+    match Listener::home_of(&request, &bh) {
+        Some(home) if home.has_parked(&request) || request.is_heir() => {
+            pin_for_copy();
             // SAFETY: we are its destructor.
-            Some(home) => unsafe { home.forget(&bh, &request) },
-            // The listener was closed after the last reference to this was gone, and has left it to us, with what it kept
-            // (`Request::inherit()`).
-            // SAFETY: it is parked, we are its destructor, and the listener that had it in a list is gone.
-            None => drop(unsafe { Arc::from_raw(request.undress()) }),
+            unsafe { home.forget(&bh, &request) };
+        }
+        Some(_) => {}
+        None => {
+            // Read the mark after the data: pairs with the barrier in `release()`.
+            smp_mb(Read);
+            if request.is_heir() {
+                pin_for_copy();
+                // The listener was closed after the last reference to this was gone, and has left it to us, with what it kept
+                // (`Request::inherit()`).
+                // SAFETY: we are its destructor, and the listener that had it in a list is gone.
+                drop(unsafe { Arc::from_raw(request.undress()) });
+            }
         }
     }
     if let Some(original) = original {

@@ -63,7 +63,7 @@ use super::{
     overlay::Overlay,
     parked::{Facts, Parked, Standing},
     rcu::{DeferDrop, RcuHead, ReadSide},
-    request::{OwnedRequest, Request},
+    request::{Key, OwnedRequest, Request},
     segment::Segment,
 };
 
@@ -253,6 +253,8 @@ pub(crate) struct Listener {
     sock: NonNull<bindings::sock>,
     netns: NonNull<bindings::accf_net>,
     defaults: Defaults,
+    /// Of the marks of those parked here.
+    key: Key,
     /// How many there were when the filter was attached.
     cpus: u32,
     ops: bindings::inet_connection_sock_af_ops,
@@ -334,6 +336,7 @@ impl Listener {
                 sock: sock,
                 netns: netns,
                 defaults: defaults,
+                key: Key::new(),
                 // SAFETY: looks at a number that is always there.
                 cpus: unsafe { bindings::accf_num_online_cpus() },
                 ops: ops,
@@ -402,9 +405,14 @@ impl Listener {
         ptr::eq(request.listener_sock(), self.sock.as_ptr())
     }
 
-    /// Is `request` parked here? Under the lock.
-    fn has_parked(&self, request: &Request<'_>) -> bool {
-        self.is_home_of(request) && request.is_parked()
+    /// Is `request` parked here? Tells for sure only under the lock, and in its destructor.
+    pub(crate) fn has_parked(&self, request: &Request<'_>) -> bool {
+        self.is_home_of(request) && request.is_parked(self.key)
+    }
+
+    /// Of the marks of those parked here.
+    pub(crate) fn key(&self) -> Key {
+        self.key
     }
 
     /// Where `request` stands here: parked, due, or neither.
@@ -436,7 +444,7 @@ impl Listener {
             state.stats.bypass(Bypass::Other);
             return false;
         }
-        if request.is_parked() {
+        if request.is_parked(self.key) {
             // SAFETY: it is parked, and this, its home, is locked.
             unsafe { request.parked() }.remember(&request, &segment);
             return true;
@@ -557,7 +565,7 @@ impl Listener {
             unsafe { bindings::accf_young_add(sock, -1) };
         }
         // SAFETY: its home is locked; it was in the table, as just checked, and is not parked.
-        unsafe { request.dress(overlay, &parked) };
+        unsafe { request.dress(overlay, self.key, &parked) };
         if is_fresh {
             state.fresh.push_back(parked);
         } else {
@@ -763,7 +771,7 @@ impl Listener {
     ///
     /// # Safety
     ///
-    /// The caller is the destructor of `request`, which is parked here.
+    /// The caller is the destructor of `request`, which is parked here, or was when it had nobody's reference any more.
     pub(crate) unsafe fn forget(&self, bh: &BhDisabled<'_>, request: &Request<'_>) {
         let mut state = self.state.lock(bh);
         // SAFETY: it is parked, this, its home, is locked, and the caller is its destructor.
@@ -949,9 +957,9 @@ impl Listener {
     /// Has the kernel make a connection.
     fn accept(self: ArcBorrow<'_, Self>, due: &Due, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
         let request = due.request.as_request();
-        if !self.is_listening() && !request.may_migrate() {
+        if !self.is_listening() && !request.has_refuge() {
             // Nobody will accept it, and the client would get a reset for an ACK that it has not sent: `close()` has begun, or
-            // `shutdown()` was called. The kernel drops it, as on a plain listener.
+            // `shutdown()` was called. The kernel drops it, as on a plain listener. (Should that begin only now, it is the reset.)
             self.give_back(bh, &request);
             return;
         }

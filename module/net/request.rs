@@ -10,15 +10,16 @@
 //! | `rsk_ops` | the overlay's | the kernel's |
 //! | `af_specific` | the overlay's | the kernel's |
 //! | `dl_next` | its [`Parked`] | unused in SYN_RECV |
-//! | `sk` | the request itself | NULL in SYN_RECV |
+//! | `sk` | its mark: its address, and its home's key | NULL in SYN_RECV |
 //!
 //! Besides, a parked request is acked (`inet_rsk(req)->acked`), from before it is parked, as the kernel makes it when it drops an
 //! ACK; it stays so. Who finds a request not acked need not ask whether it is parked.
 //!
 //! The last of the table is what tells a parked request from a copy of one. `inet_reqsk_clone()` copies all four, and the copy,
-//! which we never see made, must not be taken for the original: its `sk` points elsewhere. The kernel reads `dl_next`
-//! and `sk` only of requests in an accept queue (and of Fast Open's, which are never parked), and
-//! `inet_csk_reqsk_queue_add()` writes both when a request enters it.
+//! which we never see made, must not be taken for the original: it is at another address, so that its `sk` is not its mark. Nor
+//! must a copy of that copy, which may well be where the original was: but it is made for a third listener, whose key is
+//! another one. The kernel reads `dl_next` and `sk` only of requests in an accept queue (and of Fast Open's, which are never
+//! parked), and `inet_csk_reqsk_queue_add()` writes both when a request enters it.
 //!
 //! [`Listener`]: super::listener::Listener
 
@@ -75,6 +76,27 @@ pub(crate) unsafe fn listener_sock(req: *const bindings::request_sock) -> *mut b
         req.byte_add(bindings::ACCF_REQ_LISTENER as usize)
             .cast::<*mut bindings::sock>()
             .read()
+    }
+}
+
+/// What makes the marks of requests that are parked at one listener differ from those of another.
+///
+/// # Invariants
+///
+/// No mark that is made with it is NULL, or a pointer to anything that is aligned.
+#[derive(Clone, Copy)]
+pub(crate) struct Key(usize);
+
+impl Key {
+    /// That of requests which own what they kept.
+    const OF_HEIRS: Self = Self(1);
+
+    /// One that nobody else has, as far as chance allows.
+    pub(crate) fn new() -> Self {
+        // SAFETY: may be called in any context.
+        let random = unsafe { bindings::get_random_u64() };
+        // INVARIANT: a request is aligned to eight bytes; and it is not `OF_HEIRS`.
+        Self(random as usize & !7 | 2)
     }
 }
 
@@ -240,6 +262,12 @@ impl<'a> Request<'a> {
         unsafe { bindings::accf_req_may_migrate(self.as_ptr()) }
     }
 
+    /// Would the kernel move it there now, should its own have stopped?
+    pub(crate) fn has_refuge(&self) -> bool {
+        // SAFETY: alive by the type invariants, with its listener and its namespace.
+        unsafe { bindings::accf_req_has_refuge(self.as_ptr()) }
+    }
+
     /// Can it have been copied (`inet_csk_complete_hashdance()`)? A copy is made when the listener has stopped and another
     /// one of its group takes over a request of which a connection was just made.
     ///
@@ -386,11 +414,20 @@ impl<'a> Request<'a> {
         unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).sk) }
     }
 
-    /// Is it parked? Tells for sure only under the lock of its home and in its destructor.
+    /// The mark of a request that is parked at the listener with this key.
+    fn mark(&self, key: Key) -> *mut bindings::sock {
+        ptr::without_provenance_mut(self.as_ptr().addr() ^ key.0)
+    }
+
+    /// Is it parked at its home, which has this key? Tells for sure only under the lock of its home and in its destructor.
     #[inline]
-    pub(crate) fn is_parked(&self) -> bool {
-        // Nobody else ever makes it point to itself.
-        ptr::eq(self.sk().cast(), self.as_ptr())
+    pub(crate) fn is_parked(&self, key: Key) -> bool {
+        ptr::eq(self.sk(), self.mark(key))
+    }
+
+    /// Does it own what it kept while it was parked ([`Self::inherit`])? For its destructor.
+    pub(crate) fn is_heir(&self) -> bool {
+        ptr::eq(self.sk(), self.mark(Key::OF_HEIRS))
     }
 
     /// Does it wear our operations? Then it is parked, or a copy of one that was: in any case its first listener has, or
@@ -399,14 +436,15 @@ impl<'a> Request<'a> {
         Overlay::of(self).is_some_and(|overlay| ptr::eq(self.ops(), overlay.ops()))
     }
 
-    /// Is it a copy of a parked request, made for another listener and not yet in the table?
-    fn is_new_copy(&self) -> bool {
+    /// Is it a copy of a parked request, made for another listener and not yet in the table? `key` is its home's, if that has a
+    /// filter.
+    fn is_new_copy(&self, key: Option<Key>) -> bool {
         let sk = self.sk();
         // Read `sk` before the operations: who finds that of a request in an accept queue finds the kernel's
         // operations too (pairs with the barrier in `shed()`).
         smp_mb(Read);
         !sk.is_null()
-            && !ptr::eq(sk.cast(), self.as_ptr())
+            && !key.is_some_and(|key| ptr::eq(sk, self.mark(key)))
             && !self.is_hashed()
             && self.wears_overlay()
     }
@@ -415,9 +453,9 @@ impl<'a> Request<'a> {
     ///
     /// # Safety
     ///
-    /// The caller holds the lock of its home, and puts `parked` into one of its lists; the request is in the table of connections
+    /// The caller holds the lock of its home, whose key this is, and puts `parked` into one of its lists; the request is in the table of connections
     /// and not parked.
-    pub(crate) unsafe fn dress(&self, overlay: &'static Overlay, parked: &Parked) {
+    pub(crate) unsafe fn dress(&self, overlay: &'static Overlay, key: Key, parked: &Parked) {
         let req = self.as_ptr();
         // SAFETY: alive by the type invariants. `dl_next` and `sk` are unused in this state; the others are only ever
         // read, and either value will do. No other CPU writes, by the lock. The writes are `WRITE_ONCE()`s; that ours
@@ -427,7 +465,7 @@ impl<'a> Request<'a> {
                 &raw mut (*req).dl_next,
                 ptr::from_ref(parked).cast_mut().cast(),
             );
-            ptr::write_volatile(&raw mut (*req).sk, req.cast());
+            ptr::write_volatile(&raw mut (*req).sk, self.mark(key));
             smp_mb(Write);
             ptr::write_volatile(&raw mut (*self.tcp()).af_specific, overlay.tcp_ops());
             ptr::write_volatile(&raw mut (*req).rsk_ops, overlay.ops());
@@ -469,11 +507,14 @@ impl<'a> Request<'a> {
     /// It was just taken out of a list of its home, whose lock is held, and its request is parked.
     pub(crate) unsafe fn inherit(parked: ListArc<Parked>) {
         // SAFETY: it was in the list until now, and the lock is held.
-        let req = unsafe { parked.request() }.as_ptr();
-        // SAFETY: alive, as above. No other CPU writes, by the lock; what is written is where it was before.
+        let request = unsafe { parked.request() };
+        let (req, mark) = (request.as_ptr(), request.mark(Key::OF_HEIRS));
+        // SAFETY: alive, as above. No other CPU writes, by the lock; the pointer is where it was before. Nobody has a reference any
+        // more, so that no copy gets the mark.
         unsafe {
-            ptr::write_volatile(&raw mut (*req).dl_next, parked.into_raw().cast_mut().cast())
-        };
+            ptr::write_volatile(&raw mut (*req).dl_next, parked.into_raw().cast_mut().cast());
+            ptr::write_volatile(&raw mut (*req).sk, mark);
+        }
     }
 
     /// Gives a request that wears our operations the kernel's.
@@ -507,8 +548,8 @@ impl<'a> Request<'a> {
     ///
     /// For `send_synack`: of all requests it is called for, only a copy that `reqsk_timer_handler()` has just made is one
     /// by the test. It is in no table yet, and its maker's alone.
-    pub(crate) fn shed_if_new_copy(&self) {
-        if self.is_new_copy() {
+    pub(crate) fn shed_if_new_copy(&self, key: Option<Key>) {
+        if self.is_new_copy(key) {
             // SAFETY: it wears ours, as just seen, and is its maker's alone, our caller's.
             unsafe { self.shed() };
         }

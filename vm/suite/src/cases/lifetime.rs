@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
+use accf_kit::account::stats;
 use accf_kit::control::{set_config, settings, OnTimeout};
 use accf_kit::endpoint::{bound, connect_here, Family, Listen};
 use accf_kit::netns::Netns;
@@ -45,6 +46,11 @@ pub(crate) fn cases() -> Vec<Case> {
             Stage::Alone,
             "lifetime.shut_down_and_listen_again",
             listen_again,
+        ),
+        each_family(
+            Stage::Alone,
+            "lifetime.attached_between_two_lives",
+            attached_between,
         ),
         each_family(
             Stage::Alone,
@@ -542,6 +548,37 @@ fn listen_again(context: &Context, family: Family) -> Result<()> {
     serve(&accepted)?;
     client.response()?;
     drop((scene, accepted, client, parked));
+    unloads(context)
+}
+
+/// A plain listener is shut down, gets the filter, and listens again: a client that is half open since its first life is held back
+/// in its second.
+fn attached_between(context: &Context, family: Family) -> Result<()> {
+    module::reload("")?;
+    // A port the kernel has chosen would be given back.
+    let scene = RawScene::new(context, family, &Listen::plain(family).port(4000))?;
+    let mut half_open = scene.client();
+    half_open.half_open(context.patience())?;
+    scene.requests(context, 1)?;
+    scene.listener.socket().shutdown(Shutdown::Both)?;
+    ulp::attach(&scene.listener, ulp::DATAREADY)?;
+    scene.listener.socket().listen(16)?;
+    half_open.ack()?;
+    wait::until(context.patience(), || {
+        Ok(stats(&scene.listener)?.parked == 1)
+    })?;
+    scene.accept_nothing(
+        Duration::from_millis(500),
+        "the client has not sent anything",
+    )?;
+    scene.serve(context, &mut half_open)?;
+    let seen = stats(&scene.listener)?;
+    expect_eq!(
+        (seen.parked, seen.released_data),
+        (0, 1),
+        "parked now, and released"
+    );
+    drop((scene, half_open));
     unloads(context)
 }
 
