@@ -6,6 +6,7 @@ use std::thread;
 
 use accf_kit::account::{self, describe};
 use accf_kit::control::{settings, OnTimeout};
+use accf_kit::counters::Counters;
 use accf_kit::endpoint::{Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::play::{serve_all, Kind, Pace, Place, Play, Served};
@@ -68,6 +69,7 @@ pub(crate) fn play(round: &Round<'_>) -> Result<()> {
     if !round.has_all() {
         play = play.persistent();
     }
+    let before = Counters::read(&ns)?;
     round.begin();
     let pace = Pace {
         at_once: 80,
@@ -104,9 +106,10 @@ pub(crate) fn play(round: &Round<'_>) -> Result<()> {
         };
         account.with_context(|| {
             format!(
-                "{family} clients of {:?}: {}; {served:?}",
+                "{family} clients of {:?}: {}; {served:?}; the kernel counted, for all places: {:?}",
                 PLACES.get(index),
-                describe(&seen)
+                describe(&seen),
+                Counters::read(&ns).map(|now| now.changes(&before))
             )
         })?;
     }
