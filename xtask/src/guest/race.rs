@@ -2,7 +2,8 @@
 //! The data races that KCSAN reports.
 //!
 //! The kernel has many that are known, or nobody's concern here. What counts are the reports that name our modules: where one of
-//! the two accesses was made by our code, or by what our code had called.
+//! the two accesses was made by our code, or by what our code had called; but not by an interrupt that came meanwhile, nor by
+//! one of the kernel's functions that ours stands for, and which it has called as the kernel would have.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,6 +14,22 @@ use super::splat::{message, OURS};
 const TITLE: &str = "BUG: KCSAN: ";
 /// What its last lines begin with; a line of `=` follows.
 const SIGNED: &str = "Reported by Kernel Concurrency Sanitizer on:";
+/// The functions of the kernel that the module's stand for (`hooks.rs`).
+const STOOD_FOR: &[&str] = &[
+    "tcp_v4_syn_recv_sock",
+    "tcp_v6_syn_recv_sock",
+    "tcp_v4_conn_request",
+    "tcp_v6_conn_request",
+    "tcp_v4_send_synack",
+    "tcp_v6_send_synack",
+    "tcp_v4_reqsk_send_ack",
+    "tcp_v6_reqsk_send_ack",
+    "ip_setsockopt",
+    "ipv6_setsockopt",
+    "ip_getsockopt",
+    "ipv6_getsockopt",
+];
+
 /// More lines than any report has: two stacks of 64 frames. One whose end is missing is cut there.
 const LONGEST: usize = 200;
 
@@ -118,7 +135,7 @@ impl Race {
         Self {
             title: readable(title.unwrap_or_default()),
             text: readable(&lines.join("\n")),
-            is_ours: stacks.into_iter().any(names_us),
+            is_ours: is_ours(stacks),
         }
     }
 }
@@ -162,6 +179,31 @@ fn belongs(message: &str) -> bool {
     message.is_empty()
         || is_rule(message)
         || BEGINNINGS.iter().any(|begin| message.starts_with(begin))
+}
+
+/// Says whether a report of these lines is about one of our modules. A stack begins with the access.
+fn is_ours<'a>(lines: impl Iterator<Item = &'a str>) -> bool {
+    let mut counts = true;
+    for line in lines {
+        if !line.starts_with(' ') {
+            // A title, or what comes before a stack.
+            counts = true;
+        }
+        if counts && names_us(line) {
+            return true;
+        }
+        if line.starts_with(' ') && is_border(line) {
+            counts = false;
+        }
+    }
+    false
+}
+
+/// Says whether what follows a frame in its stack has nothing to do with the access: it was interrupted, or has called what the
+/// kernel would have called without us.
+fn is_border(frame: &str) -> bool {
+    let name = frame.trim_start().split(['+', '.', ' ']).next();
+    name.is_some_and(|name| name.starts_with("asm_sysvec_") || STOOD_FOR.contains(&name))
 }
 
 /// Says whether a line of a report, its title or a frame, has a function of one of our modules: `name+0x1/0x2 [module]`.
@@ -252,6 +294,25 @@ mod tests {
         }
         let other_module = report(&["f+0x1/0x2 [accfoo]"], &["g+0x1/0x2 [nf_accf]"]);
         assert!(!take(&other_module).0[0].is_ours);
+    }
+
+    #[test]
+    fn who_was_interrupted_or_stood_for_something_does_not_count() {
+        let ours = "_RNvNtNtCs1_9accf_main3net5hooks10on_request+0x4/0x90 [accf]";
+        let race = |frames: &[&str]| {
+            let log = report(frames, &["tcp_poll+0x44/0x300"]);
+            let mut races = take(&log).0;
+            races.pop().unwrap().is_ours
+        };
+        let interrupt = "asm_sysvec_apic_timer_interrupt+0x1b/0x20";
+        assert!(!race(&["run_timer_softirq+0x1/0x2", interrupt, ours]));
+        assert!(race(&["accf_uncharge+0x1/0x2 [accf]", interrupt, ours]));
+        let original = "tcp_v4_syn_recv_sock+0xa2/0x760";
+        assert!(!race(&["sk_clone+0x1/0x2", original, ours]));
+        assert!(race(&["sk_clone+0x1/0x2", ours, original]));
+        // Each stack has its own.
+        let log = report(&["f+0x1/0x2", interrupt], &["g+0x1/0x2", ours]);
+        assert!(take(&log).0[0].is_ours);
     }
 
     #[test]
