@@ -114,6 +114,12 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
         rcu::synchronize_rcu();
     }
     with_bh_off(|bh| listener.open(bh));
+    // SAFETY: the socket is locked.
+    if has_listened && unsafe { bindings::accf_accept_queue_has(raw, Some(destructor)) } {
+        // Connections that it got from another one of its group, with copies of requests. Should it stop, the kernel copies them
+        // once more, to anybody.
+        pin_module();
+    }
     Ok(())
 }
 
@@ -1030,7 +1036,7 @@ pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
     // A connection was made of it by another listener of its group, without our knowing? If that one is plain, a copy of the
     // request sits in its accept queue, and this is the destructor of the copy too.
     let pin_for_copy = || {
-        if request.may_have_copy() {
+        if request.may_have_lost_copy() {
             pin_module();
         }
     };
@@ -1068,6 +1074,36 @@ pub(crate) fn is_ours(sk: *const sock) -> bool {
     // SAFETY: as above.
     let hook = unsafe { ops.as_ref() }.and_then(|ops| ops.release);
     hook.is_some_and(|hook| ptr::fn_addr_eq(hook, release as unsafe extern "C" fn(*mut sock)))
+}
+
+/// May a listener of the group of `listener`, which has stopped, have a copy of one of its requests, or be about to get it,
+/// without keeping the module until it is gone?
+///
+/// # Context
+///
+/// Any; no [`Listener`] may be locked. For a request that has left the table before.
+pub(crate) fn group_may_hold_copies(listener: *const sock) -> bool {
+    // SAFETY: callers have a request of the listener, or are closing it.
+    unsafe { bindings::accf_group_may_hold_copies(listener, Some(is_tied)) }
+}
+
+/// Does a listener keep the module until its accept queue is empty, and have we seen to it that no request in there wears our
+/// operations? So it is once it has our ULP, which it keeps until then, and makes all its connections by [`syn_recv_sock`], which
+/// undresses requests before they are copied.
+///
+/// # Safety
+///
+/// For `accf_group_may_hold_copies()` only: `sk` is a TCP socket that is alive while our caller is a reader under RCU.
+unsafe extern "C" fn is_tied(sk: *const sock) -> bool {
+    is_ours(sk)
+        && with_bh_off(|bh| {
+            // SAFETY: alive by the contract of this function; a socket with our ULP has the data of ours.
+            let listener = unsafe { Listener::of(sk, bh) };
+            listener.is_some_and(|listener| {
+                // SAFETY: as above.
+                listener.is_open(bh) && unsafe { is_hooked(sk.cast_mut(), &listener) }
+            })
+        })
 }
 
 /// Keeps the module for good: something that we cannot find again may point into it.

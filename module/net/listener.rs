@@ -351,6 +351,11 @@ impl Listener {
         self.state.lock(bh).stage = Stage::Open;
     }
 
+    /// Is it open, and not closed yet?
+    pub(crate) fn is_open(&self, bh: &BhDisabled<'_>) -> bool {
+        self.state.lock(bh).stage == Stage::Open
+    }
+
     /// Ours, for `icsk->icsk_af_ops`.
     pub(crate) fn ops(&self) -> *const bindings::inet_connection_sock_af_ops {
         &self.ops
@@ -790,13 +795,12 @@ impl Listener {
         let mut state = self.state.lock(bh);
         state.stage = Stage::Closed;
         let mut closed = 0;
+        let mut has_taken = false;
         while let Some(parked) = state.pop_front() {
             // SAFETY: it was in the queue, and the lock is held.
             let request = unsafe { parked.request() };
-            if !request.is_hashed() && request.may_migrate() {
-                // Somebody has just taken it out of the table, to make a connection of it, maybe, and a copy.
-                pin_module();
-            }
+            // Somebody has just taken it out of the table, to make a connection of it, maybe, and a copy?
+            has_taken |= !request.is_hashed();
             let standing = parked.standing();
             let end = if let Some(owned) = request.get() {
                 let request = owned.as_request();
@@ -815,6 +819,10 @@ impl Listener {
             self.settle_accounts(&mut state, standing, end, Nanos(0));
         }
         self.balance(&mut state);
+        drop(state);
+        if has_taken && hooks::group_may_hold_copies(self.sock.as_ptr()) {
+            pin_module();
+        }
     }
 
     /// How many requests a listener parks that asks for nothing else.

@@ -36,7 +36,7 @@ use kernel::{
 
 use crate::policy::{self, Bypass, Nanos};
 
-use super::{bindings, overlay::Overlay, parked::Parked, wire};
+use super::{bindings, hooks, overlay::Overlay, parked::Parked, wire};
 
 pub(crate) const AF_INET: i32 = bindings::ACCF_AF_INET as i32;
 pub(crate) const AF_INET6: i32 = bindings::ACCF_AF_INET6 as i32;
@@ -256,26 +256,21 @@ impl<'a> Request<'a> {
         policy::may_own_timer_run(own.timeouts, own.max_timeouts, left)
     }
 
-    /// Can the kernel move it to another listener of the group, once its own stops?
-    pub(crate) fn may_migrate(&self) -> bool {
-        // SAFETY: alive by the type invariants, with its listener and its namespace.
-        unsafe { bindings::accf_req_may_migrate(self.as_ptr()) }
-    }
-
     /// Would the kernel move it there now, should its own have stopped?
     pub(crate) fn has_refuge(&self) -> bool {
         // SAFETY: alive by the type invariants, with its listener and its namespace.
         unsafe { bindings::accf_req_has_refuge(self.as_ptr()) }
     }
 
-    /// Can it have been copied (`inet_csk_complete_hashdance()`)? A copy is made when the listener has stopped and another
-    /// one of its group takes over a request of which a connection was just made.
+    /// Can there be a copy of it, or will there be (`inet_csk_complete_hashdance()`), that the module does not know of? A copy is
+    /// made when the listener has stopped and another one of its group takes over a request of which a connection was just made.
     ///
     /// For a request that is out of the table.
-    pub(crate) fn may_have_copy(&self) -> bool {
+    pub(crate) fn may_have_lost_copy(&self) -> bool {
         // SAFETY: alive by the type invariants, with its listener.
         let state = u32::from(unsafe { bindings::accf_sk_state(self.listener_sock()) });
-        self.may_migrate() && (state != bindings::ACCF_TCP_LISTEN || self.is_connected())
+        (state != bindings::ACCF_TCP_LISTEN || self.is_connected())
+            && hooks::group_may_hold_copies(self.listener_sock())
     }
 
     /// Was a connection made of it? Looks into the table of connections.

@@ -656,9 +656,19 @@ impl Server {
 
     /// Serves whoever still comes until a listener is at rest, and returns its counts.
     pub fn settle(&mut self, index: usize, limit: Duration) -> Result<Stats> {
+        self.settle_as(index, limit, account::at_rest)
+    }
+
+    /// The same where `is_at_rest` tells what that is.
+    pub fn settle_as(
+        &mut self,
+        index: usize,
+        limit: Duration,
+        is_at_rest: fn(&Stats) -> Result<()>,
+    ) -> Result<Stats> {
         let listener = self.listener(index).context("no such listener")?;
         let copy = listener.socket().try_clone()?;
-        let seen = account::settle(copy, limit, || self.serve_all())?;
+        let seen = account::settle(copy, limit, is_at_rest, || self.serve_all())?;
         // Who was accepted last is in the queue by now.
         self.serve_all()?;
         Ok(seen)

@@ -3,13 +3,15 @@
 //!
 //! All of them have the filter. With one that has none beside them the module may stay for good, as is known: the kernel
 //! copies requests to where nothing tells the module that they are over.
+//!
+//! All of them may inherit, and have counts then that no longer come to zero (`account::at_rest_as_heir()`).
 
 use std::io::{Read, Write};
 use std::process::{Child, ExitCode, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use accf_kit::account::stats;
+use accf_kit::account::{at_rest_as_heir, stats};
 use accf_kit::control::{set_config, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen};
 use accf_kit::netns::Netns;
@@ -171,7 +173,7 @@ pub(crate) fn serve(family: &str, port: u16, seed: u64, limit: Duration) -> Resu
     }
     set_config(&copy, &settings(1, 0, OnTimeout::Reset))?;
     server
-        .settle(0, limit)
+        .settle_as(0, limit, at_rest_as_heir)
         .context("a member of a group of servers")?;
     Ok(ExitCode::SUCCESS)
 }

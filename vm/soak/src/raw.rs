@@ -96,7 +96,7 @@ pub(crate) fn play(round: &Round<'_>) -> Result<()> {
         .board
         .events_of("segments that make no sense", play.garbage_sent());
     for (index, listener) in listeners.iter().enumerate() {
-        let seen = account::settle(listener, round.limit(), || Ok(()))?;
+        let seen = account::settle(listener, round.limit(), account::at_rest, || Ok(()))?;
         round.at_rest(&seen);
         let served = served.get(index).copied().unwrap_or_default();
         let account = if round.has_all() {

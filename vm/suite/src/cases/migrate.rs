@@ -7,7 +7,7 @@ use std::net::Shutdown;
 use std::thread::sleep;
 use std::time::Duration;
 
-use accf_kit::control::{settings, OnTimeout};
+use accf_kit::control::{self, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::raw::{RawClient, RawHost};
 use accf_kit::segment::Segment;
@@ -39,6 +39,16 @@ pub(crate) fn cases() -> Vec<Case> {
             Stage::Alone,
             "migrate.shut_down_then_deadline.to_filtered",
             |context, family| then_deadline(context, family, Heir::Filtered),
+        ),
+        each_family(
+            Stage::Alone,
+            "migrate.shut_down_then_reset.to_filtered",
+            |context, family| then_reset(context, family, &[]),
+        ),
+        each_family(
+            Stage::Alone,
+            "migrate.shut_down_then_reset.beside_closed",
+            |context, family| then_reset(context, family, &[Heir::Plain, Heir::Filtered]),
         ),
     ]
     .into_iter()
@@ -306,4 +316,51 @@ fn then_deadline(context: &Context, family: Family, heir: Heir) -> Result<()> {
         Heir::Filtered => pinned,
     };
     nothing_is_left(context, ns, host, port, pinned..=most)
+}
+
+/// Every client gives up once the first listener is shut down. Whoever took their requests could have made copies; but among
+/// those that have a filter, or are closed, there is nobody who would keep one: the module can go.
+fn then_reset(context: &Context, family: Family, closed: &[Heir]) -> Result<()> {
+    let Group {
+        ns,
+        host,
+        first,
+        second,
+        mut clients,
+        pinned,
+    } = Group::new(context, family, Heir::Filtered, 60_000)?;
+    let port = second.port();
+    for heir in closed {
+        let third = match heir {
+            Heir::Filtered => Listen::filtered(family),
+            Heir::Plain => Listen::plain(family),
+        };
+        drop(third.reuse_port().port(port).open(&ns)?);
+    }
+    first.socket().shutdown(Shutdown::Both)?;
+    for client in &mut clients {
+        client.rst()?;
+    }
+    let mut seen = stats(&first)?;
+    wait::until(context.patience(), || {
+        seen = stats(&first)?;
+        Ok(seen.parked == 0)
+    })?;
+    context.note(format!("the first listener: {}", describe(&seen)));
+    expect_eq!(seen.parked, 0, "parked on the first listener");
+    expect_eq!(seen.aborted, CLIENTS as u64, "connections given up");
+    // The kernel counts them off the other one, where they never were.
+    let heir = control::stats(&second)?;
+    context.note(format!("the second listener: {}", describe(&heir)));
+    expect_eq!(heir.parked, 0, "parked on the second listener");
+    expect_eq!(
+        (
+            seen.half_open + heir.half_open,
+            seen.half_open_young + heir.half_open_young
+        ),
+        (0, 0),
+        "half-open and young requests of both listeners"
+    );
+    drop((first, second, clients));
+    nothing_is_left(context, ns, host, port, pinned..=pinned)
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use accf_kit::account::settle;
+use accf_kit::account::{at_rest, settle};
 use accf_kit::control::{self, settings, timeout, OnTimeout, Stats};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{Family, Listen, Listener};
@@ -139,7 +139,7 @@ fn mixture(context: &Context, family: Family) -> Result<()> {
 
 /// Waits until nobody is parked or half-open any more.
 fn settled(context: &Context, listener: &Listener) -> Result<Stats> {
-    settle(listener, context.patience() * 3, || Ok(()))
+    settle(listener, context.patience() * 3, at_rest, || Ok(()))
 }
 
 /// Compares what a listener counted with what its clients did and its server saw.
