@@ -54,6 +54,8 @@ pub struct Trouble {
     pub tracked: bool,
     /// Allocations fail, or a namespace has little room.
     pub shortage: bool,
+    /// The allocations that fail are the kernel's own, too.
+    pub no_packets: bool,
 }
 
 /// The listeners and the clients.
@@ -101,6 +103,7 @@ impl Meeting {
                 on_timeout: Some(on_timeout),
                 evicts: evicts || trouble.shortage,
                 lossy: trouble.disturbed > 0 || trouble.shortage,
+                forgets: trouble.disturbed > 0 && trouble.no_packets,
             });
             server.add(listener)?;
         }

@@ -177,6 +177,9 @@ pub struct Target {
     pub evicts: bool,
     /// Whether anything may take longer than it should, or fail at first: segments get lost, or memory is short.
     pub lossy: bool,
+    /// Whether a client whose ACK gets lost may be forgotten: the kernel drops a request when it has no memory to send the
+    /// SYN-ACK again (`reqsk_timer_handler()`), filter or not.
+    pub forgets: bool,
 }
 
 impl Target {
@@ -192,7 +195,7 @@ impl Target {
             return fate != Fate::Lost;
         };
         let may_be_turned_away =
-            on_timeout != OnTimeout::Accept && (late || self.evicts || self.lossy);
+            self.forgets || on_timeout != OnTimeout::Accept && (late || self.evicts || self.lossy);
         let expected = match habit {
             Habit::Closer | Habit::Breaker => Fate::Left,
             Habit::Leaver => Fate::Ended,
@@ -809,6 +812,7 @@ mod tests {
             on_timeout,
             evicts: false,
             lossy: false,
+            forgets: false,
         }
     }
 
@@ -830,6 +834,12 @@ mod tests {
         assert!(accept.allows(Habit::Silent, false, Fate::Answered));
         assert!(!accept.allows(Habit::Silent, false, Fate::Reset));
         assert!(!accept.allows(Habit::Thinker, true, Fate::Reset));
+        let forgets = Target {
+            forgets: true,
+            ..accept
+        };
+        assert!(forgets.allows(Habit::Thinker, false, Fate::Reset));
+        assert!(!forgets.allows(Habit::Thinker, false, Fate::Ended));
         assert!(!accept.allows(Habit::Leaver, false, Fate::TimedOut));
         let whatever = target(None);
         assert!(whatever.allows(Habit::Eager, false, Fate::Refused));

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Clients and a server that are the kernel's own, at the two ends of a cable with something the matter with it.
 
+use accf_kit::fault::Whose;
 use accf_kit::meeting::{Meeting, Trouble};
 use accf_kit::traffic::Crowd;
 use anyhow::Result;
 
-use crate::round::Round;
+use crate::round::{Round, Shortage};
 
 /// How many of a hundred packets are lost, come twice, overtake others.
 const DISTURBED: u8 = 20;
@@ -38,6 +39,7 @@ pub(crate) fn tracked(round: &Round<'_>) -> Result<()> {
 fn meet(round: &Round<'_>, place: &str, trouble: Trouble) -> Result<()> {
     let trouble = Trouble {
         shortage: !round.has_all(),
+        no_packets: matches!(round.shortage, Shortage::Of(Whose::Network, _)),
         ..trouble
     };
     let mut meeting = Meeting::new(

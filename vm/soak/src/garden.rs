@@ -78,6 +78,7 @@ pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
             on_timeout: None,
             evicts: true,
             lossy: true,
+            forgets: false,
         });
         beds.push(Bed {
             family,

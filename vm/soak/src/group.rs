@@ -48,6 +48,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
         on_timeout: None,
         evicts: true,
         lossy: true,
+        forgets: false,
     };
     let crowd_rng = round.rng("clients of a group");
     let mut crowd = Crowd::new(vec![target], Duration::ZERO, round.lifetime(), crowd_rng)?;

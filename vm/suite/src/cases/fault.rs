@@ -60,6 +60,7 @@ fn no_memory(context: &Context, whose: Whose, percent: u8) -> Result<()> {
     };
     let trouble = Trouble {
         shortage: true,
+        no_packets: whose == Whose::Network,
         ..Trouble::default()
     };
     let seen = meet(context, trouble)?;
