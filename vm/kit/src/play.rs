@@ -9,13 +9,15 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::io::{self, Read};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context as _, Result};
+use nix::sched::{sched_setaffinity, CpuSet};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::unistd::Pid;
 
 use crate::control::{self, settings, OnTimeout, Stats};
 use crate::endpoint::Listener;
@@ -82,6 +84,8 @@ pub struct Place {
 enum Phase {
     /// Its SYN was not answered yet.
     Asking,
+    /// It is to acknowledge later.
+    Hesitating,
     /// It is parked, as far as it knows, and will do something later.
     Thinking,
     /// It has done all that it had to do, and waits for the end: a reset.
@@ -204,6 +208,10 @@ pub struct Play<'a> {
     persistent: bool,
     /// Who is late with its ACK is not expected to be understood.
     tolerant: bool,
+    /// How long after its SYN a client acknowledges; nothing: as soon as it can.
+    hesitation: Option<Range<Duration>>,
+    /// So many there are.
+    processors: usize,
     /// So many of a hundred come with a segment that makes no sense.
     garbage: u8,
     garbage_sent: u64,
@@ -231,6 +239,8 @@ impl<'a> Play<'a> {
             patience,
             persistent: false,
             tolerant: false,
+            hesitation: None,
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
             garbage: 0,
             garbage_sent: 0,
         }
@@ -245,6 +255,14 @@ impl<'a> Play<'a> {
     /// Expects nothing certain of those that were late with their ACK: on a machine that is very busy.
     pub fn tolerant(mut self) -> Self {
         self.tolerant = true;
+        self
+    }
+
+    /// Has clients acknowledge so long after their SYN.
+    ///
+    /// A second after it the kernel sends the SYN-ACK again: who acknowledges just then may be bypassed, and nothing else.
+    pub fn hesitant(mut self, hesitation: Range<Duration>) -> Self {
+        self.hesitation = Some(hesitation);
         self
     }
 
@@ -285,6 +303,7 @@ impl<'a> Play<'a> {
         let place = self.rng.usize(..self.places.len());
         let port = *self.ports.get(place).context("no such place")?;
         let mut member = self.swarm.member_of(nth, port);
+        self.be_on_processor(nth)?;
         self.swarm.syn(&mut member)?;
         self.players.push(Player {
             kind: Kind::random(&mut self.rng),
@@ -354,7 +373,32 @@ impl<'a> Play<'a> {
         Ok(())
     }
 
-    /// Its SYN was answered.
+    /// Its SYN was answered: it acknowledges, now or later.
+    fn hesitate(&mut self, nth: u32) -> Result<()> {
+        let Some(Range { start, end }) = self.hesitation.clone() else {
+            return self.answered(nth);
+        };
+        let Some(player) = self.players.get_mut(nth as usize) else {
+            bail!("a SYN-ACK for nobody");
+        };
+        player.phase = Phase::Hesitating;
+        let at = player.asked + start + (end - start).mul_f64(self.rng.f64());
+        self.timers.push(Reverse((at, nth)));
+        Ok(())
+    }
+
+    /// Where clients hesitate: has who plays run on one processor, of so many. What it sends is handled there, and so is the
+    /// request's timer, which is on the one that handled the SYN.
+    fn be_on_processor(&self, nth: u32) -> Result<()> {
+        if self.hesitation.is_none() {
+            return Ok(());
+        }
+        let mut set = CpuSet::new();
+        set.set(nth as usize % self.processors)?;
+        sched_setaffinity(Pid::from_raw(0), &set).context("sched_setaffinity")
+    }
+
+    /// It acknowledges.
     fn answered(&mut self, nth: u32) -> Result<()> {
         /// After a second the kernel begins to send SYN-ACKs again, and in the end gives up.
         const IN_TIME: Duration = Duration::from_millis(800);
@@ -405,6 +449,10 @@ impl<'a> Play<'a> {
         Ok(())
     }
 
+    fn phase(&self, nth: u32) -> Option<Phase> {
+        self.players.get(nth as usize).map(|player| player.phase)
+    }
+
     fn set_phase(&mut self, nth: u32, phase: Phase) {
         if let Some(player) = self.players.get_mut(nth as usize) {
             player.phase = phase;
@@ -418,6 +466,10 @@ impl<'a> Play<'a> {
         };
         match player.phase {
             Phase::Thinking => {}
+            Phase::Hesitating => {
+                self.be_on_processor(nth.wrapping_add(1))?;
+                return self.answered(nth);
+            }
             Phase::Asking | Phase::Waiting if self.persistent => return self.say_again(nth),
             Phase::Asking | Phase::Waiting | Phase::Over => return Ok(()),
         }
@@ -428,18 +480,23 @@ impl<'a> Play<'a> {
             Kind::Breaker => self.push(nth, Flags::RST, b"")?,
             _ => self.push(nth, Flags::PSH_ACK, REQUEST)?,
         }
-        let deadline = self.deadline;
-        if let Some(player) = self.players.get_mut(nth as usize) {
-            let elapsed = player.acked.map_or(Duration::ZERO, |at| at.elapsed());
-            // What is sent is not handled at once where the machine is busy.
-            player.late = elapsed + deadline / 5 > deadline;
-        }
+        self.note_lateness(nth);
         if kind == Kind::Breaker {
             self.over(nth);
         } else if self.persistent {
             self.say_again_later(nth);
         }
         Ok(())
+    }
+
+    /// Its deadline may have been over by now.
+    fn note_lateness(&mut self, nth: u32) {
+        let deadline = self.deadline;
+        if let Some(player) = self.players.get_mut(nth as usize) {
+            let elapsed = player.acked.map_or(Duration::ZERO, |at| at.elapsed());
+            // What is sent is not handled at once where the machine is busy.
+            player.late = elapsed + deadline / 5 > deadline;
+        }
     }
 
     fn say_again_later(&mut self, nth: u32) {
@@ -497,9 +554,13 @@ impl<'a> Play<'a> {
             Ok(())
         })?;
         for nth in answered {
-            self.answered(nth)?;
+            self.hesitate(nth)?;
         }
         for nth in reset {
+            // So busy is the machine that it hears of its end before it has acted.
+            if self.phase(nth) == Some(Phase::Thinking) {
+                self.note_lateness(nth);
+            }
             self.over(nth);
         }
         Ok(any)
@@ -639,7 +700,11 @@ impl<'a> Play<'a> {
     /// Compares what a listener counted with what its clients did and its server saw, where nothing stood in their way.
     pub fn account(&self, index: usize, seen: &Stats, served: &Served) -> Result<()> {
         let place = self.places.get(index).context("no such place")?;
-        let doubtful = self.doubtful(index);
+        let doubtful = match self.hesitation {
+            // Nothing else than that may have happened to anybody.
+            Some(_) => seen.bypassed(),
+            None => self.doubtful(index),
+        };
         let about = |count: u64| count.saturating_sub(doubtful)..=count;
         let parked = self.to_be_parked(index);
         within(

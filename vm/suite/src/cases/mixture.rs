@@ -2,6 +2,7 @@
 
 //! A hundred thousand clients of every kind: whatever they do, the sums are exact.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,17 +21,26 @@ use crate::case::{expect_eq, Case, Context, Kernel, Stage};
 use crate::count::{describe, stats};
 
 pub(crate) fn cases() -> Vec<Case> {
-    [Family::V4, Family::V6, Family::Mapped]
-        .into_iter()
-        .map(|family| {
+    let mut cases = Vec::new();
+    for family in [Family::V4, Family::V6, Family::Mapped] {
+        cases.push(
             Case::new(
                 Stage::Alone,
                 format!("mixture.every_connection_is_accounted_for.{family}"),
-                move |context| mixture(context, family),
+                move |context| mixture(context, family, None),
             )
-            .long(Duration::from_secs(600))
-        })
-        .collect()
+            .long(Duration::from_secs(600)),
+        );
+        cases.push(
+            Case::new(
+                Stage::Alone,
+                format!("mixture.acknowledged_as_the_syn_ack_is_sent_again.{family}"),
+                move |context| mixture(context, family, Some(HESITATION)),
+            )
+            .long(Duration::from_secs(600)),
+        );
+    }
+    cases
 }
 
 const PLACES: [Place; 5] = [
@@ -56,11 +66,19 @@ const PLACES: [Place; 5] = [
     },
 ];
 
+/// How long after their SYN those acknowledge that meet the request's timer: it is set to a second, and fires at the end of a slot
+/// of up to eight jiffies.
+const HESITATION: Range<Duration> = Duration::from_millis(990)..Duration::from_millis(1050);
+
 /// How many clients are there at once.
 const AT_ONCE: usize = 800;
+/// The same where they have to act in time.
+const FEW_AT_ONCE: usize = 150;
 
-fn mixture(context: &Context, family: Family) -> Result<()> {
+fn mixture(context: &Context, family: Family, hesitation: Option<Range<Duration>>) -> Result<()> {
     let count: usize = match (context.kernel, family) {
+        (Kernel::Stock, _) if hesitation.is_some() => 2_000,
+        (Kernel::Dev, _) if hesitation.is_some() => 500,
         (Kernel::Stock, Family::V4) => 100_000,
         (Kernel::Stock, _) => 30_000,
         (Kernel::Dev, Family::V4) => 10_000,
@@ -91,13 +109,17 @@ fn mixture(context: &Context, family: Family) -> Result<()> {
     let swarm = Swarm::new(&ns, family, first)?;
     let patience = context.patience() * 6;
     let mut stage = Play::new(swarm, &PLACES, ports, deadline, patience, context.rng());
+    let is_hesitant = hesitation.is_some();
+    if let Some(hesitation) = hesitation {
+        stage = stage.hesitant(hesitation);
+    }
     let before = Counters::read(&ns)?;
     let start = Instant::now();
     let over = AtomicBool::new(false);
     let served = thread::scope(|scope| {
         let server = scope.spawn(|| serve_all(&listeners, &over));
         let pace = Pace {
-            at_once: AT_ONCE,
+            at_once: if is_hesitant { FEW_AT_ONCE } else { AT_ONCE },
             gap: Duration::ZERO,
         };
         let played = stage.play(pace, &listeners, |clients| clients < count);
@@ -115,15 +137,24 @@ fn mixture(context: &Context, family: Family) -> Result<()> {
     for counter in ["TcpExtSyncookiesSent", "TcpExtListenOverflows"] {
         expect_eq!(after.growth(&before, counter)?, 0, "growth of {counter}");
     }
+    if is_hesitant {
+        let again = after.growth(&before, "TcpExtTCPSynRetrans")?;
+        context.note(format!("{again} SYN-ACKs were sent again"));
+        ensure!(
+            (count as i64 / 20..count as i64).contains(&again),
+            "{again} SYN-ACKs were sent again: {count} clients did not meet the timer"
+        );
+    }
     for (index, listener) in listeners.iter().enumerate() {
         let seen = settled(context, listener)?;
         let served = served.get(index).copied().unwrap_or_default();
         context.note(format!("place {index}: {}; {served:?}", describe(&seen)));
         account(&stage, index, &seen, &served).with_context(|| {
             format!(
-                "place {index} ({:?}): {}; {served:?}",
+                "place {index} ({:?}): {}; {served:?}; the kernel counted, for all places: {:?}",
                 PLACES.get(index),
-                describe(&seen)
+                describe(&seen),
+                after.changes(&before)
             )
         })?;
     }
