@@ -16,6 +16,8 @@ mod test_account;
 mod test_listener;
 mod test_policy;
 mod test_registration;
+#[cfg(CONFIG_KCSAN)]
+mod test_sanitizer;
 mod test_wire;
 
 module! {

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
+#include <linux/cpu.h>
+#include <linux/delay.h>
 #include <linux/in.h>
+#include <linux/kthread.h>
 #include <linux/net.h>
 #include <linux/slab.h>
 #include <linux/sockptr.h>
@@ -187,4 +190,44 @@ struct sk_buff *accf_kunit_segment(const struct request_sock *req, u32 len, bool
 void accf_kunit_free_segment(struct sk_buff *skb)
 {
 	kfree_skb(skb);
+}
+
+struct job {
+	void (*f)(void *arg);
+	void *arg;
+};
+
+static int work(void *data)
+{
+	const struct job *job = data;
+
+	while (!kthread_should_stop()) {
+		job->f(job->arg);
+		cond_resched();
+	}
+	return 0;
+}
+
+int accf_kunit_in_two_threads(void (*f)(void *arg), void *arg, unsigned int ms)
+{
+	struct job job = { .f = f, .arg = arg };
+	struct task_struct *tasks[2];
+	int cpu = -1, i, error = 0;
+
+	cpus_read_lock();
+	for (i = 0; i < ARRAY_SIZE(tasks); i++) {
+		cpu = cpumask_next_wrap(cpu, cpu_online_mask);
+		tasks[i] = kthread_run_on_cpu(work, &job, cpu, "accf_kunit/%u");
+		if (IS_ERR(tasks[i])) {
+			error = PTR_ERR(tasks[i]);
+			break;
+		}
+	}
+	cpus_read_unlock();
+	if (!error)
+		msleep(ms);
+	/* Waits for their end. */
+	while (i--)
+		kthread_stop(tasks[i]);
+	return error;
 }

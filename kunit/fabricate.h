@@ -44,4 +44,7 @@ void accf_kunit_free(struct request_sock *req);
 struct sk_buff *accf_kunit_segment(const struct request_sock *req, u32 len, bool fin, u16 window);
 void accf_kunit_free_segment(struct sk_buff *skb);
 
+/* Has two threads, on a processor each, call @f with @arg again and again, for as long. May sleep; 0 or an error. */
+int accf_kunit_in_two_threads(void (*f)(void *arg), void *arg, unsigned int ms);
+
 #endif /* ACCF_KUNIT_FABRICATE_H */

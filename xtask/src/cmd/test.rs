@@ -389,6 +389,12 @@ impl Tally {
                     &format!("KCSAN looked at {watched} accesses, and should at {KCSAN_WATCHES} at least"),
                 );
             }
+            if !report.foreign_races.iter().any(|race| race.is_on_purpose) {
+                self.fail(
+                    "kcsan/guest",
+                    "KCSAN did not report the data race of the module's Rust code that is there on purpose (kunit/test_sanitizer.rs)",
+                );
+            }
         }
         self.ktap(
             &format!("{name}/suite"),
@@ -499,6 +505,7 @@ fn number_before(text: &str, word: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::race::Race;
     use crate::scratch::Scratch;
 
     /// Results without a directory of logs.
@@ -599,14 +606,26 @@ mod tests {
         let write = |name: &str, text: &str| fs::write(out.0.join(name), text).unwrap();
         let good = "KTAP version 1\n1..1\nok 1 a\n";
         write("kunit.ktap", good);
-        for (text, failed) in [
-            ("enabled: 1\nsetup_watchpoints: 3000000\n", 0),
-            ("enabled: 0\nsetup_watchpoints: 3\n", 1),
-            ("", 1),
+        let race = |is_on_purpose| Race {
+            title: String::new(),
+            text: String::new(),
+            is_ours: false,
+            is_on_purpose,
+        };
+        let looked = "enabled: 1\nsetup_watchpoints: 3000000\n";
+        let both = vec![race(false), race(true)];
+        for (text, races, failed) in [
+            (looked, both.clone(), 0),
+            (looked, vec![race(false)], 1),
+            (looked, vec![], 1),
+            ("enabled: 0\nsetup_watchpoints: 3\n", both.clone(), 1),
+            ("", both, 1),
         ] {
             write("kcsan", text);
             let mut tally = super::tests::tally();
-            tally.judge(Kind::Kcsan, &report(0, good), &out.0);
+            let mut report = report(0, good);
+            report.foreign_races = races;
+            tally.judge(Kind::Kcsan, &report, &out.0);
             assert_eq!(tally.failed(), failed, "{text}");
         }
     }

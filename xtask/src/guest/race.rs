@@ -30,6 +30,9 @@ const STOOD_FOR: &[&str] = &[
     "ipv6_getsockopt",
 ];
 
+/// The function of ours that has a data race on purpose (`kunit/test_sanitizer.rs`).
+const ON_PURPOSE: &str = "race_on_purpose";
+
 /// More lines than any report has: two stacks of 64 frames. One whose end is missing is cut there.
 const LONGEST: usize = 200;
 
@@ -40,8 +43,10 @@ pub(crate) struct Race {
     pub(crate) title: String,
     /// All of it.
     pub(crate) text: String,
-    /// It names one of our modules.
+    /// It names one of our modules, and is not there on purpose.
     pub(crate) is_ours: bool,
+    /// It is the one that is there on purpose.
+    pub(crate) is_on_purpose: bool,
 }
 
 impl fmt::Display for Race {
@@ -100,6 +105,11 @@ fn by_title(races: &[Race]) -> Vec<(usize, &str)> {
 
 /// Tells of the reports that do not name us: how many there are, and each title. Nothing if there are none.
 pub(crate) fn summary(foreign: &[Race]) -> String {
+    let foreign: Vec<_> = foreign
+        .iter()
+        .filter(|race| !race.is_on_purpose)
+        .cloned()
+        .collect();
     if foreign.is_empty() {
         return String::new();
     }
@@ -107,7 +117,7 @@ pub(crate) fn summary(foreign: &[Race]) -> String {
         "KCSAN: {} reports of data races that do not name the module:\n",
         foreign.len()
     );
-    for (count, title) in by_title(foreign) {
+    for (count, title) in by_title(&foreign) {
         text.push_str(&format!("{count:6} × {title}\n"));
     }
     text
@@ -132,10 +142,14 @@ impl Race {
             .iter()
             .map(|line| message(line))
             .take_while(|line| !line.starts_with(SIGNED));
+        let title = readable(title.unwrap_or_default());
+        let is_ours = is_ours(stacks);
+        let is_on_purpose = is_ours && is_on_purpose(&title);
         Self {
-            title: readable(title.unwrap_or_default()),
+            title,
             text: readable(&lines.join("\n")),
-            is_ours: is_ours(stacks),
+            is_ours: is_ours && !is_on_purpose,
+            is_on_purpose,
         }
     }
 }
@@ -197,6 +211,15 @@ fn is_ours<'a>(lines: impl Iterator<Item = &'a str>) -> bool {
         }
     }
     false
+}
+
+/// Says whether all functions in a readable title are the one that has a race on purpose.
+fn is_on_purpose(title: &str) -> bool {
+    let functions = title.strip_prefix("data-race in ").unwrap_or_default();
+    functions.split(" / ").all(|function| {
+        let path = function.split(['+', ' ']).next().unwrap_or_default();
+        path.rsplit("::").next() == Some(ON_PURPOSE)
+    })
 }
 
 /// Says whether what follows a frame in its stack has nothing to do with the access: it was interrupted, or has called what the
@@ -313,6 +336,27 @@ mod tests {
         // Each stack has its own.
         let log = report(&["f+0x1/0x2", interrupt], &["g+0x1/0x2", ours]);
         assert!(take(&log).0[0].is_ours);
+    }
+
+    #[test]
+    fn the_one_that_is_there_on_purpose_is_told_from_the_others() {
+        let planted =
+            "_RNvNtCs1_15accf_kunit_main14test_sanitizer15race_on_purpose+0x4/0x90 [accf_kunit]";
+        let race = |this: &str, other: &str| take(&report(&[this], &[other])).0.pop().unwrap();
+        let seen = race(planted, planted);
+        assert!(seen.is_on_purpose && !seen.is_ours, "{seen}");
+        assert_eq!(summary(&[seen]), "");
+        // With anybody else it is a finding.
+        for (this, other) in [
+            (planted, "tcp_poll+0x1/0x2"),
+            ("f+0x1/0x2 [accf]", planted),
+            ("f+0x1/0x2 [accf]", "f+0x1/0x2 [accf]"),
+        ] {
+            let seen = race(this, other);
+            assert!(!seen.is_on_purpose && seen.is_ours, "{seen}");
+        }
+        let theirs = race("race_on_purpose+0x1/0x2", "race_on_purpose+0x1/0x2");
+        assert!(!theirs.is_on_purpose && !theirs.is_ours);
     }
 
     #[test]
