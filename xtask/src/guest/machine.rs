@@ -250,12 +250,13 @@ impl Console {
             self.last = Instant::now();
         }
         let silent_for = self.last.elapsed();
+        let has_started = !watch || self.mark.exists();
         // Read only when it matters.
-        let complains = watch && silent_for > SILENCE && self.complains();
+        let complains = !has_started && silent_for > SILENCE && self.complains();
         Sight {
             age: begin.elapsed(),
             silent_for,
-            has_started: !watch || self.mark.exists(),
+            has_started,
             complains,
         }
     }
