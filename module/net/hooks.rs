@@ -1087,9 +1087,10 @@ pub(crate) fn group_may_hold_copies(listener: *const sock) -> bool {
     unsafe { bindings::accf_group_may_hold_copies(listener, Some(is_tied)) }
 }
 
-/// Does a listener keep the module until its accept queue is empty, and have we seen to it that no request in there wears our
-/// operations? So it is once it has our ULP, which it keeps until then, and makes all its connections by [`syn_recv_sock`], which
-/// undresses requests before they are copied.
+/// Does a listener keep the module until its accept queue is empty, and have we seen to it that no request of others, there or in
+/// the table, wears our operations? So it is once it has our ULP, which it keeps until then, and makes all its connections by
+/// [`syn_recv_sock`], which undresses requests before they are copied; but for those that their timers copy
+/// ([`Listener::sheds_copies`]).
 ///
 /// # Safety
 ///
@@ -1101,7 +1102,7 @@ unsafe extern "C" fn is_tied(sk: *const sock) -> bool {
             let listener = unsafe { Listener::of(sk, bh) };
             listener.is_some_and(|listener| {
                 // SAFETY: as above.
-                listener.is_open(bh) && unsafe { is_hooked(sk.cast_mut(), &listener) }
+                listener.sheds_copies(bh) && unsafe { is_hooked(sk.cast_mut(), &listener) }
             })
         })
 }

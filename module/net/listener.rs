@@ -116,6 +116,8 @@ struct State {
     /// That of the last request parked, as a rule that of the next one, too.
     overlay: Option<&'static Overlay>,
     stage: Stage,
+    /// Whether `TCP_DEFER_ACCEPT` was set for a while since it is open.
+    has_deferred: bool,
     /// Of requests that are not parked any more, for those to come: as a rule, as many come as go.
     spare: KVec<Pin<UniqueArc<Parked>>>,
     /// Stops the timer when dropped, which waits for the timer's handler: never under the lock.
@@ -328,6 +330,7 @@ impl Listener {
                     alarm_at: None,
                     overlay: None,
                     stage: Stage::Made,
+                    has_deferred: false,
                     spare,
                     timer: None,
                 }),
@@ -351,9 +354,13 @@ impl Listener {
         self.state.lock(bh).stage = Stage::Open;
     }
 
-    /// Is it open, and not closed yet?
-    pub(crate) fn is_open(&self, bh: &BhDisabled<'_>) -> bool {
-        self.state.lock(bh).stage == Stage::Open
+    /// Does it see to it that no request that the kernel moves here keeps wearing our operations?
+    ///
+    /// A copy that a request's timer makes sheds them when its SYN-ACK is sent (`hooks::send_synack()`). With `TCP_DEFER_ACCEPT`,
+    /// until that is taken over, none is sent.
+    pub(crate) fn sheds_copies(&self, bh: &BhDisabled<'_>) -> bool {
+        let state = self.state.lock(bh);
+        state.stage == Stage::Open && !state.has_deferred && !self.has_defer_accept()
     }
 
     /// Ours, for `icsk->icsk_af_ops`.
@@ -835,10 +842,11 @@ impl Listener {
         if terms.max_parked == 0 {
             terms.max_parked = self.defaults.terms.max_parked;
         }
+        let mut state = self.state.lock(bh);
+        state.has_deferred |= self.has_defer_accept();
         // What was asked of it before does not count any more.
         // SAFETY: the socket is in memory: the caller was called for it.
         unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) };
-        let mut state = self.state.lock(bh);
         state.terms = terms;
         self.schedule(&mut state, now());
     }
@@ -853,16 +861,16 @@ impl Listener {
 
     /// Makes what the application asked of `TCP_DEFER_ACCEPT` the timeout: the kernel would act on it before we see the ACK.
     pub(crate) fn take_over_defer_accept(self: ArcBorrow<'_, Self>) {
+        let bh = BhGuard::new();
+        let bh = bh.token();
+        let mut state = self.state.lock(&bh);
+        state.has_deferred |= state.stage != Stage::Made && self.has_defer_accept();
         // SAFETY: the socket is in memory: the caller was called for it.
         let retransmits = unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) };
         let Some(retransmits) = NonZeroU8::new(retransmits) else {
             return;
         };
-        let timeout = Timeout::from_retransmits(retransmits);
-        let bh = BhGuard::new();
-        let bh = bh.token();
-        let mut state = self.state.lock(&bh);
-        state.terms.timeout = timeout;
+        state.terms.timeout = Timeout::from_retransmits(retransmits);
         self.schedule(&mut state, now());
     }
 
