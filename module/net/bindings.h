@@ -47,6 +47,16 @@ enum {
 	ACCF_IS_GONE = 8,
 };
 
+/* Who else is in a listener's group. */
+enum {
+	/* It is in one. */
+	ACCF_IN_GROUP = 1,
+	/* There is a listener that sees to it that no copy of a request outlives the module. */
+	ACCF_HAS_TIED = 2,
+	/* There is somebody who does not, or may be. */
+	ACCF_MAY_HOLD_COPIES = 4,
+};
+
 /* Both ends of a connection request, as they stand on the wire. */
 struct accf_endpoints {
 	u16 family; /* of the packets: AF_INET also for a v4-mapped client of an IPv6 listener */
@@ -91,8 +101,8 @@ bool accf_diag_has_room(const struct sk_buff *skb, size_t len);
 u8 accf_sk_state(const struct sock *sk);
 bool accf_sk_acceptq_is_full(const struct sock *sk);
 bool accf_has_listened(const struct sock *sk);
-bool accf_group_may_hold_copies(const struct sock *sk, bool (*is_tied)(const struct sock *sk));
-bool accf_accept_queue_has(struct sock *sk, void (*destructor)(struct request_sock *req));
+u32 accf_group_around(const struct sock *sk, bool (*is_tied)(const struct sock *sk));
+bool accf_is_in_group(const struct sock *sk);
 u32 accf_exemption(const struct sock *sk);
 u32 accf_facts(const struct sock *sk, const struct request_sock *req);
 bool accf_carries_more_than_tcp(const struct sock *sk);

@@ -353,69 +353,71 @@ bool accf_req_has_refuge(const struct request_sock *req)
 
 /*
  * Once @sk has stopped, the kernel makes connections of its requests at any other listener of its group, and puts copies into
- * that one's accept queue (inet_csk_complete_hashdance()). May there be copies, or will there be, at one that does not keep
- * the module until they are gone? @is_tied tells whether a listener does. One that was closed has none any more: it is
- * orphaned after its accept queue has been emptied, and when nobody is in accept() (__tcp_close()).
+ * that one's accept queue (inet_csk_complete_hashdance()). Who is there that would take them, and does it keep the module until
+ * they are gone? @is_tied tells whether a listener does. One that was closed has none in its queue: it is orphaned after that
+ * has been emptied, and when nobody is in accept() (__tcp_close()).
  *
- * Who calls knows that a request of @sk has left the table. Whoever took it out had chosen the listener before, which was in
- * the group then. That one is still there: when it stops, it moves to those that have stopped, where @sk is too, and stays
- * until it is freed (reuseport_stop_listen_sock()).
+ * Who stops while it may migrate stays in the group until it is freed, or listens again (reuseport_stop_listen_sock(),
+ * reuseport_resurrect()).
  *
- * The group's lock is not exported. Members only move towards the beginning of those that listen, and towards the end of those
- * that have stopped, and from the ones to the others (__reuseport_detach_sock() and the like). So none is missed by who goes the
- * other way; but for one that begins to listen again meanwhile, by which the numbers change.
+ * The group's lock is not exported. Members move towards the beginning of those that listen, and towards the end of those that
+ * have stopped, and from the ones to the others (__reuseport_detach_sock() and the like). Who goes the other way misses nobody
+ * but who moves from the ones to the others meanwhile; where the numbers change, the answer is that there may be somebody. That a
+ * member's place is written before it is counted holds for those that have stopped only where the processor writes in order;
+ * NULL is somebody.
  */
-bool accf_group_may_hold_copies(const struct sock *sk, bool (*is_tied)(const struct sock *sk))
+u32 accf_group_around(const struct sock *sk, bool (*is_tied)(const struct sock *sk))
 {
 	const struct sock_reuseport *group;
-	bool may_hold = false;
-	const struct sock *member;
 	u16 listening, stopped;
-	int i;
+	int attempts = 3;
+	u32 around = 0;
 
 	rcu_read_lock();
-	/* The request's leaving, and then the group; pairs with the lock of its chain, which who took it out has released. */
+	/* The request's leaving, and then the group. */
 	smp_rmb();
 	group = rcu_dereference(sk->sk_reuseport_cb);
 	if (!group)
 		goto out;
-	listening = READ_ONCE(group->num_socks);
-	stopped = READ_ONCE(group->num_closed_socks);
-	/* As in reuseport_select_sock(): pairs with __reuseport_add_sock(). */
-	smp_rmb();
-	for (i = listening - 1; i >= 0 && !may_hold; i--) {
-		member = READ_ONCE(group->socks[i]);
-		may_hold = member != sk && !is_tied(member) && !sock_flag(member, SOCK_DEAD);
-	}
-	smp_rmb();
-	for (i = group->max_socks - READ_ONCE(group->num_closed_socks); i < group->max_socks && !may_hold; i++) {
-		member = READ_ONCE(group->socks[i]);
-		may_hold = member != sk && !is_tied(member) && !sock_flag(member, SOCK_DEAD);
-	}
-	smp_rmb();
-	if (listening != READ_ONCE(group->num_socks) || stopped != READ_ONCE(group->num_closed_socks))
-		may_hold = true;
-	/* It listens again, maybe in another group. */
-	if (inet_sk_state_load(sk) == TCP_LISTEN)
-		may_hold = true;
+	do {
+		const struct sock *member;
+		int i;
+
+		around = ACCF_IN_GROUP;
+		listening = READ_ONCE(group->num_socks);
+		stopped = READ_ONCE(group->num_closed_socks);
+		/* As in reuseport_select_sock(): pairs with __reuseport_add_sock(). */
+		smp_rmb();
+		for (i = listening - 1; i >= 0; i--) {
+			member = READ_ONCE(group->socks[i]);
+			if (member == sk)
+				continue;
+			if (!member)
+				around |= ACCF_MAY_HOLD_COPIES;
+			else if (is_tied(member))
+				around |= ACCF_HAS_TIED;
+			else if (!sock_flag(member, SOCK_DEAD))
+				around |= ACCF_MAY_HOLD_COPIES;
+		}
+		smp_rmb();
+		for (i = group->max_socks - READ_ONCE(group->num_closed_socks); i < group->max_socks; i++) {
+			member = READ_ONCE(group->socks[i]);
+			if (member != sk && (!member || (!is_tied(member) && !sock_flag(member, SOCK_DEAD))))
+				around |= ACCF_MAY_HOLD_COPIES;
+		}
+		smp_rmb();
+		if (listening == READ_ONCE(group->num_socks) && stopped == READ_ONCE(group->num_closed_socks))
+			goto out;
+	} while (--attempts);
+	around |= ACCF_MAY_HOLD_COPIES;
 out:
 	rcu_read_unlock();
-	return may_hold;
+	return around;
 }
 
-/* Is there a request with this destructor in the accept queue of @sk? */
-bool accf_accept_queue_has(struct sock *sk, void (*destructor)(struct request_sock *req))
+bool accf_is_in_group(const struct sock *sk)
 {
-	struct request_sock_queue *queue = &inet_csk(sk)->icsk_accept_queue;
-	const struct request_sock *req;
-
-	spin_lock_bh(&queue->rskq_lock);
-	for (req = queue->rskq_accept_head; req; req = req->dl_next) {
-		if (READ_ONCE(req->rsk_ops)->destructor == destructor)
-			break;
-	}
-	spin_unlock_bh(&queue->rskq_lock);
-	return req;
+	return rcu_access_pointer(sk->sk_reuseport_cb);
 }
 
 /* Does the request's connection exist: is a socket with its addresses in the table, be it in TIME-WAIT? */

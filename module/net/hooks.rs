@@ -14,6 +14,7 @@
 //! | [`send_synack`] | `af_specific->send_synack` | for parked requests | softirq, RCU |
 //! | [`send_ack`] | `rsk_ops->send_ack` | for parked requests | softirq, RCU |
 //! | [`destructor`] | `rsk_ops->destructor` | when a parked request dies | process or softirq, may not sleep |
+//! | [`is_tied`] | `accf_group_around()` | for each other member of a listener's group | as the caller; RCU |
 
 use core::ptr::{self, NonNull};
 
@@ -114,12 +115,6 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
         rcu::synchronize_rcu();
     }
     with_bh_off(|bh| listener.open(bh));
-    // SAFETY: the socket is locked.
-    if has_listened && unsafe { bindings::accf_accept_queue_has(raw, Some(destructor)) } {
-        // Connections that it got from another one of its group, with copies of requests. Should it stop, the kernel copies them
-        // once more, to anybody.
-        pin_module();
-    }
     Ok(())
 }
 
@@ -1040,13 +1035,20 @@ pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
             pin_module();
         }
     };
+    // It is such a copy itself. Where its listener stops, the kernel may just have copied it once more, for anybody
+    // (`inet_csk_listen_stop()`).
+    let pin_for_copy_of_copy = || {
+        if !request.has_listener_that_listens() {
+            pin_module();
+        }
+    };
     match Listener::home_of(&request, &bh) {
         Some(home) if home.has_parked(&request) || request.is_heir() => {
             pin_for_copy();
             // SAFETY: we are its destructor.
             unsafe { home.forget(&bh, &request) };
         }
-        Some(_) => {}
+        Some(_) => pin_for_copy_of_copy(),
         None => {
             // Read the mark after the data: pairs with the barrier in `release()`.
             smp_mb(Read);
@@ -1056,6 +1058,8 @@ pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
                 // (`Request::inherit()`).
                 // SAFETY: we are its destructor, and the listener that had it in a list is gone.
                 drop(unsafe { Arc::from_raw(request.undress()) });
+            } else {
+                pin_for_copy_of_copy();
             }
         }
     }
@@ -1076,25 +1080,23 @@ pub(crate) fn is_ours(sk: *const sock) -> bool {
     hook.is_some_and(|hook| ptr::fn_addr_eq(hook, release as unsafe extern "C" fn(*mut sock)))
 }
 
-/// May a listener of the group of `listener`, which has stopped, have a copy of one of its requests, or be about to get it,
-/// without keeping the module until it is gone?
-///
-/// # Context
-///
-/// Any; no [`Listener`] may be locked. For a request that has left the table before.
-pub(crate) fn group_may_hold_copies(listener: *const sock) -> bool {
+/// Who else is in the group of `listener` (`ACCF_IN_GROUP` …), now that a request of it has left the table. Any context.
+pub(crate) fn group_around(listener: *const sock) -> u32 {
     // SAFETY: callers have a request of the listener, or are closing it.
-    unsafe { bindings::accf_group_may_hold_copies(listener, Some(is_tied)) }
+    unsafe { bindings::accf_group_around(listener, Some(is_tied)) }
 }
 
-/// Does a listener keep the module until its accept queue is empty, and have we seen to it that no request of others, there or in
-/// the table, wears our operations? So it is once it has our ULP, which it keeps until then, and makes all its connections by
-/// [`syn_recv_sock`], which undresses requests before they are copied; but for those that their timers copy
-/// ([`Listener::sheds_copies`]).
+/// Does a listener keep the module until its accept queue is empty, and have we seen to it that no request that the kernel moves
+/// there, to the queue or to the table, keeps wearing our operations?
+///
+/// So it is once it has our ULP, which it keeps until then, and makes all its connections by [`syn_recv_sock`], which undresses
+/// requests before they are copied; what their timers copy sheds the operations in [`send_synack`], if one is sent
+/// ([`Listener::sheds_copies`]). What comes out of the accept queue of a plain listener that stops is minded there
+/// ([`destructor`]).
 ///
 /// # Safety
 ///
-/// For `accf_group_may_hold_copies()` only: `sk` is a TCP socket that is alive while our caller is a reader under RCU.
+/// For `accf_group_around()` only: `sk` is a TCP socket that is alive while our caller is a reader under RCU.
 unsafe extern "C" fn is_tied(sk: *const sock) -> bool {
     is_ours(sk)
         && with_bh_off(|bh| {
@@ -1102,7 +1104,7 @@ unsafe extern "C" fn is_tied(sk: *const sock) -> bool {
             let listener = unsafe { Listener::of(sk, bh) };
             listener.is_some_and(|listener| {
                 // SAFETY: as above.
-                listener.sheds_copies(bh) && unsafe { is_hooked(sk.cast_mut(), &listener) }
+                listener.sheds_copies() && unsafe { is_hooked(sk.cast_mut(), &listener) }
             })
         })
 }

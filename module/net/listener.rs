@@ -39,6 +39,8 @@ use kernel::{
     list::{List, ListArc},
     prelude::*,
     sync::{
+        atomic::{ordering::Relaxed, Atomic},
+        barrier::{smp_mb, Read, Write},
         lock::{spinlock::SpinLockBackend, Guard},
         rcu, Arc, ArcBorrow, UniqueArc,
     },
@@ -116,8 +118,6 @@ struct State {
     /// That of the last request parked, as a rule that of the next one, too.
     overlay: Option<&'static Overlay>,
     stage: Stage,
-    /// Whether `TCP_DEFER_ACCEPT` was set for a while since it is open.
-    has_deferred: bool,
     /// Of requests that are not parked any more, for those to come: as a rule, as many come as go.
     spare: KVec<Pin<UniqueArc<Parked>>>,
     /// Stops the timer when dropped, which waits for the timer's handler: never under the lock.
@@ -255,6 +255,8 @@ pub(crate) struct Listener {
     sock: NonNull<bindings::sock>,
     netns: NonNull<bindings::accf_net>,
     defaults: Defaults,
+    /// See [`Self::sheds_copies`].
+    sheds_copies: Atomic<bool>,
     /// Of the marks of those parked here.
     key: Key,
     /// How many there were when the filter was attached.
@@ -330,7 +332,6 @@ impl Listener {
                     alarm_at: None,
                     overlay: None,
                     stage: Stage::Made,
-                    has_deferred: false,
                     spare,
                     timer: None,
                 }),
@@ -339,6 +340,7 @@ impl Listener {
                 sock: sock,
                 netns: netns,
                 defaults: defaults,
+                sheds_copies: Atomic::new(false),
                 key: Key::new(),
                 // SAFETY: looks at a number that is always there.
                 cpus: unsafe { bindings::accf_num_online_cpus() },
@@ -352,15 +354,18 @@ impl Listener {
     /// Lets it park requests, as from now on the socket's operations are ours for whoever looks at them.
     pub(crate) fn open(&self, bh: &BhDisabled<'_>) {
         self.state.lock(bh).stage = Stage::Open;
+        self.sheds_copies.store(true, Relaxed);
     }
 
     /// Does it see to it that no request that the kernel moves here keeps wearing our operations?
     ///
     /// A copy that a request's timer makes sheds them when its SYN-ACK is sent (`hooks::send_synack()`). With `TCP_DEFER_ACCEPT`,
     /// until that is taken over, none is sent.
-    pub(crate) fn sheds_copies(&self, bh: &BhDisabled<'_>) -> bool {
-        let state = self.state.lock(bh);
-        state.stage == Stage::Open && !state.has_deferred && !self.has_defer_accept()
+    pub(crate) fn sheds_copies(&self) -> bool {
+        let is_deferring = self.has_defer_accept();
+        // Pairs with the barrier in `take_defer_accept()`.
+        smp_mb(Read);
+        !is_deferring && self.sheds_copies.load(Relaxed)
     }
 
     /// Ours, for `icsk->icsk_af_ops`.
@@ -775,6 +780,9 @@ impl Listener {
     fn give_back_parked(&self, state: &mut State, request: &Request<'_>) {
         // SAFETY: it is parked, this, its home, is locked, and the caller holds a reference to it.
         let parked = unsafe { self.leave_unconnected(state, request.undress(), End::Returned) };
+        if request.may_have_left_copy() {
+            pin_module();
+        }
         state.keep_parked(parked);
         request.hurry_timer(1);
     }
@@ -801,18 +809,18 @@ impl Listener {
     pub(crate) fn close(&self, bh: &BhDisabled<'_>) {
         let mut state = self.state.lock(bh);
         state.stage = Stage::Closed;
+        self.sheds_copies.store(false, Relaxed);
         let mut closed = 0;
-        let mut has_taken = false;
+        let mut may_have_left_copies = false;
         while let Some(parked) = state.pop_front() {
             // SAFETY: it was in the queue, and the lock is held.
             let request = unsafe { parked.request() };
-            // Somebody has just taken it out of the table, to make a connection of it, maybe, and a copy?
-            has_taken |= !request.is_hashed();
             let standing = parked.standing();
             let end = if let Some(owned) = request.get() {
                 let request = owned.as_request();
                 // SAFETY: in the queue means parked; its home is locked, and we hold a reference to it. What it kept is `parked`.
                 unsafe { request.undress() };
+                may_have_left_copies = may_have_left_copies || request.may_have_left_copy();
                 // Their timers all move to this CPU, which should not have to do with all at once.
                 request.hurry_timer(1 + closed / CLOSED_PER_TICK);
                 closed += 1;
@@ -826,8 +834,7 @@ impl Listener {
             self.settle_accounts(&mut state, standing, end, Nanos(0));
         }
         self.balance(&mut state);
-        drop(state);
-        if has_taken && hooks::group_may_hold_copies(self.sock.as_ptr()) {
+        if may_have_left_copies {
             pin_module();
         }
     }
@@ -842,11 +849,9 @@ impl Listener {
         if terms.max_parked == 0 {
             terms.max_parked = self.defaults.terms.max_parked;
         }
-        let mut state = self.state.lock(bh);
-        state.has_deferred |= self.has_defer_accept();
         // What was asked of it before does not count any more.
-        // SAFETY: the socket is in memory: the caller was called for it.
-        unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) };
+        self.take_defer_accept();
+        let mut state = self.state.lock(bh);
         state.terms = terms;
         self.schedule(&mut state, now());
     }
@@ -859,17 +864,26 @@ impl Listener {
         unsafe { ptr::read_volatile(&raw const (*csk).icsk_accept_queue.rskq_defer_accept) != 0 }
     }
 
+    /// Takes what the application asked of `TCP_DEFER_ACCEPT` from the kernel.
+    fn take_defer_accept(&self) -> u8 {
+        if self.has_defer_accept() {
+            // Copies may have come meanwhile. (Not if it is not open yet: that comes two grace periods later.)
+            self.sheds_copies.store(false, Relaxed);
+            // Before it is gone: who does not find it finds this.
+            smp_mb(Write);
+        }
+        // SAFETY: the socket is in memory: the caller was called for it.
+        unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) }
+    }
+
     /// Makes what the application asked of `TCP_DEFER_ACCEPT` the timeout: the kernel would act on it before we see the ACK.
     pub(crate) fn take_over_defer_accept(self: ArcBorrow<'_, Self>) {
+        let Some(retransmits) = NonZeroU8::new(self.take_defer_accept()) else {
+            return;
+        };
         let bh = BhGuard::new();
         let bh = bh.token();
         let mut state = self.state.lock(&bh);
-        state.has_deferred |= state.stage != Stage::Made && self.has_defer_accept();
-        // SAFETY: the socket is in memory: the caller was called for it.
-        let retransmits = unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) };
-        let Some(retransmits) = NonZeroU8::new(retransmits) else {
-            return;
-        };
         state.terms.timeout = Timeout::from_retransmits(retransmits);
         self.schedule(&mut state, now());
     }

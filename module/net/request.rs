@@ -31,7 +31,7 @@ use core::{
 use kernel::{
     list::ListArc,
     prelude::*,
-    sync::barrier::{smp_mb, Read, Write},
+    sync::barrier::{smp_mb, Full, Read, Write},
 };
 
 use crate::policy::{self, Bypass, Nanos};
@@ -262,15 +262,41 @@ impl<'a> Request<'a> {
         unsafe { bindings::accf_req_has_refuge(self.as_ptr()) }
     }
 
-    /// Can there be a copy of it, or will there be (`inet_csk_complete_hashdance()`), that the module does not know of? A copy is
-    /// made when the listener has stopped and another one of its group takes over a request of which a connection was just made.
-    ///
-    /// For a request that is out of the table.
-    pub(crate) fn may_have_lost_copy(&self) -> bool {
+    /// Does its listener listen, or has it stopped?
+    pub(crate) fn has_listener_that_listens(&self) -> bool {
         // SAFETY: alive by the type invariants, with its listener.
         let state = u32::from(unsafe { bindings::accf_sk_state(self.listener_sock()) });
-        (state != bindings::ACCF_TCP_LISTEN || self.is_connected())
-            && hooks::group_may_hold_copies(self.listener_sock())
+        state == bindings::ACCF_TCP_LISTEN
+    }
+
+    /// Can there be a copy of it, or will there be, at a listener of its group that the module knows nothing of? A copy is made
+    /// when the listener has stopped and another one has just made a connection of the request (`inet_csk_complete_hashdance()`).
+    ///
+    /// For the destructor of a parked request. A listener with a filter would have undressed it: if there is a connection, a plain one
+    /// has made it. It is locked while its maker puts the request; where somebody else is the last to do so, it may be gone.
+    pub(crate) fn may_have_lost_copy(&self) -> bool {
+        // SAFETY: alive by the type invariants, with its listener.
+        if !unsafe { bindings::accf_is_in_group(self.listener_sock()) } {
+            return false;
+        }
+        let may_hold =
+            || hooks::group_around(self.listener_sock()) & bindings::ACCF_MAY_HOLD_COPIES != 0;
+        self.is_connected() || (!self.has_listener_that_listens() && may_hold())
+    }
+
+    /// The same for one that has just been undressed, before which it may have been copied. Takes no lock and no reference.
+    pub(crate) fn may_have_left_copy(&self) -> bool {
+        // Who makes a connection takes the request out of the table, and then copies it. With a barrier between the two steps
+        // here, either the copy is without our operations, or it is gone from the table by now.
+        smp_mb(Full);
+        if self.is_hashed() || self.has_listener_that_listens() {
+            return false;
+        }
+        let around = hooks::group_around(self.listener_sock());
+        let has = |flag| around & flag != 0;
+        // If nobody is there who could have taken it, whoever has done so has left the group since.
+        has(bindings::ACCF_MAY_HOLD_COPIES)
+            || (has(bindings::ACCF_IN_GROUP) && !has(bindings::ACCF_HAS_TIED))
     }
 
     /// Was a connection made of it? Looks into the table of connections.
