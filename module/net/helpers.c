@@ -362,9 +362,9 @@ bool accf_req_has_refuge(const struct request_sock *req)
  *
  * The group's lock is not exported. Members move towards the beginning of those that listen, and towards the end of those that
  * have stopped, and from the ones to the others (__reuseport_detach_sock() and the like). Who goes the other way misses nobody
- * but who moves from the ones to the others meanwhile; where the numbers change, the answer is that there may be somebody. That a
- * member's place is written before it is counted holds for those that have stopped only where the processor writes in order;
- * NULL is somebody.
+ * but who moves from the ones to the others meanwhile; where the numbers change, the answer is that there may be somebody. For
+ * those that have stopped, that a member's place is written before it is counted is so only where the processor writes in order:
+ * on others they are not looked at, and any of them may be somebody.
  */
 u32 accf_group_around(const struct sock *sk, bool (*is_tied)(const struct sock *sk))
 {
@@ -392,17 +392,19 @@ u32 accf_group_around(const struct sock *sk, bool (*is_tied)(const struct sock *
 			member = READ_ONCE(group->socks[i]);
 			if (member == sk)
 				continue;
-			if (!member)
-				around |= ACCF_MAY_HOLD_COPIES;
-			else if (is_tied(member))
+			if (is_tied(member))
 				around |= ACCF_HAS_TIED;
 			else if (!sock_flag(member, SOCK_DEAD))
 				around |= ACCF_MAY_HOLD_COPIES;
 		}
 		smp_rmb();
-		for (i = group->max_socks - READ_ONCE(group->num_closed_socks); i < group->max_socks; i++) {
+		if (!IS_ENABLED(CONFIG_X86) && stopped)
+			around |= ACCF_MAY_HOLD_COPIES;
+		else
+			i = group->max_socks - READ_ONCE(group->num_closed_socks);
+		for (; i >= 0 && i < group->max_socks; i++) {
 			member = READ_ONCE(group->socks[i]);
-			if (member != sk && (!member || (!is_tied(member) && !sock_flag(member, SOCK_DEAD))))
+			if (member != sk && !is_tied(member) && !sock_flag(member, SOCK_DEAD))
 				around |= ACCF_MAY_HOLD_COPIES;
 		}
 		smp_rmb();

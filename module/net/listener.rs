@@ -663,6 +663,11 @@ impl Listener {
         } else {
             &mut state.queue
         };
+        // As in `close()`, which does not find it any more.
+        // SAFETY: it was in the queue, and the lock is held.
+        if unsafe { parked.request() }.may_have_left_copy() {
+            pin_module();
+        }
         // SAFETY: it is in no list but this.
         if let Some(parked) = unsafe { list.remove(parked) } {
             // SAFETY: as just seen; and what is in the queue is parked.
@@ -826,6 +831,8 @@ impl Listener {
                 closed += 1;
                 End::Returned
             } else {
+                // It looks whether there is a copy, too, but that may be too late: somebody holds the module only now.
+                may_have_left_copies = may_have_left_copies || request.may_have_left_copy();
                 // A dying request is left to its destructor, which is on its way, and looks after itself.
                 // SAFETY: it was in the queue, and its home is locked.
                 unsafe { Request::inherit(parked) };

@@ -279,24 +279,30 @@ impl<'a> Request<'a> {
         if !unsafe { bindings::accf_is_in_group(self.listener_sock()) } {
             return false;
         }
+        let listens = self.has_listener_that_listens();
         let may_hold =
             || hooks::group_around(self.listener_sock()) & bindings::ACCF_MAY_HOLD_COPIES != 0;
-        self.is_connected() || (!self.has_listener_that_listens() && may_hold())
+        // One that listens has stopped before, maybe, and begun again.
+        ((!listens || self.has_refuge()) && self.is_connected()) || (!listens && may_hold())
     }
 
-    /// The same for one that has just been undressed, before which it may have been copied. Takes no lock and no reference.
+    /// The same for one that has just been undressed, before which it may have been copied, or that is dying. Takes no lock and no
+    /// reference.
     pub(crate) fn may_have_left_copy(&self) -> bool {
         // Who makes a connection takes the request out of the table, and then copies it. With a barrier between the two steps
-        // here, either the copy is without our operations, or it is gone from the table by now.
+        // here, either the copy is without our operations, or it is gone from the table by now. Its own timer copies it, and then takes
+        // it out; it is not pending then.
         smp_mb(Full);
-        if self.is_hashed() || self.has_listener_that_listens() {
+        let is_gone = !self.is_hashed();
+        let is_copied = is_gone || !self.timer_is_pending();
+        if !is_copied || self.has_listener_that_listens() {
             return false;
         }
         let around = hooks::group_around(self.listener_sock());
         let has = |flag| around & flag != 0;
         // If nobody is there who could have taken it, whoever has done so has left the group since.
         has(bindings::ACCF_MAY_HOLD_COPIES)
-            || (has(bindings::ACCF_IN_GROUP) && !has(bindings::ACCF_HAS_TIED))
+            || (is_gone && has(bindings::ACCF_IN_GROUP) && !has(bindings::ACCF_HAS_TIED))
     }
 
     /// Was a connection made of it? Looks into the table of connections.
