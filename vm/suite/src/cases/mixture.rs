@@ -91,8 +91,10 @@ fn mixture(context: &Context, family: Family, hesitation: Option<Range<Duration>
     context.note(format!("seed {}", context.seed));
     module::reload("")?;
     let ns = Netns::new()?;
-    // The mute are forgotten after 3 s.
-    ns.set_sysctl("net.ipv4.tcp_synack_retries", "1")?;
+    let is_hesitant = hesitation.is_some();
+    // The mute are forgotten after 3 s; or after 7 s, where others are so slow.
+    let retries = if is_hesitant { "2" } else { "1" };
+    ns.set_sysctl("net.ipv4.tcp_synack_retries", retries)?;
     let deadline_ms = u32::try_from(deadline.as_millis())?;
     let listeners: Vec<Listener> = PLACES
         .iter()
@@ -109,7 +111,6 @@ fn mixture(context: &Context, family: Family, hesitation: Option<Range<Duration>
     let swarm = Swarm::new(&ns, family, first)?;
     let patience = context.patience() * 6;
     let mut stage = Play::new(swarm, &PLACES, ports, deadline, patience, context.rng());
-    let is_hesitant = hesitation.is_some();
     if let Some(hesitation) = hesitation {
         stage = stage.hesitant(hesitation);
     }
@@ -141,7 +142,7 @@ fn mixture(context: &Context, family: Family, hesitation: Option<Range<Duration>
         let again = after.growth(&before, "TcpExtTCPSynRetrans")?;
         context.note(format!("{again} SYN-ACKs were sent again"));
         ensure!(
-            (count as i64 / 20..count as i64).contains(&again),
+            again > count as i64 / 20,
             "{again} SYN-ACKs were sent again: {count} clients did not meet the timer"
         );
     }
