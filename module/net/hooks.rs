@@ -1111,7 +1111,8 @@ unsafe extern "C" fn is_tied(sk: *const sock) -> bool {
 
 /// Keeps the module for good: something that we cannot find again may point into it.
 ///
-/// While somebody else holds it: a listener with a filter, as a rule the one that is being closed.
+/// While somebody else holds it: a listener with a filter, as a rule the one that is being closed; or, where the kernel copies a
+/// copy, whoever kept it for the first one. Who calls when the module is going already comes too late.
 pub(crate) fn pin_module() {
     // SAFETY: the module is alive while its code runs on behalf of a listener or a request.
     unsafe { bindings::accf_pin_module() };
