@@ -756,6 +756,8 @@ impl Subject {
                 }
                 expect_eq!(seen, None, "the errno of attaching");
                 self.filter = Some(DEFAULTS);
+                // What was deferred until then is taken over at once: setting it anew does not take that back.
+                self.taken_over();
                 Ok(())
             }
             // Where the kernel has them.
