@@ -4,8 +4,9 @@
 //!
 //! Until a request is parked, and once it is released, the two must not differ in anything, so anything is sent. While it is
 //! parked at the one, the other has an established connection, and what they answer differs where the README says so (to a SYN)
-//! and where Linux's requests differ from its connections (to a wrong acknowledgement number or timestamp). So a parked request gets
-//! what both must answer alike: data in its window, before and behind it, the end, resets, probes, and what acknowledges nothing.
+//! and where Linux's requests differ from its connections (to a wrong acknowledgement number or timestamp; TS.Recent of a request,
+//! RFC 7323 section 4.3, is its SYN's timestamp, whatever the ACK says). So a parked request gets what both must answer alike:
+//! data in its window, before and behind it, the end, resets, probes, and what acknowledges nothing, each with a newer timestamp.
 
 use std::time::Duration;
 
@@ -165,17 +166,26 @@ impl Stage<'_> {
             syn_ack: None,
         });
         let timestamps = rng.bool();
-        let first_value = rng.u32(1..1 << 30);
+        // The clients' clock.
+        let mut clock = rng.u32(1..1 << 30);
         let mut is_parked = false;
         let mut syns = Vec::new();
         let mut log: Vec<String> = Vec::new();
         let steps = rng.usize(2..=STEPS);
-        for (step, value) in (0..steps).zip(first_value..) {
+        for step in 0..steps {
+            clock = clock.wrapping_add(1);
             // Numbers of the server count from its SYN-ACK, those of its clock from the last that it told.
             let mut base = self.swarm.segment(&sides[0].member, Flags::ACK, b"");
             base.ack = 1;
-            base.timestamps = timestamps.then_some(Timestamps { value, echo: 0 });
-            let forged = choose(rng, base, step, is_parked);
+            base.timestamps = timestamps.then_some(Timestamps {
+                value: clock,
+                echo: 0,
+            });
+            let mut forged = choose(rng, base, step, is_parked);
+            // With 0 for TS.Recent a request answers without timestamps (tcp_v4_send_ack()), a connection with them.
+            if let Some(timestamps) = &mut forged.segment.timestamps {
+                timestamps.value = timestamps.value.max(1);
+            }
             if forged.segment.flags.syn {
                 syns.push(forged.segment.seq);
             }
@@ -209,11 +219,18 @@ impl Stage<'_> {
             fed.many("answers", plain.len() as u64);
             expect_eq!(filtered, plain, "the answers {}", story());
             let after = stats(&self.filtered)?;
+            let was_parked = is_parked;
             is_parked = match after.parked_total - before.parked_total {
                 0 => is_parked && after.parked == before.parked,
                 1 => true,
                 more => anyhow::bail!("{more} were parked at once {}", story()),
             };
+            if let (Some(acked), true) = (forged.segment.timestamps, is_parked && !was_parked) {
+                // It may have been ahead, and to the plain listener's connection nothing may be older from now on.
+                if acked.value.wrapping_sub(clock).cast_signed() > 0 {
+                    clock = acked.value;
+                }
+            }
             for side in &mut sides {
                 let own = &forged.segment;
                 // What was in order has been taken.
