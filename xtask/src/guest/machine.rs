@@ -42,8 +42,12 @@ const KERNEL_ARGUMENTS: [&str; 6] = [
     "kunit.filter_glob=accf*",
 ];
 
+/// The same, for the kernels of ours without KASAN: there several caches become one, of which no allocation can be made to fail
+/// (`failslab_store()` in mm/slub.c).
+const RT_ARGUMENTS: [&str; 1] = ["slab_nomerge"];
+
 /// The same, for the kcsan kernel: it looks for races from when it is told to, as it hangs for minutes if it does while it boots.
-const KCSAN_ARGUMENTS: [&str; 1] = ["kcsan.early_enable=0"];
+const KCSAN_ARGUMENTS: [&str; 2] = ["slab_nomerge", "kcsan.early_enable=0"];
 
 /// What becomes process 1 of a namespace on the host and starts virtme-ng there.
 const BOOT: &str = include_str!("../../../vm/boot");
@@ -195,7 +199,8 @@ fn command(sysroot: &Sysroot, parts: &Parts<'_>) -> Command {
     unshare.arg("--cpus").arg(parts.cpus.to_string());
     let more: &[&str] = match parts.kind {
         Kind::Kcsan => &KCSAN_ARGUMENTS,
-        _ => &[],
+        Kind::Rt => &RT_ARGUMENTS,
+        Kind::Stock | Kind::Dev => &[],
     };
     for argument in KERNEL_ARGUMENTS.iter().chain(more) {
         unshare.args(["--kopt", argument]);
