@@ -345,7 +345,8 @@ bool accf_req_has_refuge(const struct request_sock *req)
 
 	rcu_read_lock();
 	group = rcu_dereference(sk->sk_reuseport_cb);
-	has_refuge = group && READ_ONCE(group->num_socks) &&
+	/* Written plainly, under a lock that is not exported. */
+	has_refuge = group && data_race(READ_ONCE(group->num_socks)) &&
 		     (READ_ONCE(sock_net(sk)->ipv4.sysctl_tcp_migrate_req) || rcu_access_pointer(group->prog));
 	rcu_read_unlock();
 	return has_refuge;
@@ -364,7 +365,7 @@ bool accf_req_has_refuge(const struct request_sock *req)
  * have stopped, and from the ones to the others (__reuseport_detach_sock() and the like). Who goes the other way misses nobody
  * but who moves from the ones to the others meanwhile; where the numbers change, the answer is that there may be somebody. For
  * those that have stopped, that a member's place is written before it is counted is so only where the processor writes in order:
- * on others they are not looked at, and any of them may be somebody.
+ * on others they are not looked at, and any of them may be somebody. All of this is written plainly, and these reads race.
  */
 u32 accf_group_around(const struct sock *sk, bool (*is_tied)(const struct sock *sk))
 {
@@ -384,31 +385,32 @@ u32 accf_group_around(const struct sock *sk, bool (*is_tied)(const struct sock *
 		int i;
 
 		around = ACCF_IN_GROUP;
-		listening = READ_ONCE(group->num_socks);
-		stopped = READ_ONCE(group->num_closed_socks);
+		listening = data_race(READ_ONCE(group->num_socks));
+		stopped = data_race(READ_ONCE(group->num_closed_socks));
 		/* As in reuseport_select_sock(): pairs with __reuseport_add_sock(). */
 		smp_rmb();
 		for (i = listening - 1; i >= 0; i--) {
-			member = READ_ONCE(group->socks[i]);
+			member = data_race(READ_ONCE(group->socks[i]));
 			if (member == sk)
 				continue;
 			if (is_tied(member))
 				around |= ACCF_HAS_TIED;
-			else if (!sock_flag(member, SOCK_DEAD))
+			else if (!data_race(sock_flag(member, SOCK_DEAD)))
 				around |= ACCF_MAY_HOLD_COPIES;
 		}
 		smp_rmb();
 		if (!IS_ENABLED(CONFIG_X86) && stopped)
 			around |= ACCF_MAY_HOLD_COPIES;
 		else
-			i = group->max_socks - READ_ONCE(group->num_closed_socks);
+			i = group->max_socks - data_race(READ_ONCE(group->num_closed_socks));
 		for (; i >= 0 && i < group->max_socks; i++) {
-			member = READ_ONCE(group->socks[i]);
-			if (member != sk && !is_tied(member) && !sock_flag(member, SOCK_DEAD))
+			member = data_race(READ_ONCE(group->socks[i]));
+			if (member != sk && !is_tied(member) && !data_race(sock_flag(member, SOCK_DEAD)))
 				around |= ACCF_MAY_HOLD_COPIES;
 		}
 		smp_rmb();
-		if (listening == READ_ONCE(group->num_socks) && stopped == READ_ONCE(group->num_closed_socks))
+		if (listening == data_race(READ_ONCE(group->num_socks)) &&
+		    stopped == data_race(READ_ONCE(group->num_closed_socks)))
 			goto out;
 	} while (--attempts);
 	around |= ACCF_MAY_HOLD_COPIES;
