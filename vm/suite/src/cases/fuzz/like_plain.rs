@@ -182,8 +182,14 @@ impl Stage<'_> {
                 echo: 0,
             });
             let mut forged = choose(rng, base, step, is_parked);
-            // With 0 for TS.Recent a request answers without timestamps (tcp_v4_send_ack()), a connection with them.
             if let Some(timestamps) = &mut forged.segment.timestamps {
+                // What is the newest is to be so for all, whatever the next ones are.
+                if !(-(1 << 29)..1 << 29)
+                    .contains(&timestamps.value.wrapping_sub(clock).cast_signed())
+                {
+                    timestamps.value = clock;
+                }
+                // With 0 for TS.Recent a request answers without timestamps (tcp_v4_send_ack()), a connection with them.
                 timestamps.value = timestamps.value.max(1);
             }
             if forged.segment.flags.syn {
