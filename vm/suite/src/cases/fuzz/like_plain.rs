@@ -418,9 +418,14 @@ fn for_the_parked(rng: &mut fastrand::Rng, mut segment: Segment) -> Segment {
             segment.ack = 0;
             segment.payload = payload;
         }
-        9 => segment.flags = Flags::RST,
+        // To a connection a reset may be as old as it likes, to a request it may not (RFC 7323 section 5.2).
+        9 => {
+            segment.flags = Flags::RST;
+            segment.timestamps = None;
+        }
         10 => {
             segment.flags = Flags::RST;
+            segment.timestamps = None;
             segment.seq = segment.seq.wrapping_add(rng.u32(1..1000));
         }
         _ => {
