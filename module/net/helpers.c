@@ -41,9 +41,16 @@ void accf_synchronize_rcu_tasks(void)
 	synchronize_rcu_tasks();
 }
 
+/* For good, and so but once: the count of references is one that could overflow. Who returns knows that it is kept. */
 void accf_pin_module(void)
 {
+	static atomic_t is_pinned = ATOMIC_INIT(0);
+
+	if (atomic_read_acquire(&is_pinned))
+		return;
 	__module_get(THIS_MODULE);
+	if (atomic_xchg(&is_pinned, 1))
+		module_put(THIS_MODULE);
 }
 
 /* What a network namespace keeps for us. */
