@@ -43,8 +43,16 @@ enum {
 	ACCF_IS_SIGNED = 2,
 	/* The request is marked as acked. */
 	ACCF_IS_ACKED = 4,
-	/* It is not in the table of connections any more. */
+	/* It is not in the table of connections any more, or its listener has stopped. */
 	ACCF_IS_GONE = 8,
+};
+
+/* What a listener has done since. */
+enum {
+	/* It has stopped. */
+	ACCF_HAS_STOPPED = 1,
+	/* It was shut down, or disconnected in another way, and has listened again then. */
+	ACCF_LISTENED_AGAIN = 2,
 };
 
 /* Who else is in a listener's group. */
@@ -103,6 +111,7 @@ bool accf_sk_acceptq_is_full(const struct sock *sk);
 bool accf_has_listened(const struct sock *sk);
 u32 accf_group_around(const struct sock *sk, bool (*is_tied)(const struct sock *sk));
 bool accf_is_in_group(const struct sock *sk);
+bool accf_has_left_group(const struct sock *sk);
 u32 accf_exemption(const struct sock *sk);
 u32 accf_facts(const struct sock *sk, const struct request_sock *req);
 bool accf_carries_more_than_tcp(const struct sock *sk);
@@ -128,6 +137,7 @@ u32 accf_echoed_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr);
 void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us);
 void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *ends);
 bool accf_req_has_refuge(const struct request_sock *req);
+u32 accf_req_listener_since(const struct request_sock *req, u32 write_seq);
 bool accf_req_is_connected(const struct request_sock *req);
 void accf_tsval_sent(struct request_sock *req);
 

@@ -1031,7 +1031,9 @@ pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
     // A connection was made of it by another listener of its group, without our knowing? If that one is plain, a copy of the
     // request sits in its accept queue, and this is the destructor of the copy too.
     let pin_for_copy = || {
-        if request.may_have_lost_copy() {
+        // SAFETY: it is parked, and we are its destructor.
+        let parked = unsafe { request.parked() };
+        if request.may_have_lost_copy(parked) {
             pin_module();
         }
     };

@@ -665,7 +665,7 @@ impl Listener {
         };
         // As in `close()`, which does not find it any more.
         // SAFETY: it was in the queue, and the lock is held.
-        if unsafe { parked.request() }.may_have_left_copy() {
+        if unsafe { parked.request() }.may_have_left_copy(parked) {
             pin_module();
         }
         // SAFETY: it is in no list but this.
@@ -785,7 +785,7 @@ impl Listener {
     fn give_back_parked(&self, state: &mut State, request: &Request<'_>) {
         // SAFETY: it is parked, this, its home, is locked, and the caller holds a reference to it.
         let parked = unsafe { self.leave_unconnected(state, request.undress(), End::Returned) };
-        if request.may_have_left_copy() {
+        if request.may_have_left_copy(&parked) {
             pin_module();
         }
         state.keep_parked(parked);
@@ -809,8 +809,8 @@ impl Listener {
     /// A request then is what it is on a plain listener that was closed: half open. Its timer fires soon, and the kernel
     /// drops it, or moves it to another listener of the group (`net.ipv4.tcp_migrate_req`).
     ///
-    /// This is called with the socket locked: it takes as long as there are requests, about as long as the kernel takes for
-    /// as many in the accept queue.
+    /// The socket has stopped by now. This is called with it locked: it takes as long as there are requests, about as long as the
+    /// kernel takes for as many in the accept queue.
     pub(crate) fn close(&self, bh: &BhDisabled<'_>) {
         let mut state = self.state.lock(bh);
         state.stage = Stage::Closed;
@@ -825,14 +825,14 @@ impl Listener {
                 let request = owned.as_request();
                 // SAFETY: in the queue means parked; its home is locked, and we hold a reference to it. What it kept is `parked`.
                 unsafe { request.undress() };
-                may_have_left_copies = may_have_left_copies || request.may_have_left_copy();
+                may_have_left_copies = may_have_left_copies || request.may_have_left_copy(&parked);
                 // Their timers all move to this CPU, which should not have to do with all at once.
                 request.hurry_timer(1 + closed / CLOSED_PER_TICK);
                 closed += 1;
                 End::Returned
             } else {
                 // It looks whether there is a copy, too, but that may be too late: somebody holds the module only now.
-                may_have_left_copies = may_have_left_copies || request.may_have_left_copy();
+                may_have_left_copies = may_have_left_copies || request.may_have_left_copy(&parked);
                 // A dying request is left to its destructor, which is on its way, and looks after itself.
                 // SAFETY: it was in the queue, and its home is locked.
                 unsafe { Request::inherit(parked) };

@@ -23,7 +23,7 @@ use super::{
     wire::Timestamps,
 };
 
-/// What a request keeps while it is parked: 56 bytes, with the reference count of its `Arc`.
+/// What a request keeps while it is parked: 64 bytes, with the reference count of its `Arc`.
 #[pin_data]
 pub(crate) struct Parked {
     #[pin]
@@ -40,6 +40,8 @@ pub(crate) struct Facts {
     parked_at: Nanos,
     /// The round-trip time that the first bare ACK showed, if it is known.
     round_trip: Option<RoundTrip>,
+    /// [`Request::write_seq`] when it was about to be parked.
+    write_seq: u32,
     /// TSval of the last bare ACK; means nothing without [`Parked::HAS_TSVAL`].
     tsval: Atomic<u32>,
     /// Window of the last bare ACK, and flags.
@@ -53,6 +55,7 @@ impl Facts {
             request: NonNull::dangling(),
             parked_at: Nanos(0),
             round_trip: None,
+            write_seq: 0,
             tsval: Atomic::new(0),
             state: Atomic::new(0),
         }
@@ -66,6 +69,7 @@ impl Facts {
             request: request.as_non_null(),
             parked_at,
             round_trip: request.round_trip(parked_at, timestamps),
+            write_seq: request.write_seq(),
             tsval: Atomic::new(timestamps.map_or(0, |timestamps| timestamps.value)),
             state: Atomic::new(Parked::window_bits(segment.window(), timestamps)),
         }
@@ -205,6 +209,11 @@ impl Parked {
     /// The round-trip time of the handshake, if it is known.
     pub(crate) fn round_trip(&self) -> Option<RoundTrip> {
         self.facts.round_trip
+    }
+
+    /// The next sequence number of the listener's socket then.
+    pub(crate) fn write_seq(&self) -> u32 {
+        self.facts.write_seq
     }
 
     /// The window of the last bare ACK: not scaled.

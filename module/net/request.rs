@@ -226,7 +226,8 @@ impl<'a> Request<'a> {
     }
 
     /// Marks it as one whose SYN-ACK was acknowledged, as the kernel does when we make no connection. Fails if, after a full
-    /// barrier, it turns out that it must not be parked: it is not in the table any more, or its listener checks signatures.
+    /// barrier, it turns out that it must not be parked: it is not in the table any more, its listener has stopped, or it checks
+    /// signatures. One that listens then does so still, or again, since [`Self::write_seq`] was read.
     ///
     /// Under the lock of its home.
     pub(crate) fn set_acked(&self) -> Result<(), Bypass> {
@@ -272,37 +273,79 @@ impl<'a> Request<'a> {
     /// Can there be a copy of it, or will there be, at a listener of its group that the module knows nothing of? A copy is made
     /// when the listener has stopped and another one has just made a connection of the request (`inet_csk_complete_hashdance()`).
     ///
-    /// For the destructor of a parked request. A listener with a filter would have undressed it: if there is a connection, a plain one
-    /// has made it. It is locked while its maker puts the request; where somebody else is the last to do so, it may be gone.
-    pub(crate) fn may_have_lost_copy(&self) -> bool {
+    /// For the destructor of a parked request, which kept `parked`. A listener with a filter would have undressed it: if there is a
+    /// connection, a plain one has made it. It is locked while its maker puts the request; where somebody else is the last to do so
+    /// (netfilter may queue a segment with a reference for as long as user space likes), it may be gone, and the copy is not. If
+    /// the listener listens again by then, it may be in another group.
+    pub(crate) fn may_have_lost_copy(&self, parked: &Parked) -> bool {
+        // Anew, after the look at its group: it may just have listened again, in another one.
+        let has_moved_on = || self.listener_listened_again(parked) && self.has_or_had_group();
+        if has_moved_on() {
+            return true;
+        }
         // SAFETY: alive by the type invariants, with its listener.
-        if !unsafe { bindings::accf_is_in_group(self.listener_sock()) } {
+        if !unsafe { bindings::accf_is_in_group(self.listener_sock()) }
+            || self.listener_since(parked) & bindings::ACCF_HAS_STOPPED == 0
+        {
             return false;
         }
-        let listens = self.has_listener_that_listens();
         let may_hold =
             || hooks::group_around(self.listener_sock()) & bindings::ACCF_MAY_HOLD_COPIES != 0;
-        // One that listens has stopped before, maybe, and begun again.
-        ((!listens || self.has_refuge()) && self.is_connected()) || (!listens && may_hold())
+        self.is_connected() || may_hold() || has_moved_on()
     }
 
     /// The same for one that has just been undressed, before which it may have been copied, or that is dying. Takes no lock and no
-    /// reference.
-    pub(crate) fn may_have_left_copy(&self) -> bool {
+    /// reference: to look for a connection may be to drop the last reference to another one that is parked.
+    pub(crate) fn may_have_left_copy(&self, parked: &Parked) -> bool {
         // Who makes a connection takes the request out of the table, and then copies it. With a barrier between the two steps
-        // here, either the copy is without our operations, or it is gone from the table by now. Its own timer copies it, and then takes
-        // it out; it is not pending then.
+        // here, either the copy is without our operations, or it is gone from the table by now, and its listener has stopped. Its own
+        // timer copies it, and then takes it out; it is not pending then. (Between that and its copying there is but
+        // `refcount_inc_not_zero()`, of the other listener. On x86, and arm64, that is as good as a barrier.)
         smp_mb(Full);
         let is_gone = !self.is_hashed();
         let is_copied = is_gone || !self.timer_is_pending();
-        if !is_copied || self.has_listener_that_listens() {
+        if !is_copied {
+            return false;
+        }
+        if self.listener_since(parked) & bindings::ACCF_HAS_STOPPED == 0 {
             return false;
         }
         let around = hooks::group_around(self.listener_sock());
         let has = |flag| around & flag != 0;
-        // If nobody is there who could have taken it, whoever has done so has left the group since.
-        has(bindings::ACCF_MAY_HOLD_COPIES)
-            || (is_gone && has(bindings::ACCF_IN_GROUP) && !has(bindings::ACCF_HAS_TIED))
+        // If nobody is there who could have taken it, whoever has done so has left the group since; or the listener has.
+        let has_nobody = has(bindings::ACCF_IN_GROUP)
+            && !has(bindings::ACCF_HAS_TIED)
+            && !self.has_listener_that_listens();
+        let has_moved_on = || self.listener_listened_again(parked) && self.has_or_had_group();
+        has(bindings::ACCF_MAY_HOLD_COPIES) || (is_gone && (has_nobody || has_moved_on()))
+    }
+
+    /// Has its listener stopped since it was parked, and listened again then: in the group where it was, or in another one?
+    fn listener_listened_again(&self, parked: &Parked) -> bool {
+        self.listener_since(parked) & bindings::ACCF_LISTENED_AGAIN != 0
+    }
+
+    /// Is its listener in a group, or may it have been in one?
+    fn has_or_had_group(&self) -> bool {
+        // SAFETY: alive by the type invariants, with its listener.
+        unsafe {
+            bindings::accf_is_in_group(self.listener_sock())
+                || bindings::accf_has_left_group(self.listener_sock())
+        }
+    }
+
+    /// What its listener has done (`ACCF_HAS_STOPPED` …) since it was parked.
+    fn listener_since(&self, parked: &Parked) -> u32 {
+        // SAFETY: alive by the type invariants, with its listener.
+        unsafe { bindings::accf_req_listener_since(self.as_ptr(), parked.write_seq()) }
+    }
+
+    /// The next sequence number of its listener's socket, which nothing moves while that listens.
+    #[inline]
+    pub(crate) fn write_seq(&self) -> u32 {
+        let tp = self.listener_sock().cast::<bindings::tcp_sock>();
+        // SAFETY: alive by the type invariants, with its listener, a TCP socket. The read is a `READ_ONCE()`.
+        unsafe { ptr::read_volatile(&raw const (*tp).write_seq) }
     }
 
     /// Was a connection made of it? Looks into the table of connections.
@@ -507,8 +550,8 @@ impl<'a> Request<'a> {
     /// as long as the reference is used.
     pub(crate) unsafe fn parked(&self) -> &Parked {
         // SAFETY: `dl_next` is what `dress()` or `inherit()` put there, and by the contract stays there; the list has a reference
-        // to it, or the request itself.
-        unsafe { &*(*self.as_ptr()).dl_next.cast::<Parked>() }
+        // to it, or the request itself. The read is a `READ_ONCE()`: `inherit()` may be writing the same.
+        unsafe { &*ptr::read_volatile(&raw const (*self.as_ptr()).dl_next).cast::<Parked>() }
     }
 
     /// Makes a parked request the kernel's again, and returns what it kept. To that, a list of its home has a reference; or if it is in

@@ -58,7 +58,14 @@ pub(crate) fn cases() -> Vec<Case> {
 
 /// Those after which the module may not be unloaded any more: the last ones.
 pub(crate) fn cases_last() -> Vec<Case> {
+    let first = Case::new(
+        Stage::Last,
+        "migrate.listens_again_then_reset.beside_plain.v4",
+        listens_again_then_reset,
+    );
     [
+        // Before the module is kept.
+        vec![first],
         each_family(
             Stage::Last,
             "migrate.shut_down_then_data.to_plain",
@@ -365,4 +372,31 @@ fn then_reset(context: &Context, family: Family, closed: &[Heir]) -> Result<()> 
     );
     drop((first, second, clients));
     nothing_is_left(context, ns, host, port, pinned)
+}
+
+/// The same beside a plain listener, but that the first one listens again before its clients give up. Somebody may have had a reference to
+/// such a request while it was not listening, and a copy may be left at the plain one: the module stays.
+fn listens_again_then_reset(context: &Context) -> Result<()> {
+    let Group {
+        ns,
+        host,
+        first,
+        second,
+        mut clients,
+        pinned,
+    } = Group::new(context, Family::V4, Heir::Plain, 60_000)?;
+    expect_eq!(pinned, 0, "references that others have left");
+    let port = second.port();
+    first.socket().shutdown(Shutdown::Both)?;
+    first.socket().listen(64)?;
+    for client in &mut clients {
+        client.rst()?;
+    }
+    counts(
+        context,
+        &first,
+        counted!(parked_total: CLIENTS as u64, aborted: CLIENTS as u64),
+    )?;
+    drop((first, second, clients));
+    nothing_is_left(context, ns, host, port, KEPT)
 }
