@@ -366,11 +366,12 @@ bool accf_req_has_refuge(const struct request_sock *req)
 
 /*
  * What has its listener done since its next sequence number was @write_seq? Nothing moves that of a listener but
- * tcp_disconnect(), which is shutdown() among others, and by the same each time. It sets rcv_mss, too, and before both clears
- * sk_shutdown, which close() and tcp_abort() set. inet_csk_listen_start() clears rcv_mss, and releases all of that with TCP_LISTEN.
+ * tcp_disconnect(), which is shutdown() among others, and by the same each time; it sets rcv_mss right after that.
+ * inet_csk_listen_start() clears rcv_mss, and releases all of that with TCP_LISTEN. (Whoever looks between the two writes takes
+ * a listener that was shut down for one that has listened again.)
  *
  * tcp_abort() alone moves nothing, and leaves sk_shutdown set; but that is so, too, for the moment before close() stops the
- * listener, and if shutdown() was called before listen().
+ * listener, and if shutdown() was called before listen(). That it has listened again after tcp_abort() is not told.
  */
 u32 accf_req_listener_since(const struct request_sock *req, u32 write_seq)
 {
@@ -392,7 +393,7 @@ u32 accf_req_listener_since(const struct request_sock *req, u32 write_seq)
 	if (moved) {
 		smp_rmb();
 		if (listens || moved != READ_ONCE(tcp_sk(sk)->max_window) + 2 ||
-		    (has_ended && !data_race(READ_ONCE(inet_csk(sk)->icsk_ack.rcv_mss))))
+		    !data_race(READ_ONCE(inet_csk(sk)->icsk_ack.rcv_mss)))
 			since |= ACCF_LISTENED_AGAIN;
 	} else if (!since && has_ended) {
 		rcu_read_lock();

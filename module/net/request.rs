@@ -284,10 +284,12 @@ impl<'a> Request<'a> {
             return true;
         }
         // SAFETY: alive by the type invariants, with its listener.
-        if !unsafe { bindings::accf_is_in_group(self.listener_sock()) }
-            || self.listener_since(parked) & bindings::ACCF_HAS_STOPPED == 0
-        {
+        if !unsafe { bindings::accf_is_in_group(self.listener_sock()) } {
             return false;
+        }
+        if self.listener_since(parked) & bindings::ACCF_HAS_STOPPED == 0 {
+            // Who makes the connection may have seen it stopped before, and it was parked after it had listened again.
+            return self.has_refuge() && self.is_connected();
         }
         let may_hold =
             || hooks::group_around(self.listener_sock()) & bindings::ACCF_MAY_HOLD_COPIES != 0;
@@ -317,7 +319,7 @@ impl<'a> Request<'a> {
             && !has(bindings::ACCF_HAS_TIED)
             && !self.has_listener_that_listens();
         let has_moved_on = || self.listener_listened_again(parked) && self.has_or_had_group();
-        has(bindings::ACCF_MAY_HOLD_COPIES) || (is_gone && (has_nobody || has_moved_on()))
+        has(bindings::ACCF_MAY_HOLD_COPIES) || (is_gone && has_nobody) || has_moved_on()
     }
 
     /// Has its listener stopped since it was parked, and listened again then: in the group where it was, or in another one?
