@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use accf_kit::module;
 
-use crate::case::{Case, Stage};
+use crate::case::{Case, Skip, Stage};
 
 /// Loaded as an administrator would who gives no parameters.
 const DEFAULT: Stage = Stage::Loaded("");
@@ -88,11 +88,18 @@ pub(crate) fn table() -> Vec<Case> {
     .collect()
 }
 
-/// Once the cases of a stage are over, nothing may be left of them that holds the module.
+/// Once the cases of a stage are over, nothing may be left of them that holds the module; of a stage left out, nothing is.
 fn nothing_left(stage: &str) -> Vec<Case> {
     vec![Case::new(
         Stage::Alone,
         format!("lifetime.nothing_is_left_after_the_stage.{stage}"),
-        |context| module::unload(Duration::from_secs(10) * context.kernel.patience()),
+        |context| {
+            if !module::is_loaded()? {
+                return Err(
+                    Skip("nobody has loaded the module since it went last".to_owned()).into(),
+                );
+            }
+            module::unload(Duration::from_secs(10) * context.kernel.patience())
+        },
     )]
 }
