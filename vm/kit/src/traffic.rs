@@ -289,12 +289,25 @@ impl Crowd {
 
     /// The fates that do not agree with what the clients did, in words.
     pub fn complaints(&self) -> Vec<String> {
+        self.complaints_beyond(0)
+    }
+
+    /// The same, where the kernel had no memory for so many resets (`TcpExtTCPAbortFailed`).
+    ///
+    /// It sends a connection's reset once, or never (`tcp_send_active_reset()`): as many clients of listeners that do not stay
+    /// may wait for ever. Such a listener had their connection, which nobody had accepted, and all that they said.
+    pub fn complaints_beyond(&self, resets_not_sent: u64) -> Vec<String> {
+        let may_wait = |target: &Target, fate: Fate| {
+            target.on_timeout.is_none() && fate == Fate::Lost && self.waiting() <= resets_not_sent
+        };
         let wrong = self
             .fates
             .iter()
             .filter(|((target, habit, late, fate), _)| {
                 let target = self.targets.get(*target);
-                !target.is_some_and(|target| target.allows(*habit, *late, *fate))
+                !target.is_some_and(|target| {
+                    target.allows(*habit, *late, *fate) || may_wait(target, *fate)
+                })
             });
         wrong
             .map(|((target, habit, late, fate), count)| {
@@ -303,6 +316,15 @@ impl Crowd {
                 format!("{count}{late} {habit:?} clients were {fate:?}, of {target:?}")
             })
             .collect()
+    }
+
+    /// How many clients of listeners that do not stay nobody told how it ends.
+    fn waiting(&self) -> u64 {
+        let lost = self.fates.iter().filter(|((target, _, _, fate), _)| {
+            let target = self.targets.get(*target);
+            *fate == Fate::Lost && target.is_some_and(|target| target.on_timeout.is_none())
+        });
+        lost.map(|(_, count)| count).sum()
     }
 
     /// Lets a client begin, of a random listener and with a random habit.
@@ -844,6 +866,28 @@ mod tests {
         let whatever = target(None);
         assert!(whatever.allows(Habit::Eager, false, Fate::Refused));
         assert!(!whatever.allows(Habit::Eager, false, Fate::Lost));
+    }
+
+    #[test]
+    fn as_many_may_wait_as_resets_were_not_sent() {
+        let crowd_of = |on_timeout, lost| {
+            let mut crowd = Crowd::new(
+                vec![target(on_timeout)],
+                Duration::ZERO,
+                Duration::ZERO,
+                fastrand::Rng::with_seed(1),
+            )
+            .unwrap();
+            crowd
+                .fates
+                .insert((0, Habit::Prompt, false, Fate::Lost), lost);
+            crowd
+        };
+        assert!(crowd_of(None, 2).complaints_beyond(2).is_empty());
+        assert_eq!(crowd_of(None, 2).complaints_beyond(1).len(), 1);
+        assert_eq!(crowd_of(None, 1).complaints().len(), 1);
+        let stays = crowd_of(Some(OnTimeout::Reset), 1);
+        assert_eq!(stays.complaints_beyond(1).len(), 1);
     }
 
     /// With a plain listener everybody is accepted at once: as with a filter that accepts at the deadline.

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Clients and a server that are the kernel's own, at the two ends of a cable with something the matter with it.
 
+use accf_kit::counters::Counters;
 use accf_kit::fault::Whose;
 use accf_kit::meeting::{Meeting, Trouble};
+use accf_kit::netns::Netns;
 use accf_kit::traffic::Crowd;
 use anyhow::Result;
 
@@ -56,21 +58,34 @@ fn meet(round: &Round<'_>, place: &str, trouble: Trouble) -> Result<()> {
         round.board.begun(place, begun);
         round.is_over()
     })?;
-    tell(round, place, meeting.crowd());
+    tell(round, place, meeting.crowd(), 0);
     for seen in meeting.settle(round.limit())? {
         round.at_rest(&seen);
     }
     Ok(())
 }
 
-/// Counts what became of clients, and complains of what should not have.
-pub(crate) fn tell(round: &Round<'_>, place: &str, crowd: &Crowd) {
+/// How many resets the kernel had no memory for, in a namespace where it was to have none.
+pub(crate) fn resets_not_sent(round: &Round<'_>, ns: &Netns) -> Result<u64> {
+    if round.has_all() {
+        return Ok(0);
+    }
+    let failed = Counters::read(ns)?.get("TcpExtTCPAbortFailed")?;
+    round.board.events_of(
+        "resets that there was no memory for",
+        u64::try_from(failed)?,
+    );
+    Ok(u64::try_from(failed)?)
+}
+
+/// Counts what became of clients, and complains of what should not have; `resets_not_sent` is how many may wait for one.
+pub(crate) fn tell(round: &Round<'_>, place: &str, crowd: &Crowd, resets_not_sent: u64) {
     for ((_, habit, _, fate), count) in crowd.fates() {
         round
             .board
             .clients(place, habit.text(), fate.text(), *count);
     }
-    for complaint in crowd.complaints() {
+    for complaint in crowd.complaints_beyond(resets_not_sent) {
         round.board.complain(format!(
             "round {} ({}), {place}: {complaint}",
             round.number + 1,

@@ -126,7 +126,8 @@ pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
             .join()
             .map_err(|_| anyhow!("the clients panicked"))?
     })?;
-    cable::tell(round, PLACE, &crowd);
+    let resets_not_sent = cable::resets_not_sent(round, ns)?;
+    cable::tell(round, PLACE, &crowd, resets_not_sent);
     for (index, bed) in beds.iter_mut().enumerate() {
         if bed.closed_until.is_some() {
             open(round, ns, &mut server, index, bed, &mut rng)?;

@@ -79,7 +79,8 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
             .join()
             .map_err(|_| anyhow!("the clients panicked"))?
     })?;
-    cable::tell(round, PLACE, &crowd);
+    let resets_not_sent = cable::resets_not_sent(round, ns)?;
+    cable::tell(round, PLACE, &crowd, resets_not_sent);
     for member in members {
         member.finish()?;
         round
