@@ -29,6 +29,13 @@ const EXACTLY: [&str; 7] = [
 /// What a parked connection is remembered by takes 64 bytes. So few cannot be a leak of them: there were thousands.
 const ROUGHLY: [(&str, i64); 2] = [("kmalloc-64", 64 * 256), ("kmalloc-4k", 4096 * 32)];
 
+/// How long a socket may stay that nobody has open, with its namespace.
+///
+/// If the other side's namespace goes while a FIN is on its way, nobody acknowledges it. The kernel sends it again until 102.2 s
+/// have passed since it first did (`tcp_orphan_retries()`: 8 times, as if from 200 ms), but asks that only when it would send
+/// again, each time twice as long after the last one: at most 204.4 s, and twice the first retransmission timeout.
+const ORPHANED: Duration = Duration::from_secs(240);
+
 /// What was there before.
 pub(crate) struct Before {
     slabs: Slabs,
@@ -59,7 +66,7 @@ impl Before {
         });
         proofs.push(module_goes()?);
         proofs.push(everything_happened(board));
-        let slabs = self.slabs(Duration::from_secs(30) * patience)?;
+        let slabs = self.slabs(ORPHANED.max(Duration::from_secs(30) * patience))?;
         let grown: Vec<String> = slabs
             .iter()
             .filter(|slab| slab.after - slab.before > slab.allowed)
