@@ -161,9 +161,9 @@ fn open(
         _ => Listen::filtered(bed.family).config(any_settings(rng)),
     };
     let listen = listen.backlog(BACKLOG).port(bed.port);
-    // A process that is just being started has copies of all sockets for a moment.
+    // A process that is just being started has copies of all sockets for a moment, which may be long where much is going on.
     let mut listener = listen.open(ns);
-    wait::until(Duration::from_secs(5), || {
+    wait::until(round.limit(), || {
         if listener.is_err() {
             listener = listen.open(ns);
         }
