@@ -65,17 +65,16 @@ fn meet(round: &Round<'_>, place: &str, trouble: Trouble) -> Result<()> {
     Ok(())
 }
 
-/// How many resets the kernel had no memory for, in a namespace where it was to have none.
+/// How many resets the kernel did not send in a namespace, for want of memory; none, in a round in which nothing is short.
 pub(crate) fn resets_not_sent(round: &Round<'_>, ns: &Netns) -> Result<u64> {
     if round.has_all() {
         return Ok(0);
     }
-    let failed = Counters::read(ns)?.get("TcpExtTCPAbortFailed")?;
-    round.board.events_of(
-        "resets that there was no memory for",
-        u64::try_from(failed)?,
-    );
-    Ok(u64::try_from(failed)?)
+    let failed = u64::try_from(Counters::read(ns)?.get("TcpExtTCPAbortFailed")?)?;
+    round
+        .board
+        .events_of("resets that there was no memory for", failed);
+    Ok(failed)
 }
 
 /// Counts what became of clients, and complains of what should not have; `resets_not_sent` is how many may wait for one.
