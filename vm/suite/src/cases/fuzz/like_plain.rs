@@ -44,6 +44,8 @@ struct Side {
     isn: u32,
     /// The timestamp to echo: the SYN-ACK's, or one of later answers to a parked request.
     tsval: u32,
+    /// The timestamp that the SYN-ACK echoes: TS.Recent.
+    ts_recent: Option<u32>,
     /// The SYN-ACK, which may come again at any time.
     syn_ack: Option<Answer>,
 }
@@ -163,6 +165,7 @@ impl Stage<'_> {
             },
             isn: 0,
             tsval: 0,
+            ts_recent: None,
             syn_ack: None,
         });
         let timestamps = rng.bool();
@@ -231,10 +234,14 @@ impl Stage<'_> {
                 1 => true,
                 more => anyhow::bail!("{more} were parked at once {}", story()),
             };
-            if let (Some(acked), true) = (forged.segment.timestamps, is_parked && !was_parked) {
-                // It may have been ahead, and to the plain listener's connection nothing may be older from now on.
-                if acked.value.wrapping_sub(clock).cast_signed() > 0 {
-                    clock = acked.value;
+            if is_parked && !was_parked {
+                // The SYN's or the ACK's may have been ahead, and nothing may be older from now on: an old acknowledgement is
+                // answered by a request, and by a connection it is not (tcp_check_req(), tcp_disordered_ack_check()).
+                let acked = forged.segment.timestamps.map(|acked| acked.value);
+                for recent in [sides[0].ts_recent, acked].into_iter().flatten() {
+                    if recent.wrapping_sub(clock).cast_signed() > 0 {
+                        clock = recent;
+                    }
                 }
             }
             for side in &mut sides {
@@ -301,6 +308,7 @@ impl Side {
         if segment.is_syn_ack() {
             self.isn = segment.seq;
             self.member.snd_nxt = segment.ack;
+            self.ts_recent = segment.timestamps.map(|timestamps| timestamps.echo);
         }
         // The kernel forgets that it has told other timestamps than its SYN-ACK's, and refuses who echoes them; accf does not.
         if let Some(timestamps) = segment.timestamps {
