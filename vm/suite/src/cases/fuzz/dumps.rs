@@ -67,11 +67,16 @@ struct Landmark {
 fn dumps(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
     ns.enter()?;
-    let landmarks: Vec<Landmark> = Family::ALL
-        .into_iter()
-        .zip(0..)
-        .map(|(family, nth)| Landmark::new(context, family, 100 + nth, nth))
-        .collect::<Result<_>>()?;
+    let mut landmarks: Vec<Landmark> = Vec::new();
+    for (family, nth) in Family::ALL.into_iter().zip(0..) {
+        landmarks.push(Landmark::new(context, family, 100 + nth, nth)?);
+        // They are told by their ports, which the other IP version may use as well.
+        let ports: Vec<String> = landmarks
+            .iter()
+            .map(|landmark| landmark.listener.port().to_string())
+            .collect();
+        ns.set_sysctl("net.ipv4.ip_local_reserved_ports", &ports.join(","))?;
+    }
     let over = AtomicBool::new(false);
     let lives = AtomicU64::new(0);
     thread::scope(|scope| {
