@@ -8,7 +8,7 @@
 //! RFC 7323 section 4.3, is its SYN's timestamp, whatever the ACK says). So a parked request gets what both must answer alike:
 //! data in its window, before and behind it, the end, resets, probes, and what acknowledges nothing, each with a newer timestamp.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use accf_kit::control::{self, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen, Listener};
@@ -33,6 +33,9 @@ pub(crate) fn cases() -> Vec<Case> {
 const PAIRS: usize = 8;
 /// How many segments each of them sends at most.
 const STEPS: usize = 10;
+/// How long after a client's first SYN its SYN-ACK may come again by itself: a second (`TCP_TIMEOUT_INIT`), less some ticks. That
+/// long a pair takes only where the machine has stood still.
+const SYN_ACK_AGAIN: Duration = Duration::from_millis(900);
 /// Who asks where nobody listens.
 const FENCE: u32 = 0;
 
@@ -46,17 +49,6 @@ struct Side {
     tsval: u32,
     /// The timestamp that the SYN-ACK echoes: TS.Recent.
     ts_recent: Option<u32>,
-    /// The SYN-ACK, which may come again at any time.
-    syn_ack: Option<Answer>,
-}
-
-/// What a server answers to.
-#[derive(Clone, Copy, Debug)]
-struct Hears {
-    /// A SYN, among other things.
-    syn: bool,
-    /// Something that was sent to a parked request.
-    is_parked: bool,
 }
 
 /// What a segment says, in numbers that do not depend on the listener's choice.
@@ -79,6 +71,8 @@ struct Stage<'a> {
     plain: Listener,
     filtered: Listener,
     next: u32,
+    /// How many pairs took too long to compare.
+    slow: u64,
 }
 
 fn like_plain(context: &Context, family: Family) -> Result<()> {
@@ -111,12 +105,19 @@ fn like_plain(context: &Context, family: Family) -> Result<()> {
         plain,
         filtered,
         next: FENCE + 1,
+        slow: 0,
     };
     let needed = ["segments", "segments to the parked", "answers"];
     fuzz::rounds(context, &needed, |rng, fed| stage.round(rng, fed))?;
     let seen = stats(&stage.filtered)?;
     context.note(describe(&seen));
-    expect_eq!(seen.bypassed(), 0, "connections that could not be parked");
+    // The bare ACK may have come while the request's own timer was running, which only a slow pair waits for.
+    let bypassed = seen.bypassed();
+    ensure!(
+        bypassed <= stage.slow,
+        "{bypassed} connections could not be parked, with {} slow pairs",
+        stage.slow
+    );
     Ok(())
 }
 
@@ -166,7 +167,6 @@ impl Stage<'_> {
             isn: 0,
             tsval: 0,
             ts_recent: None,
-            syn_ack: None,
         });
         let timestamps = rng.bool();
         // The clients' clock.
@@ -175,6 +175,7 @@ impl Stage<'_> {
         let mut syns = Vec::new();
         let mut log: Vec<String> = Vec::new();
         let steps = rng.usize(2..=STEPS);
+        let began = Instant::now();
         for step in 0..steps {
             clock = clock.wrapping_add(1);
             // Numbers of the server count from its SYN-ACK, those of its clock from the last that it told.
@@ -211,11 +212,13 @@ impl Stage<'_> {
                     self.swarm.inject(&packet)?;
                 }
             }
-            let hears = Hears {
-                syn: forged.segment.flags.syn,
-                is_parked,
-            };
-            self.hear(&mut sides, &mut answers, hears)?;
+            self.hear(&mut sides, &mut answers, is_parked)?;
+            if began.elapsed() >= SYN_ACK_AGAIN {
+                // What has come perhaps nobody asked for.
+                fed.one("pairs too slow to compare");
+                self.slow += 1;
+                break;
+            }
             let story = || {
                 format!(
                     "to {} segments from {isn}, with the server's numbers counted from its SYN-ACK (parked before the last: \
@@ -282,7 +285,7 @@ impl Stage<'_> {
         &mut self,
         sides: &mut [Side; 2],
         answers: &mut [Vec<Answer>; 2],
-        hears: Hears,
+        is_parked: bool,
     ) -> Result<()> {
         let mut fence = self.swarm.member_of(FENCE, 1);
         self.swarm.syn(&mut fence)?;
@@ -292,7 +295,7 @@ impl Stage<'_> {
                 over |= nth == FENCE;
                 for (side, answers) in sides.iter_mut().zip(answers.iter_mut()) {
                     if side.member.nth == nth {
-                        side.hear(segment, answers, hears);
+                        side.hear(segment, answers, is_parked);
                     }
                 }
                 Ok(())
@@ -304,7 +307,7 @@ impl Stage<'_> {
 }
 
 impl Side {
-    fn hear(&mut self, segment: &Segment, answers: &mut Vec<Answer>, hears: Hears) {
+    fn hear(&mut self, segment: &Segment, answers: &mut Vec<Answer>, is_parked: bool) {
         if segment.is_syn_ack() {
             self.isn = segment.seq;
             self.member.snd_nxt = segment.ack;
@@ -312,7 +315,7 @@ impl Side {
         }
         // The kernel forgets that it has told other timestamps than its SYN-ACK's, and refuses who echoes them; accf does not.
         if let Some(timestamps) = segment.timestamps {
-            if segment.is_syn_ack() || hears.is_parked {
+            if segment.is_syn_ack() || is_parked {
                 self.tsval = timestamps.value;
             }
         }
@@ -321,7 +324,7 @@ impl Side {
             0 => 0,
             seq => seq.wrapping_sub(self.isn),
         };
-        let answer = Answer {
+        answers.push(Answer {
             flags: segment.flags,
             seq: relative(segment.seq),
             ack: segment.ack,
@@ -330,15 +333,7 @@ impl Side {
             window_scale: segment.window_scale,
             sack_permitted: segment.sack_permitted,
             timestamps: segment.timestamps.is_some(),
-        };
-        if segment.is_syn_ack() {
-            // Nobody asked: its time had come.
-            if !hears.syn && self.syn_ack.as_ref() == Some(&answer) {
-                return;
-            }
-            self.syn_ack = Some(answer.clone());
-        }
-        answers.push(answer);
+        });
     }
 }
 
