@@ -3,7 +3,8 @@
 //!
 //! The kernel has many that are known, or nobody's concern here. What counts are the reports that name our modules: where one of
 //! the two accesses was made by our code, or by what our code had called; but not by an interrupt that came meanwhile, nor by
-//! one of the kernel's functions that ours stands for, and which it has called as the kernel would have.
+//! one of the kernel's functions that ours stands for, and which it has called as the kernel would have, nor by what TCP does
+//! with a segment, whoever brings it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,6 +30,10 @@ const STOOD_FOR: &[&str] = &[
     "ip_getsockopt",
     "ipv6_getsockopt",
 ];
+/// What the IP layer hands a segment to, and so does the module's timer (`expire.rs`). What happens then, happens on any
+/// listener: two processors at the handshakes of a plain one, and no module, make `sk_clone()` and
+/// `inet_csk_complete_hashdance()` race as well.
+const HANDED_TO: &[&str] = &["tcp_v4_rcv", "tcp_v6_rcv"];
 
 /// The function of ours that has a data race on purpose (`kunit/test_sanitizer.rs`).
 const ON_PURPOSE: &str = "race_on_purpose";
@@ -222,11 +227,13 @@ fn is_on_purpose(title: &str) -> bool {
     })
 }
 
-/// Says whether what follows a frame in its stack has nothing to do with the access: it was interrupted, or has called what the
-/// kernel would have called without us.
+/// Says whether what follows a frame in its stack has nothing to do with the access: it was interrupted, has called what the
+/// kernel would have called without us, or has brought a segment.
 fn is_border(frame: &str) -> bool {
     let name = frame.trim_start().split(['+', '.', ' ']).next();
-    name.is_some_and(|name| name.starts_with("asm_sysvec_") || STOOD_FOR.contains(&name))
+    name.is_some_and(|name| {
+        name.starts_with("asm_sysvec_") || STOOD_FOR.contains(&name) || HANDED_TO.contains(&name)
+    })
 }
 
 /// Says whether a line of a report, its title or a frame, has a function of one of our modules: `name+0x1/0x2 [module]`.
@@ -336,6 +343,37 @@ mod tests {
         // Each stack has its own.
         let log = report(&["f+0x1/0x2", interrupt], &["g+0x1/0x2", ours]);
         assert!(take(&log).0[0].is_ours);
+    }
+
+    #[test]
+    fn who_brings_a_segment_does_not_count() {
+        let on_request = "_RNvNtNtCs1_9accf_main3net5hooks10on_request+0xfa/0x850 [accf]";
+        // As it was reported; the frames below are left out.
+        let by_the_timer = [
+            "inet_csk_complete_hashdance+0x81/0x5c0",
+            "tcp_check_req+0xb29/0xcc0",
+            "tcp_v4_rcv+0xab7/0x12c0",
+            "accf_tcp_rcv+0x70/0x80 [accf]",
+            "_RNvMNtNtCs1_9accf_main3net8listenerNtB2_8Listener6expire+0x1c6/0x530 [accf]",
+            "__hrtimer_run_queues+0x23b/0x390",
+        ];
+        let by_the_network = [
+            "sk_clone+0x9b/0x7d0",
+            "inet_csk_clone_lock+0x2d/0x280",
+            "tcp_create_openreq_child+0x33/0x1030",
+            "tcp_v4_syn_recv_sock+0xa2/0x760",
+            on_request,
+            "tcp_check_req+0x9e5/0xcc0",
+            "tcp_v4_rcv+0xab7/0x12c0",
+        ];
+        let race = |this: &[&str], other: &[&str]| take(&report(this, other)).0.pop().unwrap();
+        let seen = race(&by_the_timer, &by_the_network);
+        assert!(!seen.is_ours, "{seen}");
+        // What TCP calls of ours, for whoever it is, counts.
+        let ours = [&[on_request], &by_the_timer[1..]].concat();
+        assert!(race(&ours, &by_the_network).is_ours);
+        // So does what the timer does itself.
+        assert!(race(&by_the_timer[3..], &by_the_network).is_ours);
     }
 
     #[test]
