@@ -64,11 +64,12 @@ impl fmt::Display for Stamp {
 
 /// Knows how late this machine ran its programs.
 ///
-/// An emulated machine on a busy host stops now and then, and so does every program in it. A thread that does nothing
-/// but sleep shows when, and by how much: what a test allows beyond its own tolerance.
+/// An emulated machine on a busy host stops now and then, or one of its processors does, and so does every program there. A thread
+/// on each of them that does nothing but sleep shows when, and by how much: what a test allows beyond its own tolerance.
 #[derive(Clone, Debug)]
 pub struct Pulse {
-    beats: Arc<Mutex<Beats>>,
+    /// Of each processor.
+    beats: Vec<Arc<Mutex<Beats>>>,
 }
 
 #[derive(Debug)]
@@ -87,55 +88,54 @@ struct Beat {
 impl Pulse {
     const PERIOD: Duration = Duration::from_millis(20);
 
-    /// Starts the thread; it ends with the process, or when the last clone is gone.
+    /// Starts the threads; they end with the process, or when the last clone is gone.
     pub fn start() -> Self {
+        let count = thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            beats: (0..count).map(Self::beat).collect(),
+        }
+    }
+
+    /// Starts the thread of a processor. If it may not run there, it runs anywhere.
+    fn beat(processor: usize) -> Arc<Mutex<Beats>> {
         let next = || Stamp(Stamp::now().0 + Self::PERIOD);
         let beats = Arc::new(Mutex::new(Beats {
             past: Vec::new(),
             next_due: next(),
         }));
-        let pulse = Self {
-            beats: Arc::clone(&beats),
-        };
-        let beats = Arc::downgrade(&beats);
-        thread::spawn(move || loop {
-            thread::sleep(Self::PERIOD);
-            let Some(beats) = beats.upgrade() else {
-                return;
-            };
-            let mut beats = lock(&beats);
-            let (due, at) = (beats.next_due, Stamp::now());
-            beats.past.push(Beat { due, at });
-            beats.next_due = next();
+        let weak = Arc::downgrade(&beats);
+        thread::spawn(move || {
+            let mut set = CpuSet::new();
+            let pinned = set.set(processor);
+            let _ = pinned.and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+            loop {
+                thread::sleep(Self::PERIOD);
+                let Some(beats) = weak.upgrade() else {
+                    return;
+                };
+                let mut beats = lock(&beats);
+                let (due, at) = (beats.next_due, Stamp::now());
+                beats.past.push(Beat { due, at });
+                beats.next_due = next();
+            }
         });
-        pulse
-    }
-
-    /// One for each processor, which may stand still alone.
-    pub fn of_each_processor() -> Vec<Self> {
-        let count = thread::available_parallelism().map_or(1, usize::from);
-        let pinned = |processor: usize| {
-            // A thread runs where the one that started it may run; if that is not known, anywhere.
-            let start = move || {
-                let mut set = CpuSet::new();
-                let pinned = set.set(processor);
-                let _ = pinned.and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-                Self::start()
-            };
-            thread::spawn(start).join().ok()
-        };
-        (0..count).filter_map(pinned).collect()
+        beats
     }
 
     /// The most that a program which was due between two points in time was late.
     pub fn worst(&self, from: Stamp, to: Stamp) -> Duration {
-        let beats = lock(&self.beats);
+        let worst = self.beats.iter().map(|beats| lock(beats).worst(from, to));
+        worst.max().unwrap_or_default()
+    }
+}
+
+impl Beats {
+    fn worst(&self, from: Stamp, to: Stamp) -> Duration {
         let pending = Beat {
-            due: beats.next_due,
-            at: Stamp::now().max(beats.next_due),
+            due: self.next_due,
+            at: Stamp::now().max(self.next_due),
         };
-        beats
-            .past
+        self.past
             .iter()
             .chain([&pending])
             .filter(|beat| beat.due <= to && beat.at >= from)
@@ -160,11 +160,16 @@ mod tests {
             due: ms(due),
             at: ms(at),
         };
+        let beats = |past: Vec<Beat>, next_due| Arc::new(Mutex::new(Beats { past, next_due }));
+        // Two processors; one stood still.
         let pulse = Pulse {
-            beats: Arc::new(Mutex::new(Beats {
-                past: vec![beat(20, 21), beat(41, 99), beat(119, 122)],
-                next_due: Stamp(Stamp::now().0 - Duration::from_secs(1)),
-            })),
+            beats: vec![
+                beats(vec![beat(20, 20), beat(40, 40)], Stamp::now()),
+                beats(
+                    vec![beat(20, 21), beat(41, 99), beat(119, 122)],
+                    Stamp(Stamp::now().0 - Duration::from_secs(1)),
+                ),
+            ],
         };
         assert_eq!(pulse.worst(ms(0), ms(200)), Duration::from_millis(58));
         assert_eq!(pulse.worst(ms(60), ms(70)), Duration::from_millis(58));

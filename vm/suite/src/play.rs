@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use accf_kit::clock::{Pulse, Stamp};
+use accf_kit::clock::Stamp;
 use accf_kit::control::{self, settings, Config, OnTimeout, Stats};
 use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::netns::Netns;
@@ -54,7 +54,6 @@ pub(crate) struct Done {
 /// Where histories are played.
 pub(crate) struct Theatre<'a> {
     context: &'a Context,
-    pulses: Vec<Pulse>,
     swarm: Swarm,
     family: Family,
     pace: Pace,
@@ -72,7 +71,6 @@ impl<'a> Theatre<'a> {
     ) -> Result<Self> {
         Ok(Self {
             context,
-            pulses: Pulse::of_each_processor(),
             swarm: Swarm::new(ns, family, 1)?,
             family,
             pace,
@@ -203,7 +201,7 @@ impl<'a> Theatre<'a> {
                 stage.outcome = Some(Outcome::Late);
                 return Ok(false);
             }
-            let late = self.late(from, until);
+            let late = self.context.late(from, until);
             if waited > guard + late {
                 if late > guard {
                     // Its clock tick, too, by which the kernel decides whether to answer again.
@@ -221,14 +219,6 @@ impl<'a> Theatre<'a> {
             }
             sleep(Duration::from_millis(1));
         }
-    }
-
-    /// The most that any of the processors was late.
-    fn late(&self, from: Stamp, until: Stamp) -> Duration {
-        let late = self.pulses.iter().map(|pulse| pulse.worst(from, until));
-        late.max()
-            .unwrap_or_default()
-            .max(self.context.late(from, until))
     }
 
     /// Takes all segments off the wire that are there.
