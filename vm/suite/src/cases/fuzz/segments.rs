@@ -113,6 +113,8 @@ struct Poker {
     speaks: Option<usize>,
     spoke: bool,
     served: bool,
+    /// When it came to be: what is in the log is so many seconds later.
+    born: Instant,
     log: VecDeque<String>,
 }
 
@@ -133,6 +135,7 @@ impl Poker {
             speaks,
             spoke: false,
             served: false,
+            born: Instant::now(),
             log: VecDeque::new(),
         }
     }
@@ -146,7 +149,8 @@ impl Poker {
         if self.log.len() == LAST {
             self.log.pop_front();
         }
-        self.log.push_back(what);
+        let at = self.born.elapsed().as_secs_f64();
+        self.log.push_back(format!("{at:.3} s: {what}"));
     }
 
     fn story(&self) -> String {
