@@ -17,6 +17,7 @@ use accf_kit::segment::{Flags, Segment, Timestamps};
 use accf_kit::swarm::{Member, Swarm};
 use accf_kit::{sockets, wait};
 use anyhow::{anyhow, bail, ensure, Context as _, Result};
+use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::Socket;
 
@@ -692,7 +693,11 @@ impl Server<'_> {
         let mut events = [EpollEvent::empty(); 16];
         let mut buffer = [0; 4096];
         while !self.over.load(Ordering::Relaxed) {
-            let count = epoll.wait(&mut events, EpollTimeout::from(20_u8))?;
+            let count = match epoll.wait(&mut events, EpollTimeout::from(20_u8)) {
+                // Whoever stops this process for a while to see it late, interrupts it (signal(7)).
+                Err(Errno::EINTR) => continue,
+                count => count?,
+            };
             for event in events.iter().take(count) {
                 if event.data() == LISTENER {
                     self.accept(&epoll, &mut connections)?;
