@@ -40,6 +40,12 @@ const STEPS: usize = 14;
 /// A handshake that took no longer than this was done before the SYN-ACK's first retransmission.
 const IN_TIME: Duration = Duration::from_millis(700);
 
+/// An ACK sent so long after its SYN may find the request forgotten, which is after 3 s, by the time that it is looked at.
+const TOO_LATE: Duration = Duration::from_secs(2);
+
+/// What is not to be seen where there is time.
+const LATE: &str = "well-behaved clients that were too late";
+
 /// What is to be seen at all.
 const SURE: &str = "parked for sure";
 
@@ -103,6 +109,8 @@ struct Poker {
     member: Member,
     /// The sequence numbers of all SYNs that it sent.
     isns: Vec<u32>,
+    /// Whether it has sent a SYN, of those that belong together.
+    asked: bool,
     phase: Phase,
     began: Instant,
     /// Whether it has sent nothing but a SYN, and then a bare ACK.
@@ -114,6 +122,10 @@ struct Poker {
     speaks: Option<usize>,
     spoke: bool,
     served: bool,
+    /// How long after its SYN it acknowledged the SYN-ACK.
+    acknowledged: Option<Duration>,
+    /// Whether it was reset.
+    reset: bool,
     /// When it came to be: what is in the log is so many seconds later.
     born: Instant,
     log: VecDeque<String>,
@@ -128,6 +140,7 @@ impl Poker {
         Self {
             member,
             isns: Vec::new(),
+            asked: false,
             phase: Phase::Asking,
             began: Instant::now(),
             clean: true,
@@ -136,6 +149,8 @@ impl Poker {
             speaks,
             spoke: false,
             served: false,
+            acknowledged: None,
+            reset: false,
             born: Instant::now(),
             log: VecDeque::new(),
         }
@@ -143,6 +158,23 @@ impl Poker {
 
     fn is_honest(&self) -> bool {
         self.speaks.is_some()
+    }
+
+    /// Whether the machine was too slow for it to acknowledge in time, and it has been told so.
+    fn was_late(&self) -> bool {
+        let late = self.acknowledged.is_some_and(|after| after >= TOO_LATE);
+        self.is_honest() && !self.served && self.reset && late
+    }
+
+    /// Back to before its SYN, with another sequence number: who is reset connects anew.
+    fn start_anew(&mut self, isn: u32) {
+        self.member.snd_nxt = isn;
+        self.member.rcv_nxt = 0;
+        self.phase = Phase::Asking;
+        self.asked = false;
+        self.spoke = false;
+        self.acknowledged = None;
+        self.reset = false;
     }
 
     fn note(&mut self, what: String) {
@@ -282,6 +314,10 @@ impl Stage<'_> {
         };
         let limit = Instant::now() + self.context.patience() * 4;
         while pokers.iter().any(must_be_served) && Instant::now() < limit {
+            for poker in pokers.iter_mut().filter(|poker| poker.was_late()) {
+                fed.one(LATE);
+                poker.start_anew(rng.u32(..));
+            }
             for poker in pokers.iter_mut().filter(|poker| poker.is_honest()) {
                 self.behave(poker, place, STEPS)?;
             }
@@ -344,6 +380,7 @@ impl Stage<'_> {
                 );
                 poker.served = true;
             }
+            poker.reset |= segment.flags.rst;
             match (&mut poker.timestamps, segment.timestamps) {
                 (Some(own), Some(theirs)) => own.echo = theirs.value,
                 (own, None) if segment.is_syn_ack() => *own = None,
@@ -383,12 +420,14 @@ impl Stage<'_> {
         syn.sack_permitted = true;
         syn.window_scale = Some(7);
         poker.began = Instant::now();
+        poker.asked = true;
         self.send(poker, &syn.into())
     }
 
     /// Acknowledges the SYN-ACK and nothing else.
     fn ack(&mut self, poker: &mut Poker, place: &Place) -> Result<()> {
         let ack = self.segment(poker, Flags::ACK, b"");
+        poker.acknowledged = Some(poker.began.elapsed());
         self.send(poker, &ack.into())?;
         poker.phase = Phase::Parked;
         if poker.clean && place.parks() && poker.began.elapsed() < IN_TIME {
@@ -405,11 +444,13 @@ impl Stage<'_> {
         };
         let is_eager = speaks % 4 == 0;
         match poker.phase {
-            Phase::Asking if poker.isns.is_empty() => self.syn(poker)?,
+            Phase::Asking if !poker.asked => self.syn(poker)?,
             Phase::HalfOpen if !is_eager => self.ack(poker, place)?,
             Phase::HalfOpen | Phase::Parked if !poker.spoke && (is_eager || step >= speaks) => {
                 poker.spoke = true;
                 poker.phase = Phase::Open;
+                let after = poker.began.elapsed();
+                poker.acknowledged.get_or_insert(after);
                 let request = self.segment(poker, Flags::PSH_ACK, REQUEST);
                 self.send(poker, &request.into())?;
             }
@@ -746,5 +787,37 @@ impl Server<'_> {
             )?;
             connections.push(Some(connection));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_acknowledged_in_time_is_not_late() {
+        let member = Member {
+            nth: 0,
+            port: 80,
+            snd_nxt: 1,
+            rcv_nxt: 0,
+        };
+        let was_late = |speaks, acknowledged, reset, served| {
+            let poker = Poker {
+                acknowledged,
+                reset,
+                served,
+                ..Poker::new(member, &mut fastrand::Rng::with_seed(1), speaks)
+            };
+            poker.was_late()
+        };
+        let (in_time, late) = (Some(TOO_LATE / 2), Some(TOO_LATE));
+        assert!(was_late(Some(1), late, true, false));
+        assert!(!was_late(Some(1), in_time, true, false));
+        assert!(!was_late(Some(1), None, true, false));
+        // It may be served yet, it was, or it is up to anything.
+        assert!(!was_late(Some(1), late, false, false));
+        assert!(!was_late(Some(1), late, true, true));
+        assert!(!was_late(None, late, true, false));
     }
 }
