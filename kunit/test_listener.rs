@@ -214,7 +214,7 @@ mod tests {
         assert!(parked.timer_in() <= 1);
         let stats = listener.stats()?;
         assert!(stats.parked == 0);
-        assert!(stats.ended(End::Returned) == 1);
+        assert!(stats.ended(End::Fallback) == 1);
         drop(request);
         drop(parked);
         drop(listener);

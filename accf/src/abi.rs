@@ -64,7 +64,7 @@ pub struct accf_stats {
     pub timeout_drop: u64,
     pub evicted: u64,
     pub aborted: u64,
-    pub returned: u64,
+    pub fallback: u64,
     pub synack_suppressed: u64,
     pub bypass_syncookie: u64,
     pub bypass_fastopen: u64,

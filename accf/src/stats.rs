@@ -44,7 +44,7 @@ pub struct Stats {
     pub aborted: u64,
     /// Parked, then given back to the kernel, which could not make a connection at the deadline: no
     /// memory, no route, a firewall.
-    pub returned: u64,
+    pub fallback: u64,
     /// SYN-ACKs that a parked connection's own timer asked for, and that were not sent.
     pub synack_suppressed: u64,
 
@@ -136,7 +136,7 @@ impl Stats {
             self.timeout_drop,
             self.evicted,
             self.aborted,
-            self.returned,
+            self.fallback,
         ]
         .iter()
         .fold(0, |sum, count| sum.wrapping_add(*count))
@@ -173,7 +173,7 @@ impl Stats {
             timeout_drop,
             evicted,
             aborted,
-            returned,
+            fallback,
             synack_suppressed,
             bypass_syncookie,
             bypass_fastopen,
@@ -197,7 +197,7 @@ impl Stats {
             timeout_drop,
             evicted,
             aborted,
-            returned,
+            fallback,
             synack_suppressed,
             bypass_syncookie,
             bypass_fastopen,

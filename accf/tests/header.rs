@@ -54,7 +54,7 @@ fn ours() -> Vec<String> {
         timeout_drop,
         evicted,
         aborted,
-        returned,
+        fallback,
         synack_suppressed,
         bypass_syncookie,
         bypass_fastopen,

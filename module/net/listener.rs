@@ -784,7 +784,7 @@ impl Listener {
     /// The same for one that is parked here, to which the caller holds a reference.
     fn give_back_parked(&self, state: &mut State, request: &Request<'_>) {
         // SAFETY: it is parked, this, its home, is locked, and the caller holds a reference to it.
-        let parked = unsafe { self.leave_unconnected(state, request.undress(), End::Returned) };
+        let parked = unsafe { self.leave_unconnected(state, request.undress(), End::Fallback) };
         if request.may_have_left_copy(&parked) {
             pin_module();
         }
@@ -829,7 +829,7 @@ impl Listener {
                 // Their timers all move to this CPU, which should not have to do with all at once.
                 request.hurry_timer(1 + closed / CLOSED_PER_TICK);
                 closed += 1;
-                End::Returned
+                End::Fallback
             } else {
                 // It looks whether there is a copy, too, but that may be too late: somebody holds the module only now.
                 may_have_left_copies = may_have_left_copies || request.may_have_left_copy(&parked);

@@ -91,7 +91,7 @@ impl From<&Account> for accf_stats {
             timeout_drop: stats.ended(End::TimeoutDrop),
             evicted: stats.ended(End::Evicted),
             aborted: stats.ended(End::Aborted),
-            returned: stats.ended(End::Returned),
+            fallback: stats.ended(End::Fallback),
             synack_suppressed: stats.synack_suppressed,
             bypass_syncookie: stats.bypassed(Bypass::Syncookie),
             bypass_fastopen: stats.bypassed(Bypass::FastOpen),

@@ -22,7 +22,7 @@ pub enum End {
     /// The kernel dropped it: the client's RST, as a rule.
     Aborted,
     /// Given back to the kernel.
-    Returned,
+    Fallback,
 }
 
 impl End {
@@ -35,7 +35,7 @@ impl End {
             (Segment::Data, _) => Self::Data,
             (Segment::Fin, _) => Self::Fin,
             (Segment::BareAck, Some(expiry)) => Self::of_expired(expiry, OnTimeout::Accept),
-            (Segment::BareAck, None) => Self::Returned,
+            (Segment::BareAck, None) => Self::Fallback,
         }
     }
 

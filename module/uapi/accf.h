@@ -69,7 +69,7 @@ struct accf_config {
  * ACCF_STATS: one consistent picture. Counts are of connections since the filter was attached, except where it says "now".
  *
  * parked_total = parked + released_data + released_fin + timeout_accept + timeout_reset + timeout_drop + evicted + aborted
- *                + returned
+ *                + fallback
  */
 struct accf_stats {
 	/* Now: parked connections. */
@@ -108,7 +108,7 @@ struct accf_stats {
 	 * … given back to the kernel, which could not make a connection at the deadline (no memory, no route, a firewall), or
 	 * since the listener must not hold anybody back any more (see bypass_abort_on_overflow, bypass_signed).
 	 */
-	__u64 returned;
+	__u64 fallback;
 	/* SYN-ACKs that a parked connection's own timer asked for, and that were not sent. */
 	__u64 synack_suppressed;
 

@@ -239,7 +239,7 @@ const ENDS: [End; End::COUNT] = [
     End::TimeoutDrop,
     End::Evicted,
     End::Aborted,
-    End::Returned,
+    End::Fallback,
 ];
 
 const CLIENTS: usize = 12;
@@ -374,7 +374,7 @@ proptest! {
                 }
             }
         }
-        for end in [End::Returned, End::Data] {
+        for end in [End::Fallback, End::Data] {
             let fates = listener.fates.iter().flatten();
             let count = fates.filter(|fate| matches!(fate, Fate::Ended(e, _) if *e == end)).count();
             prop_assert_eq!(count as u64, listener.stats.ended(end));
@@ -575,7 +575,7 @@ fn who_ended_how() {
         (Segment::Fin, None, End::Fin),
         (Segment::BareAck, timeout, End::TimeoutAccept),
         (Segment::BareAck, eviction, End::Evicted),
-        (Segment::BareAck, None, End::Returned),
+        (Segment::BareAck, None, End::Fallback),
     ] {
         assert_eq!(End::of_accepted(segment, due), end, "{segment:?} {due:?}");
     }

@@ -214,7 +214,7 @@ impl Meeting {
             })
             .map(|(_, count)| *count)
             .sum();
-        let most = released + at_once + seen.bypassed() + seen.returned;
+        let most = released + at_once + seen.bypassed() + seen.fallback;
         ensure!(
             accepted <= most,
             "{accepted} were accepted, of {most} at most that could be"

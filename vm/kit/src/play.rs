@@ -717,7 +717,7 @@ impl<'a> Play<'a> {
             0..=doubtful,
             "connections that could not be parked",
         )?;
-        equal(seen.returned, 0, "connections that were given back")?;
+        equal(seen.fallback, 0, "connections that were given back")?;
         let eager = about(*self.of(index, &[Kind::Eager]).end());
         let plus = |count: u64| eager.start() + count..=eager.end() + count + seen.bypassed();
         let timeouts = seen.timeout_accept + seen.timeout_reset + seen.timeout_drop;

@@ -35,7 +35,7 @@ pub(crate) fn busy() -> Listener {
     stats.timeout_drop = 70;
     stats.evicted = 8;
     stats.aborted = 9;
-    stats.returned = 10;
+    stats.fallback = 10;
     stats.parked_total = stats.accounted();
     stats.synack_suppressed = 90;
     stats.bypass_syncookie = 21;

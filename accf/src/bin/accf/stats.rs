@@ -151,7 +151,7 @@ fn counters(stats: &Stats) -> String {
                 (
                     1,
                     "given back: no connection could be made",
-                    stats.returned.into(),
+                    stats.fallback.into(),
                 ),
                 (0, "SYN-ACKs not sent again", stats.synack_suppressed.into()),
             ],

@@ -205,7 +205,7 @@ fn only_grown(before: &Stats, after: &Stats) -> Result<()> {
             stats.timeout_drop,
             stats.evicted,
             stats.aborted,
-            stats.returned,
+            stats.fallback,
             stats.synack_suppressed,
         ]
     };

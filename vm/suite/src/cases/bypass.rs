@@ -192,12 +192,12 @@ fn abort_on_overflow(context: &Context, family: Family) -> Result<()> {
     );
     client.data(REQUEST)?;
     serve(&accepted)?;
-    counts(context, &scene.listener, counted!(parked: 1, returned: 1))?;
+    counts(context, &scene.listener, counted!(parked: 1, fallback: 1))?;
     scene.serve(context, &mut other)?;
     counts(
         context,
         &scene.listener,
-        counted!(released_data: 1, returned: 1),
+        counted!(released_data: 1, fallback: 1),
     )
     .map(drop)
 }

@@ -283,7 +283,7 @@ fn command(rng: &mut fastrand::Rng, landmarks: &[Landmark]) -> Result<()> {
             "timeout_drop",
             "evicted",
             "aborted",
-            "returned",
+            "fallback",
         ] {
             sum += count(name)?;
         }
