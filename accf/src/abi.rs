@@ -98,7 +98,7 @@ mod tests {
     };
 
     #[test]
-    fn an_older_module_leaves_zeros() {
+    fn a_short_structure_is_padded_with_zeros() {
         let bytes = CONFIG.as_bytes();
         let short: accf_config = decode(&bytes[..4]);
         let expected = accf_config {
@@ -110,14 +110,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_newer_module_adds_is_left_out() {
+    fn bytes_beyond_the_structure_are_ignored() {
         let mut bytes = CONFIG.as_bytes().to_vec();
         bytes.extend([9; 8]);
         assert_eq!(decode::<accf_config>(&bytes), CONFIG);
     }
 
     #[test]
-    fn attributes_need_not_be_aligned() {
+    fn unaligned_bytes_are_decoded() {
         let stats = accf_stats {
             bypass_other: 7,
             ..accf_stats::default()

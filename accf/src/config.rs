@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_survive_the_way_there_and_back() {
+    fn settings_round_trip() {
         for on_timeout in [
             OnTimeout::Accept,
             OnTimeout::Reset,
@@ -134,13 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn zeros_are_the_default() {
+    fn the_default_is_all_zeros() {
         assert_eq!(Config::default().to_abi().unwrap(), accf_config::default());
         assert_eq!(Config::from_abi(&accf_config::default()), Config::default());
     }
 
     #[test]
-    fn a_short_timeout_does_not_become_none() {
+    fn a_short_timeout_is_rounded_up() {
         assert_eq!(milliseconds(Duration::from_nanos(1)).unwrap(), 1);
         assert_eq!(milliseconds(Duration::from_micros(1001)).unwrap(), 2);
         assert!(milliseconds(Duration::ZERO).is_err());

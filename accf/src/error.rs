@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn errnos_become_advice_and_can_be_had_back() {
+    fn errnos_round_trip() {
         for errno in [
             libc::ENOENT,
             libc::EEXIST,
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_missing_filter_is_named() {
+    fn a_missing_filter_is_named() {
         let text = Error::attach("tlsready", os(libc::ENOENT)).to_string();
         assert!(text.contains("`tlsready`") && text.contains("load the module"));
     }

@@ -23,7 +23,7 @@ use crate::abi::{
 use crate::{Config, Error, Stats, DATAREADY};
 
 /// Room for one answer. The kernel fills in as much as the reader has room for, up to this.
-const ANSWER: usize = 32 * 1024;
+const ANSWER_MAX: usize = 32 * 1024;
 
 /// A listener that has an accept filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,7 +121,7 @@ fn dump(socket: &Socket, request: SockDiagMessage, found: &mut Vec<Listener>) ->
     message.serialize(&mut bytes);
     socket.send(&bytes, 0).map_err(Error::diag)?;
 
-    let mut answer = Vec::with_capacity(ANSWER);
+    let mut answer = Vec::with_capacity(ANSWER_MAX);
     loop {
         answer.clear();
         socket.recv(&mut answer, 0).map_err(Error::diag)?;
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn listeners_with_a_filter_are_found_among_others() {
+    fn only_listeners_with_a_filter_are_returned() {
         let mut answer = described(SocketId::new_v4(), None);
         answer.extend(described(SocketId::new_v6(), Some(details())));
         let mptcp = attribute(INET_ULP_INFO_NAME, b"mptcp\0");
@@ -358,13 +358,13 @@ mod tests {
     }
 
     #[test]
-    fn cookies_are_the_kernels() {
+    fn a_cookie_has_its_low_word_first() {
         let bytes: Vec<u8> = [7_u32, 9].iter().flat_map(|w| w.to_ne_bytes()).collect();
         assert_eq!(cookie(bytes.try_into().unwrap()), 9 << 32 | 7);
     }
 
     #[test]
-    fn details_may_be_shorter_or_longer() {
+    fn details_of_other_versions_are_decoded() {
         let mut nested = attribute(INET_ULP_INFO_NAME, b"dataready\0");
         nested.extend(attribute(ACCF_ULP_INFO_CONFIG, &7_u32.to_ne_bytes()));
         nested.extend(attribute(ACCF_ULP_INFO_STATS, &[1; 1000]));
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_says_nothing_is_too_old() {
+    fn a_filter_without_details_is_an_error() {
         let name = attribute(INET_ULP_INFO_NAME, b"dataready\0");
         let error = read(&described(SocketId::new_v4(), Some(name))).unwrap_err();
         assert!(matches!(error, Error::NoDetails { .. }), "{error}");
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_seen_and_may_be_an_error() {
+    fn the_end_of_the_dump_may_be_an_error() {
         let done = |code| {
             let mut done = DoneMessage::default();
             done.code = code;
@@ -403,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_answer_is_an_error() {
+    fn a_truncated_answer_is_never_complete() {
         let answer = described(SocketId::new_v4(), Some(details()));
         for length in 1..answer.len() {
             // Wherever it is cut off, it neither panics nor is taken for complete.
@@ -417,7 +417,7 @@ mod tests {
     proptest::proptest! {
         /// Whatever the kernel answers, reading it ends, in a result or an error.
         #[test]
-        fn any_answer_may_come(
+        fn arbitrary_answers_do_not_panic(
             v6 in proptest::bool::ANY,
             cut in 0_usize..200,
             changes in proptest::collection::vec((0_usize..1100, proptest::num::u8::ANY), 0..8),

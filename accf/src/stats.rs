@@ -217,7 +217,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buckets_follow_each_other_without_gaps() {
+    fn buckets_have_no_gaps() {
         let buckets: Vec<_> = Stats::default().waits().collect();
         assert_eq!(buckets.len(), WAIT_BUCKETS);
         assert_eq!(buckets[0].from, Duration::ZERO);
@@ -231,32 +231,32 @@ mod tests {
     }
 
     #[test]
-    fn every_wait_has_one_bucket() {
+    fn every_wait_falls_into_one_bucket() {
         for us in [0, 999, 1_000, 1_999, 2_000, 5_000_000, u64::MAX] {
             let wait = Duration::from_micros(us);
-            let homes = Stats::default()
+            let matching = Stats::default()
                 .waits()
                 .filter(|bucket| bucket.contains(wait))
                 .count();
-            assert_eq!(homes, 1, "{wait:?}");
+            assert_eq!(matching, 1, "{wait:?}");
         }
     }
 
     #[test]
-    fn counts_come_with_their_buckets() {
+    fn waits_pairs_counts_with_bounds() {
         let mut stats = Stats::default();
         stats.wait_log2[2] = 5;
-        let busy: Vec<_> = stats.waits().filter(|bucket| bucket.count > 0).collect();
+        let filled: Vec<_> = stats.waits().filter(|bucket| bucket.count > 0).collect();
         let expected = WaitBucket {
             from: Duration::from_millis(2),
             to: Some(Duration::from_millis(4)),
             count: 5,
         };
-        assert_eq!(busy, [expected]);
+        assert_eq!(filled, [expected]);
     }
 
     #[test]
-    fn the_sums_leave_nothing_out() {
+    fn the_sums_include_every_counter() {
         use zerocopy::IntoBytes;
         // Every word of the structure is one.
         let words = size_of::<accf_stats>() / 8;

@@ -12,7 +12,7 @@ fn accf(arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn wrong_usage_is_status_2() {
+fn wrong_usage_has_status_2() {
     for arguments in [&["stats", "nowhere"][..], &["set"], &[]] {
         let output = accf(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
@@ -22,7 +22,7 @@ fn wrong_usage_is_status_2() {
 }
 
 #[test]
-fn the_statuses_are_documented() {
+fn help_lists_the_exit_statuses() {
     let output = accf(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -30,7 +30,7 @@ fn the_statuses_are_documented() {
 }
 
 #[test]
-fn nothing_found_is_said_in_words() {
+fn a_missing_listener_is_reported_on_stderr() {
     // No port can be 1 here, but for somebody else's listener without a filter.
     let output = accf(&["stats", ":1"]);
     // The kernel does not list sockets; no such listener; no module.

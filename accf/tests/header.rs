@@ -196,7 +196,7 @@ fn theirs(header: &Path) -> Vec<String> {
 }
 
 #[test]
-fn the_mirror_agrees_with_the_header() {
+fn abi_matches_the_header() {
     let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("../module/uapi/accf.h");
     let (ours, theirs) = (ours(), theirs(&header));
     let missing: Vec<_> = theirs.iter().filter(|line| !ours.contains(line)).collect();

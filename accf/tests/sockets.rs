@@ -33,7 +33,7 @@ fn an_unknown_filter_is_named() {
 }
 
 #[test]
-fn a_name_that_the_kernel_would_cut_off_is_refused() {
+fn invalid_names_are_refused() {
     for name in ["", "sixteen-letters-", "nul\0"] {
         let result = accf::attach(listener(), name);
         assert!(matches!(result, Err(Error::InvalidName { .. })), "{name:?}");
@@ -41,7 +41,7 @@ fn a_name_that_the_kernel_would_cut_off_is_refused() {
 }
 
 #[test]
-fn a_timeout_without_a_representation_is_refused() {
+fn a_timeout_of_zero_is_refused() {
     let config = Config {
         timeout: Some(Duration::ZERO),
         ..Config::default()
@@ -51,7 +51,7 @@ fn a_timeout_without_a_representation_is_refused() {
 }
 
 #[test]
-fn sockets_of_other_kinds_have_no_filters() {
+fn sockets_of_other_protocols_have_no_filters() {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let path = std::env::temp_dir().join(format!("accf-test-{}", std::process::id()));
     let unix = UnixListener::bind(&path).unwrap();

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_settings_are_the_modules() {
+    fn settings_have_the_units_of_the_header() {
         let busy = read(&sample::busy());
         assert_eq!(busy["address"], "::");
         assert_eq!(busy["port"], 8080);
@@ -163,13 +163,13 @@ mod tests {
         assert_eq!(busy["config"]["timeout_ms"], 1500);
         assert_eq!(busy["config"]["max_parked"], 2000);
         assert_eq!(busy["config"]["on_timeout"], "reset");
-        let idle = read(&sample::idle());
-        assert_eq!(idle["config"]["timeout_ms"], 0);
-        assert_eq!(idle["config"]["max_parked"], 0);
+        let unused = read(&sample::unused());
+        assert_eq!(unused["config"]["timeout_ms"], 0);
+        assert_eq!(unused["config"]["max_parked"], 0);
     }
 
     #[test]
-    fn every_counter_is_there_by_its_name() {
+    fn every_counter_has_its_name_in_the_header() {
         let stats = read(&sample::busy())["stats"].take();
         let header = include_str!("../../../../module/uapi/accf.h");
         let (_, body) = header.split_once("struct accf_stats {").unwrap();
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_histogram_comes_with_its_bounds() {
+    fn the_histogram_has_bounds() {
         let waits = read(&sample::busy())["stats"]["waits"].take();
         let waits = waits.as_array().unwrap();
         assert_eq!(waits.len(), accf::WAIT_BUCKETS);

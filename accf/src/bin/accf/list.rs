@@ -75,9 +75,9 @@ mod tests {
     use crate::sample;
 
     #[test]
-    fn listeners_are_lines() {
-        let (idle, busy) = (sample::idle(), sample::busy());
-        let text = render(&[&idle, &busy], ContentArrangement::Disabled);
+    fn each_listener_has_one_line() {
+        let (unused, busy) = (sample::unused(), sample::busy());
+        let text = render(&[&unused, &busy], ContentArrangement::Disabled);
         let expected = " \
  listener        filter      timeout   then     parked   at most    ever   released   timed out   bypassed
 ───────────────────────────────────────────────────────────────────────────────────────────────────────────

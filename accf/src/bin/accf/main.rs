@@ -92,14 +92,14 @@ struct Answer {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let told = answer(&cli.command, accf::listeners(), module_loaded()).and_then(|answer| {
+    let result = answer(&cli.command, accf::listeners(), module_loaded()).and_then(|answer| {
         if !answer.remark.is_empty() {
             eprintln!("{}", answer.remark);
         }
         print(&answer.output)?;
         Ok(answer.status)
     });
-    match told {
+    match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             eprintln!("accf: {error:#}");
@@ -154,7 +154,7 @@ fn answer(
         .collect();
     let mut answer = Answer::default();
     if chosen.is_empty() {
-        answer.remark = missing(target, &listeners);
+        answer.remark = no_match(target, &listeners);
         answer.status = match command {
             // None is what there is to list.
             Command::List(_) => 0,
@@ -171,7 +171,7 @@ fn answer(
 }
 
 /// Says that nothing is at `target`, and what there is instead.
-fn missing(target: &Target, listeners: &[Listener]) -> String {
+fn no_match(target: &Target, listeners: &[Listener]) -> String {
     if listeners.is_empty() {
         return "accf: no listener in this network namespace has an accept filter".to_owned();
     }
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn the_command_line_definition_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
     }
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_address_is_wrong_usage() {
+    fn invalid_arguments_are_wrong_usage() {
         for line in [
             "accf stats nowhere",
             "accf stats :0",
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_module_there_is_advice() {
+    fn a_missing_module_is_reported() {
         for line in ["accf list", "accf stats", "accf list --json"] {
             let answer = answer(&command(line), Ok(Vec::new()), Some(false)).unwrap();
             assert_eq!(answer.status, NO_MODULE);
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_is_a_list() {
+    fn an_empty_list_is_a_success() {
         for loaded in [Some(true), None] {
             let answer = answer(&command("accf list"), Ok(Vec::new()), loaded).unwrap();
             assert_eq!((answer.status, answer.output.as_str()), (0, ""));
@@ -248,14 +248,14 @@ mod tests {
     }
 
     #[test]
-    fn statistics_of_nothing_are_missing() {
+    fn stats_without_listeners_has_its_own_status() {
         let answer = answer(&command("accf stats :80"), Ok(Vec::new()), Some(true)).unwrap();
         assert_eq!(answer.status, NO_LISTENER);
     }
 
     #[test]
-    fn a_listener_elsewhere_is_named() {
-        let listeners = || Ok(vec![sample::idle(), sample::busy()]);
+    fn other_listeners_are_named() {
+        let listeners = || Ok(vec![sample::unused(), sample::busy()]);
         let answer = answer(&command("accf stats 127.0.0.1"), listeners(), Some(true)).unwrap();
         assert_eq!((answer.status, answer.output.as_str()), (NO_LISTENER, ""));
         assert_eq!(
@@ -266,8 +266,8 @@ mod tests {
     }
 
     #[test]
-    fn a_target_chooses() {
-        let listeners = || Ok(vec![sample::idle(), sample::busy()]);
+    fn stats_shows_the_listeners_of_the_target() {
+        let listeners = || Ok(vec![sample::unused(), sample::busy()]);
         let all = answer(&command("accf stats"), listeners(), Some(true)).unwrap();
         let one = answer(&command("accf stats :8080"), listeners(), Some(true)).unwrap();
         assert_eq!((all.status, one.status), (0, 0));
@@ -277,8 +277,8 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_that_was_seen_twice_is_shown_once() {
-        let twice = Ok(vec![sample::busy(), sample::idle(), sample::busy()]);
+    fn duplicate_listeners_are_shown_once() {
+        let twice = Ok(vec![sample::busy(), sample::unused(), sample::busy()]);
         let answer = answer(&command("accf list"), twice, Some(true)).unwrap();
         assert_eq!(answer.output.matches("[::]:8080").count(), 1);
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use accf::{Listener, OnTimeout, DATAREADY};
 
 /// A listener that nobody has connected to, with the default settings.
-pub(crate) fn idle() -> Listener {
+pub(crate) fn unused() -> Listener {
     let mut listener = Listener::new("192.0.2.1:443".parse().unwrap(), DATAREADY);
     listener.cookie = 1;
     listener

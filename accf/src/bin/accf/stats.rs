@@ -8,11 +8,11 @@ use accf::{Listener, OnTimeout, Stats, WaitBucket};
 use crate::text::{address, max_parked, number, rough, timeout};
 
 /// The width of the words before a counter, with what they are indented by.
-const WORDS: usize = 62;
+const LABEL_WIDTH: usize = 62;
 /// The width of a counter.
-const NUMBER: usize = 14;
+const COUNT_WIDTH: usize = 14;
 /// The width of the longest bar.
-const BAR: usize = 32;
+const BAR_WIDTH: usize = 32;
 
 /// Writes all that is known of each listener.
 pub(crate) fn render(listeners: &[&Listener]) -> String {
@@ -30,8 +30,8 @@ fn page(listener: &Listener) -> String {
         listener.uid,
         listener.inode
     );
-    let line = |text: &mut String, words: &str, value: &str| {
-        text.push_str(format!("  {words:<18}{value}").trim_end());
+    let line = |text: &mut String, label: &str, value: &str| {
+        text.push_str(format!("  {label:<18}{value}").trim_end());
         text.push('\n');
     };
     line(
@@ -39,7 +39,11 @@ fn page(listener: &Listener) -> String {
         "timeout",
         &match config.timeout {
             None => "none: a silent client waits until it sends".to_owned(),
-            Some(_) => format!("{}, then {}", timeout(config), fate(config.on_timeout)),
+            Some(_) => format!(
+                "{}, then {}",
+                timeout(config),
+                on_deadline(config.on_timeout)
+            ),
         },
     );
     line(
@@ -50,7 +54,7 @@ fn page(listener: &Listener) -> String {
             Some(_) => format!(
                 "{}; one more, and {}",
                 max_parked(config),
-                evicted(config.on_timeout)
+                on_eviction(config.on_timeout)
             ),
         },
     );
@@ -71,7 +75,7 @@ fn page(listener: &Listener) -> String {
 }
 
 /// Says what becomes of a silent client at its deadline.
-fn fate(on_timeout: OnTimeout) -> String {
+fn on_deadline(on_timeout: OnTimeout) -> String {
     match on_timeout {
         OnTimeout::Accept => "the server accepts the silent connection".to_owned(),
         OnTimeout::Reset => "the client is reset".to_owned(),
@@ -85,7 +89,7 @@ fn fate(on_timeout: OnTimeout) -> String {
 }
 
 /// Says what becomes of the oldest connection when there are too many.
-fn evicted(on_timeout: OnTimeout) -> &'static str {
+fn on_eviction(on_timeout: OnTimeout) -> &'static str {
     match on_timeout {
         OnTimeout::Accept => "the oldest is accepted",
         OnTimeout::Reset => "the oldest is reset",
@@ -197,9 +201,14 @@ fn counters(stats: &Stats) -> String {
     let mut text = String::new();
     for (heading, counters) in groups {
         writeln!(text, "  {heading}").ok();
-        for (depth, words, count) in counters {
-            let words = format!("{:indent$}{words}", "", indent = 4 + 2 * depth);
-            writeln!(text, "{words:<WORDS$}{:>NUMBER$}", signed(*count)).ok();
+        for (level, label, count) in counters {
+            let label = format!("{:indent$}{label}", "", indent = 4 + 2 * level);
+            writeln!(
+                text,
+                "{label:<LABEL_WIDTH$}{:>COUNT_WIDTH$}",
+                signed(*count)
+            )
+            .ok();
         }
     }
     text
@@ -235,7 +244,7 @@ fn waits(stats: &Stats) -> String {
         let bar = bar(bucket.count, most);
         writeln!(
             text,
-            "{bounds:>24}  {bar:<BAR$}{:>NUMBER$}",
+            "{bounds:>24}  {bar:<BAR_WIDTH$}{:>COUNT_WIDTH$}",
             number(bucket.count)
         )
         .ok();
@@ -249,8 +258,10 @@ fn bar(count: u64, most: u64) -> String {
     if count == 0 || most == 0 {
         return String::new();
     }
-    let length = u128::from(count) * (BAR as u128) * 8 / u128::from(most);
-    let length = usize::try_from(length).unwrap_or(BAR * 8).clamp(1, BAR * 8);
+    let length = u128::from(count) * (BAR_WIDTH as u128) * 8 / u128::from(most);
+    let length = usize::try_from(length)
+        .unwrap_or(BAR_WIDTH * 8)
+        .clamp(1, BAR_WIDTH * 8);
     let rest = EIGHTHS.get(length % 8).unwrap_or(&"");
     format!("{}{rest}", "█".repeat(length / 8))
 }
@@ -261,7 +272,7 @@ mod tests {
     use crate::sample;
 
     #[test]
-    fn everything_is_said() {
+    fn a_page_shows_every_setting_and_counter() {
         let text = render(&[&sample::busy()]);
         let expected = "\
 [::]:8080  dataready  (uid 1000, socket 4711)
@@ -304,30 +315,30 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_that_nobody_has_connected_to_is_all_zeros() {
-        let text = render(&[&sample::idle()]);
+    fn an_unused_listener_has_zero_counters() {
+        let text = render(&[&sample::unused()]);
         assert!(text.contains("waits until it sends"), "{text}");
         assert!(text.contains("as many as the module's default"), "{text}");
         assert!(text.contains("no parked connection has sent"), "{text}");
     }
 
     #[test]
-    fn pages_are_set_apart() {
-        let text = render(&[&sample::idle(), &sample::busy()]);
+    fn pages_are_separated_by_an_empty_line() {
+        let text = render(&[&sample::unused(), &sample::busy()]);
         assert_eq!(text.matches("\n\n[::]:8080").count(), 1, "{text}");
     }
 
     #[test]
-    fn the_smallest_count_is_visible_and_none_is_too_long() {
+    fn bars_are_visible_and_fit_their_column() {
         assert_eq!(bar(0, 10), "");
         assert_eq!(bar(1, u64::MAX), "▏");
-        assert_eq!(bar(u64::MAX, u64::MAX).chars().count(), BAR);
+        assert_eq!(bar(u64::MAX, u64::MAX).chars().count(), BAR_WIDTH);
         assert_eq!(bar(3, 4), "█".repeat(24));
         assert_eq!(bar(9, 64), "████▌");
     }
 
     #[test]
-    fn the_last_bucket_has_no_end() {
+    fn the_last_bucket_has_no_upper_bound() {
         let mut stats = Stats::default();
         stats.wait_log2[accf::WAIT_BUCKETS - 1] = 1;
         assert!(waits(&stats).contains("12.4 d or more"));

@@ -96,14 +96,14 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_any_addresses() {
+    fn a_port_matches_any_address() {
         assert!(matches(":80", "127.0.0.1:80"));
         assert!(matches("*:80", "[::1]:80"));
         assert!(!matches(":80", "127.0.0.1:81"));
     }
 
     #[test]
-    fn an_address_is_any_ports() {
+    fn an_address_matches_any_port() {
         assert!(matches("127.0.0.1", "127.0.0.1:80"));
         assert!(matches("::1", "[::1]:80"));
         assert!(matches("[::1]", "[::1]:80"));
@@ -111,14 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn both_must_agree() {
+    fn address_and_port_must_both_match() {
         assert!(matches("[::1]:80", "[::1]:80"));
         assert!(!matches("[::1]:80", "[::1]:81"));
         assert!(!matches("0.0.0.0:80", "[::]:80"));
     }
 
     #[test]
-    fn everything_else_is_refused() {
+    fn invalid_targets_are_refused() {
         for text in [
             "",
             ":",
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_can_be_read() {
+    fn targets_round_trip() {
         for text in ["*", ":80", "::1", "[::1]:80", "127.0.0.1", "127.0.0.1:80"] {
             let target: Target = text.parse().unwrap();
             assert_eq!(target.to_string(), text);

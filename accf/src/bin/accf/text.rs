@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn thousands_are_set_apart() {
+    fn numbers_have_thousands_separators() {
         for (value, text) in [
             (0, "0"),
             (999, "999"),
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_exact() {
+    fn exact_times_keep_milliseconds() {
         for (ms, text) in [
             (1, "1 ms"),
             (999, "999 ms"),
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_short() {
+    fn rough_times_have_up_to_three_digits() {
         for (ms, text) in [
             (512, "512 ms"),
             (1 << 10, "1.0 s"),
