@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What user space shares with the module: the mirror of `module/uapi/accf.h`, name by name.
+//! The interface between user space and the module: mirrors `module/uapi/accf.h` name by name.
 //!
-//! The meaning of each field is told there, and at the types that are made of these:
+//! The header describes each field, and so do the types that this crate builds from the structures:
 //! [`Config`](crate::Config) and [`Stats`](crate::Stats). A test compiles the header and compares.
 //!
-//! Both structures may grow at their ends. [`decode`] reads a shorter one as if zeros followed, and
-//! leaves out what a longer one has in addition.
+//! Later modules may add fields at the end of both structures. [`decode`] reads a shorter structure
+//! as if zeros followed it, and ignores the additional bytes of a longer one.
 
 #![allow(non_camel_case_types)]
 
@@ -13,29 +13,29 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// The level of `getsockopt()` and `setsockopt()`.
 pub const SOL_ACCF: i32 = 0xACCF;
-/// The option [`accf_config`], to get and to set.
+/// The option that gets and sets an [`accf_config`].
 pub const ACCF_CONFIG: i32 = 1;
-/// The option [`accf_stats`], to get.
+/// The option that gets an [`accf_stats`].
 pub const ACCF_STATS: i32 = 2;
 
-/// At the deadline, the server accepts the silent connection.
+/// The server accepts a connection that is silent until the deadline.
 pub const ACCF_ON_TIMEOUT_ACCEPT: u32 = 0;
-/// At the deadline, the client is reset.
+/// A client that is silent until the deadline gets an RST.
 pub const ACCF_ON_TIMEOUT_RESET: u32 = 1;
-/// At the deadline, the connection is forgotten.
+/// A connection that is silent until the deadline is dropped without a reply.
 pub const ACCF_ON_TIMEOUT_DROP: u32 = 2;
 
 /// The number of buckets of [`accf_stats::wait_log2`].
 pub const ACCF_WAIT_BUCKETS: usize = 32;
 
-/// The attribute inside `INET_DIAG_ULP_INFO` that is an [`accf_config`].
+/// The attribute inside `INET_DIAG_ULP_INFO` that holds an [`accf_config`].
 pub const ACCF_ULP_INFO_CONFIG: u16 = 0x1AC1;
-/// The attribute inside `INET_DIAG_ULP_INFO` that is an [`accf_stats`].
+/// The attribute inside `INET_DIAG_ULP_INFO` that holds an [`accf_stats`].
 pub const ACCF_ULP_INFO_STATS: u16 = 0x1AC2;
 
-/// The attribute that tells of a socket's upper layer protocol; from `linux/inet_diag.h`.
+/// The attribute that describes a socket's upper layer protocol; from `linux/inet_diag.h`.
 pub const INET_DIAG_ULP_INFO: u16 = 19;
-/// The attribute inside that one that is the protocol's name; from `linux/inet_diag.h`.
+/// The attribute inside `INET_DIAG_ULP_INFO` that holds the name; from `linux/inet_diag.h`.
 pub const INET_ULP_INFO_NAME: u16 = 1;
 
 /// `struct accf_config`.
@@ -77,7 +77,7 @@ pub struct accf_stats {
     pub wait_log2: [u64; ACCF_WAIT_BUCKETS],
 }
 
-/// Reads one of the structures from what a module wrote, be it older or newer than this crate.
+/// Decodes a structure that a module wrote. The module may be older or newer than this crate.
 pub fn decode<T: FromBytes + IntoBytes>(bytes: &[u8]) -> T {
     let mut value = T::new_zeroed();
     for (to, from) in value.as_mut_bytes().iter_mut().zip(bytes) {
@@ -90,7 +90,7 @@ pub fn decode<T: FromBytes + IntoBytes>(bytes: &[u8]) -> T {
 mod tests {
     use super::*;
 
-    /// Three different numbers.
+    /// A structure with three different numbers.
     const CONFIG: accf_config = accf_config {
         timeout_ms: 1,
         max_parked: 2,

@@ -13,45 +13,46 @@ use crate::Error;
 /// A listener's settings: [`config`](crate::config()) reads them, [`set_config`](crate::set_config)
 /// sets them.
 ///
-/// The default holds connections back until they send, as many as the module's default allows. It
-/// is not what a listener begins with: that is up to the module's parameters.
+/// `Config::default()` parks connections until they send, and as many as the module's default
+/// allows. A new listener begins with the module's parameters instead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// How long a silent connection is held back, from the client's bare ACK. None: until it sends.
+    /// How long a silent connection stays parked, from the client's bare ACK. `None`: until the
+    /// client sends.
     ///
     /// The module counts whole milliseconds, 1 to 4,294,967,295 of them; [`set_config`] rounds up.
     ///
-    /// A `TCP_DEFER_ACCEPT` that the application sets is taken over here, as the kernel has rounded
-    /// it up: to 1, 3, 7, 15, 31, 63 … seconds.
+    /// If the application sets `TCP_DEFER_ACCEPT`, the module takes its value over, as the kernel
+    /// rounded it up: to 1, 3, 7, 15, 31, 63 … seconds.
     ///
     /// [`set_config`]: crate::set_config
     pub timeout: Option<Duration>,
-    /// How many connections may be parked at once; one more, and the oldest meets its deadline.
+    /// How many connections may be parked at once. One more evicts the oldest: `on_timeout` is
+    /// applied to it before its deadline.
     ///
-    /// None sets the module's default (its parameter `max_parked`). The module tells the number that is
-    /// in force, be it set or the default.
+    /// `None` sets the module's default (its parameter `max_parked`). [`config`](crate::config())
+    /// returns the number in force, whether it was set or is the default.
     pub max_parked: Option<NonZeroU32>,
-    /// What becomes of a client that is silent until its deadline, or that makes room for another.
+    /// What happens to a connection that is silent until its deadline, or that is evicted.
     pub on_timeout: OnTimeout,
 }
 
-/// What becomes of a client that is silent until its deadline, or that makes room for another one.
+/// What happens to a connection that is silent until its deadline, or that is evicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnTimeout {
     /// The server accepts an established, silent connection. Nothing is sent.
     #[default]
     Accept,
-    /// The client gets one RST; the server never hears of it.
+    /// The client gets one RST. The server does not see the connection.
     Reset,
-    /// The connection is forgotten. Nothing is sent; what the client sends later is answered by an
-    /// RST.
+    /// The connection is dropped. Nothing is sent, until the client sends: then it gets an RST.
     Drop,
-    /// Something that a newer module knows, by its number.
+    /// The number of an action that this crate does not know, but a newer module does.
     Other(u32),
 }
 
 impl Config {
-    /// Returns the settings that a module told.
+    /// Converts the settings that a module returned.
     pub(crate) fn from_abi(raw: &accf_config) -> Self {
         let timeout = NonZeroU32::new(raw.timeout_ms);
         Self {
@@ -61,7 +62,7 @@ impl Config {
         }
     }
 
-    /// Returns the settings as the module takes them.
+    /// Converts the settings to what the module takes.
     pub(crate) fn to_abi(self) -> Result<accf_config, Error> {
         Ok(accf_config {
             timeout_ms: self.timeout.map_or(Ok(0), milliseconds)?,
@@ -71,7 +72,7 @@ impl Config {
     }
 }
 
-/// Returns a timeout in whole milliseconds, rounded up. Zero would mean the contrary: no timeout.
+/// Returns a timeout in whole milliseconds, rounded up. Refuses zero, which means "no timeout".
 fn milliseconds(timeout: Duration) -> Result<u32, Error> {
     match u32::try_from(timeout.as_nanos().div_ceil(1_000_000)) {
         Ok(ms) if ms > 0 => Ok(ms),
@@ -80,7 +81,7 @@ fn milliseconds(timeout: Duration) -> Result<u32, Error> {
 }
 
 impl OnTimeout {
-    /// Returns what a module's number means.
+    /// Converts a module's number.
     fn from_abi(raw: u32) -> Self {
         match raw {
             ACCF_ON_TIMEOUT_ACCEPT => Self::Accept,

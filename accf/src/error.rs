@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What can go wrong, and what to do about it.
+//! The errors of this crate, and what to do about each.
 
 use std::io;
 use std::time::Duration;
 
 use netlink_packet_core::DecodeError;
 
-/// What went wrong. Its text says what to do.
+/// An error. Its text says what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// `ENOENT` of `TCP_ULP`: nobody offers a filter of that name.
+    /// `ENOENT` of `TCP_ULP`: no loaded module has a filter of that name.
     #[error(
         "there is no accept filter `{name}`: load the module (insmod accf.ko); \
-         /proc/sys/net/ipv4/tcp_available_ulp lists the names that there are"
+         /proc/sys/net/ipv4/tcp_available_ulp lists the names that exist"
     )]
     NoSuchFilter {
         /// The name that was asked for.
@@ -21,16 +21,19 @@ pub enum Error {
     },
 
     /// The name is empty, longer than 15 bytes, or has a zero byte: no filter can have it.
-    #[error("`{name}` cannot be the name of an accept filter: it takes 1 to 15 bytes, none of them zero")]
+    #[error(
+        "`{name}` cannot be the name of an accept filter: \
+         a name has 1 to 15 bytes, none of them zero"
+    )]
     InvalidName {
         /// The name that was asked for.
         name: String,
     },
 
-    /// `EEXIST` of `TCP_ULP`: the socket has a filter, or another upper layer protocol, already.
+    /// `EEXIST` of `TCP_ULP`: the socket already has a filter or another upper layer protocol.
     #[error(
-        "the socket has an upper layer protocol already, this filter or another one: \
-         attach once, and not to a socket that does TLS in the kernel"
+        "the socket already has an upper layer protocol, this filter or another one: \
+         attach once, and not to a socket that uses kernel TLS"
     )]
     AlreadyAttached,
 
@@ -38,52 +41,55 @@ pub enum Error {
     /// state.
     #[error(
         "the socket cannot have an accept filter: it is connected, or carries MPTCP or SMC; \
-         ask on a plain TCP socket that listens, or is about to"
+         attach to a plain TCP socket that listens, or is about to"
     )]
     WrongSocket,
 
     /// `ENOPROTOOPT` of `TCP_ULP`: this is no TCP socket, or the kernel is too old.
-    #[error("the socket knows no upper layer protocols: it is not a TCP socket, or its kernel is too old")]
+    #[error(
+        "the socket knows no upper layer protocols: \
+         it is not a TCP socket, or its kernel is too old"
+    )]
     NotTcp,
 
-    /// `ENOPROTOOPT` of `ACCF_CONFIG` and `ACCF_STATS`, `EOPNOTSUPP` where IPv4 answers itself: the
-    /// socket has no filter.
+    /// `ENOPROTOOPT` of `ACCF_CONFIG` and `ACCF_STATS`, or `EOPNOTSUPP` of `getsockopt()` on an
+    /// IPv4 socket: the socket has no filter.
     #[error("the socket has no accept filter: attach one first")]
     NoFilter,
 
-    /// `E2BIG` of `ACCF_CONFIG`: something is set that the module does not know yet.
+    /// `E2BIG` of `ACCF_CONFIG`: a setting that the module does not know is not zero.
     #[error(
-        "the loaded module is older than this program, and does not know a setting that was given: \
+        "the loaded module is older than this program and does not know one of the settings: \
          leave it at its default, or load a newer module"
     )]
     ModuleTooOld,
 
-    /// `EINVAL` of `ACCF_CONFIG`: a value that the module does not allow.
+    /// `EINVAL` of `ACCF_CONFIG`: the module does not allow a value.
     #[error("the module does not allow one of the settings: on_timeout must be one that it knows")]
     InvalidSetting,
 
-    /// `EPERM` of `ACCF_CONFIG`: more than the module's default is for who has `CAP_NET_ADMIN`.
+    /// `EPERM` of `ACCF_CONFIG`: a `max_parked` above the module's default takes `CAP_NET_ADMIN`.
     #[error(
-        "to hold back more connections than the module's parameter max_parked says takes \
-         CAP_NET_ADMIN in the network namespace: ask for fewer, or load the module with more"
+        "to park more connections than the module's parameter max_parked takes CAP_NET_ADMIN \
+         in the network namespace: set fewer, or load the module with a larger max_parked"
     )]
     TooManyParked,
 
-    /// The timeout has no representation, which is 1 to 4,294,967,295 whole milliseconds.
+    /// The timeout is not 1 to 4,294,967,295 whole milliseconds.
     #[error(
-        "a timeout of {0:?} cannot be set: it takes 1 ms to 4294967.295 s (49 days), \
-         or none at all to wait until the client sends"
+        "a timeout of {0:?} cannot be set: set 1 ms to 4294967.295 s (49 days), \
+         or none to wait until the client sends"
     )]
     TimeoutOutOfRange(Duration),
 
-    /// The kernel lists no TCP sockets (`ENOENT`, `EPROTONOSUPPORT`).
+    /// The kernel does not list TCP sockets (`ENOENT`, `EPROTONOSUPPORT`).
     #[error("the kernel does not list TCP sockets: load its modules inet_diag and tcp_diag")]
     NoSockDiag,
 
-    /// The module says nothing about a listener that has one of its filters.
+    /// The module returned no details of a listener that has one of its filters.
     #[error(
-        "the listener on {address} has the filter `{filter}`, but the loaded module says nothing \
-         about it: it is older than this program; load a newer one"
+        "the listener on {address} has the filter `{filter}`, but the loaded module returns no \
+         details of it: the module is older than this program; load a newer one"
     )]
     NoDetails {
         /// The listener's filter.
@@ -92,11 +98,11 @@ pub enum Error {
         address: std::net::SocketAddr,
     },
 
-    /// The kernel's list of TCP sockets cannot be understood.
-    #[error("cannot understand the kernel's list of TCP sockets")]
+    /// The kernel's list of TCP sockets cannot be decoded.
+    #[error("cannot decode the kernel's list of TCP sockets")]
     Malformed(#[from] DecodeError),
 
-    /// Anything else that the kernel refuses, such as a permission (`EPERM`).
+    /// Any other error of the kernel, such as a missing permission (`EPERM`).
     #[error("cannot {doing}")]
     Os {
         /// What was tried.
@@ -107,8 +113,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns the errno that the kernel gave for this error; none for those that were found before
-    /// the kernel was asked. Of errnos that are told by one error, it is the usual one.
+    /// Returns the errno that the kernel gave, or `None` for an error that this crate found itself.
+    /// If a variant stands for several errnos, returns the usual one.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::NoSuchFilter { .. } | Self::NoSockDiag => Some(libc::ENOENT),
@@ -126,7 +132,7 @@ impl Error {
         }
     }
 
-    /// Says why a filter could not be attached.
+    /// Converts the error of attaching the filter `name`.
     pub(crate) fn attach(name: &str, source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::ENOENT) => Self::NoSuchFilter {
@@ -142,10 +148,10 @@ impl Error {
         }
     }
 
-    /// Says why an option of the filter could not be read or set.
+    /// Converts the error of reading or setting an option of the filter.
     pub(crate) fn option(doing: &'static str, source: io::Error) -> Self {
         match source.raw_os_error() {
-            // The latter is what IPv4, and sockets of other kinds, say to a level that they do not know.
+            // IPv4 and sockets of other protocols return EOPNOTSUPP for an unknown level.
             Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP) => Self::NoFilter,
             Some(libc::E2BIG) => Self::ModuleTooOld,
             Some(libc::EINVAL) => Self::InvalidSetting,
@@ -154,7 +160,7 @@ impl Error {
         }
     }
 
-    /// Says why the kernel does not list sockets.
+    /// Converts the error of listing sockets.
     pub(crate) fn diag(source: io::Error) -> Self {
         match source.raw_os_error() {
             Some(libc::ENOENT | libc::EPROTONOSUPPORT) => Self::NoSockDiag,
@@ -170,7 +176,7 @@ impl Error {
 mod tests {
     use super::*;
 
-    /// An answer of the kernel.
+    /// Returns an error of the kernel.
     fn os(errno: i32) -> io::Error {
         io::Error::from_raw_os_error(errno)
     }

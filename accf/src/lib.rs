@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Accept filters of TCP listeners, for user space.
+//! Accept filters for TCP listeners, from user space.
 //!
 //! A listener with the filter [`DATAREADY`] accepts a connection once its first byte, or its end,
-//! has arrived. The kernel module `accf` does that; this crate asks for it, sets it up, and reads
-//! what it has counted: of one's own listeners through the socket ([`config()`], [`stats()`]), of any
-//! process's through the kernel's list of sockets ([`listeners()`]).
+//! has arrived. Until then, the kernel module `accf` parks it. This crate attaches the filter,
+//! changes its settings and reads its statistics: of the caller's own listeners through their
+//! sockets ([`config()`], [`stats()`]), of every process through the kernel's list of sockets
+//! ([`listeners()`]).
 //!
 //! ```no_run
 //! use std::net::TcpListener;
@@ -19,20 +20,20 @@
 //! config.on_timeout = accf::OnTimeout::Reset;
 //! accf::set_config(&listener, &config)?;
 //!
-//! println!("{} clients think", accf::stats(&listener)?.parked);
+//! println!("{} connections are parked", accf::stats(&listener)?.parked);
 //! # Ok(())
 //! # }
 //! ```
 //!
 //! # Versions
 //!
-//! The module may be older or newer than this crate. What an older one does not tell counts as zero;
-//! what a newer one tells in addition is left out. [`set_config`] sets only what this crate knows,
-//! and what a newer module knows besides returns to its default.
+//! The module may be older or newer than this crate. Fields that an older module does not have are
+//! zero; fields that a newer module adds are ignored. [`set_config`] sets the fields that this
+//! crate knows, and resets those that a newer module adds to their defaults.
 //!
 //! # Errors
 //!
-//! Every function fails with [`Error`], whose variants name the errnos they stand for, and whose
+//! Every function fails with [`Error`]. Its variants name the errnos that they stand for, and its
 //! texts say what to do.
 
 pub mod abi;
@@ -51,27 +52,27 @@ pub use crate::error::Error;
 pub use crate::listeners::{listeners, listeners_on, Listener};
 pub use crate::stats::{Stats, WaitBucket, WAIT_BUCKETS};
 
-/// The filter that holds a connection back until its first byte, or its end, is there.
+/// The filter that parks a connection until its first byte, or its end, arrives.
 pub const DATAREADY: &str = "dataready";
 
-/// The room for a name of an upper layer protocol, with a final zero byte (`TCP_ULP_NAME_MAX`).
+/// The size of the name of an upper layer protocol, with a final zero byte (`TCP_ULP_NAME_MAX`).
 const NAME_MAX: usize = 16;
 
 /// Attaches the filter `name` to a TCP socket that listens, or is about to:
 /// `setsockopt(IPPROTO_TCP, TCP_ULP)`.
 ///
-/// It stays until the socket is closed. The kernel loads the module by itself if it is installed,
-/// and the caller has `CAP_NET_ADMIN`.
+/// The filter stays until the socket is closed. The kernel loads the module if it is installed and
+/// the caller has `CAP_NET_ADMIN`.
 ///
 /// # Errors
 ///
 /// * [`Error::NoSuchFilter`] (`ENOENT`): the module is not loaded.
-/// * [`Error::AlreadyAttached`] (`EEXIST`): the socket has a filter already.
+/// * [`Error::AlreadyAttached`] (`EEXIST`): the socket already has a filter.
 /// * [`Error::WrongSocket`] (`EOPNOTSUPP`, `ENOTCONN`): the socket is connected, or carries MPTCP or
 ///   SMC.
 /// * [`Error::NotTcp`] (`ENOPROTOOPT`), [`Error::InvalidName`], [`Error::Os`].
 pub fn attach(socket: impl AsFd, name: &str) -> Result<(), Error> {
-    // The kernel would cut a longer name off.
+    // The kernel would truncate a longer name.
     if name.is_empty() || name.len() >= NAME_MAX || name.contains('\0') {
         return Err(Error::InvalidName {
             name: name.to_owned(),
@@ -113,7 +114,7 @@ pub fn attached(socket: impl AsFd) -> Result<Option<String>, Error> {
 /// [`Error::NoFilter`] (`ENOPROTOOPT`), [`Error::Os`].
 pub fn config(socket: impl AsFd) -> Result<Config, Error> {
     let mut raw = abi::accf_config::default();
-    // What an older module leaves untouched stays zero.
+    // Fields that an older module does not write stay zero.
     sys::get_option(
         socket.as_fd(),
         abi::SOL_ACCF,
@@ -126,15 +127,16 @@ pub fn config(socket: impl AsFd) -> Result<Config, Error> {
 
 /// Changes the settings of a socket's filter: `setsockopt(SOL_ACCF, ACCF_CONFIG)`.
 ///
-/// It takes effect at once, also for the connections that are parked. All settings are set: to
-/// change one, begin with those that [`config()`] returns.
+/// The change takes effect at once, also for connections that are already parked. The call sets all
+/// settings: to change one, start from what [`config()`] returns.
 ///
 /// # Errors
 ///
-/// * [`Error::NoFilter`] (`ENOPROTOOPT`): attach one first.
-/// * [`Error::TimeoutOutOfRange`]: zero, or more than 2^32 - 1 ms; the kernel is not asked.
+/// * [`Error::NoFilter`] (`ENOPROTOOPT`): the socket has no filter.
+/// * [`Error::TimeoutOutOfRange`]: the timeout is zero, or more than 2^32 - 1 ms.
 /// * [`Error::InvalidSetting`] (`EINVAL`): the module does not know this `on_timeout`.
-/// * [`Error::TooManyParked`] (`EPERM`): more than the module's default takes `CAP_NET_ADMIN`.
+/// * [`Error::TooManyParked`] (`EPERM`): `max_parked` is above the module's default, and the caller
+///   lacks `CAP_NET_ADMIN`.
 /// * [`Error::ModuleTooOld`] (`E2BIG`), [`Error::Os`].
 pub fn set_config(socket: impl AsFd, config: &Config) -> Result<(), Error> {
     let raw = config.to_abi()?;
@@ -147,14 +149,14 @@ pub fn set_config(socket: impl AsFd, config: &Config) -> Result<(), Error> {
     .map_err(|error| Error::option("change the accept filter's settings", error))
 }
 
-/// Returns what a socket's filter has counted: `getsockopt(SOL_ACCF, ACCF_STATS)`.
+/// Returns the statistics of a socket's filter: `getsockopt(SOL_ACCF, ACCF_STATS)`.
 ///
 /// # Errors
 ///
 /// [`Error::NoFilter`] (`ENOPROTOOPT`), [`Error::Os`].
 pub fn stats(socket: impl AsFd) -> Result<Stats, Error> {
     let mut raw = abi::accf_stats::default();
-    // What an older module leaves untouched stays zero.
+    // Fields that an older module does not write stay zero.
     sys::get_option(
         socket.as_fd(),
         abi::SOL_ACCF,

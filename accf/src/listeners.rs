@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The listeners of other processes: what the kernel's `sock_diag` tells of them.
+//! Lists the listeners of all processes that have an accept filter, with the kernel's `sock_diag`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,14 +22,14 @@ use crate::abi::{
 };
 use crate::{Config, Error, Stats, DATAREADY};
 
-/// Room for one answer. The kernel fills in as much as the reader has room for, up to this.
+/// The size of the buffer for one answer. The kernel never sends a longer one.
 const ANSWER_MAX: usize = 32 * 1024;
 
 /// A listener that has an accept filter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Listener {
-    /// Where it listens. An IPv6 listener on `[::]` may take IPv4 as well.
+    /// The address that it listens on. An IPv6 listener on `[::]` may accept IPv4, too.
     pub address: SocketAddr,
     /// The index of the interface that it is bound to (`SO_BINDTODEVICE`), if it is.
     pub interface: Option<NonZeroU32>,
@@ -37,23 +37,25 @@ pub struct Listener {
     pub filter: String,
     /// The filter's settings.
     pub config: Config,
-    /// What it has counted.
+    /// The filter's statistics.
     pub stats: Stats,
     /// Now: connections that wait for `accept()`.
     pub accept_queue: u32,
-    /// How many may: the argument of `listen()`, limited by `net.core.somaxconn`.
+    /// How many connections may wait for `accept()`: the argument of `listen()`, at most
+    /// `net.core.somaxconn`.
     pub backlog: u32,
-    /// The user that it belongs to.
+    /// The user ID of its owner.
     pub uid: u32,
-    /// The socket's inode: the number in `/proc/PID/fd` (`socket:[…]`) of the processes that have it.
+    /// The socket's inode: the number in `/proc/PID/fd` (`socket:[…]`) of processes that have it
+    /// open.
     pub inode: u32,
-    /// The socket's cookie (`SO_COOKIE`), by which the kernel tells sockets apart.
+    /// The socket's cookie (`SO_COOKIE`), which identifies the socket.
     pub cookie: u64,
 }
 
 impl Listener {
-    /// Returns a listener on `address` with `filter` that has counted nothing, and whose other fields
-    /// are zero: something to test programs with.
+    /// Returns a listener on `address` with `filter` whose other fields are zero or `None`, for the
+    /// tests of programs.
     pub fn new(address: SocketAddr, filter: &str) -> Self {
         Self {
             address,
@@ -71,10 +73,10 @@ impl Listener {
 }
 
 /// Returns all listeners that have an accept filter, of any process in the calling thread's network
-/// namespace: those on IPv4 addresses first, in no order.
+/// namespace. Those on IPv4 addresses come first; otherwise the order is undefined.
 ///
-/// It takes no privilege. Of listeners that come and go meanwhile, one may be missing or there twice
-/// (with the same [`cookie`](Listener::cookie)).
+/// The caller needs no privilege. If listeners come and go during the call, one may be missing or
+/// be there twice (with the same [`cookie`](Listener::cookie)).
 ///
 /// # Errors
 ///
@@ -83,9 +85,9 @@ pub fn listeners() -> Result<Vec<Listener>, Error> {
     listeners_on(0)
 }
 
-/// Returns those of the [`listeners()`] that listen on `port`; 0 is any.
+/// Returns the [`listeners()`] on `port`; 0 means any port.
 ///
-/// There is more than one with `SO_REUSEPORT`, and with different addresses.
+/// Listeners with `SO_REUSEPORT` or with different addresses may share a port.
 ///
 /// # Errors
 ///
@@ -101,7 +103,7 @@ pub fn listeners_on(port: u16) -> Result<Vec<Listener>, Error> {
         let request = SockDiagMessage::InetRequest(InetRequest {
             family,
             protocol: IPPROTO_TCP,
-            // The upper layer protocol comes with it.
+            // Makes the kernel add INET_DIAG_ULP_INFO.
             extensions: ExtensionFlags::INFO,
             states: StateFlags::LISTEN,
             socket_id: id,
@@ -111,7 +113,7 @@ pub fn listeners_on(port: u16) -> Result<Vec<Listener>, Error> {
     Ok(found)
 }
 
-/// Asks for sockets and adds the listeners among them that have a filter to `found`.
+/// Sends `request` and adds the listeners that have a filter to `found`.
 fn dump(socket: &Socket, request: SockDiagMessage, found: &mut Vec<Listener>) -> Result<(), Error> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
@@ -131,7 +133,7 @@ fn dump(socket: &Socket, request: SockDiagMessage, found: &mut Vec<Listener>) ->
     }
 }
 
-/// Whether there are more answers to come.
+/// Whether the kernel will send more answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     Incomplete,
@@ -148,7 +150,7 @@ fn read_answer(mut answer: &[u8], found: &mut Vec<Listener>) -> Result<Progress,
                 found.extend(listener(&response)?);
             }
             NetlinkPayload::Error(error) => return Err(Error::diag(error.to_io())),
-            // The dump ends with an error if there is one.
+            // An error may end the dump.
             NetlinkPayload::Done(done) if done.code < 0 => {
                 let source = io::Error::from_raw_os_error(done.code.saturating_neg());
                 return Err(Error::diag(source));
@@ -156,14 +158,14 @@ fn read_answer(mut answer: &[u8], found: &mut Vec<Listener>) -> Result<Progress,
             NetlinkPayload::Done(_) => return Ok(Progress::Complete),
             _ => {}
         }
-        // Messages begin at multiples of four.
+        // Messages are aligned to four bytes.
         let next = length.checked_next_multiple_of(4).unwrap_or(usize::MAX);
         answer = answer.get(next..).unwrap_or_default();
     }
     Ok(Progress::Incomplete)
 }
 
-/// Returns the listener that the kernel describes, if it has a filter.
+/// Returns the listener that `response` describes, if it has a filter.
 fn listener(response: &InetResponse) -> Result<Option<Listener>, Error> {
     let header = &response.header;
     let id = &header.socket_id;
@@ -180,7 +182,7 @@ fn listener(response: &InetResponse) -> Result<Option<Listener>, Error> {
                 address,
             });
         }
-        // Another upper layer protocol, such as mptcp.
+        // Another upper layer protocol, such as tls or mptcp.
         _ => return Ok(None),
     };
     Ok(Some(Listener {
@@ -197,14 +199,14 @@ fn listener(response: &InetResponse) -> Result<Option<Listener>, Error> {
     }))
 }
 
-/// Returns a socket's cookie: two words, the lower one first, each in the machine's byte order.
+/// Decodes a socket's cookie: two words in the machine's byte order, the low word first.
 fn cookie([a, b, c, d, e, f, g, h]: [u8; 8]) -> u64 {
     let low = u32::from_ne_bytes([a, b, c, d]);
     let high = u32::from_ne_bytes([e, f, g, h]);
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// Returns what is in the attribute that tells of a socket's upper layer protocol, if there is one.
+/// Returns the value of `INET_DIAG_ULP_INFO`, if there is one.
 fn ulp(attributes: &[Nla]) -> Option<Vec<u8>> {
     use netlink_packet_core::Nla as _;
     attributes.iter().find_map(|attribute| match attribute {
@@ -217,7 +219,7 @@ fn ulp(attributes: &[Nla]) -> Option<Vec<u8>> {
     })
 }
 
-/// What a socket's upper layer protocol says.
+/// The contents of `INET_DIAG_ULP_INFO`.
 #[derive(Debug, Default)]
 struct Ulp {
     name: String,
@@ -226,7 +228,7 @@ struct Ulp {
 }
 
 impl Ulp {
-    /// Reads nested attributes.
+    /// Decodes nested attributes.
     fn parse(nested: &[u8]) -> Result<Self, Error> {
         let mut ulp = Self::default();
         for attribute in NlasIterator::new(nested) {
@@ -278,7 +280,7 @@ mod tests {
         bytes
     }
 
-    /// Describes a listener on port 8080 with the attributes `nested` in its ULP information.
+    /// Writes the description of a listener on port 8080 with `nested` in `INET_DIAG_ULP_INFO`.
     fn described(id: SocketId, nested: Option<Vec<u8>>) -> Vec<u8> {
         let ulp = nested.map(|nested| Nla::Other(DefaultNla::new(INET_DIAG_ULP_INFO, nested)));
         let attributes = [
@@ -312,7 +314,7 @@ mod tests {
         message(SockDiagMessage::InetResponse(Box::new(response)).into())
     }
 
-    /// What the module says of a listener.
+    /// Writes the attributes that the module adds for a listener.
     fn details() -> Vec<u8> {
         let config = accf_config {
             timeout_ms: 1500,
@@ -406,7 +408,7 @@ mod tests {
     fn a_truncated_answer_is_never_complete() {
         let answer = described(SocketId::new_v4(), Some(details()));
         for length in 1..answer.len() {
-            // Wherever it is cut off, it neither panics nor is taken for complete.
+            // A truncated answer must neither panic nor look complete.
             if let Ok((progress, _)) = read(&answer[..length]) {
                 assert_eq!(progress, Progress::Incomplete);
             }
@@ -415,7 +417,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever the kernel answers, reading it ends, in a result or an error.
+        /// Any bytes decode to a result or an error.
         #[test]
         fn arbitrary_answers_do_not_panic(
             v6 in proptest::bool::ANY,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A listener's statistics.
+//! The statistics of a listener.
 
 use std::time::Duration;
 
@@ -8,23 +8,24 @@ use crate::abi::{accf_stats, ACCF_WAIT_BUCKETS};
 /// The number of buckets of [`Stats::wait_log2`].
 pub const WAIT_BUCKETS: usize = ACCF_WAIT_BUCKETS;
 
-/// A listener's statistics: one consistent picture.
+/// The statistics of a listener: one consistent snapshot.
 ///
-/// Counts are of connections since the filter was attached, except where it says "now". What an
-/// older module does not count is zero.
+/// Counters count connections since the filter was attached, except those described with "Now".
+/// Counters that an older module does not have are zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Now: parked connections.
     pub parked: u64,
     /// Now: requests that count against the listener's SYN backlog (the kernel's
-    /// `request_sock_queue.qlen`). Never negative. Of the parked ones, no more than one for each
-    /// processor is among them.
+    /// `request_sock_queue.qlen`). Of the parked requests, few do: one per CPU, and at most an
+    /// eighth of the backlog. May be negative for a moment.
     pub half_open: i64,
-    /// Now: those of them whose SYN-ACK has not been sent again yet (`request_sock_queue.young`).
+    /// Now: the requests among `half_open` whose SYN-ACK has not been retransmitted yet
+    /// (`request_sock_queue.young`); no parked request is among them. May be negative for a moment.
     pub half_open_young: i64,
 
-    /// Connections that were ever parked.
+    /// Connections that were parked.
     pub parked_total: u64,
     /// Parked, then accepted because data came.
     pub released_data: u64,
@@ -36,16 +37,17 @@ pub struct Stats {
     pub timeout_reset: u64,
     /// Parked, then dropped at the deadline.
     pub timeout_drop: u64,
-    /// Parked, then accepted, reset or dropped before the deadline to make room for another one
-    /// ([`Config::max_parked`](crate::Config::max_parked)).
+    /// Parked, then evicted: accepted, reset or dropped before the deadline, since another
+    /// connection was over the limit ([`Config::max_parked`](crate::Config::max_parked)).
     pub evicted: u64,
-    /// Parked, then ended by the client's RST, a SYN in the window, an ICMP error, or the
-    /// administrator (`ss --kill`).
+    /// Parked, then ended by TCP: the client's RST, a SYN in the window, an ICMP error, the
+    /// administrator (`ss --kill`), or the shutdown of the listener.
     pub aborted: u64,
-    /// Parked, then given back to the kernel, which could not make a connection at the deadline: no
-    /// memory, no route, a firewall.
+    /// Parked, then fell back to plain TCP: TCP could not make a connection at the deadline (no
+    /// memory, no route, a firewall), or the listener may not park any longer (see
+    /// `bypass_abort_on_overflow` and `bypass_signed`).
     pub fallback: u64,
-    /// SYN-ACKs that a parked connection's own timer asked for, and that were not sent.
+    /// SYN-ACKs that the timer of a parked request asked for, and that were not sent.
     pub synack_suppressed: u64,
 
     /// Not parked: the SYN was answered with a syncookie.
@@ -57,34 +59,37 @@ pub struct Stats {
     /// Not parked: `max_parked` was reached, and the oldest could not be accepted as the accept
     /// queue was full.
     pub bypass_accept_queue_full: u64,
-    /// Not parked: there was no memory.
+    /// Not parked: memory ran out.
     pub bypass_no_memory: u64,
-    /// Not parked: the network namespace has as many as it may, and none of them is this listener's.
+    /// Not parked: the network namespace has as many parked connections as it may
+    /// (`max_parked_netns`), and none of this listener's could be accepted instead. None is reset
+    /// or dropped for that.
     pub bypass_namespace_limit: u64,
     /// Not parked: the listener checks TCP-MD5 or TCP-AO signatures (RFC 2385, RFC 5925).
     pub bypass_signed: u64,
-    /// Not parked for any other reason: the listener is closing, the request was given back before,
-    /// its timer was just firing.
+    /// Not parked for any other reason: the listener is closing, the request fell back before, or
+    /// its timer was firing.
     pub bypass_other: u64,
 
-    /// How long clients took from their bare ACK to their first byte or FIN; its sum is
-    /// `released_data + released_fin`. [`waits`](Self::waits) gives the bounds.
+    /// A histogram of the time from a client's bare ACK to its first byte or FIN. Its sum is
+    /// `released_data + released_fin`. [`waits`](Self::waits) returns the bounds.
     pub wait_log2: [u64; WAIT_BUCKETS],
 }
 
-/// One bucket of the histogram of waits: `from <= wait < to`.
+/// A bucket of the histogram of waits: `from <= wait < to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitBucket {
-    /// The shortest wait that counts here.
+    /// The shortest wait in this bucket.
     pub from: Duration,
-    /// The shortest wait that is too long to count here. The last bucket has no such bound.
+    /// The shortest wait that is too long for this bucket. `None` in the last bucket.
     pub to: Option<Duration>,
     /// The number of connections.
     pub count: u64,
 }
 
 impl WaitBucket {
-    /// Returns the empty bucket `index` of [`Stats::wait_log2`]; none if there are not so many.
+    /// Returns the bucket `index` of [`Stats::wait_log2`], with a count of 0. `None` if there is
+    /// none.
     ///
     /// ```
     /// use std::time::Duration;
@@ -99,7 +104,7 @@ impl WaitBucket {
         if index >= WAIT_BUCKETS {
             return None;
         }
-        // 2^(i-1) ms, but nothing for the first one.
+        // 2^(i-1) ms, but 0 for the first bucket.
         let from = match index.checked_sub(1) {
             None => Duration::ZERO,
             Some(exponent) => Duration::from_millis(1 << exponent),
@@ -108,14 +113,14 @@ impl WaitBucket {
         Some(Self { from, to, count: 0 })
     }
 
-    /// Says whether a wait counts here.
+    /// Returns whether a wait belongs in this bucket.
     pub fn contains(&self, wait: Duration) -> bool {
         self.from <= wait && self.to.is_none_or(|to| wait < to)
     }
 }
 
 impl Stats {
-    /// Returns the histogram of waits, bucket by bucket.
+    /// Returns the buckets of the histogram of waits, shortest waits first.
     pub fn waits(&self) -> impl DoubleEndedIterator<Item = WaitBucket> + '_ {
         let counts = self.wait_log2.iter().enumerate();
         counts.filter_map(|(index, &count)| {
@@ -124,8 +129,8 @@ impl Stats {
         })
     }
 
-    /// Returns how many of the connections that were ever parked are accounted for, those that are
-    /// parked now included. It is [`parked_total`](Self::parked_total), or the module is wrong.
+    /// Returns the sum of the connections that are parked now and of those whose parking ended. It
+    /// equals [`parked_total`](Self::parked_total), unless the module has a defect.
     pub fn accounted(&self) -> u64 {
         [
             self.parked,
@@ -142,7 +147,7 @@ impl Stats {
         .fold(0, |sum, count| sum.wrapping_add(*count))
     }
 
-    /// Returns how many connections could not be parked, for whatever reason.
+    /// Returns how many connections could not be parked, for any reason.
     pub fn bypassed(&self) -> u64 {
         [
             self.bypass_syncookie,
@@ -158,9 +163,9 @@ impl Stats {
         .fold(0, |sum, count| sum.wrapping_add(*count))
     }
 
-    /// Returns the statistics that a module told.
+    /// Converts the statistics that a module returned.
     pub(crate) fn from_abi(raw: &accf_stats) -> Self {
-        // No `..`: a field that is new to the header must not be forgotten here.
+        // Without `..`, so that a new field of the header is an error here until it is converted.
         let accf_stats {
             parked,
             half_open,
@@ -258,7 +263,7 @@ mod tests {
     #[test]
     fn the_sums_include_every_counter() {
         use zerocopy::IntoBytes;
-        // Every word of the structure is one.
+        // Every word of the structure is 1.
         let words = size_of::<accf_stats>() / 8;
         let bytes: Vec<u8> = (0..words).flat_map(|_| 1_u64.to_ne_bytes()).collect();
         let raw: accf_stats = crate::abi::decode(&bytes);
@@ -266,7 +271,8 @@ mod tests {
         let stats = Stats::from_abi(&raw);
         assert_eq!(stats.accounted(), 9);
         assert_eq!(stats.bypassed(), 8);
-        let others = 4 + WAIT_BUCKETS; // half_open, half_open_young, parked_total, synack_suppressed
+        // half_open, half_open_young, parked_total, synack_suppressed
+        let others = 4 + WAIT_BUCKETS;
         assert_eq!(words, 9 + 8 + others);
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Socket options of any level, as bytes: the only `unsafe` of this crate.
+//! Reads and sets socket options as bytes: the only `unsafe` code of this crate.
 
 #![allow(unsafe_code)]
 
@@ -15,9 +15,9 @@ pub(crate) fn get_option(
 ) -> io::Result<usize> {
     let mut len = length(value)?;
     // SAFETY:
-    // - `value` is a live, exclusive borrow of `len` writable bytes, of which the kernel writes at
-    //   most that many, and all values of bytes are valid ones;
-    // - `len` is a local variable that the kernel may overwrite;
+    // - `value` is an exclusive borrow of `len` writable bytes, the kernel writes at most `len`
+    //   bytes, and every value is valid for a byte;
+    // - `len` is a local variable, which the kernel may overwrite;
     // - the descriptor stays open while it is borrowed.
     let status = unsafe {
         libc::getsockopt(
@@ -31,7 +31,7 @@ pub(crate) fn get_option(
     if status < 0 {
         return Err(io::Error::last_os_error());
     }
-    // No more than there was room for, whatever the kernel says.
+    // At most the size of `value`, even if the kernel returned more.
     Ok(usize::try_from(len).map_or(value.len(), |len| len.min(value.len())))
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn set_option(
 ) -> io::Result<()> {
     let len = length(value)?;
     // SAFETY:
-    // - `value` is a live borrow of `len` readable bytes, which the kernel only reads;
+    // - `value` is a borrow of `len` readable bytes, which the kernel only reads;
     // - the descriptor stays open while it is borrowed.
     let status =
         unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
@@ -54,7 +54,7 @@ pub(crate) fn set_option(
     Ok(())
 }
 
-/// Returns the length of an option's value in the system call's own type.
+/// Returns the length of an option's value in the type that the system calls take.
 fn length(value: &[u8]) -> io::Result<libc::socklen_t> {
     libc::socklen_t::try_from(value.len()).map_err(|_| io::ErrorKind::InvalidInput.into())
 }

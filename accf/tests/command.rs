@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The command `accf` as programs see it, wherever there is no listener with a filter.
+//! Tests of the command `accf` as a program. They need no listener with a filter.
 
 use std::process::{Command, Output};
 
@@ -31,9 +31,9 @@ fn help_lists_the_exit_statuses() {
 
 #[test]
 fn a_missing_listener_is_reported_on_stderr() {
-    // No port can be 1 here, but for somebody else's listener without a filter.
+    // Port 1 has no listener, or one without a filter.
     let output = accf(&["stats", ":1"]);
-    // The kernel does not list sockets; no such listener; no module.
+    // 1: the kernel does not list sockets; 3: no such listener; 4: no module.
     assert!(
         matches!(output.status.code(), Some(1 | 3 | 4)),
         "{output:?}"

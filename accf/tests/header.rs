@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `accf::abi` is what `module/uapi/accf.h` says: a C program that includes the header tells.
+//! Compares `accf::abi` with `module/uapi/accf.h`, by means of a C program that includes the
+//! header.
 //!
-//! It takes a C compiler and the kernel's user-space headers, which are there wherever Rust programs
-//! are linked with the system's C library. Without them this test fails, and says so.
+//! The test needs a C compiler and the kernel's user-space headers, which come with the C library
+//! that Rust programs are linked with. Without them it fails and names them.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,11 +13,12 @@ use std::process::Command;
 
 use accf::abi;
 
-/// Returns lines `structure.field offset size` of a structure of `abi`, and its size.
+/// Returns the size of a structure of `abi`, and a line `structure.field offset size` per field.
 macro_rules! layout {
     ($structure:ident { $($field:ident),* $(,)? }) => {{
         let all = abi::$structure::default();
-        let mut lines = vec![format!("{} size {}", stringify!($structure), size_of::<abi::$structure>())];
+        let size = size_of::<abi::$structure>();
+        let mut lines = vec![format!("{} size {size}", stringify!($structure))];
         $(lines.push(format!(
             "{}.{} {} {}",
             stringify!($structure),
@@ -28,14 +30,14 @@ macro_rules! layout {
     }};
 }
 
-/// Returns lines `name value` of constants of `abi`.
+/// Returns a line `name value` for each constant of `abi`.
 macro_rules! constants {
     ($($name:ident),* $(,)?) => {
         vec![$(format!("{} {}", stringify!($name), i128::try_from(abi::$name).unwrap())),*]
     };
 }
 
-/// What this crate believes.
+/// Returns the layout and the constants of this crate.
 fn ours() -> Vec<String> {
     let mut lines = layout!(accf_config {
         timeout_ms,
@@ -83,17 +85,17 @@ fn ours() -> Vec<String> {
     lines
 }
 
-/// The names that the header defines.
+/// The names that a header defines.
 #[derive(Debug, Default)]
 struct Names {
     /// Structures with their fields.
     structures: Vec<(String, Vec<String>)>,
-    /// Constants of both kinds.
+    /// Macros and enumerators.
     constants: Vec<String>,
 }
 
 impl Names {
-    /// Reads a header that has one declaration in a line.
+    /// Parses a header that has one declaration per line.
     fn of(header: &str) -> Self {
         let mut names = Self::default();
         let mut in_enum = false;
@@ -107,7 +109,10 @@ impl Names {
                 [name, "=", _] if in_enum => names.constants.push(name.to_owned()),
                 [_, field] if field.ends_with(';') => {
                     let name = field.trim_end_matches(';').split('[').next().unwrap();
-                    let (_, fields) = names.structures.last_mut().expect("a field of nothing");
+                    let (_, fields) = names
+                        .structures
+                        .last_mut()
+                        .expect("a field outside of a structure");
                     fields.push(name.to_owned());
                 }
                 [] | ["#include" | "#ifndef" | "#endif", ..] | ["#define", _] => {}
@@ -117,7 +122,7 @@ impl Names {
         names
     }
 
-    /// Writes a C program that prints everything in the words of [`ours`].
+    /// Writes a C program that prints the lines of [`ours`].
     fn program(&self, header: &Path) -> String {
         let mut text = format!(
             "#include <stddef.h>\n#include <stdio.h>\n#include <linux/inet_diag.h>\n\
@@ -133,13 +138,14 @@ impl Names {
             for field in fields {
                 writeln!(
                     text,
-                    "\tprintf(\"{structure}.{field} %zu %zu\\n\", offsetof(struct {structure}, {field}), \
+                    "\tprintf(\"{structure}.{field} %zu %zu\\n\", \
+                     offsetof(struct {structure}, {field}), \
                      sizeof(((struct {structure} *)0)->{field}));"
                 )
                 .unwrap();
             }
         }
-        // The kernel's own, which the header speaks of.
+        // Constants of the kernel's own headers that `abi` repeats.
         let kernels = ["INET_DIAG_ULP_INFO", "INET_ULP_INFO_NAME"];
         for name in self.constants.iter().map(String::as_str).chain(kernels) {
             writeln!(text, "\tprintf(\"{name} %lld\\n\", (long long){name});").unwrap();
@@ -149,7 +155,7 @@ impl Names {
     }
 }
 
-/// Returns C text without its comments.
+/// Removes the comments from C text.
 fn without_comments(text: &str) -> String {
     let mut rest = text;
     let mut code = String::new();
@@ -161,7 +167,7 @@ fn without_comments(text: &str) -> String {
     code
 }
 
-/// What the header says, by way of the C compiler.
+/// Returns the layout and the constants of the header, as the C compiler sees them.
 fn theirs(header: &Path) -> Vec<String> {
     let text = fs::read_to_string(header).expect("the header");
     let names = Names::of(&text);
@@ -176,7 +182,7 @@ fn theirs(header: &Path) -> Vec<String> {
         .output()
         .unwrap_or_else(|error| {
             panic!(
-                "this test takes a C compiler, and cannot run `{compiler}`: {error}. \
+                "this test needs a C compiler and cannot run `{compiler}`: {error}. \
                  Install one (gcc), or name it in CC"
             )
         });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What sockets without a filter answer: no module is needed.
+//! Tests of sockets without a filter. They need no module.
 
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::net::UnixListener;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use accf::{Config, Error};
 
-/// A listener that nobody else knows of.
+/// Returns a listener on a free port.
 fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").unwrap()
 }
@@ -26,7 +26,7 @@ fn a_listener_without_a_filter_has_neither_settings_nor_statistics() {
 fn an_unknown_filter_is_named() {
     match accf::attach(listener(), "no-such-filter") {
         Err(Error::NoSuchFilter { name }) => assert_eq!(name, "no-such-filter"),
-        // A kernel that knows no upper layer protocols at all.
+        // A kernel without upper layer protocols.
         Err(Error::NotTcp) => {}
         other => panic!("{other:?}"),
     }
@@ -68,7 +68,7 @@ fn a_listener_without_a_filter_is_not_listed() {
     let address = listener.local_addr().unwrap();
     match accf::listeners_on(address.port()) {
         Ok(found) => assert!(found.iter().all(|found| found.address != address)),
-        // A kernel without sock_diag, or one that keeps it from us.
+        // A kernel without sock_diag, or one that forbids it to the test.
         Err(Error::NoSockDiag | Error::Os { .. }) => {}
         Err(error) => panic!("{error:?}"),
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Listeners as JSON. Names and units are those of `accf.h`.
+//! Writes listeners as JSON, with the names and units of `accf.h`.
 
 use std::net::IpAddr;
 
@@ -14,28 +14,29 @@ use crate::text;
 struct ListenerView {
     address: IpAddr,
     port: u16,
-    /// The interface that it is bound to, or null.
+    /// The interface that the socket is bound to, or null.
     interface: Option<String>,
     filter: String,
     uid: u32,
     inode: u32,
-    /// Connections that wait for `accept()`, and how many may.
+    /// Connections that wait for `accept()`.
     accept_queue: u32,
+    /// The limit of `accept_queue`.
     backlog: u32,
     config: ConfigView,
     stats: StatsView,
 }
 
-/// Its settings, as the module tells them: a `timeout_ms` of 0 is "until the client sends".
+/// The settings of a listener, as the module returns them: a `timeout_ms` of 0 means "none".
 #[derive(Serialize)]
 struct ConfigView {
     timeout_ms: u64,
     max_parked: u32,
-    /// A word, or the number of one that this program does not know.
+    /// A word, or the number of an action that this program does not know.
     on_timeout: String,
 }
 
-/// What it has counted.
+/// The statistics of a listener.
 #[derive(Serialize)]
 struct StatsView {
     parked: u64,
@@ -59,11 +60,11 @@ struct StatsView {
     bypass_namespace_limit: u64,
     bypass_signed: u64,
     bypass_other: u64,
-    /// `wait_log2` with its bounds.
+    /// The buckets of `wait_log2` with their bounds.
     waits: Vec<WaitView>,
 }
 
-/// A bucket of the histogram: `from_ms <= wait < to_ms`; the last one has null as its end.
+/// A bucket of the histogram: `from_ms <= wait < to_ms`. `to_ms` is null in the last bucket.
 #[derive(Serialize)]
 struct WaitView {
     from_ms: u64,
@@ -136,7 +137,7 @@ fn stats(stats: &Stats) -> StatsView {
     }
 }
 
-/// Returns a time in milliseconds, of which it has whole ones.
+/// Returns the milliseconds of a time, which are whole.
 fn milliseconds(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
@@ -147,7 +148,7 @@ mod tests {
     use crate::sample;
     use serde_json::Value;
 
-    /// What a program reads.
+    /// Writes a listener and parses the JSON.
     fn read(listener: &Listener) -> Value {
         let text = render(&[listener]).unwrap();
         let mut value: Value = serde_json::from_str(&text).unwrap();
@@ -181,7 +182,7 @@ mod tests {
             .filter(|name| !name.starts_with("wait_log2"))
             .collect();
         for name in &names {
-            // None of the sample's is zero.
+            // No counter of the sample is zero.
             assert!(stats[name].as_i64() > Some(0), "{name}");
         }
         assert_eq!(stats.as_object().unwrap().len(), names.len() + 1);

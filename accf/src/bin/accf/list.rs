@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The table of listeners.
+//! Writes the table of listeners.
 
 use accf::Listener;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 
 use crate::text::{address, max_parked, number, timeout};
 
-/// A line under the heading, and nothing else.
+/// A style with a line under the heading and no other lines.
 const RULES: TableStyle =
     TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
-/// The columns, and whether they are numbers.
+/// The name of each column, and whether it holds numbers.
 const COLUMNS: [(&str, bool); 10] = [
     ("listener", false),
     ("filter", false),
@@ -24,7 +24,7 @@ const COLUMNS: [(&str, bool); 10] = [
     ("bypassed", true),
 ];
 
-/// Writes one line for each listener; `Dynamic` fits the table into the terminal, if there is one.
+/// Writes one line for each listener. `Dynamic` fits the table into the terminal, if there is one.
 pub(crate) fn render(listeners: &[&Listener], arrangement: ContentArrangement) -> String {
     let mut table = Table::new();
     table
@@ -47,7 +47,7 @@ pub(crate) fn render(listeners: &[&Listener], arrangement: ContentArrangement) -
     text
 }
 
-/// The cells of one listener.
+/// Returns the cells of one listener.
 fn row(listener: &Listener) -> [String; COLUMNS.len()] {
     let (config, stats) = (&listener.config, &listener.stats);
     let timed_out = [
@@ -78,12 +78,23 @@ mod tests {
     fn each_listener_has_one_line() {
         let (unused, busy) = (sample::unused(), sample::busy());
         let text = render(&[&unused, &busy], ContentArrangement::Disabled);
-        let expected = " \
- listener        filter      timeout   then     parked   at most    ever   released   timed out   bypassed
-───────────────────────────────────────────────────────────────────────────────────────────────────────────
- 192.0.2.1:443   dataready      none   accept        0   default       0          0           0          0
- [::]:8080       dataready     1.5 s   reset        12     2,000   1,326      1,107         180        196
-";
+        let expected = [
+            concat!(
+                " listener        filter      timeout   then     parked   at most    ever",
+                "   released   timed out   bypassed",
+            ),
+            &"─".repeat(107),
+            concat!(
+                " 192.0.2.1:443   dataready      none   accept        0   default       0",
+                "          0           0          0",
+            ),
+            concat!(
+                " [::]:8080       dataready     1.5 s   reset        12     2,000   1,326",
+                "      1,107         180        196",
+            ),
+            "",
+        ]
+        .join("\n");
         assert_eq!(text, expected, "{text}");
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `accf`: shows the listeners that have an accept filter, and what the filters have counted.
+//! `accf`: shows the listeners that have an accept filter, and their statistics.
 
 mod json;
 mod list;
@@ -20,34 +20,39 @@ use comfy_table::ContentArrangement;
 
 use target::Target;
 
-/// The exit status for everything that is not named below.
+/// The exit status for all other errors.
 const FAILED: u8 = 1;
-/// The exit status if no listener with a filter is where one was asked for. (2 is clap's.)
+/// The exit status if `stats` finds no listener with a filter at its target. (2 is clap's.)
 const NO_LISTENER: u8 = 3;
 /// The exit status if the module is not loaded.
 const NO_MODULE: u8 = 4;
 
-/// What people may want to know besides.
+/// The text below the options of `--help`.
 const AFTER_HELP: &str = "\
-Shown are the listeners of the caller's network namespace, whoever owns them. It
-takes no privilege. For another namespace:
+Shows the listeners of all users in the caller's network namespace, without any
+privilege. To see those of another namespace:
 
     ip netns exec NAME accf list
     nsenter --net --target PID accf list
 
-A filter is attached and set up by a process that has the listening socket, not
-from here: setsockopt() with TCP_ULP and ACCF_CONFIG, see accf.h.
+This command does not attach filters or change settings. The process that has
+the listening socket does: setsockopt() with TCP_ULP and ACCF_CONFIG, see accf.h.
 
 Exit status:
-  0  all is well
-  1  the kernel does not tell
+  0  success
+  1  the kernel does not list its listeners, or any other error
   2  wrong usage
-  3  there is no listener with a filter where one was asked for
-  4  there is none at all, as the module is not loaded";
+  3  stats: no listener with a filter, or none at the given address
+  4  the module is not loaded, so no listener has a filter";
 
 /// Show the TCP listeners that have an accept filter.
 #[derive(Debug, Parser)]
-#[command(version, after_help = AFTER_HELP, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    version,
+    after_help = AFTER_HELP,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -55,17 +60,26 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show one line for each listener that has a filter.
+    /// Show one line for each listener that has a filter
     ///
-    /// timeout, then: how long a silent client waits, and what becomes of it; parked, at most: how many
-    /// wait now, and may; ever, released, timed out: how many waited since the filter was attached,
-    /// were accepted as they sent or closed, stayed silent; bypassed: could not be held back.
+    /// Columns:
+    ///   timeout    how long a silent connection stays parked
+    ///   then       what happens to it after that time
+    ///   parked     connections that are parked now
+    ///   at most    how many may be parked
+    ///
+    /// Columns that count connections since the filter was attached:
+    ///   ever       parked
+    ///   released   parked, then accepted as the client sent or closed
+    ///   timed out  parked, then silent until the deadline
+    ///   bypassed   not parked, although the filter applied
+    #[command(verbatim_doc_comment)]
     List(Output),
-    /// Show all that the filters have counted, and how long clients took to send.
+    /// Show all counters, and how long clients took to send.
     Stats {
         #[command(flatten)]
         output: Output,
-        /// Only listeners on ADDRESS, ADDRESS:PORT or :PORT; [ADDRESS]:PORT with IPv6.
+        /// Show only listeners on ADDRESS, ADDRESS:PORT or :PORT; [ADDRESS]:PORT with IPv6.
         #[arg(
             value_name = "ADDRESS|:PORT",
             default_value_t,
@@ -82,7 +96,7 @@ struct Output {
     json: bool,
 }
 
-/// What is to be told: on the standard output, on the standard error, and as the exit status.
+/// What the command prints on its standard output and standard error, and its exit status.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Answer {
     output: String,
@@ -108,7 +122,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Writes to the standard output. It is no error if nobody wants to read it all.
+/// Writes to the standard output. A closed pipe is no error: the reader has read enough.
 fn print(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -119,26 +133,26 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Says whether the module is loaded; nothing where the kernel does not show its modules.
+/// Returns whether the module is loaded, or `None` where `/sys` does not show modules.
 fn module_loaded() -> Option<bool> {
     let modules = Path::new("/sys/module");
     modules.is_dir().then(|| modules.join("accf").exists())
 }
 
-/// Returns the answer to a command.
+/// Runs a command on what the kernel returned.
 fn answer(
     command: &Command,
     listeners: Result<Vec<Listener>, Error>,
     module_loaded: Option<bool>,
 ) -> Result<Answer> {
     let mut listeners = listeners.map_err(explain)?;
-    // A listener may be there twice if others came or went meanwhile.
+    // The kernel may list a listener twice if others came or went at the same time.
     listeners.sort_by_key(|listener| (listener.address, listener.cookie));
     listeners.dedup_by_key(|listener| listener.cookie);
     if listeners.is_empty() && module_loaded == Some(false) {
         return Ok(Answer {
             remark: "accf: the module is not loaded, so no listener has an accept filter; \
-                     load it (insmod accf.ko), then restart the servers that ask for one"
+                     load it (insmod accf.ko), then restart the servers that attach one"
                 .to_owned(),
             status: NO_MODULE,
             ..Answer::default()
@@ -156,7 +170,7 @@ fn answer(
     if chosen.is_empty() {
         answer.remark = no_match(target, &listeners);
         answer.status = match command {
-            // None is what there is to list.
+            // An empty list is correct.
             Command::List(_) => 0,
             Command::Stats { .. } => NO_LISTENER,
         };
@@ -170,7 +184,7 @@ fn answer(
     Ok(answer)
 }
 
-/// Says that nothing is at `target`, and what there is instead.
+/// Returns the text that no listener is at `target`. It names the addresses of the others.
 fn no_match(target: &Target, listeners: &[Listener]) -> String {
     if listeners.is_empty() {
         return "accf: no listener in this network namespace has an accept filter".to_owned();
@@ -183,14 +197,14 @@ fn no_match(target: &Target, listeners: &[Listener]) -> String {
     )
 }
 
-/// Adds what is to be done, where the library cannot know.
+/// Adds advice that the library cannot give.
 fn explain(error: Error) -> anyhow::Error {
     let errno = error.errno();
     let error = anyhow!(error);
     if errno == Some(nix::libc::EPERM) || errno == Some(nix::libc::EACCES) {
         return error.context(
-            "no permission to ask the kernel (sock_diag): a sandbox, such as seccomp or SELinux, \
-             forbids it; run accf outside of it",
+            "no permission to list sockets (sock_diag): a sandbox, such as seccomp or SELinux, \
+             forbids it; run accf outside the sandbox",
         );
     }
     error

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Listeners to test with.
+//! Sample listeners for tests.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use accf::{Listener, OnTimeout, DATAREADY};
 
-/// A listener that nobody has connected to, with the default settings.
+/// Returns a listener with the default settings that no client has connected to.
 pub(crate) fn unused() -> Listener {
     let mut listener = Listener::new("192.0.2.1:443".parse().unwrap(), DATAREADY);
     listener.cookie = 1;
     listener
 }
 
-/// A listener that has seen everything, each event another number of times.
+/// Returns a listener whose counters are all different and none zero.
 pub(crate) fn busy() -> Listener {
     let mut listener = Listener::new("[::]:8080".parse().unwrap(), DATAREADY);
     listener.cookie = 2;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A listener's counters in words, and how long its clients took to send.
+//! Writes a listener's counters in words, and the histogram of how long its clients took to send.
 
 use std::fmt::Write as _;
 
@@ -7,20 +7,20 @@ use accf::{Listener, OnTimeout, Stats, WaitBucket};
 
 use crate::text::{address, max_parked, number, rough, timeout};
 
-/// The width of the words before a counter, with what they are indented by.
+/// The width of the text before a counter, with its indentation.
 const LABEL_WIDTH: usize = 62;
 /// The width of a counter.
 const COUNT_WIDTH: usize = 14;
 /// The width of the longest bar.
 const BAR_WIDTH: usize = 32;
 
-/// Writes all that is known of each listener.
+/// Writes a page for each listener.
 pub(crate) fn render(listeners: &[&Listener]) -> String {
     let pages: Vec<String> = listeners.iter().map(|listener| page(listener)).collect();
     pages.join("\n")
 }
 
-/// Writes one listener's page.
+/// Writes the page of one listener.
 fn page(listener: &Listener) -> String {
     let config = &listener.config;
     let mut text = format!(
@@ -38,7 +38,7 @@ fn page(listener: &Listener) -> String {
         &mut text,
         "timeout",
         &match config.timeout {
-            None => "none: a silent client waits until it sends".to_owned(),
+            None => "none: a silent connection stays parked until it sends".to_owned(),
             Some(_) => format!(
                 "{}, then {}",
                 timeout(config),
@@ -52,7 +52,7 @@ fn page(listener: &Listener) -> String {
         &match config.max_parked {
             None => "as many as the module's default".to_owned(),
             Some(_) => format!(
-                "{}; one more, and {}",
+                "{}; one more evicts the oldest: {}",
                 max_parked(config),
                 on_eviction(config.on_timeout)
             ),
@@ -74,7 +74,7 @@ fn page(listener: &Listener) -> String {
     text
 }
 
-/// Says what becomes of a silent client at its deadline.
+/// Returns what happens to a silent connection at its deadline.
 fn on_deadline(on_timeout: OnTimeout) -> String {
     match on_timeout {
         OnTimeout::Accept => "the server accepts the silent connection".to_owned(),
@@ -82,28 +82,28 @@ fn on_deadline(on_timeout: OnTimeout) -> String {
         OnTimeout::Drop => "the connection is forgotten".to_owned(),
         OnTimeout::Other(other) => {
             format!(
-                "what this program does not know (on_timeout {other}): it is older than the module"
+                "on_timeout {other}, which this program does not know: it is older than the module"
             )
         }
     }
 }
 
-/// Says what becomes of the oldest connection when there are too many.
+/// Returns what happens to the oldest connection when one is over the limit.
 fn on_eviction(on_timeout: OnTimeout) -> &'static str {
     match on_timeout {
-        OnTimeout::Accept => "the oldest is accepted",
-        OnTimeout::Reset => "the oldest is reset",
-        OnTimeout::Drop => "the oldest is forgotten",
-        OnTimeout::Other(_) => "the oldest meets its deadline",
+        OnTimeout::Accept => "it is accepted",
+        OnTimeout::Reset => "it is reset",
+        OnTimeout::Drop => "it is forgotten",
+        OnTimeout::Other(_) => "see on_timeout",
     }
 }
 
-/// One line: how far it is indented, what is counted, and the count.
+/// One line: its level of indentation, what is counted, and the count.
 type Counter = (usize, &'static str, i128);
 
 /// Writes the counters.
 fn counters(stats: &Stats) -> String {
-    // No counter is left out; zeros say something, too.
+    // A counter that is zero is shown, too: it says that this never happened.
     let groups: [(&str, &[Counter]); 3] = [
         (
             "now",
@@ -146,18 +146,18 @@ fn counters(stats: &Stats) -> String {
                     "silent until the deadline, dropped",
                     stats.timeout_drop.into(),
                 ),
-                (1, "made room for another one", stats.evicted.into()),
+                (1, "evicted: over the limit", stats.evicted.into()),
                 (
                     1,
                     "ended by the client, ICMP or the administrator",
                     stats.aborted.into(),
                 ),
+                (1, "fell back to plain TCP", stats.fallback.into()),
                 (
-                    1,
-                    "given back: no connection could be made",
-                    stats.fallback.into(),
+                    0,
+                    "SYN-ACKs not retransmitted",
+                    stats.synack_suppressed.into(),
                 ),
-                (0, "SYN-ACKs not sent again", stats.synack_suppressed.into()),
             ],
         ),
         (
@@ -180,13 +180,13 @@ fn counters(stats: &Stats) -> String {
                 ),
                 (
                     0,
-                    "too many were parked, and the accept queue was full",
+                    "max_parked was reached, and the accept queue was full",
                     stats.bypass_accept_queue_full.into(),
                 ),
-                (0, "there was no memory", stats.bypass_no_memory.into()),
+                (0, "memory ran out", stats.bypass_no_memory.into()),
                 (
                     0,
-                    "the network namespace had too many parked",
+                    "max_parked_netns was reached",
                     stats.bypass_namespace_limit.into(),
                 ),
                 (
@@ -194,7 +194,7 @@ fn counters(stats: &Stats) -> String {
                     "the listener checks TCP-MD5 or TCP-AO",
                     stats.bypass_signed.into(),
                 ),
-                (0, "of anything else", stats.bypass_other.into()),
+                (0, "of any other reason", stats.bypass_other.into()),
             ],
         ),
     ];
@@ -214,14 +214,14 @@ fn counters(stats: &Stats) -> String {
     text
 }
 
-/// Writes a number that may be negative, although it must not.
+/// Writes a number that may be negative for a moment.
 fn signed(value: i128) -> String {
     let sign = if value < 0 { "-" } else { "" };
     let size = u64::try_from(value.unsigned_abs()).unwrap_or(u64::MAX);
     format!("{sign}{}", number(size))
 }
 
-/// Draws the histogram, from the first bucket that is not empty to the last one.
+/// Draws the histogram, from the first bucket that is not empty to the last.
 fn waits(stats: &Stats) -> String {
     let mut text = "  from the client's ACK to its first byte or its end\n".to_owned();
     let buckets: Vec<WaitBucket> = stats.waits().collect();
@@ -252,7 +252,7 @@ fn waits(stats: &Stats) -> String {
     text
 }
 
-/// Draws a bar in eighths of a character; nothing but zero is invisible.
+/// Draws a bar in eighths of a character. Only zero has no bar.
 fn bar(count: u64, most: u64) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     if count == 0 || most == 0 {
@@ -277,7 +277,7 @@ mod tests {
         let expected = "\
 [::]:8080  dataready  (uid 1000, socket 4711)
   timeout           1.5 s, then the client is reset
-  may be parked     2,000; one more, and the oldest is reset
+  may be parked     2,000; one more evicts the oldest: it is reset
   accept queue      2 of 4,096
 
   now
@@ -291,19 +291,19 @@ mod tests {
       silent until the deadline, accepted                                 50
       silent until the deadline, reset                                    60
       silent until the deadline, dropped                                  70
-      made room for another one                                            8
+      evicted: over the limit                                              8
       ended by the client, ICMP or the administrator                       9
-      given back: no connection could be made                             10
-    SYN-ACKs not sent again                                               90
+      fell back to plain TCP                                              10
+    SYN-ACKs not retransmitted                                            90
   not parked, as on a plain listener, because
     the SYN was answered with a syncookie                                 21
     the SYN carried TCP Fast Open                                         22
     tcp_abort_on_overflow is set                                          23
-    too many were parked, and the accept queue was full                   24
-    there was no memory                                                   25
-    the network namespace had too many parked                             26
+    max_parked was reached, and the accept queue was full                 24
+    memory ran out                                                        25
+    max_parked_netns was reached                                          26
     the listener checks TCP-MD5 or TCP-AO                                 27
-    of anything else                                                      28
+    of any other reason                                                   28
 
   from the client's ACK to its first byte or its end
           less than 1 ms  ███▏                                       100
@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn an_unused_listener_has_zero_counters() {
         let text = render(&[&sample::unused()]);
-        assert!(text.contains("waits until it sends"), "{text}");
+        assert!(text.contains("stays parked until it sends"), "{text}");
         assert!(text.contains("as many as the module's default"), "{text}");
         assert!(text.contains("no parked connection has sent"), "{text}");
     }

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which listeners are meant.
+//! The addresses of the listeners that `accf stats` shows.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
 
-/// An address, a port, or both; the default is any of them.
+/// An address, a port, or both. The default matches every listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Target {
     address: Option<IpAddr>,
     port: Option<NonZeroU16>,
 }
 
-/// Why a text is not a [`Target`].
+/// The error of parsing a [`Target`].
 #[derive(Debug)]
 pub(crate) struct Invalid;
 
 impl Target {
-    /// Says whether a listener on `address` is meant. A wildcard address is an address like others.
+    /// Returns whether a listener on `address` matches. A wildcard address matches only itself.
     pub(crate) fn matches(self, address: SocketAddr) -> bool {
         self.address.is_none_or(|ip| ip == address.ip())
             && self.port.is_none_or(|port| port.get() == address.port())
@@ -29,11 +29,11 @@ impl FromStr for Target {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        // What `Display` writes.
+        // `Display` writes this for the default.
         if text == "*" {
             return Ok(Self::default());
         }
-        // Before a port alone is looked for: `::` begins like one.
+        // Must come before a port alone, as `::` also begins with a colon.
         if let Ok(address) = text.parse::<IpAddr>() {
             return Ok(Self {
                 address: Some(address),
@@ -89,7 +89,7 @@ impl std::error::Error for Invalid {}
 mod tests {
     use super::*;
 
-    /// Says whether the listener on `address` is meant by `text`.
+    /// Returns whether `text` matches a listener on `address`.
     fn matches(text: &str, address: &str) -> bool {
         let target: Target = text.parse().unwrap();
         target.matches(address.parse().unwrap())

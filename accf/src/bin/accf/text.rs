@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Numbers, times and addresses for people.
+//! Formats numbers, times and addresses for people.
 
 use std::time::Duration;
 
 use accf::{Config, Listener};
 
-/// Writes a listener's address, with the interface that it is bound to, as `ss` does.
+/// Formats a listener's address, with the interface that it is bound to, as `ss` does.
 pub(crate) fn address(listener: &Listener) -> String {
     let address = listener.address;
     match interface(listener) {
@@ -15,7 +15,7 @@ pub(crate) fn address(listener: &Listener) -> String {
     }
 }
 
-/// Returns the name of the interface that a listener is bound to, or its number if it has gone.
+/// Returns the name of the interface that a listener is bound to, or its index if it has no name.
 pub(crate) fn interface(listener: &Listener) -> Option<String> {
     let index = listener.interface?.get();
     let name = nix::net::if_::if_indextoname(index).ok();
@@ -23,7 +23,7 @@ pub(crate) fn interface(listener: &Listener) -> Option<String> {
     Some(name.unwrap_or_else(|| index.to_string()))
 }
 
-/// Writes a number with its thousands set apart.
+/// Formats a number with thousands separators.
 pub(crate) fn number(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
@@ -36,7 +36,7 @@ pub(crate) fn number(value: u64) -> String {
     text
 }
 
-/// Writes a time that was set, exactly: settings have whole milliseconds.
+/// Formats the time of a setting exactly: settings have whole milliseconds.
 pub(crate) fn exact(time: Duration) -> String {
     let (seconds, ms) = (time.as_secs(), time.subsec_millis());
     match (seconds, ms) {
@@ -46,7 +46,7 @@ pub(crate) fn exact(time: Duration) -> String {
     }
 }
 
-/// Writes a time with up to three digits.
+/// Formats a time with up to three digits.
 pub(crate) fn rough(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds < 1.0 {
@@ -62,12 +62,12 @@ pub(crate) fn rough(time: Duration) -> String {
     }
 }
 
-/// Writes how long silent connections are held back.
+/// Formats how long silent connections stay parked.
 pub(crate) fn timeout(config: &Config) -> String {
     config.timeout.map_or("none".to_owned(), exact)
 }
 
-/// Writes how many connections may be parked.
+/// Formats how many connections may be parked.
 pub(crate) fn max_parked(config: &Config) -> String {
     let max = config.max_parked.map(|max| number(max.get().into()));
     max.unwrap_or_else(|| "default".to_owned())
