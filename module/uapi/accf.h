@@ -1,32 +1,60 @@
 /* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
 /*
- * accf: accept filters for TCP listeners. What user space shares with the module.
- *
- * A listener gets a filter by name: setsockopt(fd, IPPROTO_TCP, TCP_ULP, "dataready", 9), before or after listen(). From
- * then on the socket understands the level SOL_ACCF:
- *
- *   option        set   get   argument
- *   ACCF_CONFIG   yes   yes   struct accf_config
- *   ACCF_STATS    no    yes   struct accf_stats
- *
- * Both structures may grow at the end. setsockopt() takes any length from four bytes to a page: fields beyond it count as
- * zero, and bytes beyond what the module knows must be zero (E2BIG). getsockopt() fills in as much as there is room for,
- * and says in *optlen how much that was.
- *
- *   EINVAL        setsockopt(): fewer than four bytes, or a value that this page does not allow
- *   E2BIG         setsockopt(): a newer structure than the module's, with something in it that the module does not know
- *   ENOPROTOOPT   the socket has no filter (getsockopt() of an IPv4 socket: EOPNOTSUPP); no such option; it cannot be set
- *   EPERM         max_parked is larger than the module's default, and the caller lacks CAP_NET_ADMIN in the network namespace
- *   EFAULT        the argument cannot be read or written
- *
- * The same structures stand in answers of inet_diag (SOCK_DIAG_BY_FAMILY with INET_DIAG_INFO asked for), as attributes
- * ACCF_ULP_INFO_CONFIG and ACCF_ULP_INFO_STATS inside INET_DIAG_ULP_INFO, of any listener whose INET_ULP_INFO_NAME is a
- * filter's.
+ * accf: accept filters for TCP listeners. The interface between user space and
+ * the module.
  */
 #ifndef _UAPI_ACCF_H
 #define _UAPI_ACCF_H
 
 #include <linux/types.h>
+
+/**
+ * DOC: Attaching a filter
+ *
+ * A TCP socket gets a filter by name, before or after listen(), and keeps it
+ * until it is closed::
+ *
+ *	setsockopt(fd, IPPROTO_TCP, TCP_ULP, "dataready", 9);
+ */
+
+/**
+ * DOC: Options of a socket with a filter
+ *
+ * A socket with a filter understands the level SOL_ACCF:
+ *
+ * ===========  ===  ===  ==================
+ * option       set  get  argument
+ * ===========  ===  ===  ==================
+ * ACCF_CONFIG  yes  yes  struct accf_config
+ * ACCF_STATS   no   yes  struct accf_stats
+ * ===========  ===  ===  ==================
+ *
+ * Later versions may add fields at the end of both structures. setsockopt()
+ * takes any length from four bytes to a page: fields beyond that length count
+ * as zero, and bytes beyond the module's structure must be zero. getsockopt()
+ * writes as much as there is room for, and returns that length in optlen.
+ *
+ * Errors:
+ *
+ * EINVAL
+ *	setsockopt(): fewer than four bytes, or a value that is not allowed.
+ * E2BIG
+ *	setsockopt(): more than a page, or the structure is newer than the
+ *	module, and a field that the module does not know is not zero.
+ * ENOPROTOOPT
+ *	The socket has no filter (getsockopt() of an IPv4 socket: EOPNOTSUPP),
+ *	there is no such option, or it cannot be set.
+ * EPERM
+ *	max_parked is larger than the module's default, and the caller lacks
+ *	CAP_NET_ADMIN in the network namespace.
+ * EFAULT
+ *	The argument cannot be read or written.
+ *
+ * Answers of inet_diag (SOCK_DIAG_BY_FAMILY with INET_DIAG_INFO requested)
+ * contain the same structures for any listener whose INET_ULP_INFO_NAME is the
+ * name of a filter: as the attributes ACCF_ULP_INFO_CONFIG and
+ * ACCF_ULP_INFO_STATS inside INET_DIAG_ULP_INFO.
+ */
 
 /* The level of getsockopt() and setsockopt(). */
 #define SOL_ACCF 0xACCF
@@ -35,112 +63,133 @@
 #define ACCF_CONFIG 1
 #define ACCF_STATS 2
 
-/* What becomes of a client that is silent until its deadline, or that makes room for another one. */
+/**
+ * enum accf_on_timeout - What happens to a connection that is silent until its
+ *			  deadline, or that is evicted.
+ * @ACCF_ON_TIMEOUT_ACCEPT: The server accepts an established, silent
+ *			    connection. Nothing is sent.
+ * @ACCF_ON_TIMEOUT_RESET: The client gets one RST. The server does not see the
+ *			   connection.
+ * @ACCF_ON_TIMEOUT_DROP: The connection is dropped. Nothing is sent, until the
+ *			  client sends: then it gets an RST.
+ */
 enum accf_on_timeout {
-	/* The server accepts an established, silent connection. Nothing is sent. */
 	ACCF_ON_TIMEOUT_ACCEPT = 0,
-	/* The client gets one RST; the server never hears of it. */
 	ACCF_ON_TIMEOUT_RESET = 1,
-	/* The connection is forgotten. Nothing is sent; what the client sends later is answered by an RST. */
 	ACCF_ON_TIMEOUT_DROP = 2,
 };
 
-/* ACCF_CONFIG: takes effect at once, also for the connections that are parked. */
+/**
+ * struct accf_config - The settings of a listener (ACCF_CONFIG).
+ * @timeout_ms: How long a silent connection stays parked, in milliseconds from
+ *		the client's bare ACK. 0: until the client sends. If the
+ *		application sets TCP_DEFER_ACCEPT, the module moves its value
+ *		here, as the kernel rounded it up: to 1, 3, 7, 15, 31, 63 …
+ *		seconds. TCP_DEFER_ACCEPT itself then reads 0.
+ * @max_parked: How many connections may be parked at once. One more evicts the
+ *		oldest: @on_timeout is applied to it before its deadline.
+ *		0: the module's default, which getsockopt() then returns.
+ * @on_timeout: &enum accf_on_timeout.
+ *
+ * A change takes effect at once, also for connections that are already parked.
+ */
 struct accf_config {
-	/*
-	 * How long a silent connection is held back, in milliseconds from the client's bare ACK. 0: until it sends. A value
-	 * of TCP_DEFER_ACCEPT that the application sets is taken over here, as the kernel has rounded it up: to 1, 3, 7, 15,
-	 * 31, 63 … seconds; TCP_DEFER_ACCEPT itself then reads 0.
-	 */
 	__u32 timeout_ms;
-	/*
-	 * How many connections may be parked at once; one more, and the oldest meets its deadline. 0: the module's default,
-	 * which getsockopt() then tells.
-	 */
 	__u32 max_parked;
-	/* enum accf_on_timeout. */
 	__u32 on_timeout;
 };
 
-/* Buckets of accf_stats.wait_log2. */
+/* The number of buckets of accf_stats.wait_log2. */
 #define ACCF_WAIT_BUCKETS 32
 
-/*
- * ACCF_STATS: one consistent picture. Counts are of connections since the filter was attached, except where it says "now".
+/**
+ * struct accf_stats - The statistics of a listener (ACCF_STATS).
+ * @parked: Now: parked connections.
+ * @half_open: Now: requests that count against the listener's SYN backlog
+ *	       (request_sock_queue.qlen). Of the parked requests, few do: one
+ *	       per CPU, and at most an eighth of the backlog. May be negative
+ *	       for a moment.
+ * @half_open_young: Now: the requests among @half_open whose SYN-ACK has not
+ *		     been retransmitted yet (request_sock_queue.young). No
+ *		     parked request is among them. May be negative for a moment.
+ * @parked_total: Connections that were parked.
+ * @released_data: Parked, then accepted because data came.
+ * @released_fin: Parked, then accepted because the client closed its side.
+ * @timeout_accept: Parked, then accepted at the deadline.
+ * @timeout_reset: Parked, then reset at the deadline.
+ * @timeout_drop: Parked, then dropped at the deadline.
+ * @evicted: Parked, then evicted: accepted, reset or dropped before the
+ *	     deadline, since another connection was over the limit (max_parked,
+ *	     or the module's max_parked_netns).
+ * @aborted: Parked, then ended by TCP: the client's RST, a SYN in the window,
+ *	     an ICMP error, the administrator (ss --kill), or the shutdown of
+ *	     the listener.
+ * @fallback: Parked, then fell back to plain TCP: TCP could not make a
+ *	      connection at the deadline (no memory, no route, a firewall), or
+ *	      the listener may not park any longer (see
+ *	      @bypass_abort_on_overflow and @bypass_signed).
+ * @synack_suppressed: SYN-ACKs that the timer of a parked request asked for,
+ *		       and that were not sent.
+ * @bypass_syncookie: Not parked: the SYN was answered with a syncookie.
+ * @bypass_fastopen: Not parked: the SYN carried data or a cookie of TCP Fast
+ *		     Open (RFC 7413).
+ * @bypass_abort_on_overflow: Not parked: net.ipv4.tcp_abort_on_overflow is set.
+ * @bypass_accept_queue_full: Not parked: @parked had reached max_parked, and
+ *			      the oldest could not be accepted, as the accept
+ *			      queue was full.
+ * @bypass_no_memory: Not parked: memory ran out.
+ * @bypass_namespace_limit: Not parked: the network namespace has as many parked
+ *			    connections as it may (max_parked_netns), and none
+ *			    of this listener's could be accepted instead. None
+ *			    is reset or dropped for that.
+ * @bypass_signed: Not parked: the listener checks TCP-MD5 or TCP-AO signatures
+ *		   (RFC 2385, RFC 5925).
+ * @bypass_other: Not parked for any other reason: the listener is closing, the
+ *		  request fell back before, or its timer was firing.
+ * @wait_log2: A histogram of the time from a client's bare ACK to its first
+ *	       byte or FIN (@released_data + @released_fin): less than 1 ms in
+ *	       bucket 0, and 2^(i-1) ms to less than 2^i ms in bucket i. The
+ *	       last bucket has no upper end.
  *
- * parked_total = parked + released_data + released_fin + timeout_accept + timeout_reset + timeout_drop + evicted + aborted
- *                + fallback
+ * One consistent snapshot. The fields count connections since the filter was
+ * attached, except those described with "Now"::
+ *
+ *	parked_total = parked + released_data + released_fin + timeout_accept
+ *		     + timeout_reset + timeout_drop + evicted + aborted
+ *		     + fallback
  */
 struct accf_stats {
-	/* Now: parked connections. */
 	__u64 parked;
-	/*
-	 * Now: requests that count against the listener's SYN backlog (request_sock_queue.qlen). Parked ones do not, but for a
-	 * few: one per CPU, and an eighth of the backlog at most. Negative for a moment at most.
-	 */
 	__s64 half_open;
-	/*
-	 * Now: those of them whose SYN-ACK has not been sent again yet (request_sock_queue.young); no parked one is among them.
-	 * Negative for a moment at most.
-	 */
 	__s64 half_open_young;
 
-	/* Connections that were ever parked. */
 	__u64 parked_total;
-	/* … and then accepted because data came, */
 	__u64 released_data;
-	/* … because the client closed its side, */
 	__u64 released_fin;
-	/* … at the deadline; */
 	__u64 timeout_accept;
-	/* … reset at the deadline; */
 	__u64 timeout_reset;
-	/* … dropped at the deadline; */
 	__u64 timeout_drop;
-	/* … accepted, reset or dropped before the deadline, to make room for another one (max_parked); */
 	__u64 evicted;
-	/*
-	 * … ended by the kernel: the client's RST, a SYN in the window, an ICMP error, the administrator (ss --kill), or as the
-	 * listener was shut down;
-	 */
 	__u64 aborted;
-	/*
-	 * … given back to the kernel, which could not make a connection at the deadline (no memory, no route, a firewall), or
-	 * since the listener must not hold anybody back any more (see bypass_abort_on_overflow, bypass_signed).
-	 */
 	__u64 fallback;
-	/* SYN-ACKs that a parked connection's own timer asked for, and that were not sent. */
 	__u64 synack_suppressed;
 
-	/* Connections that could not be parked, and went on as on a plain listener, because: */
-	/* the SYN was answered with a syncookie; */
 	__u64 bypass_syncookie;
-	/* the SYN carried data or a cookie of TCP Fast Open (RFC 7413); */
 	__u64 bypass_fastopen;
-	/* net.ipv4.tcp_abort_on_overflow is set; */
 	__u64 bypass_abort_on_overflow;
-	/* max_parked was reached, and the oldest could not be accepted as the accept queue was full; */
 	__u64 bypass_accept_queue_full;
-	/* there was no memory; */
 	__u64 bypass_no_memory;
-	/*
-	 * the network namespace has as many as it may (max_parked_netns), and none of this listener's could be accepted to make
-	 * room: nobody is reset or dropped for that;
-	 */
 	__u64 bypass_namespace_limit;
-	/* the listener checks TCP-MD5 or TCP-AO signatures (RFC 2385, RFC 5925); */
 	__u64 bypass_signed;
-	/* anything else: the listener is closing, its request's timer was just firing. */
 	__u64 bypass_other;
 
-	/*
-	 * How long clients took from their bare ACK to their first byte or FIN (released_data + released_fin): less than 1 ms in
-	 * bucket 0, and 2^(i-1) ms to less than 2^i ms in bucket i. The last one has no upper end.
-	 */
 	__u64 wait_log2[ACCF_WAIT_BUCKETS];
 };
 
-/* Attributes inside INET_DIAG_ULP_INFO. Not in the kernel's own enum, and far from its end. */
+/*
+ * Attributes inside INET_DIAG_ULP_INFO. They are not in the kernel's own enum,
+ * and far from its end.
+ */
 #define ACCF_ULP_INFO_CONFIG 0x1AC1
 #define ACCF_ULP_INFO_STATS 0x1AC2
 
