@@ -47,7 +47,12 @@ pub struct Stats {
     /// memory, no route, a firewall), or the listener may not park any longer (see
     /// `bypass_abort_on_overflow` and `bypass_signed`).
     pub fallback: u64,
-    /// SYN-ACKs that the timer of a parked request asked for, and that were not sent.
+    /// SYN-ACKs that were not retransmitted although the SYN-ACK timer of a parked request fired.
+    ///
+    /// Almost always 0: the listener's timer defers the SYN-ACK timer by weeks, 0.3 s after the
+    /// request was parked. It is not 0 if the SYN-ACK timer fired before that, on a machine that
+    /// stalled for 0.3 s or more, or if a request stayed parked for those weeks. The SYN-ACK timer of
+    /// such a request may then fire every two minutes.
     pub synack_suppressed: u64,
 
     /// Not parked: the SYN was answered with a syncookie.

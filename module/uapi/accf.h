@@ -128,8 +128,14 @@ struct accf_config {
  *	      connection at the deadline (no memory, no route, a firewall), or
  *	      the listener may not park any longer (see
  *	      @bypass_abort_on_overflow and @bypass_signed).
- * @synack_suppressed: SYN-ACKs that the timer of a parked request asked for,
- *		       and that were not sent.
+ * @synack_suppressed: SYN-ACKs that were not retransmitted although the SYN-ACK
+ *		       timer (req->rsk_timer) of a parked request fired. Almost
+ *		       always 0: the listener's timer defers the SYN-ACK timer
+ *		       by weeks, 0.3 s after the request was parked. It is not 0
+ *		       if the SYN-ACK timer fired before that, on a machine that
+ *		       stalled for 0.3 s or more, or if a request stayed parked
+ *		       for those weeks. The SYN-ACK timer of such a request may
+ *		       then fire every two minutes.
  * @bypass_syncookie: Not parked: the SYN was answered with a syncookie.
  * @bypass_fastopen: Not parked: the SYN carried data or a cookie of TCP Fast
  *		     Open (RFC 7413).
