@@ -40,12 +40,23 @@ pub enum Error {
     /// `EOPNOTSUPP` and `ENOTCONN` of `TCP_ULP`: the socket is of the wrong kind, or in the wrong
     /// state.
     #[error(
-        "the socket cannot have an accept filter: it is connected, or carries MPTCP or SMC; \
-         attach to a plain TCP socket that listens, or is about to"
+        "the socket cannot have an accept filter: it is connected, or carries SMC or the data of \
+         another owner; attach to a plain TCP socket that listens, or is about to"
     )]
     WrongSocket,
 
-    /// `ENOPROTOOPT` of `TCP_ULP`: this is no TCP socket, or the kernel is too old.
+    /// `ENOPROTOOPT` of `TCP_ULP` on an MPTCP socket, which supports no upper layer protocols.
+    ///
+    /// Go programs create MPTCP listeners by default since Go 1.24.
+    #[error(
+        "an MPTCP socket cannot have an accept filter: make the server listen with plain TCP \
+         (Go programs: set GODEBUG=multipathtcp=0), or turn MPTCP off \
+         (sysctl net.mptcp.enabled=0), and restart the server"
+    )]
+    Mptcp,
+
+    /// `ENOPROTOOPT` of `TCP_ULP` on any other socket: it is not a TCP socket, or the kernel is too
+    /// old for upper layer protocols.
     #[error(
         "the socket knows no upper layer protocols: \
          it is not a TCP socket, or its kernel is too old"
@@ -120,7 +131,7 @@ impl Error {
             Self::NoSuchFilter { .. } | Self::NoSockDiag => Some(libc::ENOENT),
             Self::AlreadyAttached => Some(libc::EEXIST),
             Self::WrongSocket => Some(libc::EOPNOTSUPP),
-            Self::NotTcp | Self::NoFilter => Some(libc::ENOPROTOOPT),
+            Self::Mptcp | Self::NotTcp | Self::NoFilter => Some(libc::ENOPROTOOPT),
             Self::ModuleTooOld => Some(libc::E2BIG),
             Self::InvalidSetting => Some(libc::EINVAL),
             Self::TooManyParked => Some(libc::EPERM),
@@ -132,14 +143,18 @@ impl Error {
         }
     }
 
-    /// Converts the error of attaching the filter `name`.
-    pub(crate) fn attach(name: &str, source: io::Error) -> Self {
+    /// Converts the error of attaching the filter `name` to a socket of `protocol` (`SO_PROTOCOL`).
+    ///
+    /// The protocol tells an MPTCP socket (`mptcp_setsockopt()`) from others that return
+    /// `ENOPROTOOPT`.
+    pub(crate) fn attach(name: &str, source: io::Error, protocol: Option<i32>) -> Self {
         match source.raw_os_error() {
             Some(libc::ENOENT) => Self::NoSuchFilter {
                 name: name.to_owned(),
             },
             Some(libc::EEXIST) => Self::AlreadyAttached,
             Some(libc::EOPNOTSUPP | libc::ENOTCONN) => Self::WrongSocket,
+            Some(libc::ENOPROTOOPT) if protocol == Some(libc::IPPROTO_MPTCP) => Self::Mptcp,
             Some(libc::ENOPROTOOPT) => Self::NotTcp,
             _ => Self::Os {
                 doing: "attach an accept filter",
@@ -190,7 +205,10 @@ mod tests {
             libc::ENOPROTOOPT,
             libc::EPERM,
         ] {
-            assert_eq!(Error::attach("dataready", os(errno)).errno(), Some(errno));
+            for protocol in [libc::IPPROTO_TCP, libc::IPPROTO_MPTCP] {
+                let error = Error::attach("dataready", os(errno), Some(protocol));
+                assert_eq!(error.errno(), Some(errno));
+            }
         }
         for errno in [
             libc::ENOPROTOOPT,
@@ -208,7 +226,24 @@ mod tests {
 
     #[test]
     fn a_missing_filter_is_named() {
-        let text = Error::attach("tlsready", os(libc::ENOENT)).to_string();
+        let text = Error::attach("tlsready", os(libc::ENOENT), None).to_string();
         assert!(text.contains("`tlsready`") && text.contains("load the module"));
+    }
+
+    #[test]
+    fn an_mptcp_socket_is_told_from_others() {
+        let attach = |errno, protocol| Error::attach("dataready", os(errno), protocol);
+        let error = attach(libc::ENOPROTOOPT, Some(libc::IPPROTO_MPTCP));
+        assert!(matches!(error, Error::Mptcp), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains("GODEBUG=multipathtcp=0"), "{text}");
+        assert!(text.contains("sysctl net.mptcp.enabled=0"), "{text}");
+        for protocol in [Some(libc::IPPROTO_TCP), Some(libc::IPPROTO_UDP), None] {
+            let error = attach(libc::ENOPROTOOPT, protocol);
+            assert!(matches!(error, Error::NotTcp), "{error:?}");
+        }
+        // Any other errno is not about MPTCP, whatever the socket is.
+        let error = attach(libc::EOPNOTSUPP, Some(libc::IPPROTO_MPTCP));
+        assert!(matches!(error, Error::WrongSocket), "{error:?}");
     }
 }

@@ -43,7 +43,7 @@ mod listeners;
 mod stats;
 mod sys;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use zerocopy::IntoBytes;
 
@@ -68,8 +68,10 @@ const NAME_MAX: usize = 16;
 ///
 /// * [`Error::NoSuchFilter`] (`ENOENT`): the module is not loaded.
 /// * [`Error::AlreadyAttached`] (`EEXIST`): the socket already has a filter.
-/// * [`Error::WrongSocket`] (`EOPNOTSUPP`, `ENOTCONN`): the socket is connected, or carries MPTCP or
-///   SMC.
+/// * [`Error::WrongSocket`] (`EOPNOTSUPP`, `ENOTCONN`): the socket is connected, or carries SMC or
+///   another owner's data.
+/// * [`Error::Mptcp`] (`ENOPROTOOPT`): the socket is an MPTCP socket, as the listeners of Go programs
+///   are by default.
 /// * [`Error::NotTcp`] (`ENOPROTOOPT`), [`Error::InvalidName`], [`Error::Os`].
 pub fn attach(socket: impl AsFd, name: &str) -> Result<(), Error> {
     // The kernel would truncate a longer name.
@@ -78,13 +80,22 @@ pub fn attach(socket: impl AsFd, name: &str) -> Result<(), Error> {
             name: name.to_owned(),
         });
     }
-    sys::set_option(
-        socket.as_fd(),
-        libc::IPPROTO_TCP,
-        libc::TCP_ULP,
-        name.as_bytes(),
+    let socket = socket.as_fd();
+    sys::set_option(socket, libc::IPPROTO_TCP, libc::TCP_ULP, name.as_bytes())
+        .map_err(|error| Error::attach(name, error, protocol(socket)))
+}
+
+/// Returns a socket's protocol, such as `IPPROTO_TCP`, if the kernel says.
+fn protocol(socket: BorrowedFd<'_>) -> Option<i32> {
+    let mut number = 0;
+    sys::get_option(
+        socket,
+        libc::SOL_SOCKET,
+        libc::SO_PROTOCOL,
+        number.as_mut_bytes(),
     )
-    .map_err(|error| Error::attach(name, error))
+    .ok()?;
+    Some(number)
 }
 
 /// Returns the name of the filter, or of another upper layer protocol, that a TCP socket has.

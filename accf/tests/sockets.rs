@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Tests of sockets without a filter. They need no module.
 
-use std::net::{TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use accf::{Config, Error};
+use socket2::{Domain, Protocol, Socket, Type};
 
 /// Returns a listener on a free port.
 fn listener() -> TcpListener {
@@ -60,6 +61,35 @@ fn sockets_of_other_protocols_have_no_filters() {
     assert!(matches!(accf::stats(&unix), Err(Error::NoFilter)));
     assert!(accf::attach(&udp, accf::DATAREADY).is_err());
     assert!(accf::attach(&unix, accf::DATAREADY).is_err());
+}
+
+#[test]
+fn an_mptcp_socket_is_recognized() {
+    // IPPROTO_MPTCP.
+    let Ok(mptcp) = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::from(262))) else {
+        // A kernel without MPTCP. The unit tests of `Error` have the same case without a socket.
+        return;
+    };
+    mptcp
+        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
+        .unwrap();
+    for listens in [false, true] {
+        if listens {
+            mptcp.listen(1).unwrap();
+        }
+        let error = accf::attach(&mptcp, accf::DATAREADY).unwrap_err();
+        assert!(
+            matches!(error, Error::Mptcp),
+            "listens: {listens}, {error:?}"
+        );
+    }
+}
+
+#[test]
+fn a_udp_socket_is_not_taken_for_mptcp() {
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let error = accf::attach(&udp, accf::DATAREADY).unwrap_err();
+    assert!(matches!(error, Error::NotTcp), "{error:?}");
 }
 
 #[test]

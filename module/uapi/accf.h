@@ -15,6 +15,26 @@
  * until it is closed::
  *
  *	setsockopt(fd, IPPROTO_TCP, TCP_ULP, "dataready", 9);
+ *
+ * Errors:
+ *
+ * ENOENT
+ *	There is no filter of that name: the module is not loaded.
+ * EEXIST
+ *	The socket already has a filter or another upper layer protocol (ULP).
+ * EOPNOTSUPP
+ *	The socket is connected, or carries SMC (even after that fell back to
+ *	TCP) or another owner's data (sk_user_data), or is not an IP socket.
+ * ENOPROTOOPT
+ *	The socket is an MPTCP socket (mptcp_setsockopt() in
+ *	net/mptcp/sockopt.c), or another one that is not TCP, such as UDP. Go
+ *	programs create MPTCP listeners by default since Go 1.24;
+ *	GODEBUG=multipathtcp=0 or sysctl net.mptcp.enabled=0 makes them create
+ *	TCP listeners.
+ * EINVAL, EFAULT
+ *	The name is empty, or cannot be read.
+ * ENOMEM
+ *	Memory ran out.
  */
 
 /**
