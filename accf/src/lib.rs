@@ -70,8 +70,8 @@ const NAME_MAX: usize = 16;
 /// * [`Error::AlreadyAttached`] (`EEXIST`): the socket already has a filter.
 /// * [`Error::WrongSocket`] (`EOPNOTSUPP`, `ENOTCONN`): the socket is connected, or carries SMC or
 ///   another owner's data.
-/// * [`Error::Mptcp`] (`ENOPROTOOPT`): the socket is an MPTCP socket, as the listeners of Go programs
-///   are by default.
+/// * [`Error::Mptcp`] (`ENOPROTOOPT`): the socket is an MPTCP socket, as the listeners of Go
+///   programs are by default.
 /// * [`Error::NotTcp`] (`ENOPROTOOPT`), [`Error::InvalidName`], [`Error::Os`].
 pub fn attach(socket: impl AsFd, name: &str) -> Result<(), Error> {
     // The kernel would truncate a longer name.

@@ -51,8 +51,8 @@ pub struct Stats {
     ///
     /// Almost always 0: the listener's timer defers the SYN-ACK timer by weeks, 0.3 s after the
     /// request was parked. It is not 0 if the SYN-ACK timer fired before that, on a machine that
-    /// stalled for 0.3 s or more, or if a request stayed parked for those weeks. The SYN-ACK timer of
-    /// such a request may then fire every two minutes.
+    /// stalled for 0.3 s or more, or if a request stayed parked for those weeks. The SYN-ACK timer
+    /// of such a request may then fire every two minutes.
     pub synack_suppressed: u64,
 
     /// Not parked: the SYN was answered with a syncookie.
