@@ -113,6 +113,16 @@ pub enum Error {
     #[error("cannot decode the kernel's list of TCP sockets")]
     Malformed(#[from] DecodeError),
 
+    /// The module's parameter `pinned` is neither `Y` nor `N`.
+    #[error(
+        "/sys/module/accf/parameters/pinned is `{value}`, neither Y nor N: \
+         a newer module takes a newer version of this program"
+    )]
+    UnknownPinned {
+        /// The value, without the end of the line.
+        value: String,
+    },
+
     /// Any other error of the kernel, such as a missing permission (`EPERM`).
     #[error("cannot {doing}")]
     Os {
@@ -139,6 +149,7 @@ impl Error {
             Self::InvalidName { .. }
             | Self::TimeoutOutOfRange(_)
             | Self::NoDetails { .. }
+            | Self::UnknownPinned { .. }
             | Self::Malformed(_) => None,
         }
     }

@@ -40,6 +40,7 @@ pub mod abi;
 mod config;
 mod error;
 mod listeners;
+mod module;
 mod stats;
 mod sys;
 
@@ -50,6 +51,7 @@ use zerocopy::IntoBytes;
 pub use crate::config::{Config, OnTimeout};
 pub use crate::error::Error;
 pub use crate::listeners::{listeners, listeners_on, Listener};
+pub use crate::module::module_pinned;
 pub use crate::stats::{Stats, WaitBucket, WAIT_BUCKETS};
 
 /// The filter that parks a connection until its first byte, or its end, arrives.

@@ -9,6 +9,20 @@ use serde::Serialize;
 
 use crate::text;
 
+/// The whole answer.
+#[derive(Serialize)]
+struct View {
+    module: ModuleView,
+    listeners: Vec<ListenerView>,
+}
+
+/// The module.
+#[derive(Serialize)]
+struct ModuleView {
+    /// Whether the module cannot be unloaded until the next reboot, or null if that is unknown.
+    pinned: Option<bool>,
+}
+
 /// A listener.
 #[derive(Serialize)]
 struct ListenerView {
@@ -72,15 +86,18 @@ struct WaitView {
     count: u64,
 }
 
-/// Writes listeners as a JSON array.
-pub(crate) fn render(listeners: &[&Listener]) -> Result<String> {
-    let views: Vec<ListenerView> = listeners.iter().map(|listener| view(listener)).collect();
-    let mut text = serde_json::to_string_pretty(&views).context("cannot write JSON")?;
+/// Writes a JSON object with the listeners, and with whether the module is pinned.
+pub(crate) fn render(listeners: &[&Listener], pinned: Option<bool>) -> Result<String> {
+    let view = View {
+        module: ModuleView { pinned },
+        listeners: listeners.iter().map(|one| listener(one)).collect(),
+    };
+    let mut text = serde_json::to_string_pretty(&view).context("cannot write JSON")?;
     text.push('\n');
     Ok(text)
 }
 
-fn view(listener: &Listener) -> ListenerView {
+fn listener(listener: &Listener) -> ListenerView {
     ListenerView {
         address: listener.address.ip(),
         port: listener.address.port(),
@@ -150,9 +167,23 @@ mod tests {
 
     /// Writes a listener and parses the JSON.
     fn read(listener: &Listener) -> Value {
-        let text = render(&[listener]).unwrap();
+        let text = render(&[listener], Some(false)).unwrap();
         let mut value: Value = serde_json::from_str(&text).unwrap();
-        value[0].take()
+        value["listeners"][0].take()
+    }
+
+    #[test]
+    fn the_object_tells_whether_the_module_is_pinned() {
+        for (pinned, expected) in [
+            (Some(true), Value::Bool(true)),
+            (Some(false), Value::Bool(false)),
+            (None, Value::Null),
+        ] {
+            let text = render(&[], pinned).unwrap();
+            let value: Value = serde_json::from_str(&text).unwrap();
+            let expected = serde_json::json!({"module": {"pinned": expected}, "listeners": []});
+            assert_eq!(value, expected);
+        }
     }
 
     #[test]

@@ -27,6 +27,11 @@ const NO_LISTENER: u8 = 3;
 /// The exit status if the module is not loaded.
 const NO_MODULE: u8 = 4;
 
+/// The line below the list if the module is pinned.
+const PINNED: &str =
+    "The module cannot be unloaded until the next reboot, as a clone of a request may \
+                      point into it. See docs/operating.md.";
+
 /// The text below the options of `--help`.
 const AFTER_HELP: &str = "\
 Shows the listeners of all users in the caller's network namespace, without any
@@ -91,7 +96,8 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Output {
-    /// Print an array of listeners with all settings and counters, named as in accf.h.
+    /// Print JSON: all settings and counters of the listeners, named as in accf.h, and whether the
+    /// module is pinned (cannot be unloaded until the next reboot).
     #[arg(long)]
     json: bool,
 }
@@ -100,15 +106,36 @@ struct Output {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Answer {
     output: String,
-    remark: String,
+    /// Lines for the standard error.
+    remarks: Vec<String>,
     status: u8,
+}
+
+/// The state of the module.
+#[derive(Debug)]
+struct Module {
+    /// Whether it is loaded, or `None` where `/sys` does not show modules.
+    loaded: Option<bool>,
+    /// Whether it cannot be unloaded until the next reboot.
+    pinned: Result<bool, Error>,
+}
+
+impl Module {
+    /// Returns the state of the module in the running kernel.
+    fn now() -> Self {
+        let modules = Path::new("/sys/module");
+        Self {
+            loaded: modules.is_dir().then(|| modules.join("accf").exists()),
+            pinned: accf::module_pinned(),
+        }
+    }
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = answer(&cli.command, accf::listeners(), module_loaded()).and_then(|answer| {
-        if !answer.remark.is_empty() {
-            eprintln!("{}", answer.remark);
+    let result = answer(&cli.command, accf::listeners(), Module::now()).and_then(|answer| {
+        for remark in &answer.remarks {
+            eprintln!("accf: {remark}");
         }
         print(&answer.output)?;
         Ok(answer.status)
@@ -133,27 +160,23 @@ fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Returns whether the module is loaded, or `None` where `/sys` does not show modules.
-fn module_loaded() -> Option<bool> {
-    let modules = Path::new("/sys/module");
-    modules.is_dir().then(|| modules.join("accf").exists())
-}
-
 /// Runs a command on what the kernel returned.
 fn answer(
     command: &Command,
     listeners: Result<Vec<Listener>, Error>,
-    module_loaded: Option<bool>,
+    module: Module,
 ) -> Result<Answer> {
     let mut listeners = listeners.map_err(explain)?;
     // The kernel may list a listener twice if others came or went at the same time.
     listeners.sort_by_key(|listener| (listener.address, listener.cookie));
     listeners.dedup_by_key(|listener| listener.cookie);
-    if listeners.is_empty() && module_loaded == Some(false) {
+    if listeners.is_empty() && module.loaded == Some(false) {
         return Ok(Answer {
-            remark: "accf: the module is not loaded, so no listener has an accept filter; \
-                     load it (insmod accf.ko), then restart the servers that attach one"
-                .to_owned(),
+            remarks: vec![
+                "the module is not loaded, so no listener has an accept filter; \
+                 load it (insmod accf.ko), then restart the servers that attach one"
+                    .to_owned(),
+            ],
             status: NO_MODULE,
             ..Answer::default()
         });
@@ -168,31 +191,54 @@ fn answer(
         .collect();
     let mut answer = Answer::default();
     if chosen.is_empty() {
-        answer.remark = no_match(target, &listeners);
+        answer.remarks.push(no_match(target, &listeners));
         answer.status = match command {
             // An empty list is correct.
             Command::List(_) => 0,
             Command::Stats { .. } => NO_LISTENER,
         };
     }
+    // The listeners are worth showing without it.
+    let pinned = match module.pinned {
+        Ok(pinned) => Some(pinned),
+        Err(error) => {
+            answer.remarks.push(format!("{:#}", anyhow!(error)));
+            None
+        }
+    };
     answer.output = match (output.json, command) {
-        (true, _) => json::render(&chosen)?,
-        (false, _) if chosen.is_empty() => String::new(),
-        (false, Command::List(_)) => list::render(&chosen, ContentArrangement::Dynamic),
+        (true, _) => json::render(&chosen, pinned)?,
+        (false, Command::List(_)) => list(&chosen, pinned == Some(true)),
         (false, Command::Stats { .. }) => stats::render(&chosen),
     };
     Ok(answer)
 }
 
+/// Returns the table of listeners, and the line about a pinned module below it.
+fn list(listeners: &[&Listener], pinned: bool) -> String {
+    let mut text = String::new();
+    if !listeners.is_empty() {
+        text.push_str(&list::render(listeners, ContentArrangement::Dynamic));
+    }
+    if pinned {
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(PINNED);
+        text.push('\n');
+    }
+    text
+}
+
 /// Returns the text that no listener is at `target`. It names the addresses of the others.
 fn no_match(target: &Target, listeners: &[Listener]) -> String {
     if listeners.is_empty() {
-        return "accf: no listener in this network namespace has an accept filter".to_owned();
+        return "no listener in this network namespace has an accept filter".to_owned();
     }
     let mut others: Vec<String> = listeners.iter().map(text::address).collect();
     others.dedup();
     format!(
-        "accf: no listener on {target} has an accept filter; those on these addresses do: {}",
+        "no listener on {target} has an accept filter; those on these addresses do: {}",
         others.join(", ")
     )
 }
@@ -227,6 +273,14 @@ mod tests {
             .command
     }
 
+    /// Returns the state of a module.
+    fn module(loaded: Option<bool>, pinned: bool) -> Module {
+        Module {
+            loaded,
+            pinned: Ok(pinned),
+        }
+    }
+
     #[test]
     fn invalid_arguments_are_wrong_usage() {
         for line in [
@@ -243,9 +297,10 @@ mod tests {
     #[test]
     fn a_missing_module_is_reported() {
         for line in ["accf list", "accf stats", "accf list --json"] {
-            let answer = answer(&command(line), Ok(Vec::new()), Some(false)).unwrap();
+            let answer =
+                answer(&command(line), Ok(Vec::new()), module(Some(false), false)).unwrap();
             assert_eq!(answer.status, NO_MODULE);
-            assert!(answer.remark.contains("insmod"));
+            assert!(answer.remarks.concat().contains("insmod"));
             assert_eq!(answer.output, "");
         }
     }
@@ -253,48 +308,124 @@ mod tests {
     #[test]
     fn an_empty_list_is_a_success() {
         for loaded in [Some(true), None] {
-            let answer = answer(&command("accf list"), Ok(Vec::new()), loaded).unwrap();
+            let answer =
+                answer(&command("accf list"), Ok(Vec::new()), module(loaded, false)).unwrap();
             assert_eq!((answer.status, answer.output.as_str()), (0, ""));
-            assert!(!answer.remark.is_empty());
+            assert!(!answer.remarks.is_empty());
         }
-        let answer = answer(&command("accf list --json"), Ok(Vec::new()), None).unwrap();
-        assert_eq!(answer.output, "[]\n");
+        let answer = answer(
+            &command("accf list --json"),
+            Ok(Vec::new()),
+            module(None, false),
+        )
+        .unwrap();
+        let value: serde_json::Value = serde_json::from_str(&answer.output).unwrap();
+        assert_eq!(value["listeners"], serde_json::json!([]));
     }
 
     #[test]
     fn stats_without_listeners_has_its_own_status() {
-        let answer = answer(&command("accf stats :80"), Ok(Vec::new()), Some(true)).unwrap();
+        let answer = answer(
+            &command("accf stats :80"),
+            Ok(Vec::new()),
+            module(Some(true), false),
+        )
+        .unwrap();
         assert_eq!(answer.status, NO_LISTENER);
     }
 
     #[test]
     fn other_listeners_are_named() {
         let listeners = || Ok(vec![sample::unused(), sample::busy()]);
-        let answer = answer(&command("accf stats 127.0.0.1"), listeners(), Some(true)).unwrap();
+        let answer = answer(
+            &command("accf stats 127.0.0.1"),
+            listeners(),
+            module(Some(true), false),
+        )
+        .unwrap();
         assert_eq!((answer.status, answer.output.as_str()), (NO_LISTENER, ""));
         assert_eq!(
-            answer.remark,
-            "accf: no listener on 127.0.0.1 has an accept filter; those on these addresses do: \
-             192.0.2.1:443, [::]:8080"
+            answer.remarks,
+            [
+                "no listener on 127.0.0.1 has an accept filter; those on these addresses do: \
+              192.0.2.1:443, [::]:8080"
+            ]
         );
     }
 
     #[test]
     fn stats_shows_the_listeners_of_the_target() {
         let listeners = || Ok(vec![sample::unused(), sample::busy()]);
-        let all = answer(&command("accf stats"), listeners(), Some(true)).unwrap();
-        let one = answer(&command("accf stats :8080"), listeners(), Some(true)).unwrap();
+        let all = answer(
+            &command("accf stats"),
+            listeners(),
+            module(Some(true), false),
+        )
+        .unwrap();
+        let one = answer(
+            &command("accf stats :8080"),
+            listeners(),
+            module(Some(true), false),
+        )
+        .unwrap();
         assert_eq!((all.status, one.status), (0, 0));
         assert!(all.output.contains("192.0.2.1:443") && all.output.contains("[::]:8080"));
         assert!(!one.output.contains("192.0.2.1:443") && one.output.contains("[::]:8080"));
-        assert!(one.remark.is_empty());
+        assert!(one.remarks.is_empty());
     }
 
     #[test]
     fn duplicate_listeners_are_shown_once() {
         let twice = Ok(vec![sample::busy(), sample::unused(), sample::busy()]);
-        let answer = answer(&command("accf list"), twice, Some(true)).unwrap();
+        let answer = answer(&command("accf list"), twice, module(Some(true), false)).unwrap();
         assert_eq!(answer.output.matches("[::]:8080").count(), 1);
+    }
+
+    #[test]
+    fn a_pinned_module_is_reported_below_the_list() {
+        let line = format!("{PINNED}\n");
+        let listeners = || Ok(vec![sample::unused(), sample::busy()]);
+        let list = |listeners, pinned| {
+            let answer = answer(&command("accf list"), listeners, module(Some(true), pinned));
+            answer.unwrap().output
+        };
+        assert_eq!(list(Ok(Vec::new()), true), line);
+        assert_eq!(list(Ok(Vec::new()), false), "");
+        let without = list(listeners(), false);
+        assert!(!without.contains("unloaded"), "{without}");
+        assert_eq!(list(listeners(), true), format!("{without}\n{line}"));
+    }
+
+    #[test]
+    fn json_reports_a_pinned_module() {
+        for line in ["accf list --json", "accf stats --json"] {
+            for pinned in [true, false] {
+                let listeners = Ok(vec![sample::busy()]);
+                let answer = answer(&command(line), listeners, module(Some(true), pinned)).unwrap();
+                let value: serde_json::Value = serde_json::from_str(&answer.output).unwrap();
+                assert_eq!(value["module"]["pinned"], pinned);
+                assert_eq!(value["listeners"].as_array().unwrap().len(), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn listeners_are_shown_if_it_is_unknown_whether_the_module_is_pinned() {
+        let unknown = || Module {
+            loaded: Some(true),
+            pinned: Err(Error::UnknownPinned {
+                value: "maybe".to_owned(),
+            }),
+        };
+        let listeners = || Ok(vec![sample::busy()]);
+        let text = answer(&command("accf list"), listeners(), unknown()).unwrap();
+        assert!(text.output.contains("[::]:8080") && !text.output.contains(PINNED));
+        assert!(text.remarks.concat().contains("`maybe`"));
+        assert_eq!(text.status, 0);
+        let json = answer(&command("accf list --json"), listeners(), unknown()).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&json.output).unwrap();
+        assert!(value["module"]["pinned"].is_null());
+        assert_eq!(value["listeners"][0]["port"], 8080);
     }
 
     #[test]
@@ -303,7 +434,8 @@ mod tests {
             doing: "read the kernel's list of TCP sockets",
             source: io::Error::from_raw_os_error(nix::libc::EACCES),
         };
-        let error = answer(&command("accf list"), Err(error), Some(true)).unwrap_err();
+        let error =
+            answer(&command("accf list"), Err(error), module(Some(true), false)).unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains("no permission"), "{text}");
         assert!(text.contains("read the kernel's list"), "{text}");
