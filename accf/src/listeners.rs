@@ -22,7 +22,7 @@ use crate::abi::{
 };
 use crate::{Config, Error, Stats, DATAREADY};
 
-/// The size of the buffer for one answer. The kernel never sends a longer one.
+/// The size of the buffer for one answer. The kernel fills a larger buffer no further than this.
 const ANSWER_MAX: usize = 32 * 1024;
 
 /// A listener that has an accept filter.

@@ -198,7 +198,7 @@ fn answer(
             Command::Stats { .. } => NO_LISTENER,
         };
     }
-    // The listeners are worth showing without it.
+    // An unreadable parameter must not hide the listeners.
     let pinned = match module.pinned {
         Ok(pinned) => Some(pinned),
         Err(error) => {
