@@ -79,7 +79,7 @@ struct request_sock *accf_kunit_request(struct sock *listener, const struct requ
 	return req;
 }
 
-struct request_sock *accf_kunit_copy(const struct request_sock *req)
+struct request_sock *accf_kunit_clone(const struct request_sock *req)
 {
 	struct tcp_request_sock *copy = kzalloc(sizeof(*copy), GFP_KERNEL);
 

@@ -25,7 +25,7 @@ void accf_kunit_close(struct socket *sock);
 struct request_sock *accf_kunit_request(struct sock *listener, const struct request_sock_ops *ops,
 					const struct tcp_request_sock_ops *tcp_ops, u32 age_us);
 /* As inet_reqsk_clone() copies it. */
-struct request_sock *accf_kunit_copy(const struct request_sock *req);
+struct request_sock *accf_kunit_clone(const struct request_sock *req);
 void accf_kunit_unhash(struct request_sock *req);
 /* Makes it look as if its last reference were just gone. */
 void accf_kunit_kill(struct request_sock *req);

@@ -18,11 +18,11 @@ use crate::{
         context::BhGuard,
         hooks,
         listener::{Defaults, Listener},
-        request::{self, Request},
-        segment::Segment,
+        request::{self, RequestSock},
+        segment::TcpSegment,
         ulp::Registration,
     },
-    policy::{Filter, OnTimeout, Phase, Stats, Terms, Timeout, Verdict},
+    policy::{Config, Filter, OnTimeout, Phase, Stats, Timeout, Verdict},
 };
 
 /// A filter like `dataready`, under a name that the module proper leaves free.
@@ -31,14 +31,14 @@ pub(crate) struct TestFilter;
 impl Filter for TestFilter {
     const NAME: &'static str = "accf_kunit";
 
-    fn verdict(segment: crate::policy::Segment) -> Verdict {
+    fn verdict(segment: crate::policy::SegmentKind) -> Verdict {
         crate::policy::Dataready::verdict(segment)
     }
 }
 
 /// What the suites ask of listeners, but for a timeout.
 pub(crate) const DEFAULTS: Defaults = Defaults {
-    terms: Terms {
+    config: Config {
         timeout: Timeout::Never,
         max_parked: 1000,
         on_timeout: OnTimeout::Accept,
@@ -49,9 +49,9 @@ pub(crate) const DEFAULTS: Defaults = Defaults {
 /// Registers [`TestFilter`].
 pub(crate) fn register(timeout: Timeout) -> Result<Pin<KBox<Registration>>> {
     register_with(Defaults {
-        terms: Terms {
+        config: Config {
             timeout,
-            ..DEFAULTS.terms
+            ..DEFAULTS.config
         },
         ..DEFAULTS
     })
@@ -151,7 +151,7 @@ impl TestListener {
     }
 
     /// Does the listener use operations of ours?
-    pub(crate) fn is_hooked(&self) -> bool {
+    pub(crate) fn has_accf_af_ops(&self) -> bool {
         // SAFETY: the socket is ours, and nobody else changes it.
         let hook = unsafe {
             let csk = self.sk().cast::<bindings::inet_connection_sock>();
@@ -162,7 +162,7 @@ impl TestListener {
     }
 
     /// Has the kernel give it the operations of a plain socket, as where it connects to an IPv4-mapped address.
-    pub(crate) fn lose_hooks(&self, plain: &Self) {
+    pub(crate) fn lose_af_ops(&self, plain: &Self) {
         let csk = |sk: *mut bindings::sock| sk.cast::<bindings::inet_connection_sock>();
         // SAFETY: both sockets are ours.
         unsafe { (*csk(self.sk())).icsk_af_ops = (*csk(plain.sk())).icsk_af_ops };
@@ -184,21 +184,21 @@ impl TestListener {
     }
 
     /// Its terms.
-    pub(crate) fn terms(&self) -> Result<Terms> {
+    pub(crate) fn config(&self) -> Result<Config> {
         let bh = BhGuard::new();
         let bh = bh.token();
         // SAFETY: as in `stats()`.
         let listener = unsafe { Listener::of(self.sk(), &bh) }.ok_or(ENOENT)?;
-        Ok(listener.account(&bh).terms)
+        Ok(listener.account(&bh).config)
     }
 
     /// `setsockopt(SOL_ACCF, ACCF_CONFIG)`, without the way there.
-    pub(crate) fn set_terms(&self, terms: Terms) -> Result {
+    pub(crate) fn set_config(&self, config: Config) -> Result {
         let bh = BhGuard::new();
         let bh = bh.token();
         // SAFETY: as in `stats()`.
         let listener = unsafe { Listener::of(self.sk(), &bh) }.ok_or(ENOENT)?;
-        listener.set_terms(&bh, terms);
+        listener.set_config(&bh, config);
         Ok(())
     }
 
@@ -230,17 +230,17 @@ impl TestRequest {
     }
 
     /// As `inet_reqsk_clone()` copies it.
-    pub(crate) fn copy(&self) -> Result<Self> {
+    pub(crate) fn kernel_clone(&self) -> Result<Self> {
         // SAFETY: the request is ours.
-        NonNull::new(unsafe { bindings::accf_kunit_copy(self.0.as_ptr()) })
+        NonNull::new(unsafe { bindings::accf_kunit_clone(self.0.as_ptr()) })
             .map(Self)
             .ok_or(ENOMEM)
     }
 
     /// The request as `net/` sees it.
-    pub(crate) fn request(&self) -> Request<'_> {
+    pub(crate) fn request(&self) -> RequestSock<'_> {
         // SAFETY: alive as long as `self`, with a listener.
-        unsafe { Request::from_raw(self.0) }
+        unsafe { RequestSock::from_raw(self.0) }
     }
 
     /// Takes it out of the table.
@@ -324,33 +324,33 @@ impl TestRequest {
         let bh = BhGuard::new();
         let bh = bh.token();
         // SAFETY: the segment is as TCP would show it.
-        let segment = unsafe { Segment::from_raw(segment.0.as_ptr()) };
+        let segment = unsafe { TcpSegment::from_raw(segment.0.as_ptr()) };
         let request = self.request();
         // SAFETY: its listener, if filtered, was filtered by `hooks::init()`.
-        let home = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
-        Ok(home.park(&bh, request, segment))
+        let listener = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
+        Ok(listener.park(&bh, request, segment))
     }
 
     /// Settles it, as its listener's hook does when data has made a connection of it.
-    pub(crate) fn settle(&self) -> Result {
+    pub(crate) fn complete(&self) -> Result {
         let bh = BhGuard::new();
         let bh = bh.token();
         let request = self.request();
         // SAFETY: as in `park()`.
-        let home = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
+        let listener = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
         // SAFETY: nobody else knows the request.
-        unsafe { home.settle(&bh, request, crate::policy::Segment::Data) };
+        unsafe { listener.complete(&bh, request, crate::policy::SegmentKind::Data) };
         Ok(())
     }
 
     /// Gives it back, as is done when the kernel makes a connection without asking.
-    pub(crate) fn give_back(&self) -> Result {
+    pub(crate) fn fall_back(&self) -> Result {
         let bh = BhGuard::new();
         let bh = bh.token();
         let request = self.request();
         // SAFETY: as in `park()`.
-        let home = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
-        home.give_back(&bh, &request);
+        let listener = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
+        listener.fall_back(&bh, &request);
         Ok(())
     }
 
@@ -364,13 +364,13 @@ impl TestRequest {
     }
 
     /// The window of the last bare ACK it remembers.
-    pub(crate) fn remembered_window(&self) -> Option<u16> {
+    pub(crate) fn last_window(&self) -> Option<u16> {
         let bh = BhGuard::new();
         let bh = bh.token();
         let request = self.request();
         // SAFETY: as in `park()`.
-        let home = unsafe { Listener::of(request.listener_sock(), &bh) }?;
-        if !home.has_parked(&request) {
+        let listener = unsafe { Listener::of(request.listener_sock(), &bh) }?;
+        if !listener.has_parked(&request) {
             return None;
         }
         // SAFETY: it is parked, and no other CPU knows it.
@@ -378,7 +378,7 @@ impl TestRequest {
     }
 
     /// Are its operations the made-up originals?
-    pub(crate) fn wears_originals(&self) -> bool {
+    pub(crate) fn has_original_ops(&self) -> bool {
         let request = self.request();
         ptr::eq(request.ops(), &ORIGINALS.ops) && ptr::eq(request.tcp_ops(), &ORIGINALS.tcp)
     }
@@ -461,9 +461,9 @@ impl TestSegment {
     }
 
     /// What `net/` makes of it.
-    pub(crate) fn kind(&self, request: &TestRequest) -> crate::policy::Segment {
+    pub(crate) fn kind(&self, request: &TestRequest) -> crate::policy::SegmentKind {
         // SAFETY: as TCP would show it.
-        unsafe { Segment::from_raw(self.0.as_ptr()) }.kind(request.request().client_isn())
+        unsafe { TcpSegment::from_raw(self.0.as_ptr()) }.kind(request.request().client_isn())
     }
 }
 

@@ -11,7 +11,7 @@ mod tests {
     use crate::{
         fabricate::{register, register_with, TestListener, TestRequest, DEFAULTS},
         net::listener::Defaults,
-        policy::{Bypass, End, Terms, Timeout},
+        policy::{Bypass, Config, End, Timeout},
     };
 
     /// More than any machine's reserve in a backlog of 128.
@@ -44,7 +44,7 @@ mod tests {
         // By a connection, and by the kernel: one after another, in another order than they came.
         for (i, request) in requests.iter().rev().enumerate() {
             if i % 2 == 0 {
-                request.settle()?;
+                request.complete()?;
             } else {
                 request.destroy();
             }
@@ -74,7 +74,7 @@ mod tests {
         assert!(listener.young() == 0);
         assert!(request.park(1)?);
         assert!(listener.young() == 0);
-        request.settle()?;
+        request.complete()?;
         assert!(listener.young() == 0);
         drop(request);
         assert!(listener.young() == 0);
@@ -97,7 +97,7 @@ mod tests {
             assert!(listener.young() == 0);
         }
         assert!(listener.stats()?.synack_suppressed == 3);
-        request.settle()?;
+        request.complete()?;
         drop(request);
         assert!(listener.young() == 0);
         assert!(listener.half_open() == 0);
@@ -135,14 +135,14 @@ mod tests {
         assert!(requests[0].park(1)? && requests[1].park(1)?);
         let late = TestRequest::new(&second, 0)?;
         assert!(!late.park(1)?);
-        assert!(late.wears_originals());
+        assert!(late.has_original_ops());
         assert!(second.stats()?.bypassed(Bypass::NamespaceLimit) == 1);
 
         // Once one of them is gone, there is room.
-        requests[0].settle()?;
+        requests[0].complete()?;
         assert!(late.park(1)?);
-        late.settle()?;
-        requests[1].settle()?;
+        late.complete()?;
+        requests[1].complete()?;
         drop(late);
         drop(requests);
         drop(first);
@@ -175,11 +175,11 @@ mod tests {
     fn zero_connections_mean_the_default() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
-        listener.set_terms(Terms {
+        listener.set_config(Config {
             max_parked: 0,
-            ..DEFAULTS.terms
+            ..DEFAULTS.config
         })?;
-        assert!(listener.terms()?.max_parked == DEFAULTS.terms.max_parked);
+        assert!(listener.config()?.max_parked == DEFAULTS.config.max_parked);
         drop(listener);
         drop(registration);
         Ok(())

@@ -17,8 +17,8 @@ mod tests {
         fabricate::{
             register, TestListener, TestRequest, TestSegment, DEFAULTS, DESTROYED, SYNACKS,
         },
-        net::{bindings, request::Key},
-        policy::{End, Phase, Segment, Terms, Timeout},
+        net::{bindings, request::ListenerTag},
+        policy::{Config, End, Phase, SegmentKind, Timeout},
     };
 
     #[test]
@@ -26,11 +26,11 @@ mod tests {
         let listener = TestListener::plain()?;
         let request = TestRequest::new(&listener, 0)?;
         for (len, fin, kind) in [
-            (0, false, Segment::BareAck),
-            (0, true, Segment::Fin),
-            (1, false, Segment::Data),
-            (1, true, Segment::Data),
-            (100, false, Segment::Data),
+            (0, false, SegmentKind::BareAck),
+            (0, true, SegmentKind::Fin),
+            (1, false, SegmentKind::Data),
+            (1, true, SegmentKind::Data),
+            (100, false, SegmentKind::Data),
         ] {
             assert!(TestSegment::new(&request, len, fin, 1)?.kind(&request) == kind);
         }
@@ -45,13 +45,13 @@ mod tests {
         assert!(request.phase().is_none());
         assert!(request.bare_ack(500)?);
         assert!(request.phase() == Some(Phase::Parked));
-        assert!(!request.wears_originals());
-        assert!(request.remembered_window() == Some(500));
+        assert!(!request.has_original_ops());
+        assert!(request.last_window() == Some(500));
         // The last one counts.
         assert!(request.bare_ack(600)?);
-        assert!(request.remembered_window() == Some(600));
-        request.settle()?;
-        assert!(request.wears_originals());
+        assert!(request.last_window() == Some(600));
+        request.complete()?;
+        assert!(request.has_original_ops());
         drop(request);
         drop(listener);
         drop(registration);
@@ -67,7 +67,7 @@ mod tests {
         assert!(soon.park(1)? && late.park(1)?);
         assert!(soon.timer_in() <= HZ && late.timer_in() <= HZ);
         // Who sends meanwhile has lost nothing.
-        soon.settle()?;
+        soon.complete()?;
         assert!(soon.timer_in() <= HZ);
         for _ in 0..60 {
             if late.timer_in() > FAR {
@@ -89,8 +89,8 @@ mod tests {
         }
         assert!(next.timer_in() > FAR);
         let parked = listener.stats()?.parked;
-        late.settle()?;
-        next.settle()?;
+        late.complete()?;
+        next.complete()?;
         assert!(parked == 2 && listener.stats()?.parked == 0);
         drop((soon, late, next));
         drop(listener);
@@ -109,7 +109,7 @@ mod tests {
         assert!(request.park(1)?);
         assert!(request.timer_in() > FAR);
         assert!(listener.young() == young);
-        request.settle()?;
+        request.complete()?;
         assert!(listener.young() == young + 1);
         drop(request);
 
@@ -119,7 +119,7 @@ mod tests {
         assert!(request.park(1)?);
         assert!(request.timer_in() > FAR);
         assert!(listener.young() == young);
-        request.settle()?;
+        request.complete()?;
         assert!(listener.young() == young);
         drop(request);
         drop(listener);
@@ -141,13 +141,13 @@ mod tests {
                 let window = 100 * (round + 1) + nth as u16;
                 assert!(request.park(window)?);
                 assert!(request.phase() == Some(Phase::Parked));
-                assert!(request.remembered_window() == Some(window));
+                assert!(request.last_window() == Some(window));
                 requests.push(request, GFP_KERNEL)?;
             }
             assert!(listener.stats()?.parked == 80);
             for request in &requests {
-                request.settle()?;
-                assert!(request.wears_originals());
+                request.complete()?;
+                assert!(request.has_original_ops());
             }
             assert!(listener.stats()?.parked == 0);
             drop(requests);
@@ -168,7 +168,7 @@ mod tests {
         // Parked by its listener alone: the kernel has not had its say yet.
         assert!(request.park(1)?);
         assert!(request.request().was_acked());
-        request.settle()?;
+        request.complete()?;
         drop(request);
 
         // Begun with, too late: whoever took it out of the table sees that, and waits for the lock.
@@ -189,7 +189,7 @@ mod tests {
         let request = TestRequest::new(&listener, 0)?;
         request.unhash();
         assert!(!request.park(1)?);
-        assert!(request.wears_originals());
+        assert!(request.has_original_ops());
         assert!(request.phase().is_none());
         drop(request);
         drop(listener);
@@ -204,13 +204,13 @@ mod tests {
         let listener = TestListener::filtered()?;
         let parked = TestRequest::new(&listener, 0)?;
         assert!(parked.park(1)?);
-        listener.lose_hooks(&plain);
+        listener.lose_af_ops(&plain);
         let request = TestRequest::new(&listener, 0)?;
         assert!(!request.park(1)?);
-        assert!(request.wears_originals());
+        assert!(request.has_original_ops());
         // Who makes a connection now gives the one back that was parked before.
-        parked.give_back()?;
-        assert!(parked.wears_originals());
+        parked.fall_back()?;
+        assert!(parked.has_original_ops());
         assert!(parked.timer_in() <= 1);
         let stats = listener.stats()?;
         assert!(stats.parked == 0);
@@ -229,7 +229,7 @@ mod tests {
         let request = TestRequest::new(&listener, 0)?;
         request.stop_timer();
         assert!(!request.park(1)?);
-        assert!(request.wears_originals());
+        assert!(request.has_original_ops());
         assert!(request.timer_in() == -1);
         drop(request);
         drop(listener);
@@ -261,7 +261,7 @@ mod tests {
             assert!(listener.young() == young);
         }
 
-        request.settle()?;
+        request.complete()?;
         drop(request);
         drop(listener);
         drop(registration);
@@ -278,7 +278,7 @@ mod tests {
         assert!(now.wrapping_sub(request.last_tsval()) >= 5_000);
         request.send_ack();
         assert!(request.last_tsval().wrapping_sub(now) < 5_000);
-        request.settle()?;
+        request.complete()?;
         drop(request);
         drop(listener);
         drop(registration);
@@ -294,7 +294,7 @@ mod tests {
         let at_park = request.synack_age_us();
         kernel::time::delay::fsleep(kernel::time::Delta::from_millis(50));
         assert!(request.synack_age_us() >= at_park + 50_000);
-        request.settle()?;
+        request.complete()?;
         // What it was when it was parked, not what it would be by now.
         assert!(request.synack_age_us() < at_park + 50_000);
         assert!(request.synack_age_us() >= 40_000);
@@ -313,7 +313,7 @@ mod tests {
         assert!(request.park(1)?);
         request.destroy();
         assert!(DESTROYED.load(Relaxed) == destroyed + 1);
-        assert!(request.wears_originals());
+        assert!(request.has_original_ops());
         assert!(request.phase().is_none());
         // Were it still in the queue, closing the listener would touch freed memory.
         drop(request);
@@ -331,9 +331,9 @@ mod tests {
         let request = TestRequest::new(&listener, 0)?;
         assert!(request.park(1)?);
         request.kill();
-        listener.set_terms(Terms {
+        listener.set_config(Config {
             timeout: Timeout::from_millis(1),
-            ..DEFAULTS.terms
+            ..DEFAULTS.config
         })?;
         for _ in 0..100 {
             if listener.stats()?.parked == 0 {
@@ -344,18 +344,18 @@ mod tests {
         assert!(listener.stats()?.ended(End::Aborted) == 1);
         assert!(request.references() == 0);
         request.destroy();
-        assert!(request.wears_originals());
+        assert!(request.has_original_ops());
         drop(request);
 
         // When its listener closes.
         let request = TestRequest::new(&listener, 0)?;
-        listener.set_terms(DEFAULTS.terms)?;
+        listener.set_config(DEFAULTS.config)?;
         assert!(request.park(1)?);
         request.kill();
         drop(listener);
         assert!(request.references() == 0);
         request.destroy();
-        assert!(request.wears_originals());
+        assert!(request.has_original_ops());
         drop(request);
         drop(registration);
         Ok(())
@@ -369,27 +369,27 @@ mod tests {
         assert!(request.park(1)?);
 
         // One that the kernel drops.
-        let copy = request.copy()?;
+        let clone = request.kernel_clone()?;
         let destroyed = DESTROYED.load(Relaxed);
-        assert!(!copy.wears_originals());
-        assert!(copy.phase().is_none());
+        assert!(!clone.has_original_ops());
+        assert!(clone.phase().is_none());
         // Nor would one be that is where the original was, but for another listener.
-        assert!(!request.request().is_parked(Key::new()));
-        copy.destroy();
+        assert!(!request.request().is_parked(ListenerTag::new()));
+        clone.destroy();
         assert!(DESTROYED.load(Relaxed) == destroyed + 1);
         assert!(request.phase() == Some(Phase::Parked));
-        drop(copy);
+        drop(clone);
 
         // One that the timer's handler hands to another listener: it is plain from its first SYN-ACK on.
-        let copy = request.copy()?;
+        let clone = request.kernel_clone()?;
         let sent = SYNACKS.load(Relaxed);
-        assert!(copy.send_synack() == 0);
+        assert!(clone.send_synack() == 0);
         assert!(SYNACKS.load(Relaxed) == sent + 1);
-        assert!(copy.wears_originals());
+        assert!(clone.has_original_ops());
         assert!(request.phase() == Some(Phase::Parked));
-        drop(copy);
+        drop(clone);
 
-        request.settle()?;
+        request.complete()?;
         drop(request);
         drop(listener);
         drop(registration);
@@ -405,7 +405,7 @@ mod tests {
         assert!(first.park(1)? && second.park(1)?);
         drop(listener);
         for request in [&first, &second] {
-            assert!(request.wears_originals());
+            assert!(request.has_original_ops());
             assert!(request.timer_in() <= 1);
         }
         drop(first);

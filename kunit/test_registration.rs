@@ -11,7 +11,7 @@ mod tests {
     use crate::{
         fabricate::{register, TestListener, DEFAULTS},
         net::ulp::Registration,
-        policy::{Dataready, Filter, Segment, Timeout, Verdict},
+        policy::{Dataready, Filter, SegmentKind, Timeout, Verdict},
     };
 
     struct LongName;
@@ -19,7 +19,7 @@ mod tests {
     impl Filter for LongName {
         const NAME: &'static str = "sixteen_bytes_it";
 
-        fn verdict(segment: Segment) -> Verdict {
+        fn verdict(segment: SegmentKind) -> Verdict {
             Dataready::verdict(segment)
         }
     }
@@ -52,9 +52,9 @@ mod tests {
             .attach(c"accf_kunit")
             .is_err_and(|error| error == ENOENT));
         let registration = register(Timeout::Never)?;
-        assert!(!listener.is_hooked());
+        assert!(!listener.has_accf_af_ops());
         listener.attach(c"accf_kunit")?;
-        assert!(listener.is_hooked());
+        assert!(listener.has_accf_af_ops());
         assert!(listener
             .attach(c"accf_kunit")
             .is_err_and(|error| error == EEXIST));

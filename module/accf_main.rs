@@ -13,7 +13,7 @@ mod net;
 mod policy;
 
 use net::{listener::Defaults, namespace::Namespaces, ulp};
-use policy::{Dataready, OnTimeout, Terms, Timeout};
+use policy::{Config, Dataready, OnTimeout, Timeout};
 
 module! {
     type: Accf,
@@ -77,7 +77,7 @@ fn defaults() -> Result<Defaults> {
         return Err(EINVAL);
     }
     Ok(Defaults {
-        terms: Terms {
+        config: Config {
             timeout: Timeout::from_millis(module_parameters::timeout_ms.value()),
             max_parked,
             on_timeout,

@@ -60,9 +60,9 @@ enum {
 	/* It is in one. */
 	ACCF_IN_GROUP = 1,
 	/* There is a listener that sees to it that no copy of a request outlives the module. */
-	ACCF_HAS_TIED = 2,
+	ACCF_RESTORES_CLONES = 2,
 	/* There is somebody who does not, or may be. */
-	ACCF_MAY_HOLD_COPIES = 4,
+	ACCF_MAY_HOLD_CLONES = 4,
 };
 
 /* Both ends of a connection request, as they stand on the wire. */
@@ -77,7 +77,7 @@ struct accf_endpoints {
 };
 
 /* A request's own timer. */
-struct accf_own_timer {
+struct accf_synack_timer {
 	long left; /* in jiffies; 0 if it is not pending, or late */
 	u8 timeouts; /* how often it has fired */
 	u8 max_timeouts; /* how often it may, if the backlog is not under pressure */
@@ -109,11 +109,11 @@ bool accf_diag_has_room(const struct sk_buff *skb, size_t len);
 u8 accf_sk_state(const struct sock *sk);
 bool accf_sk_acceptq_is_full(const struct sock *sk);
 bool accf_has_listened(const struct sock *sk);
-u32 accf_group_around(const struct sock *sk, bool (*is_tied)(const struct sock *sk));
+u32 accf_reuseport_peers(const struct sock *sk, bool (*peer_restores_clones)(const struct sock *sk));
 bool accf_is_in_group(const struct sock *sk);
 bool accf_has_left_group(const struct sock *sk);
-u32 accf_exemption(const struct sock *sk);
-u32 accf_facts(const struct sock *sk, const struct request_sock *req);
+u32 accf_exemption_flags(const struct sock *sk);
+u32 accf_req_flags(const struct sock *sk, const struct request_sock *req);
 bool accf_carries_more_than_tcp(const struct sock *sk);
 u32 accf_num_online_cpus(void);
 int accf_qlen(const struct sock *sk);
@@ -130,16 +130,16 @@ bool accf_req_is_hashed(struct request_sock *req);
 u32 accf_req_set_acked(const struct sock *sk, struct request_sock *req);
 bool accf_req_was_acked(const struct request_sock *req);
 bool accf_timer_pending(const struct timer_list *timer);
-struct accf_own_timer accf_req_own_timer(const struct request_sock *req);
+struct accf_synack_timer accf_req_synack_timer(const struct request_sock *req);
 unsigned long accf_jiffies(void);
 u32 accf_rto_max(void);
 u32 accf_echoed_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr);
 void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us);
 void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *ends);
-bool accf_req_has_refuge(const struct request_sock *req);
+bool accf_req_can_migrate(const struct request_sock *req);
 u32 accf_req_listener_since(const struct request_sock *req, u32 write_seq);
 bool accf_req_is_connected(const struct request_sock *req);
-void accf_tsval_sent(struct request_sock *req);
+void accf_req_note_tsval_sent(struct request_sock *req);
 
 /* Segments. */
 struct sk_buff *accf_skb_received(const struct request_sock *req, const void *packet, u32 len,

@@ -7,9 +7,9 @@ use kernel::sync::rcu;
 use super::{
     bindings::{self, sk_buff},
     context::BhDisabled,
-    overlay::Overlay,
-    parked::Parked,
-    request::Request,
+    overlay::RequestOpsOverride,
+    parked::ParkedRequest,
+    request::RequestSock,
     wire::Packet,
 };
 
@@ -17,8 +17,8 @@ use super::{
 ///
 /// That a reset, or data, comes in on another CPU at this moment is as harmless as it is with an ACK from the wire.
 pub(crate) fn accept(
-    request: &Request<'_>,
-    parked: &Parked,
+    request: &RequestSock<'_>,
+    parked: &ParkedRequest,
     _bh: &BhDisabled<'_>,
     _rcu: &rcu::Guard,
 ) {
@@ -40,12 +40,13 @@ pub(crate) fn accept(
 /// Sends the client an RST in answer to its last bare ACK, from the sequence number that it expects next: the kernel's own
 /// `send_reset` of requests. If there is no memory nothing is sent, as from there.
 pub(crate) fn reset(
-    request: &Request<'_>,
-    parked: &Parked,
+    request: &RequestSock<'_>,
+    parked: &ParkedRequest,
     _bh: &BhDisabled<'_>,
     _rcu: &rcu::Guard,
 ) {
-    let Some(send_reset) = Overlay::of(request).and_then(|overlay| overlay.original().send_reset)
+    let Some(send_reset) =
+        RequestOpsOverride::of(request).and_then(|ops_override| ops_override.original().send_reset)
     else {
         return;
     };
@@ -68,7 +69,7 @@ pub(crate) fn reset(
 }
 
 /// The client's last bare ACK, as the IP layer would hand it to TCP, but for a route. NULL if there is no memory.
-fn last_ack(request: &Request<'_>, parked: &Parked) -> *mut sk_buff {
+fn last_ack(request: &RequestSock<'_>, parked: &ParkedRequest) -> *mut sk_buff {
     let ack = request.bare_ack(parked.window(), parked.tsval());
     let packet = Packet::new(&request.endpoints(), ack);
     let bytes = packet.as_bytes();

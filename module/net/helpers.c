@@ -55,7 +55,7 @@ void accf_pin_module(void)
 
 /* What a network namespace keeps for us. */
 struct accf_net {
-	/* Parked requests of all its listeners. */
+	/* ParkedRequest requests of all its listeners. */
 	atomic_t parked;
 };
 
@@ -178,7 +178,7 @@ static bool accf_is_signed(const struct sock *sk)
 	return is_signed;
 }
 
-u32 accf_exemption(const struct sock *sk)
+u32 accf_exemption_flags(const struct sock *sk)
 {
 	if (READ_ONCE(sock_net(sk)->ipv4.sysctl_tcp_abort_on_overflow))
 		return ACCF_ABORTS_ON_OVERFLOW;
@@ -194,9 +194,9 @@ static bool accf_req_is_acked(const struct request_sock *req)
 	return data_race((bool)inet_rsk(req)->acked);
 }
 
-u32 accf_facts(const struct sock *sk, const struct request_sock *req)
+u32 accf_req_flags(const struct sock *sk, const struct request_sock *req)
 {
-	return accf_exemption(sk) | (accf_req_is_acked(req) ? ACCF_IS_ACKED : 0);
+	return accf_exemption_flags(sk) | (accf_req_is_acked(req) ? ACCF_IS_ACKED : 0);
 }
 
 u32 accf_num_online_cpus(void)
@@ -280,10 +280,10 @@ bool accf_timer_pending(const struct timer_list *timer)
  * in between: should the count be old nonetheless, the request is taken for a young one until its timer fires again, or it
  * leaves, and what was taken off the young ones is put back then.
  */
-struct accf_own_timer accf_req_own_timer(const struct request_sock *req)
+struct accf_synack_timer accf_req_synack_timer(const struct request_sock *req)
 {
 	const struct sock *sk = req->rsk_listener;
-	struct accf_own_timer own = {
+	struct accf_synack_timer own = {
 		.left = data_race(READ_ONCE(req->rsk_timer.expires)) - jiffies,
 	};
 
@@ -350,18 +350,18 @@ static bool accf_migrates(const struct sock *sk, const struct sock_reuseport *gr
 }
 
 /* Has its group a listener now that would take it, as its own has stopped (reuseport_migrate_sock())? */
-bool accf_req_has_refuge(const struct request_sock *req)
+bool accf_req_can_migrate(const struct request_sock *req)
 {
 	const struct sock *sk = req->rsk_listener;
 	const struct sock_reuseport *group;
-	bool has_refuge;
+	bool can_migrate;
 
 	rcu_read_lock();
 	group = rcu_dereference(sk->sk_reuseport_cb);
 	/* Written plainly, under a lock that is not exported. */
-	has_refuge = group && data_race(READ_ONCE(group->num_socks)) && accf_migrates(sk, group);
+	can_migrate = group && data_race(READ_ONCE(group->num_socks)) && accf_migrates(sk, group);
 	rcu_read_unlock();
-	return has_refuge;
+	return can_migrate;
 }
 
 /*
@@ -405,7 +405,7 @@ u32 accf_req_listener_since(const struct request_sock *req, u32 write_seq)
 	return since;
 }
 
-static bool accf_may_hold_copies(const struct sock *member)
+static bool accf_may_hold_clones(const struct sock *member)
 {
 	return !data_race(sock_flag(member, SOCK_DEAD)) ||
 	       READ_ONCE(inet_csk(member)->icsk_accept_queue.rskq_defer_accept);
@@ -414,7 +414,7 @@ static bool accf_may_hold_copies(const struct sock *member)
 /*
  * Once @sk has stopped, the kernel makes connections of its requests at any other listener of its group, and puts copies into
  * that one's accept queue (inet_csk_complete_hashdance()). Who is there that would take them, and does it keep the module until
- * they are gone? @is_tied tells whether a listener does. One that was closed has none in its queue: it is orphaned after that
+ * they are gone? @peer_restores_clones tells whether a listener does. One that was closed has none in its queue: it is orphaned after that
  * has been emptied, and when nobody is in accept() (__tcp_close()). With TCP_DEFER_ACCEPT, one that a request's timer has copied
  * may be half open there, though.
  *
@@ -430,7 +430,7 @@ static bool accf_may_hold_copies(const struct sock *member)
  *
  * Of all this the kernel marks but the writes of num_closed_socks.
  */
-u32 accf_group_around(const struct sock *sk, bool (*is_tied)(const struct sock *sk))
+u32 accf_reuseport_peers(const struct sock *sk, bool (*peer_restores_clones)(const struct sock *sk))
 {
 	const struct sock_reuseport *group;
 	u16 listening, stopped;
@@ -452,7 +452,7 @@ u32 accf_group_around(const struct sock *sk, bool (*is_tied)(const struct sock *
 		stopped = READ_ONCE(group->num_closed_socks);
 		if (!IS_ENABLED(CONFIG_X86)) {
 			if (listening + stopped > 1 || (listening && data_race(READ_ONCE(group->socks[0])) != sk))
-				around |= ACCF_MAY_HOLD_COPIES;
+				around |= ACCF_MAY_HOLD_CLONES;
 			goto out;
 		}
 		/* As in reuseport_select_sock(): pairs with __reuseport_add_sock(). */
@@ -462,15 +462,15 @@ u32 accf_group_around(const struct sock *sk, bool (*is_tied)(const struct sock *
 			if (member == sk) {
 				/* It was moved here, to another group, without listening (reuseport_attach_prog()). */
 				if (inet_sk_state_load(sk) != TCP_LISTEN)
-					around |= ACCF_MAY_HOLD_COPIES;
+					around |= ACCF_MAY_HOLD_CLONES;
 				continue;
 			}
 			if (!member)
-				around |= ACCF_MAY_HOLD_COPIES;
-			else if (is_tied(member))
-				around |= ACCF_HAS_TIED;
-			else if (accf_may_hold_copies(member))
-				around |= ACCF_MAY_HOLD_COPIES;
+				around |= ACCF_MAY_HOLD_CLONES;
+			else if (peer_restores_clones(member))
+				around |= ACCF_RESTORES_CLONES;
+			else if (accf_may_hold_clones(member))
+				around |= ACCF_MAY_HOLD_CLONES;
 		}
 		smp_rmb();
 		/* Anew: who has stopped since is among them. */
@@ -480,15 +480,15 @@ u32 accf_group_around(const struct sock *sk, bool (*is_tied)(const struct sock *
 			member = data_race(READ_ONCE(group->socks[i]));
 			if (member == sk)
 				continue;
-			if (!member || (!is_tied(member) && accf_may_hold_copies(member)))
-				around |= ACCF_MAY_HOLD_COPIES;
+			if (!member || (!peer_restores_clones(member) && accf_may_hold_clones(member)))
+				around |= ACCF_MAY_HOLD_CLONES;
 		}
 		smp_rmb();
 		if (listening == data_race(READ_ONCE(group->num_socks)) &&
 		    stopped == READ_ONCE(group->num_closed_socks))
 			goto out;
 	} while (--attempts);
-	around |= ACCF_MAY_HOLD_COPIES;
+	around |= ACCF_MAY_HOLD_CLONES;
 out:
 	rcu_read_unlock();
 	return around;
@@ -531,7 +531,7 @@ bool accf_req_is_connected(const struct request_sock *req)
 }
 
 /* As tcp_make_synack() does: what the client may echo. */
-void accf_tsval_sent(struct request_sock *req)
+void accf_req_note_tsval_sent(struct request_sock *req)
 {
 	WRITE_ONCE(tcp_rsk(req)->snt_tsval_last, tcp_rsk_tsval(tcp_rsk(req)));
 }

@@ -14,7 +14,7 @@
 //! | [`send_synack`] | `af_specific->send_synack` | for parked requests | softirq, RCU |
 //! | [`send_ack`] | `rsk_ops->send_ack` | for parked requests | softirq, RCU |
 //! | [`destructor`] | `rsk_ops->destructor` | when a parked request dies | process or softirq, may not sleep |
-//! | [`is_tied`] | `accf_group_around()` | for each other member of a listener's group | as the caller; RCU |
+//! | [`peer_restores_clones`] | `accf_reuseport_peers()` | for each other member of a listener's group | as the caller; RCU |
 
 use core::ptr::{self, NonNull};
 
@@ -35,10 +35,10 @@ use super::{
     context::{with_bh_off, BhDisabled, BhGuard},
     listener::Listener,
     options::{self, SOL_ACCF},
-    overlay::Overlay,
+    overlay::RequestOpsOverride,
     rcu::{defer_drop, ReadSide},
-    request::{self, Request},
-    segment::Segment,
+    request::{self, RequestSock},
+    segment::TcpSegment,
     ulp::Registration,
 };
 
@@ -110,7 +110,7 @@ unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
         ptr::write_volatile(&raw mut (*csk(raw)).icsk_af_ops, listener.ops());
     }
     if has_listened {
-        // Another CPU may still be in the kernel's own function, making a connection that nobody will settle: of a request that
+        // Another CPU may still be in the kernel's own function, making a connection that nobody will complete: of a request that
         // must not be parked meanwhile.
         rcu::synchronize_rcu();
     }
@@ -132,12 +132,12 @@ pub(crate) unsafe extern "C" fn clone(
     // listener's lock, which who releases it has, too (`tcp_get_cookie_sock()`, called from `__release_sock()`).
     let listener = unsafe { (*csk(child)).icsk_ulp_data.cast::<Listener>().as_ref() };
     // SAFETY: nobody else sees the child.
-    if listener.is_some_and(|listener| !unsafe { disown(child, listener) }) {
+    if listener.is_some_and(|listener| !unsafe { restore_child_af_ops(child, listener) }) {
         // The kernel makes this connection without asking us: its listener has lost our operations, as sockets do that
-        // connect to an IPv4-mapped address, and has listened again since. Nobody would settle the request, which is still
+        // connect to an IPv4-mapped address, and has listened again since. Nobody would complete the request, which is still
         // in the table.
         // SAFETY: the kernel makes the child of this request, to which it holds a reference.
-        unsafe { give_back(req) };
+        unsafe { fall_back(req) };
     }
     // SAFETY: as above. The kernel took no module reference for the child, and must not put one.
     unsafe {
@@ -152,7 +152,7 @@ pub(crate) unsafe extern "C" fn clone(
 ///
 /// `req` must be alive, and not destroyed by the caller.
 #[cold]
-unsafe fn give_back(req: *const request_sock) {
+unsafe fn fall_back(req: *const request_sock) {
     let has_listener = |req: &NonNull<request_sock>| {
         // SAFETY: by the contract of this function. A cookie's request has no listener.
         let listener = unsafe { request::listener_sock(req.as_ptr()) };
@@ -160,10 +160,10 @@ unsafe fn give_back(req: *const request_sock) {
     };
     if let Some(req) = NonNull::new(req.cast_mut()).filter(has_listener) {
         // SAFETY: alive by the contract of this function, with a listener.
-        let request = unsafe { Request::from_raw(req) };
+        let request = unsafe { RequestSock::from_raw(req) };
         with_bh_off(|bh| {
-            if let Some(home) = Listener::home_of(&request, bh) {
-                home.give_back(bh, &request);
+            if let Some(parking_listener) = Listener::parking_listener(&request, bh) {
+                parking_listener.fall_back(bh, &request);
             }
         });
     }
@@ -174,7 +174,7 @@ unsafe fn give_back(req: *const request_sock) {
 /// # Safety
 ///
 /// `sk` must be alive.
-pub(crate) unsafe fn is_hooked(sk: *mut sock, listener: &Listener) -> bool {
+pub(crate) unsafe fn has_accf_af_ops(sk: *mut sock, listener: &Listener) -> bool {
     // SAFETY: by the contract of this function. The read is a `READ_ONCE()`.
     let ops = unsafe { ptr::read_volatile(&raw const (*csk(sk)).icsk_af_ops) };
     ptr::eq(ops, listener.ops())
@@ -185,14 +185,14 @@ pub(crate) unsafe fn is_hooked(sk: *mut sock, listener: &Listener) -> bool {
 /// # Safety
 ///
 /// `child` must be a socket that nobody else changes.
-unsafe fn disown(child: *mut sock, listener: &Listener) -> bool {
+unsafe fn restore_child_af_ops(child: *mut sock, listener: &Listener) -> bool {
     // SAFETY: by the contract of this function. A v4-mapped child has operations of its own, which stay.
     unsafe {
-        let is_hooked = is_hooked(child, listener);
-        if is_hooked {
+        let has_accf_af_ops = has_accf_af_ops(child, listener);
+        if has_accf_af_ops {
             (*csk(child)).icsk_af_ops = listener.original_ops();
         }
-        is_hooked
+        has_accf_af_ops
     }
 }
 
@@ -361,20 +361,20 @@ unsafe fn set_option(
         return Err(ENOPROTOOPT);
     };
     // SAFETY: by the contract of this function. May sleep, so it comes before the rest.
-    let terms = unsafe { options::read_config(optval, optlen) }?;
+    let config = unsafe { options::read_config(optval, optlen) }?;
 
     let bh = BhGuard::new();
     let bh = bh.token();
     // SAFETY: the kernel calls our function for this socket.
     let listener = unsafe { listener_after_barrier(sk, &bh) }.map_err(|_| ENOPROTOOPT)?;
     // Others pay for what is kept here, with memory and with their share of the namespace's limit.
-    if terms.max_parked > listener.max_parked_by_default() {
+    if config.max_parked > listener.default_max_parked() {
         // SAFETY: the socket is alive, and with it its namespace.
         if !unsafe { bindings::accf_may_set_max_parked(sk) } {
             return Err(EPERM);
         }
     }
-    listener.set_terms(&bh, terms);
+    listener.set_config(&bh, config);
     Ok(())
 }
 
@@ -428,9 +428,11 @@ unsafe fn get_option(
     };
     // May sleep, so it comes last.
     match name {
-        options::Name::Config => {
-            options::write(&bindings::accf_config::from(&account.terms), optval, optlen)
-        }
+        options::Name::Config => options::write(
+            &bindings::accf_config::from(&account.config),
+            optval,
+            optlen,
+        ),
         options::Name::Stats => {
             options::write(&bindings::accf_stats::from(&account), optval, optlen)
         }
@@ -469,10 +471,10 @@ pub(crate) unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -
     match unsafe { listener_of(sk, &bh) } {
         Ok(listener) if !listener.has_defer_accept() => {
             // SAFETY: the arguments are passed on.
-            unsafe { give_syn_to(listener.original_ops().conn_request, sk, skb) }
+            unsafe { call_conn_request(listener.original_ops().conn_request, sk, skb) }
         }
         // SAFETY: the arguments are passed on.
-        _ => unsafe { conn_request_slowly(sk, skb) },
+        _ => unsafe { conn_request_slow(sk, skb) },
     }
 }
 
@@ -483,7 +485,7 @@ pub(crate) unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -
 /// As for [`conn_request`].
 #[cold]
 #[inline(never)]
-unsafe extern "C" fn conn_request_slowly(sk: *mut sock, skb: *mut sk_buff) -> c_int {
+unsafe extern "C" fn conn_request_slow(sk: *mut sock, skb: *mut sk_buff) -> c_int {
     // SAFETY: as in `conn_request()`.
     let bh = unsafe { BhDisabled::assume() };
     // SAFETY: as in `conn_request()`.
@@ -497,7 +499,7 @@ unsafe extern "C" fn conn_request_slowly(sk: *mut sock, skb: *mut sk_buff) -> c_
             .filter(|&original| !ptr::fn_addr_eq(original, conn_request as ConnRequest)),
     };
     // SAFETY: the arguments are passed on.
-    unsafe { give_syn_to(original, sk, skb) }
+    unsafe { call_conn_request(original, sk, skb) }
 }
 
 /// Has the kernel's own function, if there is one, deal with a SYN.
@@ -506,7 +508,11 @@ unsafe extern "C" fn conn_request_slowly(sk: *mut sock, skb: *mut sk_buff) -> c_
 ///
 /// The arguments are those of [`conn_request`], and `original` is not that.
 #[inline(always)]
-unsafe fn give_syn_to(original: Option<ConnRequest>, sk: *mut sock, skb: *mut sk_buff) -> c_int {
+unsafe fn call_conn_request(
+    original: Option<ConnRequest>,
+    sk: *mut sock,
+    skb: *mut sk_buff,
+) -> c_int {
     match original {
         // SAFETY: by the contract of this function.
         Some(original) => unsafe { original(sk, skb) },
@@ -552,16 +558,14 @@ pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
         };
     };
     // SAFETY: the kernel has checked the segment for this request, which it holds a reference to.
-    let kind = unsafe { Segment::from_raw(skb).kind(request::client_isn(request.as_ptr())) };
+    let kind = unsafe { TcpSegment::from_raw(skb).kind(request::client_isn(request.as_ptr())) };
     // Functions of their own, with the same arguments, so that nothing is saved here for one that the other needs.
     // SAFETY: the arguments are passed on; it is in the table, or was a moment ago.
     unsafe {
         match F::verdict(kind) {
-            Verdict::Ready => {
-                on_request::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init)
-            }
+            Verdict::Ready => on_data::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init),
             Verdict::Wait => {
-                on_idle_ack::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init)
+                on_bare_ack::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init)
             }
         }
     }
@@ -607,7 +611,7 @@ impl Ack {
     ///
     /// `listener` is that of the arguments, which are the kernel's, and are passed on once.
     #[inline]
-    unsafe fn give_to_kernel(self, listener: ArcBorrow<'_, Listener>) -> *mut sock {
+    unsafe fn call_original(self, listener: ArcBorrow<'_, Listener>) -> *mut sock {
         let Some(original) = listener.original_ops().syn_recv_sock else {
             return ptr::null_mut();
         };
@@ -616,7 +620,7 @@ impl Ack {
         if !child.is_null() {
             // A child that was copied while the filter was being attached.
             // SAFETY: a new child is locked.
-            unsafe { disown(child, &listener) };
+            unsafe { restore_child_af_ops(child, &listener) };
         }
         child
     }
@@ -627,7 +631,7 @@ impl Ack {
     ///
     /// The arguments are the kernel's, and are passed on once.
     #[inline(always)]
-    unsafe fn give_to_others(
+    unsafe fn call_current(
         self,
         ops: &bindings::inet_connection_sock_af_ops,
         ours: SynRecvSock,
@@ -636,7 +640,7 @@ impl Ack {
             // SAFETY: by the contract of this function; and it is not ours.
             Some(original) if !ptr::fn_addr_eq(original, ours) => unsafe { self.give_to(original) },
             // SAFETY: by the contract of this function.
-            _ => unsafe { self.swallow() },
+            _ => unsafe { self.drop_segment() },
         }
     }
 
@@ -646,7 +650,7 @@ impl Ack {
     ///
     /// The arguments are the kernel's, and are not passed on.
     #[inline]
-    unsafe fn swallow(self) -> *mut sock {
+    unsafe fn drop_segment(self) -> *mut sock {
         if !self.dst.is_null() {
             // SAFETY: whoever makes no child must put the route.
             unsafe { bindings::dst_release(self.dst) };
@@ -661,7 +665,7 @@ impl Ack {
 ///
 /// As for [`syn_recv_sock`], called for a request that was looked up.
 #[inline(never)]
-unsafe extern "C" fn on_request<F: Filter>(
+unsafe extern "C" fn on_data<F: Filter>(
     sk: *const sock,
     skb: *mut sk_buff,
     req: *mut request_sock,
@@ -685,14 +689,14 @@ unsafe extern "C" fn on_request<F: Filter>(
     let listener = match unsafe { listener_of(sk, &bh) } {
         Ok(listener) => listener,
         // SAFETY: as told by our caller.
-        Err(ops) => return unsafe { ack.give_to_others(ops, syn_recv_sock::<F>) },
+        Err(ops) => return unsafe { ack.call_current(ops, syn_recv_sock::<F>) },
     };
     // SAFETY: the kernel holds a reference to the request, which has a listener, as it was in the table; our caller has seen that
     // it is not NULL; and the kernel has checked the segment for it.
     let (request, segment) = unsafe {
         (
-            Request::from_raw(NonNull::new_unchecked(req_unhash)),
-            Segment::from_raw(skb),
+            RequestSock::from_raw(NonNull::new_unchecked(req_unhash)),
+            TcpSegment::from_raw(skb),
         )
     };
     // SAFETY: as told by our caller.
@@ -709,25 +713,25 @@ unsafe fn connect(
     bh: &BhDisabled<'_>,
     ack: Ack,
     listener: ArcBorrow<'_, Listener>,
-    request: Request<'_>,
-    segment: Segment<'_>,
+    request: RequestSock<'_>,
+    segment: TcpSegment<'_>,
 ) -> *mut sock {
     let kind = segment.kind(request.client_isn());
     // SAFETY: as told by our caller.
-    let child = unsafe { ack.give_to_kernel(listener) };
+    let child = unsafe { ack.call_original(listener) };
     // SAFETY: the kernel's own function wrote it if it made a child.
     if !child.is_null() && unsafe { *ack.own_req } {
         // It is out of the table; another CPU may have begun to park it before, and then it is acked. The barrier in here pairs
-        // with that in `Request::set_acked()`. A connection that never waited takes no lock of ours.
-        if request.was_acked() || request.wears_overlay() {
-            let home = if listener.is_home_of(&request) {
+        // with that in `RequestSock::set_acked()`. A connection that never waited takes no lock of ours.
+        if request.was_acked() || request.has_ops_override() {
+            let parking_listener = if listener.is_listener_of(&request) {
                 Some(listener)
             } else {
-                Listener::home_of(&request, bh)
+                Listener::parking_listener(&request, bh)
             };
-            if let Some(home) = home {
+            if let Some(parking_listener) = parking_listener {
                 // SAFETY: we own the request, and have made the connection.
-                unsafe { home.settle(bh, request, kind) };
+                unsafe { parking_listener.complete(bh, request, kind) };
             }
         }
     }
@@ -740,7 +744,7 @@ unsafe fn connect(
 ///
 /// As for [`syn_recv_sock`], called for a request that was looked up.
 #[inline(never)]
-unsafe extern "C" fn on_idle_ack<F: Filter>(
+unsafe extern "C" fn on_bare_ack<F: Filter>(
     sk: *const sock,
     skb: *mut sk_buff,
     req: *mut request_sock,
@@ -765,27 +769,28 @@ unsafe extern "C" fn on_idle_ack<F: Filter>(
     let listener = match unsafe { listener_of(sk, bh) } {
         Ok(listener) => listener,
         // SAFETY: as told by our caller.
-        Err(ops) => return unsafe { ack.give_to_others(ops, syn_recv_sock::<F>) },
+        Err(ops) => return unsafe { ack.call_current(ops, syn_recv_sock::<F>) },
     };
     // SAFETY: the kernel holds a reference to the request, which has a listener, as it was in the table; our caller has seen that
     // it is not NULL; and the kernel has checked the segment for it.
     let (request, segment) = unsafe {
         (
-            Request::from_raw(NonNull::new_unchecked(req_unhash)),
-            Segment::from_raw(skb),
+            RequestSock::from_raw(NonNull::new_unchecked(req_unhash)),
+            TcpSegment::from_raw(skb),
         )
     };
 
     let phase = || {
         // Read once: where it is not acked now, nobody had begun to park it, and `park()` finds out who was faster.
         // SAFETY: the listener is alive, and so is the request.
-        let facts = unsafe { bindings::accf_facts(sk, req_unhash) };
-        if facts != 0 {
-            phase_of_known(bh, listener, &request, facts)
-        } else if !listener.is_home_of(&request) || request.is_fast_open() || request.is_mptcp() {
+        let flags = unsafe { bindings::accf_req_flags(sk, req_unhash) };
+        if flags != 0 {
+            phase_of_acked_or_exempt(bh, listener, &request, flags)
+        } else if !listener.is_listener_of(&request) || request.is_fast_open() || request.is_mptcp()
+        {
             Phase::Exempt(Bypass::Other)
         } else {
-            Phase::Fresh
+            Phase::Unparked
         }
     };
 
@@ -793,22 +798,22 @@ unsafe extern "C" fn on_idle_ack<F: Filter>(
         Action::Park => {
             if listener.park(bh, request, segment) {
                 // SAFETY: as told by our caller.
-                return unsafe { ack.swallow() };
+                return unsafe { ack.drop_segment() };
             }
             None
         }
         Action::Hold => {
-            if let Some(home) = home_beside(bh, listener, &request) {
-                home.hold(bh, &request, &segment);
+            if let Some(parking_listener) = resolve_parking_listener(bh, listener, &request) {
+                parking_listener.update_last_ack(bh, &request, &segment);
             }
             // SAFETY: as told by our caller.
-            return unsafe { ack.swallow() };
+            return unsafe { ack.drop_segment() };
         }
         Action::Admit => None,
         Action::Bypass(cause) => Some(cause),
     };
     // SAFETY: as told by our caller.
-    let child = unsafe { on_request::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init) };
+    let child = unsafe { on_data::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init) };
     if let Some(cause) = cause {
         // SAFETY: the kernel's own function wrote it if it made a child.
         if !child.is_null() && unsafe { *own_req } {
@@ -818,39 +823,41 @@ unsafe extern "C" fn on_idle_ack<F: Filter>(
     child
 }
 
-/// Where a request stands of which, or of whose listener, there are `facts` (`accf_facts()`).
+/// Where a request stands of which, or of whose listener, there are `facts` (`accf_req_flags()`).
 #[cold]
-fn phase_of_known(
+fn phase_of_acked_or_exempt(
     bh: &BhDisabled<'_>,
     listener: ArcBorrow<'_, Listener>,
-    request: &Request<'_>,
-    facts: u32,
+    request: &RequestSock<'_>,
+    flags: u32,
 ) -> Phase {
-    let exempt = exemption(facts);
-    if facts & bindings::ACCF_IS_ACKED == 0 {
-        return exempt.map_or(Phase::Fresh, Phase::Exempt);
+    let exempt = exemption(flags);
+    if flags & bindings::ACCF_IS_ACKED == 0 {
+        return exempt.map_or(Phase::Unparked, Phase::Exempt);
     }
-    match home_beside(bh, listener, request).and_then(|home| home.phase_of(bh, request)) {
+    match resolve_parking_listener(bh, listener, request)
+        .and_then(|listener| listener.phase_of(bh, request))
+    {
         Some(phase) if exempt.is_none() => phase,
         // Nobody is held back any more; let go of who was.
-        Some(_) => Phase::Due,
+        Some(_) => Phase::Expired,
         // One that was acked before was parked, and given back because it could not be made a connection; or it could not
         // even be parked. It gets no second chance to be late, and has been counted.
-        None => Phase::Due,
+        None => Phase::Expired,
     }
 }
 
 /// The home of `request`, of which a segment has come to `listener`: that, unless its own has stopped and this one of its group is
 /// to take over.
-fn home_beside<'a>(
+fn resolve_parking_listener<'a>(
     bh: &'a BhDisabled<'_>,
     listener: ArcBorrow<'a, Listener>,
-    request: &Request<'_>,
+    request: &RequestSock<'_>,
 ) -> Option<ArcBorrow<'a, Listener>> {
-    if listener.is_home_of(request) {
+    if listener.is_listener_of(request) {
         Some(listener)
-    } else if request.wears_overlay() {
-        Listener::home_of(request, bh)
+    } else if request.has_ops_override() {
+        Listener::parking_listener(request, bh)
     } else {
         None
     }
@@ -888,10 +895,10 @@ unsafe extern "C" fn on_ack_without_request<F: Filter>(
         let listener = match unsafe { listener_after_barrier(sk, bh) } {
             Ok(listener) => listener,
             // SAFETY: as told by our caller.
-            Err(ops) => return unsafe { ack.give_to_others(ops, syn_recv_sock::<F>) },
+            Err(ops) => return unsafe { ack.call_current(ops, syn_recv_sock::<F>) },
         };
         // SAFETY: the kernel has checked the segment, for the request that it has just made.
-        let segment = unsafe { Segment::from_raw(skb) };
+        let segment = unsafe { TcpSegment::from_raw(skb) };
         let cause = if segment.is_syn() {
             Some(Bypass::FastOpen)
         } else {
@@ -904,7 +911,7 @@ unsafe extern "C" fn on_ack_without_request<F: Filter>(
             }
         };
         // SAFETY: as told by our caller.
-        let child = unsafe { ack.give_to_kernel(listener) };
+        let child = unsafe { ack.call_original(listener) };
         if let (false, Some(cause)) = (child.is_null(), cause) {
             listener.bypassed(bh, cause);
         }
@@ -912,13 +919,13 @@ unsafe extern "C" fn on_ack_without_request<F: Filter>(
     })
 }
 
-/// Why the kernel must deal with all requests of a listener alone, if it must, by what `accf_facts()` says.
+/// Why the kernel must deal with all requests of a listener alone, if it must, by what `accf_req_flags()` says.
 ///
 /// With `tcp_abort_on_overflow`, NULL would mean a reset. Who is asked again at the deadline cannot sign.
-fn exemption(facts: u32) -> Option<Bypass> {
-    if facts & bindings::ACCF_ABORTS_ON_OVERFLOW != 0 {
+fn exemption(flags: u32) -> Option<Bypass> {
+    if flags & bindings::ACCF_ABORTS_ON_OVERFLOW != 0 {
         Some(Bypass::AbortOnOverflow)
-    } else if facts & bindings::ACCF_IS_SIGNED != 0 {
+    } else if flags & bindings::ACCF_IS_SIGNED != 0 {
         Some(Bypass::Signed)
     } else {
         None
@@ -945,16 +952,16 @@ pub(crate) unsafe extern "C" fn send_synack(
         return EINVAL.to_errno();
     };
     // SAFETY: the kernel holds a reference to the request, or is making it from a copy; it has a listener.
-    let request = unsafe { Request::from_raw(req_ptr) };
-    let Some(overlay) = Overlay::of(&request) else {
+    let request = unsafe { RequestSock::from_raw(req_ptr) };
+    let Some(ops_override) = RequestOpsOverride::of(&request) else {
         return EINVAL.to_errno();
     };
 
     let bh = BhGuard::new();
     let bh = bh.token();
-    let home = Listener::home_of(&request, &bh);
+    let parking_listener = Listener::parking_listener(&request, &bh);
     // A copy for another listener, which the timer's handler has just made, is not our business.
-    request.shed_if_new_copy(home.map(|home| home.key()));
+    request.restore_ops_of_new_clone(parking_listener.map(|listener| listener.tag()));
 
     // `tcp_rtx_synack()` has two callers: the timer's handler, during which the timer is not pending, and
     // `tcp_check_req()` for a SYN that came again. Should that happen during the handler, it will come yet again.
@@ -963,19 +970,21 @@ pub(crate) unsafe extern "C" fn send_synack(
     } else {
         Trigger::Timer
     };
-    let home = home.filter(|home| home.has_parked(&request));
-    if let (Some(home), SynAck::Suppress) = (home, policy::on_synack(trigger)) {
+    let parking_listener = parking_listener.filter(|listener| listener.has_parked(&request));
+    if let (Some(parking_listener), SynAck::Suppress) =
+        (parking_listener, policy::on_synack(trigger))
+    {
         // SAFETY: the timer's handler is calling.
-        if unsafe { home.outlive_timer(&bh, &request) } {
+        if unsafe { parking_listener.on_synack_timer(&bh, &request) } {
             return EAGAIN.to_errno();
         }
     }
-    let Some(original) = overlay.original_tcp().send_synack else {
+    let Some(original) = ops_override.original_tcp().send_synack else {
         return EINVAL.to_errno();
     };
     // SAFETY: the arguments are passed on.
     let sent = unsafe { original(sk, dst, fl, req, foc, synack_type, syn_skb) };
-    if home.is_some() && sent == 0 {
+    if parking_listener.is_some() && sent == 0 {
         // It went out, but must not count as a retransmission, nor may the kernel set the request's timer anew: the client
         // has acknowledged the SYN-ACK before, and the request stays parked.
         return EAGAIN.to_errno();
@@ -1001,12 +1010,14 @@ pub(crate) unsafe extern "C" fn send_ack(
         return;
     };
     // SAFETY: the kernel holds a reference to the request, which has a listener.
-    let request = unsafe { Request::from_raw(req_ptr) };
-    if let Some(original) = Overlay::of(&request).and_then(|overlay| overlay.original().send_ack) {
+    let request = unsafe { RequestSock::from_raw(req_ptr) };
+    if let Some(original) =
+        RequestOpsOverride::of(&request).and_then(|ops_override| ops_override.original().send_ack)
+    {
         // SAFETY: the arguments are passed on.
         unsafe { original(sk, skb, req) };
     }
-    request.tsval_sent();
+    request.note_tsval_sent();
 }
 
 /// Stands for the destructor of a parked request, or of a copy of one.
@@ -1022,46 +1033,49 @@ pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
         return;
     };
     // SAFETY: the request is being destroyed by our caller, and keeps its reference to the listener until we return.
-    let request = unsafe { Request::from_raw(req_ptr) };
-    let original = Overlay::of(&request).and_then(|overlay| overlay.original().destructor);
+    let request = unsafe { RequestSock::from_raw(req_ptr) };
+    let original = RequestOpsOverride::of(&request)
+        .and_then(|ops_override| ops_override.original().destructor);
 
     // A dying request is parked or not: nobody else can change that but the lock's holder, and it takes no reference.
     let bh = BhGuard::new();
     let bh = bh.token();
     // A connection was made of it by another listener of its group, without our knowing? If that one is plain, a copy of the
     // request sits in its accept queue, and this is the destructor of the copy too.
-    let pin_for_copy = || {
+    let pin_for_clone = || {
         // SAFETY: it is parked, and we are its destructor.
         let parked = unsafe { request.parked() };
-        if request.may_have_lost_copy(parked) {
+        if request.may_have_lost_clone(parked) {
             pin_module();
         }
     };
     // It is such a copy itself. Where its listener stops, the kernel may just have copied it once more, for anybody
     // (`inet_csk_listen_stop()`).
-    let pin_for_copy_of_copy = || {
-        if !request.has_listener_that_listens() {
+    let pin_for_clone_of_clone = || {
+        if !request.is_listener_active() {
             pin_module();
         }
     };
-    match Listener::home_of(&request, &bh) {
-        Some(home) if home.has_parked(&request) || request.is_heir() => {
-            pin_for_copy();
+    match Listener::parking_listener(&request, &bh) {
+        Some(parking_listener)
+            if parking_listener.has_parked(&request) || request.is_orphaned() =>
+        {
+            pin_for_clone();
             // SAFETY: we are its destructor.
-            unsafe { home.forget(&bh, &request) };
+            unsafe { parking_listener.on_destroyed(&bh, &request) };
         }
-        Some(_) => pin_for_copy_of_copy(),
+        Some(_) => pin_for_clone_of_clone(),
         None => {
             // Read the mark after the data: pairs with the barrier in `release()`.
             smp_mb(Read);
-            if request.is_heir() {
-                pin_for_copy();
+            if request.is_orphaned() {
+                pin_for_clone();
                 // The listener was closed after the last reference to this was gone, and has left it to us, with what it kept
-                // (`Request::inherit()`).
+                // (`RequestSock::hand_over_to_destructor()`).
                 // SAFETY: we are its destructor, and the listener that had it in a list is gone.
-                drop(unsafe { Arc::from_raw(request.undress()) });
+                drop(unsafe { Arc::from_raw(request.restore_ops()) });
             } else {
-                pin_for_copy_of_copy();
+                pin_for_clone_of_clone();
             }
         }
     }
@@ -1072,7 +1086,7 @@ pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
 }
 
 /// Is the ULP of a socket one of ours?
-pub(crate) fn is_ours(sk: *const sock) -> bool {
+pub(crate) fn has_accf_ulp(sk: *const sock) -> bool {
     // SAFETY: callers show a socket that is alive. A ULP's operations live as long as its module, to which a socket with the
     // ULP has a reference; that this one loses it just now, RCU or RCU tasks would have to be over first
     // (`tcp_unregister_ulp()`).
@@ -1083,9 +1097,9 @@ pub(crate) fn is_ours(sk: *const sock) -> bool {
 }
 
 /// Who else is in the group of `listener` (`ACCF_IN_GROUP` …), now that a request of it has left the table. Any context.
-pub(crate) fn group_around(listener: *const sock) -> u32 {
+pub(crate) fn reuseport_peers(listener: *const sock) -> u32 {
     // SAFETY: callers have a request of the listener, or are closing it.
-    unsafe { bindings::accf_group_around(listener, Some(is_tied)) }
+    unsafe { bindings::accf_reuseport_peers(listener, Some(peer_restores_clones)) }
 }
 
 /// Does a listener keep the module until its accept queue is empty, and have we seen to it that no request that the kernel moves
@@ -1093,20 +1107,20 @@ pub(crate) fn group_around(listener: *const sock) -> u32 {
 ///
 /// So it is once it has our ULP, which it keeps until then, and makes all its connections by [`syn_recv_sock`], which undresses
 /// requests before they are copied; what their timers copy sheds the operations in [`send_synack`], if one is sent
-/// ([`Listener::sheds_copies`]). What comes out of the accept queue of a plain listener that stops is minded there
+/// ([`Listener::restores_clones`]). What comes out of the accept queue of a plain listener that stops is minded there
 /// ([`destructor`]).
 ///
 /// # Safety
 ///
-/// For `accf_group_around()` only: `sk` is a TCP socket that is alive while our caller is a reader under RCU.
-unsafe extern "C" fn is_tied(sk: *const sock) -> bool {
-    is_ours(sk)
+/// For `accf_reuseport_peers()` only: `sk` is a TCP socket that is alive while our caller is a reader under RCU.
+unsafe extern "C" fn peer_restores_clones(sk: *const sock) -> bool {
+    has_accf_ulp(sk)
         && with_bh_off(|bh| {
             // SAFETY: alive by the contract of this function; a socket with our ULP has the data of ours.
             let listener = unsafe { Listener::of(sk, bh) };
             listener.is_some_and(|listener| {
                 // SAFETY: as above.
-                listener.sheds_copies() && unsafe { is_hooked(sk.cast_mut(), &listener) }
+                listener.restores_clones() && unsafe { has_accf_af_ops(sk.cast_mut(), &listener) }
             })
         })
 }

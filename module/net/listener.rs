@@ -12,17 +12,17 @@
 //!
 //! # Who owns what
 //!
-//! The queue owns the [`Parked`] of each request, which points to it (`req->dl_next`). The queue holds no reference to
+//! The queue owns the [`ParkedRequest`] of each request, which points to it (`req->dl_next`). The queue holds no reference to
 //! the request: when the kernel drops a request, the destructor of its overlay takes it out of the queue under the
-//! lock; if a request that is dying must leave before, it inherits its [`Parked`], for the destructor to find. So a request that is in the queue is in memory for as long as the lock is held, though it may be dying; who
+//! lock; if a request that is dying must leave before, it inherits its [`ParkedRequest`], for the destructor to find. So a request that is in the queue is in memory for as long as the lock is held, though it may be dying; who
 //! wants to use it longer takes a reference, which fails if it is.
 //!
-//! What a request that is gone has left ([`Parked`]) is kept for one to come, where nobody else still looks at it.
+//! What a request that is gone has left ([`ParkedRequest`]) is kept for one to come, where nobody else still looks at it.
 //!
 //! # Accounts
 //!
 //! What is in the queue has been counted, in [`Stats`], in its namespace, and off the listener's SYN backlog;
-//! [`Listener::enter`] and [`Listener::leave`] are the only places, and who has entered leaves once.
+//! [`Listener::enqueue`] and [`Listener::leave`] are the only places, and who has entered leaves once.
 //!
 //! # The end
 //!
@@ -54,7 +54,8 @@ use kernel::{
 };
 
 use crate::policy::{
-    self, Admission, Alarm, Bypass, End, Expiry, Nanos, OnTimeout, Phase, Stats, Terms, Timeout,
+    self, Admission, Bypass, Config, End, Expiry, Nanos, OnTimeout, Phase, Stats, Timeout,
+    TimerAction,
 };
 
 use super::{
@@ -62,11 +63,11 @@ use super::{
     context::{BhDisabled, BhGuard, BhSpinLock},
     expire,
     hooks::{self, pin_module},
-    overlay::Overlay,
-    parked::{Facts, Parked, Standing},
+    overlay::RequestOpsOverride,
+    parked::{AckInfo, ParkedFlags, ParkedRequest},
     rcu::{DeferDrop, RcuHead, ReadSide},
-    request::{Key, OwnedRequest, Request},
-    segment::Segment,
+    request::{ListenerTag, RequestRef, RequestSock},
+    segment::TcpSegment,
 };
 
 /// So many requests meet their deadline in one run of the timer; the rest follow in the next, so that other softirqs get
@@ -76,7 +77,7 @@ const BUDGET: usize = 64;
 /// So many requests of a closed listener have their timers fire in one tick.
 const CLOSED_PER_TICK: usize = 64;
 
-/// So many [`Parked`] of requests that are gone are kept, 4 KiB.
+/// So many [`ParkedRequest`] of requests that are gone are kept, 4 KiB.
 const SPARE: usize = 64;
 
 /// The pause between two runs when there is more to do.
@@ -90,134 +91,134 @@ fn now() -> Nanos {
 
 /// May requests be parked?
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum State {
     /// Not yet: there may be CPUs that make connections without asking us.
-    Made,
+    Attached,
     /// Yes.
-    Open,
+    Active,
     /// No more.
     Closed,
 }
 
 /// What the lock guards.
-struct State {
+struct ParkQueue {
     /// The parked requests but for those in `fresh`, which were parked later.
-    queue: List<Parked>,
+    deferred: List<ParkedRequest>,
     /// Those whose own timers have not been put off, as they do not fire soon, and who came after such a one.
-    fresh: List<Parked>,
+    armed: List<ParkedRequest>,
     stats: Stats,
-    terms: Terms,
+    config: Config,
     /// So many of the parked requests keep their place in the SYN backlog, at most.
-    places: u32,
+    backlog_share: u32,
     /// So many of them do not count against it.
-    discount: u64,
+    backlog_excluded: u64,
     /// So many of them are due, and in somebody's hands.
-    due: u64,
+    expired: u64,
     /// When the timer fires, if it is set.
-    alarm_at: Option<Nanos>,
+    timer_at: Option<Nanos>,
     /// That of the last request parked, as a rule that of the next one, too.
-    overlay: Option<&'static Overlay>,
-    stage: Stage,
+    ops_override: Option<&'static RequestOpsOverride>,
+    state: State,
     /// Of requests that are not parked any more, for those to come: as a rule, as many come as go.
-    spare: KVec<Pin<UniqueArc<Parked>>>,
+    spare: KVec<Pin<UniqueArc<ParkedRequest>>>,
     /// Stops the timer when dropped, which waits for the timer's handler: never under the lock.
     timer: Option<ArcHrTimerHandle<Listener>>,
 }
 
-impl State {
+impl ParkQueue {
     fn is_closed(&self) -> bool {
-        self.stage == Stage::Closed
+        self.state == State::Closed
     }
 
     /// How many wait: the parked ones that are not due.
-    fn waiting(&self) -> u64 {
-        self.stats.parked - self.due
+    fn unexpired(&self) -> u64 {
+        self.stats.parked - self.expired
     }
 
     /// The one that has waited longest.
-    fn oldest(&self) -> Option<ArcBorrow<'_, Parked>> {
+    fn oldest(&self) -> Option<ArcBorrow<'_, ParkedRequest>> {
         // As many are due as CPUs are at it, at most (on PREEMPT_RT, as tasks are).
-        Iterator::chain(self.queue.iter(), self.fresh.iter())
-            .find(|parked| parked.standing().due().is_none())
+        Iterator::chain(self.deferred.iter(), self.armed.iter())
+            .find(|parked| parked.flags().expired().is_none())
     }
 
     /// One for a request to come.
     #[inline(always)]
-    fn take_spare(&mut self) -> Result<Pin<UniqueArc<Parked>>, Bypass> {
+    fn take_spare(&mut self) -> Result<Pin<UniqueArc<ParkedRequest>>, Bypass> {
         match self.spare.pop() {
             Some(spare) => Ok(spare),
-            None => Parked::new().map_err(|_| Bypass::NoMemory),
+            None => ParkedRequest::new().map_err(|_| Bypass::NoMemory),
         }
     }
 
     /// Keeps what a request that is gone has left, unless somebody still looks at it, or enough is kept.
     #[inline]
-    fn keep_parked(&mut self, parked: Arc<Parked>) {
+    fn recycle(&mut self, parked: Arc<ParkedRequest>) {
         if self.is_closed() || self.spare.len() == self.spare.capacity() {
             return;
         }
         if let Some(spare) = Arc::into_unique_or_drop(parked) {
-            self.keep_spare(spare);
+            self.push_spare(spare);
         }
     }
 
     /// Keeps one that nobody looks at, unless enough is kept.
     #[inline]
-    fn keep_spare(&mut self, spare: Pin<UniqueArc<Parked>>) {
+    fn push_spare(&mut self, spare: Pin<UniqueArc<ParkedRequest>>) {
         // What there is no room for comes back, and is dropped.
         let _ = self.spare.push_within_capacity(spare);
     }
 
     /// Takes the one that was parked first.
-    fn pop_front(&mut self) -> Option<ListArc<Parked>> {
-        self.queue.pop_front().or_else(|| self.fresh.pop_front())
+    fn pop_front(&mut self) -> Option<ListArc<ParkedRequest>> {
+        self.deferred.pop_front().or_else(|| self.armed.pop_front())
     }
 
     /// When the own timers of fresh requests are to be put off, if there are any.
-    fn patience_ends(&self) -> Option<Nanos> {
-        self.fresh
+    fn deferral_at(&self) -> Option<Nanos> {
+        self.armed
             .iter()
             .next()
-            .map(|first| policy::own_timer_patience(first.parked_at()))
+            .map(|first| policy::synack_timer_deferral(first.parked_at()))
     }
 
     /// Puts the own timers of requests off that have waited for long enough to be worth it, of [`BUDGET`] of them at most.
-    fn put_timers_off(&mut self, now: Nanos) {
-        if self.patience_ends().is_none_or(|end| end > now) {
+    fn defer_timers(&mut self, now: Nanos) {
+        if self.deferral_at().is_none_or(|end| end > now) {
             return;
         }
         for _ in 0..BUDGET {
-            let is_next = |first: ArcBorrow<'_, Parked>| {
-                policy::is_own_timer_put_off_too(now, first.parked_at())
+            let is_next = |first: ArcBorrow<'_, ParkedRequest>| {
+                policy::is_deferred_with_batch(now, first.parked_at())
             };
-            if !self.fresh.iter().next().is_some_and(is_next) {
+            if !self.armed.iter().next().is_some_and(is_next) {
                 return;
             }
-            let Some(parked) = self.fresh.pop_front() else {
+            let Some(parked) = self.armed.pop_front() else {
                 return;
             };
             // SAFETY: it was in the queue, and the lock is held.
             let request = unsafe { parked.request() };
             // Where it is not pending, its handler runs: it is late, will not send anything, and sets the timer to as late as it
             // ever does. Or the request is about to leave.
-            request.put_timer_off();
-            parked.set_stale();
-            self.queue.push_back(parked);
+            request.defer_timer();
+            parked.set_timer_deferred();
+            self.deferred.push_back(parked);
         }
     }
 
     /// Marks a parked request as one whose time is up, or one that waits on.
-    fn set_due(&mut self, parked: &Parked, due: Option<(Expiry, OnTimeout)>) {
-        self.due -= u64::from(parked.standing().due().is_some());
-        self.due += u64::from(due.is_some());
-        parked.set_due(due);
+    fn set_expired(&mut self, parked: &ParkedRequest, expired: Option<(Expiry, OnTimeout)>) {
+        self.expired -= u64::from(parked.flags().expired().is_some());
+        self.expired += u64::from(expired.is_some());
+        parked.set_expired(expired);
     }
 }
 
 /// A request whose time is up, for one to act on without the lock.
-struct Due {
-    request: OwnedRequest,
-    parked: Arc<Parked>,
+struct Expired {
+    request: RequestRef,
+    parked: Arc<ParkedRequest>,
     expiry: Expiry,
     on_timeout: OnTimeout,
 }
@@ -226,17 +227,17 @@ struct Due {
 #[derive(Clone, Copy)]
 pub(crate) struct Defaults {
     /// The terms of a listener that asks for nothing else.
-    pub(crate) terms: Terms,
+    pub(crate) config: Config,
     /// How many requests may be parked in one network namespace; 0 for any number.
     pub(crate) namespace_limit: u32,
 }
 
 /// What [`Listener::account`] shows.
-pub(crate) struct Account {
+pub(crate) struct ListenerInfo {
     /// The counters.
     pub(crate) stats: Stats,
     /// The terms.
-    pub(crate) terms: Terms,
+    pub(crate) config: Config,
     /// Requests that count against the SYN backlog.
     pub(crate) half_open: i32,
     /// The young ones of them.
@@ -247,7 +248,7 @@ pub(crate) struct Account {
 #[pin_data]
 pub(crate) struct Listener {
     #[pin]
-    state: BhSpinLock<State>,
+    queue: BhSpinLock<ParkQueue>,
     #[pin]
     timer: HrTimer<Self>,
     #[pin]
@@ -255,10 +256,10 @@ pub(crate) struct Listener {
     sock: NonNull<bindings::sock>,
     netns: NonNull<bindings::accf_net>,
     defaults: Defaults,
-    /// See [`Self::sheds_copies`].
-    sheds_copies: Atomic<bool>,
+    /// See [`Self::restores_clones`].
+    restores_clones: Atomic<bool>,
     /// Of the marks of those parked here.
-    key: Key,
+    tag: ListenerTag,
     /// How many there were when the filter was attached.
     cpus: u32,
     ops: bindings::inet_connection_sock_af_ops,
@@ -297,7 +298,7 @@ unsafe impl DeferDrop for Listener {
     fn retire(&self) {
         let timer = {
             let bh = BhGuard::new();
-            let timer = self.state.lock(&bh.token()).timer.take();
+            let timer = self.queue.lock(&bh.token()).timer.take();
             timer
         };
         drop(timer);
@@ -321,17 +322,17 @@ impl Listener {
         let netns = NonNull::new(unsafe { bindings::accf_netns(sock.as_ptr()) }).ok_or(EINVAL)?;
         Arc::pin_init(
             try_pin_init!(Self {
-                state <- BhSpinLock::new(State {
-                    queue: List::new(),
-                    fresh: List::new(),
+                queue <- BhSpinLock::new(ParkQueue {
+                    deferred: List::new(),
+                    armed: List::new(),
                     stats: Stats::default(),
-                    terms: defaults.terms,
-                    places: 0,
-                    discount: 0,
-                    due: 0,
-                    alarm_at: None,
-                    overlay: None,
-                    stage: Stage::Made,
+                    config: defaults.config,
+                    backlog_share: 0,
+                    backlog_excluded: 0,
+                    expired: 0,
+                    timer_at: None,
+                    ops_override: None,
+                    state: State::Attached,
                     spare,
                     timer: None,
                 }),
@@ -340,8 +341,8 @@ impl Listener {
                 sock: sock,
                 netns: netns,
                 defaults: defaults,
-                sheds_copies: Atomic::new(false),
-                key: Key::new(),
+                restores_clones: Atomic::new(false),
+                tag: ListenerTag::new(),
                 // SAFETY: looks at a number that is always there.
                 cpus: unsafe { bindings::accf_num_online_cpus() },
                 ops: ops,
@@ -353,19 +354,19 @@ impl Listener {
 
     /// Lets it park requests, as from now on the socket's operations are ours for whoever looks at them.
     pub(crate) fn open(&self, bh: &BhDisabled<'_>) {
-        self.state.lock(bh).stage = Stage::Open;
-        self.sheds_copies.store(true, Relaxed);
+        self.queue.lock(bh).state = State::Active;
+        self.restores_clones.store(true, Relaxed);
     }
 
     /// Does it see to it that no request that the kernel moves here keeps wearing our operations?
     ///
     /// A copy that a request's timer makes sheds them when its SYN-ACK is sent (`hooks::send_synack()`). With `TCP_DEFER_ACCEPT`,
     /// until that is taken over, none is sent.
-    pub(crate) fn sheds_copies(&self) -> bool {
+    pub(crate) fn restores_clones(&self) -> bool {
         let is_deferring = self.has_defer_accept();
         // Pairs with the barrier in `take_defer_accept()`.
         smp_mb(Read);
-        !is_deferring && self.sheds_copies.load(Relaxed)
+        !is_deferring && self.restores_clones.load(Relaxed)
     }
 
     /// Ours, for `icsk->icsk_af_ops`.
@@ -404,12 +405,12 @@ impl Listener {
     }
 
     /// The home of a request, if it has one that was not closed meanwhile.
-    pub(crate) fn home_of<'a>(
-        request: &Request<'_>,
+    pub(crate) fn parking_listener<'a>(
+        request: &RequestSock<'_>,
         rcu: &'a impl ReadSide,
     ) -> Option<ArcBorrow<'a, Self>> {
         // Its listener may be a plain one, or have another ULP.
-        if !hooks::is_ours(request.listener_sock()) {
+        if !hooks::has_accf_ulp(request.listener_sock()) {
             return None;
         }
         // SAFETY: a socket keeps its ULP until it is destroyed, so the data is that of ours, or none (any more). The request holds
@@ -418,28 +419,28 @@ impl Listener {
     }
 
     /// Is this the listener that `request` was made for? Only its lock guards the request.
-    pub(crate) fn is_home_of(&self, request: &Request<'_>) -> bool {
+    pub(crate) fn is_listener_of(&self, request: &RequestSock<'_>) -> bool {
         ptr::eq(request.listener_sock(), self.sock.as_ptr())
     }
 
     /// Is `request` parked here? Tells for sure only under the lock, and in its destructor.
-    pub(crate) fn has_parked(&self, request: &Request<'_>) -> bool {
-        self.is_home_of(request) && request.is_parked(self.key)
+    pub(crate) fn has_parked(&self, request: &RequestSock<'_>) -> bool {
+        self.is_listener_of(request) && request.is_parked(self.tag)
     }
 
     /// Of the marks of those parked here.
-    pub(crate) fn key(&self) -> Key {
-        self.key
+    pub(crate) fn tag(&self) -> ListenerTag {
+        self.tag
     }
 
     /// Where `request` stands here: parked, due, or neither.
-    pub(crate) fn phase_of(&self, bh: &BhDisabled<'_>, request: &Request<'_>) -> Option<Phase> {
-        let _state = self.state.lock(bh);
+    pub(crate) fn phase_of(&self, bh: &BhDisabled<'_>, request: &RequestSock<'_>) -> Option<Phase> {
+        let _queue = self.queue.lock(bh);
         if !self.has_parked(request) {
             return None;
         }
         // SAFETY: it is parked, and this, its home, is locked.
-        Some(unsafe { request.parked() }.standing().phase())
+        Some(unsafe { request.parked() }.flags().phase())
     }
 
     /// Parks `request`, whose bare ACK `segment` is; if another CPU was faster, remembers the segment.
@@ -450,38 +451,38 @@ impl Listener {
     pub(crate) fn park(
         self: ArcBorrow<'_, Self>,
         bh: &BhDisabled<'_>,
-        request: Request<'_>,
-        segment: Segment<'_>,
+        request: RequestSock<'_>,
+        segment: TcpSegment<'_>,
     ) -> bool {
         let now = now();
-        let facts = Facts::new(&request, &segment, now);
+        let ack = AckInfo::new(&request, &segment, now);
 
-        let mut state = self.state.lock(bh);
-        if !self.is_home_of(&request) {
-            state.stats.bypass(Bypass::Other);
+        let mut queue = self.queue.lock(bh);
+        if !self.is_listener_of(&request) {
+            queue.stats.bypass(Bypass::Other);
             return false;
         }
-        if request.is_parked(self.key) {
+        if request.is_parked(self.tag) {
             // SAFETY: it is parked, and this, its home, is locked.
-            unsafe { request.parked() }.remember(&request, &segment);
+            unsafe { request.parked() }.set_last_ack(&request, &segment);
             return true;
         }
-        let had_fresh = !state.fresh.is_empty();
-        let is_one_too_many = match self.enter(&mut state, &request, facts) {
-            Ok(is_one_too_many) => is_one_too_many,
+        let had_armed = !queue.armed.is_empty();
+        let is_over_limit = match self.enqueue(&mut queue, &request, ack) {
+            Ok(is_over_limit) => is_over_limit,
             Err(cause) => {
-                state.stats.bypass(cause);
+                queue.stats.bypass(cause);
                 return false;
             }
         };
         // What is later than those that were parked before is later than all of them.
-        let is_in_time =
-            |at| had_fresh || state.fresh.is_empty() || at <= policy::own_timer_patience(now);
-        if !state.alarm_at.is_some_and(is_in_time) {
-            self.schedule(&mut state, now);
+        let is_soon_enough =
+            |at| had_armed || queue.armed.is_empty() || at <= policy::synack_timer_deferral(now);
+        if !queue.timer_at.is_some_and(is_soon_enough) {
+            self.schedule(&mut queue, now);
         }
-        if is_one_too_many {
-            self.make_room_for(&request, bh, state);
+        if is_over_limit {
+            self.evict_oldest(&request, bh, queue);
         }
         true
     }
@@ -491,42 +492,42 @@ impl Listener {
     /// Here and now, and not from the timer, so that who comes pays for who goes, on every CPU. If it is accepted, TCP's
     /// handler is called again from within itself: once, as an ACK of ours is never parked.
     #[inline(never)]
-    fn make_room_for(
+    fn evict_oldest(
         self: ArcBorrow<'_, Self>,
-        newcomer: &Request<'_>,
+        newcomer: &RequestSock<'_>,
         bh: &BhDisabled<'_>,
-        mut state: Guard<'_, State, SpinLockBackend>,
+        mut queue: Guard<'_, ParkQueue, SpinLockBackend>,
     ) {
-        let Some(due) = self.take_due(&mut state, Expiry::Eviction) else {
+        let Some(expired) = self.take_expired(&mut queue, Expiry::Eviction) else {
             return;
         };
-        if ptr::eq(due.request.as_request().as_ptr(), newcomer.as_ptr()) {
+        if ptr::eq(expired.request.as_request().as_ptr(), newcomer.as_ptr()) {
             // All others were dying, and have left meanwhile: there is room.
-            state.set_due(&due.parked, None);
-            drop(state);
+            queue.set_expired(&expired.parked, None);
+            drop(queue);
         } else {
-            drop(state);
-            self.expire(&due, bh, &rcu::read_lock());
+            drop(queue);
+            self.expire(&expired, bh, &rcu::read_lock());
         }
     }
 
     /// Makes `request`, which is not parked and was made for this listener, a parked one, at the end of the queue. Returns whether
     /// the oldest has to make room for it.
     #[inline(always)]
-    fn enter(
+    fn enqueue(
         &self,
-        state: &mut State,
-        request: &Request<'_>,
-        facts: Facts,
+        queue: &mut ParkQueue,
+        request: &RequestSock<'_>,
+        ack: AckInfo,
     ) -> Result<bool, Bypass> {
-        if state.stage != Stage::Open {
+        if queue.state != State::Active {
             return Err(Bypass::Other);
         }
         let sock = self.sock.as_ptr();
         // The socket may have lost our operations (`hooks::clone()`). Who makes connections without us since then has seen
         // that, and looks here, under the lock, before it goes on.
         // SAFETY: the listener is alive, as one of its requests is.
-        if !unsafe { hooks::is_hooked(sock, self) } {
+        if !unsafe { hooks::has_accf_af_ops(sock, self) } {
             return Err(Bypass::Other);
         }
         // A CPU that makes the connection takes the request out of the table first, and then asks whether it is acked. With a
@@ -536,13 +537,14 @@ impl Listener {
         // Once more, too, whether the listener has a key (`hooks::exemption()`): then the kernel writes the byte that has the mark,
         // and may have written it back. Whoever does so from now on has read it with the mark.
         request.set_acked()?;
-        let overlay = match state.overlay {
-            Some(overlay) if overlay.is_for(request) => overlay,
+        let ops_override = match queue.ops_override {
+            Some(ops_override) if ops_override.is_for(request) => ops_override,
             _ => {
                 // SAFETY: it is not parked, and no copy: it is in the table.
-                let overlay = unsafe { Overlay::for_parking(request) }.ok_or(Bypass::Other)?;
-                state.overlay = Some(overlay);
-                overlay
+                let ops_override =
+                    unsafe { RequestOpsOverride::for_request(request) }.ok_or(Bypass::Other)?;
+                queue.ops_override = Some(ops_override);
+                ops_override
             }
         };
 
@@ -552,8 +554,8 @@ impl Listener {
         };
         // SAFETY: as above.
         let uncharge = || unsafe { bindings::accf_netns_uncharge(self.netns.as_ptr()) };
-        let is_one_too_many =
-            match policy::on_park(&state.terms, state.waiting(), namespace_full, || {
+        let is_over_limit =
+            match policy::on_park(&queue.config, queue.unexpired(), namespace_full, || {
                 self.accept_queue_is_full()
             }) {
                 Admission::Park => false,
@@ -563,40 +565,40 @@ impl Listener {
                     return Err(cause);
                 }
             };
-        let spare = state.take_spare().inspect_err(|_| uncharge())?;
+        let spare = queue.take_spare().inspect_err(|_| uncharge())?;
         // Most clients send soon, and their requests' own timers need not be touched.
-        let timer_may_run = request.may_own_timer_run();
+        let timer_may_run = request.may_synack_timer_run();
         // The last thing that may fail, and the first that changes more than the mark.
-        if !timer_may_run && !request.put_timer_off() {
+        if !timer_may_run && !request.defer_timer() {
             uncharge();
-            state.keep_spare(spare);
+            queue.push_spare(spare);
             return Err(Bypass::Other);
         }
         // Who comes after a fresh one must stay behind it.
-        let is_fresh = timer_may_run || !state.fresh.is_empty();
+        let is_timer_armed = timer_may_run || !queue.armed.is_empty();
         // Its own timer is far enough away for nobody else to count its timeouts meanwhile.
         let is_young = timer_may_run || request.timeouts() == 0;
-        let parked = Parked::renew(spare, facts.begin(is_fresh, is_young));
+        let parked = ParkedRequest::fill(spare, ack.begin(is_timer_armed, is_young));
         if is_young {
             // SAFETY: as above.
             unsafe { bindings::accf_young_add(sock, -1) };
         }
         // SAFETY: its home is locked; it was in the table, as just checked, and is not parked.
-        unsafe { request.dress(overlay, self.key, &parked) };
-        if is_fresh {
-            state.fresh.push_back(parked);
+        unsafe { request.override_ops(ops_override, self.tag, &parked) };
+        if is_timer_armed {
+            queue.armed.push_back(parked);
         } else {
-            state.queue.push_back(parked);
+            queue.deferred.push_back(parked);
         }
-        state.stats.park();
+        queue.stats.park();
         // SAFETY: as above; that is where it is. The read is a `READ_ONCE()`.
         let backlog = unsafe {
             let backlog = sock.byte_add(bindings::ACCF_SK_MAX_ACK_BACKLOG as usize);
             ptr::read_volatile(backlog.cast::<u32>())
         };
-        state.places = policy::places(backlog, self.cpus);
-        self.balance(state);
-        Ok(is_one_too_many)
+        queue.backlog_share = policy::backlog_share(backlog, self.cpus);
+        self.update_backlog(queue);
+        Ok(is_over_limit)
     }
 
     /// Takes what a request kept out of the queue and settles its accounts, unless that was done before.
@@ -605,29 +607,29 @@ impl Listener {
     ///
     /// # Safety
     ///
-    /// [`Request::undress`] has just returned `parked`, of a request that was parked here, and the lock has been held since.
+    /// [`RequestSock::restore_ops`] has just returned `parked`, of a request that was parked here, and the lock has been held since.
     #[inline(always)]
-    unsafe fn leave(
+    unsafe fn dequeue(
         &self,
-        state: &mut State,
-        parked: *const Parked,
-        standing: Standing,
+        queue: &mut ParkQueue,
+        parked: *const ParkedRequest,
+        flags: ParkedFlags,
         end: End,
         waited: Nanos,
-    ) -> Arc<Parked> {
-        let list = if standing.is_fresh() {
-            &mut state.fresh
+    ) -> Arc<ParkedRequest> {
+        let list = if flags.is_timer_armed() {
+            &mut queue.armed
         } else {
-            &mut state.queue
+            &mut queue.deferred
         };
         // SAFETY: it is in no list but this, if in any; and there is a reference to it in any case.
         match unsafe { list.remove(&*parked) } {
             Some(parked) => {
-                self.settle_accounts(state, standing, end, waited);
-                self.balance(state);
+                self.account_for(queue, flags, end, waited);
+                self.update_backlog(queue);
                 parked.into_arc()
             }
-            // SAFETY: it is in no list, so its reference was the request's (`Request::inherit()`), and is ours now.
+            // SAFETY: it is in no list, so its reference was the request's (`RequestSock::hand_over_to_destructor()`), and is ours now.
             None => unsafe { Arc::from_raw(parked) },
         }
     }
@@ -638,16 +640,16 @@ impl Listener {
     ///
     /// As for [`Self::leave`].
     #[inline(never)]
-    unsafe fn leave_unconnected(
+    unsafe fn dequeue_unconnected(
         &self,
-        state: &mut State,
-        parked: *const Parked,
+        queue: &mut ParkQueue,
+        parked: *const ParkedRequest,
         end: End,
-    ) -> Arc<Parked> {
+    ) -> Arc<ParkedRequest> {
         // SAFETY: by the contract of this function, there is a reference to it.
-        let standing = unsafe { (*parked).standing() };
+        let flags = unsafe { (*parked).flags() };
         // SAFETY: by the contract of this function.
-        unsafe { self.leave(state, parked, standing, end, Nanos(0)) }
+        unsafe { self.dequeue(queue, parked, flags, end, Nanos(0)) }
     }
 
     /// Takes what a request keeps that is dying out of the queue, and settles its accounts.
@@ -656,65 +658,70 @@ impl Listener {
     ///
     /// The lock has been held since `parked` was seen in the queue.
     #[cold]
-    unsafe fn leave_dying(&self, state: &mut State, parked: &Parked) {
-        let standing = parked.standing();
-        let list = if standing.is_fresh() {
-            &mut state.fresh
+    unsafe fn dequeue_dying(&self, queue: &mut ParkQueue, parked: &ParkedRequest) {
+        let flags = parked.flags();
+        let list = if flags.is_timer_armed() {
+            &mut queue.armed
         } else {
-            &mut state.queue
+            &mut queue.deferred
         };
         // As in `close()`, which does not find it any more.
         // SAFETY: it was in the queue, and the lock is held.
-        if unsafe { parked.request() }.may_have_left_copy(parked) {
+        if unsafe { parked.request() }.may_have_left_clone(parked) {
             pin_module();
         }
         // SAFETY: it is in no list but this.
         if let Some(parked) = unsafe { list.remove(parked) } {
             // SAFETY: as just seen; and what is in the queue is parked.
-            unsafe { Request::inherit(parked) };
-            self.settle_accounts(state, standing, End::Aborted, Nanos(0));
-            self.balance(state);
+            unsafe { RequestSock::hand_over_to_destructor(parked) };
+            self.account_for(queue, flags, End::Aborted, Nanos(0));
+            self.update_backlog(queue);
         }
     }
 
     /// Settles the accounts of one that stood so and has just left the queue, but for the SYN backlog.
     #[inline(always)]
-    fn settle_accounts(&self, state: &mut State, standing: Standing, end: End, waited: Nanos) {
-        let young = i32::from(standing.is_young());
+    fn account_for(&self, queue: &mut ParkQueue, flags: ParkedFlags, end: End, waited: Nanos) {
+        let young = i32::from(flags.is_young());
         // SAFETY: the listener is alive, and with it its namespace: the caller is closing it or has one of its requests.
         unsafe { bindings::accf_uncharge(self.netns.as_ptr(), self.sock.as_ptr(), young) };
-        if standing.due().is_some() {
-            state.due -= 1;
+        if flags.expired().is_some() {
+            queue.expired -= 1;
         }
-        state.stats.end(end, waited);
+        queue.stats.end(end, waited);
     }
 
     /// Takes as many of the parked requests off the listener's SYN backlog as should be.
     #[inline(always)]
-    fn balance(&self, state: &mut State) {
-        let discount = policy::discount(state.stats.parked, state.places);
-        if discount != state.discount {
+    fn update_backlog(&self, queue: &mut ParkQueue) {
+        let backlog_excluded = policy::backlog_excluded(queue.stats.parked, queue.backlog_share);
+        if backlog_excluded != queue.backlog_excluded {
             // The difference of two numbers of requests that are in memory.
-            let more = state.discount.wrapping_sub(discount) as i32;
-            state.discount = discount;
+            let more = queue.backlog_excluded.wrapping_sub(backlog_excluded) as i32;
+            queue.backlog_excluded = backlog_excluded;
             // SAFETY: the listener is alive: the caller is closing it or has one of its requests.
             unsafe { bindings::accf_qlen_add(self.sock.as_ptr(), more) };
         }
     }
 
     /// Remembers another bare ACK of a parked request.
-    pub(crate) fn hold(&self, bh: &BhDisabled<'_>, request: &Request<'_>, segment: &Segment<'_>) {
-        let _state = self.state.lock(bh);
+    pub(crate) fn update_last_ack(
+        &self,
+        bh: &BhDisabled<'_>,
+        request: &RequestSock<'_>,
+        segment: &TcpSegment<'_>,
+    ) {
+        let _queue = self.queue.lock(bh);
         if self.has_parked(request) {
             // SAFETY: it is parked, and this, its home, is locked.
-            unsafe { request.parked() }.remember(request, segment);
+            unsafe { request.parked() }.set_last_ack(request, segment);
         }
     }
 
     /// Counts a connection that was made although the filter would have held it back.
     #[inline(never)]
     pub(crate) fn bypassed(&self, bh: &BhDisabled<'_>, cause: Bypass) {
-        self.state.lock(bh).stats.bypass(cause);
+        self.queue.lock(bh).stats.bypass(cause);
     }
 
     /// Keeps a parked request whose own timer fired, after weeks. `false` if it is not parked here.
@@ -722,21 +729,25 @@ impl Listener {
     /// # Safety
     ///
     /// The caller is called by the timer's handler.
-    pub(crate) unsafe fn outlive_timer(&self, bh: &BhDisabled<'_>, request: &Request<'_>) -> bool {
-        let mut state = self.state.lock(bh);
+    pub(crate) unsafe fn on_synack_timer(
+        &self,
+        bh: &BhDisabled<'_>,
+        request: &RequestSock<'_>,
+    ) -> bool {
+        let mut queue = self.queue.lock(bh);
         let is_here = self.has_parked(request);
         if is_here {
-            state.stats.synack_suppressed += 1;
+            queue.stats.synack_suppressed += 1;
             // SAFETY: it is parked, and this, its home, is locked.
             let parked = unsafe { request.parked() };
-            if parked.standing().is_young() {
+            if parked.flags().is_young() {
                 // The handler is about to count it off.
                 parked.set_young(false);
                 // SAFETY: the listener is alive, as one of its requests is.
                 unsafe { bindings::accf_young_add(self.sock.as_ptr(), 1) };
             }
             // SAFETY: its home is locked; the rest by the contract of this function.
-            unsafe { request.forget_timeouts() };
+            unsafe { request.reset_timeouts() };
         }
         is_here
     }
@@ -748,13 +759,13 @@ impl Listener {
     ///
     /// The caller has taken the request out of the table (`own_req`), and the connection exists.
     #[inline(always)]
-    pub(crate) unsafe fn settle(
+    pub(crate) unsafe fn complete(
         &self,
         bh: &BhDisabled<'_>,
-        request: Request<'_>,
-        segment: policy::Segment,
+        request: RequestSock<'_>,
+        segment: policy::SegmentKind,
     ) {
-        let mut state = self.state.lock(bh);
+        let mut queue = self.queue.lock(bh);
         if !self.has_parked(&request) {
             return;
         }
@@ -762,34 +773,35 @@ impl Listener {
         // SAFETY: it is parked, and this, its home, is locked.
         let parked = unsafe { request.parked() };
         let waited = Nanos(now.0.saturating_sub(parked.parked_at().0));
-        let standing = parked.standing();
-        let end = End::of_accepted(segment, standing.due());
+        let flags = parked.flags();
+        let end = End::of_accepted(segment, flags.expired());
         // SAFETY: as above, and the caller holds a reference to the request.
-        let parked = unsafe { self.leave(&mut state, request.undress(), standing, end, waited) };
+        let parked = unsafe { self.dequeue(&mut queue, request.restore_ops(), flags, end, waited) };
         if let Some(round_trip) = parked.round_trip() {
             // SAFETY: by the contract of this function.
             unsafe { request.set_round_trip(round_trip, waited, now) };
         }
-        state.keep_parked(parked);
+        queue.recycle(parked);
     }
 
     /// Makes a request the kernel's again, if it is parked here: it makes a connection of it, or decides soon what becomes of it.
-    pub(crate) fn give_back(&self, bh: &BhDisabled<'_>, request: &Request<'_>) {
-        let mut state = self.state.lock(bh);
+    pub(crate) fn fall_back(&self, bh: &BhDisabled<'_>, request: &RequestSock<'_>) {
+        let mut queue = self.queue.lock(bh);
         if self.has_parked(request) {
-            self.give_back_parked(&mut state, request);
+            self.fall_back_parked(&mut queue, request);
         }
     }
 
     /// The same for one that is parked here, to which the caller holds a reference.
-    fn give_back_parked(&self, state: &mut State, request: &Request<'_>) {
+    fn fall_back_parked(&self, queue: &mut ParkQueue, request: &RequestSock<'_>) {
         // SAFETY: it is parked, this, its home, is locked, and the caller holds a reference to it.
-        let parked = unsafe { self.leave_unconnected(state, request.undress(), End::Fallback) };
-        if request.may_have_left_copy(&parked) {
+        let parked =
+            unsafe { self.dequeue_unconnected(queue, request.restore_ops(), End::Fallback) };
+        if request.may_have_left_clone(&parked) {
             pin_module();
         }
-        state.keep_parked(parked);
-        request.hurry_timer(1);
+        queue.recycle(parked);
+        request.expire_timer_in(1);
     }
 
     /// Forgets a parked request that the kernel dropped.
@@ -797,11 +809,12 @@ impl Listener {
     /// # Safety
     ///
     /// The caller is the destructor of `request`, which is parked here, or was when it had nobody's reference any more.
-    pub(crate) unsafe fn forget(&self, bh: &BhDisabled<'_>, request: &Request<'_>) {
-        let mut state = self.state.lock(bh);
+    pub(crate) unsafe fn on_destroyed(&self, bh: &BhDisabled<'_>, request: &RequestSock<'_>) {
+        let mut queue = self.queue.lock(bh);
         // SAFETY: it is parked, this, its home, is locked, and the caller is its destructor.
-        let parked = unsafe { self.leave_unconnected(&mut state, request.undress(), End::Aborted) };
-        state.keep_parked(parked);
+        let parked =
+            unsafe { self.dequeue_unconnected(&mut queue, request.restore_ops(), End::Aborted) };
+        queue.recycle(parked);
     }
 
     /// Gives every parked request back to the kernel and parks no more.
@@ -812,55 +825,55 @@ impl Listener {
     /// The socket has stopped by now. This is called with it locked: it takes as long as there are requests, about as long as the
     /// kernel takes for as many in the accept queue.
     pub(crate) fn close(&self, bh: &BhDisabled<'_>) {
-        let mut state = self.state.lock(bh);
-        state.stage = Stage::Closed;
-        self.sheds_copies.store(false, Relaxed);
+        let mut queue = self.queue.lock(bh);
+        queue.state = State::Closed;
+        self.restores_clones.store(false, Relaxed);
         let mut closed = 0;
-        let mut may_have_left_copies = false;
-        while let Some(parked) = state.pop_front() {
+        let mut may_have_left_clones = false;
+        while let Some(parked) = queue.pop_front() {
             // SAFETY: it was in the queue, and the lock is held.
             let request = unsafe { parked.request() };
-            let standing = parked.standing();
+            let flags = parked.flags();
             let end = if let Some(owned) = request.get() {
                 let request = owned.as_request();
                 // SAFETY: in the queue means parked; its home is locked, and we hold a reference to it. What it kept is `parked`.
-                unsafe { request.undress() };
-                may_have_left_copies = may_have_left_copies || request.may_have_left_copy(&parked);
+                unsafe { request.restore_ops() };
+                may_have_left_clones = may_have_left_clones || request.may_have_left_clone(&parked);
                 // Their timers all move to this CPU, which should not have to do with all at once.
-                request.hurry_timer(1 + closed / CLOSED_PER_TICK);
+                request.expire_timer_in(1 + closed / CLOSED_PER_TICK);
                 closed += 1;
                 End::Fallback
             } else {
                 // It looks whether there is a copy, too, but that may be too late: somebody holds the module only now.
-                may_have_left_copies = may_have_left_copies || request.may_have_left_copy(&parked);
+                may_have_left_clones = may_have_left_clones || request.may_have_left_clone(&parked);
                 // A dying request is left to its destructor, which is on its way, and looks after itself.
                 // SAFETY: it was in the queue, and its home is locked.
-                unsafe { Request::inherit(parked) };
+                unsafe { RequestSock::hand_over_to_destructor(parked) };
                 End::Aborted
             };
-            self.settle_accounts(&mut state, standing, end, Nanos(0));
+            self.account_for(&mut queue, flags, end, Nanos(0));
         }
-        self.balance(&mut state);
-        if may_have_left_copies {
+        self.update_backlog(&mut queue);
+        if may_have_left_clones {
             pin_module();
         }
     }
 
     /// How many requests a listener parks that asks for nothing else.
-    pub(crate) fn max_parked_by_default(&self) -> u32 {
-        self.defaults.terms.max_parked
+    pub(crate) fn default_max_parked(&self) -> u32 {
+        self.defaults.config.max_parked
     }
 
     /// Changes the terms, at once and for the parked ones too. `max_parked` of 0 is the module's default.
-    pub(crate) fn set_terms(self: ArcBorrow<'_, Self>, bh: &BhDisabled<'_>, mut terms: Terms) {
-        if terms.max_parked == 0 {
-            terms.max_parked = self.defaults.terms.max_parked;
+    pub(crate) fn set_config(self: ArcBorrow<'_, Self>, bh: &BhDisabled<'_>, mut config: Config) {
+        if config.max_parked == 0 {
+            config.max_parked = self.defaults.config.max_parked;
         }
         // What was asked of it before does not count any more.
         self.take_defer_accept();
-        let mut state = self.state.lock(bh);
-        state.terms = terms;
-        self.schedule(&mut state, now());
+        let mut queue = self.queue.lock(bh);
+        queue.config = config;
+        self.schedule(&mut queue, now());
     }
 
     /// Has the application asked for `TCP_DEFER_ACCEPT` since it was taken over?
@@ -875,7 +888,7 @@ impl Listener {
     fn take_defer_accept(&self) -> u8 {
         if self.has_defer_accept() {
             // Copies may have come meanwhile. (Not if it is not open yet: that comes two grace periods later.)
-            self.sheds_copies.store(false, Relaxed);
+            self.restores_clones.store(false, Relaxed);
             // Before it is gone: who does not find it finds this.
             smp_mb(Write);
         }
@@ -890,18 +903,18 @@ impl Listener {
         };
         let bh = BhGuard::new();
         let bh = bh.token();
-        let mut state = self.state.lock(&bh);
-        state.terms.timeout = Timeout::from_retransmits(retransmits);
-        self.schedule(&mut state, now());
+        let mut queue = self.queue.lock(&bh);
+        queue.config.timeout = Timeout::from_retransmits(retransmits);
+        self.schedule(&mut queue, now());
     }
 
     /// A consistent picture of the counters.
-    pub(crate) fn account(&self, bh: &BhDisabled<'_>) -> Account {
-        let state = self.state.lock(bh);
+    pub(crate) fn account(&self, bh: &BhDisabled<'_>) -> ListenerInfo {
+        let queue = self.queue.lock(bh);
         let sock = self.sock.as_ptr();
-        Account {
-            stats: state.stats,
-            terms: state.terms,
+        ListenerInfo {
+            stats: queue.stats,
+            config: queue.config,
             // SAFETY: the socket is in memory: the caller was asked by somebody who holds it.
             half_open: unsafe { bindings::accf_qlen(sock) },
             // SAFETY: as above.
@@ -924,38 +937,38 @@ impl Listener {
     }
 
     /// What the timer has to do.
-    fn alarm(&self, state: &State, now: Nanos) -> Alarm {
-        policy::on_alarm(
+    fn timer_action(&self, queue: &ParkQueue, now: Nanos) -> TimerAction {
+        policy::timer_action(
             now,
-            &state.terms,
-            state.waiting(),
-            state.oldest().map(|oldest| oldest.parked_at()),
+            &queue.config,
+            queue.unexpired(),
+            queue.oldest().map(|oldest| oldest.parked_at()),
             self.accept_queue_is_full(),
         )
     }
 
     /// Sets the timer to when there will be something to do.
-    fn schedule(self: ArcBorrow<'_, Self>, state: &mut State, now: Nanos) {
-        if state.is_closed() {
+    fn schedule(self: ArcBorrow<'_, Self>, queue: &mut ParkQueue, now: Nanos) {
+        if queue.is_closed() {
             return;
         }
-        let at = match self.alarm(state, now) {
-            Alarm::Idle => None,
-            Alarm::At(at) => Some(at),
-            Alarm::Due(_) => Some(now),
+        let at = match self.timer_action(queue, now) {
+            TimerAction::Idle => None,
+            TimerAction::At(at) => Some(at),
+            TimerAction::Expire(_) => Some(now),
         };
-        self.set_timer(state, now, earlier(at, state.patience_ends()));
+        self.set_timer(queue, now, earlier(at, queue.deferral_at()));
     }
 
     /// Sets the timer. Under the lock; also from its own handler.
-    fn set_timer(self: ArcBorrow<'_, Self>, state: &mut State, now: Nanos, at: Option<Nanos>) {
-        state.alarm_at = at;
+    fn set_timer(self: ArcBorrow<'_, Self>, queue: &mut ParkQueue, now: Nanos, at: Option<Nanos>) {
+        queue.timer_at = at;
         // Should it be set, for what it was then, it will find nothing to do; whoever is parked next sets it anew.
         let Some(at) = at else {
             return;
         };
-        if state.timer.is_none() {
-            state.timer = Some(Arc::from(self).start(delta(now, at)));
+        if queue.timer.is_none() {
+            queue.timer = Some(Arc::from(self).start(delta(now, at)));
         } else {
             // SAFETY: `self` is a live listener, and was started by its handle, which stops it.
             unsafe { <Self as HasHrTimer<Self>>::start(&*self, delta(now, at)) };
@@ -963,14 +976,14 @@ impl Listener {
     }
 
     /// Marks the request that has waited longest as one whose time is up, and takes a reference to it.
-    fn take_due(&self, state: &mut State, expiry: Expiry) -> Option<Due> {
+    fn take_expired(&self, queue: &mut ParkQueue, expiry: Expiry) -> Option<Expired> {
         loop {
-            let parked: Arc<Parked> = state.oldest()?.into();
+            let parked: Arc<ParkedRequest> = queue.oldest()?.into();
             // SAFETY: it is in the queue, and the lock is held.
             if let Some(request) = unsafe { parked.request() }.get() {
-                let on_timeout = state.terms.on_timeout;
-                state.set_due(&parked, Some((expiry, on_timeout)));
-                return Some(Due {
+                let on_timeout = queue.config.on_timeout;
+                queue.set_expired(&parked, Some((expiry, on_timeout)));
+                return Some(Expired {
                     request,
                     parked,
                     expiry,
@@ -979,51 +992,51 @@ impl Listener {
             }
             // It is dying; its destructor no longer finds it here.
             // SAFETY: it is in the queue, and the lock is held.
-            unsafe { self.leave_dying(state, &parked) };
+            unsafe { self.dequeue_dying(queue, &parked) };
         }
     }
 
     /// Does to a request whose time is up what the listener wants done.
-    fn expire(self: ArcBorrow<'_, Self>, due: &Due, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
-        match due.on_timeout {
-            OnTimeout::Accept => self.accept(due, bh, rcu),
-            OnTimeout::Reset | OnTimeout::Drop => self.discard(due, bh, rcu),
+    fn expire(self: ArcBorrow<'_, Self>, expired: &Expired, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
+        match expired.on_timeout {
+            OnTimeout::Accept => self.accept(expired, bh, rcu),
+            OnTimeout::Reset | OnTimeout::Drop => self.discard(expired, bh, rcu),
         }
     }
 
     /// Has the kernel make a connection.
-    fn accept(self: ArcBorrow<'_, Self>, due: &Due, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
-        let request = due.request.as_request();
-        if !self.is_listening() && !request.has_refuge() {
+    fn accept(self: ArcBorrow<'_, Self>, expired: &Expired, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
+        let request = expired.request.as_request();
+        if !self.is_listening() && !request.can_migrate() {
             // Nobody will accept it, and the client would get a reset for an ACK that it has not sent: `close()` has begun, or
             // `shutdown()` was called. The kernel drops it, as on a plain listener. (Should that begin only now, it is the reset.)
-            self.give_back(bh, &request);
+            self.fall_back(bh, &request);
             return;
         }
-        expire::accept(&request, &due.parked, bh, rcu);
+        expire::accept(&request, &expired.parked, bh, rcu);
 
         // The connection was made, as a rule, and the request is not parked any more; or it has just been made, or reset, on
         // another CPU, and is out of the table.
-        let mut state = self.state.lock(bh);
+        let mut queue = self.queue.lock(bh);
         if !self.has_parked(&request) || !request.is_hashed() {
             return;
         }
-        if self.accept_queue_is_full() || !due.parked.refuse() {
+        if self.accept_queue_is_full() || !expired.parked.refuse() {
             // Or it was full until a moment ago.
-            state.set_due(&due.parked, None);
-            self.schedule(&mut state, now());
+            queue.set_expired(&expired.parked, None);
+            self.schedule(&mut queue, now());
         } else {
             // Refused twice, for a reason that waiting does not mend (no route, a socket filter, no memory): the kernel may
             // ask the client for another ACK, as on a plain listener.
-            self.give_back_parked(&mut state, &request);
+            self.fall_back_parked(&mut queue, &request);
         }
     }
 
     /// Has the kernel drop the request, and tells the client if it is to know.
-    fn discard(&self, due: &Due, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
-        let request = due.request.as_request();
+    fn discard(&self, expired: &Expired, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
+        let request = expired.request.as_request();
         if !request.is_hashed() {
-            // The client was faster: it sent data, and another CPU will settle it, or a reset.
+            // The client was faster: it sent data, and another CPU will complete it, or a reset.
             return;
         }
         request.drop_from_table();
@@ -1031,55 +1044,55 @@ impl Listener {
         if request.is_connected() {
             return;
         }
-        let mut state = self.state.lock(bh);
+        let mut queue = self.queue.lock(bh);
         if !self.has_parked(&request) {
             return;
         }
-        let end = End::of_expired(due.expiry, due.on_timeout);
+        let end = End::of_expired(expired.expiry, expired.on_timeout);
         // SAFETY: it is parked, this, its home, is locked, and we hold a reference to it.
-        drop(unsafe { self.leave_unconnected(&mut state, request.undress(), end) });
-        drop(state);
+        drop(unsafe { self.dequeue_unconnected(&mut queue, request.restore_ops(), end) });
+        drop(queue);
 
-        if due.on_timeout == OnTimeout::Reset {
-            expire::reset(&request, &due.parked, bh, rcu);
+        if expired.on_timeout == OnTimeout::Reset {
+            expire::reset(&request, &expired.parked, bh, rcu);
         }
     }
 
     /// The timer's handler: deals with what is due.
-    fn on_alarm(self: ArcBorrow<'_, Self>, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
+    fn on_timer(self: ArcBorrow<'_, Self>, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
         for _ in 0..BUDGET {
-            let mut state = self.state.lock(bh);
-            if state.is_closed() {
+            let mut queue = self.queue.lock(bh);
+            if queue.is_closed() {
                 return;
             }
             let now = now();
-            state.put_timers_off(now);
-            let next = match self.alarm(&state, now) {
-                Alarm::Due(expiry) => Err(expiry),
-                Alarm::At(at) => Ok(Some(at)),
-                Alarm::Idle => Ok(None),
+            queue.defer_timers(now);
+            let next = match self.timer_action(&queue, now) {
+                TimerAction::Expire(expiry) => Err(expiry),
+                TimerAction::At(at) => Ok(Some(at)),
+                TimerAction::Idle => Ok(None),
             };
             let expiry = match next {
                 Err(expiry) => expiry,
                 Ok(at) => {
                     // There may be more than could be put off in one go.
                     let next_run = now.after(NEXT_RUN);
-                    let patience_ends = state.patience_ends().map(|end| end.max(next_run));
-                    self.set_timer(&mut state, now, earlier(at, patience_ends));
+                    let deferral_at = queue.deferral_at().map(|end| end.max(next_run));
+                    self.set_timer(&mut queue, now, earlier(at, deferral_at));
                     return;
                 }
             };
-            let due = self.take_due(&mut state, expiry);
+            let expired = self.take_expired(&mut queue, expiry);
             // Not under the lock: dropping what may be the last reference to a request calls the destructor.
-            drop(state);
-            if let Some(due) = due {
-                self.expire(&due, bh, rcu);
+            drop(queue);
+            if let Some(expired) = expired {
+                self.expire(&expired, bh, rcu);
             }
         }
-        let mut state = self.state.lock(bh);
-        if !state.is_closed() {
+        let mut queue = self.queue.lock(bh);
+        if !queue.is_closed() {
             let now = now();
-            self.set_timer(&mut state, now, Some(now.after(NEXT_RUN)));
+            self.set_timer(&mut queue, now, Some(now.after(NEXT_RUN)));
         }
     }
 }
@@ -1090,7 +1103,7 @@ impl HrTimerCallback for Listener {
     fn run(this: ArcBorrow<'_, Self>, _ctx: HrTimerCallbackContext<'_, Self>) -> HrTimerRestart {
         // SAFETY: the timer is of a soft mode: its handler runs in softirq.
         let bh = unsafe { BhDisabled::assume() };
-        this.on_alarm(&bh, &rcu::read_lock());
+        this.on_timer(&bh, &rcu::read_lock());
         // Where it is to fire again, it has been set.
         HrTimerRestart::NoRestart
     }

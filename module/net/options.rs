@@ -12,11 +12,11 @@ use kernel::{
     uaccess::{UserPtr, UserSlice},
 };
 
-use crate::policy::{Bypass, End, OnTimeout, Terms, Timeout, WAIT_BUCKETS};
+use crate::policy::{Bypass, Config, End, OnTimeout, Timeout, WAIT_BUCKETS};
 
 use super::{
     bindings::{self, accf_config, accf_stats, sk_buff},
-    listener::Account,
+    listener::ListenerInfo,
 };
 
 /// The level of our options.
@@ -49,17 +49,17 @@ const _: () = assert!(size_of::<accf_config>() == 12);
 const _: () = assert!(size_of::<accf_stats>() == (21 + WAIT_BUCKETS) * 8);
 const _: () = assert!(WAIT_BUCKETS == bindings::ACCF_WAIT_BUCKETS as usize);
 
-impl From<&Terms> for accf_config {
-    fn from(terms: &Terms) -> Self {
+impl From<&Config> for accf_config {
+    fn from(config: &Config) -> Self {
         Self {
-            timeout_ms: terms.timeout.millis(),
-            max_parked: terms.max_parked,
-            on_timeout: terms.on_timeout.number(),
+            timeout_ms: config.timeout.millis(),
+            max_parked: config.max_parked,
+            on_timeout: config.on_timeout.number(),
         }
     }
 }
 
-impl TryFrom<accf_config> for Terms {
+impl TryFrom<accf_config> for Config {
     type Error = Error;
 
     fn try_from(config: accf_config) -> Result<Self> {
@@ -71,9 +71,9 @@ impl TryFrom<accf_config> for Terms {
     }
 }
 
-impl From<&Account> for accf_stats {
-    fn from(account: &Account) -> Self {
-        let Account {
+impl From<&ListenerInfo> for accf_stats {
+    fn from(account: &ListenerInfo) -> Self {
+        let ListenerInfo {
             stats,
             half_open,
             half_open_young,
@@ -111,7 +111,7 @@ impl From<&Account> for accf_stats {
 /// # Safety
 ///
 /// `optval` and `len` are those of `setsockopt()`.
-pub(crate) unsafe fn read_config(optval: bindings::sockptr_t, len: u32) -> Result<Terms> {
+pub(crate) unsafe fn read_config(optval: bindings::sockptr_t, len: u32) -> Result<Config> {
     let len = len as usize;
     // A first field that is cut in two is nobody's intention.
     if len < size_of::<u32>() {
@@ -162,8 +162,8 @@ pub(crate) fn info_size() -> usize {
 /// # Safety
 ///
 /// `skb` is a netlink message that the caller may add to.
-pub(crate) unsafe fn put_info(skb: *mut sk_buff, account: &Account) -> Result {
-    let config = accf_config::from(&account.terms);
+pub(crate) unsafe fn put_info(skb: *mut sk_buff, account: &ListenerInfo) -> Result {
+    let config = accf_config::from(&account.config);
     let stats = accf_stats::from(account);
     // SAFETY: by the contract of this function.
     unsafe {

@@ -13,7 +13,7 @@ use kernel::sync::SetOnce;
 
 use super::{
     bindings, hooks,
-    request::{Request, AF_INET, AF_INET6},
+    request::{RequestSock, AF_INET, AF_INET6},
 };
 
 /// One family's operations, original and ours.
@@ -21,7 +21,7 @@ use super::{
 /// # Invariants
 ///
 /// The originals point to constants of the kernel's image.
-pub(crate) struct Overlay {
+pub(crate) struct RequestOpsOverride {
     original: *const bindings::request_sock_ops,
     original_tcp: *const bindings::tcp_request_sock_ops,
     ops: bindings::request_sock_ops,
@@ -29,15 +29,15 @@ pub(crate) struct Overlay {
 }
 
 // SAFETY: nothing in it changes once it is made, and its pointers are to constants.
-unsafe impl Send for Overlay {}
+unsafe impl Send for RequestOpsOverride {}
 // SAFETY: as above.
-unsafe impl Sync for Overlay {}
+unsafe impl Sync for RequestOpsOverride {}
 
-static IPV4: SetOnce<Overlay> = SetOnce::new();
-static IPV6: SetOnce<Overlay> = SetOnce::new();
+static IPV4: SetOnce<RequestOpsOverride> = SetOnce::new();
+static IPV6: SetOnce<RequestOpsOverride> = SetOnce::new();
 
-impl Overlay {
-    fn slot(family: i32) -> Option<&'static SetOnce<Overlay>> {
+impl RequestOpsOverride {
+    fn slot(family: i32) -> Option<&'static SetOnce<RequestOpsOverride>> {
         match family {
             AF_INET => Some(&IPV4),
             AF_INET6 => Some(&IPV6),
@@ -46,7 +46,7 @@ impl Overlay {
     }
 
     /// The overlay for requests of this family, if one was ever parked.
-    pub(crate) fn of(request: &Request<'_>) -> Option<&'static Self> {
+    pub(crate) fn of(request: &RequestSock<'_>) -> Option<&'static Self> {
         Self::slot(request.family())?.as_ref()
     }
 
@@ -59,19 +59,19 @@ impl Overlay {
     ///
     /// The request has the operations that the kernel gave it.
     #[cold]
-    pub(crate) unsafe fn for_parking(request: &Request<'_>) -> Option<&'static Self> {
+    pub(crate) unsafe fn for_request(request: &RequestSock<'_>) -> Option<&'static Self> {
         let slot = Self::slot(request.family())?;
-        let overlay = match slot.as_ref() {
-            Some(overlay) => Some(overlay),
+        let ops_override = match slot.as_ref() {
+            Some(ops_override) => Some(ops_override),
             // SAFETY: by the contract of this function.
             None => unsafe { Self::make(slot, request) },
         };
-        overlay.filter(|overlay| overlay.is_for(request))
+        ops_override.filter(|ops_override| ops_override.is_for(request))
     }
 
     /// Does `request` have the operations that these stand for?
     #[inline]
-    pub(crate) fn is_for(&self, request: &Request<'_>) -> bool {
+    pub(crate) fn is_for(&self, request: &RequestSock<'_>) -> bool {
         ptr::eq(request.ops(), self.original) && ptr::eq(request.tcp_ops(), self.original_tcp)
     }
 
@@ -81,7 +81,10 @@ impl Overlay {
     ///
     /// The request has the operations that the kernel gave it.
     #[cold]
-    unsafe fn make(slot: &'static SetOnce<Self>, request: &Request<'_>) -> Option<&'static Self> {
+    unsafe fn make(
+        slot: &'static SetOnce<Self>,
+        request: &RequestSock<'_>,
+    ) -> Option<&'static Self> {
         // INVARIANT: by the contract of this function, and as no other kind of request gets here, these are `tcp_request_sock_ops`,
         // `tcp6_request_sock_ops`, `tcp_request_sock_ipv4_ops` and `tcp_request_sock_ipv6_ops`, constants all.
         slot.populate(Self::new(request.ops(), request.tcp_ops()));

@@ -9,7 +9,7 @@
 //! | --- | --- | --- |
 //! | `rsk_ops` | the overlay's | the kernel's |
 //! | `af_specific` | the overlay's | the kernel's |
-//! | `dl_next` | its [`Parked`] | unused in SYN_RECV |
+//! | `dl_next` | its [`ParkedRequest`] | unused in SYN_RECV |
 //! | `sk` | its mark: its address, and its home's key | NULL in SYN_RECV |
 //!
 //! Besides, a parked request is acked (`inet_rsk(req)->acked`), from before it is parked, as the kernel makes it when it drops an
@@ -36,14 +36,14 @@ use kernel::{
 
 use crate::policy::{self, Bypass, Nanos};
 
-use super::{bindings, hooks, overlay::Overlay, parked::Parked, wire};
+use super::{bindings, hooks, overlay::RequestOpsOverride, parked::ParkedRequest, wire};
 
 pub(crate) const AF_INET: i32 = bindings::ACCF_AF_INET as i32;
 pub(crate) const AF_INET6: i32 = bindings::ACCF_AF_INET6 as i32;
 
 /// As far in the future as a timer can be set, in jiffies. The wheel cuts it to `WHEEL_TIMEOUT_MAX`: 49 days at HZ=250, 12
 /// at HZ=1000.
-const FAR_JIFFIES: usize = 1 << 30;
+const DEFERRED_JIFFIES: usize = 1 << 30;
 
 /// The length of a jiffy.
 const NANOS_PER_JIFFY: u64 = 1_000_000_000 / bindings::ACCF_HZ as u64;
@@ -85,17 +85,17 @@ pub(crate) unsafe fn listener_sock(req: *const bindings::request_sock) -> *mut b
 ///
 /// No mark that is made with it is NULL, or a pointer to anything that is aligned.
 #[derive(Clone, Copy)]
-pub(crate) struct Key(usize);
+pub(crate) struct ListenerTag(usize);
 
-impl Key {
+impl ListenerTag {
     /// That of requests which own what they kept.
-    const OF_HEIRS: Self = Self(1);
+    const ORPHANED: Self = Self(1);
 
     /// One that nobody else has, as far as chance allows.
     pub(crate) fn new() -> Self {
         // SAFETY: may be called in any context.
         let random = unsafe { bindings::get_random_u64() };
-        // INVARIANT: a request is aligned to eight bytes; and it is not `OF_HEIRS`.
+        // INVARIANT: a request is aligned to eight bytes; and it is not `ORPHANED`.
         Self(random as usize & !7 | 2)
     }
 }
@@ -118,13 +118,13 @@ pub(crate) enum RoundTrip {
 ///
 /// `listener` is its `rsk_listener`, which is written before the request can be found, and not after.
 #[derive(Clone, Copy)]
-pub(crate) struct Request<'a> {
+pub(crate) struct RequestSock<'a> {
     ptr: NonNull<bindings::request_sock>,
     listener: *mut bindings::sock,
     _request: PhantomData<&'a bindings::request_sock>,
 }
 
-impl<'a> Request<'a> {
+impl<'a> RequestSock<'a> {
     /// Wraps the kernel's pointer.
     ///
     /// # Safety
@@ -247,24 +247,24 @@ impl<'a> Request<'a> {
         unsafe { (*self.as_ptr()).num_timeout() }
     }
 
-    /// May its own timer run on while it is parked (`policy::may_own_timer_run()`)?
+    /// May its own timer run on while it is parked (`policy::may_synack_timer_run()`)?
     #[inline(always)]
-    pub(crate) fn may_own_timer_run(&self) -> bool {
+    pub(crate) fn may_synack_timer_run(&self) -> bool {
         // SAFETY: alive by the type invariants, with its listener.
-        let own = unsafe { bindings::accf_req_own_timer(self.as_ptr()) };
-        // It is never negative, and no timer is set to more than `FAR_JIFFIES`.
-        let left = Nanos(u64::from(own.left as u32).saturating_mul(NANOS_PER_JIFFY));
-        policy::may_own_timer_run(own.timeouts, own.max_timeouts, left)
+        let synack = unsafe { bindings::accf_req_synack_timer(self.as_ptr()) };
+        // It is never negative, and no timer is set to more than `DEFERRED_JIFFIES`.
+        let left = Nanos(u64::from(synack.left as u32).saturating_mul(NANOS_PER_JIFFY));
+        policy::may_synack_timer_run(synack.timeouts, synack.max_timeouts, left)
     }
 
     /// Would the kernel move it there now, should its own have stopped?
-    pub(crate) fn has_refuge(&self) -> bool {
+    pub(crate) fn can_migrate(&self) -> bool {
         // SAFETY: alive by the type invariants, with its listener and its namespace.
-        unsafe { bindings::accf_req_has_refuge(self.as_ptr()) }
+        unsafe { bindings::accf_req_can_migrate(self.as_ptr()) }
     }
 
     /// Does its listener listen, or has it stopped?
-    pub(crate) fn has_listener_that_listens(&self) -> bool {
+    pub(crate) fn is_listener_active(&self) -> bool {
         // SAFETY: alive by the type invariants, with its listener.
         let state = u32::from(unsafe { bindings::accf_sk_state(self.listener_sock()) });
         state == bindings::ACCF_TCP_LISTEN
@@ -277,9 +277,9 @@ impl<'a> Request<'a> {
     /// connection, a plain one has made it. It is locked while its maker puts the request; where somebody else is the last to do so
     /// (netfilter may queue a segment with a reference for as long as user space likes), it may be gone, and the copy is not. If
     /// the listener listens again by then, it may be in another group.
-    pub(crate) fn may_have_lost_copy(&self, parked: &Parked) -> bool {
+    pub(crate) fn may_have_lost_clone(&self, parked: &ParkedRequest) -> bool {
         // Anew, after the look at its group: it may just have listened again, in another one.
-        let has_moved_on = || self.listener_listened_again(parked) && self.has_or_had_group();
+        let has_moved_on = || self.listened_again(parked) && self.is_or_was_in_group();
         if has_moved_on() {
             return true;
         }
@@ -287,18 +287,18 @@ impl<'a> Request<'a> {
         if !unsafe { bindings::accf_is_in_group(self.listener_sock()) } {
             return false;
         }
-        if self.listener_since(parked) & bindings::ACCF_HAS_STOPPED == 0 {
+        if self.listener_changes(parked) & bindings::ACCF_HAS_STOPPED == 0 {
             // Who makes the connection may have seen it stopped before, and it was parked after it had listened again.
-            return self.has_refuge() && self.is_connected();
+            return self.can_migrate() && self.is_connected();
         }
         let may_hold =
-            || hooks::group_around(self.listener_sock()) & bindings::ACCF_MAY_HOLD_COPIES != 0;
+            || hooks::reuseport_peers(self.listener_sock()) & bindings::ACCF_MAY_HOLD_CLONES != 0;
         self.is_connected() || may_hold() || has_moved_on()
     }
 
     /// The same for one that has just been undressed, before which it may have been copied, or that is dying. Takes no lock and no
     /// reference: to look for a connection may be to drop the last reference to another one that is parked.
-    pub(crate) fn may_have_left_copy(&self, parked: &Parked) -> bool {
+    pub(crate) fn may_have_left_clone(&self, parked: &ParkedRequest) -> bool {
         // Who makes a connection takes the request out of the table, and then copies it. With a barrier between the two steps
         // here, either the copy is without our operations, or it is gone from the table by now, and its listener has stopped. Its own
         // timer copies it, and then takes it out; it is not pending then. (Between that and its copying there is but
@@ -309,26 +309,26 @@ impl<'a> Request<'a> {
         if !is_copied {
             return false;
         }
-        if self.listener_since(parked) & bindings::ACCF_HAS_STOPPED == 0 {
+        if self.listener_changes(parked) & bindings::ACCF_HAS_STOPPED == 0 {
             return false;
         }
-        let around = hooks::group_around(self.listener_sock());
+        let around = hooks::reuseport_peers(self.listener_sock());
         let has = |flag| around & flag != 0;
         // If nobody is there who could have taken it, whoever has done so has left the group since; or the listener has.
         let has_nobody = has(bindings::ACCF_IN_GROUP)
-            && !has(bindings::ACCF_HAS_TIED)
-            && !self.has_listener_that_listens();
-        let has_moved_on = || self.listener_listened_again(parked) && self.has_or_had_group();
-        has(bindings::ACCF_MAY_HOLD_COPIES) || (is_gone && has_nobody) || has_moved_on()
+            && !has(bindings::ACCF_RESTORES_CLONES)
+            && !self.is_listener_active();
+        let has_moved_on = || self.listened_again(parked) && self.is_or_was_in_group();
+        has(bindings::ACCF_MAY_HOLD_CLONES) || (is_gone && has_nobody) || has_moved_on()
     }
 
     /// Has its listener stopped since it was parked, and listened again then: in the group where it was, or in another one?
-    fn listener_listened_again(&self, parked: &Parked) -> bool {
-        self.listener_since(parked) & bindings::ACCF_LISTENED_AGAIN != 0
+    fn listened_again(&self, parked: &ParkedRequest) -> bool {
+        self.listener_changes(parked) & bindings::ACCF_LISTENED_AGAIN != 0
     }
 
     /// Is its listener in a group, or may it have been in one?
-    fn has_or_had_group(&self) -> bool {
+    fn is_or_was_in_group(&self) -> bool {
         // SAFETY: alive by the type invariants, with its listener.
         unsafe {
             bindings::accf_is_in_group(self.listener_sock())
@@ -337,7 +337,7 @@ impl<'a> Request<'a> {
     }
 
     /// What its listener has done (`ACCF_HAS_STOPPED` …) since it was parked.
-    fn listener_since(&self, parked: &Parked) -> u32 {
+    fn listener_changes(&self, parked: &ParkedRequest) -> u32 {
         // SAFETY: alive by the type invariants, with its listener.
         unsafe { bindings::accf_req_listener_since(self.as_ptr(), parked.write_seq()) }
     }
@@ -418,11 +418,11 @@ impl<'a> Request<'a> {
     }
 
     /// Takes a reference, unless the request is dying.
-    pub(crate) fn get(&self) -> Option<OwnedRequest> {
+    pub(crate) fn get(&self) -> Option<RequestRef> {
         // SAFETY: alive by the type invariants.
         let taken = unsafe { bindings::accf_req_get(self.as_ptr()) };
         // INVARIANT: the reference just taken is the owned one. (Not `then_some()`: what is made must not be dropped.)
-        taken.then(|| OwnedRequest(self.ptr))
+        taken.then(|| RequestRef(self.ptr))
     }
 
     /// Is its own timer waiting to fire? Not while the timer's handler runs.
@@ -433,7 +433,7 @@ impl<'a> Request<'a> {
 
     /// Moves its own timer to `jiffies` from now. `false`, and nothing changed, where the timer is not pending: its
     /// handler is running, or the request is dying.
-    fn move_timer(&self, jiffies: usize) -> bool {
+    fn modify_pending_timer(&self, jiffies: usize) -> bool {
         // SAFETY: as in `timer_is_pending()`; the call takes the timer's own lock.
         unsafe {
             bindings::mod_timer_pending(
@@ -447,14 +447,14 @@ impl<'a> Request<'a> {
     ///
     /// The timer stays pending, as whoever drops the request takes the timer's reference by deleting it.
     #[inline]
-    pub(crate) fn put_timer_off(&self) -> bool {
-        self.move_timer(FAR_JIFFIES)
+    pub(crate) fn defer_timer(&self) -> bool {
+        self.modify_pending_timer(DEFERRED_JIFFIES)
     }
 
     /// Lets its own timer fire in so many jiffies: the kernel decides what becomes of the request.
-    pub(crate) fn hurry_timer(&self, jiffies: usize) {
+    pub(crate) fn expire_timer_in(&self, jiffies: usize) {
         // If it is not pending, it has fired already, or the request is dying.
-        self.move_timer(jiffies);
+        self.modify_pending_timer(jiffies);
     }
 
     /// Undoes the count of timeouts, so that the timer's handler never finds that there were too many; and has it set the
@@ -466,7 +466,7 @@ impl<'a> Request<'a> {
     /// # Safety
     ///
     /// The caller holds the lock of the request's home, and is called by the timer's handler, the only one to count.
-    pub(crate) unsafe fn forget_timeouts(&self) {
+    pub(crate) unsafe fn reset_timeouts(&self) {
         let req = self.as_ptr();
         // SAFETY: alive by the type invariants, and so is the listener. `num_timeout` is written by the timer's handler
         // alone, which waits for us; it shares its byte with `syncookie`, which does not change any more.
@@ -487,38 +487,39 @@ impl<'a> Request<'a> {
     }
 
     /// The mark of a request that is parked at the listener with this key.
-    fn mark(&self, key: Key) -> *mut bindings::sock {
-        ptr::without_provenance_mut(self.as_ptr().addr() ^ key.0)
+    fn tag_at(&self, tag: ListenerTag) -> *mut bindings::sock {
+        ptr::without_provenance_mut(self.as_ptr().addr() ^ tag.0)
     }
 
     /// Is it parked at its home, which has this key? Tells for sure only under the lock of its home and in its destructor.
     #[inline]
-    pub(crate) fn is_parked(&self, key: Key) -> bool {
-        ptr::eq(self.sk(), self.mark(key))
+    pub(crate) fn is_parked(&self, tag: ListenerTag) -> bool {
+        ptr::eq(self.sk(), self.tag_at(tag))
     }
 
-    /// Does it own what it kept while it was parked ([`Self::inherit`])? For its destructor.
-    pub(crate) fn is_heir(&self) -> bool {
-        ptr::eq(self.sk(), self.mark(Key::OF_HEIRS))
+    /// Does it own what it kept while it was parked ([`Self::hand_over_to_destructor`])? For its destructor.
+    pub(crate) fn is_orphaned(&self) -> bool {
+        ptr::eq(self.sk(), self.tag_at(ListenerTag::ORPHANED))
     }
 
     /// Does it wear our operations? Then it is parked, or a copy of one that was: in any case its first listener has, or
     /// had, a filter of ours.
-    pub(crate) fn wears_overlay(&self) -> bool {
-        Overlay::of(self).is_some_and(|overlay| ptr::eq(self.ops(), overlay.ops()))
+    pub(crate) fn has_ops_override(&self) -> bool {
+        RequestOpsOverride::of(self)
+            .is_some_and(|ops_override| ptr::eq(self.ops(), ops_override.ops()))
     }
 
     /// Is it a copy of a parked request, made for another listener and not yet in the table? `key` is its home's, if that has a
     /// filter.
-    fn is_new_copy(&self, key: Option<Key>) -> bool {
+    fn is_new_clone(&self, tag: Option<ListenerTag>) -> bool {
         let sk = self.sk();
         // Read `sk` before the operations: who finds that of a request in an accept queue finds the kernel's
-        // operations too (pairs with the barrier in `shed()`).
+        // operations too (pairs with the barrier in `write_original_ops()`).
         smp_mb(Read);
         !sk.is_null()
-            && !key.is_some_and(|key| ptr::eq(sk, self.mark(key)))
+            && !tag.is_some_and(|tag| ptr::eq(sk, self.tag_at(tag)))
             && !self.is_hashed()
-            && self.wears_overlay()
+            && self.has_ops_override()
     }
 
     /// Makes it a parked request.
@@ -527,7 +528,12 @@ impl<'a> Request<'a> {
     ///
     /// The caller holds the lock of its home, whose key this is, and puts `parked` into one of its lists; the request is in the table of connections
     /// and not parked.
-    pub(crate) unsafe fn dress(&self, overlay: &'static Overlay, key: Key, parked: &Parked) {
+    pub(crate) unsafe fn override_ops(
+        &self,
+        ops_override: &'static RequestOpsOverride,
+        tag: ListenerTag,
+        parked: &ParkedRequest,
+    ) {
         let req = self.as_ptr();
         // SAFETY: alive by the type invariants. `dl_next` and `sk` are unused in this state; the others are only ever
         // read, and either value will do. No other CPU writes, by the lock. The writes are `WRITE_ONCE()`s; that ours
@@ -537,10 +543,10 @@ impl<'a> Request<'a> {
                 &raw mut (*req).dl_next,
                 ptr::from_ref(parked).cast_mut().cast(),
             );
-            ptr::write_volatile(&raw mut (*req).sk, self.mark(key));
+            ptr::write_volatile(&raw mut (*req).sk, self.tag_at(tag));
             smp_mb(Write);
-            ptr::write_volatile(&raw mut (*self.tcp()).af_specific, overlay.tcp_ops());
-            ptr::write_volatile(&raw mut (*req).rsk_ops, overlay.ops());
+            ptr::write_volatile(&raw mut (*self.tcp()).af_specific, ops_override.tcp_ops());
+            ptr::write_volatile(&raw mut (*req).rsk_ops, ops_override.ops());
         }
     }
 
@@ -550,25 +556,25 @@ impl<'a> Request<'a> {
     ///
     /// The request is parked; and the caller holds the lock of its home, or is its destructor. So it stays parked for
     /// as long as the reference is used.
-    pub(crate) unsafe fn parked(&self) -> &Parked {
-        // SAFETY: `dl_next` is what `dress()` or `inherit()` put there, and by the contract stays there; the list has a reference
-        // to it, or the request itself. The read is a `READ_ONCE()`: `inherit()` may be writing the same.
-        unsafe { &*ptr::read_volatile(&raw const (*self.as_ptr()).dl_next).cast::<Parked>() }
+    pub(crate) unsafe fn parked(&self) -> &ParkedRequest {
+        // SAFETY: `dl_next` is what `override_ops()` or `hand_over_to_destructor()` put there, and by the contract stays there; the list has a reference
+        // to it, or the request itself. The read is a `READ_ONCE()`: `hand_over_to_destructor()` may be writing the same.
+        unsafe { &*ptr::read_volatile(&raw const (*self.as_ptr()).dl_next).cast::<ParkedRequest>() }
     }
 
     /// Makes a parked request the kernel's again, and returns what it kept. To that, a list of its home has a reference; or if it is in
-    /// none any more ([`Self::inherit`]), the request had it, and the caller has it now.
+    /// none any more ([`Self::hand_over_to_destructor`]), the request had it, and the caller has it now.
     ///
     /// # Safety
     ///
     /// The request is parked; and the caller holds the lock of its home and a reference to the request, or is its
     /// destructor.
-    pub(crate) unsafe fn undress(&self) -> *const Parked {
-        // SAFETY: by the contract `dl_next` is what `dress()` or `inherit()` put there. It is taken out below, before anybody else
+    pub(crate) unsafe fn restore_ops(&self) -> *const ParkedRequest {
+        // SAFETY: by the contract `dl_next` is what `override_ops()` or `hand_over_to_destructor()` put there. It is taken out below, before anybody else
         // may look.
-        let parked = unsafe { (*self.as_ptr()).dl_next.cast::<Parked>() };
+        let parked = unsafe { (*self.as_ptr()).dl_next.cast::<ParkedRequest>() };
         // SAFETY: parked, it wears ours; nobody else changes that, by the contract.
-        unsafe { self.shed() };
+        unsafe { self.write_original_ops() };
         parked
     }
 
@@ -577,15 +583,15 @@ impl<'a> Request<'a> {
     /// # Safety
     ///
     /// It was just taken out of a list of its home, whose lock is held, and its request is parked.
-    pub(crate) unsafe fn inherit(parked: ListArc<Parked>) {
+    pub(crate) unsafe fn hand_over_to_destructor(parked: ListArc<ParkedRequest>) {
         // SAFETY: it was in the list until now, and the lock is held.
         let request = unsafe { parked.request() };
-        let (req, mark) = (request.as_ptr(), request.mark(Key::OF_HEIRS));
+        let (req, tag) = (request.as_ptr(), request.tag_at(ListenerTag::ORPHANED));
         // SAFETY: alive, as above. No other CPU writes, by the lock; the pointer is where it was before. Nobody has a reference any
         // more, so that no copy gets the mark.
         unsafe {
             ptr::write_volatile(&raw mut (*req).dl_next, parked.into_raw().cast_mut().cast());
-            ptr::write_volatile(&raw mut (*req).sk, mark);
+            ptr::write_volatile(&raw mut (*req).sk, tag);
         }
     }
 
@@ -594,15 +600,18 @@ impl<'a> Request<'a> {
     /// # Safety
     ///
     /// It wears ours, and nobody else changes that.
-    unsafe fn shed(&self) {
+    unsafe fn write_original_ops(&self) {
         // SAFETY: by the contract of this function.
-        let overlay = unsafe { Overlay::from_ops(self.ops()) };
+        let ops_override = unsafe { RequestOpsOverride::from_ops(self.ops()) };
         let req = self.as_ptr();
         // SAFETY: alive by the type invariants; no other CPU writes, by the contract of this function. The kernel's operations
         // go first: they do not look at the rest.
         unsafe {
-            ptr::write_volatile(&raw mut (*self.tcp()).af_specific, overlay.original_tcp());
-            ptr::write_volatile(&raw mut (*req).rsk_ops, overlay.original());
+            ptr::write_volatile(
+                &raw mut (*self.tcp()).af_specific,
+                ops_override.original_tcp(),
+            );
+            ptr::write_volatile(&raw mut (*req).rsk_ops, ops_override.original());
             smp_mb(Write);
             ptr::write_volatile(&raw mut (*req).sk, ptr::null_mut());
             ptr::write_volatile(&raw mut (*req).dl_next, ptr::null_mut());
@@ -610,20 +619,20 @@ impl<'a> Request<'a> {
     }
 
     /// Notes that a segment with the timestamp of this moment went out: the client may echo it.
-    pub(crate) fn tsval_sent(&self) {
+    pub(crate) fn note_tsval_sent(&self) {
         // SAFETY: alive by the type invariants. The write is a `WRITE_ONCE()`, of a value that only grows, as those of
         // other CPUs are.
-        unsafe { bindings::accf_tsval_sent(self.as_ptr()) };
+        unsafe { bindings::accf_req_note_tsval_sent(self.as_ptr()) };
     }
 
     /// Makes a copy of a parked request (`inet_reqsk_clone()`) what it would have been without us.
     ///
     /// For `send_synack`: of all requests it is called for, only a copy that `reqsk_timer_handler()` has just made is one
     /// by the test. It is in no table yet, and its maker's alone.
-    pub(crate) fn shed_if_new_copy(&self, key: Option<Key>) {
-        if self.is_new_copy(key) {
+    pub(crate) fn restore_ops_of_new_clone(&self, tag: Option<ListenerTag>) {
+        if self.is_new_clone(tag) {
             // SAFETY: it wears ours, as just seen, and is its maker's alone, our caller's.
-            unsafe { self.shed() };
+            unsafe { self.write_original_ops() };
         }
     }
 
@@ -661,17 +670,17 @@ impl<'a> Request<'a> {
 /// # Invariants
 ///
 /// Owns one of the request's references.
-pub(crate) struct OwnedRequest(NonNull<bindings::request_sock>);
+pub(crate) struct RequestRef(NonNull<bindings::request_sock>);
 
-impl OwnedRequest {
+impl RequestRef {
     /// The request.
-    pub(crate) fn as_request(&self) -> Request<'_> {
+    pub(crate) fn as_request(&self) -> RequestSock<'_> {
         // SAFETY: alive by the reference. Only requests with a listener were parked, and only those are wrapped.
-        unsafe { Request::from_raw(self.0) }
+        unsafe { RequestSock::from_raw(self.0) }
     }
 }
 
-impl Drop for OwnedRequest {
+impl Drop for RequestRef {
     fn drop(&mut self) {
         // SAFETY: gives up the reference owned by the type invariants. `sock_gen_put()` stands for `reqsk_put()`,
         // which needs a function that is not exported; both do the same for a request.

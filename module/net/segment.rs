@@ -8,7 +8,7 @@ use crate::policy;
 
 use super::{
     bindings,
-    request::Request,
+    request::RequestSock,
     wire::{self, Timestamps},
 };
 
@@ -29,12 +29,12 @@ const SYN: u8 = 0x02;
 /// `skb` is valid for `'a`, its transport header is a whole TCP header in linear memory, options included, and its
 /// control block is TCP's (`tcp_v4_fill_cb()`, `tcp_v6_fill_cb()`).
 #[derive(Clone, Copy)]
-pub(crate) struct Segment<'a> {
+pub(crate) struct TcpSegment<'a> {
     skb: *const bindings::sk_buff,
     _skb: PhantomData<&'a bindings::sk_buff>,
 }
 
-impl<'a> Segment<'a> {
+impl<'a> TcpSegment<'a> {
     /// Wraps the kernel's pointer.
     ///
     /// # Safety
@@ -85,7 +85,7 @@ impl<'a> Segment<'a> {
     }
 
     /// What the segment carries, as the reply to a SYN-ACK, where the client's SYN had the number `client_isn`.
-    pub(crate) fn kind(&self, client_isn: u32) -> policy::Segment {
+    pub(crate) fn kind(&self, client_isn: u32) -> policy::SegmentKind {
         // SAFETY: the control block is TCP's, by the type invariants.
         let end_seq = unsafe {
             let control_block = (&raw const (*self.skb).cb).cast::<bindings::tcp_skb_cb>();
@@ -94,11 +94,11 @@ impl<'a> Segment<'a> {
         let start = client_isn.wrapping_add(1);
 
         if end_seq == start {
-            policy::Segment::BareAck
+            policy::SegmentKind::BareAck
         } else if end_seq == start.wrapping_add(1) && self.header()[FLAGS] & FIN != 0 {
-            policy::Segment::Fin
+            policy::SegmentKind::Fin
         } else {
-            policy::Segment::Data
+            policy::SegmentKind::Data
         }
     }
 
@@ -110,7 +110,7 @@ impl<'a> Segment<'a> {
 
     /// TSval and TSecr, if the segment carries timestamps and `request` agreed on using them.
     #[inline]
-    pub(crate) fn timestamps(&self, request: &Request<'_>) -> Option<Timestamps> {
+    pub(crate) fn timestamps(&self, request: &RequestSock<'_>) -> Option<Timestamps> {
         if request.uses_timestamps() {
             wire::timestamps(self.options())
         } else {

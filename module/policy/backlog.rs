@@ -9,11 +9,11 @@
 /// would look full, and a client whose SYN comes at that moment would get a syncookie. So a few parked requests keep
 /// their place: one for each of `cpus`, as a CPU drops one after another, but at most an eighth of the backlog. With a
 /// backlog of less than eight it may happen, and on PREEMPT_RT, where a task that drops one may be preempted by others.
-pub fn places(backlog: u32, cpus: u32) -> u32 {
+pub fn backlog_share(backlog: u32, cpus: u32) -> u32 {
     cpus.min(backlog / 8)
 }
 
 /// How many of `parked` requests are taken off the count of those that fill the SYN backlog, where `places` keep theirs.
-pub fn discount(parked: u64, places: u32) -> u64 {
-    parked.saturating_sub(u64::from(places))
+pub fn backlog_excluded(parked: u64, backlog_share: u32) -> u64 {
+    parked.saturating_sub(u64::from(backlog_share))
 }

@@ -5,7 +5,7 @@
 
 use core::num::NonZeroU8;
 
-use super::{OnTimeout, Terms};
+use super::{Config, OnTimeout};
 
 /// A point on the monotonic clock, or a span of it, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,32 +83,32 @@ const ACCEPT_QUEUE_RETRY: Nanos = Nanos::from_millis(50);
 
 /// For how long a parked request's own timer, which is to send the SYN-ACK again, is let be. Most clients send sooner, and the
 /// timer need not be touched for them.
-const OWN_TIMER_PATIENCE: Nanos = Nanos::from_millis(300);
+const DEFER_AFTER: Nanos = Nanos::from_millis(300);
 /// If one is put off then, so are those of all requests that were parked at least this long ago, so that the listener's timer
 /// does not fire for each.
-const OWN_TIMER_COMPANY: Nanos = Nanos::from_millis(150);
+const DEFER_BATCH: Nanos = Nanos::from_millis(150);
 /// If it is to fire sooner than this, it is put off at once.
-const OWN_TIMER_LEAVE: Nanos = Nanos::from_millis(600);
+const MIN_REMAINING: Nanos = Nanos::from_millis(600);
 /// It may fire nonetheless, on a machine that stands still meanwhile. Should it do so again and again, the request must outlive
 /// that: it counts as one timeout each time, never as more.
-const OWN_TIMER_SPARE: u8 = 2;
+const MIN_TIMEOUTS_LEFT: u8 = 2;
 
 /// May the own timer of a request run on that is parked now? It has fired `timeouts` times, may fire `max_timeouts` times, and has
 /// `left` until then.
 #[inline]
-pub fn may_own_timer_run(timeouts: u8, max_timeouts: u8, left: Nanos) -> bool {
-    timeouts == 0 && max_timeouts >= OWN_TIMER_SPARE && left >= OWN_TIMER_LEAVE
+pub fn may_synack_timer_run(timeouts: u8, max_timeouts: u8, left: Nanos) -> bool {
+    timeouts == 0 && max_timeouts >= MIN_TIMEOUTS_LEFT && left >= MIN_REMAINING
 }
 
 /// When the own timer of a request that was parked at `parked_at` is to be put off.
 #[inline]
-pub const fn own_timer_patience(parked_at: Nanos) -> Nanos {
-    parked_at.after(OWN_TIMER_PATIENCE)
+pub const fn synack_timer_deferral(parked_at: Nanos) -> Nanos {
+    parked_at.after(DEFER_AFTER)
 }
 
 /// If some are put off `now`, is that of a request that was parked at `parked_at`, too?
-pub const fn is_own_timer_put_off_too(now: Nanos, parked_at: Nanos) -> bool {
-    now.0 >= parked_at.after(OWN_TIMER_COMPANY).0
+pub const fn is_deferred_with_batch(now: Nanos, parked_at: Nanos) -> bool {
+    now.0 >= parked_at.after(DEFER_BATCH).0
 }
 
 /// Why a parked request's time is up.
@@ -122,37 +122,37 @@ pub enum Expiry {
 
 /// What a listener's timer must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Alarm {
+pub enum TimerAction {
     /// Nobody has a deadline.
     Idle,
     /// Fire at this point.
     At(Nanos),
     /// The oldest parked request's time is up.
-    Due(Expiry),
+    Expire(Expiry),
 }
 
 /// Decides what a listener's timer does at `now`, given how many are parked, and when the oldest was.
 ///
 /// `accept_queue_full`: a connection made now would be refused, so one that is to be accepted waits for room.
-pub fn on_alarm(
+pub fn timer_action(
     now: Nanos,
-    terms: &Terms,
+    config: &Config,
     parked: u64,
     oldest_parked_at: Option<Nanos>,
     accept_queue_full: bool,
-) -> Alarm {
+) -> TimerAction {
     let Some(parked_at) = oldest_parked_at else {
-        return Alarm::Idle;
+        return TimerAction::Idle;
     };
-    let expiry = match terms.timeout.deadline(parked_at) {
+    let expiry = match config.timeout.deadline(parked_at) {
         Some(deadline) if now >= deadline => Expiry::Timeout,
-        _ if parked > u64::from(terms.max_parked) => Expiry::Eviction,
-        Some(deadline) => return Alarm::At(deadline),
-        None => return Alarm::Idle,
+        _ if parked > u64::from(config.max_parked) => Expiry::Eviction,
+        Some(deadline) => return TimerAction::At(deadline),
+        None => return TimerAction::Idle,
     };
-    if accept_queue_full && terms.on_timeout == OnTimeout::Accept {
-        Alarm::At(now.after(ACCEPT_QUEUE_RETRY))
+    if accept_queue_full && config.on_timeout == OnTimeout::Accept {
+        TimerAction::At(now.after(ACCEPT_QUEUE_RETRY))
     } else {
-        Alarm::Due(expiry)
+        TimerAction::Expire(expiry)
     }
 }

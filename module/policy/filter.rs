@@ -2,7 +2,7 @@
 
 //! The filters: when a connection is worth accepting.
 
-use super::Segment;
+use super::SegmentKind;
 
 /// What a filter makes of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub trait Filter {
     const NAME: &'static str;
 
     /// Judges a segment that acknowledges the SYN-ACK and lies in the window.
-    fn verdict(segment: Segment) -> Verdict;
+    fn verdict(segment: SegmentKind) -> Verdict;
 }
 
 /// BSD's `dataready`: a connection is accepted once its first byte, or its end, has arrived.
@@ -28,10 +28,10 @@ pub struct Dataready;
 impl Filter for Dataready {
     const NAME: &'static str = "dataready";
 
-    fn verdict(segment: Segment) -> Verdict {
+    fn verdict(segment: SegmentKind) -> Verdict {
         match segment {
-            Segment::BareAck => Verdict::Wait,
-            Segment::Data | Segment::Fin => Verdict::Ready,
+            SegmentKind::BareAck => Verdict::Wait,
+            SegmentKind::Data | SegmentKind::Fin => Verdict::Ready,
         }
     }
 }

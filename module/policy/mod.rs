@@ -3,22 +3,22 @@
 //! What an accept filter decides.
 //!
 //! Pure: no kernel types, no clock (time is passed in), no `unsafe`, no allocation. `net/` shows it what arrived and
-//! obeys the [`Action`], [`Admission`], [`Alarm`] or [`SynAck`] that comes back. The same files are a crate on the host
+//! obeys the [`Action`], [`Admission`], [`TimerAction`] or [`SynAck`] that comes back. The same files are a crate on the host
 //! (`accf-policy`), where properties of whole histories are tested.
 
 mod backlog;
+mod config;
 mod deadline;
 mod filter;
 mod request;
 mod stats;
-mod terms;
 
-pub use backlog::{discount, places};
+pub use backlog::{backlog_excluded, backlog_share};
+pub use config::{on_park, Admission, Config, OnTimeout};
 pub use deadline::{
-    is_own_timer_put_off_too, may_own_timer_run, on_alarm, own_timer_patience, Alarm, Expiry,
-    Nanos, Timeout,
+    is_deferred_with_batch, may_synack_timer_run, synack_timer_deferral, timer_action, Expiry,
+    Nanos, Timeout, TimerAction,
 };
 pub use filter::{Dataready, Filter, Verdict};
-pub use request::{on_segment, on_synack, Action, Phase, Segment, SynAck, Trigger};
+pub use request::{on_segment, on_synack, Action, Phase, SegmentKind, SynAck, Trigger};
 pub use stats::{Bypass, End, Stats, WAIT_BUCKETS};
-pub use terms::{on_park, Admission, OnTimeout, Terms};

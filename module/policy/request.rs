@@ -9,7 +9,7 @@ use super::{Bypass, Verdict};
 /// Every segment judged here passed `tcp_check_req()`: it acknowledges our SYN-ACK, lies in the window, is no SYN and
 /// no RST (RFC 9293, section 3.10.7.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Segment {
+pub enum SegmentKind {
     /// Ends where the SYN ended: the third segment of a handshake without data, or a copy of it.
     BareAck,
     /// Carries at least one byte, or leaves a gap before what it carries.
@@ -23,13 +23,13 @@ pub enum Segment {
 #[repr(u8)] // Told apart with one instruction, unlike what the compiler makes of a niche.
 pub enum Phase {
     /// The kernel's alone: its bare ACK may be parked.
-    Fresh,
+    Unparked,
     /// Must stay the kernel's alone: fails open.
     Exempt(Bypass),
     /// Parked: acknowledged, waiting for data or its deadline.
     Parked,
     /// Parked, and its time is up: the next ACK makes the connection, whatever it carries.
-    Due,
+    Expired,
 }
 
 /// What to do with a segment.
@@ -55,9 +55,9 @@ pub fn on_segment(verdict: Verdict, phase: impl FnOnce() -> Phase) -> Action {
     match verdict {
         Verdict::Ready => Action::Admit,
         Verdict::Wait => match phase() {
-            Phase::Due => Action::Admit,
+            Phase::Expired => Action::Admit,
             Phase::Exempt(cause) => Action::Bypass(cause),
-            Phase::Fresh => Action::Park,
+            Phase::Unparked => Action::Park,
             Phase::Parked => Action::Hold,
         },
     }

@@ -2,7 +2,7 @@
 
 //! What a listener counts.
 
-use super::{Expiry, Nanos, OnTimeout, Segment};
+use super::{Expiry, Nanos, OnTimeout, SegmentKind};
 
 /// Why a connection is not parked any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub enum End {
     TimeoutReset,
     /// Dropped at the deadline.
     TimeoutDrop,
-    /// Made room for another one.
+    /// Attached room for another one.
     Evicted,
     /// The kernel dropped it: the client's RST, as a rule.
     Aborted,
@@ -30,12 +30,12 @@ impl End {
     pub const COUNT: usize = 8;
 
     /// The end of a connection that was made because `segment` came, when it was `due` for a reason, or not at all.
-    pub const fn of_accepted(segment: Segment, due: Option<Expiry>) -> Self {
+    pub const fn of_accepted(segment: SegmentKind, due: Option<Expiry>) -> Self {
         match (segment, due) {
-            (Segment::Data, _) => Self::Data,
-            (Segment::Fin, _) => Self::Fin,
-            (Segment::BareAck, Some(expiry)) => Self::of_expired(expiry, OnTimeout::Accept),
-            (Segment::BareAck, None) => Self::Fallback,
+            (SegmentKind::Data, _) => Self::Data,
+            (SegmentKind::Fin, _) => Self::Fin,
+            (SegmentKind::BareAck, Some(expiry)) => Self::of_expired(expiry, OnTimeout::Accept),
+            (SegmentKind::BareAck, None) => Self::Fallback,
         }
     }
 

@@ -6,10 +6,10 @@ use std::collections::VecDeque;
 use std::num::NonZeroU8;
 
 use accf_policy::{
-    discount, is_own_timer_put_off_too, may_own_timer_run, on_alarm, on_park, on_segment,
-    on_synack, own_timer_patience, places, Action, Admission, Alarm, Bypass, Dataready, End,
-    Expiry, Filter, Nanos, OnTimeout, Phase, Segment, Stats, SynAck, Terms, Timeout, Trigger,
-    Verdict, WAIT_BUCKETS,
+    backlog_excluded, backlog_share, is_deferred_with_batch, may_synack_timer_run, on_park,
+    on_segment, on_synack, synack_timer_deferral, timer_action, Action, Admission, Bypass, Config,
+    Dataready, End, Expiry, Filter, Nanos, OnTimeout, Phase, SegmentKind, Stats, SynAck, Timeout,
+    TimerAction, Trigger, Verdict, WAIT_BUCKETS,
 };
 use proptest::prelude::*;
 
@@ -17,7 +17,7 @@ use proptest::prelude::*;
 #[derive(Clone, Debug)]
 enum Event {
     /// This client's segment comes in.
-    Segment(usize, Segment),
+    Segment(usize, SegmentKind),
     /// This client resets its connection.
     Reset(usize),
     /// So many nanoseconds pass.
@@ -25,7 +25,7 @@ enum Event {
     /// The server calls `accept()`.
     Accept,
     /// The server asks for other terms.
-    Ask(Terms),
+    Ask(Config),
     /// Another listener of the namespace takes all the room that is left, or gives it back.
     Namespace(bool),
 }
@@ -41,7 +41,7 @@ enum Fate {
 
 /// A listener as `net/listener.rs` keeps it, without the kernel.
 struct Listener {
-    terms: Terms,
+    config: Config,
     backlog: usize,
     namespace_full: bool,
     now: u64,
@@ -55,9 +55,9 @@ struct Listener {
 }
 
 impl Listener {
-    fn new(terms: Terms, clients: usize, backlog: usize) -> Self {
+    fn new(config: Config, clients: usize, backlog: usize) -> Self {
         Self {
-            terms,
+            config,
             backlog,
             namespace_full: false,
             now: 0,
@@ -90,23 +90,23 @@ impl Listener {
 
     fn expire(&mut self, expiry: Expiry) {
         let (client, _) = self.queue[0];
-        if self.terms.on_timeout == OnTimeout::Accept {
+        if self.config.on_timeout == OnTimeout::Accept {
             assert!(!self.is_full(), "it would be refused");
-            let action = on_segment(Dataready::verdict(Segment::BareAck), || Phase::Due);
+            let action = on_segment(Dataready::verdict(SegmentKind::BareAck), || Phase::Expired);
             assert_eq!(action, Action::Admit);
             self.accept_queue += 1;
         }
-        self.leave(client, End::of_expired(expiry, self.terms.on_timeout));
+        self.leave(client, End::of_expired(expiry, self.config.on_timeout));
     }
 
-    fn arrive(&mut self, client: usize, segment: Segment) {
+    fn arrive(&mut self, client: usize, segment: SegmentKind) {
         if self.fates[client].is_some() {
             return;
         }
         let is_parked = self.queue.iter().any(|&(parked, _)| parked == client);
         let phase = match is_parked {
             true => Phase::Parked,
-            false => Phase::Fresh,
+            false => Phase::Unparked,
         };
         match on_segment(Dataready::verdict(segment), || phase) {
             Action::Park => self.park(client),
@@ -126,7 +126,9 @@ impl Listener {
 
     fn park(&mut self, client: usize) {
         let waiting = self.stats.parked;
-        match on_park(&self.terms, waiting, self.namespace_full, || self.is_full()) {
+        match on_park(&self.config, waiting, self.namespace_full, || {
+            self.is_full()
+        }) {
             Admission::Refuse(cause) => {
                 self.stats.bypass(cause);
                 if !self.is_full() {
@@ -147,10 +149,10 @@ impl Listener {
         }
     }
 
-    fn judge(&self) -> Alarm {
-        on_alarm(
+    fn judge(&self) -> TimerAction {
+        timer_action(
             Nanos(self.now),
-            &self.terms,
+            &self.config,
             self.stats.parked,
             self.queue.front().map(|&(_, at)| Nanos(at)),
             self.is_full(),
@@ -159,9 +161,9 @@ impl Listener {
 
     fn schedule(&mut self) {
         match self.judge() {
-            Alarm::Idle => {}
-            Alarm::At(at) => self.alarm = Some(at.0),
-            Alarm::Due(_) => self.alarm = Some(self.now),
+            TimerAction::Idle => {}
+            TimerAction::At(at) => self.alarm = Some(at.0),
+            TimerAction::Expire(_) => self.alarm = Some(self.now),
         }
     }
 
@@ -177,11 +179,11 @@ impl Listener {
     fn ring(&mut self) {
         loop {
             match self.judge() {
-                Alarm::Idle => {
+                TimerAction::Idle => {
                     self.alarm = None;
                     return;
                 }
-                Alarm::At(at) => {
+                TimerAction::At(at) => {
                     assert!(
                         at.0 > self.now,
                         "an alarm in the past would never let go of the CPU"
@@ -189,7 +191,7 @@ impl Listener {
                     self.alarm = Some(at.0);
                     return;
                 }
-                Alarm::Due(expiry) => self.expire(expiry),
+                TimerAction::Expire(expiry) => self.expire(expiry),
             }
         }
     }
@@ -206,8 +208,8 @@ impl Listener {
             }
             Event::Time(nanos) => self.pass(nanos),
             Event::Accept => self.accept_queue = self.accept_queue.saturating_sub(1),
-            Event::Ask(terms) => {
-                self.terms = terms;
+            Event::Ask(config) => {
+                self.config = config;
                 self.schedule();
                 self.pass(0);
             }
@@ -246,32 +248,32 @@ const CLIENTS: usize = 12;
 
 const POLICIES: [OnTimeout; 3] = [OnTimeout::Accept, OnTimeout::Reset, OnTimeout::Drop];
 
-fn terms_of(millis: u32) -> Terms {
-    Terms {
+fn config_of(millis: u32) -> Config {
+    Config {
         timeout: Timeout::from_millis(millis),
         max_parked: CLIENTS as u32,
         on_timeout: OnTimeout::Accept,
     }
 }
 
-fn terms() -> impl Strategy<Value = Terms> {
+fn config() -> impl Strategy<Value = Config> {
     (
         0..60_000_u32,
         1..CLIENTS as u32 + 2,
         prop::sample::select(POLICIES.to_vec()),
     )
-        .prop_map(|(millis, max_parked, on_timeout)| Terms {
+        .prop_map(|(millis, max_parked, on_timeout)| Config {
             timeout: Timeout::from_millis(millis),
             max_parked,
             on_timeout,
         })
 }
 
-fn segment() -> impl Strategy<Value = Segment> {
+fn segment() -> impl Strategy<Value = SegmentKind> {
     prop_oneof![
-        4 => Just(Segment::BareAck),
-        1 => Just(Segment::Data),
-        1 => Just(Segment::Fin),
+        4 => Just(SegmentKind::BareAck),
+        1 => Just(SegmentKind::Data),
+        1 => Just(SegmentKind::Fin),
     ]
 }
 
@@ -289,7 +291,7 @@ fn event() -> impl Strategy<Value = Event> {
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         12 => event(),
-        1 => terms().prop_map(Event::Ask),
+        1 => config().prop_map(Event::Ask),
         1 => any::<bool>().prop_map(Event::Namespace),
     ]
 }
@@ -304,8 +306,8 @@ proptest! {
         on_timeout in prop::sample::select(POLICIES.to_vec()),
         events in prop::collection::vec(event(), 0..200),
     ) {
-        let terms = Terms { on_timeout, ..terms_of(millis) };
-        let mut listener = Listener::new(terms, CLIENTS, CLIENTS);
+        let config = Config { on_timeout, ..config_of(millis) };
+        let mut listener = Listener::new(config, CLIENTS, CLIENTS);
         for event in &events {
             listener.step(event);
         }
@@ -332,7 +334,7 @@ proptest! {
         backlog in 0..3_usize,
         events in prop::collection::vec(event(), 0..200),
     ) {
-        let mut listener = Listener::new(terms_of(millis), CLIENTS, backlog);
+        let mut listener = Listener::new(config_of(millis), CLIENTS, backlog);
         for event in &events {
             listener.step(event);
         }
@@ -356,7 +358,7 @@ proptest! {
     /// counted twice (`step()` checks that), never more than the bound wait, and who makes room is the oldest.
     #[test]
     fn the_accounts_add_up(
-        first in terms(),
+        first in config(),
         backlog in 0..CLIENTS,
         events in prop::collection::vec(any_event(), 0..300),
     ) {
@@ -386,20 +388,20 @@ proptest! {
     /// No more wait than were asked for.
     #[test]
     fn the_bound_is_a_bound(
-        terms in terms(),
+        config in config(),
         events in prop::collection::vec(event(), 0..200),
     ) {
-        let mut listener = Listener::new(terms, CLIENTS, CLIENTS);
+        let mut listener = Listener::new(config, CLIENTS, CLIENTS);
         for event in &events {
             listener.step(event);
         }
-        prop_assert!(listener.most <= u64::from(terms.max_parked));
+        prop_assert!(listener.most <= u64::from(config.max_parked));
     }
 
     /// Without a deadline, and with room, a silent client waits for ever, and the timer is never set.
     #[test]
     fn without_a_timeout_only_the_client_decides(events in prop::collection::vec(event(), 0..200)) {
-        let mut listener = Listener::new(terms_of(0), CLIENTS, CLIENTS);
+        let mut listener = Listener::new(config_of(0), CLIENTS, CLIENTS);
         for event in &events {
             listener.step(event);
             prop_assert_eq!(listener.alarm, None);
@@ -414,21 +416,21 @@ proptest! {
         now: u64,
         parked in 0..40_u64,
         parked_at in prop::option::of(any::<u64>()),
-        terms in terms(),
+        config in config(),
         full: bool,
     ) {
-        let deadline = parked_at.and_then(|at| terms.timeout.deadline(Nanos(at)));
-        let is_over = parked_at.is_some() && parked > u64::from(terms.max_parked);
-        let waits = full && terms.on_timeout == OnTimeout::Accept;
+        let deadline = parked_at.and_then(|at| config.timeout.deadline(Nanos(at)));
+        let is_over = parked_at.is_some() && parked > u64::from(config.max_parked);
+        let waits = full && config.on_timeout == OnTimeout::Accept;
         let is_late = deadline.is_some_and(|at| now >= at.0);
-        match on_alarm(Nanos(now), &terms, parked, parked_at.map(Nanos), full) {
-            Alarm::Idle => prop_assert!(deadline.is_none() && !is_over),
-            Alarm::At(at) => {
+        match timer_action(Nanos(now), &config, parked, parked_at.map(Nanos), full) {
+            TimerAction::Idle => prop_assert!(deadline.is_none() && !is_over),
+            TimerAction::At(at) => {
                 prop_assert!(at.0 > now || now == u64::MAX);
                 prop_assert!(Some(at) == deadline || (waits && (is_late || is_over)));
             }
-            Alarm::Due(Expiry::Timeout) => prop_assert!(!waits && is_late),
-            Alarm::Due(Expiry::Eviction) => prop_assert!(!waits && !is_late && is_over),
+            TimerAction::Expire(Expiry::Timeout) => prop_assert!(!waits && is_late),
+            TimerAction::Expire(Expiry::Eviction) => prop_assert!(!waits && !is_late && is_over),
         }
     }
 
@@ -436,9 +438,9 @@ proptest! {
     #[test]
     fn what_the_server_can_read_is_admitted(
         phase in prop::sample::select(vec![
-            Phase::Fresh, Phase::Exempt(Bypass::Other), Phase::Parked, Phase::Due,
+            Phase::Unparked, Phase::Exempt(Bypass::Other), Phase::Parked, Phase::Expired,
         ]),
-        segment in prop::sample::select(vec![Segment::Data, Segment::Fin]),
+        segment in prop::sample::select(vec![SegmentKind::Data, SegmentKind::Fin]),
     ) {
         prop_assert_eq!(on_segment(Dataready::verdict(segment), || phase), Action::Admit);
     }
@@ -447,12 +449,12 @@ proptest! {
     /// count changes by no more than one.
     #[test]
     fn the_backlog_is_left_to_others(parked in 0..100_000_u64, backlog: u32, cpus in 1..9_000_u32) {
-        let off = discount(parked, places(backlog, cpus));
+        let off = backlog_excluded(parked, backlog_share(backlog, cpus));
         let on = parked - off;
         prop_assert!(on <= u64::from(cpus));
         prop_assert!(on <= u64::from(backlog / 8));
         prop_assert!(on == parked || on == u64::from(cpus.min(backlog / 8)));
-        prop_assert!(discount(parked + 1, places(backlog, cpus)) - off <= 1);
+        prop_assert!(backlog_excluded(parked + 1, backlog_share(backlog, cpus)) - off <= 1);
     }
 
     /// `TCP_DEFER_ACCEPT` is taken over as `getsockopt()` would tell it.
@@ -472,15 +474,15 @@ proptest! {
     /// A timer that is let be is put off before it fires, with a third of a second in hand, or it is put off at once; and never is
     /// one let be that the kernel counts.
     #[test]
-    fn own_timers_are_put_off_in_time(
+    fn synack_timers_are_deferred_in_time(
         parked_at in 0..u64::MAX / 2, left in 0..120_000_u32, timeouts in 0..3_u8, max_timeouts: u8,
     ) {
         let (parked_at, left) = (Nanos(parked_at), Nanos::from_millis(left));
-        if may_own_timer_run(timeouts, max_timeouts, left) {
-            let end = own_timer_patience(parked_at);
+        if may_synack_timer_run(timeouts, max_timeouts, left) {
+            let end = synack_timer_deferral(parked_at);
             prop_assert!(end.after(Nanos::from_millis(300)) <= parked_at.after(left));
-            prop_assert!(is_own_timer_put_off_too(end, parked_at));
-            prop_assert!(!is_own_timer_put_off_too(parked_at, parked_at));
+            prop_assert!(is_deferred_with_batch(end, parked_at));
+            prop_assert!(!is_deferred_with_batch(parked_at, parked_at));
             prop_assert_eq!(timeouts, 0);
             prop_assert!(max_timeouts >= 2);
         } else {
@@ -498,16 +500,16 @@ proptest! {
 #[test]
 fn a_bare_ack_parks_only_what_may_be_parked() {
     for (phase, action) in [
-        (Phase::Fresh, Action::Park),
+        (Phase::Unparked, Action::Park),
         (Phase::Parked, Action::Hold),
         (
             Phase::Exempt(Bypass::Signed),
             Action::Bypass(Bypass::Signed),
         ),
-        (Phase::Due, Action::Admit),
+        (Phase::Expired, Action::Admit),
     ] {
         assert_eq!(
-            on_segment(Dataready::verdict(Segment::BareAck), || phase),
+            on_segment(Dataready::verdict(SegmentKind::BareAck), || phase),
             action,
             "{phase:?}"
         );
@@ -541,12 +543,12 @@ fn a_deadline_past_the_end_of_time_is_the_end_of_time() {
 #[test]
 fn at_the_bound_the_oldest_goes_if_it_can() {
     let at_bound = |on_timeout, parked, namespace_full, accept_queue_full| {
-        let terms = Terms {
+        let config = Config {
             timeout: Timeout::Never,
             max_parked: 3,
             on_timeout,
         };
-        on_park(&terms, parked, namespace_full, || accept_queue_full)
+        on_park(&config, parked, namespace_full, || accept_queue_full)
     };
     use Admission::{Park, ParkAndEvict, Refuse};
     use OnTimeout::{Accept, Reset};
@@ -570,12 +572,12 @@ fn who_ended_how() {
     let timeout = Some(Expiry::Timeout);
     let eviction = Some(Expiry::Eviction);
     for (segment, due, end) in [
-        (Segment::Data, None, End::Data),
-        (Segment::Data, timeout, End::Data),
-        (Segment::Fin, None, End::Fin),
-        (Segment::BareAck, timeout, End::TimeoutAccept),
-        (Segment::BareAck, eviction, End::Evicted),
-        (Segment::BareAck, None, End::Fallback),
+        (SegmentKind::Data, None, End::Data),
+        (SegmentKind::Data, timeout, End::Data),
+        (SegmentKind::Fin, None, End::Fin),
+        (SegmentKind::BareAck, timeout, End::TimeoutAccept),
+        (SegmentKind::BareAck, eviction, End::Evicted),
+        (SegmentKind::BareAck, None, End::Fallback),
     ] {
         assert_eq!(End::of_accepted(segment, due), end, "{segment:?} {due:?}");
     }
@@ -625,5 +627,5 @@ fn who_has_something_for_the_server_is_not_asked_where_it_stands() {
 #[test]
 fn the_names_fit_tcps_table() {
     assert!(Dataready::NAME.len() < 16);
-    assert_eq!(Dataready::verdict(Segment::BareAck), Verdict::Wait);
+    assert_eq!(Dataready::verdict(SegmentKind::BareAck), Verdict::Wait);
 }

@@ -9,8 +9,8 @@ use accf_model::history::{histories, History, CLIENTS};
 use accf_model::script::{in_millis, Action, Cue, Director, Pace, Script};
 use accf_model::server::{self, Counts, Seen};
 use accf_policy::{
-    on_alarm, on_park, on_segment, Action as Ruling, Admission, Alarm, Bypass, Dataready, End,
-    Expiry, Filter, Nanos, OnTimeout, Phase, Segment, Stats, Terms, Timeout,
+    on_park, on_segment, timer_action, Action as Ruling, Admission, Bypass, Config, Dataready, End,
+    Expiry, Filter, Nanos, OnTimeout, Phase, SegmentKind, Stats, Timeout, TimerAction,
 };
 use proptest::prelude::*;
 
@@ -33,7 +33,7 @@ enum State {
 
 /// A listener whose decisions are the policy's.
 struct Listener {
-    terms: Terms,
+    config: Config,
     backlog: usize,
     now: u64,
     is_open: bool,
@@ -48,15 +48,15 @@ struct Listener {
     bypassed: u64,
 }
 
-fn terms_of(terms: server::Terms) -> Terms {
-    let millis = terms.timeout.map_or(0, |millis| millis as u32);
-    Terms {
+fn config_of(config: server::Terms) -> Config {
+    let millis = config.timeout.map_or(0, |millis| millis as u32);
+    Config {
         timeout: Timeout::from_millis(millis),
-        max_parked: match terms.max_parked {
+        max_parked: match config.max_parked {
             0 => 16384,
             most => most,
         },
-        on_timeout: match terms.on_timeout {
+        on_timeout: match config.on_timeout {
             server::OnTimeout::Accept => OnTimeout::Accept,
             server::OnTimeout::Reset => OnTimeout::Reset,
             server::OnTimeout::Drop => OnTimeout::Drop,
@@ -67,7 +67,7 @@ fn terms_of(terms: server::Terms) -> Terms {
 impl Listener {
     fn new(history: &History) -> Self {
         Self {
-            terms: terms_of(in_millis(history.terms, PACE)),
+            config: config_of(in_millis(history.terms, PACE)),
             backlog: history.backlog,
             now: 0,
             is_open: true,
@@ -94,10 +94,11 @@ impl Listener {
 
     fn expire(&mut self, expiry: Expiry) {
         let (client, _) = self.parked[0];
-        match self.terms.on_timeout {
+        match self.config.on_timeout {
             OnTimeout::Accept => {
                 assert!(!self.is_full(), "it would be refused");
-                let ruling = on_segment(Dataready::verdict(Segment::BareAck), || Phase::Due);
+                let ruling =
+                    on_segment(Dataready::verdict(SegmentKind::BareAck), || Phase::Expired);
                 assert_eq!(ruling, Ruling::Admit);
                 self.states[client] = State::Connected;
                 self.queue.push_back(client);
@@ -107,14 +108,14 @@ impl Listener {
                 self.resets[client] += usize::from(on_timeout == OnTimeout::Reset);
             }
         }
-        self.leave(client, End::of_expired(expiry, self.terms.on_timeout));
+        self.leave(client, End::of_expired(expiry, self.config.on_timeout));
     }
 
-    fn acknowledge(&mut self, client: usize, segment: Segment) {
+    fn acknowledge(&mut self, client: usize, segment: SegmentKind) {
         let phase = match self.states[client] {
             State::Parked => Phase::Parked,
-            State::HalfOpen { let_in: true } => Phase::Due,
-            _ => Phase::Fresh,
+            State::HalfOpen { let_in: true } => Phase::Expired,
+            _ => Phase::Unparked,
         };
         match on_segment(Dataready::verdict(segment), || phase) {
             Ruling::Hold => {}
@@ -125,11 +126,11 @@ impl Listener {
 
     fn park(&mut self, client: usize) {
         let parked = self.parked.len() as u64;
-        match on_park(&self.terms, parked, false, || self.is_full()) {
+        match on_park(&self.config, parked, false, || self.is_full()) {
             Admission::Refuse(cause) => {
                 assert_eq!(cause, Bypass::AcceptQueueFull);
                 self.bypassed += 1;
-                self.connect(client, Segment::BareAck);
+                self.connect(client, SegmentKind::BareAck);
                 return;
             }
             Admission::Park => {}
@@ -143,7 +144,7 @@ impl Listener {
         }
     }
 
-    fn connect(&mut self, client: usize, segment: Segment) {
+    fn connect(&mut self, client: usize, segment: SegmentKind) {
         if self.is_full() {
             if let State::HalfOpen { let_in } = &mut self.states[client] {
                 *let_in = true;
@@ -167,11 +168,17 @@ impl Listener {
     fn schedule(&mut self) {
         let oldest = self.parked.front().map(|it| Nanos(it.1));
         let parked = self.parked.len() as u64;
-        let alarm = on_alarm(Nanos(self.now), &self.terms, parked, oldest, self.is_full());
+        let alarm = timer_action(
+            Nanos(self.now),
+            &self.config,
+            parked,
+            oldest,
+            self.is_full(),
+        );
         self.alarm = match alarm {
-            Alarm::Idle => None,
-            Alarm::At(at) => Some(at.0),
-            Alarm::Due(_) => Some(self.now),
+            TimerAction::Idle => None,
+            TimerAction::At(at) => Some(at.0),
+            TimerAction::Expire(_) => Some(self.now),
         };
     }
 
@@ -183,8 +190,8 @@ impl Listener {
                 let oldest = self.parked.front().map(|it| Nanos(it.1));
                 let parked = self.parked.len() as u64;
                 let now = Nanos(self.now);
-                match on_alarm(now, &self.terms, parked, oldest, self.is_full()) {
-                    Alarm::Due(expiry) => self.expire(expiry),
+                match timer_action(now, &self.config, parked, oldest, self.is_full()) {
+                    TimerAction::Expire(expiry) => self.expire(expiry),
                     _ => break,
                 }
             }
@@ -204,9 +211,9 @@ impl Listener {
                 };
             }
             _ if !is_known => {}
-            Sent::Ack => self.acknowledge(client, Segment::BareAck),
-            Sent::Data | Sent::DataFin => self.acknowledge(client, Segment::Data),
-            Sent::Fin => self.acknowledge(client, Segment::Fin),
+            Sent::Ack => self.acknowledge(client, SegmentKind::BareAck),
+            Sent::Data | Sent::DataFin => self.acknowledge(client, SegmentKind::Data),
+            Sent::Fin => self.acknowledge(client, SegmentKind::Fin),
             Sent::Rst | Sent::SynInWindow => self.go(client),
             // The kernel deals with it, and does not ask the policy.
             _ => {}
@@ -216,8 +223,8 @@ impl Listener {
     fn act(&mut self, action: Action) {
         match action {
             Action::Send(client, segment) => self.receive(client, segment),
-            Action::Configure(terms) => {
-                self.terms = terms_of(terms);
+            Action::Configure(config) => {
+                self.config = config_of(config);
                 self.schedule();
             }
             Action::Accept => {

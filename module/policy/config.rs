@@ -38,7 +38,7 @@ impl OnTimeout {
 
 /// What a listener was asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
+pub struct Config {
     /// How long a silent connection is held back.
     pub timeout: Timeout,
     /// How many may be parked; at least 1.
@@ -68,13 +68,13 @@ pub enum Admission {
 /// somebody else's listener takes all the room.
 #[inline(always)]
 pub fn on_park(
-    terms: &Terms,
+    config: &Config,
     parked: u64,
     namespace_full: bool,
     accept_queue_full: impl Fn() -> bool,
 ) -> Admission {
-    let accepts = terms.on_timeout == OnTimeout::Accept;
-    if parked >= u64::from(terms.max_parked) {
+    let accepts = config.on_timeout == OnTimeout::Accept;
+    if parked >= u64::from(config.max_parked) {
         if accepts && accept_queue_full() {
             Admission::Refuse(Bypass::AcceptQueueFull)
         } else {
