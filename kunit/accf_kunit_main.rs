@@ -18,7 +18,7 @@ mod test_policy;
 mod test_registration;
 #[cfg(CONFIG_KCSAN)]
 mod test_sanitizer;
-mod test_wire;
+mod test_tcp_segment;
 
 module! {
     type: AccfKunit,
@@ -30,13 +30,13 @@ module! {
 
 /// A home for the suites, which KUnit finds in the module's `.kunit_test_suites` section and runs once this is there.
 struct AccfKunit {
-    _namespaces: net::namespace::Namespaces,
+    _namespaces: net::netns::Namespaces,
 }
 
 impl kernel::Module for AccfKunit {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         Ok(Self {
-            _namespaces: net::namespace::Namespaces::register()?,
+            _namespaces: net::netns::Namespaces::register()?,
         })
     }
 }

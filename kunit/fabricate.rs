@@ -4,25 +4,43 @@
 
 use core::{
     ffi::CStr,
-    ptr::{self, NonNull},
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 
 use kernel::{
     prelude::*,
-    sync::atomic::{ordering::Relaxed, Atomic},
+    sync::atomic::{
+        ordering::Relaxed,
+        Atomic, //
+    }, //
 };
 
 use crate::{
     net::{
+        bh::BhGuard,
         bindings,
-        context::BhGuard,
-        hooks,
-        listener::{Defaults, Listener},
-        request::{self, RequestSock},
-        segment::TcpSegment,
-        ulp::Registration,
+        callbacks::af_ops,
+        listener::Listener,
+        registration::Registration,
+        reqsk::RequestSock,
+        sockopt::Defaults,
+        tcp_segment::{
+            self,
+            TcpSegment, //
+        }, //
     },
-    policy::{Config, Filter, OnTimeout, Phase, Stats, Timeout, Verdict},
+    policy::{
+        Config,
+        Filter,
+        OnTimeout,
+        Phase,
+        Stats,
+        Timeout,
+        Verdict, //
+    }, //
 };
 
 /// A filter like `dataready`, under a name that the module proper leaves free.
@@ -107,7 +125,7 @@ unsafe impl Sync for Originals {}
 
 static ORIGINALS: Originals = Originals {
     ops: bindings::request_sock_ops {
-        family: request::AF_INET,
+        family: tcp_segment::AF_INET,
         destructor: Some(count_destroyed),
         // SAFETY: all zeroes are null pointers and no numbers.
         ..unsafe { core::mem::zeroed() }
@@ -133,7 +151,7 @@ impl TestListener {
     /// A listener without a filter.
     pub(crate) fn plain() -> Result<Self> {
         // SAFETY: no requirements.
-        let sock = unsafe { bindings::accf_kunit_listener(request::AF_INET) };
+        let sock = unsafe { bindings::accf_kunit_listener(tcp_segment::AF_INET) };
         NonNull::new(sock).map(Self).ok_or(ENOMEM)
     }
 
@@ -157,7 +175,7 @@ impl TestListener {
             let csk = self.sk().cast::<bindings::inet_connection_sock>();
             (*(*csk).icsk_af_ops).syn_recv_sock
         };
-        let ours: hooks::SynRecvSock = hooks::syn_recv_sock::<TestFilter>;
+        let ours: af_ops::SynRecvSock = af_ops::syn_recv_sock::<TestFilter>;
         hook.is_some_and(|hook| ptr::fn_addr_eq(hook, ours))
     }
 
@@ -178,7 +196,7 @@ impl TestListener {
     pub(crate) fn stats(&self) -> Result<Stats> {
         let bh = BhGuard::new();
         let bh = bh.token();
-        // SAFETY: the listener, if filtered, was filtered by `hooks::init()`.
+        // SAFETY: the listener, if filtered, was filtered by `callbacks::ulp::init()`.
         let listener = unsafe { Listener::of(self.sk(), &bh) }.ok_or(ENOENT)?;
         Ok(listener.account(&bh).stats)
     }
@@ -305,7 +323,7 @@ impl TestRequest {
         // SAFETY: what the kernel would pass. Only where the request can be parked is this called, so that the
         // kernel's own function, which would not believe in a made-up request, is not.
         let child = unsafe {
-            hooks::syn_recv_sock::<TestFilter>(
+            af_ops::syn_recv_sock::<TestFilter>(
                 self.request().listener_sock(),
                 segment.0.as_ptr(),
                 self.0.as_ptr(),
@@ -326,7 +344,7 @@ impl TestRequest {
         // SAFETY: the segment is as TCP would show it.
         let segment = unsafe { TcpSegment::from_raw(segment.0.as_ptr()) };
         let request = self.request();
-        // SAFETY: its listener, if filtered, was filtered by `hooks::init()`.
+        // SAFETY: its listener, if filtered, was filtered by `callbacks::ulp::init()`.
         let listener = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
         Ok(listener.park(&bh, request, segment))
     }

@@ -9,9 +9,20 @@ mod tests {
     use kernel::prelude::*;
 
     use crate::{
-        fabricate::{register, register_with, TestListener, TestRequest, DEFAULTS},
-        net::listener::Defaults,
-        policy::{Bypass, Config, End, Timeout},
+        fabricate::{
+            register,
+            register_with,
+            TestListener,
+            TestRequest,
+            DEFAULTS, //
+        },
+        net::sockopt::Defaults,
+        policy::{
+            Bypass,
+            Config,
+            End,
+            Timeout, //
+        }, //
     };
 
     /// More than any machine's reserve in a backlog of 128.

@@ -6,7 +6,10 @@ use kernel::prelude::*;
 
 #[kunit_tests(accf_listener)]
 mod tests {
-    use kernel::{prelude::*, sync::atomic::ordering::Relaxed};
+    use kernel::{
+        prelude::*,
+        sync::atomic::ordering::Relaxed, //
+    };
 
     /// A second, in jiffies.
     const HZ: i64 = bindings::ACCF_HZ as i64;
@@ -15,10 +18,25 @@ mod tests {
 
     use crate::{
         fabricate::{
-            register, TestListener, TestRequest, TestSegment, DEFAULTS, DESTROYED, SYNACKS,
+            register,
+            TestListener,
+            TestRequest,
+            TestSegment,
+            DEFAULTS,
+            DESTROYED,
+            SYNACKS, //
         },
-        net::{bindings, request::ListenerTag},
-        policy::{Config, End, Phase, SegmentKind, Timeout},
+        net::{
+            bindings,
+            reqsk_ops::ListenerTag, //
+        },
+        policy::{
+            Config,
+            End,
+            Phase,
+            SegmentKind,
+            Timeout, //
+        }, //
     };
 
     #[test]

@@ -7,19 +7,27 @@ use kernel::prelude::*;
 #[kunit_tests(accf_policy)]
 mod tests {
     use crate::policy::{
-        on_segment, timer_action, Action, Config, Dataready, Expiry, Filter, Nanos, Phase,
-        SegmentKind, Timeout, TimerAction,
+        on_segment,
+        timer_action,
+        Action,
+        Config,
+        Dataready,
+        Expiry,
+        Filter,
+        Nanos,
+        Phase,
+        SegmentKind,
+        Timeout,
+        TimerAction, //
     };
 
     #[test]
     fn a_bare_ack_parks() {
         assert!(
-            on_segment(Dataready::verdict(SegmentKind::BareAck), || Phase::Unparked)
-                == Action::Park
+            on_segment(Dataready::verdict(SegmentKind::BareAck), || Phase::Unparked) == Action::Park
         );
         assert!(
-            on_segment(Dataready::verdict(SegmentKind::Data), || { Phase::Parked })
-                == Action::Admit
+            on_segment(Dataready::verdict(SegmentKind::Data), || { Phase::Parked }) == Action::Admit
         );
     }
 

@@ -9,9 +9,19 @@ mod tests {
     use kernel::prelude::*;
 
     use crate::{
-        fabricate::{register, TestListener, DEFAULTS},
-        net::ulp::Registration,
-        policy::{Dataready, Filter, SegmentKind, Timeout, Verdict},
+        fabricate::{
+            register,
+            TestListener,
+            DEFAULTS, //
+        },
+        net::registration::Registration,
+        policy::{
+            Dataready,
+            Filter,
+            SegmentKind,
+            Timeout,
+            Verdict, //
+        }, //
     };
 
     struct LongName;

@@ -23,7 +23,10 @@ unsafe extern "C" fn race_on_purpose(counter: *mut c_void) {
 #[kunit_tests(accf_sanitizer)]
 mod tests {
     use core::ptr;
-    use kernel::{error::to_result, prelude::*};
+    use kernel::{
+        error::to_result,
+        prelude::*, //
+    };
 
     use crate::net::bindings;
 

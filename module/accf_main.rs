@@ -12,8 +12,17 @@ mod net;
 #[allow(unreachable_pub, reason = "the host crate exports these")]
 mod policy;
 
-use net::{listener::Defaults, namespace::Namespaces, ulp};
-use policy::{Config, Dataready, OnTimeout, Timeout};
+use net::{
+    netns::Namespaces,
+    registration::Registration,
+    sockopt::Defaults, //
+};
+use policy::{
+    Config,
+    Dataready,
+    OnTimeout,
+    Timeout, //
+};
 
 module! {
     type: Accf,
@@ -46,7 +55,7 @@ module! {
 #[pin_data]
 struct Accf {
     #[pin]
-    dataready: ulp::Registration,
+    dataready: Registration,
     // Dropped last.
     namespaces: Namespaces,
 }
@@ -57,7 +66,7 @@ impl kernel::InPlaceModule for Accf {
             let defaults = defaults()?;
             Ok(try_pin_init!(Self {
                 namespaces: Namespaces::register()?,
-                dataready <- ulp::Registration::new::<Dataready>(defaults, module),
+                dataready <- Registration::new::<Dataready>(defaults, module),
             }))
         })
     }

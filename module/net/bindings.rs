@@ -24,7 +24,10 @@
 #![allow(unnecessary_transmutes)]
 
 use kernel::ffi;
-use pin_init::{MaybeZeroable, Zeroable};
+use pin_init::{
+    MaybeZeroable,
+    Zeroable, //
+};
 
 // The types that rust/bindgen_parameters blocks.
 type __kernel_size_t = usize;

@@ -15,17 +15,21 @@
 //!
 //! The kernel's functions named in these pages are those of Linux 7.3.
 
+pub(crate) mod bh;
 pub(crate) mod bindings;
-pub(crate) mod context;
-pub(crate) mod expire;
-pub(crate) mod hooks;
+pub(crate) mod callbacks;
+pub(crate) mod clone;
+pub(crate) mod diag;
+pub(crate) mod inject;
+pub(crate) mod listen_sock;
 pub(crate) mod listener;
-pub(crate) mod namespace;
-pub(crate) mod options;
-pub(crate) mod overlay;
-pub(crate) mod parked;
+pub(crate) mod netns;
+pub(crate) mod park_queue;
+pub(crate) mod parked_request;
 pub(crate) mod rcu;
-pub(crate) mod request;
-pub(crate) mod segment;
-pub(crate) mod ulp;
-pub(crate) mod wire;
+pub(crate) mod registration;
+pub(crate) mod reqsk;
+pub(crate) mod reqsk_ops;
+pub(crate) mod reuseport;
+pub(crate) mod sockopt;
+pub(crate) mod tcp_segment;

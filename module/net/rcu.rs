@@ -4,9 +4,16 @@
 //!
 //! The kernel crate has RCU guards but no `call_rcu()`.
 
-use kernel::{prelude::*, sync::Arc, types::Opaque};
+use kernel::{
+    prelude::*,
+    sync::Arc,
+    types::Opaque, //
+};
 
-use super::{bindings, context::BhDisabled};
+use super::{
+    bh::BhDisabled,
+    bindings, //
+};
 
 /// Proof of an RCU read-side critical section, for as long as it lives.
 ///

@@ -2,7 +2,10 @@
 
 //! A listener's terms: how long it waits, how many it holds, and what becomes of who stays silent.
 
-use super::{Bypass, Timeout};
+use super::{
+    Bypass,
+    Timeout, //
+};
 
 /// What becomes of a connection that is silent until its deadline, or that makes room for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

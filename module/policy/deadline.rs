@@ -5,7 +5,10 @@
 
 use core::num::NonZeroU8;
 
-use super::{Config, OnTimeout};
+use super::{
+    Config,
+    OnTimeout, //
+};
 
 /// A point on the monotonic clock, or a span of it, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -13,12 +13,43 @@ mod filter;
 mod request;
 mod stats;
 
-pub use backlog::{backlog_excluded, backlog_share};
-pub use config::{on_park, Admission, Config, OnTimeout};
-pub use deadline::{
-    is_deferred_with_batch, may_synack_timer_run, synack_timer_deferral, timer_action, Expiry,
-    Nanos, Timeout, TimerAction,
+pub use backlog::{
+    backlog_excluded,
+    backlog_share, //
 };
-pub use filter::{Dataready, Filter, Verdict};
-pub use request::{on_segment, on_synack, Action, Phase, SegmentKind, SynAck, Trigger};
-pub use stats::{Bypass, End, Stats, WAIT_BUCKETS};
+pub use config::{
+    on_park,
+    Admission,
+    Config,
+    OnTimeout, //
+};
+pub use deadline::{
+    is_deferred_with_batch,
+    may_synack_timer_run,
+    synack_timer_deferral,
+    timer_action,
+    Expiry,
+    Nanos,
+    Timeout,
+    TimerAction, //
+};
+pub use filter::{
+    Dataready,
+    Filter,
+    Verdict, //
+};
+pub use request::{
+    on_segment,
+    on_synack,
+    Action,
+    Phase,
+    SegmentKind,
+    SynAck,
+    Trigger, //
+};
+pub use stats::{
+    Bypass,
+    End,
+    Stats,
+    WAIT_BUCKETS, //
+};

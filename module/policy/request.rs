@@ -2,7 +2,10 @@
 
 //! The life of one connection request: fresh, parked, due.
 
-use super::{Bypass, Verdict};
+use super::{
+    Bypass,
+    Verdict, //
+};
 
 /// What a segment carries, as far as a filter cares.
 ///

@@ -2,7 +2,12 @@
 
 //! What a listener counts.
 
-use super::{Expiry, Nanos, OnTimeout, SegmentKind};
+use super::{
+    Expiry,
+    Nanos,
+    OnTimeout,
+    SegmentKind, //
+};
 
 /// Why a connection is not parked any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,10 +6,34 @@ use std::collections::VecDeque;
 use std::num::NonZeroU8;
 
 use accf_policy::{
-    backlog_excluded, backlog_share, is_deferred_with_batch, may_synack_timer_run, on_park,
-    on_segment, on_synack, synack_timer_deferral, timer_action, Action, Admission, Bypass, Config,
-    Dataready, End, Expiry, Filter, Nanos, OnTimeout, Phase, SegmentKind, Stats, SynAck, Timeout,
-    TimerAction, Trigger, Verdict, WAIT_BUCKETS,
+    backlog_excluded,
+    backlog_share,
+    is_deferred_with_batch,
+    may_synack_timer_run,
+    on_park,
+    on_segment,
+    on_synack,
+    synack_timer_deferral,
+    timer_action,
+    Action,
+    Admission,
+    Bypass,
+    Config,
+    Dataready,
+    End,
+    Expiry,
+    Filter,
+    Nanos,
+    OnTimeout,
+    Phase,
+    SegmentKind,
+    Stats,
+    SynAck,
+    Timeout,
+    TimerAction,
+    Trigger,
+    Verdict,
+    WAIT_BUCKETS, //
 };
 use proptest::prelude::*;
 
@@ -550,8 +574,15 @@ fn at_the_bound_the_oldest_goes_if_it_can() {
         };
         on_park(&config, parked, namespace_full, || accept_queue_full)
     };
-    use Admission::{Park, ParkAndEvict, Refuse};
-    use OnTimeout::{Accept, Reset};
+    use Admission::{
+        Park,
+        ParkAndEvict,
+        Refuse, //
+    };
+    use OnTimeout::{
+        Accept,
+        Reset, //
+    };
     assert_eq!(at_bound(Accept, 2, false, true), Park);
     assert_eq!(at_bound(Accept, 3, false, false), ParkAndEvict);
     assert_eq!(

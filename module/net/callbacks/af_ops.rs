@@ -1,228 +1,67 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Every function that the kernel calls, and nothing else is `extern "C"`.
-//!
-//! | function | is | called | context |
-//! | --- | --- | --- | --- |
-//! | [`init`] | `tcp_ulp_ops.init` | by `setsockopt(TCP_ULP)` | process, socket locked, may sleep |
-//! | [`clone`] | `tcp_ulp_ops.clone` | when a child is made | softirq |
-//! | [`release`] | `tcp_ulp_ops.release` | when the socket is destroyed | process, or softirq; may not sleep |
-//! | [`get_info`], [`get_info_size`] | `tcp_ulp_ops.get_info` … | by inet_diag | process, bottom halves on or off; may not sleep |
-//! | [`setsockopt`], [`getsockopt`] | `icsk_af_ops->setsockopt` … | for each level but `IPPROTO_TCP` | process, may sleep |
-//! | [`conn_request`] | `icsk_af_ops->conn_request` | for each SYN | bottom halves off, RCU |
-//! | [`syn_recv_sock`] | `icsk_af_ops->syn_recv_sock` | for each ACK of a request | softirq, RCU, listener not locked |
-//! | [`send_synack`] | `af_specific->send_synack` | for parked requests | softirq, RCU |
-//! | [`send_ack`] | `rsk_ops->send_ack` | for parked requests | softirq, RCU |
-//! | [`destructor`] | `rsk_ops->destructor` | when a parked request dies | process or softirq, may not sleep |
-//! | [`peer_restores_clones`] | `accf_reuseport_peers()` | for each other member of a listener's group | as the caller; RCU |
+//! `struct inet_connection_sock_af_ops`.
 
-use core::ptr::{self, NonNull};
+use core::ptr::{
+    self,
+    NonNull, //
+};
 
 use kernel::{
     error::from_result,
-    ffi::{c_char, c_int, c_uint},
+    ffi::{
+        c_char,
+        c_int,
+        c_uint, //
+    },
     prelude::*,
     sync::{
-        barrier::{smp_mb, Read, Write},
-        rcu, Arc, ArcBorrow,
+        barrier::{
+            smp_mb,
+            Read, //
+        },
+        rcu,
+        ArcBorrow, //
+    }, //
+};
+
+use crate::{
+    net::{
+        bh::{
+            with_bh_off,
+            BhDisabled,
+            BhGuard, //
+        },
+        bindings::{
+            self,
+            request_sock,
+            sk_buff,
+            sock, //
+        },
+        listen_sock::csk,
+        listener::Listener,
+        rcu::ReadSide,
+        reqsk::{
+            self,
+            RequestSock, //
+        },
+        sockopt::{
+            self,
+            SOL_ACCF, //
+        },
+        tcp_segment::TcpSegment, //
     },
+    policy::{
+        self,
+        Action,
+        Bypass,
+        Filter,
+        Phase,
+        Verdict, //
+    }, //
 };
 
-use crate::policy::{self, Action, Bypass, Filter, Phase, SynAck, Trigger, Verdict};
-
-use super::{
-    bindings::{self, request_sock, sk_buff, sock},
-    context::{with_bh_off, BhDisabled, BhGuard},
-    listener::Listener,
-    options::{self, SOL_ACCF},
-    overlay::RequestOpsOverride,
-    rcu::{defer_drop, ReadSide},
-    request::{self, RequestSock},
-    segment::TcpSegment,
-    ulp::Registration,
-};
-
-/// `inet_csk(sk)`.
-fn csk(sk: *mut sock) -> *mut bindings::inet_connection_sock {
-    // A `struct sock` is the first member of `inet_sock`, and that of `inet_connection_sock`.
-    sk.cast()
-}
-
-/// Attaches filter `F` to a socket that listens, or is about to.
-///
-/// # Safety
-///
-/// `sk` must be a locked TCP socket without a ULP, in process context; this is the `init` of a registered [`Registration`].
-pub(crate) unsafe extern "C" fn init<F: Filter>(sk: *mut sock) -> c_int {
-    from_result(|| {
-        // SAFETY: by the contract of this function.
-        unsafe { attach::<F>(sk) }.map(|()| 0)
-    })
-}
-
-/// # Safety
-///
-/// As for [`init`].
-unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
-    let sk = NonNull::new(sk).ok_or(EINVAL)?;
-    // SAFETY: the kernel calls the `init` of this very registration.
-    let registration = unsafe { Registration::by_name(F::NAME) }.ok_or(ENOENT)?;
-    let raw = sk.as_ptr();
-
-    // SAFETY: the socket is a TCP socket and locked. The kernel's operations, which `icsk_af_ops` points to where there
-    // is no ULP, are constant.
-    let (state, carries_more, original) = unsafe {
-        (
-            u32::from(bindings::accf_sk_state(raw)),
-            bindings::accf_carries_more_than_tcp(raw),
-            &*(*csk(raw)).icsk_af_ops,
-        )
-    };
-    let may_listen = matches!(state, bindings::ACCF_TCP_CLOSE | bindings::ACCF_TCP_LISTEN);
-    if !may_listen || carries_more {
-        return Err(EOPNOTSUPP);
-    }
-
-    let mut ops = *original;
-    ops.syn_recv_sock = Some(syn_recv_sock::<F>);
-    ops.conn_request = Some(conn_request);
-    ops.setsockopt = Some(setsockopt);
-    ops.getsockopt = Some(getsockopt);
-    let defaults = registration.defaults();
-    // SAFETY: the socket stays in memory until it has been destroyed; `release()`, which calls `close()`, is part of
-    // that.
-    let listener = unsafe { Listener::new(sk, defaults, ops, original) }?;
-    listener.as_arc_borrow().take_over_defer_accept();
-    // Or before: there may be CPUs that have found it then, and a request of that time.
-    // SAFETY: the socket is locked.
-    let has_listened = unsafe { bindings::accf_has_listened(raw) };
-    // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and must find
-    // the data (`listener_of()`), and make children by copying the socket. Whoever copies our operations must copy the ULP too, or
-    // `clone()` is not called; so it is set before, to what the kernel sets it to after we return, and copies that began earlier
-    // are waited for. For who asks without being a reader under RCU there is a barrier (`listener_after_barrier()`).
-    unsafe {
-        bindings::accf_ulp_data_publish(raw, Arc::into_raw(listener.clone()).cast_mut().cast());
-        ptr::write_volatile(&raw mut (*csk(raw)).icsk_ulp_ops, registration.as_ptr());
-        if has_listened {
-            rcu::synchronize_rcu();
-        }
-        smp_mb(Write);
-        ptr::write_volatile(&raw mut (*csk(raw)).icsk_af_ops, listener.ops());
-    }
-    if has_listened {
-        // Another CPU may still be in the kernel's own function, making a connection that nobody will complete: of a request that
-        // must not be parked meanwhile.
-        rcu::synchronize_rcu();
-    }
-    with_bh_off(|bh| listener.open(bh));
-    Ok(())
-}
-
-/// Makes a child a plain socket: it inherits nothing.
-///
-/// # Safety
-///
-/// `child` must be a new copy of a listener that has, or had, our ULP, not visible to anybody else.
-pub(crate) unsafe extern "C" fn clone(
-    req: *const request_sock,
-    child: *mut sock,
-    _priority: bindings::gfp_t,
-) {
-    // SAFETY: the copy has the data of its listener, which keeps it for as long as our caller is a reader under RCU, or owns the
-    // listener's lock, which who releases it has, too (`tcp_get_cookie_sock()`, called from `__release_sock()`).
-    let listener = unsafe { (*csk(child)).icsk_ulp_data.cast::<Listener>().as_ref() };
-    // SAFETY: nobody else sees the child.
-    if listener.is_some_and(|listener| !unsafe { restore_child_af_ops(child, listener) }) {
-        // The kernel makes this connection without asking us: its listener has lost our operations, as sockets do that
-        // connect to an IPv4-mapped address, and has listened again since. Nobody would complete the request, which is still
-        // in the table.
-        // SAFETY: the kernel makes the child of this request, to which it holds a reference.
-        unsafe { fall_back(req) };
-    }
-    // SAFETY: as above. The kernel took no module reference for the child, and must not put one.
-    unsafe {
-        (*csk(child)).icsk_ulp_ops = ptr::null();
-        (*csk(child)).icsk_ulp_data = ptr::null_mut();
-    }
-}
-
-/// Makes a request that may be parked the kernel's again.
-///
-/// # Safety
-///
-/// `req` must be alive, and not destroyed by the caller.
-#[cold]
-unsafe fn fall_back(req: *const request_sock) {
-    let has_listener = |req: &NonNull<request_sock>| {
-        // SAFETY: by the contract of this function. A cookie's request has no listener.
-        let listener = unsafe { request::listener_sock(req.as_ptr()) };
-        !listener.is_null()
-    };
-    if let Some(req) = NonNull::new(req.cast_mut()).filter(has_listener) {
-        // SAFETY: alive by the contract of this function, with a listener.
-        let request = unsafe { RequestSock::from_raw(req) };
-        with_bh_off(|bh| {
-            if let Some(parking_listener) = Listener::parking_listener(&request, bh) {
-                parking_listener.fall_back(bh, &request);
-            }
-        });
-    }
-}
-
-/// Are the operations of `sk`, which is `listener`'s or a copy of it, still ours?
-///
-/// # Safety
-///
-/// `sk` must be alive.
-pub(crate) unsafe fn has_accf_af_ops(sk: *mut sock, listener: &Listener) -> bool {
-    // SAFETY: by the contract of this function. The read is a `READ_ONCE()`.
-    let ops = unsafe { ptr::read_volatile(&raw const (*csk(sk)).icsk_af_ops) };
-    ptr::eq(ops, listener.ops())
-}
-
-/// Gives `child` the kernel's operations if it has ours. Had it?
-///
-/// # Safety
-///
-/// `child` must be a socket that nobody else changes.
-unsafe fn restore_child_af_ops(child: *mut sock, listener: &Listener) -> bool {
-    // SAFETY: by the contract of this function. A v4-mapped child has operations of its own, which stay.
-    unsafe {
-        let has_accf_af_ops = has_accf_af_ops(child, listener);
-        if has_accf_af_ops {
-            (*csk(child)).icsk_af_ops = listener.original_ops();
-        }
-        has_accf_af_ops
-    }
-}
-
-/// Detaches from a listener that is destroyed.
-///
-/// # Safety
-///
-/// `sk` must be a socket that [`init`] attached to, in the course of its destruction (`tcp_cleanup_ulp()`).
-pub(crate) unsafe extern "C" fn release(sk: *mut sock) {
-    // Not off where a socket that has connected since dies of a segment from its backlog (`__release_sock()`).
-    let bh = BhGuard::new();
-    let raw = csk(sk);
-    // SAFETY: `init()` put this reference there, and only we take it out.
-    let listener = unsafe { Arc::from_raw((*raw).icsk_ulp_data.cast::<Listener>()) };
-
-    // Only now may anybody no longer find the listener: who does not, takes it that no request is parked there.
-    listener.close(&bh.token());
-
-    // SAFETY: nobody else changes these; readers find either value (the barrier pairs with those in
-    // `ops_without_listener()` and `destructor()`). A socket that has connected since may have got other operations, which stay.
-    unsafe {
-        if ptr::eq((*raw).icsk_af_ops, listener.ops()) {
-            ptr::write_volatile(&raw mut (*raw).icsk_af_ops, listener.original_ops());
-        }
-        smp_mb(Write);
-        bindings::accf_ulp_data_publish(sk, ptr::null_mut());
-    }
-    // SAFETY: this is the only place, and a socket is released once.
-    unsafe { defer_drop(listener) };
-}
+use super::ulp::restore_child_af_ops;
 
 /// The filtered listener of a socket for which the kernel calls one of our `icsk_af_ops`; or the operations that it has
 /// instead, if it was destroyed while the kernel called us. They may still be ours, in a socket that is not a listener's any
@@ -284,40 +123,6 @@ unsafe fn ops_without_listener<'a>(
     unsafe { &*ptr::read_volatile(&raw const (*csk(sk.cast_mut())).icsk_af_ops) }
 }
 
-/// Writes a listener's configuration and counters into an answer of inet_diag, inside `INET_DIAG_ULP_INFO`.
-///
-/// # Safety
-///
-/// For the kernel only: `sk` has our ULP, and `skb` is a netlink message with an open attribute.
-pub(crate) unsafe extern "C" fn get_info(
-    sk: *mut sock,
-    skb: *mut sk_buff,
-    _net_admin: bool,
-) -> c_int {
-    let bh = BhGuard::new();
-    let bh = bh.token();
-    // SAFETY: inet_diag holds the socket, and it has, or had, our ULP.
-    let Some(listener) = (unsafe { Listener::of(sk, &bh) }) else {
-        return 0;
-    };
-    // SAFETY: by the contract of this function.
-    if !unsafe { bindings::accf_diag_has_room(skb, options::info_size()) } {
-        return 0;
-    }
-    let account = listener.account(&bh);
-    // SAFETY: by the contract of this function.
-    from_result(|| unsafe { options::put_info(skb, &account) }.map(|()| 0))
-}
-
-/// How much [`get_info`] writes at most, in bytes.
-///
-/// # Safety
-///
-/// None: looks at nothing.
-pub(crate) unsafe extern "C" fn get_info_size(_sk: *const sock, _net_admin: bool) -> usize {
-    options::info_size()
-}
-
 /// Stands for `ip_setsockopt()` and `ipv6_setsockopt()` of a filtered listener.
 ///
 /// # Safety
@@ -357,11 +162,11 @@ unsafe fn set_option(
     optval: bindings::sockptr_t,
     optlen: c_uint,
 ) -> Result {
-    let options::Name::Config = options::Name::from_number(optname)? else {
+    let sockopt::Name::Config = sockopt::Name::from_number(optname)? else {
         return Err(ENOPROTOOPT);
     };
     // SAFETY: by the contract of this function. May sleep, so it comes before the rest.
-    let config = unsafe { options::read_config(optval, optlen) }?;
+    let config = unsafe { sockopt::read_config(optval, optlen) }?;
 
     let bh = BhGuard::new();
     let bh = bh.token();
@@ -416,7 +221,7 @@ unsafe fn get_option(
     optval: *mut c_char,
     optlen: *mut c_int,
 ) -> Result {
-    let name = options::Name::from_number(optname)?;
+    let name = sockopt::Name::from_number(optname)?;
     let account = {
         let bh = BhGuard::new();
         let bh = bh.token();
@@ -428,13 +233,13 @@ unsafe fn get_option(
     };
     // May sleep, so it comes last.
     match name {
-        options::Name::Config => options::write(
+        sockopt::Name::Config => sockopt::write(
             &bindings::accf_config::from(&account.config),
             optval,
             optlen,
         ),
-        options::Name::Stats => {
-            options::write(&bindings::accf_stats::from(&account), optval, optlen)
+        sockopt::Name::Stats => {
+            sockopt::write(&bindings::accf_stats::from(&account), optval, optlen)
         }
     }
 }
@@ -558,7 +363,7 @@ pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
         };
     };
     // SAFETY: the kernel has checked the segment for this request, which it holds a reference to.
-    let kind = unsafe { TcpSegment::from_raw(skb).kind(request::client_isn(request.as_ptr())) };
+    let kind = unsafe { TcpSegment::from_raw(skb).kind(reqsk::client_isn(request.as_ptr())) };
     // Functions of their own, with the same arguments, so that nothing is saved here for one that the other needs.
     // SAFETY: the arguments are passed on; it is in the table, or was a moment ago.
     unsafe {
@@ -903,7 +708,7 @@ unsafe extern "C" fn on_ack_without_request<F: Filter>(
             Some(Bypass::FastOpen)
         } else {
             // SAFETY: the kernel has just made the request, for this segment.
-            let client_isn = unsafe { request::client_isn(req) };
+            let client_isn = unsafe { reqsk::client_isn(req) };
             let verdict = F::verdict(segment.kind(client_isn));
             match policy::on_segment(verdict, || Phase::Exempt(Bypass::Syncookie)) {
                 Action::Bypass(cause) => Some(cause),
@@ -930,206 +735,4 @@ fn exemption(flags: u32) -> Option<Bypass> {
     } else {
         None
     }
-}
-
-/// Stands for `tcp_v4_send_synack()` and `tcp_v6_send_synack()` of a parked request.
-///
-/// Anything but 0 means that nothing was sent.
-///
-/// # Safety
-///
-/// For the kernel only; the arguments are those of its own functions.
-pub(crate) unsafe extern "C" fn send_synack(
-    sk: *const sock,
-    dst: *mut bindings::dst_entry,
-    fl: *mut bindings::flowi,
-    req: *mut request_sock,
-    foc: *mut bindings::tcp_fastopen_cookie,
-    synack_type: bindings::tcp_synack_type,
-    syn_skb: *mut sk_buff,
-) -> c_int {
-    let Some(req_ptr) = NonNull::new(req) else {
-        return EINVAL.to_errno();
-    };
-    // SAFETY: the kernel holds a reference to the request, or is making it from a copy; it has a listener.
-    let request = unsafe { RequestSock::from_raw(req_ptr) };
-    let Some(ops_override) = RequestOpsOverride::of(&request) else {
-        return EINVAL.to_errno();
-    };
-
-    let bh = BhGuard::new();
-    let bh = bh.token();
-    let parking_listener = Listener::parking_listener(&request, &bh);
-    // A copy for another listener, which the timer's handler has just made, is not our business.
-    request.restore_ops_of_new_clone(parking_listener.map(|listener| listener.tag()));
-
-    // `tcp_rtx_synack()` has two callers: the timer's handler, during which the timer is not pending, and
-    // `tcp_check_req()` for a SYN that came again. Should that happen during the handler, it will come yet again.
-    let trigger = if request.timer_is_pending() {
-        Trigger::ClientSyn
-    } else {
-        Trigger::Timer
-    };
-    let parking_listener = parking_listener.filter(|listener| listener.has_parked(&request));
-    if let (Some(parking_listener), SynAck::Suppress) =
-        (parking_listener, policy::on_synack(trigger))
-    {
-        // SAFETY: the timer's handler is calling.
-        if unsafe { parking_listener.on_synack_timer(&bh, &request) } {
-            return EAGAIN.to_errno();
-        }
-    }
-    let Some(original) = ops_override.original_tcp().send_synack else {
-        return EINVAL.to_errno();
-    };
-    // SAFETY: the arguments are passed on.
-    let sent = unsafe { original(sk, dst, fl, req, foc, synack_type, syn_skb) };
-    if parking_listener.is_some() && sent == 0 {
-        // It went out, but must not count as a retransmission, nor may the kernel set the request's timer anew: the client
-        // has acknowledged the SYN-ACK before, and the request stays parked.
-        return EAGAIN.to_errno();
-    }
-    sent
-}
-
-/// Stands for `tcp_v4_reqsk_send_ack()` and `tcp_v6_reqsk_send_ack()` of a parked request: the answer to a keepalive probe,
-/// and to whatever else lies outside of the window.
-///
-/// `tcp_check_req()` refuses segments that echo a later timestamp than that of our last SYN-ACK. That of this answer is
-/// later, and the client echoes it with everything that it sends afterwards.
-///
-/// # Safety
-///
-/// For the kernel only; the arguments are those of its own functions.
-pub(crate) unsafe extern "C" fn send_ack(
-    sk: *const sock,
-    skb: *mut sk_buff,
-    req: *mut request_sock,
-) {
-    let Some(req_ptr) = NonNull::new(req) else {
-        return;
-    };
-    // SAFETY: the kernel holds a reference to the request, which has a listener.
-    let request = unsafe { RequestSock::from_raw(req_ptr) };
-    if let Some(original) =
-        RequestOpsOverride::of(&request).and_then(|ops_override| ops_override.original().send_ack)
-    {
-        // SAFETY: the arguments are passed on.
-        unsafe { original(sk, skb, req) };
-    }
-    request.note_tsval_sent();
-}
-
-/// Stands for the destructor of a parked request, or of a copy of one.
-///
-/// # Safety
-///
-/// For the kernel only: the last reference to `req` is gone.
-pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
-    // Until the end, so that the module stays (`ulp.rs`) even if the kernel's destructor has to wait for a lock, which it may on
-    // PREEMPT_RT: RCU tasks does not wait for whoever does.
-    let _rcu = rcu::read_lock();
-    let Some(req_ptr) = NonNull::new(req) else {
-        return;
-    };
-    // SAFETY: the request is being destroyed by our caller, and keeps its reference to the listener until we return.
-    let request = unsafe { RequestSock::from_raw(req_ptr) };
-    let original = RequestOpsOverride::of(&request)
-        .and_then(|ops_override| ops_override.original().destructor);
-
-    // A dying request is parked or not: nobody else can change that but the lock's holder, and it takes no reference.
-    let bh = BhGuard::new();
-    let bh = bh.token();
-    // A connection was made of it by another listener of its group, without our knowing? If that one is plain, a copy of the
-    // request sits in its accept queue, and this is the destructor of the copy too.
-    let pin_for_clone = || {
-        // SAFETY: it is parked, and we are its destructor.
-        let parked = unsafe { request.parked() };
-        if request.may_have_lost_clone(parked) {
-            pin_module();
-        }
-    };
-    // It is such a copy itself. Where its listener stops, the kernel may just have copied it once more, for anybody
-    // (`inet_csk_listen_stop()`).
-    let pin_for_clone_of_clone = || {
-        if !request.is_listener_active() {
-            pin_module();
-        }
-    };
-    match Listener::parking_listener(&request, &bh) {
-        Some(parking_listener)
-            if parking_listener.has_parked(&request) || request.is_orphaned() =>
-        {
-            pin_for_clone();
-            // SAFETY: we are its destructor.
-            unsafe { parking_listener.on_destroyed(&bh, &request) };
-        }
-        Some(_) => pin_for_clone_of_clone(),
-        None => {
-            // Read the mark after the data: pairs with the barrier in `release()`.
-            smp_mb(Read);
-            if request.is_orphaned() {
-                pin_for_clone();
-                // The listener was closed after the last reference to this was gone, and has left it to us, with what it kept
-                // (`RequestSock::hand_over_to_destructor()`).
-                // SAFETY: we are its destructor, and the listener that had it in a list is gone.
-                drop(unsafe { Arc::from_raw(request.restore_ops()) });
-            } else {
-                pin_for_clone_of_clone();
-            }
-        }
-    }
-    if let Some(original) = original {
-        // SAFETY: passed on.
-        unsafe { original(req) };
-    }
-}
-
-/// Is the ULP of a socket one of ours?
-pub(crate) fn has_accf_ulp(sk: *const sock) -> bool {
-    // SAFETY: callers show a socket that is alive. A ULP's operations live as long as its module, to which a socket with the
-    // ULP has a reference; that this one loses it just now, RCU or RCU tasks would have to be over first
-    // (`tcp_unregister_ulp()`).
-    let ops = unsafe { ptr::read_volatile(&raw const (*csk(sk.cast_mut())).icsk_ulp_ops) };
-    // SAFETY: as above.
-    let hook = unsafe { ops.as_ref() }.and_then(|ops| ops.release);
-    hook.is_some_and(|hook| ptr::fn_addr_eq(hook, release as unsafe extern "C" fn(*mut sock)))
-}
-
-/// Who else is in the group of `listener` (`ACCF_IN_GROUP` …), now that a request of it has left the table. Any context.
-pub(crate) fn reuseport_peers(listener: *const sock) -> u32 {
-    // SAFETY: callers have a request of the listener, or are closing it.
-    unsafe { bindings::accf_reuseport_peers(listener, Some(peer_restores_clones)) }
-}
-
-/// Does a listener keep the module until its accept queue is empty, and have we seen to it that no request that the kernel moves
-/// there, to the queue or to the table, keeps wearing our operations?
-///
-/// So it is once it has our ULP, which it keeps until then, and makes all its connections by [`syn_recv_sock`], which undresses
-/// requests before they are copied; what their timers copy sheds the operations in [`send_synack`], if one is sent
-/// ([`Listener::restores_clones`]). What comes out of the accept queue of a plain listener that stops is minded there
-/// ([`destructor`]).
-///
-/// # Safety
-///
-/// For `accf_reuseport_peers()` only: `sk` is a TCP socket that is alive while our caller is a reader under RCU.
-unsafe extern "C" fn peer_restores_clones(sk: *const sock) -> bool {
-    has_accf_ulp(sk)
-        && with_bh_off(|bh| {
-            // SAFETY: alive by the contract of this function; a socket with our ULP has the data of ours.
-            let listener = unsafe { Listener::of(sk, bh) };
-            listener.is_some_and(|listener| {
-                // SAFETY: as above.
-                listener.restores_clones() && unsafe { has_accf_af_ops(sk.cast_mut(), &listener) }
-            })
-        })
-}
-
-/// Keeps the module for good: something that we cannot find again may point into it.
-///
-/// While somebody else holds it: a listener with a filter, as a rule the one that is being closed; or, where the kernel copies a
-/// copy, whoever kept it for the first one. Who calls when the module is going already comes too late.
-pub(crate) fn pin_module() {
-    // SAFETY: the module is alive while its code runs on behalf of a listener or a request.
-    unsafe { bindings::accf_pin_module() };
 }

@@ -5,7 +5,10 @@
 use kernel::{
     error::to_result,
     prelude::*,
-    sync::atomic::{ordering::Relaxed, Atomic},
+    sync::atomic::{
+        ordering::Relaxed,
+        Atomic, //
+    }, //
 };
 
 use super::bindings;

@@ -7,9 +7,18 @@ use kernel::prelude::*;
 #[kunit_tests(accf_wire)]
 mod tests {
     use crate::net::{
-        bindings::{accf_endpoints, in6_addr},
-        request::{AF_INET, AF_INET6},
-        wire::{timestamps, BareAck, Packet, Timestamps},
+        bindings::{
+            accf_endpoints,
+            in6_addr, //
+        },
+        tcp_segment::{
+            timestamps,
+            AckPacket,
+            BareAck,
+            Timestamps,
+            AF_INET,
+            AF_INET6, //
+        }, //
     };
 
     fn ends(family: i32) -> accf_endpoints {
@@ -41,7 +50,7 @@ mod tests {
 
     #[test]
     fn ipv4() {
-        let packet = Packet::new(&ends(AF_INET), ACK);
+        let packet = AckPacket::new(&ends(AF_INET), ACK);
         assert_eq!(packet.network_len(), 20);
         assert!(
             packet.as_bytes()
@@ -55,7 +64,7 @@ mod tests {
 
     #[test]
     fn ipv6_with_timestamps() {
-        let packet = Packet::new(
+        let packet = AckPacket::new(
             &ends(AF_INET6),
             BareAck {
                 timestamps: Some(Timestamps {

@@ -5,12 +5,15 @@
 use kernel::sync::rcu;
 
 use super::{
-    bindings::{self, sk_buff},
-    context::BhDisabled,
-    overlay::RequestOpsOverride,
-    parked::ParkedRequest,
-    request::RequestSock,
-    wire::Packet,
+    bh::BhDisabled,
+    bindings::{
+        self,
+        sk_buff, //
+    },
+    parked_request::ParkedRequest,
+    reqsk::RequestSock,
+    reqsk_ops::RequestOpsOverride,
+    tcp_segment::AckPacket, //
 };
 
 /// Gives the client's last bare ACK to TCP, which makes the connection: nothing goes over the wire.
@@ -71,7 +74,7 @@ pub(crate) fn reset(
 /// The client's last bare ACK, as the IP layer would hand it to TCP, but for a route. NULL if there is no memory.
 fn last_ack(request: &RequestSock<'_>, parked: &ParkedRequest) -> *mut sk_buff {
     let ack = request.bare_ack(parked.window(), parked.tsval());
-    let packet = Packet::new(&request.endpoints(), ack);
+    let packet = AckPacket::new(&request.endpoints(), ack);
     let bytes = packet.as_bytes();
     // SAFETY: the request is alive, and with it its listener and its namespace; the packet is `bytes.len()` bytes,
     // shorter than 2^32.

@@ -6,17 +6,32 @@ use core::mem::size_of;
 
 use kernel::{
     error::to_result,
-    ffi::{c_char, c_int},
+    ffi::{
+        c_char,
+        c_int, //
+    },
     prelude::*,
     transmute::AsBytes,
-    uaccess::{UserPtr, UserSlice},
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    }, //
 };
 
-use crate::policy::{Bypass, Config, End, OnTimeout, Timeout, WAIT_BUCKETS};
+use crate::policy::{
+    Bypass,
+    Config,
+    End,
+    OnTimeout,
+    Stats,
+    Timeout,
+    WAIT_BUCKETS, //
+};
 
-use super::{
-    bindings::{self, accf_config, accf_stats, sk_buff},
-    listener::ListenerInfo,
+use super::bindings::{
+    self,
+    accf_config,
+    accf_stats, //
 };
 
 /// The level of our options.
@@ -148,42 +163,23 @@ pub(crate) fn write<T: AsBytes>(value: &T, optval: *mut c_char, optlen: *mut c_i
     optlen().writer().write::<c_int>(&c_int::try_from(len)?)
 }
 
-/// How much [`put_info`] adds to a message of inet_diag.
-pub(crate) fn info_size() -> usize {
-    [size_of::<accf_config>(), size_of::<accf_stats>()]
-        .into_iter()
-        // SAFETY: computes.
-        .map(|size| unsafe { bindings::accf_nla_total_size(size) })
-        .sum()
+/// What the module's parameters ask of every listener.
+#[derive(Clone, Copy)]
+pub(crate) struct Defaults {
+    /// The terms of a listener that asks for nothing else.
+    pub(crate) config: Config,
+    /// How many requests may be parked in one network namespace; 0 for any number.
+    pub(crate) namespace_limit: u32,
 }
 
-/// Adds a listener's terms and counters to a message of inet_diag. `EMSGSIZE`: it is too long.
-///
-/// # Safety
-///
-/// `skb` is a netlink message that the caller may add to.
-pub(crate) unsafe fn put_info(skb: *mut sk_buff, account: &ListenerInfo) -> Result {
-    let config = accf_config::from(&account.config);
-    let stats = accf_stats::from(account);
-    // SAFETY: by the contract of this function.
-    unsafe {
-        put(skb, bindings::ACCF_ULP_INFO_CONFIG, &config)?;
-        put(skb, bindings::ACCF_ULP_INFO_STATS, &stats)
-    }
-}
-
-/// # Safety
-///
-/// As for [`put_info`].
-unsafe fn put<T: AsBytes>(skb: *mut sk_buff, attribute: u32, value: &T) -> Result {
-    let bytes = value.as_bytes();
-    // SAFETY: the message by the contract of this function; `bytes` are as many as we say.
-    to_result(unsafe {
-        bindings::nla_put(
-            skb,
-            attribute.try_into()?,
-            bytes.len().try_into()?,
-            bytes.as_ptr().cast(),
-        )
-    })
+/// What [`Listener::account`] shows.
+pub(crate) struct ListenerInfo {
+    /// The counters.
+    pub(crate) stats: Stats,
+    /// The terms.
+    pub(crate) config: Config,
+    /// Requests that count against the SYN backlog.
+    pub(crate) half_open: i32,
+    /// The young ones of them.
+    pub(crate) half_open_young: i32,
 }

@@ -25,21 +25,27 @@
 
 use core::{
     marker::PhantomData,
-    ptr::{self, NonNull},
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 
-use kernel::{
-    list::ListArc,
-    prelude::*,
-    sync::barrier::{smp_mb, Full, Read, Write},
+use kernel::prelude::*;
+
+use crate::policy::{
+    self,
+    Bypass,
+    Nanos, //
 };
 
-use crate::policy::{self, Bypass, Nanos};
-
-use super::{bindings, hooks, overlay::RequestOpsOverride, parked::ParkedRequest, wire};
-
-pub(crate) const AF_INET: i32 = bindings::ACCF_AF_INET as i32;
-pub(crate) const AF_INET6: i32 = bindings::ACCF_AF_INET6 as i32;
+use super::{
+    bindings,
+    tcp_segment::{
+        BareAck,
+        Timestamps, //
+    }, //
+};
 
 /// As far in the future as a timer can be set, in jiffies. The wheel cuts it to `WHEEL_TIMEOUT_MAX`: 49 days at HZ=250, 12
 /// at HZ=1000.
@@ -47,12 +53,6 @@ const DEFERRED_JIFFIES: usize = 1 << 30;
 
 /// The length of a jiffy.
 const NANOS_PER_JIFFY: u64 = 1_000_000_000 / bindings::ACCF_HZ as u64;
-
-/// The bytes of an IPv6 address, in network order.
-pub(crate) fn in6_bytes(address: &bindings::in6_addr) -> [u8; 16] {
-    // SAFETY: all three views of the union are 16 bytes without padding.
-    unsafe { address.in6_u.u6_addr8 }
-}
 
 /// IRS of a request, be it one without a listener.
 ///
@@ -76,27 +76,6 @@ pub(crate) unsafe fn listener_sock(req: *const bindings::request_sock) -> *mut b
         req.byte_add(bindings::ACCF_REQ_LISTENER as usize)
             .cast::<*mut bindings::sock>()
             .read()
-    }
-}
-
-/// What makes the marks of requests that are parked at one listener differ from those of another.
-///
-/// # Invariants
-///
-/// No mark that is made with it is NULL, or a pointer to anything that is aligned.
-#[derive(Clone, Copy)]
-pub(crate) struct ListenerTag(usize);
-
-impl ListenerTag {
-    /// That of requests which own what they kept.
-    const ORPHANED: Self = Self(1);
-
-    /// One that nobody else has, as far as chance allows.
-    pub(crate) fn new() -> Self {
-        // SAFETY: may be called in any context.
-        let random = unsafe { bindings::get_random_u64() };
-        // INVARIANT: a request is aligned to eight bytes; and it is not `ORPHANED`.
-        Self(random as usize & !7 | 2)
     }
 }
 
@@ -152,7 +131,7 @@ impl<'a> RequestSock<'a> {
     }
 
     /// `tcp_rsk(req)`.
-    fn tcp(&self) -> *mut bindings::tcp_request_sock {
+    pub(super) fn tcp(&self) -> *mut bindings::tcp_request_sock {
         // A `struct request_sock` is the first member of `inet_request_sock`, and that of `tcp_request_sock`.
         self.as_ptr().cast()
     }
@@ -270,78 +249,6 @@ impl<'a> RequestSock<'a> {
         state == bindings::ACCF_TCP_LISTEN
     }
 
-    /// Can there be a copy of it, or will there be, at a listener of its group that the module knows nothing of? A copy is made
-    /// when the listener has stopped and another one has just made a connection of the request (`inet_csk_complete_hashdance()`).
-    ///
-    /// For the destructor of a parked request, which kept `parked`. A listener with a filter would have undressed it: if there is a
-    /// connection, a plain one has made it. It is locked while its maker puts the request; where somebody else is the last to do so
-    /// (netfilter may queue a segment with a reference for as long as user space likes), it may be gone, and the copy is not. If
-    /// the listener listens again by then, it may be in another group.
-    pub(crate) fn may_have_lost_clone(&self, parked: &ParkedRequest) -> bool {
-        // Anew, after the look at its group: it may just have listened again, in another one.
-        let has_moved_on = || self.listened_again(parked) && self.is_or_was_in_group();
-        if has_moved_on() {
-            return true;
-        }
-        // SAFETY: alive by the type invariants, with its listener.
-        if !unsafe { bindings::accf_is_in_group(self.listener_sock()) } {
-            return false;
-        }
-        if self.listener_changes(parked) & bindings::ACCF_HAS_STOPPED == 0 {
-            // Who makes the connection may have seen it stopped before, and it was parked after it had listened again.
-            return self.can_migrate() && self.is_connected();
-        }
-        let may_hold =
-            || hooks::reuseport_peers(self.listener_sock()) & bindings::ACCF_MAY_HOLD_CLONES != 0;
-        self.is_connected() || may_hold() || has_moved_on()
-    }
-
-    /// The same for one that has just been undressed, before which it may have been copied, or that is dying. Takes no lock and no
-    /// reference: to look for a connection may be to drop the last reference to another one that is parked.
-    pub(crate) fn may_have_left_clone(&self, parked: &ParkedRequest) -> bool {
-        // Who makes a connection takes the request out of the table, and then copies it. With a barrier between the two steps
-        // here, either the copy is without our operations, or it is gone from the table by now, and its listener has stopped. Its own
-        // timer copies it, and then takes it out; it is not pending then. (Between that and its copying there is but
-        // `refcount_inc_not_zero()`, of the other listener. On x86, and arm64, that is as good as a barrier.)
-        smp_mb(Full);
-        let is_gone = !self.is_hashed();
-        let is_copied = is_gone || !self.timer_is_pending();
-        if !is_copied {
-            return false;
-        }
-        if self.listener_changes(parked) & bindings::ACCF_HAS_STOPPED == 0 {
-            return false;
-        }
-        let around = hooks::reuseport_peers(self.listener_sock());
-        let has = |flag| around & flag != 0;
-        // If nobody is there who could have taken it, whoever has done so has left the group since; or the listener has.
-        let has_nobody = has(bindings::ACCF_IN_GROUP)
-            && !has(bindings::ACCF_RESTORES_CLONES)
-            && !self.is_listener_active();
-        let has_moved_on = || self.listened_again(parked) && self.is_or_was_in_group();
-        has(bindings::ACCF_MAY_HOLD_CLONES) || (is_gone && has_nobody) || has_moved_on()
-    }
-
-    /// Has its listener stopped since it was parked, and listened again then: in the group where it was, or in another one?
-    fn listened_again(&self, parked: &ParkedRequest) -> bool {
-        self.listener_changes(parked) & bindings::ACCF_LISTENED_AGAIN != 0
-    }
-
-    /// Is its listener in a group, or may it have been in one?
-    fn is_or_was_in_group(&self) -> bool {
-        // SAFETY: alive by the type invariants, with its listener.
-        unsafe {
-            bindings::accf_is_in_group(self.listener_sock())
-                || bindings::accf_has_left_group(self.listener_sock())
-        }
-    }
-
-    /// What its listener has done (`ACCF_HAS_STOPPED` …) since it was parked.
-    fn listener_changes(&self, parked: &ParkedRequest) -> u32 {
-        // SAFETY: alive by the type invariants, with its listener.
-        unsafe { bindings::accf_req_listener_since(self.as_ptr(), parked.write_seq()) }
-    }
-
     /// The next sequence number of its listener's socket, which nothing moves while that listens.
     #[inline]
     pub(crate) fn write_seq(&self) -> u32 {
@@ -372,14 +279,14 @@ impl<'a> RequestSock<'a> {
     pub(crate) fn round_trip(
         &self,
         now: Nanos,
-        timestamps: Option<wire::Timestamps>,
+        timestamps: Option<Timestamps>,
     ) -> Option<RoundTrip> {
         // SAFETY: alive by the type invariants. The read is a `READ_ONCE()`.
         if unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).num_retrans) } == 0 {
             return Some(RoundTrip::SinceSynAck);
         }
         match timestamps {
-            Some(wire::Timestamps { echo, .. }) if echo != 0 => {
+            Some(Timestamps { echo, .. }) if echo != 0 => {
                 // SAFETY: as above.
                 let rtt_us =
                     unsafe { bindings::accf_echoed_rtt_us(self.as_ptr(), now.micros(), echo) };
@@ -480,160 +387,11 @@ impl<'a> RequestSock<'a> {
         }
     }
 
-    /// `req->sk`.
-    fn sk(&self) -> *mut bindings::sock {
-        // SAFETY: alive by the type invariants; the read is a `READ_ONCE()`.
-        unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).sk) }
-    }
-
-    /// The mark of a request that is parked at the listener with this key.
-    fn tag_at(&self, tag: ListenerTag) -> *mut bindings::sock {
-        ptr::without_provenance_mut(self.as_ptr().addr() ^ tag.0)
-    }
-
-    /// Is it parked at its home, which has this key? Tells for sure only under the lock of its home and in its destructor.
-    #[inline]
-    pub(crate) fn is_parked(&self, tag: ListenerTag) -> bool {
-        ptr::eq(self.sk(), self.tag_at(tag))
-    }
-
-    /// Does it own what it kept while it was parked ([`Self::hand_over_to_destructor`])? For its destructor.
-    pub(crate) fn is_orphaned(&self) -> bool {
-        ptr::eq(self.sk(), self.tag_at(ListenerTag::ORPHANED))
-    }
-
-    /// Does it wear our operations? Then it is parked, or a copy of one that was: in any case its first listener has, or
-    /// had, a filter of ours.
-    pub(crate) fn has_ops_override(&self) -> bool {
-        RequestOpsOverride::of(self)
-            .is_some_and(|ops_override| ptr::eq(self.ops(), ops_override.ops()))
-    }
-
-    /// Is it a copy of a parked request, made for another listener and not yet in the table? `key` is its home's, if that has a
-    /// filter.
-    fn is_new_clone(&self, tag: Option<ListenerTag>) -> bool {
-        let sk = self.sk();
-        // Read `sk` before the operations: who finds that of a request in an accept queue finds the kernel's
-        // operations too (pairs with the barrier in `write_original_ops()`).
-        smp_mb(Read);
-        !sk.is_null()
-            && !tag.is_some_and(|tag| ptr::eq(sk, self.tag_at(tag)))
-            && !self.is_hashed()
-            && self.has_ops_override()
-    }
-
-    /// Makes it a parked request.
-    ///
-    /// # Safety
-    ///
-    /// The caller holds the lock of its home, whose key this is, and puts `parked` into one of its lists; the request is in the table of connections
-    /// and not parked.
-    pub(crate) unsafe fn override_ops(
-        &self,
-        ops_override: &'static RequestOpsOverride,
-        tag: ListenerTag,
-        parked: &ParkedRequest,
-    ) {
-        let req = self.as_ptr();
-        // SAFETY: alive by the type invariants. `dl_next` and `sk` are unused in this state; the others are only ever
-        // read, and either value will do. No other CPU writes, by the lock. The writes are `WRITE_ONCE()`s; that ours
-        // come last makes sure that whoever calls our functions finds the rest.
-        unsafe {
-            ptr::write_volatile(
-                &raw mut (*req).dl_next,
-                ptr::from_ref(parked).cast_mut().cast(),
-            );
-            ptr::write_volatile(&raw mut (*req).sk, self.tag_at(tag));
-            smp_mb(Write);
-            ptr::write_volatile(&raw mut (*self.tcp()).af_specific, ops_override.tcp_ops());
-            ptr::write_volatile(&raw mut (*req).rsk_ops, ops_override.ops());
-        }
-    }
-
-    /// What the request keeps while parked.
-    ///
-    /// # Safety
-    ///
-    /// The request is parked; and the caller holds the lock of its home, or is its destructor. So it stays parked for
-    /// as long as the reference is used.
-    pub(crate) unsafe fn parked(&self) -> &ParkedRequest {
-        // SAFETY: `dl_next` is what `override_ops()` or `hand_over_to_destructor()` put there, and by the contract stays there; the list has a reference
-        // to it, or the request itself. The read is a `READ_ONCE()`: `hand_over_to_destructor()` may be writing the same.
-        unsafe { &*ptr::read_volatile(&raw const (*self.as_ptr()).dl_next).cast::<ParkedRequest>() }
-    }
-
-    /// Makes a parked request the kernel's again, and returns what it kept. To that, a list of its home has a reference; or if it is in
-    /// none any more ([`Self::hand_over_to_destructor`]), the request had it, and the caller has it now.
-    ///
-    /// # Safety
-    ///
-    /// The request is parked; and the caller holds the lock of its home and a reference to the request, or is its
-    /// destructor.
-    pub(crate) unsafe fn restore_ops(&self) -> *const ParkedRequest {
-        // SAFETY: by the contract `dl_next` is what `override_ops()` or `hand_over_to_destructor()` put there. It is taken out below, before anybody else
-        // may look.
-        let parked = unsafe { (*self.as_ptr()).dl_next.cast::<ParkedRequest>() };
-        // SAFETY: parked, it wears ours; nobody else changes that, by the contract.
-        unsafe { self.write_original_ops() };
-        parked
-    }
-
-    /// Gives the reference to `parked` to its request, which is dying, and whose destructor will ask for it.
-    ///
-    /// # Safety
-    ///
-    /// It was just taken out of a list of its home, whose lock is held, and its request is parked.
-    pub(crate) unsafe fn hand_over_to_destructor(parked: ListArc<ParkedRequest>) {
-        // SAFETY: it was in the list until now, and the lock is held.
-        let request = unsafe { parked.request() };
-        let (req, tag) = (request.as_ptr(), request.tag_at(ListenerTag::ORPHANED));
-        // SAFETY: alive, as above. No other CPU writes, by the lock; the pointer is where it was before. Nobody has a reference any
-        // more, so that no copy gets the mark.
-        unsafe {
-            ptr::write_volatile(&raw mut (*req).dl_next, parked.into_raw().cast_mut().cast());
-            ptr::write_volatile(&raw mut (*req).sk, tag);
-        }
-    }
-
-    /// Gives a request that wears our operations the kernel's.
-    ///
-    /// # Safety
-    ///
-    /// It wears ours, and nobody else changes that.
-    unsafe fn write_original_ops(&self) {
-        // SAFETY: by the contract of this function.
-        let ops_override = unsafe { RequestOpsOverride::from_ops(self.ops()) };
-        let req = self.as_ptr();
-        // SAFETY: alive by the type invariants; no other CPU writes, by the contract of this function. The kernel's operations
-        // go first: they do not look at the rest.
-        unsafe {
-            ptr::write_volatile(
-                &raw mut (*self.tcp()).af_specific,
-                ops_override.original_tcp(),
-            );
-            ptr::write_volatile(&raw mut (*req).rsk_ops, ops_override.original());
-            smp_mb(Write);
-            ptr::write_volatile(&raw mut (*req).sk, ptr::null_mut());
-            ptr::write_volatile(&raw mut (*req).dl_next, ptr::null_mut());
-        }
-    }
-
     /// Notes that a segment with the timestamp of this moment went out: the client may echo it.
     pub(crate) fn note_tsval_sent(&self) {
         // SAFETY: alive by the type invariants. The write is a `WRITE_ONCE()`, of a value that only grows, as those of
         // other CPUs are.
         unsafe { bindings::accf_req_note_tsval_sent(self.as_ptr()) };
-    }
-
-    /// Makes a copy of a parked request (`inet_reqsk_clone()`) what it would have been without us.
-    ///
-    /// For `send_synack`: of all requests it is called for, only a copy that `reqsk_timer_handler()` has just made is one
-    /// by the test. It is in no table yet, and its maker's alone.
-    pub(crate) fn restore_ops_of_new_clone(&self, tag: Option<ListenerTag>) {
-        if self.is_new_clone(tag) {
-            // SAFETY: it wears ours, as just seen, and is its maker's alone, our caller's.
-            unsafe { self.write_original_ops() };
-        }
     }
 
     /// Both ends, as they stand on the wire.
@@ -645,7 +403,7 @@ impl<'a> RequestSock<'a> {
     }
 
     /// The client's bare ACK, with this window and, where timestamps are used, this TSval.
-    pub(crate) fn bare_ack(&self, window: u16, tsval: Option<u32>) -> wire::BareAck {
+    pub(crate) fn bare_ack(&self, window: u16, tsval: Option<u32>) -> BareAck {
         let tcp = self.tcp();
         // SAFETY: alive by the type invariants. The numbers do not change; the kernel reads `snt_tsval_last`, which
         // does, with a `READ_ONCE()` too.
@@ -656,11 +414,11 @@ impl<'a> RequestSock<'a> {
                 ptr::read_volatile(&raw const (*tcp).snt_tsval_last),
             )
         };
-        wire::BareAck {
+        BareAck {
             seq,
             ack,
             window,
-            timestamps: tsval.map(|value| wire::Timestamps { value, echo }),
+            timestamps: tsval.map(|value| Timestamps { value, echo }),
         }
     }
 }

@@ -2,22 +2,34 @@
 
 //! Filters as upper layer protocols of TCP: a listener asks for one by name, `setsockopt(fd, IPPROTO_TCP, TCP_ULP, …)`.
 
-use core::{marker::PhantomPinned, ptr};
+use core::{
+    marker::PhantomPinned,
+    ptr, //
+};
 
 use kernel::{
     error::to_result,
     prelude::*,
     sync::{
-        atomic::{ordering::Acquire, ordering::Relaxed, ordering::Release, Atomic},
-        rcu,
+        atomic::{
+            ordering::Acquire,
+            ordering::Relaxed,
+            ordering::Release,
+            Atomic, //
+        },
+        rcu, //
     },
     types::Opaque,
-    ThisModule,
+    ThisModule, //
 };
 
 use crate::policy::Filter;
 
-use super::{bindings, hooks, listener::Defaults};
+use super::{
+    bindings,
+    callbacks::ulp,
+    sockopt::Defaults, //
+};
 
 /// So many filters can be registered at once.
 const MAX_FILTERS: usize = 8;
@@ -61,11 +73,11 @@ impl Registration {
             defaults: defaults,
             ops <- Opaque::try_ffi_init(move |slot: *mut bindings::tcp_ulp_ops| {
                 let mut ops = bindings::tcp_ulp_ops {
-                    init: Some(hooks::init::<F>),
-                    release: Some(hooks::release),
-                    clone: Some(hooks::clone),
-                    get_info: Some(hooks::get_info),
-                    get_info_size: Some(hooks::get_info_size),
+                    init: Some(ulp::init::<F>),
+                    release: Some(ulp::release),
+                    clone: Some(ulp::clone),
+                    get_info: Some(ulp::get_info),
+                    get_info_size: Some(ulp::get_info_size),
                     owner: module.as_ptr().cast(),
                     ..Default::default()
                 };

@@ -8,10 +8,13 @@ use kernel::{
     new_spinlock,
     prelude::*,
     sync::{
-        lock::{spinlock::SpinLockBackend, Guard},
-        SpinLock,
+        lock::{
+            spinlock::SpinLockBackend,
+            Guard, //
+        },
+        SpinLock, //
     },
-    types::NotThreadSafe,
+    types::NotThreadSafe, //
 };
 
 use super::bindings;

@@ -5,22 +5,43 @@
 use core::ptr::NonNull;
 
 use kernel::{
-    alloc::flags::{__GFP_NOWARN, GFP_ATOMIC},
-    list::{impl_list_arc_safe, impl_list_item, ListArc, ListLinks},
+    alloc::flags::{
+        __GFP_NOWARN,
+        GFP_ATOMIC, //
+    },
+    list::{
+        impl_list_arc_safe,
+        impl_list_item,
+        ListArc,
+        ListLinks, //
+    },
     prelude::*,
     sync::{
-        atomic::{ordering::Relaxed, Atomic},
-        UniqueArc,
-    },
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
+        UniqueArc, //
+    }, //
 };
 
-use crate::policy::{Expiry, Nanos, OnTimeout, Phase};
+use crate::policy::{
+    Expiry,
+    Nanos,
+    OnTimeout,
+    Phase, //
+};
 
 use super::{
     bindings,
-    request::{RequestSock, RoundTrip},
-    segment::TcpSegment,
-    wire::Timestamps,
+    reqsk::{
+        RequestSock,
+        RoundTrip, //
+    },
+    tcp_segment::{
+        TcpSegment,
+        Timestamps, //
+    }, //
 };
 
 /// What a request keeps while it is parked: 64 bytes, with the reference count of its `Arc`.
