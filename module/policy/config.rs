@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A listener's terms: how long it waits, how many it holds, and what becomes of who stays silent.
+//! A listener's configuration: how long it parks connections, how many, and what becomes of those
+//! that stay silent.
 
 use super::{
     Bypass,
     Timeout, //
 };
 
-/// What becomes of a connection that is silent until its deadline, or that makes room for another one.
+/// What becomes of a connection that is silent until its deadline, or that is evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnTimeout {
     /// The server accepts it.
     Accept,
     /// The client gets an RST.
     Reset,
-    /// It is forgotten.
+    /// The kernel forgets it, and nothing is sent.
     Drop,
 }
 
 impl OnTimeout {
-    /// What the user's number means (`enum accf_on_timeout`).
+    /// Returns what the user's number means (`enum accf_on_timeout`).
     pub const fn from_number(number: u32) -> Option<Self> {
         match number {
             0 => Some(Self::Accept),
@@ -29,7 +30,7 @@ impl OnTimeout {
         }
     }
 
-    /// The number that the user would give.
+    /// Returns the number that the user would give.
     pub const fn number(self) -> u32 {
         match self {
             Self::Accept => 0,
@@ -42,33 +43,33 @@ impl OnTimeout {
 /// What a listener was asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// How long a silent connection is held back.
+    /// How long a silent connection stays parked.
     pub timeout: Timeout,
-    /// How many may be parked; at least 1.
+    /// How many connections may be parked; at least 1.
     pub max_parked: u32,
-    /// What becomes of the rest.
+    /// What becomes of a connection that is still silent then, or that is evicted.
     pub on_timeout: OnTimeout,
 }
 
 /// What to do with a connection that the filter wants parked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)] // Told apart with one instruction, unlike what the compiler makes of a niche.
+#[repr(u8)] // One instruction tells the variants apart; a niche of `Bypass` would take more.
 pub enum Admission {
     /// Park it.
     Park,
-    /// Park it; the oldest meets its deadline now.
+    /// Park it, and evict the oldest parked connection.
     ParkAndEvict,
-    /// It goes on as on a plain listener.
+    /// Do not park it: it goes on as on a plain listener.
     Refuse(Bypass),
 }
 
 /// Decides whether a listener with `parked` connections parks one more.
 ///
-/// `namespace_full`: its network namespace has as many as it may. `accept_queue_full`: a connection made now would be
-/// refused.
+/// `namespace_full`: the listener's network namespace has reached its limit. `accept_queue_full`: a
+/// connection made now would be refused.
 ///
-/// Clients are reset or dropped only for the sake of the listener's own bound, which its server asked for: not because
-/// somebody else's listener takes all the room.
+/// A connection is reset or dropped only for the listener's own limit, for which its server asked;
+/// never because other listeners use up the limit of the namespace.
 #[inline(always)]
 pub fn on_park(
     config: &Config,

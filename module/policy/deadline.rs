@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Deadlines: computed from when a request was parked, never stored, so that the order of parking is the order of
-//! deadlines.
+//! Deadlines: computed from the time when a request was parked, never stored. So the order of
+//! parking is the order of deadlines.
 
 use core::num::NonZeroU8;
 
@@ -15,33 +15,33 @@ use super::{
 pub struct Nanos(pub u64);
 
 impl Nanos {
-    /// `millis` milliseconds. 2^32 ms are 49.7 days, far inside the range.
+    /// Returns a span of `millis` milliseconds. 2^32 ms are 49.7 days, far inside the range.
     pub const fn from_millis(millis: u32) -> Self {
         Self(millis as u64 * 1_000_000)
     }
 
-    /// Whole microseconds.
+    /// Returns the number of whole microseconds.
     pub const fn micros(self) -> u64 {
         self.0 / 1_000
     }
 
-    /// The later point `span` from here; the end of time where that cannot be told.
+    /// Returns the point that is `span` later, or the end of time if that overflows.
     pub const fn after(self, span: Nanos) -> Self {
         Self(self.0.saturating_add(span.0))
     }
 }
 
-/// How long a silent connection is held back.
+/// How long a silent connection stays parked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timeout {
-    /// Until it sends, however long that takes.
+    /// Until the client sends, however long that takes.
     Never,
-    /// At most this long, from its bare ACK.
+    /// At most this long, counted from the client's bare ACK.
     After(Nanos),
 }
 
 impl Timeout {
-    /// The timeout that the user's number of milliseconds means: 0 holds until data.
+    /// Returns the timeout that the user's number of milliseconds means; 0 is [`Timeout::Never`].
     pub const fn from_millis(millis: u32) -> Self {
         match millis {
             0 => Timeout::Never,
@@ -49,8 +49,9 @@ impl Timeout {
         }
     }
 
-    /// The timeout that a number of SYN-ACK retransmissions means: what `getsockopt(TCP_DEFER_ACCEPT)` says in seconds
-    /// (`retrans_to_secs()`): 1, 3, 7, 15, 31, 63, 127, and from then on two minutes more each.
+    /// Returns the timeout that a number of SYN-ACK retransmissions means, in seconds as
+    /// `getsockopt(TCP_DEFER_ACCEPT)` reports it (`retrans_to_secs()`): 1, 3, 7, 15, 31, 63, 127,
+    /// and two minutes more for each further retransmission.
     pub fn from_retransmits(retransmits: NonZeroU8) -> Self {
         const MAX: u32 = 120;
         let mut secs = 0;
@@ -62,7 +63,7 @@ impl Timeout {
         Self::from_millis(secs * 1000)
     }
 
-    /// The number of milliseconds that [`Self::from_millis`] makes this of.
+    /// Returns the number of milliseconds: the inverse of [`Self::from_millis`].
     pub const fn millis(self) -> u32 {
         match self {
             Timeout::Never => 0,
@@ -70,7 +71,7 @@ impl Timeout {
         }
     }
 
-    /// The deadline of a request parked at `parked_at`.
+    /// Returns the deadline of a request parked at `parked_at`.
     pub const fn deadline(self, parked_at: Nanos) -> Option<Nanos> {
         match self {
             Timeout::Never => None,
@@ -79,64 +80,69 @@ impl Timeout {
     }
 }
 
-/// How soon a due request is tried again while the listener's accept queue is full.
+/// How soon an expired request is tried again while the listener's accept queue is full.
 ///
-/// Nothing goes over the wire in between; the server has 20 chances a second to have called `accept()`.
+/// Nothing goes over the wire in between: 20 times a second the timer checks whether the server has
+/// called `accept()`.
 const ACCEPT_QUEUE_RETRY: Nanos = Nanos::from_millis(50);
 
-/// For how long a parked request's own timer, which is to send the SYN-ACK again, is let be. Most clients send sooner, and the
-/// timer need not be touched for them.
+/// How long the SYN-ACK timer of a parked request stays armed before it is deferred. Most clients
+/// send sooner, and the timers of their requests need not be touched.
 const DEFER_AFTER: Nanos = Nanos::from_millis(300);
-/// If one is put off then, so are those of all requests that were parked at least this long ago, so that the listener's timer
-/// does not fire for each.
+/// How long a request must have been parked for its SYN-ACK timer to be deferred in one batch with
+/// another one, so that the listener's timer does not fire for each request.
 const DEFER_BATCH: Nanos = Nanos::from_millis(150);
-/// If it is to fire sooner than this, it is put off at once.
+/// How much time a SYN-ACK timer must have left to stay armed; otherwise it is deferred at once.
 const MIN_REMAINING: Nanos = Nanos::from_millis(600);
-/// It may fire nonetheless, on a machine that stands still meanwhile. Should it do so again and again, the request must outlive
-/// that: it counts as one timeout each time, never as more.
+/// How often an armed SYN-ACK timer must be allowed to fire. It may fire although it is to be
+/// deferred, if the machine stalls. The count of timeouts is reset each time, so it never
+/// exceeds one, and the request survives any number of such firings.
 const MIN_TIMEOUTS_LEFT: u8 = 2;
 
-/// May the own timer of a request run on that is parked now? It has fired `timeouts` times, may fire `max_timeouts` times, and has
-/// `left` until then.
+/// Returns whether the SYN-ACK timer of a request that is parked now may stay armed. The timer has
+/// fired `timeouts` times, may fire `max_timeouts` times, and has `left` until it fires next.
 #[inline]
 pub fn may_synack_timer_run(timeouts: u8, max_timeouts: u8, left: Nanos) -> bool {
     timeouts == 0 && max_timeouts >= MIN_TIMEOUTS_LEFT && left >= MIN_REMAINING
 }
 
-/// When the own timer of a request that was parked at `parked_at` is to be put off.
+/// Returns when to defer the SYN-ACK timer of a request that was parked at `parked_at`.
 #[inline]
 pub const fn synack_timer_deferral(parked_at: Nanos) -> Nanos {
     parked_at.after(DEFER_AFTER)
 }
 
-/// If some are put off `now`, is that of a request that was parked at `parked_at`, too?
+/// Returns whether a batch of SYN-ACK timers that is deferred `now` includes the timer of a request
+/// that was parked at `parked_at`.
 pub const fn is_deferred_with_batch(now: Nanos, parked_at: Nanos) -> bool {
     now.0 >= parked_at.after(DEFER_BATCH).0
 }
 
-/// Why a parked request's time is up.
+/// Why a parked request has expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expiry {
     /// It has reached its deadline.
     Timeout,
-    /// More are parked than may be, and it is the oldest.
+    /// More requests are parked than allowed, and it is the oldest.
     Eviction,
 }
 
 /// What a listener's timer must do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimerAction {
-    /// Nobody has a deadline.
+    /// Nothing: no request has a deadline.
     Idle,
     /// Fire at this point.
     At(Nanos),
-    /// The oldest parked request's time is up.
+    /// Expire the oldest parked request.
     Expire(Expiry),
 }
 
-/// Decides what a listener's timer does at `now`, given how many are parked, and when the oldest was.
+/// Decides what a listener's timer does at `now`, given how many requests are parked, and when the
+/// oldest was.
 ///
-/// `accept_queue_full`: a connection made now would be refused, so one that is to be accepted waits for room.
+/// `accept_queue_full`: a connection made now would be refused, so a request that is to be accepted
+/// waits for room.
 pub fn timer_action(
     now: Nanos,
     config: &Config,

@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The filters: when a connection is worth accepting.
+//! The filters, which decide when a connection is worth accepting.
 
 use super::SegmentKind;
 
 /// What a filter makes of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing to read yet: the connection waits.
+    /// The server has nothing to read yet: the connection waits.
     Wait,
-    /// Something for the server to do: the connection is accepted.
+    /// The server has something to do: the connection is accepted.
     Ready,
 }
 
-/// An accept filter, by the name a server asks for it.
+/// An accept filter, which a server asks for by name.
 pub trait Filter {
-    /// The name given to `setsockopt(IPPROTO_TCP, TCP_ULP)`: at most 15 bytes, as `TCP_ULP_NAME_MAX` is 16.
+    /// The name given to `setsockopt(IPPROTO_TCP, TCP_ULP)`: at most 15 bytes, as
+    /// `TCP_ULP_NAME_MAX` is 16.
     const NAME: &'static str;
 
     /// Judges a segment that acknowledges the SYN-ACK and lies in the window.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The host's root of accf's policy, so that it can be tested with `cargo test`.
+//! The crate root of accf's policy on the host, where `cargo test` tests it.
 //!
-//! The module reaches the same files with `mod policy;`. Only attributes of a crate root belong here.
+//! The kernel module includes the same files with `mod policy;`. Only attributes of a crate root
+//! belong here.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What an accept filter decides.
+//! The decisions of an accept filter.
 //!
-//! Pure: no kernel types, no clock (time is passed in), no `unsafe`, no allocation. `net/` shows it what arrived and
-//! obeys the [`Action`], [`Admission`], [`TimerAction`] or [`SynAck`] that comes back. The same files are a crate on the host
-//! (`accf-policy`), where properties of whole histories are tested.
+//! Pure: no kernel types, no clock (time is passed in), no `unsafe`, no allocation. `net/` passes
+//! in what arrived, and carries out the [`Action`], [`Admission`], [`TimerAction`] or [`SynAck`]
+//! that comes back. The same files are a crate on the host (`accf-policy`), where properties of
+//! whole histories are tested.
 
 mod backlog;
 mod config;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The life of one connection request: fresh, parked, due.
+//! The life of one connection request: unparked, parked, expired.
 
 use super::{
     Bypass,
@@ -9,11 +9,12 @@ use super::{
 
 /// What a segment carries, as far as a filter cares.
 ///
-/// Every segment judged here passed `tcp_check_req()`: it acknowledges our SYN-ACK, lies in the window, is no SYN and
-/// no RST (RFC 9293, section 3.10.7.4).
+/// Every segment judged here has passed `tcp_check_req()`: it acknowledges our SYN-ACK, lies in the
+/// window, and is neither a SYN nor an RST (RFC 9293, section 3.10.7.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentKind {
-    /// Ends where the SYN ended: the third segment of a handshake without data, or a copy of it.
+    /// Ends where the SYN ended: the third segment of a handshake without data, or a
+    /// duplicate of it.
     BareAck,
     /// Carries at least one byte, or leaves a gap before what it carries.
     Data,
@@ -21,13 +22,13 @@ pub enum SegmentKind {
     Fin,
 }
 
-/// Where a request stands.
+/// The state of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)] // Told apart with one instruction, unlike what the compiler makes of a niche.
+#[repr(u8)] // One instruction tells the variants apart; a niche of `Bypass` would take more.
 pub enum Phase {
-    /// The kernel's alone: its bare ACK may be parked.
+    /// Not parked: its bare ACK may park it.
     Unparked,
-    /// Must stay the kernel's alone: fails open.
+    /// Not parked, and must stay so: it goes on as on a plain listener.
     Exempt(Bypass),
     /// Parked: acknowledged, waiting for data or its deadline.
     Parked,
@@ -37,22 +38,22 @@ pub enum Phase {
 
 /// What to do with a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)] // As above.
+#[repr(u8)] // One instruction tells the variants apart; a niche of `Bypass` would take more.
 pub enum Action {
-    /// Swallow it, mark the request acked, start its deadline.
+    /// Drop the segment, mark the request acked, start its deadline.
     Park,
-    /// Swallow it; the request stays parked and its deadline stands.
+    /// Drop the segment; the request stays parked and its deadline stands.
     Hold,
-    /// Give it to TCP: the connection is made.
+    /// Pass the segment to TCP, which makes the connection.
     Admit,
-    /// Give it to TCP, although the filter would have it wait.
+    /// Pass the segment to TCP, although the filter wants the connection to wait.
     Bypass(Bypass),
 }
 
 /// Decides about a segment, by its filter's verdict and the `phase` of its request.
 ///
-/// Where a request stands matters only if it is to wait: who has something for the server is never kept from it, and need
-/// not be asked.
+/// `phase` is evaluated only if the connection is to wait: a segment that has something for the
+/// server is never kept from it, whatever the state of its request.
 #[inline]
 pub fn on_segment(verdict: Verdict, phase: impl FnOnce() -> Phase) -> Action {
     match verdict {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a listener counts.
+//! The counters of a listener.
 
 use super::{
     Expiry,
@@ -22,21 +22,22 @@ pub enum End {
     TimeoutReset,
     /// Dropped at the deadline.
     TimeoutDrop,
-    /// Attached room for another one.
+    /// Accepted, reset or dropped before the deadline, to make room for another one.
     Evicted,
-    /// The kernel dropped it: the client's RST, as a rule.
+    /// Dropped by the kernel, usually because of the client's RST.
     Aborted,
-    /// Given back to the kernel.
+    /// Fell back to plain TCP.
     Fallback,
 }
 
 impl End {
-    /// How many there are.
+    /// The number of variants.
     pub const COUNT: usize = 8;
 
-    /// The end of a connection that was made because `segment` came, when it was `due` for a reason, or not at all.
-    pub const fn of_accepted(segment: SegmentKind, due: Option<Expiry>) -> Self {
-        match (segment, due) {
+    /// Returns the end of a connection that `segment` made, with the reason why its request had
+    /// `expired`, if it had.
+    pub const fn of_accepted(segment: SegmentKind, expired: Option<Expiry>) -> Self {
+        match (segment, expired) {
             (SegmentKind::Data, _) => Self::Data,
             (SegmentKind::Fin, _) => Self::Fin,
             (SegmentKind::BareAck, Some(expiry)) => Self::of_expired(expiry, OnTimeout::Accept),
@@ -44,7 +45,7 @@ impl End {
         }
     }
 
-    /// The end of a connection that was due for a reason, and met with its listener's policy.
+    /// Returns the end of a connection whose request expired, by its listener's `on_timeout`.
     pub const fn of_expired(expiry: Expiry, on_timeout: OnTimeout) -> Self {
         match (expiry, on_timeout) {
             (Expiry::Eviction, _) => Self::Evicted,
@@ -55,7 +56,7 @@ impl End {
     }
 }
 
-/// Why a connection that the filter would have held back was not parked.
+/// Why a connection that the filter wanted parked was not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bypass {
     /// The SYN was answered with a syncookie.
@@ -64,11 +65,11 @@ pub enum Bypass {
     FastOpen,
     /// `net.ipv4.tcp_abort_on_overflow` is set.
     AbortOnOverflow,
-    /// `max_parked` was reached, and nobody could be accepted to make room.
+    /// `max_parked` was reached, and the oldest could not be accepted: the accept queue was full.
     AcceptQueueFull,
     /// There was no memory.
     NoMemory,
-    /// The namespace has as many as it may.
+    /// The network namespace has reached its limit.
     NamespaceLimit,
     /// The listener checks signatures (RFC 2385, RFC 5925).
     Signed,
@@ -77,29 +78,29 @@ pub enum Bypass {
 }
 
 impl Bypass {
-    /// How many there are.
+    /// The number of variants.
     pub const COUNT: usize = 8;
 }
 
-/// The buckets of [`Stats::wait_log2`].
+/// The number of buckets of [`Stats::wait_log2`].
 pub const WAIT_BUCKETS: usize = 32;
 
 /// A listener's counters.
 ///
-/// Whatever was parked is parked now or came to exactly one end.
+/// Every connection that was ever parked is parked now or came to exactly one end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Parked now.
+    /// Connections that are parked now.
     pub parked: u64,
-    /// Parked ever.
+    /// Connections that were ever parked.
     pub parked_total: u64,
-    /// By [`End`].
+    /// Connections that are not parked any more, by [`End`].
     ended: [u64; End::COUNT],
-    /// By [`Bypass`].
+    /// Connections that were not parked, by [`Bypass`].
     bypassed: [u64; Bypass::COUNT],
-    /// SYN-ACKs that a parked request's timer asked for.
+    /// SYN-ACKs that the SYN-ACK timer of a parked request asked for, and that were not sent.
     pub synack_suppressed: u64,
-    /// How long clients took to send: bucket `i` is for less than 2^i milliseconds.
+    /// How long clients took to send: bucket `i` counts waits of less than 2^i milliseconds.
     pub wait_log2: [u64; WAIT_BUCKETS],
 }
 
@@ -107,12 +108,12 @@ impl Stats {
     /// Counts a connection that is parked.
     #[inline]
     pub fn park(&mut self) {
-        // 64 bits: nobody parks so many.
+        // Never wraps: a listener cannot park 2^64 connections.
         self.parked = self.parked.wrapping_add(1);
         self.parked_total = self.parked_total.wrapping_add(1);
     }
 
-    /// Counts a connection that is not parked any more, having waited for so long.
+    /// Counts a connection that is not parked any more, and was for a time of `waited`.
     #[inline]
     pub fn end(&mut self, end: End, waited: Nanos) {
         self.parked -= 1;
@@ -128,18 +129,18 @@ impl Stats {
         self.bypassed[cause as usize] += 1;
     }
 
-    /// How many came to this end.
+    /// Returns how many connections came to this end.
     pub const fn ended(&self, end: End) -> u64 {
         self.ended[end as usize]
     }
 
-    /// How many were not parked for this cause.
+    /// Returns how many connections were not parked for this cause.
     pub const fn bypassed(&self, cause: Bypass) -> u64 {
         self.bypassed[cause as usize]
     }
 }
 
-/// The bucket of a wait: 0 for less than a millisecond, and one more each time it doubles.
+/// Returns the bucket of a wait: 0 for less than a millisecond, and one more each time it doubles.
 fn wait_bucket(waited: Nanos) -> usize {
     let millis = waited.0 / 1_000_000;
     let bits = u64::BITS - millis.leading_zeros();
