@@ -2,9 +2,9 @@
 
 //! accf: accept filters for TCP listeners.
 //!
-//! A listener with a filter gets a connection from `accept()` only once it is worth accepting; until then it is a
-//! connection request that has been acknowledged and is parked. This page is the list of filters; what they decide is
-//! in [`policy`], and how TCP is made to obey in [`net`].
+//! `accept()` on a listener with a filter returns a connection only once it is worth accepting.
+//! Until then the connection is a request whose SYN-ACK has been acknowledged, and which is parked.
+//! This file lists the filters; [`policy`] decides, and [`net`] makes TCP carry out the decisions.
 
 use kernel::prelude::*;
 
@@ -34,19 +34,19 @@ module! {
     params: {
         timeout_ms: u32 {
             default: 60000,
-            description: "Milliseconds after which a silent connection meets on_timeout (0: never)",
+            description: "Milliseconds that a silent connection stays parked (0: no limit)",
         },
         on_timeout: u32 {
             default: 0,
-            description: "What becomes of it then (0: accepted, 1: reset, 2: dropped)",
+            description: "What becomes of it then, or if evicted (0: accept, 1: reset, 2: drop)",
         },
         max_parked: u32 {
             default: 16384,
-            description: "Connections a listener holds back at most; then the oldest makes room",
+            description: "Connections that a listener parks at most; one more evicts the oldest",
         },
         max_parked_netns: u32 {
             default: 262144,
-            description: "Connections all listeners of a network namespace hold back at most (0: any number)",
+            description: "Connections parked in a network namespace at most (0: no limit)",
         },
     },
 }
@@ -56,7 +56,7 @@ module! {
 struct Accf {
     #[pin]
     dataready: Registration,
-    // Dropped last.
+    // Dropped last, as the filters' listeners count in it.
     namespaces: Namespaces,
 }
 
@@ -72,7 +72,7 @@ impl kernel::InPlaceModule for Accf {
     }
 }
 
-/// What the parameters ask of every listener.
+/// Returns what the module's parameters ask of every listener.
 fn defaults() -> Result<Defaults> {
     let on_timeout = module_parameters::on_timeout.value();
     let max_parked = module_parameters::max_parked.value();

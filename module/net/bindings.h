@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What bindgen is shown: the kernel's request-socket types, and the functions of helpers.c.
+ * The input of bindgen: the kernel's request-socket types, and the functions
+ * of helpers.c, inject.c and reuseport.c.
  */
 #ifndef ACCF_NET_BINDINGS_H
 #define ACCF_NET_BINDINGS_H
@@ -29,45 +30,58 @@ enum {
 	ACCF_HZ = HZ,
 };
 
-/* Where to find, in bytes, what bindgen has no name for, or no stable one. */
+/*
+ * Offsets, in bytes, of fields for which bindgen has no name, or no stable one.
+ */
 enum {
 	ACCF_REQ_LISTENER = offsetof(struct request_sock, rsk_listener),
 	ACCF_SK_MAX_ACK_BACKLOG = offsetof(struct sock, sk_max_ack_backlog),
 	ACCF_SKB_TRANSPORT_HEADER = offsetof(struct sk_buff, transport_header),
 };
 
-/* What is to be known of a listener and of one of its requests before the request is parked. */
+/*
+ * The state of a listener and of one of its requests, checked before the
+ * request is parked.
+ */
 enum {
-	/* Why the kernel must deal with all requests of the listener alone. */
+	/* tcp_abort_on_overflow is set: no request may be parked. */
 	ACCF_ABORTS_ON_OVERFLOW = 1,
+	/* The listener checks signatures: no request may be parked. */
 	ACCF_IS_SIGNED = 2,
 	/* The request is marked as acked. */
 	ACCF_IS_ACKED = 4,
-	/* It is not in the table of connections any more, or its listener has stopped. */
+	/*
+	 * The request is not in the table of connections any more, or its
+	 * listener has stopped.
+	 */
 	ACCF_IS_GONE = 8,
 };
 
-/* What a listener has done since. */
+/* What a listener has done since one of its requests was parked. */
 enum {
 	/* It has stopped. */
 	ACCF_HAS_STOPPED = 1,
-	/* It was shut down, or disconnected in another way, and has listened again then. */
+	/*
+	 * It has stopped, by shutdown() or by another way to disconnect, and
+	 * has listened again.
+	 */
 	ACCF_LISTENED_AGAIN = 2,
 };
 
-/* Who else is in a listener's group. */
+/* The SO_REUSEPORT group of a listener, and its other members. */
 enum {
-	/* It is in one. */
+	/* The listener is in a group. */
 	ACCF_IN_GROUP = 1,
-	/* There is a listener that sees to it that no copy of a request outlives the module. */
+	/* A member makes sure that no clone outlives the module. */
 	ACCF_RESTORES_CLONES = 2,
-	/* There is somebody who does not, or may be. */
+	/* A member does not, or there may be such a member. */
 	ACCF_MAY_HOLD_CLONES = 4,
 };
 
 /* Both ends of a connection request, as they stand on the wire. */
 struct accf_endpoints {
-	u16 family; /* of the packets: AF_INET also for a v4-mapped client of an IPv6 listener */
+	/* Of the packets: AF_INET also for a v4-mapped client. */
+	u16 family;
 	__be16 client_port;
 	__be16 server_port;
 	__be32 client_v4;
@@ -76,11 +90,14 @@ struct accf_endpoints {
 	struct in6_addr server_v6;
 };
 
-/* A request's own timer. */
+/* The SYN-ACK timer of a request. */
 struct accf_synack_timer {
-	long left; /* in jiffies; 0 if it is not pending, or late */
-	u8 timeouts; /* how often it has fired */
-	u8 max_timeouts; /* how often it may, if the backlog is not under pressure */
+	/* Jiffies until it fires; 0 if it is not pending, or late. */
+	long left;
+	/* How often it has fired. */
+	u8 timeouts;
+	/* How often it may fire while the backlog is not under pressure. */
+	u8 max_timeouts;
 };
 
 /* Contexts. */
@@ -99,7 +116,8 @@ void accf_netns_uncharge(struct accf_net *net);
 void accf_uncharge(struct accf_net *net, struct sock *sk, int young);
 
 /* User space. */
-int accf_copy_struct_from_sockptr(void *to, size_t to_size, sockptr_t from, size_t from_size);
+int accf_copy_struct_from_sockptr(void *to, size_t to_size, sockptr_t from,
+				  size_t from_size);
 bool accf_may_set_max_parked(const struct sock *sk);
 size_t accf_page_size(void);
 size_t accf_nla_total_size(size_t payload);
@@ -109,7 +127,8 @@ bool accf_diag_has_room(const struct sk_buff *skb, size_t len);
 u8 accf_sk_state(const struct sock *sk);
 bool accf_sk_acceptq_is_full(const struct sock *sk);
 bool accf_has_listened(const struct sock *sk);
-u32 accf_reuseport_peers(const struct sock *sk, bool (*peer_restores_clones)(const struct sock *sk));
+u32 accf_reuseport_peers(const struct sock *sk,
+			 bool (*peer_restores_clones)(const struct sock *sk));
 bool accf_is_in_group(const struct sock *sk);
 bool accf_has_left_group(const struct sock *sk);
 u32 accf_exemption_flags(const struct sock *sk);
@@ -135,15 +154,16 @@ unsigned long accf_jiffies(void);
 u32 accf_rto_max(void);
 u32 accf_echoed_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr);
 void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us);
-void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *ends);
+void accf_req_endpoints(const struct request_sock *req,
+			struct accf_endpoints *ends);
 bool accf_req_can_migrate(const struct request_sock *req);
 u32 accf_req_listener_since(const struct request_sock *req, u32 write_seq);
 bool accf_req_is_connected(const struct request_sock *req);
 void accf_req_note_tsval_sent(struct request_sock *req);
 
 /* Segments. */
-struct sk_buff *accf_skb_received(const struct request_sock *req, const void *packet, u32 len,
-				  u32 network_len);
+struct sk_buff *accf_skb_received(const struct request_sock *req,
+				  const void *packet, u32 len, u32 network_len);
 bool accf_skb_route(const struct request_sock *req, struct sk_buff *skb);
 void accf_skb_fill_cb(const struct request_sock *req, struct sk_buff *skb);
 void accf_tcp_rcv(const struct request_sock *req, struct sk_buff *skb);

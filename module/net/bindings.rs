@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The generated bindings: `bindings.h` as bindgen read it, layout assertions included.
+//! The bindings that bindgen generates from `bindings.h`, with layout assertions.
 //!
-//! Nominally these types are not those of `kernel::bindings`, where the request-socket types are opaque.
+//! To Rust, these types differ from those of `kernel::bindings`, where the request-socket types are
+//! opaque.
 
 #![allow(
     clippy::all,
@@ -34,7 +35,8 @@ type __kernel_size_t = usize;
 type __kernel_ssize_t = isize;
 type __kernel_ptrdiff_t = isize;
 
-// SAFETY: `__BindgenBitfieldUnit<Storage>` is a newtype around `Storage`; bindgen does not derive this itself.
+// SAFETY: `__BindgenBitfieldUnit<Storage>` is a newtype around `Storage`, which is `Zeroable`;
+// bindgen does not derive this itself.
 unsafe impl<Storage> Zeroable for __BindgenBitfieldUnit<Storage> where Storage: Zeroable {}
 
 include!(concat!(env!("ACCF_NET_OBJ"), "/bindings_generated.rs"));
