@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What is counted for each network namespace: its parked requests (`struct accf_net`).
+//! The counter of parked requests in each network namespace (`struct accf_net`).
 
 use kernel::{
     error::to_result,
@@ -13,37 +13,38 @@ use kernel::{
 
 use super::bindings;
 
-/// Is there a [`Namespaces`]?
+/// Whether there is a [`Namespaces`].
 static REGISTERED: Atomic<bool> = Atomic::new(false);
 
-/// Every network namespace has its counters until this is dropped; listeners need them.
+/// Keeps a counter in every network namespace until it is dropped; listeners need the counters.
 ///
 /// There is one for the module. Making and dropping it may sleep.
 ///
 /// # Invariants
 ///
-/// There is no other, and the operations are registered.
+/// There is only one value of the type, and `accf_net_ops` is registered while it lives.
 pub(crate) struct Namespaces(());
 
 impl Namespaces {
-    /// Gives every network namespace its counters, also those that are made later.
+    /// Gives every network namespace its counter, including those that are made later.
     ///
-    /// `EBUSY`: they have some.
+    /// `EBUSY`: there is a [`Namespaces`] already.
     pub(crate) fn register() -> Result<Self> {
         REGISTERED
             .cmpxchg(false, true, Relaxed)
             .map_err(|_| EBUSY)?;
-        // SAFETY: may sleep here; not registered, as there was no other.
+        // SAFETY: May sleep here. Not registered yet, as there was no `Namespaces`.
         to_result(unsafe { bindings::accf_netns_register() })
             .inspect_err(|_| REGISTERED.store(false, Relaxed))?;
-        // INVARIANT: just registered, and whoever comes finds the flag.
+        // INVARIANT: Just registered. While `REGISTERED` is set, no other call gets this far.
         Ok(Self(()))
     }
 }
 
 impl Drop for Namespaces {
     fn drop(&mut self) {
-        // SAFETY: registered by the type invariants. May sleep here; and no listener is left that could count.
+        // SAFETY: Registered by the type invariants. May sleep here. No listener is left that could
+        // count.
         unsafe { bindings::accf_netns_unregister() };
         REGISTERED.store(false, Relaxed);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Dropping what RCU readers may still look at.
+//! Drops values that RCU readers may still use, once those readers are done.
 //!
 //! The kernel crate has RCU guards but no `call_rcu()`.
 
@@ -19,13 +19,15 @@ use super::{
 ///
 /// # Safety
 ///
-/// Grace periods must wait for whoever has a value of the type.
+/// A grace period that begins while a value of the implementing type lives must not end before that
+/// value is dropped.
 pub(crate) unsafe trait ReadSide {}
 
-// SAFETY: that is what it is.
+// SAFETY: The guard calls `rcu_read_lock()` when it is made, and `rcu_read_unlock()` when it is
+// dropped.
 unsafe impl ReadSide for kernel::sync::rcu::Guard {}
 
-// SAFETY: anything that disables softirqs can also serve as an RCU read-side critical section (`rcu_read_lock_bh()` in
+// SAFETY: Disabled softirqs serve as an RCU read-side critical section too (`rcu_read_lock_bh()` in
 // include/linux/rcupdate.h).
 unsafe impl ReadSide for BhDisabled<'_> {}
 
@@ -38,7 +40,7 @@ pub(crate) struct RcuHead {
 }
 
 impl RcuHead {
-    /// A head that is not queued.
+    /// Creates a head that is not queued.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             head <- Opaque::uninit(),
@@ -46,9 +48,9 @@ impl RcuHead {
     }
 }
 
-// SAFETY: only `call_rcu()` and the callback touch the head, which take care of their own synchronisation.
+// SAFETY: Only `call_rcu()` and the callback access the head, and RCU synchronises the two.
 unsafe impl Send for RcuHead {}
-// SAFETY: as above.
+// SAFETY: Only `call_rcu()` and the callback access the head, and RCU synchronises the two.
 unsafe impl Sync for RcuHead {}
 
 /// A type that can be dropped after a grace period.
@@ -57,45 +59,52 @@ unsafe impl Sync for RcuHead {}
 ///
 /// `from_head()` must be the inverse of `head()`.
 pub(crate) unsafe trait DeferDrop: Send + Sync + 'static {
-    /// The head inside `self`.
+    /// Returns the head inside `self`.
     fn head(&self) -> &RcuHead;
 
-    /// The `Self` that contains `head`.
+    /// Returns the `Self` that contains `head`.
     ///
     /// # Safety
     ///
     /// `head` must have come from [`Self::head`] of a value that is still alive.
     unsafe fn from_head(head: *const RcuHead) -> *const Self;
 
-    /// Called before the drop, when no reader is left that could have found the value before it was unpublished. Softirq.
+    /// Runs before the drop, when no reader is left that found the value before it was unpublished.
+    /// Softirq.
     fn retire(&self) {}
 }
 
-/// Drops `value` once all RCU read-side critical sections that began before have ended (`call_rcu()`). Any context.
+/// Drops `value` once all RCU read-side critical sections that began before have ended
+/// (`call_rcu()`). Any context.
 ///
-/// [`kernel::sync::rcu::rcu_barrier`] waits for the drops that are under way, and must be called before the module's
-/// text goes.
+/// [`kernel::sync::rcu::rcu_barrier`] waits for the drops that are under way, and must be called
+/// before the module's text goes.
 ///
 /// # Safety
 ///
-/// Must be called at most once for one allocation: its head can be queued but once.
+/// `value` must not have been passed to this function before, through any of its references: its
+/// head can be queued only once.
 pub(crate) unsafe fn defer_drop<T: DeferDrop>(value: Arc<T>) {
     let head = value.head().head.get();
-    // The reference is taken up again in `drop_after_grace_period()`.
+    // `drop_after_grace_period()` takes this reference back.
     let _ = Arc::into_raw(value);
-    // SAFETY: the head is valid memory, pinned in an allocation that the forgotten reference keeps alive until the
-    // callback has run, and not queued by the contract of this function.
+    // SAFETY: The head is valid memory, pinned in an allocation that the leaked reference keeps
+    // alive until the callback has run. It is not queued, by the contract of this function.
     unsafe { bindings::call_rcu(head, Some(drop_after_grace_period::<T>)) };
 }
 
+/// Drops the `T` that contains `head`: the callback that [`defer_drop`] gives to `call_rcu()`.
+///
 /// # Safety
 ///
-/// For `call_rcu()` only, with the head that [`defer_drop`] queued.
+/// `head` must be the head of a `T` that [`defer_drop`] has queued. This must be called once for
+/// that, after a grace period.
 unsafe extern "C" fn drop_after_grace_period<T: DeferDrop>(head: *mut bindings::callback_head) {
-    // SAFETY: `RcuHead` is a transparent cell around the head that `defer_drop()` queued, inside a `T` that is alive
-    // by the reference forgotten there.
+    // SAFETY: `RcuHead` is a transparent cell around the head that `defer_drop()` queued, inside a
+    // `T` that the reference leaked there keeps alive.
     let value = unsafe { T::from_head(head.cast::<RcuHead>()) };
-    // SAFETY: takes up the very reference that `defer_drop()` forgot, once.
+    // SAFETY: Takes back the reference that `defer_drop()` leaked, once, by the contract of this
+    // function.
     let value = unsafe { Arc::from_raw(value) };
     value.retire();
 }

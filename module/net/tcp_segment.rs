@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The segment that `tcp_check_req()` shows us.
+//! TCP segments: reads the one that `tcp_check_req()` passes in, and builds a bare ACK.
 
 use core::{
     marker::PhantomData,
@@ -22,11 +22,11 @@ pub(crate) const AF_INET6: i32 = bindings::ACCF_AF_INET6 as i32;
 
 /// Length of a TCP header without options.
 const HEADER_LEN: usize = 20;
-/// Where it has what.
+/// Offsets of fields in a TCP header.
 const DATA_OFFSET: usize = 12;
 const FLAGS: usize = 13;
 const WINDOW: usize = 14;
-/// Flags.
+/// Flags of a TCP header.
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
 
@@ -34,8 +34,8 @@ const SYN: u8 = 0x02;
 ///
 /// # Invariants
 ///
-/// `skb` is valid for `'a`, its transport header is a whole TCP header in linear memory, options included, and its
-/// control block is TCP's (`tcp_v4_fill_cb()`, `tcp_v6_fill_cb()`).
+/// `skb` is valid for `'a`. Its transport header is a whole TCP header in linear memory, options
+/// included. Its control block is TCP's (`tcp_v4_fill_cb()`, `tcp_v6_fill_cb()`).
 #[derive(Clone, Copy)]
 pub(crate) struct TcpSegment<'a> {
     skb: *const bindings::sk_buff,
@@ -49,19 +49,20 @@ impl<'a> TcpSegment<'a> {
     ///
     /// `skb` must meet the type's invariants.
     pub(crate) unsafe fn from_raw(skb: *const bindings::sk_buff) -> Self {
-        // INVARIANT: by the contract of this function.
+        // INVARIANT: By the contract of this function.
         Self {
             skb,
             _skb: PhantomData,
         }
     }
 
-    /// Where its TCP header begins.
+    /// Returns a pointer to its TCP header.
     ///
-    /// Bytes, and no `struct tcphdr`: behind an Ethernet header nothing is aligned (`NET_IP_ALIGN` is 0 on x86).
+    /// To bytes, not to a `struct tcphdr`: after an Ethernet header the TCP header is not aligned
+    /// (`NET_IP_ALIGN` is 0 on x86).
     fn start(&self) -> *const u8 {
-        // SAFETY: the segment is valid, by the type invariants, with the offset of its transport header from where its buffer
-        // begins; both are in the same allocation.
+        // SAFETY: The segment is valid by the type invariants. So is the offset of its transport
+        // header from the beginning of its buffer, which lies in the same allocation.
         unsafe {
             let offset = self
                 .skb
@@ -72,29 +73,31 @@ impl<'a> TcpSegment<'a> {
         }
     }
 
-    /// What every TCP header has (RFC 9293, section 3.1).
+    /// Returns the part that every TCP header has (RFC 9293, section 3.1).
     fn header(&self) -> &[u8; HEADER_LEN] {
-        // SAFETY: by the type invariants a whole header is there, and stays as long as the segment. Bytes need no alignment.
+        // SAFETY: By the type invariants a whole header is there, and stays as long as the segment.
+        // Bytes need no alignment.
         unsafe { &*self.start().cast() }
     }
 
-    /// The options of its header.
+    /// Returns the options of its header.
     fn options(&self) -> &[u8] {
         let len = usize::from(self.header()[DATA_OFFSET] >> 4) * 4;
-        // SAFETY: by the type invariants all of the header is there, as many words of 32 bits as it says, and stays as long as the
-        // segment.
+        // SAFETY: By the type invariants the whole header is there, with as many words of 32 bits
+        // as its data offset says, and stays as long as the segment.
         let header = unsafe { slice::from_raw_parts(self.start(), len) };
         header.get(HEADER_LEN..).unwrap_or(&[])
     }
 
-    /// Does it open a connection?
+    /// Returns whether it opens a connection.
     pub(crate) fn is_syn(&self) -> bool {
         self.header()[FLAGS] & SYN != 0
     }
 
-    /// What the segment carries, as the reply to a SYN-ACK, where the client's SYN had the number `client_isn`.
+    /// Returns what the segment carries, as the reply to a SYN-ACK, where `client_isn` is the
+    /// sequence number of the client's SYN.
     pub(crate) fn kind(&self, client_isn: u32) -> policy::SegmentKind {
-        // SAFETY: the control block is TCP's, by the type invariants.
+        // SAFETY: The segment is valid and its control block is TCP's, by the type invariants.
         let end_seq = unsafe {
             let control_block = (&raw const (*self.skb).cb).cast::<bindings::tcp_skb_cb>();
             (*control_block).end_seq
@@ -110,13 +113,13 @@ impl<'a> TcpSegment<'a> {
         }
     }
 
-    /// The window in the header: not scaled.
+    /// Returns the window in the header, not scaled.
     pub(crate) fn window(&self) -> u16 {
         let header = self.header();
         u16::from_be_bytes([header[WINDOW], header[WINDOW + 1]])
     }
 
-    /// TSval and TSecr, if the segment carries timestamps and `request` agreed on using them.
+    /// Returns TSval and TSecr, if the segment carries timestamps and `request` has agreed on them.
     #[inline]
     pub(crate) fn timestamps(&self, request: &RequestSock<'_>) -> Option<Timestamps> {
         if request.uses_timestamps() {
@@ -134,16 +137,16 @@ const TCP_LEN: usize = 20;
 const TIMESTAMPS_LEN: usize = 12;
 const CAPACITY: usize = IPV6_LEN + TCP_LEN + TIMESTAMPS_LEN;
 
-/// Kinds of options.
+/// Kinds of TCP options.
 const END: u8 = 0;
 const NOP: u8 = 1;
 const TIMESTAMPS: u8 = 8;
-/// Length of the option, with its kind and this length.
+/// Length of the timestamps option, including its kind and length.
 const TIMESTAMPS_OPTION_LEN: u8 = 10;
 
 const TCP_FLAG_ACK: u8 = 0x10;
 const IPPROTO_TCP: u8 = 6;
-/// Any; it is only what a TCP of ours would see as the hop limit of its peer's packet.
+/// Any value: TCP only sees it as the hop limit of a packet of its peer.
 const HOP_LIMIT: u8 = 64;
 
 /// What distinguishes one bare ACK of a client from another. Numbers in host order.
@@ -151,17 +154,17 @@ const HOP_LIMIT: u8 = 64;
 pub(crate) struct BareAck {
     /// SEG.SEQ: the client's initial sequence number plus one.
     pub(crate) seq: u32,
-    /// SEG.ACK: ours plus one.
+    /// SEG.ACK: the server's initial sequence number plus one.
     pub(crate) ack: u32,
     /// SEG.WND as it stands in the header: not scaled.
     pub(crate) window: u16,
-    /// Where the connection uses them.
+    /// Its timestamps, if the connection uses them.
     pub(crate) timestamps: Option<Timestamps>,
 }
 
-/// The bytes of an IPv6 address, in network order.
+/// Returns the bytes of an IPv6 address, in network order.
 fn in6_bytes(address: &bindings::in6_addr) -> [u8; 16] {
-    // SAFETY: all three views of the union are 16 bytes without padding.
+    // SAFETY: All three views of the union are 16 bytes without padding.
     unsafe { address.in6_u.u6_addr8 }
 }
 
@@ -174,7 +177,8 @@ pub(crate) struct Timestamps {
     pub(crate) echo: u32,
 }
 
-/// The timestamps among the options of a TCP header, as `tcp_parse_options()` finds them where they are in use.
+/// Returns the timestamps among the options of a TCP header, as `tcp_parse_options()` finds them
+/// where they are in use.
 pub(crate) fn timestamps(mut options: &[u8]) -> Option<Timestamps> {
     let mut found = None;
     loop {
@@ -188,7 +192,7 @@ pub(crate) fn timestamps(mut options: &[u8]) -> Option<Timestamps> {
                 rest
             }
             [END, ..] => return found,
-            // The length counts the two bytes before it.
+            // The length includes the bytes of the kind and of the length itself.
             [_, len, ..] if len >= 2 => match options.get(usize::from(len)..) {
                 Some(rest) => rest,
                 None => return found,
@@ -198,7 +202,7 @@ pub(crate) fn timestamps(mut options: &[u8]) -> Option<Timestamps> {
     }
 }
 
-/// A packet that never goes over a wire.
+/// An IP packet with a bare ACK, which never goes over a wire.
 pub(crate) struct AckPacket {
     bytes: [u8; CAPACITY],
     len: usize,
@@ -206,9 +210,9 @@ pub(crate) struct AckPacket {
 }
 
 impl AckPacket {
-    /// An IP packet with `ack` from client to server.
+    /// Builds an IP packet with `ack` from client to server.
     ///
-    /// Its checksums are zero: whoever receives it must be told that they have been looked at.
+    /// Its checksums are zero: its `struct sk_buff` must say that they have been verified.
     pub(crate) fn new(ends: &accf_endpoints, ack: BareAck) -> Self {
         let mut packet = Self {
             bytes: [0; CAPACITY],
@@ -252,17 +256,17 @@ impl AckPacket {
         packet
     }
 
-    /// The whole packet, from its IP header.
+    /// Returns the whole packet, which begins with its IP header.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         self.bytes.get(..self.len).unwrap_or(&[])
     }
 
-    /// Length of the IP header in bytes.
+    /// Returns the length of the IP header in bytes.
     pub(crate) fn network_len(&self) -> usize {
         self.network_len
     }
 
-    /// Appends `bytes`. The capacity is that of the longest packet, so that nothing is ever left out.
+    /// Appends `bytes`. The capacity is that of the longest packet, so nothing is ever left out.
     fn put(&mut self, bytes: &[u8]) {
         let end = self.len + bytes.len();
         if let Some(space) = self.bytes.get_mut(self.len..end) {
