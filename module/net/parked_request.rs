@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What a request keeps while it is parked.
+//! The list entry of a parked request.
 
 use core::ptr::NonNull;
 
@@ -44,7 +44,7 @@ use super::{
     }, //
 };
 
-/// What a request keeps while it is parked: 64 bytes, with the reference count of its `Arc`.
+/// The list entry of a parked request: 64 bytes, with the reference count of its `Arc`.
 #[pin_data]
 pub(crate) struct ParkedRequest {
     #[pin]
@@ -52,25 +52,26 @@ pub(crate) struct ParkedRequest {
     ack: AckInfo,
 }
 
-/// What is to be known of a parked request.
+/// The data of a parked request: what its bare ACK carried, and its state.
 ///
-/// The atomics are written under the home's lock only, with no ordering of their own.
+/// The atomics are written only under the lock of the parking listener, and have no ordering of
+/// their own.
 pub(crate) struct AckInfo {
-    /// The request that owns this. Alive while this is in the queue, under the lock.
+    /// The request. Alive while its entry is in the queue, under the lock.
     request: NonNull<bindings::request_sock>,
     parked_at: Nanos,
-    /// The round-trip time that the first bare ACK showed, if it is known.
+    /// The round-trip time by the first bare ACK, if it is known.
     round_trip: Option<RoundTrip>,
-    /// [`RequestSock::write_seq`] when it was about to be parked.
+    /// [`RequestSock::write_seq`], read just before the request was parked.
     write_seq: u32,
-    /// TSval of the last bare ACK; means nothing without [`ParkedRequest::HAS_TSVAL`].
+    /// TSval of the last bare ACK; valid only with [`ParkedRequest::HAS_TSVAL`].
     tsval: Atomic<u32>,
     /// Window of the last bare ACK, and flags.
     state: Atomic<u32>,
 }
 
 impl AckInfo {
-    /// Of no request: to be replaced before anybody asks.
+    /// Returns the data of no request, which must be replaced before they are read.
     fn vacant() -> Self {
         Self {
             request: NonNull::dangling(),
@@ -82,7 +83,7 @@ impl AckInfo {
         }
     }
 
-    /// Of `request`, whose bare ACK `segment` is.
+    /// Returns the data of `request`, whose bare ACK is `segment`.
     #[inline]
     pub(crate) fn new(
         request: &RequestSock<'_>,
@@ -100,26 +101,29 @@ impl AckInfo {
         }
     }
 
-    /// Of a request that goes into this list or that, and is young or becomes it later.
+    /// Adds the flags of a request that is about to enter one of the two lists: whether its SYN-ACK
+    /// timer stays armed, and whether it was taken off the count of young requests.
     #[inline]
     pub(crate) fn begin(mut self, is_timer_armed: bool, is_young: bool) -> Self {
-        let fresh = if is_timer_armed {
+        let timer_armed = if is_timer_armed {
             ParkedFlags::TIMER_ARMED
         } else {
             0
         };
         let young = if is_young { ParkedFlags::YOUNG } else { 0 };
-        *self.state.get_mut() |= fresh | young;
+        *self.state.get_mut() |= timer_armed | young;
         self
     }
 }
 
-// SAFETY: `request` is only followed under the home's lock.
+// SAFETY: `request` is only dereferenced under the lock of the parking listener; the other fields
+// are `Send`.
 unsafe impl Send for AckInfo {}
-// SAFETY: as above; the other fields are constant, or atomic.
+// SAFETY: `request` is only dereferenced under the lock of the parking listener; the other fields
+// are constant, or atomic.
 unsafe impl Sync for AckInfo {}
 
-/// Where a parked request stands, all read at once.
+/// The flags of a parked request, read at once.
 #[derive(Clone, Copy)]
 pub(crate) struct ParkedFlags(u32);
 
@@ -130,7 +134,8 @@ impl ParkedFlags {
     const ACCEPT: u32 = 1 << 20;
     const TIMER_ARMED: u32 = 1 << 22;
 
-    /// One that is due, but not to be accepted, waits for that.
+    /// Returns the phase of the request. One that is to be reset or dropped counts as parked until
+    /// that is done.
     pub(crate) fn phase(self) -> Phase {
         if self.has(Self::ACCEPT) {
             Phase::Expired
@@ -139,7 +144,7 @@ impl ParkedFlags {
         }
     }
 
-    /// Why its time is up, if it is.
+    /// Returns why the request has expired, if it has.
     pub(crate) fn expired(self) -> Option<Expiry> {
         if self.has(Self::TIMED_OUT) {
             Some(Expiry::Timeout)
@@ -150,12 +155,12 @@ impl ParkedFlags {
         }
     }
 
-    /// Was the request taken off the listener's count of young ones?
+    /// Returns whether the request was taken off the listener's count of young requests.
     pub(crate) fn is_young(self) -> bool {
         self.has(Self::YOUNG)
     }
 
-    /// Is it in the list of those whose own timers may still run?
+    /// Returns whether the request is in the list of those whose SYN-ACK timers are still armed.
     pub(crate) fn is_timer_armed(self) -> bool {
         self.has(Self::TIMER_ARMED)
     }
@@ -177,7 +182,7 @@ impl ParkedRequest {
     const HAS_TSVAL: u32 = 1 << 16;
     const REFUSED: u32 = 1 << 21;
 
-    /// A new one, of no request yet, from memory that may be had without sleeping.
+    /// Allocates an entry of no request yet, without sleeping.
     #[cold]
     pub(crate) fn new() -> Result<Pin<UniqueArc<Self>>> {
         UniqueArc::pin_init(
@@ -189,14 +194,15 @@ impl ParkedRequest {
         )
     }
 
-    /// Makes one that nobody else has the request's that `facts` are of.
+    /// Makes `this`, to which there is no other reference, the entry of the request that `ack`
+    /// describes.
     #[inline]
     pub(crate) fn fill(mut this: Pin<UniqueArc<Self>>, ack: AckInfo) -> ListArc<Self> {
         *this.as_mut().project().ack = ack;
         ListArc::from(this)
     }
 
-    /// What `state` says of a bare ACK.
+    /// Returns the bits of `state` that describe a bare ACK.
     fn window_flags(window: u16, timestamps: Option<Timestamps>) -> u32 {
         let has_tsval = if timestamps.is_some() {
             Self::HAS_TSVAL
@@ -219,49 +225,51 @@ impl ParkedRequest {
         );
     }
 
-    /// The request.
+    /// Returns the request.
     ///
     /// # Safety
     ///
-    /// This is in the queue of its home, whose lock is held for as long as the request is used.
+    /// `self` must be in the queue of the parking listener, whose lock must be held for as long as
+    /// the returned value is used.
     pub(crate) unsafe fn request(&self) -> RequestSock<'_> {
-        // SAFETY: it was in memory when it was parked, with its listener; before it goes, its destructor takes this out
-        // of the queue, under the lock.
+        // SAFETY: The request was alive when it was parked, and had a listener. Before it is freed,
+        // its destructor takes this entry out of the queue, under the lock, which is held by the
+        // contract of this function.
         unsafe { RequestSock::from_raw(self.ack.request) }
     }
 
-    /// When it was parked.
+    /// Returns when it was parked.
     pub(crate) fn parked_at(&self) -> Nanos {
         self.ack.parked_at
     }
 
-    /// The round-trip time of the handshake, if it is known.
+    /// Returns the round-trip time of the handshake, if it is known.
     pub(crate) fn round_trip(&self) -> Option<RoundTrip> {
         self.ack.round_trip
     }
 
-    /// The next sequence number of the listener's socket then.
+    /// Returns [`RequestSock::write_seq`], read just before the request was parked.
     pub(crate) fn write_seq(&self) -> u32 {
         self.ack.write_seq
     }
 
-    /// The window of the last bare ACK: not scaled.
+    /// Returns the window of the last bare ACK, not scaled.
     pub(crate) fn window(&self) -> u16 {
         (self.ack.state.load(Relaxed) & Self::WINDOW) as u16
     }
 
-    /// TSval of the last bare ACK, if it had one.
+    /// Returns TSval of the last bare ACK, if it had one.
     pub(crate) fn tsval(&self) -> Option<u32> {
         self.has(Self::HAS_TSVAL)
             .then(|| self.ack.tsval.load(Relaxed))
     }
 
-    /// Where the request stands.
+    /// Returns the flags of the request.
     pub(crate) fn flags(&self) -> ParkedFlags {
         ParkedFlags(self.ack.state.load(Relaxed))
     }
 
-    /// Its time is up, and what becomes of it; or it is to wait on.
+    /// Marks the request as expired, with what is to become of it; `None` makes it wait again.
     pub(crate) fn set_expired(&self, expired: Option<(Expiry, OnTimeout)>) {
         let (expiry, on_timeout) = expired.unzip();
         self.set(ParkedFlags::TIMED_OUT, expiry == Some(Expiry::Timeout));
@@ -269,19 +277,20 @@ impl ParkedRequest {
         self.set(ParkedFlags::ACCEPT, on_timeout == Some(OnTimeout::Accept));
     }
 
-    /// It should have been accepted, and was refused. Was it so before?
+    /// Marks the request as one that was to be accepted and was refused. Returns whether it was
+    /// marked before.
     pub(crate) fn refuse(&self) -> bool {
         let before = self.has(Self::REFUSED);
         self.set(Self::REFUSED, true);
         before
     }
 
-    /// The request's own timer has been put off, and it goes into the other list.
+    /// Marks the request as one whose SYN-ACK timer is deferred: it moves to the list of those.
     pub(crate) fn set_timer_deferred(&self) {
         self.set(ParkedFlags::TIMER_ARMED, false);
     }
 
-    /// The request was taken off the listener's count of young ones, or put back on it.
+    /// Records whether the request is taken off the listener's count of young requests.
     pub(crate) fn set_young(&self, young: bool) {
         self.set(ParkedFlags::YOUNG, young);
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Filters as upper layer protocols of TCP: a listener asks for one by name, `setsockopt(fd, IPPROTO_TCP, TCP_ULP, …)`.
+//! Filters as upper layer protocols (ULPs) of TCP: a listener asks for one by name, with
+//! `setsockopt(fd, IPPROTO_TCP, TCP_ULP, …)`.
 
 use core::{
     marker::PhantomPinned,
@@ -31,15 +32,15 @@ use super::{
     sockopt::Defaults, //
 };
 
-/// So many filters can be registered at once.
+/// How many filters can be registered at once.
 const MAX_FILTERS: usize = 8;
 
-/// The registered filters: `init` of a ULP is not told which one it is of.
+/// The registered filters: TCP does not tell the `init` of a ULP which ULP it belongs to.
 static REGISTERED: [Atomic<usize>; MAX_FILTERS] = [const { Atomic::new(0) }; MAX_FILTERS];
 
-/// A filter that listeners can ask for until this is dropped.
+/// A registered filter, which listeners can ask for until this is dropped.
 ///
-/// Dropping may sleep. By then no listener has the filter: each holds a reference to the module.
+/// Dropping may sleep. No listener has the filter by then, as each holds a reference to the module.
 ///
 /// # Invariants
 ///
@@ -54,21 +55,22 @@ pub(crate) struct Registration {
     _pin: PhantomPinned,
 }
 
-// SAFETY: TCP's list of ULPs has a lock of its own, and the rest does not change.
+// SAFETY: TCP's list of ULPs, which `ops` is in, has a lock of its own; the rest does not change.
 unsafe impl Send for Registration {}
-// SAFETY: as above.
+// SAFETY: TCP's list of ULPs, which `ops` is in, has a lock of its own; the rest does not change.
 unsafe impl Sync for Registration {}
 
 impl Registration {
     /// Registers `F`, with `defaults` for every listener.
     ///
-    /// `EEXIST`: TCP has a ULP of this name. `ENAMETOOLONG`: the name does not fit. `ENOSPC`: too many filters.
+    /// `EEXIST`: TCP has a ULP of this name. `ENAMETOOLONG`: the name does not fit. `ENOSPC`:
+    /// [`MAX_FILTERS`] are registered.
     pub(crate) fn new<F: Filter>(
         defaults: Defaults,
         module: &'static ThisModule,
     ) -> impl PinInit<Self, Error> {
         try_pin_init!(&this in Self {
-            // In this order: from the registration on, `init()` looks at these.
+            // Before `ops`: once that is registered, `init()` reads these.
             name: F::NAME,
             defaults: defaults,
             ops <- Opaque::try_ffi_init(move |slot: *mut bindings::tcp_ulp_ops| {
@@ -82,14 +84,14 @@ impl Registration {
                     ..Default::default()
                 };
                 put_name(&mut ops.name, F::NAME)?;
-                // SAFETY: the slot is valid for writes, and stays where it is.
+                // SAFETY: The slot is valid for writes, and pinned.
                 unsafe { slot.write(ops) };
 
                 let registered = REGISTERED
                     .iter()
                     .find(|slot| slot.cmpxchg(0, this.as_ptr() as usize, Release).is_ok())
                     .ok_or(ENOSPC)?;
-                // SAFETY: the operations are valid until they are unregistered in `drop()`.
+                // SAFETY: The operations stay valid until `drop()` has unregistered them.
                 to_result(unsafe { bindings::tcp_register_ulp(slot) })
                     .inspect_err(|_| registered.store(0, Release))
             }),
@@ -97,26 +99,28 @@ impl Registration {
         }? Error)
     }
 
-    /// The registered filter `name`.
+    /// Returns the registered filter `name`.
     ///
     /// # Safety
     ///
-    /// For as long as the reference is used, the registration is not dropped: it is the one whose `init` the kernel is
-    /// calling, which holds a reference to the module.
+    /// `name` must be that of the registration whose `init` TCP is calling, and the returned
+    /// reference must not be used after that call: during it TCP holds a reference to the module,
+    /// so that the registration is not dropped.
     pub(crate) unsafe fn by_name<'a>(name: &str) -> Option<&'a Self> {
         REGISTERED.iter().find_map(|slot| {
-            // SAFETY: a registration in the table is alive, and was written before it entered.
+            // SAFETY: A registration is written before its address enters the table, and its
+            // address leaves the table before it is freed.
             let registration = unsafe { (slot.load(Acquire) as *const Self).as_ref() }?;
             (registration.name == name).then_some(registration)
         })
     }
 
-    /// For `icsk->icsk_ulp_ops`.
+    /// Returns the operations, for `icsk->icsk_ulp_ops`.
     pub(crate) fn as_ptr(&self) -> *const bindings::tcp_ulp_ops {
         self.ops.get()
     }
 
-    /// What its listeners are asked to do.
+    /// Returns what is asked of every listener with this filter.
     pub(crate) fn defaults(&self) -> Defaults {
         self.defaults
     }
@@ -125,7 +129,7 @@ impl Registration {
 #[pinned_drop]
 impl PinnedDrop for Registration {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: registered by the type invariants. Waits for readers of the list (`synchronize_rcu()`).
+        // SAFETY: Registered by the type invariants. May sleep here.
         unsafe { bindings::tcp_unregister_ulp(self.ops.get()) };
         let address = ptr::from_ref(&*self) as usize;
         for slot in &REGISTERED {
@@ -133,25 +137,27 @@ impl PinnedDrop for Registration {
                 slot.store(0, Release);
             }
         }
-        // A request that was dying when its listener closed may only now be in our destructor, and inet_diag in our
-        // `get_info`, and that in process context, where nothing but RCU tasks sees them; and listeners may wait for their
-        // drop. On PREEMPT_RT, RCU tasks takes a task that waits for a lock for one that has left; but whoever does is an RCU reader,
-        // from shortly after it has come until shortly before it leaves.
-        // SAFETY: may sleep here.
+        // The destructor of a request that was dying when its listener closed may still run, and so
+        // may `get_info()` for inet_diag, both in process context, where only RCU tasks sees them.
+        // On PREEMPT_RT, RCU tasks takes a task that waits for a lock for one that has returned;
+        // but both functions are RCU readers from shortly after their entry until shortly before
+        // their return. So this waits for their entry, for the RCU readers, for their return, and
+        // then for the listeners that are still to be dropped.
+        // SAFETY: May sleep here.
         unsafe { bindings::accf_synchronize_rcu_tasks() };
         rcu::synchronize_rcu();
-        // SAFETY: as above.
+        // SAFETY: May sleep here.
         unsafe { bindings::accf_synchronize_rcu_tasks() };
         rcu::rcu_barrier();
     }
 }
 
-/// Writes `name` and a NUL.
-fn put_name(place: &mut [kernel::ffi::c_char], name: &str) -> Result {
-    if name.len() >= place.len() {
+/// Writes `name` to `buffer`, which is zeroed, so that a NUL follows.
+fn put_name(buffer: &mut [kernel::ffi::c_char], name: &str) -> Result {
+    if name.len() >= buffer.len() {
         return Err(ENAMETOOLONG);
     }
-    for (to, from) in place.iter_mut().zip(name.bytes()) {
+    for (to, from) in buffer.iter_mut().zip(name.bytes()) {
         *to = from;
     }
     Ok(())

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What user space asks of a listener, and is told: `struct accf_config` and `struct accf_stats` of `uapi/accf.h`.
+//! The socket options of a filtered listener: converts between `struct accf_config` and
+//! `struct accf_stats` of `uapi/accf.h` and the types of the policy, and copies to and from user
+//! space.
 
 use core::mem::size_of;
 
@@ -34,10 +36,10 @@ use super::bindings::{
     accf_stats, //
 };
 
-/// The level of our options.
+/// The level of accf's socket options.
 pub(crate) const SOL_ACCF: c_int = bindings::SOL_ACCF as c_int;
 
-/// The options of that level.
+/// An option of the level [`SOL_ACCF`].
 #[derive(Clone, Copy)]
 pub(crate) enum Name {
     Config,
@@ -45,7 +47,7 @@ pub(crate) enum Name {
 }
 
 impl Name {
-    /// `ENOPROTOOPT`: there is no such option.
+    /// Returns the option with this number. `ENOPROTOOPT`: there is none.
     pub(crate) fn from_number(number: c_int) -> Result<Self> {
         match u32::try_from(number) {
             Ok(bindings::ACCF_CONFIG) => Ok(Self::Config),
@@ -55,7 +57,7 @@ impl Name {
     }
 }
 
-// SAFETY: three 32-bit numbers, without padding.
+// SAFETY: Three 32-bit numbers, without padding.
 unsafe impl AsBytes for accf_config {}
 // SAFETY: 64-bit numbers only, without padding.
 unsafe impl AsBytes for accf_stats {}
@@ -87,13 +89,13 @@ impl TryFrom<accf_config> for Config {
 }
 
 impl From<&ListenerInfo> for accf_stats {
-    fn from(account: &ListenerInfo) -> Self {
+    fn from(info: &ListenerInfo) -> Self {
         let ListenerInfo {
             stats,
             half_open,
             half_open_young,
             ..
-        } = account;
+        } = info;
         Self {
             parked: stats.parked,
             half_open: i64::from(*half_open),
@@ -121,24 +123,26 @@ impl From<&ListenerInfo> for accf_stats {
     }
 }
 
-/// Reads the terms that the caller of `setsockopt()` asks for. May sleep.
+/// Reads the configuration that the caller of `setsockopt()` asks for. May sleep.
 ///
 /// # Safety
 ///
-/// `optval` and `len` are those of `setsockopt()`.
+/// `optval` must be valid for reads of `len` bytes if it points to kernel memory; a pointer to user
+/// space is checked.
 pub(crate) unsafe fn read_config(optval: bindings::sockptr_t, len: u32) -> Result<Config> {
     let len = len as usize;
-    // A first field that is cut in two is nobody's intention.
+    // Part of the first field makes no sense.
     if len < size_of::<u32>() {
         return Err(EINVAL);
     }
-    // As openat2() has it: nobody means that much, and to look at all of it takes time.
-    // SAFETY: computes.
+    // As in openat2(): no version of the structure is that long, and checking all bytes takes time.
+    // SAFETY: Returns a constant, without preconditions.
     if len > unsafe { bindings::accf_page_size() } {
         return Err(E2BIG);
     }
     let mut config = accf_config::default();
-    // SAFETY: `config` is as large as we say and any bytes will do for it; the rest by the contract of this function.
+    // SAFETY: `config` has the size that is passed with it, and any bytes are a valid value of it.
+    // `optval` and `len` are as the call needs them, by the contract of this function.
     to_result(unsafe {
         bindings::accf_copy_struct_from_sockptr(
             (&raw mut config).cast(),
@@ -150,7 +154,8 @@ pub(crate) unsafe fn read_config(optval: bindings::sockptr_t, len: u32) -> Resul
     config.try_into()
 }
 
-/// Answers `getsockopt()`: fills in as much of `value` as there is room for, and tells how much. May sleep.
+/// Answers `getsockopt()`: copies as much of `value` as there is room for, and writes the copied
+/// length to `optlen`. May sleep.
 pub(crate) fn write<T: AsBytes>(value: &T, optval: *mut c_char, optlen: *mut c_int) -> Result {
     let optlen = || UserSlice::new(UserPtr::from_ptr(optlen.cast()), size_of::<c_int>());
     let bytes = value.as_bytes();
@@ -166,20 +171,20 @@ pub(crate) fn write<T: AsBytes>(value: &T, optval: *mut c_char, optlen: *mut c_i
 /// What the module's parameters ask of every listener.
 #[derive(Clone, Copy)]
 pub(crate) struct Defaults {
-    /// The terms of a listener that asks for nothing else.
+    /// The configuration of a listener that does not set its own.
     pub(crate) config: Config,
-    /// How many requests may be parked in one network namespace; 0 for any number.
+    /// How many requests may be parked in one network namespace; 0 means no limit.
     pub(crate) namespace_limit: u32,
 }
 
-/// What [`Listener::account`] shows.
+/// A consistent picture of a listener's counters and configuration.
 pub(crate) struct ListenerInfo {
     /// The counters.
     pub(crate) stats: Stats,
-    /// The terms.
+    /// The configuration.
     pub(crate) config: Config,
-    /// Requests that count against the SYN backlog.
+    /// How many requests count against the SYN backlog.
     pub(crate) half_open: i32,
-    /// The young ones of them.
+    /// How many of these are young.
     pub(crate) half_open_young: i32,
 }
