@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! KUnit suites for the edges of accf that a client cannot reach: requests and segments are made up, listeners are
-//! real. The suites run when the module is loaded, with the module's own sources linked in.
+//! KUnit suites for the edges of accf that a client cannot reach: requests and segments are
+//! fabricated, listeners are real. The suites run when this module is loaded. The sources of accf
+//! are linked in.
 
 use kernel::prelude::*;
 
@@ -28,7 +29,8 @@ module! {
     license: "GPL v2",
 }
 
-/// A home for the suites, which KUnit finds in the module's `.kunit_test_suites` section and runs once this is there.
+/// The loaded module. KUnit finds the suites in its `.kunit_test_suites` section, and runs them
+/// once this is initialised.
 struct AccfKunit {
     _namespaces: net::netns::Namespaces,
 }

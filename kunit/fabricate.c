@@ -37,7 +37,8 @@ struct sock *accf_kunit_sk(struct socket *sock)
 
 int accf_kunit_attach(struct socket *sock, const char *name)
 {
-	return sock->ops->setsockopt(sock, SOL_TCP, TCP_ULP, KERNEL_SOCKPTR((void *)name), strlen(name));
+	return sock->ops->setsockopt(sock, SOL_TCP, TCP_ULP,
+				     KERNEL_SOCKPTR((void *)name), strlen(name));
 }
 
 void accf_kunit_close(struct socket *sock)
@@ -72,7 +73,7 @@ struct request_sock *accf_kunit_request(struct sock *listener, const struct requ
 	write_pnet(&treq->req.ireq_net, sock_net(listener));
 	timer_setup(&req->rsk_timer, timer_fired, TIMER_PINNED);
 	mod_timer(&req->rsk_timer, jiffies + HZ);
-	/* Whatever looks like being in a list. */
+	/* Any pointer but NULL makes it look hashed. */
 	req_to_sk(req)->sk_node.pprev = &req_to_sk(req)->sk_node.next;
 	reqsk_queue_added(&inet_csk(listener)->icsk_accept_queue);
 	refcount_set(&req->rsk_refcnt, 3);
@@ -81,19 +82,19 @@ struct request_sock *accf_kunit_request(struct sock *listener, const struct requ
 
 struct request_sock *accf_kunit_clone(const struct request_sock *req)
 {
-	struct tcp_request_sock *copy = kzalloc(sizeof(*copy), GFP_KERNEL);
+	struct tcp_request_sock *clone = kzalloc(sizeof(*clone), GFP_KERNEL);
 
-	if (!copy)
+	if (!clone)
 		return NULL;
-	/* The kernel's copy leaves the timer and the reference count out too: it sets them up anew. */
-	memcpy(copy, req, sizeof(*copy));
-	memset(&copy->req.req.rsk_timer, 0, sizeof(copy->req.req.rsk_timer));
-	timer_setup(&copy->req.req.rsk_timer, timer_fired, TIMER_PINNED);
-	sk_node_init(&req_to_sk(&copy->req.req)->sk_node);
-	refcount_set(&copy->req.req.rsk_refcnt, 3);
-	sock_hold(copy->req.req.rsk_listener);
-	reqsk_queue_added(&inet_csk(copy->req.req.rsk_listener)->icsk_accept_queue);
-	return &copy->req.req;
+	memcpy(clone, req, sizeof(*clone));
+	/* The kernel, too, sets up the timer and the reference count again. */
+	memset(&clone->req.req.rsk_timer, 0, sizeof(clone->req.req.rsk_timer));
+	timer_setup(&clone->req.req.rsk_timer, timer_fired, TIMER_PINNED);
+	sk_node_init(&req_to_sk(&clone->req.req)->sk_node);
+	refcount_set(&clone->req.req.rsk_refcnt, 3);
+	sock_hold(clone->req.req.rsk_listener);
+	reqsk_queue_added(&inet_csk(clone->req.req.rsk_listener)->icsk_accept_queue);
+	return &clone->req.req;
 }
 
 void accf_kunit_unhash(struct request_sock *req)
@@ -163,9 +164,11 @@ void accf_kunit_free(struct request_sock *req)
 	kfree(tcp_rsk(req));
 }
 
-struct sk_buff *accf_kunit_segment(const struct request_sock *req, u32 len, bool fin, u16 window)
+struct sk_buff *accf_kunit_segment(const struct request_sock *req, u32 len,
+				   bool fin, u16 window)
 {
-	struct sk_buff *skb = alloc_skb(sizeof(struct iphdr) + sizeof(struct tcphdr), GFP_KERNEL);
+	struct sk_buff *skb = alloc_skb(sizeof(struct iphdr) + sizeof(struct tcphdr),
+					GFP_KERNEL);
 	struct tcphdr *th;
 
 	if (!skb)
@@ -226,7 +229,7 @@ int accf_kunit_in_two_threads(void (*f)(void *arg), void *arg, unsigned int ms)
 	cpus_read_unlock();
 	if (!error)
 		msleep(ms);
-	/* Waits for their end. */
+	/* Waits until the threads have ended. */
 	while (i--)
 		kthread_stop(tasks[i]);
 	return error;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Real listeners, and requests and segments made up for them.
+ * Real listeners, and fabricated requests and segments for them.
  */
 #ifndef ACCF_KUNIT_FABRICATE_H
 #define ACCF_KUNIT_FABRICATE_H
@@ -12,22 +12,25 @@ struct sock;
 struct socket;
 struct tcp_request_sock_ops;
 
-/* A listener on loopback, any port. NULL if there is no memory. */
+/* Makes a listener on any address and port. NULL if that fails. */
 struct socket *accf_kunit_listener(int family);
 struct sock *accf_kunit_sk(struct socket *sock);
 int accf_kunit_attach(struct socket *sock, const char *name);
 void accf_kunit_close(struct socket *sock);
 
 /*
- * A request as it stands in the table after its SYN-ACK went out @age_us ago: three references, hashed, its timer set
- * to a second from now, counted as young.
+ * Makes a request as it is in the table of connections after its SYN-ACK was
+ * sent @age_us ago: three references, hashed, its SYN-ACK timer set to a second
+ * from now, counted as young.
  */
-struct request_sock *accf_kunit_request(struct sock *listener, const struct request_sock_ops *ops,
-					const struct tcp_request_sock_ops *tcp_ops, u32 age_us);
-/* As inet_reqsk_clone() copies it. */
+struct request_sock *accf_kunit_request(struct sock *listener,
+					const struct request_sock_ops *ops,
+					const struct tcp_request_sock_ops *tcp_ops,
+					u32 age_us);
+/* Clones @req as inet_reqsk_clone() does. */
 struct request_sock *accf_kunit_clone(const struct request_sock *req);
 void accf_kunit_unhash(struct request_sock *req);
-/* Makes it look as if its last reference were just gone. */
+/* Makes @req look as if its last reference had just been put. */
 void accf_kunit_kill(struct request_sock *req);
 unsigned int accf_kunit_references(const struct request_sock *req);
 void accf_kunit_stop_timer(struct request_sock *req);
@@ -40,11 +43,18 @@ u32 accf_kunit_last_tsval(const struct request_sock *req);
 u32 accf_kunit_tsval_now(const struct request_sock *req);
 void accf_kunit_free(struct request_sock *req);
 
-/* The reply to the SYN-ACK of @req: @len bytes of data, @fin or not. */
-struct sk_buff *accf_kunit_segment(const struct request_sock *req, u32 len, bool fin, u16 window);
+/*
+ * Makes the reply to the SYN-ACK of @req, with @len bytes of data, and with a
+ * FIN if @fin.
+ */
+struct sk_buff *accf_kunit_segment(const struct request_sock *req, u32 len,
+				   bool fin, u16 window);
 void accf_kunit_free_segment(struct sk_buff *skb);
 
-/* Has two threads, on a processor each, call @f with @arg again and again, for as long. May sleep; 0 or an error. */
+/*
+ * Runs two threads, each on a CPU of its own where there are two, which call
+ * @f with @arg in a loop for @ms milliseconds. Sleeps. Returns 0 or an error.
+ */
 int accf_kunit_in_two_threads(void (*f)(void *arg), void *arg, unsigned int ms);
 
 #endif /* ACCF_KUNIT_FABRICATE_H */

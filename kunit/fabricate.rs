@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Safe handles on what `fabricate.c` makes up, and on the functions of `net/` that only the kernel calls.
+//! Safe handles on what `fabricate.c` fabricates, and safe calls of the functions of `net/` that
+//! otherwise only the kernel calls.
 
 use core::{
     ffi::CStr,
@@ -43,7 +44,7 @@ use crate::{
     }, //
 };
 
-/// A filter like `dataready`, under a name that the module proper leaves free.
+/// A filter like `dataready`, under a name that accf itself does not register.
 pub(crate) struct TestFilter;
 
 impl Filter for TestFilter {
@@ -54,7 +55,7 @@ impl Filter for TestFilter {
     }
 }
 
-/// What the suites ask of listeners, but for a timeout.
+/// The defaults with which the suites register [`TestFilter`], except for the timeout.
 pub(crate) const DEFAULTS: Defaults = Defaults {
     config: Config {
         timeout: Timeout::Never,
@@ -64,7 +65,7 @@ pub(crate) const DEFAULTS: Defaults = Defaults {
     namespace_limit: 0,
 };
 
-/// Registers [`TestFilter`].
+/// Registers [`TestFilter`] with this timeout.
 pub(crate) fn register(timeout: Timeout) -> Result<Pin<KBox<Registration>>> {
     register_with(Defaults {
         config: Config {
@@ -86,14 +87,16 @@ pub(crate) fn register_with(defaults: Defaults) -> Result<Pin<KBox<Registration>
     )
 }
 
-/// How often the made-up originals were called.
+/// How often the original `send_synack` of fabricated requests was called.
 pub(crate) static SYNACKS: Atomic<i32> = Atomic::new(0);
-/// As above.
+/// How often the original destructor of fabricated requests was called.
 pub(crate) static DESTROYED: Atomic<i32> = Atomic::new(0);
 
+/// Counts the call: the original `send_synack` of fabricated requests.
+///
 /// # Safety
 ///
-/// None: looks at nothing.
+/// No preconditions: uses none of its arguments.
 unsafe extern "C" fn count_synack(
     _sk: *const bindings::sock,
     _dst: *mut bindings::dst_entry,
@@ -107,32 +110,34 @@ unsafe extern "C" fn count_synack(
     0
 }
 
+/// Counts the call: the original destructor of fabricated requests.
+///
 /// # Safety
 ///
-/// None: looks at nothing.
+/// No preconditions: does not use its argument.
 unsafe extern "C" fn count_destroyed(_req: *mut bindings::request_sock) {
     DESTROYED.add(1, Relaxed);
 }
 
-/// The operations of made-up requests, as constant as the kernel's own.
+/// The operations of fabricated requests, as constant as those of the kernel.
 struct Originals {
     ops: bindings::request_sock_ops,
     tcp: bindings::tcp_request_sock_ops,
 }
 
-// SAFETY: constant.
+// SAFETY: The operations are constant.
 unsafe impl Sync for Originals {}
 
 static ORIGINALS: Originals = Originals {
     ops: bindings::request_sock_ops {
         family: tcp_segment::AF_INET,
         destructor: Some(count_destroyed),
-        // SAFETY: all zeroes are null pointers and no numbers.
+        // SAFETY: All zeroes are valid: integers of 0, and functions and pointers that are NULL.
         ..unsafe { core::mem::zeroed() }
     },
     tcp: bindings::tcp_request_sock_ops {
         send_synack: Some(count_synack),
-        // SAFETY: as above.
+        // SAFETY: All zeroes are valid: integers of 0, and functions and pointers that are NULL.
         ..unsafe { core::mem::zeroed() }
     },
 };
@@ -141,36 +146,36 @@ static ORIGINALS: Originals = Originals {
 pub(crate) struct TestListener(NonNull<bindings::socket>);
 
 impl TestListener {
-    /// A listener with [`TestFilter`].
+    /// Makes a listener with [`TestFilter`].
     pub(crate) fn filtered() -> Result<Self> {
         let listener = Self::plain()?;
         listener.attach(c"accf_kunit")?;
         Ok(listener)
     }
 
-    /// A listener without a filter.
+    /// Makes a listener without a filter.
     pub(crate) fn plain() -> Result<Self> {
-        // SAFETY: no requirements.
+        // SAFETY: Called in process context; there is no other precondition.
         let sock = unsafe { bindings::accf_kunit_listener(tcp_segment::AF_INET) };
         NonNull::new(sock).map(Self).ok_or(ENOMEM)
     }
 
-    /// `setsockopt(TCP_ULP)`.
+    /// Calls `setsockopt(TCP_ULP)` with `name`.
     pub(crate) fn attach(&self, name: &CStr) -> Result {
-        // SAFETY: the socket is ours, and the name ends with a NUL.
+        // SAFETY: The socket is alive as long as `self`, and the name ends with a NUL.
         kernel::error::to_result(unsafe {
             bindings::accf_kunit_attach(self.0.as_ptr(), name.as_char_ptr())
         })
     }
 
     fn sk(&self) -> *mut bindings::sock {
-        // SAFETY: the socket is ours.
+        // SAFETY: The socket is alive as long as `self`.
         unsafe { bindings::accf_kunit_sk(self.0.as_ptr()) }
     }
 
-    /// Does the listener use operations of ours?
+    /// Returns whether the `icsk_af_ops` of the listener are overridden.
     pub(crate) fn has_accf_af_ops(&self) -> bool {
-        // SAFETY: the socket is ours, and nobody else changes it.
+        // SAFETY: The socket is alive as long as `self`, and no other code changes it.
         let hook = unsafe {
             let csk = self.sk().cast::<bindings::inet_connection_sock>();
             (*(*csk).icsk_af_ops).syn_recv_sock
@@ -179,149 +184,156 @@ impl TestListener {
         hook.is_some_and(|hook| ptr::fn_addr_eq(hook, ours))
     }
 
-    /// Has the kernel give it the operations of a plain socket, as where it connects to an IPv4-mapped address.
+    /// Gives it the `icsk_af_ops` of a plain socket, as the kernel gives it other ones when it
+    /// connects to an IPv4-mapped address.
     pub(crate) fn lose_af_ops(&self, plain: &Self) {
         let csk = |sk: *mut bindings::sock| sk.cast::<bindings::inet_connection_sock>();
-        // SAFETY: both sockets are ours.
+        // SAFETY: Both sockets are alive as long as their `TestListener`.
         unsafe { (*csk(self.sk())).icsk_af_ops = (*csk(plain.sk())).icsk_af_ops };
     }
 
-    /// How many requests count against its SYN backlog.
+    /// Returns how many requests count against its SYN backlog.
     pub(crate) fn half_open(&self) -> i32 {
-        // SAFETY: the socket is ours.
+        // SAFETY: The socket is alive as long as `self`.
         unsafe { bindings::accf_qlen(self.sk()) }
     }
 
-    /// Its counters.
+    /// Returns its counters.
     pub(crate) fn stats(&self) -> Result<Stats> {
         let bh = BhGuard::new();
         let bh = bh.token();
-        // SAFETY: the listener, if filtered, was filtered by `callbacks::ulp::init()`.
+        // SAFETY: The socket is alive as long as `self`. If it has a filter, that was attached by
+        // `callbacks::ulp::init()`.
         let listener = unsafe { Listener::of(self.sk(), &bh) }.ok_or(ENOENT)?;
         Ok(listener.account(&bh).stats)
     }
 
-    /// Its terms.
+    /// Returns its configuration.
     pub(crate) fn config(&self) -> Result<Config> {
         let bh = BhGuard::new();
         let bh = bh.token();
-        // SAFETY: as in `stats()`.
+        // SAFETY: The socket is alive as long as `self`. If it has a filter, that was attached by
+        // `callbacks::ulp::init()`.
         let listener = unsafe { Listener::of(self.sk(), &bh) }.ok_or(ENOENT)?;
         Ok(listener.account(&bh).config)
     }
 
-    /// `setsockopt(SOL_ACCF, ACCF_CONFIG)`, without the way there.
+    /// Changes its configuration, as `setsockopt(SOL_ACCF, ACCF_CONFIG)` does.
     pub(crate) fn set_config(&self, config: Config) -> Result {
         let bh = BhGuard::new();
         let bh = bh.token();
-        // SAFETY: as in `stats()`.
+        // SAFETY: The socket is alive as long as `self`. If it has a filter, that was attached by
+        // `callbacks::ulp::init()`.
         let listener = unsafe { Listener::of(self.sk(), &bh) }.ok_or(ENOENT)?;
         listener.set_config(&bh, config);
         Ok(())
     }
 
-    /// How many of its requests count as young.
+    /// Returns how many of its requests count as young.
     pub(crate) fn young(&self) -> i32 {
-        // SAFETY: the socket is ours.
+        // SAFETY: The socket is alive as long as `self`.
         unsafe { bindings::accf_young(self.sk()) }
     }
 }
 
 impl Drop for TestListener {
     fn drop(&mut self) {
-        // SAFETY: the socket is ours.
+        // SAFETY: The socket is alive, and is not used any more.
         unsafe { bindings::accf_kunit_close(self.0.as_ptr()) };
     }
 }
 
-/// A made-up request of a listener.
+/// A fabricated request of a listener.
 pub(crate) struct TestRequest(NonNull<bindings::request_sock>);
 
 impl TestRequest {
-    /// A request whose SYN-ACK went out `age_us` microseconds ago.
+    /// Makes a request whose SYN-ACK was sent `age_us` microseconds ago.
     pub(crate) fn new(listener: &TestListener, age_us: u32) -> Result<Self> {
-        // SAFETY: the listener is alive, and the operations are constant.
+        // SAFETY: The listener is alive, and the operations are constant.
         let req = unsafe {
             bindings::accf_kunit_request(listener.sk(), &ORIGINALS.ops, &ORIGINALS.tcp, age_us)
         };
         NonNull::new(req).map(Self).ok_or(ENOMEM)
     }
 
-    /// As `inet_reqsk_clone()` copies it.
+    /// Clones it as `inet_reqsk_clone()` does.
     pub(crate) fn kernel_clone(&self) -> Result<Self> {
-        // SAFETY: the request is ours.
+        // SAFETY: The request is alive as long as `self`.
         NonNull::new(unsafe { bindings::accf_kunit_clone(self.0.as_ptr()) })
             .map(Self)
             .ok_or(ENOMEM)
     }
 
-    /// The request as `net/` sees it.
+    /// Returns the request as the type of `net/`.
     pub(crate) fn request(&self) -> RequestSock<'_> {
-        // SAFETY: alive as long as `self`, with a listener.
+        // SAFETY: The request is alive as long as `self`, and has a listener.
         unsafe { RequestSock::from_raw(self.0) }
     }
 
-    /// Takes it out of the table.
+    /// Makes it look as if it were not in the table of connections any more.
     pub(crate) fn unhash(&self) {
-        // SAFETY: the request is ours.
+        // SAFETY: The request is alive as long as `self`.
         unsafe { bindings::accf_kunit_unhash(self.0.as_ptr()) }
     }
 
-    /// Makes it look as if its last reference were just gone: its destructor is on its way.
+    /// Makes it look as if its last reference had just been put, and its destructor were about to
+    /// run.
     pub(crate) fn kill(&self) {
-        // SAFETY: the request is ours.
+        // SAFETY: The request is alive as long as `self`.
         unsafe { bindings::accf_kunit_kill(self.0.as_ptr()) }
     }
 
-    /// How many references there are to it.
+    /// Returns how many references there are to it.
     pub(crate) fn references(&self) -> u32 {
-        // SAFETY: the request is ours.
+        // SAFETY: The request is alive as long as `self`.
         unsafe { bindings::accf_kunit_references(self.0.as_ptr()) }
     }
 
-    /// Makes it look as if its timer's handler were running.
+    /// Stops its SYN-ACK timer, as if the timer's handler were running.
     pub(crate) fn stop_timer(&self) {
-        // SAFETY: the request is ours.
+        // SAFETY: The request is alive as long as `self`.
         unsafe { bindings::accf_kunit_stop_timer(self.0.as_ptr()) }
     }
 
-    /// Has its timer fire in so many jiffies.
+    /// Makes its SYN-ACK timer fire `jiffies` from now.
     pub(crate) fn set_timer(&self, jiffies: i64) {
-        // SAFETY: the request is ours.
+        // SAFETY: The request is alive as long as `self`.
         unsafe { bindings::accf_kunit_set_timer(self.0.as_ptr(), jiffies as usize) }
     }
 
-    /// Makes it look as if it had timed out so many times.
+    /// Makes it look as if its SYN-ACK timer had fired `timeouts` times.
     pub(crate) fn time_out(&self, timeouts: u8) {
-        // SAFETY: the request is ours.
+        // SAFETY: The request is alive as long as `self`.
         unsafe { bindings::accf_kunit_time_out(self.0.as_ptr(), timeouts) }
     }
 
-    /// How often it has timed out.
+    /// Returns how often its SYN-ACK timer has fired.
     pub(crate) fn timeouts(&self) -> u8 {
-        // SAFETY: the request is ours.
+        // SAFETY: The request is alive as long as `self`.
         unsafe { bindings::accf_kunit_timeouts(self.0.as_ptr()) }
     }
 
-    /// In how many jiffies its timer will fire; -1 if it will not.
+    /// Returns in how many jiffies its SYN-ACK timer will fire, or -1 if it is not pending.
     pub(crate) fn timer_in(&self) -> i64 {
-        // SAFETY: the request is ours.
+        // SAFETY: The request is alive as long as `self`.
         unsafe { bindings::accf_kunit_timer_in(self.0.as_ptr()) as i64 }
     }
 
-    /// How long ago its SYN-ACK went out, in microseconds.
+    /// Returns how long ago its SYN-ACK was sent, in microseconds.
     pub(crate) fn synack_age_us(&self) -> u64 {
-        // SAFETY: the request is ours.
+        // SAFETY: The request is alive as long as `self`.
         unsafe { bindings::accf_kunit_synack_age_us(self.0.as_ptr()) }
     }
 
-    /// Shows the listener the client's bare ACK, as `tcp_check_req()` does. `true`: swallowed.
+    /// Passes the client's bare ACK to the listener, as `tcp_check_req()` does. Returns whether the
+    /// ACK was dropped.
     pub(crate) fn bare_ack(&self, window: u16) -> Result<bool> {
         let segment = TestSegment::new(self, 0, false, window)?;
         let _bh = BhGuard::new();
         let mut own_req = false;
-        // SAFETY: what the kernel would pass. Only where the request can be parked is this called, so that the
-        // kernel's own function, which would not believe in a made-up request, is not.
+        // SAFETY: The arguments are as the kernel would pass them. The suites only call this where
+        // the request can be parked, so that TCP's own function, which cannot handle a fabricated
+        // request, is not called.
         let child = unsafe {
             af_ops::syn_recv_sock::<TestFilter>(
                 self.request().listener_sock(),
@@ -336,66 +348,74 @@ impl TestRequest {
         Ok(child.is_null())
     }
 
-    /// Tries to park it, as its listener's hook does.
+    /// Tries to park it, as `syn_recv_sock()` of its listener does. Returns whether it is parked.
     pub(crate) fn park(&self, window: u16) -> Result<bool> {
         let segment = TestSegment::new(self, 0, false, window)?;
         let bh = BhGuard::new();
         let bh = bh.token();
-        // SAFETY: the segment is as TCP would show it.
+        // SAFETY: The segment is as TCP would pass it, and lives until this function returns.
         let segment = unsafe { TcpSegment::from_raw(segment.0.as_ptr()) };
         let request = self.request();
-        // SAFETY: its listener, if filtered, was filtered by `callbacks::ulp::init()`.
+        // SAFETY: The request holds a reference to its listener. If that has a filter, the filter
+        // was attached by `callbacks::ulp::init()`.
         let listener = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
         Ok(listener.park(&bh, request, segment))
     }
 
-    /// Settles it, as its listener's hook does when data has made a connection of it.
+    /// Completes it, as `syn_recv_sock()` of its listener does when data has made a connection of
+    /// it.
     pub(crate) fn complete(&self) -> Result {
         let bh = BhGuard::new();
         let bh = bh.token();
         let request = self.request();
-        // SAFETY: as in `park()`.
+        // SAFETY: The request holds a reference to its listener. If that has a filter, the filter
+        // was attached by `callbacks::ulp::init()`.
         let listener = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
-        // SAFETY: nobody else knows the request.
+        // SAFETY: No other code has a reference to the fabricated request, as if it had been taken
+        // out of the table of connections.
         unsafe { listener.complete(&bh, request, crate::policy::SegmentKind::Data) };
         Ok(())
     }
 
-    /// Gives it back, as is done when the kernel makes a connection without asking.
+    /// Makes it fall back to plain TCP, as `callbacks::ulp::clone()` does when the kernel makes a
+    /// connection of it without the filter.
     pub(crate) fn fall_back(&self) -> Result {
         let bh = BhGuard::new();
         let bh = bh.token();
         let request = self.request();
-        // SAFETY: as in `park()`.
+        // SAFETY: The request holds a reference to its listener. If that has a filter, the filter
+        // was attached by `callbacks::ulp::init()`.
         let listener = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
         listener.fall_back(&bh, &request);
         Ok(())
     }
 
-    /// Where it stands.
+    /// Returns its phase, if it is parked.
     pub(crate) fn phase(&self) -> Option<Phase> {
         let bh = BhGuard::new();
         let bh = bh.token();
         let request = self.request();
-        // SAFETY: as in `park()`.
+        // SAFETY: The request holds a reference to its listener. If that has a filter, the filter
+        // was attached by `callbacks::ulp::init()`.
         unsafe { Listener::of(request.listener_sock(), &bh) }?.phase_of(&bh, &request)
     }
 
-    /// The window of the last bare ACK it remembers.
+    /// Returns the window of its last bare ACK, if it is parked.
     pub(crate) fn last_window(&self) -> Option<u16> {
         let bh = BhGuard::new();
         let bh = bh.token();
         let request = self.request();
-        // SAFETY: as in `park()`.
+        // SAFETY: The request holds a reference to its listener. If that has a filter, the filter
+        // was attached by `callbacks::ulp::init()`.
         let listener = unsafe { Listener::of(request.listener_sock(), &bh) }?;
         if !listener.has_parked(&request) {
             return None;
         }
-        // SAFETY: it is parked, and no other CPU knows it.
+        // SAFETY: It is parked, and no other CPU ends that while this function runs.
         Some(unsafe { request.parked() }.window())
     }
 
-    /// Are its operations the made-up originals?
+    /// Returns whether its operations are the fabricated originals.
     pub(crate) fn has_original_ops(&self) -> bool {
         let request = self.request();
         ptr::eq(request.ops(), &ORIGINALS.ops) && ptr::eq(request.tcp_ops(), &ORIGINALS.tcp)
@@ -404,11 +424,12 @@ impl TestRequest {
     /// Calls its `send_synack`, as `tcp_rtx_synack()` does.
     pub(crate) fn send_synack(&self) -> i32 {
         let _bh = BhGuard::new();
-        // SAFETY: the operations of a request are valid.
+        // SAFETY: The operations of a request are valid.
         let Some(send) = (unsafe { (*self.request().tcp_ops()).send_synack }) else {
             return -1;
         };
-        // SAFETY: what the kernel would pass; the made-up original looks at nothing.
+        // SAFETY: The socket and the request are as the kernel would pass them. Nothing uses the
+        // other arguments: the override passes them to the fabricated original.
         unsafe {
             send(
                 self.request().listener_sock(),
@@ -422,12 +443,13 @@ impl TestRequest {
         }
     }
 
-    /// Calls its `send_ack`, as `tcp_check_req()` does for what lies outside of the window.
+    /// Calls its `send_ack`, as `tcp_check_req()` does for a segment outside of the window.
     pub(crate) fn send_ack(&self) {
         let _bh = BhGuard::new();
-        // SAFETY: the operations of a request are valid.
+        // SAFETY: The operations of a request are valid.
         if let Some(send) = unsafe { (*self.request().ops()).send_ack } {
-            // SAFETY: what the kernel would pass, but for the segment, which nobody looks at.
+            // SAFETY: The socket and the request are as the kernel would pass them. Nothing uses
+            // the segment: the fabricated operations have no `send_ack`.
             unsafe {
                 send(
                     self.request().listener_sock(),
@@ -438,23 +460,23 @@ impl TestRequest {
         }
     }
 
-    /// The latest timestamp that the client may echo.
+    /// Returns the latest timestamp that the client may echo.
     pub(crate) fn last_tsval(&self) -> u32 {
-        // SAFETY: the request is ours.
+        // SAFETY: The request is alive as long as `self`.
         unsafe { bindings::accf_kunit_last_tsval(self.0.as_ptr()) }
     }
 
-    /// The timestamp of a segment that would be sent now.
+    /// Returns the timestamp of a segment that would be sent now.
     pub(crate) fn tsval_now(&self) -> u32 {
-        // SAFETY: the request is ours.
+        // SAFETY: The request is alive as long as `self`.
         unsafe { bindings::accf_kunit_tsval_now(self.0.as_ptr()) }
     }
 
     /// Calls its destructor, as `__reqsk_free()` does.
     pub(crate) fn destroy(&self) {
-        // SAFETY: the operations of a request are valid.
+        // SAFETY: The operations of a request are valid.
         if let Some(destructor) = unsafe { (*self.request().ops()).destructor } {
-            // SAFETY: nobody else knows the request.
+            // SAFETY: No other code uses the request, as if its last reference had been put.
             unsafe { destructor(self.0.as_ptr()) };
         }
     }
@@ -462,32 +484,32 @@ impl TestRequest {
 
 impl Drop for TestRequest {
     fn drop(&mut self) {
-        // SAFETY: the request is ours.
+        // SAFETY: The request is alive, and is not used any more.
         unsafe { bindings::accf_kunit_free(self.0.as_ptr()) };
     }
 }
 
-/// A made-up segment.
+/// A fabricated segment.
 pub(crate) struct TestSegment(NonNull<bindings::sk_buff>);
 
 impl TestSegment {
-    /// The reply to the SYN-ACK of `request`, with `len` bytes of data.
+    /// Makes the reply to the SYN-ACK of `request`, with `len` bytes of data, and a FIN if `fin`.
     pub(crate) fn new(request: &TestRequest, len: u32, fin: bool, window: u16) -> Result<Self> {
-        // SAFETY: the request is alive.
+        // SAFETY: The request is alive.
         let skb = unsafe { bindings::accf_kunit_segment(request.0.as_ptr(), len, fin, window) };
         NonNull::new(skb).map(Self).ok_or(ENOMEM)
     }
 
-    /// What `net/` makes of it.
+    /// Returns what `net/` takes it for.
     pub(crate) fn kind(&self, request: &TestRequest) -> crate::policy::SegmentKind {
-        // SAFETY: as TCP would show it.
+        // SAFETY: The segment is as TCP would pass it, and lives as long as `self`.
         unsafe { TcpSegment::from_raw(self.0.as_ptr()) }.kind(request.request().client_isn())
     }
 }
 
 impl Drop for TestSegment {
     fn drop(&mut self) {
-        // SAFETY: the segment is ours.
+        // SAFETY: The segment is alive, and is not used any more.
         unsafe { bindings::accf_kunit_free_segment(self.0.as_ptr()) };
     }
 }

@@ -1,4 +1,4 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What bindgen is shown for the suites. */
+/* The input of bindgen for the suites. */
 #include "../../module/net/bindings.h"
 #include "../fabricate.h"
