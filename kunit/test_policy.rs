@@ -24,10 +24,12 @@ mod tests {
     #[test]
     fn a_bare_ack_parks() {
         assert!(
-            on_segment(Dataready::verdict(SegmentKind::BareAck), || Phase::Unparked) == Action::Park
+            on_segment(Dataready::verdict(SegmentKind::BareAck), || Phase::Unparked)
+                == Action::Park
         );
         assert!(
-            on_segment(Dataready::verdict(SegmentKind::Data), || { Phase::Parked }) == Action::Admit
+            on_segment(Dataready::verdict(SegmentKind::Data), || { Phase::Parked })
+                == Action::Admit
         );
     }
 
