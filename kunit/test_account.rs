@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What is counted, where, and that it is counted back.
+//! The counts of parked requests: in the listener, its SYN backlog and its network namespace.
 
 use kernel::prelude::*;
 
@@ -25,10 +25,10 @@ mod tests {
         }, //
     };
 
-    /// More than any machine's reserve in a backlog of 128.
+    /// A number of requests above the share of a backlog of 128 that parked ones may keep.
     const MANY: usize = 24;
-    /// That reserve: an eighth of the backlog.
-    const MOST: i32 = 16;
+    /// The largest such share: an eighth of the backlog.
+    const MAX_SHARE: i32 = 16;
 
     fn requests(listener: &TestListener, count: usize) -> Result<KVec<TestRequest>> {
         let mut requests = KVec::new();
@@ -49,10 +49,10 @@ mod tests {
             assert!(request.park(1)?);
         }
         assert!(listener.half_open() > 0);
-        assert!(listener.half_open() <= MOST);
+        assert!(listener.half_open() <= MAX_SHARE);
         assert!(listener.young() == 0);
 
-        // By a connection, and by the kernel: one after another, in another order than they came.
+        // They end one after another, in the reverse order, by a connection or by the kernel.
         for (i, request) in requests.iter().rev().enumerate() {
             if i % 2 == 0 {
                 request.complete()?;
@@ -60,7 +60,7 @@ mod tests {
                 request.destroy();
             }
         }
-        // The kernel counts them off when they are dropped.
+        // The kernel takes them off these counts when they are dropped.
         assert!(listener.half_open() == MANY as i32);
         assert!(listener.young() == MANY as i32);
         let stats = listener.stats()?;
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_not_young_does_not_become_it() -> Result {
+    fn a_request_that_was_not_young_stays_so() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
         let request = TestRequest::new(&listener, 0)?;
@@ -101,7 +101,7 @@ mod tests {
         let request = TestRequest::new(&listener, 0)?;
         assert!(request.park(1)?);
         for _ in 0..3 {
-            // The timer's handler asks, and then counts.
+            // The timer's handler calls `send_synack`, and then counts the timeout.
             request.stop_timer();
             assert!(request.send_synack() != 0);
             request.time_out(request.timeouts() + 1);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_parked_is_counted_and_changes_nothing() -> Result {
+    fn a_request_that_cannot_be_parked_is_counted_and_changes_nothing() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
         let request = TestRequest::new(&listener, 0)?;
@@ -144,17 +144,17 @@ mod tests {
         let (first, second) = (TestListener::filtered()?, TestListener::filtered()?);
         let requests = requests(&first, 2)?;
         assert!(requests[0].park(1)? && requests[1].park(1)?);
-        let late = TestRequest::new(&second, 0)?;
-        assert!(!late.park(1)?);
-        assert!(late.has_original_ops());
+        let third = TestRequest::new(&second, 0)?;
+        assert!(!third.park(1)?);
+        assert!(third.has_original_ops());
         assert!(second.stats()?.bypassed(Bypass::NamespaceLimit) == 1);
 
-        // Once one of them is gone, there is room.
+        // Once one of the others is complete, there is room.
         requests[0].complete()?;
-        assert!(late.park(1)?);
-        late.complete()?;
+        assert!(third.park(1)?);
+        third.complete()?;
         requests[1].complete()?;
-        drop(late);
+        drop(third);
         drop(requests);
         drop(first);
         drop(second);
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_listener_has_counted_everything_back() -> Result {
+    fn closing_a_listener_restores_the_counts() -> Result {
         let registration = register_with(Defaults {
             namespace_limit: 3,
             ..DEFAULTS
@@ -172,7 +172,7 @@ mod tests {
             let listener = TestListener::filtered()?;
             let requests = requests(&listener, 3)?;
             for request in &requests {
-                // Were the requests of a closed listener still counted, the second one could not park any.
+                // Fails in the second round if requests of the closed listener are still counted.
                 assert!(request.park(1)?);
             }
             drop(listener);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn zero_connections_mean_the_default() -> Result {
+    fn a_max_parked_of_zero_means_the_default() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
         listener.set_config(Config {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The life of a request: made up, but of a real listener.
+//! The life of a fabricated request of a real listener.
 
 use kernel::prelude::*;
 
@@ -13,7 +13,7 @@ mod tests {
 
     /// A second, in jiffies.
     const HZ: i64 = bindings::ACCF_HZ as i64;
-    /// What is further away than any timer that the kernel sets.
+    /// More jiffies than the kernel ever sets a SYN-ACK timer to.
     const FAR: i64 = 1 << 29;
 
     use crate::{
@@ -40,7 +40,7 @@ mod tests {
     };
 
     #[test]
-    fn segments_are_told_apart() -> Result {
+    fn segments_are_classified() -> Result {
         let listener = TestListener::plain()?;
         let request = TestRequest::new(&listener, 0)?;
         for (len, fin, kind) in [
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_ack_is_swallowed_and_its_request_parked() -> Result {
+    fn a_bare_ack_is_dropped_and_its_request_parked() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
         let request = TestRequest::new(&listener, 0)?;
@@ -65,7 +65,7 @@ mod tests {
         assert!(request.phase() == Some(Phase::Parked));
         assert!(!request.has_original_ops());
         assert!(request.last_window() == Some(500));
-        // The last one counts.
+        // The window is that of the last bare ACK.
         assert!(request.bare_ack(600)?);
         assert!(request.last_window() == Some(600));
         request.complete()?;
@@ -77,14 +77,14 @@ mod tests {
     }
 
     #[test]
-    fn the_timer_is_put_off_once_it_is_worth_it() -> Result {
+    fn the_synack_timer_is_deferred_after_a_while() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
         let soon = TestRequest::new(&listener, 0)?;
         let late = TestRequest::new(&listener, 1)?;
         assert!(soon.park(1)? && late.park(1)?);
         assert!(soon.timer_in() <= HZ && late.timer_in() <= HZ);
-        // Who sends meanwhile has lost nothing.
+        // The timer of a client that sends before that is not touched.
         soon.complete()?;
         assert!(soon.timer_in() <= HZ);
         for _ in 0..60 {
@@ -96,7 +96,7 @@ mod tests {
         assert!(late.timer_in() > FAR);
         assert!(late.phase() == Some(Phase::Parked));
 
-        // The next one comes to a listener whose timer is not set.
+        // The listener's timer is not set any more when the next request is parked.
         let next = TestRequest::new(&listener, 2)?;
         assert!(next.park(1)?);
         for _ in 0..60 {
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_that_is_about_to_fire_is_put_off_at_once() -> Result {
+    fn a_synack_timer_that_fires_soon_is_deferred_at_once() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
         let young = listener.young();
@@ -131,7 +131,7 @@ mod tests {
         assert!(listener.young() == young + 1);
         drop(request);
 
-        // One that has fired before fires later each time, but the kernel counts.
+        // A timer that has fired before has more time left, but the kernel counts its timeouts.
         let request = TestRequest::new(&listener, 1)?;
         request.time_out(1);
         assert!(request.park(1)?);
@@ -146,11 +146,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_released_request_is_left_in_the_next() -> Result {
+    fn a_reused_entry_keeps_nothing_of_the_request_before() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
         let young = listener.young();
-        // More than are kept, and each in what one before it left.
+        // More requests than spare entries are kept, which the next round uses again.
         for round in 0..3 {
             let mut requests = KVec::new();
             for nth in 0..80 {
@@ -178,18 +178,19 @@ mod tests {
     }
 
     #[test]
-    fn who_is_parked_is_acked_and_who_is_not_acked_was_never_begun_with() -> Result {
+    fn a_request_is_acked_before_it_is_parked() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
         let request = TestRequest::new(&listener, 0)?;
         assert!(!request.request().was_acked());
-        // Parked by its listener alone: the kernel has not had its say yet.
+        // `park()` marks it: the kernel marks it only after `syn_recv_sock()` has returned.
         assert!(request.park(1)?);
         assert!(request.request().was_acked());
         request.complete()?;
         drop(request);
 
-        // Begun with, too late: whoever took it out of the table sees that, and waits for the lock.
+        // Taken out of the table before it could be parked, it is marked nonetheless: so the CPU
+        // that took it out waits for the lock.
         let request = TestRequest::new(&listener, 1)?;
         request.unhash();
         assert!(!request.park(1)?);
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_that_lost_our_hooks_parks_nobody() -> Result {
+    fn a_listener_that_lost_the_ops_override_parks_no_request() -> Result {
         let registration = register(Timeout::Never)?;
         let plain = TestListener::plain()?;
         let listener = TestListener::filtered()?;
@@ -226,7 +227,7 @@ mod tests {
         let request = TestRequest::new(&listener, 0)?;
         assert!(!request.park(1)?);
         assert!(request.has_original_ops());
-        // Who makes a connection now gives the one back that was parked before.
+        // A connection made now makes the request fall back that was parked before.
         parked.fall_back()?;
         assert!(parked.has_original_ops());
         assert!(parked.timer_in() <= 1);
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_timer_sends_no_syn_ack_and_never_counts_to_the_end() -> Result {
+    fn the_synack_timer_sends_nothing_and_never_runs_out() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
         let request = TestRequest::new(&listener, 0)?;
@@ -264,11 +265,13 @@ mod tests {
         let sent = SYNACKS.load(Relaxed);
         let young = listener.young();
 
-        // A SYN that came again: the timer is pending. The kernel is not to know that it was answered.
+        // A retransmitted SYN, as the timer is pending. It is answered, but the kernel must not
+        // count the answer as a retransmission.
         assert!(request.send_synack() != 0);
         assert!(SYNACKS.load(Relaxed) == sent + 1);
 
-        // The timer's handler, which then counts: first once, then as often as it can.
+        // The timer's handler, which then counts the timeout: as the first one, and as the last one
+        // that it can count.
         for timeouts in [1, 127] {
             request.stop_timer();
             assert!(request.send_synack() != 0);
@@ -287,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_answer_carried_may_be_echoed() -> Result {
+    fn the_timestamp_of_a_sent_ack_may_be_echoed() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
         let request = TestRequest::new(&listener, 5_000_000)?;
@@ -313,7 +316,7 @@ mod tests {
         kernel::time::delay::fsleep(kernel::time::Delta::from_millis(50));
         assert!(request.synack_age_us() >= at_park + 50_000);
         request.complete()?;
-        // What it was when it was parked, not what it would be by now.
+        // The round-trip time when it was parked, not the time since the SYN-ACK.
         assert!(request.synack_age_us() < at_park + 50_000);
         assert!(request.synack_age_us() >= 40_000);
         drop(request);
@@ -333,7 +336,7 @@ mod tests {
         assert!(DESTROYED.load(Relaxed) == destroyed + 1);
         assert!(request.has_original_ops());
         assert!(request.phase().is_none());
-        // Were it still in the queue, closing the listener would touch freed memory.
+        // Closing the listener would use freed memory if the request were still in the queue.
         drop(request);
         drop(listener);
         drop(registration);
@@ -344,7 +347,7 @@ mod tests {
     fn a_dying_request_is_left_to_its_destructor() -> Result {
         let registration = register(Timeout::Never)?;
 
-        // At its deadline.
+        // It dies before its deadline.
         let listener = TestListener::filtered()?;
         let request = TestRequest::new(&listener, 0)?;
         assert!(request.park(1)?);
@@ -365,7 +368,7 @@ mod tests {
         assert!(request.has_original_ops());
         drop(request);
 
-        // When its listener closes.
+        // It dies before its listener closes.
         let request = TestRequest::new(&listener, 0)?;
         listener.set_config(DEFAULTS.config)?;
         assert!(request.park(1)?);
@@ -380,25 +383,26 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_of_a_parked_request_is_not_parked() -> Result {
+    fn a_clone_of_a_parked_request_is_not_parked() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
         let request = TestRequest::new(&listener, 0)?;
         assert!(request.park(1)?);
 
-        // One that the kernel drops.
+        // A clone that the kernel drops.
         let clone = request.kernel_clone()?;
         let destroyed = DESTROYED.load(Relaxed);
         assert!(!clone.has_original_ops());
         assert!(clone.phase().is_none());
-        // Nor would one be that is where the original was, but for another listener.
+        // Nor is a clone at the address of the original parked, as its listener has another tag.
         assert!(!request.request().is_parked(ListenerTag::new()));
         clone.destroy();
         assert!(DESTROYED.load(Relaxed) == destroyed + 1);
         assert!(request.phase() == Some(Phase::Parked));
         drop(clone);
 
-        // One that the timer's handler hands to another listener: it is plain from its first SYN-ACK on.
+        // A clone that the timer's handler makes for another listener has the original operations
+        // once its first SYN-ACK is sent.
         let clone = request.kernel_clone()?;
         let sent = SYNACKS.load(Relaxed);
         assert!(clone.send_synack() == 0);
@@ -415,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_that_closes_gives_its_requests_back() -> Result {
+    fn requests_of_a_closing_listener_fall_back() -> Result {
         let registration = register(Timeout::from_millis(60_000))?;
         let listener = TestListener::filtered()?;
         let first = TestRequest::new(&listener, 0)?;

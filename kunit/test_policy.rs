@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The policy as this kernel's compiler built it. Its properties are tested on the host.
+//! Spot checks of the policy as the kernel's build compiles it. Its properties are tested on the
+//! host.
 
 use kernel::prelude::*;
 

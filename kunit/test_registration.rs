@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Registering filters, and attaching them to real sockets.
+//! The registration of filters, and their attachment to real sockets.
 
 use kernel::prelude::*;
 
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_is_hooked_while_it_has_the_filter() -> Result {
+    fn a_listener_with_the_filter_has_the_ops_override() -> Result {
         let listener = TestListener::plain()?;
         assert!(listener
             .attach(c"accf_kunit")

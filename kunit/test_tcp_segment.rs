@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The rebuilt ACK, byte by byte.
+//! The timestamps of a segment, and the bytes of a rebuilt ACK.
 
 use kernel::prelude::*;
 
-#[kunit_tests(accf_wire)]
+#[kunit_tests(accf_tcp_segment)]
 mod tests {
     use crate::net::{
         bindings::{
@@ -49,7 +49,7 @@ mod tests {
     };
 
     #[test]
-    fn ipv4() {
+    fn an_ipv4_ack_has_these_bytes() {
         let packet = AckPacket::new(&ends(AF_INET), ACK);
         assert_eq!(packet.network_len(), 20);
         assert!(
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_with_timestamps() {
+    fn an_ipv6_ack_with_timestamps_has_these_bytes() {
         let packet = AckPacket::new(
             &ends(AF_INET6),
             BareAck {
@@ -95,32 +95,32 @@ mod tests {
         let option = [8, 10, 1, 2, 3, 4, 5, 6, 7, 8];
         let mut options = [1; 12];
         for at in 0..=2 {
-            if let Some(place) = options.get_mut(at..at + 10) {
-                place.copy_from_slice(&option);
+            if let Some(space) = options.get_mut(at..at + 10) {
+                space.copy_from_slice(&option);
             }
             assert!(timestamps(&options) == expected);
             options = [1; 12];
         }
-        // Behind a maximum segment size.
+        // After the maximum segment size.
         let mut options = [2, 4, 5, 0xb4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        if let Some(place) = options.get_mut(4..) {
-            place.copy_from_slice(&option);
+        if let Some(space) = options.get_mut(4..) {
+            space.copy_from_slice(&option);
         }
         assert!(timestamps(&options) == expected);
     }
 
     #[test]
-    fn broken_options_have_no_timestamps() {
+    fn malformed_options_have_no_timestamps() {
         for options in [
             [].as_slice(),
-            // Cut off.
+            // A truncated option.
             &[8],
             &[8, 10, 1, 2, 3, 4, 5, 6, 7],
-            // Behind the end.
+            // After the end of the options.
             &[0, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8],
-            // Of another length.
+            // With another length.
             &[8, 6, 1, 2, 3, 4, 1, 1],
-            // An option without a length, of no length, and longer than all.
+            // Another option: without a length, with one that is too small, or too large.
             &[3],
             &[3, 0, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8],
             &[3, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8],
