@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The input of bindgen: the kernel's request-socket types, and the functions
- * of helpers.c, inject.c and reuseport.c.
+ * of the C files in this directory.
  */
 #ifndef ACCF_NET_BINDINGS_H
 #define ACCF_NET_BINDINGS_H
@@ -105,6 +105,7 @@ bool accf_bh_is_off(void);
 void accf_local_bh_disable(void);
 void accf_local_bh_enable(void);
 void accf_synchronize_rcu_tasks(void);
+struct module *accf_this_module(void);
 void accf_pin_module(void);
 
 /* Network namespaces. */
@@ -126,12 +127,13 @@ bool accf_diag_has_room(const struct sk_buff *skb, size_t len);
 /* Listeners. */
 u8 accf_sk_state(const struct sock *sk);
 bool accf_sk_acceptq_is_full(const struct sock *sk);
+bool accf_sk_has_our_ulp(const struct sock *sk);
 bool accf_has_listened(const struct sock *sk);
 u32 accf_reuseport_peers(const struct sock *sk,
-			 bool (*peer_restores_clones)(const struct sock *sk));
+			 bool (*restores_clones)(const struct sock *sk));
 bool accf_is_in_group(const struct sock *sk);
 bool accf_has_left_group(const struct sock *sk);
-u32 accf_exemption_flags(const struct sock *sk);
+bool accf_is_signed(const struct sock *sk);
 u32 accf_req_flags(const struct sock *sk, const struct request_sock *req);
 bool accf_carries_more_than_tcp(const struct sock *sk);
 u32 accf_num_online_cpus(void);

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Hands a rebuilt segment to TCP. */
+/*
+ * Makes a received packet of the headers that inject.rs has built, and hands
+ * it to TCP.
+ */
 
 #include <net/ip6_route.h>
 #include <net/protocol.h>
@@ -7,16 +10,32 @@
 
 #include "bindings.h"
 
-/*
- * A packet as ip_local_deliver_finish() or ip6_input_finish() would hand it to TCP. It claims to have come in by the
- * device that the request is bound to, and by loopback where it is not bound.
+static bool accf_req_is_ipv4(const struct request_sock *req)
+{
+	return READ_ONCE(req->rsk_ops)->family == AF_INET;
+}
+
+/**
+ * accf_skb_received() - Make a packet as IP would hand it to TCP, without a route.
+ * @req: the request that it belongs to
+ * @packet: IP and TCP header
+ * @len: their length in bytes
+ * @network_len: the length of the IP header in bytes
+ *
+ * The packet claims to have come in by the device that @req is bound to, or by
+ * loopback if it is not bound (ip_local_deliver_finish(), ip6_input_finish()).
+ *
+ * Context: Any; does not sleep.
+ * Return: the packet, which the caller owns, or NULL if there is no memory.
  */
-struct sk_buff *accf_skb_received(const struct request_sock *req, const void *packet, u32 len, u32 network_len)
+struct sk_buff *accf_skb_received(const struct request_sock *req, const void *packet,
+				  u32 len, u32 network_len)
 {
 	const struct inet_request_sock *ireq = inet_rsk(req);
 	struct net *net = read_pnet(&ireq->ireq_net);
-	struct sk_buff *skb = alloc_skb(len, GFP_ATOMIC | __GFP_NOWARN);
+	struct sk_buff *skb;
 
+	skb = alloc_skb(len, GFP_ATOMIC | __GFP_NOWARN);
 	if (!skb)
 		return NULL;
 	skb_put_data(skb, packet, len);
@@ -29,7 +48,7 @@ struct sk_buff *accf_skb_received(const struct request_sock *req, const void *pa
 	skb->dev = net->loopback_dev;
 	skb->skb_iif = ireq->ir_iif ?: net->loopback_dev->ifindex;
 	skb->mark = ireq->ir_mark;
-	if (READ_ONCE(req->rsk_ops)->family == AF_INET) {
+	if (accf_req_is_ipv4(req)) {
 		skb->protocol = htons(ETH_P_IP);
 		IPCB(skb)->iif = skb->skb_iif;
 	} else {
@@ -41,53 +60,79 @@ struct sk_buff *accf_skb_received(const struct request_sock *req, const void *pa
 }
 
 /*
- * Gives the packet a route: TCP looks at it, for instance when the request is gone and a reset is due, and the child
- * keeps it until the client's next packet. An input route would be refused for loopback. IPv4 gets one that says "for us"
- * and nothing else: unlike what a look-up finds, it says nothing of the device (VRFs), and suits addresses that are not
- * the machine's own (IP_TRANSPARENT). IPv6 gets the output route to the listener's address, if that is local.
+ * The route of an IPv4 packet says "for us" and nothing else. Unlike a route
+ * that a look-up finds, it says nothing of the device (VRFs), and suits
+ * addresses that are not the machine's own (IP_TRANSPARENT).
+ */
+static struct dst_entry *accf_route_ipv4(struct net *net)
+{
+	struct rtable *rt = rt_dst_alloc(net->loopback_dev, RTCF_LOCAL, RTN_LOCAL, false);
+
+	return rt ? &rt->dst : NULL;
+}
+
+/* The output route to the listener's address, if that is local. */
+static struct dst_entry *accf_route_ipv6(struct net *net, const struct inet_request_sock *ireq)
+{
+#if IS_ENABLED(CONFIG_IPV6)
+	struct flowi6 fl6 = {
+		.flowi6_oif = ireq->ir_iif,
+		.flowi6_mark = ireq->ir_mark,
+		.flowi6_proto = IPPROTO_TCP,
+		.daddr = ireq->ir_v6_loc_addr,
+		.fl6_sport = ireq->ir_rmt_port,
+		.fl6_dport = htons(ireq->ir_num),
+	};
+	struct dst_entry *dst = ip6_route_output(net, NULL, &fl6);
+
+	if (!dst->error && (dst_rt6_info(dst)->rt6i_flags & RTF_LOCAL))
+		return dst;
+	dst_release(dst);
+#endif
+	return NULL;
+}
+
+/**
+ * accf_skb_route() - Give a packet a route.
+ * @req: the request that it belongs to
+ * @skb: the packet, from accf_skb_received()
+ *
+ * TCP looks at the route, for instance when the request is gone and a reset is
+ * due, and the child keeps it until the client's next packet. An input route
+ * would be refused for loopback.
+ *
+ * Context: Bottom halves off; does not sleep.
+ * Return: false if there is no memory, or no route to a local address.
  */
 bool accf_skb_route(const struct request_sock *req, struct sk_buff *skb)
 {
 	const struct inet_request_sock *ireq = inet_rsk(req);
 	struct net *net = read_pnet(&ireq->ireq_net);
+	struct dst_entry *dst;
 
-	if (READ_ONCE(req->rsk_ops)->family == AF_INET) {
-		struct rtable *rt = rt_dst_alloc(net->loopback_dev, RTCF_LOCAL, RTN_LOCAL, false);
-
-		if (!rt)
-			return false;
-		skb_dst_set(skb, &rt->dst);
-		return true;
-	}
-#if IS_ENABLED(CONFIG_IPV6)
-	{
-		struct flowi6 fl6 = {
-			.flowi6_oif = ireq->ir_iif,
-			.flowi6_mark = ireq->ir_mark,
-			.flowi6_proto = IPPROTO_TCP,
-			.daddr = ireq->ir_v6_loc_addr,
-			.fl6_sport = ireq->ir_rmt_port,
-			.fl6_dport = htons(ireq->ir_num),
-		};
-		struct dst_entry *dst = ip6_route_output(net, NULL, &fl6);
-
-		if (!dst->error && (dst_rt6_info(dst)->rt6i_flags & RTF_LOCAL)) {
-			skb_dst_set(skb, dst);
-			return true;
-		}
-		dst_release(dst);
-	}
-#endif
-	return false;
+	dst = accf_req_is_ipv4(req) ? accf_route_ipv4(net) : accf_route_ipv6(net, ireq);
+	if (!dst)
+		return false;
+	skb_dst_set(skb, dst);
+	return true;
 }
 
-/* As tcp_v4_fill_cb() and tcp_v6_fill_cb(), as far as sending a reset takes: where it came in, and no options. */
+/**
+ * accf_skb_fill_cb() - Fill in TCP's control block of a packet.
+ * @req: the request that it belongs to
+ * @skb: the packet, from accf_skb_received()
+ *
+ * As far as sending a reset takes it (tcp_v4_fill_cb(), tcp_v6_fill_cb()):
+ * where the packet came in, and no IP options.
+ *
+ * Context: Any.
+ */
 void accf_skb_fill_cb(const struct request_sock *req, struct sk_buff *skb)
 {
 	const struct tcphdr *th = tcp_hdr(skb);
 
 	memset(TCP_SKB_CB(skb), 0, sizeof(*TCP_SKB_CB(skb)));
-	if (READ_ONCE(req->rsk_ops)->family == AF_INET)
+	if (accf_req_is_ipv4(req))
 		TCP_SKB_CB(skb)->header.h4.iif = skb->skb_iif;
 #if IS_ENABLED(CONFIG_IPV6)
 	else
@@ -98,10 +143,17 @@ void accf_skb_fill_cb(const struct request_sock *req, struct sk_buff *skb)
 	TCP_SKB_CB(skb)->ack_seq = ntohl(th->ack_seq);
 }
 
-/* TCP's own handler, which consumes the packet. The caller is in an RCU read-side section with bottom halves off. */
+/**
+ * accf_tcp_rcv() - Hand a packet to TCP's receive handler, which consumes it.
+ * @req: the request that it belongs to
+ * @skb: the packet, with a route
+ *
+ * Context: RCU reader with bottom halves off. No lock may be held that TCP
+ *          takes.
+ */
 void accf_tcp_rcv(const struct request_sock *req, struct sk_buff *skb)
 {
-	if (READ_ONCE(req->rsk_ops)->family == AF_INET)
+	if (accf_req_is_ipv4(req))
 		rcu_dereference(inet_protos[IPPROTO_TCP])->handler(skb);
 #if IS_ENABLED(CONFIG_IPV6)
 	else
@@ -109,6 +161,12 @@ void accf_tcp_rcv(const struct request_sock *req, struct sk_buff *skb)
 #endif
 }
 
+/**
+ * accf_skb_drop() - Free a packet from accf_skb_received().
+ * @skb: the packet
+ *
+ * Context: Any.
+ */
 void accf_skb_drop(struct sk_buff *skb)
 {
 	kfree_skb(skb);

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What must be known of a listening socket.
+ */
+
+#include <linux/netlink.h>
+
+#include "bindings.h"
+
+#ifndef MODULE
+#error "THIS_MODULE tells this module's ULPs from others: it must be a module"
+#endif
+
+/**
+ * accf_sk_has_our_ulp() - Check whether the ULP of a socket is this module's.
+ * @sk: the socket
+ *
+ * The module's ULPs are told by their owner: each publishes a Listener in
+ * icsk_ulp_data. A ULP that does not must not be registered by this module.
+ *
+ * Context: RCU reader. The module of the ULP stays meanwhile: the socket holds
+ *          a reference to it, and tcp_unregister_ulp() waits for RCU readers.
+ */
+bool accf_sk_has_our_ulp(const struct sock *sk)
+{
+	const struct tcp_ulp_ops *ulp = READ_ONCE(inet_csk(sk)->icsk_ulp_ops);
+
+	return ulp && ulp->owner == THIS_MODULE;
+}
+
+/**
+ * accf_carries_more_than_tcp() - Check whether others use the socket as well.
+ * @sk: the socket, locked
+ *
+ * MPTCP (RFC 8684), SMC (RFC 7609), and any other owner of sk_user_data may
+ * change the socket's operations, or copy them, as SMC does even after it has
+ * fallen back to TCP.
+ */
+bool accf_carries_more_than_tcp(const struct sock *sk)
+{
+	bool does = sk_is_mptcp(sk) || rcu_access_pointer(sk->sk_user_data);
+
+#if IS_ENABLED(CONFIG_SMC)
+	does |= tcp_sk(sk)->syn_smc;
+#endif
+	return does;
+}
+
+/**
+ * accf_is_signed() - Check whether a listener checks signatures.
+ * @sk: the listener
+ *
+ * Context: Any.
+ * Return: true with keys for TCP-MD5 (RFC 2385) or TCP-AO (RFC 5925).
+ */
+bool accf_is_signed(const struct sock *sk)
+{
+	bool is_signed = false;
+
+#ifdef CONFIG_TCP_MD5SIG
+	is_signed |= rcu_access_pointer(tcp_sk(sk)->md5sig_info) != NULL;
+#endif
+#ifdef CONFIG_TCP_AO
+	is_signed |= rcu_access_pointer(tcp_sk(sk)->ao_info) != NULL;
+#endif
+	return is_signed;
+}
+
+/**
+ * accf_diag_has_room() - Check whether an answer of inet_diag may grow.
+ * @skb: the answer
+ * @len: by how many bytes
+ *
+ * What does not fit into a message of a dump goes into the next one. For a
+ * single socket, tcp_diag_dump_one() has made the message as large as it was
+ * told before, and warns if that was not enough; but the listener may have got
+ * its filter since.
+ */
+bool accf_diag_has_room(const struct sk_buff *skb, size_t len)
+{
+	return (nlmsg_hdr(skb)->nlmsg_flags & NLM_F_MULTI) || skb_tailroom(skb) >= len;
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What must be known of a connection request.
+ */
+
+#include <net/inet6_hashtables.h>
+#include <net/inet_hashtables.h>
+
+#include "bindings.h"
+
+/*
+ * The acked mark is a bit-field, which can be neither read nor written once.
+ * It only ever becomes set, by the module under the lock of the parking
+ * listener, and by tcp_check_req(). Of its neighbours tcp_synack_options()
+ * writes one, for listeners with a key.
+ */
+static bool accf_req_is_acked(const struct request_sock *req)
+{
+	return data_race((bool)inet_rsk(req)->acked);
+}
+
+/**
+ * accf_req_flags() - Tell what decides whether a request is parked.
+ * @sk: the listener that a segment of it has come to
+ * @req: the request
+ *
+ * Context: Any.
+ * Return: ACCF_ABORTS_ON_OVERFLOW or ACCF_IS_SIGNED, and ACCF_IS_ACKED.
+ */
+u32 accf_req_flags(const struct sock *sk, const struct request_sock *req)
+{
+	u32 flags = accf_req_is_acked(req) ? ACCF_IS_ACKED : 0;
+
+	if (READ_ONCE(sock_net(sk)->ipv4.sysctl_tcp_abort_on_overflow))
+		return flags | ACCF_ABORTS_ON_OVERFLOW;
+	return flags | (accf_is_signed(sk) ? ACCF_IS_SIGNED : 0);
+}
+
+/**
+ * accf_req_set_acked() - Mark a request as acked, and check it again.
+ * @sk: its listener
+ * @req: the request
+ *
+ * B5: the smp_mb() pairs with that in accf_req_was_acked().
+ *
+ * Context: Under the lock of the parking listener.
+ * Return: ACCF_IS_GONE if the request has left the table or its listener has
+ *         stopped, ACCF_IS_SIGNED, or 0.
+ */
+u32 accf_req_set_acked(const struct sock *sk, struct request_sock *req)
+{
+	data_race((int)(inet_rsk(req)->acked = 1));
+	smp_mb();
+	if (!accf_req_is_hashed(req) || inet_sk_state_load(sk) != TCP_LISTEN)
+		return ACCF_IS_GONE;
+	return accf_is_signed(sk) ? ACCF_IS_SIGNED : 0;
+}
+
+/**
+ * accf_req_was_acked() - Check whether a request is acked.
+ * @req: the request, which the caller has taken out of the table
+ *
+ * B6: the smp_mb() pairs with that in accf_req_set_acked().
+ *
+ * Context: Any.
+ */
+bool accf_req_was_acked(const struct request_sock *req)
+{
+	smp_mb();
+	return accf_req_is_acked(req);
+}
+
+/**
+ * accf_req_synack_timer() - Tell what reqsk_timer_handler() counts by.
+ * @req: the request, with a listener
+ *
+ * The handler counts before it sets the timer, so this looks in the other
+ * order. The handler has no barrier in between. If the count is old
+ * nonetheless, the request is taken for a young one until its timer fires
+ * again or it leaves; what was taken off the young ones is put back then.
+ *
+ * Context: Any.
+ */
+struct accf_synack_timer accf_req_synack_timer(const struct request_sock *req)
+{
+	const struct sock *sk = req->rsk_listener;
+	struct accf_synack_timer timer = {
+		.left = data_race(READ_ONCE(req->rsk_timer.expires)) - jiffies,
+	};
+
+	if (timer.left < 0 || !timer_pending(&req->rsk_timer))
+		timer.left = 0;
+	/* B9. */
+	smp_rmb();
+	timer.timeouts = data_race((u8)req->num_timeout);
+	timer.max_timeouts = READ_ONCE(inet_csk(sk)->icsk_syn_retries) ?:
+			     READ_ONCE(sock_net(sk)->ipv4.sysctl_tcp_synack_retries);
+	return timer;
+}
+
+/**
+ * accf_echoed_rtt_us() - Compute a round-trip time as tcp_ack_update_rtt() does.
+ * @req: the request
+ * @now_us: when the segment came, by tcp_clock_us()
+ * @tsecr: the timestamp that it echoes
+ *
+ * Context: Any.
+ * Return: the round-trip time in microseconds.
+ */
+u32 accf_echoed_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr)
+{
+	const struct tcp_request_sock *treq = tcp_rsk(req);
+	u32 ticks;
+	u64 rtt;
+
+	tsecr -= treq->ts_off;
+	if (treq->req_usec_ts) {
+		rtt = (u32)now_us - tsecr;
+	} else {
+		ticks = (u32)div_u64(now_us, USEC_PER_MSEC) - tsecr;
+		rtt = (u64)max_t(u32, ticks, 1) * (USEC_PER_SEC / TCP_TS_HZ);
+	}
+	return min_t(u64, rtt, U32_MAX);
+}
+
+/**
+ * accf_set_synack_rtt_us() - Have tcp_synack_rtt_meas() take a round-trip time.
+ * @req: the request, which the caller has taken out of the table
+ * @rtt_us: the round-trip time in microseconds
+ * @now_us: the time, by tcp_clock_us()
+ *
+ * The child has its own copy of what is overwritten here.
+ *
+ * Context: Any.
+ */
+void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us)
+{
+	tcp_rsk(req)->snt_synack = now_us - rtt_us;
+	req->num_retrans = 0;
+}
+
+/**
+ * accf_req_endpoints() - Copy the addresses and ports of a request.
+ * @req: the request
+ * @ends: where they go
+ *
+ * Context: Any.
+ */
+void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *ends)
+{
+	const struct inet_request_sock *ireq = inet_rsk(req);
+
+	memset(ends, 0, sizeof(*ends));
+	ends->family = READ_ONCE(req->rsk_ops)->family;
+	ends->client_port = ireq->ir_rmt_port;
+	ends->server_port = htons(ireq->ir_num);
+	ends->client_v4 = ireq->ir_rmt_addr;
+	ends->server_v4 = ireq->ir_loc_addr;
+#if IS_ENABLED(CONFIG_IPV6)
+	ends->client_v6 = ireq->ir_v6_rmt_addr;
+	ends->server_v6 = ireq->ir_v6_loc_addr;
+#endif
+}
+
+/* Returns a socket with the addresses of @req from the table, and a reference. */
+static struct sock *accf_req_lookup(const struct request_sock *req)
+{
+	const struct inet_request_sock *ireq = inet_rsk(req);
+	struct net *net = read_pnet(&ireq->ireq_net);
+
+	if (READ_ONCE(req->rsk_ops)->family == AF_INET)
+		return __inet_lookup_established(net, ireq->ir_rmt_addr, ireq->ir_rmt_port,
+						 ireq->ir_loc_addr, ireq->ir_num, ireq->ir_iif,
+						 ireq->ir_iif);
+#if IS_ENABLED(CONFIG_IPV6)
+	return __inet6_lookup_established(net, &ireq->ir_v6_rmt_addr, ireq->ir_rmt_port,
+					  &ireq->ir_v6_loc_addr, ireq->ir_num, ireq->ir_iif,
+					  ireq->ir_iif);
+#else
+	return NULL;
+#endif
+}
+
+/**
+ * accf_req_is_connected() - Check whether a connection was made of a request.
+ * @req: the request
+ *
+ * A connection in TIME-WAIT counts. Puts a reference, which may be the last
+ * one to another request, whose destructor then runs.
+ *
+ * Context: Any, but not under the lock of a listener.
+ */
+bool accf_req_is_connected(const struct request_sock *req)
+{
+	struct sock *sk = accf_req_lookup(req);
+	bool is_connected;
+
+	if (!sk)
+		return false;
+	is_connected = inet_sk_state_load(sk) != TCP_NEW_SYN_RECV;
+	sock_gen_put(sk);
+	return is_connected;
+}
