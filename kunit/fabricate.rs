@@ -21,9 +21,11 @@ use kernel::{
 
 use crate::{
     net::{
+        self,
         bh::BhGuard,
         bindings,
         callbacks::af_ops,
+        listen_sock::ListenSock,
         listener::Listener,
         registration::Registration,
         reqsk::RequestSock,
@@ -79,10 +81,7 @@ pub(crate) fn register(timeout: Timeout) -> Result<Pin<KBox<Registration>>> {
 /// Registers [`TestFilter`] with other defaults.
 pub(crate) fn register_with(defaults: Defaults) -> Result<Pin<KBox<Registration>>> {
     KBox::pin_init(
-        Registration::new::<TestFilter>(
-            defaults,
-            kernel::module::this_module::<crate::AccfKunit>(),
-        ),
+        net::callbacks::ulp::register::<TestFilter>(defaults),
         GFP_KERNEL,
     )
 }
@@ -173,6 +172,12 @@ impl TestListener {
         unsafe { bindings::accf_kunit_sk(self.0.as_ptr()) }
     }
 
+    /// Returns the listening socket as `net/` sees it.
+    fn listen_sock(&self) -> ListenSock<'_> {
+        // SAFETY: The socket is this test's, a TCP socket, and in memory as long as `self`.
+        unsafe { ListenSock::from_raw(NonNull::new_unchecked(self.sk())) }
+    }
+
     /// Returns whether the `icsk_af_ops` of the listener are overridden.
     pub(crate) fn has_accf_af_ops(&self) -> bool {
         // SAFETY: The socket is alive as long as `self`, and no other code changes it.
@@ -194,8 +199,7 @@ impl TestListener {
 
     /// Returns how many requests count against its SYN backlog.
     pub(crate) fn half_open(&self) -> i32 {
-        // SAFETY: The socket is alive as long as `self`.
-        unsafe { bindings::accf_qlen(self.sk()) }
+        self.listen_sock().half_open()
     }
 
     /// Returns its counters.
@@ -204,8 +208,8 @@ impl TestListener {
         let bh = bh.token();
         // SAFETY: The socket is alive as long as `self`. If it has a filter, that was attached by
         // `callbacks::ulp::init()`.
-        let listener = unsafe { Listener::of(self.sk(), &bh) }.ok_or(ENOENT)?;
-        Ok(listener.account(&bh).stats)
+        let listener = unsafe { Listener::of(self.listen_sock(), &bh) }.ok_or(ENOENT)?;
+        Ok(listener.info(&bh).stats)
     }
 
     /// Returns its configuration.
@@ -214,8 +218,8 @@ impl TestListener {
         let bh = bh.token();
         // SAFETY: The socket is alive as long as `self`. If it has a filter, that was attached by
         // `callbacks::ulp::init()`.
-        let listener = unsafe { Listener::of(self.sk(), &bh) }.ok_or(ENOENT)?;
-        Ok(listener.account(&bh).config)
+        let listener = unsafe { Listener::of(self.listen_sock(), &bh) }.ok_or(ENOENT)?;
+        Ok(listener.info(&bh).config)
     }
 
     /// Changes its configuration, as `setsockopt(SOL_ACCF, ACCF_CONFIG)` does.
@@ -224,15 +228,14 @@ impl TestListener {
         let bh = bh.token();
         // SAFETY: The socket is alive as long as `self`. If it has a filter, that was attached by
         // `callbacks::ulp::init()`.
-        let listener = unsafe { Listener::of(self.sk(), &bh) }.ok_or(ENOENT)?;
+        let listener = unsafe { Listener::of(self.listen_sock(), &bh) }.ok_or(ENOENT)?;
         listener.set_config(&bh, config);
         Ok(())
     }
 
     /// Returns how many of its requests count as young.
     pub(crate) fn young(&self) -> i32 {
-        // SAFETY: The socket is alive as long as `self`.
-        unsafe { bindings::accf_young(self.sk()) }
+        self.listen_sock().young()
     }
 }
 
@@ -336,7 +339,7 @@ impl TestRequest {
         // request, is not called.
         let child = unsafe {
             af_ops::syn_recv_sock::<TestFilter>(
-                self.request().listener_sock(),
+                self.request().listen_sock().as_ptr(),
                 segment.0.as_ptr(),
                 self.0.as_ptr(),
                 ptr::null_mut(),
@@ -358,7 +361,7 @@ impl TestRequest {
         let request = self.request();
         // SAFETY: The request holds a reference to its listener. If that has a filter, the filter
         // was attached by `callbacks::ulp::init()`.
-        let listener = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
+        let listener = unsafe { Listener::of(request.listen_sock(), &bh) }.ok_or(ENOENT)?;
         Ok(listener.park(&bh, request, segment))
     }
 
@@ -370,7 +373,7 @@ impl TestRequest {
         let request = self.request();
         // SAFETY: The request holds a reference to its listener. If that has a filter, the filter
         // was attached by `callbacks::ulp::init()`.
-        let listener = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
+        let listener = unsafe { Listener::of(request.listen_sock(), &bh) }.ok_or(ENOENT)?;
         // SAFETY: No other code has a reference to the fabricated request, as if it had been taken
         // out of the table of connections.
         unsafe { listener.complete(&bh, request, crate::policy::SegmentKind::Data) };
@@ -385,8 +388,9 @@ impl TestRequest {
         let request = self.request();
         // SAFETY: The request holds a reference to its listener. If that has a filter, the filter
         // was attached by `callbacks::ulp::init()`.
-        let listener = unsafe { Listener::of(request.listener_sock(), &bh) }.ok_or(ENOENT)?;
-        listener.fall_back(&bh, &request);
+        let listener = unsafe { Listener::of(request.listen_sock(), &bh) }.ok_or(ENOENT)?;
+        // SAFETY: This test holds a reference to the request.
+        unsafe { listener.fall_back(&bh, &request) };
         Ok(())
     }
 
@@ -397,7 +401,7 @@ impl TestRequest {
         let request = self.request();
         // SAFETY: The request holds a reference to its listener. If that has a filter, the filter
         // was attached by `callbacks::ulp::init()`.
-        unsafe { Listener::of(request.listener_sock(), &bh) }?.phase_of(&bh, &request)
+        unsafe { Listener::of(request.listen_sock(), &bh) }?.phase_of(&bh, &request)
     }
 
     /// Returns the window of its last bare ACK, if it is parked.
@@ -407,7 +411,7 @@ impl TestRequest {
         let request = self.request();
         // SAFETY: The request holds a reference to its listener. If that has a filter, the filter
         // was attached by `callbacks::ulp::init()`.
-        let listener = unsafe { Listener::of(request.listener_sock(), &bh) }?;
+        let listener = unsafe { Listener::of(request.listen_sock(), &bh) }?;
         if !listener.has_parked(&request) {
             return None;
         }
@@ -432,7 +436,7 @@ impl TestRequest {
         // other arguments: the override passes them to the fabricated original.
         unsafe {
             send(
-                self.request().listener_sock(),
+                self.request().listen_sock().as_ptr(),
                 ptr::null_mut(),
                 ptr::null_mut(),
                 self.0.as_ptr(),
@@ -452,7 +456,7 @@ impl TestRequest {
             // the segment: the fabricated operations have no `send_ack`.
             unsafe {
                 send(
-                    self.request().listener_sock(),
+                    self.request().listen_sock().as_ptr(),
                     ptr::null_mut(),
                     self.0.as_ptr(),
                 )

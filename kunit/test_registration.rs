@@ -14,7 +14,7 @@ mod tests {
             TestListener,
             DEFAULTS, //
         },
-        net::registration::Registration,
+        net,
         policy::{
             Dataready,
             Filter,
@@ -46,10 +46,7 @@ mod tests {
     #[test]
     fn a_name_that_does_not_fit_is_refused() {
         let registration = KBox::pin_init(
-            Registration::new::<LongName>(
-                DEFAULTS,
-                kernel::module::this_module::<crate::AccfKunit>(),
-            ),
+            net::callbacks::ulp::register::<LongName>(DEFAULTS),
             GFP_KERNEL,
         );
         assert!(registration.is_err_and(|error| error == ENAMETOOLONG));

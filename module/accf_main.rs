@@ -61,12 +61,12 @@ struct Accf {
 }
 
 impl kernel::InPlaceModule for Accf {
-    fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         pin_init::pin_init_scope(move || {
             let defaults = defaults()?;
             Ok(try_pin_init!(Self {
                 namespaces: Namespaces::register()?,
-                dataready <- Registration::new::<Dataready>(defaults, module),
+                dataready <- net::callbacks::ulp::register::<Dataready>(defaults),
             }))
         })
     }
@@ -82,7 +82,7 @@ fn defaults() -> Result<Defaults> {
         return Err(EINVAL);
     };
     if max_parked == 0 {
-        pr_err!("max_parked=0: a filter must be able to hold at least one connection back\n");
+        pr_err!("max_parked=0: a listener must be able to park at least one connection\n");
         return Err(EINVAL);
     }
     Ok(Defaults {

@@ -69,7 +69,6 @@ impl Drop for BhGuard {
 ///
 /// Changes nothing where they are disabled already, which is cheaper than a [`BhGuard`]: the code
 /// that disabled them does not enable them before `f` has returned.
-#[inline]
 pub(crate) fn with_bh_off<T>(f: impl FnOnce(&BhDisabled<'_>) -> T) -> T {
     // SAFETY: Only reads the softirq count of this CPU, or on PREEMPT_RT of this task.
     let are_off = unsafe { bindings::accf_bh_is_off() };

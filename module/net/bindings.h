@@ -114,7 +114,6 @@ void accf_netns_unregister(void);
 struct accf_net *accf_netns(const struct sock *sk);
 bool accf_netns_charge(struct accf_net *net, u32 limit);
 void accf_netns_uncharge(struct accf_net *net);
-void accf_uncharge(struct accf_net *net, struct sock *sk, int young);
 
 /* User space. */
 int accf_copy_struct_from_sockptr(void *to, size_t to_size, sockptr_t from,

@@ -1,6 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Whether a clone of a request may outlive the listener that parked it, and then the module.
+//! Decides whether a clone of a request may outlive every listener that keeps the module.
+//!
+//! When a listener stops, the kernel may hand its requests over to another listener of its
+//! `SO_REUSEPORT` group: `inet_reqsk_clone()` copies a request, with its operations and with the
+//! pointers in `dl_next` and `sk`. Nothing tells the module of the clone. A clone that carries the
+//! ops override points into the module's code and data.
+//!
+//! A peer that *restores clones* is harmless: a listener with the filter that keeps the module
+//! until its accept queue is empty, and that gives the original operations back to each request
+//! before it is cloned into the queue, and to each clone whose SYN-ACK is sent
+//! (`Listener::restores_clones()`). Any other peer may hold a clone for as long as it likes. Where such a clone
+//! may exist, the module is pinned: it stays in memory until the next reboot, and says so.
+//!
+//! The question is asked at three moments. The first row that fits counts:
+//!
+//! | moment | listener since parking | request and group | pin |
+//! | --- | --- | --- | --- |
+//! | a parked request leaves its listener | listens, not stopped | any | no |
+//! | | any | still in the table, SYN-ACK timer pending: not cloned | no |
+//! | | stopped | a peer may hold clones | yes |
+//! | | stopped, does not listen | gone from the table; in a group; no peer restores clones | yes |
+//! | | listened again | is or was in a group | yes |
+//! | | stopped | otherwise | no |
+//! | a parked request is destroyed | listened again | is or was in a group | yes |
+//! | | any | in no group | no |
+//! | | not stopped | its connection exists and it could migrate now | yes |
+//! | | stopped | its connection exists, or a peer may hold clones | yes |
+//! | | any | otherwise | no |
+//! | a clone is destroyed | listens | any | no |
+//! | | stopped | any: the kernel may just have cloned it again | yes |
+//!
+//! The rule errs on the side of pinning. A simpler one, "a filtered listener that stops where
+//! requests migrate pins the module", would pin at every reload of a group whose members all have
+//! the filter, which is the everyday case.
 
 use kernel::sync::barrier::{
     smp_mb,
@@ -11,88 +44,154 @@ use super::{
     bindings,
     parked_request::ParkedRequest,
     reqsk::RequestSock,
-    reuseport::reuseport_peers, //
+    reuseport::{
+        GroupView,
+        RestoresClones, //
+    }, //
 };
 
-impl RequestSock<'_> {
-    /// Can there be a copy of it, or will there be, at a listener of its group that the module knows nothing of? A copy is made
-    /// when the listener has stopped and another one has just made a connection of the request (`inet_csk_complete_hashdance()`).
-    ///
-    /// For the destructor of a parked request, which kept `parked`. A listener with a filter would have undressed it: if there is a
-    /// connection, a plain one has made it. It is locked while its maker puts the request; where somebody else is the last to do so
-    /// (netfilter may queue a segment with a reference for as long as user space likes), it may be gone, and the copy is not. If
-    /// the listener listens again by then, it may be in another group.
-    pub(crate) fn may_have_lost_clone(&self, parked: &ParkedRequest) -> bool {
-        // Anew, after the look at its group: it may just have listened again, in another one.
-        let has_moved_on = || self.listened_again(parked) && self.is_or_was_in_group();
-        if has_moved_on() {
-            return true;
-        }
-        // SAFETY: alive by the type invariants, with its listener.
-        if !unsafe { bindings::accf_is_in_group(self.listener_sock()) } {
-            return false;
-        }
-        if self.listener_changes(parked) & bindings::ACCF_HAS_STOPPED == 0 {
-            // Who makes the connection may have seen it stopped before, and it was parked after it had listened again.
-            return self.can_migrate() && self.is_connected();
-        }
-        let may_hold =
-            || reuseport_peers(self.listener_sock()) & bindings::ACCF_MAY_HOLD_CLONES != 0;
-        self.is_connected() || may_hold() || has_moved_on()
-    }
+/// The moment at which the question is asked of a request.
+pub(crate) enum Moment<'a> {
+    /// The original operations were just restored, or the request is dying and leaves its queue.
+    /// The caller holds the lock of the parking listener; neither lock nor reference is taken, as
+    /// looking up a connection may drop the last reference to another parked request.
+    Leaves(&'a ParkedRequest),
+    /// Its destructor runs, and it was parked until then.
+    Destroyed(&'a ParkedRequest),
+    /// Its destructor runs, and it is a clone that still has the ops override.
+    CloneDestroyed,
+}
 
-    /// The same for one that has just been undressed, before which it may have been copied, or that is dying. Takes no lock and no
-    /// reference: to look for a connection may be to drop the last reference to another one that is parked.
-    pub(crate) fn may_have_left_clone(&self, parked: &ParkedRequest) -> bool {
-        // Who makes a connection takes the request out of the table, and then copies it. With a barrier between the two steps
-        // here, either the copy is without our operations, or it is gone from the table by now, and its listener has stopped. Its own
-        // timer copies it, and then takes it out; it is not pending then. (Between that and its copying there is but
-        // `refcount_inc_not_zero()`, of the other listener. On x86, and arm64, that is as good as a barrier.)
-        smp_mb(Full);
-        let is_gone = !self.is_hashed();
-        let is_copied = is_gone || !self.timer_is_pending();
-        if !is_copied {
-            return false;
+/// Returns whether a clone of `request` may outlive every listener that keeps the module, by the
+/// table at the top of this file. `restores_clones` judges the peers.
+///
+/// Any context. No lock of a listener may be held for [`Moment::Destroyed`]: looking a connection up
+/// may call a destructor.
+///
+/// # Safety
+///
+/// `restores_clones` must need no more of its caller than [`RestoresClones`] says.
+pub(crate) unsafe fn must_pin(
+    request: &RequestSock<'_>,
+    moment: Moment<'_>,
+    restores_clones: RestoresClones,
+) -> bool {
+    match moment {
+        // SAFETY: By the contract of this function.
+        Moment::Leaves(parked) => unsafe { may_be_cloned(request, parked, restores_clones) },
+        Moment::Destroyed(parked) => {
+            // SAFETY: By the contract of this function.
+            unsafe { may_have_been_cloned(request, parked, restores_clones) }
         }
-        if self.listener_changes(parked) & bindings::ACCF_HAS_STOPPED == 0 {
-            return false;
-        }
-        let around = reuseport_peers(self.listener_sock());
-        let has = |flag| around & flag != 0;
-        // If nobody is there who could have taken it, whoever has done so has left the group since; or the listener has.
-        let has_nobody = has(bindings::ACCF_IN_GROUP)
-            && !has(bindings::ACCF_RESTORES_CLONES)
-            && !self.is_listener_active();
-        let has_moved_on = || self.listened_again(parked) && self.is_or_was_in_group();
-        has(bindings::ACCF_MAY_HOLD_CLONES) || (is_gone && has_nobody) || has_moved_on()
-    }
-
-    /// Has its listener stopped since it was parked, and listened again then: in the group where it was, or in another one?
-    fn listened_again(&self, parked: &ParkedRequest) -> bool {
-        self.listener_changes(parked) & bindings::ACCF_LISTENED_AGAIN != 0
-    }
-
-    /// Is its listener in a group, or may it have been in one?
-    fn is_or_was_in_group(&self) -> bool {
-        // SAFETY: alive by the type invariants, with its listener.
-        unsafe {
-            bindings::accf_is_in_group(self.listener_sock())
-                || bindings::accf_has_left_group(self.listener_sock())
-        }
-    }
-
-    /// What its listener has done (`ACCF_HAS_STOPPED` …) since it was parked.
-    fn listener_changes(&self, parked: &ParkedRequest) -> u32 {
-        // SAFETY: alive by the type invariants, with its listener.
-        unsafe { bindings::accf_req_listener_since(self.as_ptr(), parked.write_seq()) }
+        Moment::CloneDestroyed => !request.listen_sock().is_listening(),
     }
 }
 
-/// Keeps the module for good: something that we cannot find again may point into it.
+/// Answers for [`Moment::Leaves`].
 ///
-/// While somebody else holds it: a listener with a filter, as a rule the one that is being closed; or, where the kernel copies a
-/// copy, whoever kept it for the first one. Who calls when the module is going already comes too late.
+/// # Safety
+///
+/// As for [`must_pin`]: `restores_clones` needs no more than [`RestoresClones`] says.
+unsafe fn may_be_cloned(
+    request: &RequestSock<'_>,
+    parked: &ParkedRequest,
+    restores_clones: RestoresClones,
+) -> bool {
+    // The CPU that makes a connection takes the request out of the table, and then clones it.
+    // This CPU has restored the operations, and then looks into the table. B8 orders the two: either
+    // the clone has the original operations, or the request is seen to be gone.
+    //
+    // The SYN-ACK timer's handler clones the request, and then takes it out of the table; the timer
+    // is not pending while it runs. (Between the start of the handler and the clone there is only
+    // `refcount_inc_not_zero()` of the other listener. On x86 and arm64 that is as good as a
+    // barrier.)
+    smp_mb(Full);
+    let is_gone = !request.is_hashed();
+    let may_have_clone = is_gone || !request.timer_is_pending();
+    if !may_have_clone || !ListenerChanges::since(request, parked).has_stopped() {
+        return false;
+    }
+    // SAFETY: By the contract of this function.
+    let group = unsafe { GroupView::of(request.listen_sock(), restores_clones) };
+    // Where no peer is left that could have taken the clone, either the peer that took it or the
+    // listener has left the group since.
+    let has_no_taker =
+        group.is_group() && !group.has_restoring_peer() && !request.listen_sock().is_listening();
+    group.may_hold_clones() || (is_gone && has_no_taker) || may_have_changed_group(request, parked)
+}
+
+/// Answers for [`Moment::Destroyed`].
+///
+/// A listener with the filter would have restored the operations. If the connection exists, a plain
+/// listener has made it. The connection is locked while the CPU that makes it puts the request.
+/// Where that is not the last reference (netfilter may queue a segment with one for as long as
+/// user space likes), the connection may be gone by now and the clone not, so the peers are asked
+/// as well.
+///
+/// # Safety
+///
+/// As for [`must_pin`]: `restores_clones` needs no more than [`RestoresClones`] says.
+unsafe fn may_have_been_cloned(
+    request: &RequestSock<'_>,
+    parked: &ParkedRequest,
+    restores_clones: RestoresClones,
+) -> bool {
+    if may_have_changed_group(request, parked) {
+        return true;
+    }
+    if !request.listen_sock().is_in_group() {
+        return false;
+    }
+    if !ListenerChanges::since(request, parked).has_stopped() {
+        // The CPU that makes the connection may have seen the listener stopped before it listened
+        // again and parked this request.
+        return request.can_migrate() && request.is_connected();
+    }
+    // SAFETY: By the contract of this function.
+    let may_hold = || unsafe { GroupView::of(request.listen_sock(), restores_clones) };
+    request.is_connected()
+        || may_hold().may_hold_clones()
+        // Ask again after the look at the group: the listener may just have listened again, in
+        // another group.
+        || may_have_changed_group(request, parked)
+}
+
+/// Returns whether the listener has stopped and listened again since `request` was parked, and is
+/// or was in a group: a peer of another group than today's may hold a clone.
+fn may_have_changed_group(request: &RequestSock<'_>, parked: &ParkedRequest) -> bool {
+    let listener = request.listen_sock();
+    ListenerChanges::since(request, parked).has_listened_again()
+        && (listener.is_in_group() || listener.has_left_group())
+}
+
+/// What the listener of a request has done since the request was parked.
+struct ListenerChanges(u32);
+
+impl ListenerChanges {
+    /// Looks at the listener of `request`, which kept `parked`.
+    fn since(request: &RequestSock<'_>, parked: &ParkedRequest) -> Self {
+        // SAFETY: The request is alive by its type invariants, and with it its listener.
+        Self(unsafe { bindings::accf_req_listener_since(request.as_ptr(), parked.write_seq()) })
+    }
+
+    /// Returns whether the listener has stopped, whether or not it listens again.
+    fn has_stopped(&self) -> bool {
+        self.0 & bindings::ACCF_HAS_STOPPED != 0
+    }
+
+    /// Returns whether the listener has stopped and listened again.
+    fn has_listened_again(&self) -> bool {
+        self.0 & bindings::ACCF_LISTENED_AGAIN != 0
+    }
+}
+
+/// Keeps the module in memory until the next reboot. Any context.
+///
+/// The caller runs on behalf of a listener or a request, and something else keeps the module for
+/// as long as the call takes: usually the listener that is being closed; where a clone is cloned
+/// again, whatever kept it for the first clone. A caller that runs while the module is already
+/// being unloaded comes too late.
 pub(crate) fn pin_module() {
-    // SAFETY: the module is alive while its code runs on behalf of a listener or a request.
+    // SAFETY: The module is alive while its code runs on behalf of a listener or a request.
     unsafe { bindings::accf_pin_module() };
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What is done to a request whose time is up: the client's last bare ACK, made anew, for TCP to act on.
+//! Rebuilds a client's last bare ACK, and hands it to TCP or answers it with an RST.
+
+use core::ptr::NonNull;
 
 use kernel::sync::rcu;
 
@@ -16,32 +18,40 @@ use super::{
     tcp_segment::AckPacket, //
 };
 
-/// Gives the client's last bare ACK to TCP, which makes the connection: nothing goes over the wire.
+/// Has TCP make a connection of `request`, by handing it the client's last bare ACK.
 ///
-/// That a reset, or data, comes in on another CPU at this moment is as harmless as it is with an ACK from the wire.
+/// Nothing goes over the wire. If there is no memory, nothing happens.
+///
+/// Softirq, or process context with bottom halves off. No lock may be held: TCP's receive path
+/// takes its own, and calls `syn_recv_sock()` of the listener. An RST or data that another CPU
+/// processes at this moment is as harmless as it is beside an ACK from the wire.
 pub(crate) fn accept(
     request: &RequestSock<'_>,
     parked: &ParkedRequest,
     _bh: &BhDisabled<'_>,
     _rcu: &rcu::Guard,
 ) {
-    let skb = last_ack(request, parked);
-    if skb.is_null() {
+    let Some(skb) = last_ack(request, parked) else {
         return;
-    }
-    // SAFETY: the packet is ours, and the request alive. TCP's handler consumes the packet; it is called as from the
-    // IP layer, with bottom halves off and under RCU, as the tokens prove, and with no lock held that it might take.
+    };
+    // SAFETY: `skb` is owned by this function, and either call consumes it. The request is alive.
+    // TCP's handler is called as the IP layer calls it: bottom halves are off and the caller is an
+    // RCU reader, as the tokens prove.
     unsafe {
-        if bindings::accf_skb_route(request.as_ptr(), skb) {
-            bindings::accf_tcp_rcv(request.as_ptr(), skb);
+        if bindings::accf_skb_route(request.as_ptr(), skb.as_ptr()) {
+            bindings::accf_tcp_rcv(request.as_ptr(), skb.as_ptr());
         } else {
-            bindings::accf_skb_drop(skb);
+            bindings::accf_skb_drop(skb.as_ptr());
         }
     }
 }
 
-/// Sends the client an RST in answer to its last bare ACK, from the sequence number that it expects next: the kernel's own
-/// `send_reset` of requests. If there is no memory nothing is sent, as from there.
+/// Sends the client an RST in answer to its last bare ACK (`send_reset` of TCP's `rsk_ops`).
+///
+/// The RST has the sequence number that the client expects next. If there is no memory, nothing is
+/// sent, as where TCP itself resets.
+///
+/// Softirq, or process context with bottom halves off. No lock may be held.
 pub(crate) fn reset(
     request: &RequestSock<'_>,
     parked: &ParkedRequest,
@@ -53,37 +63,38 @@ pub(crate) fn reset(
     else {
         return;
     };
-    let skb = last_ack(request, parked);
-    if skb.is_null() {
+    let Some(skb) = last_ack(request, parked) else {
         return;
-    }
-    // SAFETY: the packet is ours, and the request alive, with its listener. `send_reset` looks at the headers and at TCP's
-    // control block only, as the packet has no route and the listener is given; it is called as from TCP, with bottom
-    // halves off and under RCU, as the tokens prove.
+    };
+    // SAFETY: `skb` is owned by this function, and dropped at the end. The request is alive, with
+    // its listener. As the packet has no route and the listener is given, `send_reset` looks only
+    // at the headers and at TCP's control block, which was just filled in. It is called as TCP
+    // calls it: bottom halves are off and the caller is an RCU reader, as the tokens prove.
     unsafe {
-        bindings::accf_skb_fill_cb(request.as_ptr(), skb);
+        bindings::accf_skb_fill_cb(request.as_ptr(), skb.as_ptr());
         send_reset(
-            request.listener_sock(),
-            skb,
+            request.listen_sock().as_ptr(),
+            skb.as_ptr(),
             bindings::sk_rst_reason_SK_RST_REASON_NOT_SPECIFIED,
         );
-        bindings::accf_skb_drop(skb);
+        bindings::accf_skb_drop(skb.as_ptr());
     }
 }
 
-/// The client's last bare ACK, as the IP layer would hand it to TCP, but for a route. NULL if there is no memory.
-fn last_ack(request: &RequestSock<'_>, parked: &ParkedRequest) -> *mut sk_buff {
+/// Returns the client's last bare ACK as the IP layer would hand it to TCP, without a route, or
+/// `None` if there is no memory. The caller owns it.
+fn last_ack(request: &RequestSock<'_>, parked: &ParkedRequest) -> Option<NonNull<sk_buff>> {
     let ack = request.bare_ack(parked.window(), parked.tsval());
     let packet = AckPacket::new(&request.endpoints(), ack);
     let bytes = packet.as_bytes();
-    // SAFETY: the request is alive, and with it its listener and its namespace; the packet is `bytes.len()` bytes,
-    // shorter than 2^32.
-    unsafe {
+    // SAFETY: The request is alive, and with it its listener and its namespace. `bytes` are
+    // `bytes.len()` bytes, of which there are fewer than 2^32.
+    NonNull::new(unsafe {
         bindings::accf_skb_received(
             request.as_ptr(),
             bytes.as_ptr().cast(),
             bytes.len() as u32,
             packet.network_len() as u32,
         )
-    }
+    })
 }

@@ -1,19 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Safe types over the TCP of this kernel: the only `unsafe` of accf, and all that a new kernel version touches.
+//! Safe types over the TCP of this kernel: the module's only `unsafe`, and all that a new kernel
+//! version touches.
 //!
-//! [`ulp::Registration`] offers a filter to listeners by name. Behind it:
+//! A file imports only from files above it:
 //!
-//! * `hooks`: every function the kernel calls;
-//! * `listener`: a filtered listener, its queue of parked requests, its timer and its accounts;
-//! * `options`: what user space asks of it, and is told;
-//! * `request`, `parked`, `overlay`: a connection request, what it keeps and the operations it wears while parked;
-//! * `segment`: the segment that came in;
-//! * `expire`, `wire`: what is done at the deadline, with a segment that is made anew;
-//! * `namespace`: what is counted for each network namespace;
-//! * `context`, `rcu`: proofs of context, and memory that readers may still look at.
+//! * `bindings`, `helpers.c`: bindgen's output, and shims for what bindgen cannot see;
+//! * `bh`, `rcu`: proofs of context, the lock, and deferred drop;
+//! * `tcp_segment`: parses headers and options, and builds the bare ACK;
+//! * `listen_sock`, `reqsk`: accessors of a listening socket, and of a connection request;
+//! * `netns`, `reuseport`: a namespace's counters, and a snapshot of a `SO_REUSEPORT` group;
+//! * `sockopt`, `diag`: the structures of `uapi/accf.h`;
+//! * `registration`: offers a filter to listeners by name;
+//! * `parked_request`, `reqsk_ops`: what a request keeps while it is parked, and its operations;
+//! * `clone`: decides whether the module must be pinned;
+//! * `park_queue`, `inject`: the queue of parked requests, and the rebuilt ACK;
+//! * `listener`: a filtered listener, its lock, its timer and its transitions;
+//! * `callbacks`: the functions that the kernel calls.
 //!
-//! The kernel's functions named in these pages are those of Linux 7.3.
+//! The kernel's functions that comments name are those of Linux 7.3. `docs/design.md` has the
+//! publication protocol, the lock order, the barriers and the life of a request.
 
 pub(crate) mod bh;
 pub(crate) mod bindings;

@@ -57,11 +57,3 @@ void accf_netns_uncharge(struct accf_net *net)
 {
 	atomic_dec(&net->parked);
 }
-
-/* The same, and counts a request of @sk as young again if @young is 1. */
-void accf_uncharge(struct accf_net *net, struct sock *sk, int young)
-{
-	atomic_dec(&net->parked);
-	if (young)
-		atomic_inc(&inet_csk(sk)->icsk_accept_queue.young);
-}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The parked requests of a listener.
+//! The parked requests of a listener: the data that its lock guards. Takes no lock itself.
 
 use kernel::{
     list::{
@@ -12,8 +12,7 @@ use kernel::{
         Arc,
         ArcBorrow,
         UniqueArc, //
-    },
-    time::hrtimer::ArcHrTimerHandle, //
+    }, //
 };
 
 use crate::policy::{
@@ -27,114 +26,185 @@ use crate::policy::{
 };
 
 use super::{
-    listener::Listener,
-    parked_request::ParkedRequest,
+    parked_request::{
+        ParkedFlags,
+        ParkedRequest, //
+    },
     reqsk_ops::RequestOpsOverride, //
 };
 
-/// So many requests meet their deadline in one run of the timer; the rest follow in the next, so that other softirqs get
-/// their turn.
-pub(super) const BUDGET: usize = 64;
+/// How many requests one run of the listener's timer handles at most. The next run handles the
+/// rest, so that other softirqs get their turn.
+pub(crate) const BUDGET: usize = 64;
 
-/// So many [`ParkedRequest`] of requests that are gone are kept, 4 KiB.
-pub(super) const SPARE: usize = 64;
+/// How many vacant [`ParkedRequest`] are kept at most: 4 KiB.
+const SPARES: usize = 64;
 
-/// May requests be parked?
+/// Whether requests may be parked.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    /// Not yet: there may be CPUs that make connections without asking us.
+pub(crate) enum State {
+    /// Not yet: CPUs may still make connections without calling the module.
     Attached,
     /// Yes.
     Active,
-    /// No more.
+    /// Not any more.
     Closed,
 }
 
-/// What the lock guards.
-pub(super) struct ParkQueue {
-    /// The parked requests but for those in `fresh`, which were parked later.
-    pub(super) deferred: List<ParkedRequest>,
-    /// Those whose own timers have not been put off, as they do not fire soon, and who came after such a one.
-    pub(super) armed: List<ParkedRequest>,
-    pub(super) stats: Stats,
-    pub(super) config: Config,
-    /// So many of the parked requests keep their place in the SYN backlog, at most.
-    pub(super) backlog_share: u32,
-    /// So many of them do not count against it.
-    pub(super) backlog_excluded: u64,
-    /// So many of them are due, and in somebody's hands.
-    pub(super) expired: u64,
-    /// When the timer fires, if it is set.
-    pub(super) timer_at: Option<Nanos>,
-    /// That of the last request parked, as a rule that of the next one, too.
-    pub(super) ops_override: Option<&'static RequestOpsOverride>,
-    pub(super) state: State,
-    /// Of requests that are not parked any more, for those to come: as a rule, as many come as go.
-    pub(super) spare: KVec<Pin<UniqueArc<ParkedRequest>>>,
-    /// Stops the timer when dropped, which waits for the timer's handler: never under the lock.
-    pub(super) timer: Option<ArcHrTimerHandle<Listener>>,
+/// The parked requests of a listener, in the order in which they were parked, and its counters.
+///
+/// The queue owns the [`ParkedRequest`] of each request, and holds no reference to the request.
+/// When TCP destroys a parked request, the destructor takes the entry out of the queue, under the
+/// listener's lock. So a request in the queue is in memory while the lock is held, though it may be
+/// dying.
+///
+/// # Invariants
+///
+/// * The value is behind the lock of its listener, so code that has a reference holds the lock.
+/// * Each entry is in the list that its flags name, and its request is parked at the listener.
+pub(crate) struct ParkQueue {
+    /// Requests whose SYN-ACK timers are deferred. All of them were parked before those in `armed`.
+    deferred: List<ParkedRequest>,
+    /// Requests whose SYN-ACK timers are still armed, as they do not fire soon, and requests that
+    /// were parked after such a one.
+    armed: List<ParkedRequest>,
+    /// The counters.
+    pub(crate) stats: Stats,
+    /// The listener's configuration.
+    pub(crate) config: Config,
+    /// How many parked requests keep their place in the SYN backlog, at most.
+    pub(crate) backlog_share: u32,
+    /// How many parked requests are taken off the SYN backlog now.
+    pub(crate) backlog_excluded: u64,
+    /// How many parked requests are expired: some CPU is acting on each of them.
+    expired: u64,
+    /// When the listener's timer fires, if it is set.
+    pub(crate) timer_at: Option<Nanos>,
+    /// The override of the last request parked, which usually suits the next one, too.
+    pub(crate) ops_override: Option<&'static RequestOpsOverride>,
+    /// Whether requests may be parked.
+    pub(crate) state: State,
+    /// Entries of requests that are no longer parked, for requests to come.
+    spares: KVec<Pin<UniqueArc<ParkedRequest>>>,
 }
 
 impl ParkQueue {
-    pub(super) fn is_closed(&self) -> bool {
+    /// Makes an empty queue in [`State::Attached`], for the lock of a listener. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`: there is no memory.
+    pub(crate) fn new(config: Config) -> Result<Self> {
+        Ok(Self {
+            deferred: List::new(),
+            armed: List::new(),
+            stats: Stats::default(),
+            config,
+            backlog_share: 0,
+            backlog_excluded: 0,
+            expired: 0,
+            timer_at: None,
+            ops_override: None,
+            state: State::Attached,
+            spares: KVec::with_capacity(SPARES, GFP_KERNEL)?,
+        })
+    }
+
+    /// Returns whether the listener was closed.
+    pub(crate) fn is_closed(&self) -> bool {
         self.state == State::Closed
     }
 
-    /// How many wait: the parked ones that are not due.
-    pub(super) fn unexpired(&self) -> u64 {
+    /// Returns how many requests are parked and not expired.
+    pub(crate) fn unexpired(&self) -> u64 {
         self.stats.parked - self.expired
     }
 
-    /// The one that has waited longest.
-    pub(super) fn oldest(&self) -> Option<ArcBorrow<'_, ParkedRequest>> {
-        // As many are due as CPUs are at it, at most (on PREEMPT_RT, as tasks are).
+    /// Returns whether a SYN-ACK timer may still be armed.
+    pub(crate) fn has_armed(&self) -> bool {
+        !self.armed.is_empty()
+    }
+
+    /// Returns the request that was parked first of those that are not expired.
+    ///
+    /// O(number of CPUs): at most one request for each CPU is expired (on PREEMPT_RT, for each
+    /// task).
+    pub(crate) fn oldest(&self) -> Option<ArcBorrow<'_, ParkedRequest>> {
         Iterator::chain(self.deferred.iter(), self.armed.iter())
             .find(|parked| parked.flags().expired().is_none())
     }
 
-    /// One for a request to come.
-    #[inline(always)]
-    pub(super) fn take_spare(&mut self) -> Result<Pin<UniqueArc<ParkedRequest>>, Bypass> {
-        match self.spare.pop() {
+    /// Returns an entry for a request to come. Does not sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`Bypass::NoMemory`]: no spare is left, and there is no memory for another one.
+    pub(crate) fn take_spare(&mut self) -> Result<Pin<UniqueArc<ParkedRequest>>, Bypass> {
+        match self.spares.pop() {
             Some(spare) => Ok(spare),
             None => ParkedRequest::new().map_err(|_| Bypass::NoMemory),
         }
     }
 
-    /// Keeps what a request that is gone has left, unless somebody still looks at it, or enough is kept.
-    #[inline]
-    pub(super) fn recycle(&mut self, parked: Arc<ParkedRequest>) {
-        if self.is_closed() || self.spare.len() == self.spare.capacity() {
+    /// Keeps the entry of a request that is no longer parked, unless another CPU still looks at it
+    /// or enough are kept.
+    pub(crate) fn recycle(&mut self, parked: Arc<ParkedRequest>) {
+        if self.is_closed() || self.spares.len() == self.spares.capacity() {
             return;
         }
         if let Some(spare) = Arc::into_unique_or_drop(parked) {
-            self.push_spare(spare);
+            // There is room, as just seen.
+            let _ = self.spares.push_within_capacity(spare);
         }
     }
 
-    /// Keeps one that nobody looks at, unless enough is kept.
-    #[inline]
-    pub(super) fn push_spare(&mut self, spare: Pin<UniqueArc<ParkedRequest>>) {
-        // What there is no room for comes back, and is dropped.
-        let _ = self.spare.push_within_capacity(spare);
+    /// Appends the entry of a request that is parked at this listener.
+    pub(crate) fn push_back(&mut self, parked: ListArc<ParkedRequest>) {
+        // INVARIANT: The flags name the list.
+        if parked.flags().is_timer_armed() {
+            self.armed.push_back(parked);
+        } else {
+            self.deferred.push_back(parked);
+        }
     }
 
-    /// Takes the one that was parked first.
-    pub(super) fn pop_front(&mut self) -> Option<ListArc<ParkedRequest>> {
+    /// Takes out the entry that was parked first.
+    pub(crate) fn pop_front(&mut self) -> Option<ListArc<ParkedRequest>> {
         self.deferred.pop_front().or_else(|| self.armed.pop_front())
     }
 
-    /// When the own timers of fresh requests are to be put off, if there are any.
-    pub(super) fn deferral_at(&self) -> Option<Nanos> {
+    /// Takes an entry with these flags out. Returns `None` if it is not in the queue any more.
+    ///
+    /// # Safety
+    ///
+    /// `parked` must be in this queue or in no list, and `flags` must be what its flags are now.
+    pub(crate) unsafe fn remove(
+        &mut self,
+        parked: &ParkedRequest,
+        flags: ParkedFlags,
+    ) -> Option<ListArc<ParkedRequest>> {
+        let list = if flags.is_timer_armed() {
+            &mut self.armed
+        } else {
+            &mut self.deferred
+        };
+        // SAFETY: The entry is in this queue or in no list, by the contract of this function. If it
+        // is in this queue, it is in the list that its flags name, by the type invariants.
+        unsafe { list.remove(parked) }
+    }
+
+    /// Returns when the SYN-ACK timers of the first armed requests are to be deferred.
+    pub(crate) fn deferral_at(&self) -> Option<Nanos> {
         self.armed
             .iter()
             .next()
             .map(|first| policy::synack_timer_deferral(first.parked_at()))
     }
 
-    /// Puts the own timers of requests off that have waited for long enough to be worth it, of [`BUDGET`] of them at most.
-    pub(super) fn defer_timers(&mut self, now: Nanos) {
-        if self.deferral_at().is_none_or(|end| end > now) {
+    /// Defers the SYN-ACK timers of requests that have been parked for long enough: of [`BUDGET`]
+    /// requests at most.
+    pub(crate) fn defer_timers(&mut self, now: Nanos) {
+        if self.deferral_at().is_none_or(|at| at > now) {
             return;
         }
         for _ in 0..BUDGET {
@@ -147,18 +217,20 @@ impl ParkQueue {
             let Some(parked) = self.armed.pop_front() else {
                 return;
             };
-            // SAFETY: it was in the queue, and the lock is held.
+            // SAFETY: The entry was in the queue until now, and the lock is held by the type
+            // invariants.
             let request = unsafe { parked.request() };
-            // Where it is not pending, its handler runs: it is late, will not send anything, and sets the timer to as late as it
-            // ever does. Or the request is about to leave.
+            // If the timer is not pending, either its handler runs late: it will not send
+            // anything, and sets the timer to as late as it ever does. Or the request is about to
+            // leave the queue.
             request.defer_timer();
             parked.set_timer_deferred();
             self.deferred.push_back(parked);
         }
     }
 
-    /// Marks a parked request as one whose time is up, or one that waits on.
-    pub(super) fn set_expired(
+    /// Marks a parked request as expired, or as not expired.
+    pub(crate) fn set_expired(
         &mut self,
         parked: &ParkedRequest,
         expired: Option<(Expiry, OnTimeout)>,
@@ -166,5 +238,12 @@ impl ParkQueue {
         self.expired -= u64::from(parked.flags().expired().is_some());
         self.expired += u64::from(expired.is_some());
         parked.set_expired(expired);
+    }
+
+    /// Counts a request with these flags as no longer expired, as it leaves the queue.
+    pub(crate) fn forget_expired(&mut self, flags: ParkedFlags) {
+        if flags.expired().is_some() {
+            self.expired -= 1;
+        }
     }
 }

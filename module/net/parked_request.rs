@@ -84,18 +84,17 @@ impl AckInfo {
     }
 
     /// Returns the data of `request`, whose bare ACK is `segment`.
-    #[inline]
     pub(crate) fn new(
         request: &RequestSock<'_>,
         segment: &TcpSegment<'_>,
         parked_at: Nanos,
     ) -> Self {
-        let timestamps = segment.timestamps(request);
+        let timestamps = segment.timestamps(request.uses_timestamps());
         Self {
             request: request.as_non_null(),
             parked_at,
             round_trip: request.round_trip(parked_at, timestamps),
-            write_seq: request.write_seq(),
+            write_seq: request.listen_sock().write_seq(),
             tsval: Atomic::new(timestamps.map_or(0, |timestamps| timestamps.value)),
             state: Atomic::new(ParkedRequest::window_flags(segment.window(), timestamps)),
         }
@@ -103,7 +102,6 @@ impl AckInfo {
 
     /// Adds the flags of a request that is about to enter one of the two lists: whether its SYN-ACK
     /// timer stays armed, and whether it was taken off the count of young requests.
-    #[inline]
     pub(crate) fn begin(mut self, is_timer_armed: bool, is_young: bool) -> Self {
         let timer_armed = if is_timer_armed {
             ParkedFlags::TIMER_ARMED
@@ -183,7 +181,6 @@ impl ParkedRequest {
     const REFUSED: u32 = 1 << 21;
 
     /// Allocates an entry of no request yet, without sleeping.
-    #[cold]
     pub(crate) fn new() -> Result<Pin<UniqueArc<Self>>> {
         UniqueArc::pin_init(
             try_pin_init!(Self {
@@ -196,7 +193,6 @@ impl ParkedRequest {
 
     /// Makes `this`, to which there is no other reference, the entry of the request that `ack`
     /// describes.
-    #[inline]
     pub(crate) fn fill(mut this: Pin<UniqueArc<Self>>, ack: AckInfo) -> ListArc<Self> {
         *this.as_mut().project().ack = ack;
         ListArc::from(this)
@@ -214,7 +210,7 @@ impl ParkedRequest {
 
     /// Remembers the client's last bare ACK.
     pub(crate) fn set_last_ack(&self, request: &RequestSock<'_>, segment: &TcpSegment<'_>) {
-        let timestamps = segment.timestamps(request);
+        let timestamps = segment.timestamps(request.uses_timestamps());
         if let Some(timestamps) = timestamps {
             self.ack.tsval.store(timestamps.value, Relaxed);
         }
@@ -229,8 +225,8 @@ impl ParkedRequest {
     ///
     /// # Safety
     ///
-    /// `self` must be in the queue of the parking listener, whose lock must be held for as long as
-    /// the returned value is used.
+    /// `self` must be in the queue of the parking listener, or have been taken out of it while the
+    /// lock has been held since. The lock must be held for as long as the returned value is used.
     pub(crate) unsafe fn request(&self) -> RequestSock<'_> {
         // SAFETY: The request was alive when it was parked, and had a listener. Before it is freed,
         // its destructor takes this entry out of the queue, under the lock, which is held by the
@@ -279,7 +275,7 @@ impl ParkedRequest {
 
     /// Marks the request as one that was to be accepted and was refused. Returns whether it was
     /// marked before.
-    pub(crate) fn refuse(&self) -> bool {
+    pub(crate) fn set_refused(&self) -> bool {
         let before = self.has(Self::REFUSED);
         self.set(Self::REFUSED, true);
         before
@@ -298,8 +294,6 @@ impl ParkedRequest {
     fn has(&self, flag: u32) -> bool {
         self.ack.state.load(Relaxed) & flag != 0
     }
-
-    #[inline]
     fn set(&self, flag: u32, value: bool) {
         let state = self.ack.state.load(Relaxed) & !flag;
         self.ack

@@ -20,15 +20,11 @@ use kernel::{
         },
         rcu, //
     },
-    types::Opaque,
-    ThisModule, //
+    types::Opaque, //
 };
-
-use crate::policy::Filter;
 
 use super::{
     bindings,
-    callbacks::ulp,
     sockopt::Defaults, //
 };
 
@@ -61,29 +57,32 @@ unsafe impl Send for Registration {}
 unsafe impl Sync for Registration {}
 
 impl Registration {
-    /// Registers `F`, with `defaults` for every listener.
+    /// Registers the filter `name`, with `defaults` for every listener. May sleep.
     ///
-    /// `EEXIST`: TCP has a ULP of this name. `ENAMETOOLONG`: the name does not fit. `ENOSPC`:
-    /// [`MAX_FILTERS`] are registered.
-    pub(crate) fn new<F: Filter>(
+    /// # Errors
+    ///
+    /// `EEXIST`: TCP has a ULP of this name. `ENAMETOOLONG`: the name does not fit. `ENOSPC`: too
+    /// many filters.
+    ///
+    /// # Safety
+    ///
+    /// * `callbacks` must be functions that TCP may call as its own `struct tcp_ulp_ops` says.
+    /// * `init` must find this registration by [`Self::by_name`] with `name`, and publish an
+    ///   `Arc<Listener>` in `icsk_ulp_data`.
+    pub(crate) unsafe fn new(
+        name: &'static str,
+        callbacks: bindings::tcp_ulp_ops,
         defaults: Defaults,
-        module: &'static ThisModule,
     ) -> impl PinInit<Self, Error> {
         try_pin_init!(&this in Self {
             // Before `ops`: once that is registered, `init()` reads these.
-            name: F::NAME,
+            name: name,
             defaults: defaults,
             ops <- Opaque::try_ffi_init(move |slot: *mut bindings::tcp_ulp_ops| {
-                let mut ops = bindings::tcp_ulp_ops {
-                    init: Some(ulp::init::<F>),
-                    release: Some(ulp::release),
-                    clone: Some(ulp::clone),
-                    get_info: Some(ulp::get_info),
-                    get_info_size: Some(ulp::get_info_size),
-                    owner: module.as_ptr().cast(),
-                    ..Default::default()
-                };
-                put_name(&mut ops.name, F::NAME)?;
+                let mut ops = callbacks;
+                // SAFETY: The function has no preconditions.
+                ops.owner = unsafe { bindings::accf_this_module() };
+                put_name(&mut ops.name, name)?;
                 // SAFETY: The slot is valid for writes, and pinned.
                 unsafe { slot.write(ops) };
 

@@ -2,30 +2,7 @@
 
 //! A connection request (`struct request_sock`): its fields and its SYN-ACK timer.
 //!
-//! Four fields show that a request is parked. They are written under the lock of its parking
-//! listener (the [`Listener`] of `req->rsk_listener`), or by the request's own destructor:
-//!
-//! | field | while parked | otherwise |
-//! | --- | --- | --- |
-//! | `rsk_ops` | the override's | the original |
-//! | `af_specific` | the override's | the original |
-//! | `dl_next` | its [`ParkedRequest`] | unused in SYN_RECV |
-//! | `sk` | its address, XORed with the listener's [`ListenerTag`] | NULL in SYN_RECV |
-//!
-//! Besides, a parked request is acked (`inet_rsk(req)->acked`): marked before it is parked, as the
-//! kernel marks a request when it drops an ACK, and never unmarked. So code that finds a request
-//! not acked need not check whether it is parked.
-//!
-//! `sk` tells a parked request from a clone of it. `inet_reqsk_clone()` copies all four fields, and
-//! the module is not told of the clone. The clone is at another address, so its `sk` does not
-//! match. A clone of the clone may be at the address of the original, but is made for a third
-//! listener, which has another tag. The kernel reads `dl_next` and `sk` only of requests in an
-//! accept queue (and of those of Fast Open, which are never parked), and
-//! `inet_csk_reqsk_queue_add()` writes both when a request enters the queue.
-//!
-//! [`Listener`]: super::listener::Listener
-//! [`ListenerTag`]: super::reqsk_ops::ListenerTag
-//! [`ParkedRequest`]: super::parked_request::ParkedRequest
+//! Parking is none of its business: `reqsk_ops` has what changes in a parked request.
 
 use core::{
     marker::PhantomData,
@@ -45,6 +22,7 @@ use crate::policy::{
 
 use super::{
     bindings,
+    listen_sock::ListenSock,
     tcp_segment::{
         BareAck,
         Timestamps, //
@@ -76,7 +54,7 @@ pub(crate) unsafe fn client_isn(req: *const bindings::request_sock) -> u32 {
 /// # Safety
 ///
 /// `req` must be alive.
-pub(crate) unsafe fn listener_sock(req: *const bindings::request_sock) -> *mut bindings::sock {
+unsafe fn listener_sock(req: *const bindings::request_sock) -> *mut bindings::sock {
     // SAFETY: The request is alive by the contract of this function, and `ACCF_REQ_LISTENER` is the
     // offset of `rsk_listener` in it, which does not change once other code can find the request.
     unsafe {
@@ -99,8 +77,9 @@ pub(crate) enum RoundTrip {
 ///
 /// # Invariants
 ///
-/// `ptr` points to a `struct tcp_request_sock` that is alive for `'a`: a reference to it is held,
-/// or the code that uses this is its destructor. It has a listener (it was not made from a
+/// `ptr` points to a `struct tcp_request_sock` that is in memory for `'a`: a reference to it is held,
+/// or the code that uses this is its destructor, or it was parked and the lock of its listener is
+/// held, for which its destructor has to wait. It has a listener (it was not made from a
 /// syncookie), to which it holds a reference.
 ///
 /// `listener` is its `rsk_listener`, which does not change once other code can find the request.
@@ -170,9 +149,26 @@ impl<'a> RequestSock<'a> {
         unsafe { ptr::read_volatile(&raw const (*self.tcp()).af_specific) }
     }
 
-    /// Returns the listener for which it was made, which lives as long as the request.
-    pub(crate) fn listener_sock(&self) -> *mut bindings::sock {
-        self.listener
+    /// Wraps the kernel's pointer. Returns `None` if it is NULL, or a request without a listener:
+    /// one that was made from a cookie.
+    ///
+    /// # Safety
+    ///
+    /// `req` must be NULL, or point to a `struct tcp_request_sock` that is alive for `'a`.
+    pub(crate) unsafe fn with_listener(req: *const bindings::request_sock) -> Option<Self> {
+        let req = NonNull::new(req.cast_mut())?;
+        // SAFETY: The request is alive by the contract of this function.
+        let has_listener = !unsafe { listener_sock(req.as_ptr()) }.is_null();
+        // SAFETY: The request is alive for `'a` by the contract of this function, and has a
+        // listener if the wrapper is made.
+        has_listener.then(|| unsafe { Self::from_raw(req) })
+    }
+
+    /// Returns the listener that the request was made for.
+    pub(crate) fn listen_sock(&self) -> ListenSock<'a> {
+        // SAFETY: The request has a listener by the type invariants, and holds a reference to it
+        // for as long as it lives, which is `'a` or longer.
+        unsafe { ListenSock::from_raw(NonNull::new_unchecked(self.listener)) }
     }
 
     /// Returns IRS, the client's initial sequence number.
@@ -231,7 +227,7 @@ impl<'a> RequestSock<'a> {
         // this bit sets it too. The kernel writes another bit of the same byte only for listeners
         // with a key, and may write this bit back as it was before; therefore the call then checks
         // whether the listener has one.
-        let found = unsafe { bindings::accf_req_set_acked(self.listener_sock(), self.as_ptr()) };
+        let found = unsafe { bindings::accf_req_set_acked(self.listener, self.as_ptr()) };
         match found {
             0 => Ok(()),
             bindings::ACCF_IS_SIGNED => Err(Bypass::Signed),
@@ -249,7 +245,6 @@ impl<'a> RequestSock<'a> {
 
     /// Returns whether its SYN-ACK timer may stay armed while it is parked
     /// (`policy::may_synack_timer_run()`).
-    #[inline(always)]
     pub(crate) fn may_synack_timer_run(&self) -> bool {
         // SAFETY: Alive by the type invariants, and so is its listener.
         let synack = unsafe { bindings::accf_req_synack_timer(self.as_ptr()) };
@@ -263,23 +258,6 @@ impl<'a> RequestSock<'a> {
     pub(crate) fn can_migrate(&self) -> bool {
         // SAFETY: Alive by the type invariants, and so are its listener and its network namespace.
         unsafe { bindings::accf_req_can_migrate(self.as_ptr()) }
-    }
-
-    /// Returns whether its listener listens; otherwise it has stopped.
-    pub(crate) fn is_listener_active(&self) -> bool {
-        // SAFETY: Alive by the type invariants, and so is its listener.
-        let state = u32::from(unsafe { bindings::accf_sk_state(self.listener_sock()) });
-        state == bindings::ACCF_TCP_LISTEN
-    }
-
-    /// Returns the next sequence number of its listener's socket, which does not change while the
-    /// socket listens.
-    #[inline]
-    pub(crate) fn write_seq(&self) -> u32 {
-        let tp = self.listener_sock().cast::<bindings::tcp_sock>();
-        // SAFETY: Alive by the type invariants, and so is its listener, a TCP socket. The read is a
-        // `READ_ONCE()`.
-        unsafe { ptr::read_volatile(&raw const (*tp).write_seq) }
     }
 
     /// Returns whether the table of connections contains a connection that was made of it.
@@ -300,7 +278,6 @@ impl<'a> RequestSock<'a> {
     /// Returns the round-trip time that the kernel would take if a segment with these timestamps
     /// completed the handshake `now`: the time since the SYN-ACK (`tcp_synack_rtt_meas()`) or, if
     /// the SYN-ACK was sent again, by the echoed timestamp (`tcp_ack_update_rtt()`).
-    #[inline]
     pub(crate) fn round_trip(
         &self,
         now: Nanos,
@@ -329,7 +306,6 @@ impl<'a> RequestSock<'a> {
     /// The caller must have taken the request out of the table of connections (`own_req`), and its
     /// connection must exist. Then no other code uses the fields written here, except for
     /// `tcp_synack_rtt_meas()` on a CPU that came second and whose connection is discarded.
-    #[inline]
     pub(crate) unsafe fn set_round_trip(&self, round_trip: RoundTrip, waited: Nanos, now: Nanos) {
         // SAFETY: Alive by the type invariants. No other CPU writes these fields, by the contract
         // of this function.
@@ -386,7 +362,6 @@ impl<'a> RequestSock<'a> {
     ///
     /// The timer is not deleted: the kernel, when it drops the request, puts the timer's reference
     /// only if it deletes a pending timer.
-    #[inline]
     pub(crate) fn defer_timer(&self) -> bool {
         self.modify_pending_timer(DEFERRED_JIFFIES)
     }
@@ -417,7 +392,7 @@ impl<'a> RequestSock<'a> {
         unsafe {
             if (*req).num_timeout() != 0 {
                 (*req).set_num_timeout(0);
-                bindings::accf_young_add(self.listener_sock(), 1);
+                self.listen_sock().add_young(1);
             }
             // The handler doubles it for each counted timeout, and caps it at the largest RTO.
             ptr::write_volatile(&raw mut (*req).timeout, bindings::accf_rto_max());

@@ -1,15 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The operations that a request wears while it is parked: the kernel's own, with our `send_synack`, `send_ack` and
-//! `destructor`.
+//! Saves, overrides and restores the operations of a request.
 //!
-//! The originals are not exported. They are taken from the first request seen of each family, and there is one copy
-//! for the whole module, in its static data: a copy of a request that the kernel made behind our back
-//! (`inet_reqsk_clone()`) may point there for longer than its listener lives.
+//! A parked request has TCP's own operations, except for `send_synack`, `send_ack` and
+//! `destructor`. TCP's operations are not exported. They are taken from the first request seen of
+//! each family, and there is one override of each family for the whole module, in its static data:
+//! a clone of a request (`inet_reqsk_clone()`) may point there for longer than its listener lives.
+//!
+//! Four fields tell that a request is parked. All are written under the lock of the parking
+//! listener (the `Listener` of `req->rsk_listener`), or by the request's own destructor:
+//!
+//! | field | while parked | otherwise |
+//! | --- | --- | --- |
+//! | `rsk_ops` | the override | TCP's |
+//! | `af_specific` | the override | TCP's |
+//! | `dl_next` | its [`ParkedRequest`] | unused in SYN_RECV |
+//! | `sk` | its tag: its own address XORed with the listener's [`ListenerTag`] | NULL in SYN_RECV |
+//!
+//! The tag tells a parked request from a clone of one. `inet_reqsk_clone()` copies all four fields,
+//! and nothing tells the module. A clone is at another address, so its `sk` is not its tag. A clone
+//! of that clone may be where the original was, but it is made for a third listener, which has
+//! another [`ListenerTag`]. TCP reads `dl_next` and `sk` only of requests in an accept queue, and
+//! `inet_csk_reqsk_queue_add()` writes both when a request enters one; and of Fast Open's requests,
+//! which are never parked.
+//!
+//! Besides, a parked request is acked (`inet_rsk(req)->acked`). The bit is set before the request
+//! is parked and stays set. A request that is not acked is not parked.
 
 use core::ptr;
 
 use kernel::{
+    ffi::c_int,
     list::ListArc,
     sync::{
         barrier::{
@@ -22,8 +43,14 @@ use kernel::{
 };
 
 use super::{
-    bindings,
-    callbacks::reqsk as callbacks,
+    bindings::{
+        self,
+        request_sock,
+        request_sock_ops,
+        sk_buff,
+        sock,
+        tcp_request_sock_ops, //
+    },
     parked_request::ParkedRequest,
     reqsk::RequestSock,
     tcp_segment::{
@@ -32,21 +59,44 @@ use super::{
     }, //
 };
 
-/// One family's operations, original and ours.
+/// The type of `tcp_request_sock_ops.send_synack`.
+pub(crate) type SendSynAck = unsafe extern "C" fn(
+    *const sock,
+    *mut bindings::dst_entry,
+    *mut bindings::flowi,
+    *mut request_sock,
+    *mut bindings::tcp_fastopen_cookie,
+    bindings::tcp_synack_type,
+    *mut sk_buff,
+) -> c_int;
+
+/// The functions that TCP calls of a parked request instead of its own.
+///
+/// Each finds the original in [`RequestOpsOverride::of`] its request.
+pub(crate) struct RequestCallbacks {
+    /// For `tcp_request_sock_ops.send_synack`.
+    pub(crate) send_synack: SendSynAck,
+    /// For `request_sock_ops.send_ack`.
+    pub(crate) send_ack: unsafe extern "C" fn(*const sock, *mut sk_buff, *mut request_sock),
+    /// For `request_sock_ops.destructor`.
+    pub(crate) destructor: unsafe extern "C" fn(*mut request_sock),
+}
+
+/// The operations of one family's requests, TCP's and those of parked requests.
 ///
 /// # Invariants
 ///
-/// The originals point to constants of the kernel's image.
+/// `original` and `original_tcp` point to constants of the kernel's image.
 pub(crate) struct RequestOpsOverride {
-    original: *const bindings::request_sock_ops,
-    original_tcp: *const bindings::tcp_request_sock_ops,
-    ops: bindings::request_sock_ops,
-    tcp: bindings::tcp_request_sock_ops,
+    original: *const request_sock_ops,
+    original_tcp: *const tcp_request_sock_ops,
+    ops: request_sock_ops,
+    tcp: tcp_request_sock_ops,
 }
 
-// SAFETY: nothing in it changes once it is made, and its pointers are to constants.
+// SAFETY: Nothing in it changes once it is made, and its pointers are to constants.
 unsafe impl Send for RequestOpsOverride {}
-// SAFETY: as above.
+// SAFETY: Nothing in it changes once it is made, and its pointers are to constants.
 unsafe impl Sync for RequestOpsOverride {}
 
 static IPV4: SetOnce<RequestOpsOverride> = SetOnce::new();
@@ -61,63 +111,53 @@ impl RequestOpsOverride {
         }
     }
 
-    /// The overlay for requests of this family, if one was ever parked.
+    /// Returns the override for requests of this family, if one was ever parked.
     pub(crate) fn of(request: &RequestSock<'_>) -> Option<&'static Self> {
         Self::slot(request.family())?.as_ref()
     }
 
-    /// The overlay to park `request` under, made now if it is the first.
+    /// Returns the override to park `request` under, made of `callbacks` if it is the first of its
+    /// family.
     ///
-    /// `None` where the request has other operations than its family's first one had (MPTCP's, say), and where another
-    /// CPU is making the overlay right now: it is left to the kernel then.
+    /// Returns `None` if the request has other operations than the first request of its family had
+    /// (MPTCP's, for instance), and if another CPU is making the override at this moment.
     ///
     /// # Safety
     ///
-    /// The request has the operations that the kernel gave it.
-    #[cold]
-    pub(crate) unsafe fn for_request(request: &RequestSock<'_>) -> Option<&'static Self> {
+    /// * The request must have the operations that TCP gave it, or the override of its family must
+    ///   exist.
+    /// * TCP may call each of `callbacks` in place of its own for a parked request. All callers
+    ///   pass the same: those of the first are final.
+    pub(crate) unsafe fn for_request(
+        request: &RequestSock<'_>,
+        callbacks: &RequestCallbacks,
+    ) -> Option<&'static Self> {
         let slot = Self::slot(request.family())?;
-        let ops_override = match slot.as_ref() {
-            Some(ops_override) => Some(ops_override),
-            // SAFETY: by the contract of this function.
-            None => unsafe { Self::make(slot, request) },
-        };
-        ops_override.filter(|ops_override| ops_override.is_for(request))
+        if slot.as_ref().is_none() {
+            // INVARIANT: By the contract of this function, and as requests of no other kind get
+            // here, these are `tcp_request_sock_ops`, `tcp6_request_sock_ops`,
+            // `tcp_request_sock_ipv4_ops` and `tcp_request_sock_ipv6_ops`, which are constants.
+            slot.populate(Self::new(request.ops(), request.tcp_ops(), callbacks));
+        }
+        slot.as_ref()
+            .filter(|ops_override| ops_override.is_for(request))
     }
 
-    /// Does `request` have the operations that these stand for?
-    #[inline]
+    /// Returns whether `request` has the operations that this stands for.
     pub(crate) fn is_for(&self, request: &RequestSock<'_>) -> bool {
         ptr::eq(request.ops(), self.original) && ptr::eq(request.tcp_ops(), self.original_tcp)
     }
 
-    /// Makes the first.
-    ///
-    /// # Safety
-    ///
-    /// The request has the operations that the kernel gave it.
-    #[cold]
-    unsafe fn make(
-        slot: &'static SetOnce<Self>,
-        request: &RequestSock<'_>,
-    ) -> Option<&'static Self> {
-        // INVARIANT: by the contract of this function, and as no other kind of request gets here, these are `tcp_request_sock_ops`,
-        // `tcp6_request_sock_ops`, `tcp_request_sock_ipv4_ops` and `tcp_request_sock_ipv6_ops`, constants all.
-        slot.populate(Self::new(request.ops(), request.tcp_ops()));
-        slot.as_ref()
-    }
-
     fn new(
-        original: *const bindings::request_sock_ops,
-        original_tcp: *const bindings::tcp_request_sock_ops,
+        original: *const request_sock_ops,
+        original_tcp: *const tcp_request_sock_ops,
+        callbacks: &RequestCallbacks,
     ) -> Self {
-        // SAFETY: a request's operations are valid and never change.
-        let mut ops = unsafe { *original };
-        // SAFETY: as above.
-        let mut tcp = unsafe { *original_tcp };
-        ops.send_ack = Some(callbacks::send_ack);
-        ops.destructor = Some(callbacks::destructor);
-        tcp.send_synack = Some(callbacks::send_synack);
+        // SAFETY: The operations of a request are valid and never change.
+        let (mut ops, mut tcp) = unsafe { (*original, *original_tcp) };
+        ops.send_ack = Some(callbacks.send_ack);
+        ops.destructor = Some(callbacks.destructor);
+        tcp.send_synack = Some(callbacks.send_synack);
         Self {
             original,
             original_tcp,
@@ -126,98 +166,99 @@ impl RequestOpsOverride {
         }
     }
 
-    /// Ours, for `req->rsk_ops`.
-    pub(crate) fn ops(&'static self) -> *const bindings::request_sock_ops {
-        // Not from a reference to the field, as it has to lead back (`from_ops()`).
-        // SAFETY: it is the field of `self`.
+    /// Returns the pointer for `req->rsk_ops`.
+    fn ops(&'static self) -> *const request_sock_ops {
+        // Derived from `self` and not from a reference to the field, as `from_ops()` leads back.
+        // SAFETY: The field is part of `self`.
         unsafe { &raw const (*ptr::from_ref(self)).ops }
     }
 
-    /// The overlay that these are part of.
+    /// Returns the override that `ops` are part of.
     ///
     /// # Safety
     ///
     /// `ops` must have come from [`Self::ops`].
-    pub(crate) unsafe fn from_ops(ops: *const bindings::request_sock_ops) -> &'static Self {
-        // SAFETY: by the contract of this function, which is of the very overlay, and that is static.
+    unsafe fn from_ops(ops: *const request_sock_ops) -> &'static Self {
+        // SAFETY: By the contract of this function `ops` is the field of an override, which is
+        // static.
         unsafe { &*kernel::container_of!(ops, Self, ops) }
     }
 
-    /// Ours, for `tcp_rsk(req)->af_specific`.
-    pub(crate) fn tcp_ops(&'static self) -> *const bindings::tcp_request_sock_ops {
-        &self.tcp
-    }
-
-    /// The kernel's `rsk_ops`.
-    pub(crate) fn original(&self) -> &'static bindings::request_sock_ops {
-        // SAFETY: by the type invariants.
+    /// Returns TCP's `rsk_ops`.
+    pub(crate) fn original(&self) -> &'static request_sock_ops {
+        // SAFETY: `original` points to a constant by the type invariants.
         unsafe { &*self.original }
     }
 
-    /// The kernel's `af_specific`.
-    pub(crate) fn original_tcp(&self) -> &'static bindings::tcp_request_sock_ops {
-        // SAFETY: by the type invariants.
+    /// Returns TCP's `af_specific`.
+    pub(crate) fn original_tcp(&self) -> &'static tcp_request_sock_ops {
+        // SAFETY: `original_tcp` points to a constant by the type invariants.
         unsafe { &*self.original_tcp }
     }
 }
 
-/// What makes the marks of requests that are parked at one listener differ from those of another.
+/// Makes the tags of requests parked at one listener differ from those of another.
 ///
 /// # Invariants
 ///
-/// No mark that is made with it is NULL, or a pointer to anything that is aligned.
+/// No tag that is made with it is NULL, or a pointer to anything that is aligned.
 #[derive(Clone, Copy)]
 pub(crate) struct ListenerTag(usize);
 
 impl ListenerTag {
-    /// That of requests which own what they kept.
+    /// The tag of orphaned requests, which own their [`ParkedRequest`].
     const ORPHANED: Self = Self(1);
 
-    /// One that nobody else has, as far as chance allows.
+    /// Makes a random tag. Any context.
     pub(crate) fn new() -> Self {
-        // SAFETY: may be called in any context.
+        // SAFETY: May be called in any context.
         let random = unsafe { bindings::get_random_u64() };
-        // INVARIANT: a request is aligned to eight bytes; and it is not `ORPHANED`.
+        // INVARIANT: A request is aligned to eight bytes, so bit 1 makes the tag unaligned. Bit 0
+        // is clear, unlike that of `ORPHANED`.
         Self(random as usize & !7 | 2)
     }
 }
 
 impl RequestSock<'_> {
-    /// `req->sk`.
-    fn sk(&self) -> *mut bindings::sock {
-        // SAFETY: alive by the type invariants; the read is a `READ_ONCE()`.
+    /// Returns `req->sk`.
+    fn sk(&self) -> *mut sock {
+        // SAFETY: The request is alive by the type invariants; the read is a `READ_ONCE()`.
         unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).sk) }
     }
 
-    /// The mark of a request that is parked at the listener with this key.
-    fn tag_at(&self, tag: ListenerTag) -> *mut bindings::sock {
+    /// Returns the tag of this request at the listener with `tag`.
+    fn tag_at(&self, tag: ListenerTag) -> *mut sock {
         ptr::without_provenance_mut(self.as_ptr().addr() ^ tag.0)
     }
 
-    /// Is it parked at its home, which has this key? Tells for sure only under the lock of its home and in its destructor.
-    #[inline]
+    /// Returns whether the request is parked at its listener, which has `tag`.
+    ///
+    /// The answer is only final under the listener's lock and in the request's destructor.
     pub(crate) fn is_parked(&self, tag: ListenerTag) -> bool {
         ptr::eq(self.sk(), self.tag_at(tag))
     }
 
-    /// Does it own what it kept while it was parked ([`Self::hand_over_to_destructor`])? For its destructor.
+    /// Returns whether the request owns its [`ParkedRequest`] ([`Self::hand_over_to_destructor`]).
+    ///
+    /// The answer is only final in the request's destructor.
     pub(crate) fn is_orphaned(&self) -> bool {
         ptr::eq(self.sk(), self.tag_at(ListenerTag::ORPHANED))
     }
 
-    /// Does it wear our operations? Then it is parked, or a copy of one that was: in any case its first listener has, or
-    /// had, a filter of ours.
+    /// Returns whether the request has the ops override: it is parked, or a clone of one that was.
+    ///
+    /// The listener that the first of them was made for has, or had, a filter.
     pub(crate) fn has_ops_override(&self) -> bool {
         RequestOpsOverride::of(self)
             .is_some_and(|ops_override| ptr::eq(self.ops(), ops_override.ops()))
     }
 
-    /// Is it a copy of a parked request, made for another listener and not yet in the table? `key` is its home's, if that has a
-    /// filter.
+    /// Returns whether the request is a clone that is not yet in the table. `tag` is that of its
+    /// own listener, if that has a filter.
     fn is_new_clone(&self, tag: Option<ListenerTag>) -> bool {
         let sk = self.sk();
-        // Read `sk` before the operations: who finds that of a request in an accept queue finds the kernel's
-        // operations too (pairs with the barrier in `write_original_ops()`).
+        // Reads `sk` before the operations; pairs with B4 in `write_original_ops()`. A CPU that
+        // finds the `sk` of a request in an accept queue finds TCP's operations, too.
         smp_mb(Read);
         !sk.is_null()
             && !tag.is_some_and(|tag| ptr::eq(sk, self.tag_at(tag)))
@@ -225,12 +266,13 @@ impl RequestSock<'_> {
             && self.has_ops_override()
     }
 
-    /// Makes it a parked request.
+    /// Marks the request as parked, with the operations of `ops_override`.
     ///
     /// # Safety
     ///
-    /// The caller holds the lock of its home, whose key this is, and puts `parked` into one of its lists; the request is in the table of connections
-    /// and not parked.
+    /// * The caller holds the lock of the request's listener, which has `tag`.
+    /// * The request is in the table of connections, and is not parked.
+    /// * `parked` goes into a list of that listener before the lock is dropped.
     pub(crate) unsafe fn override_ops(
         &self,
         ops_override: &'static RequestOpsOverride,
@@ -238,96 +280,112 @@ impl RequestSock<'_> {
         parked: &ParkedRequest,
     ) {
         let req = self.as_ptr();
-        // SAFETY: alive by the type invariants. `dl_next` and `sk` are unused in this state; the others are only ever
-        // read, and either value will do. No other CPU writes, by the lock. The writes are `WRITE_ONCE()`s; that ours
-        // come last makes sure that whoever calls our functions finds the rest.
+        let parked = ptr::from_ref(parked).cast_mut();
+        // SAFETY: The request is alive by the type invariants. TCP does not use `dl_next` and `sk`
+        // in this state, and only reads the other two, where either value will do. No other CPU
+        // writes, as the listener is locked by the contract of this function. Each write is a
+        // `WRITE_ONCE()`.
         unsafe {
-            ptr::write_volatile(
-                &raw mut (*req).dl_next,
-                ptr::from_ref(parked).cast_mut().cast(),
-            );
+            ptr::write_volatile(&raw mut (*req).dl_next, parked.cast());
             ptr::write_volatile(&raw mut (*req).sk, self.tag_at(tag));
+            // B3: A callback, which is reached through the override, finds the rest.
             smp_mb(Write);
-            ptr::write_volatile(&raw mut (*self.tcp()).af_specific, ops_override.tcp_ops());
+            ptr::write_volatile(&raw mut (*self.tcp()).af_specific, &ops_override.tcp);
             ptr::write_volatile(&raw mut (*req).rsk_ops, ops_override.ops());
         }
     }
 
-    /// What the request keeps while parked.
+    /// Returns what the request keeps while it is parked.
     ///
     /// # Safety
     ///
-    /// The request is parked; and the caller holds the lock of its home, or is its destructor. So it stays parked for
-    /// as long as the reference is used.
+    /// The request must stay parked for as long as the reference is used: the caller holds the
+    /// lock of its listener, or is its destructor.
     pub(crate) unsafe fn parked(&self) -> &ParkedRequest {
-        // SAFETY: `dl_next` is what `override_ops()` or `hand_over_to_destructor()` put there, and by the contract stays there; the list has a reference
-        // to it, or the request itself. The read is a `READ_ONCE()`: `hand_over_to_destructor()` may be writing the same.
+        // SAFETY: `dl_next` is what `override_ops()` or `hand_over_to_destructor()` wrote, and
+        // stays so by the contract of this function. The list, or the request itself, has a
+        // reference to it. The read is a `READ_ONCE()`, as `hand_over_to_destructor()` may be
+        // writing the same value.
         unsafe { &*ptr::read_volatile(&raw const (*self.as_ptr()).dl_next).cast::<ParkedRequest>() }
     }
 
-    /// Makes a parked request the kernel's again, and returns what it kept. To that, a list of its home has a reference; or if it is in
-    /// none any more ([`Self::hand_over_to_destructor`]), the request had it, and the caller has it now.
+    /// Gives a parked request TCP's operations back, and returns what it kept.
+    ///
+    /// A list of its listener has a reference to what is returned. If it is in no list
+    /// ([`Self::hand_over_to_destructor`]), the reference was the request's, and is the caller's
+    /// now.
     ///
     /// # Safety
     ///
-    /// The request is parked; and the caller holds the lock of its home and a reference to the request, or is its
-    /// destructor.
+    /// The request must be parked, and the caller must hold the lock of its listener and a
+    /// reference to the request, or be its destructor.
     pub(crate) unsafe fn restore_ops(&self) -> *const ParkedRequest {
-        // SAFETY: by the contract `dl_next` is what `override_ops()` or `hand_over_to_destructor()` put there. It is taken out below, before anybody else
-        // may look.
+        // SAFETY: `dl_next` is what `override_ops()` or `hand_over_to_destructor()` wrote, as the
+        // request is parked by the contract of this function.
         let parked = unsafe { (*self.as_ptr()).dl_next.cast::<ParkedRequest>() };
-        // SAFETY: parked, it wears ours; nobody else changes that, by the contract.
+        // SAFETY: A parked request has the ops override. No other CPU changes that, by the lock or
+        // as the caller is the destructor.
         unsafe { self.write_original_ops() };
         parked
     }
 
-    /// Gives the reference to `parked` to its request, which is dying, and whose destructor will ask for it.
+    /// Gives the reference to `parked` to its request, which is dying. The request's destructor
+    /// will drop it.
     ///
     /// # Safety
     ///
-    /// It was just taken out of a list of its home, whose lock is held, and its request is parked.
+    /// `parked` was just taken out of a list of its parking listener, whose lock has been held
+    /// since; the request is parked, and its last reference is gone.
     pub(crate) unsafe fn hand_over_to_destructor(parked: ListArc<ParkedRequest>) {
-        // SAFETY: it was in the list until now, and the lock is held.
+        // SAFETY: The entry was in the list until now, and the lock is held.
         let request = unsafe { parked.request() };
         let (req, tag) = (request.as_ptr(), request.tag_at(ListenerTag::ORPHANED));
-        // SAFETY: alive, as above. No other CPU writes, by the lock; the pointer is where it was before. Nobody has a reference any
-        // more, so that no copy gets the mark.
+        // SAFETY: The request is in memory, as its destructor has to take the lock that the caller
+        // holds. No other CPU writes, by that lock. `dl_next` keeps its value. As the last
+        // reference is gone, no clone can be made that would get the tag, too.
         unsafe {
             ptr::write_volatile(&raw mut (*req).dl_next, parked.into_raw().cast_mut().cast());
             ptr::write_volatile(&raw mut (*req).sk, tag);
         }
     }
 
-    /// Gives a request that wears our operations the kernel's.
+    /// Replaces the ops override by TCP's operations.
     ///
     /// # Safety
     ///
-    /// It wears ours, and nobody else changes that.
+    /// The request must have the ops override, and no other CPU may change that.
     unsafe fn write_original_ops(&self) {
-        // SAFETY: by the contract of this function.
+        // SAFETY: The request has the ops override by the contract of this function.
         let ops_override = unsafe { RequestOpsOverride::from_ops(self.ops()) };
         let req = self.as_ptr();
-        // SAFETY: alive by the type invariants; no other CPU writes, by the contract of this function. The kernel's operations
-        // go first: they do not look at the rest.
+        // SAFETY: The request is alive by the type invariants; no other CPU writes, by the
+        // contract of this function. TCP's operations do not look at `sk` and `dl_next`.
         unsafe {
             ptr::write_volatile(
                 &raw mut (*self.tcp()).af_specific,
                 ops_override.original_tcp(),
             );
             ptr::write_volatile(&raw mut (*req).rsk_ops, ops_override.original());
+            // B4: `sk` is TCP's only once the operations are. Pairs with `is_new_clone()`.
             smp_mb(Write);
             ptr::write_volatile(&raw mut (*req).sk, ptr::null_mut());
             ptr::write_volatile(&raw mut (*req).dl_next, ptr::null_mut());
         }
     }
 
-    /// Makes a copy of a parked request (`inet_reqsk_clone()`) what it would have been without us.
+    /// Gives TCP's operations back to a clone that `reqsk_timer_handler()` has just made.
     ///
-    /// For `send_synack`: of all requests it is called for, only a copy that `reqsk_timer_handler()` has just made is one
-    /// by the test. It is in no table yet, and its maker's alone.
-    pub(crate) fn restore_ops_of_new_clone(&self, tag: Option<ListenerTag>) {
+    /// Of all requests that `send_synack` is called for, only such a clone passes the test: it is in
+    /// no table yet, and belongs to the handler alone. `tag` is that of the clone's own listener, if
+    /// that has a filter.
+    ///
+    /// # Safety
+    ///
+    /// The caller must be `send_synack`, called for this request, which is not dying.
+    pub(crate) unsafe fn restore_ops_of_new_clone(&self, tag: Option<ListenerTag>) {
         if self.is_new_clone(tag) {
-            // SAFETY: it wears ours, as just seen, and is its maker's alone, our caller's.
+            // SAFETY: The clone has the ops override, as just seen. It is the handler's alone, and
+            // the handler waits for `send_synack`.
             unsafe { self.write_original_ops() };
         }
     }

@@ -9,12 +9,9 @@ use core::{
 
 use crate::policy;
 
-use super::{
-    bindings::{
-        self,
-        accf_endpoints, //
-    },
-    reqsk::RequestSock, //
+use super::bindings::{
+    self,
+    accf_endpoints, //
 };
 
 pub(crate) const AF_INET: i32 = bindings::ACCF_AF_INET as i32;
@@ -119,10 +116,9 @@ impl<'a> TcpSegment<'a> {
         u16::from_be_bytes([header[WINDOW], header[WINDOW + 1]])
     }
 
-    /// Returns TSval and TSecr, if the segment carries timestamps and `request` has agreed on them.
-    #[inline]
-    pub(crate) fn timestamps(&self, request: &RequestSock<'_>) -> Option<Timestamps> {
-        if request.uses_timestamps() {
+    /// Returns TSval and TSecr, if the segment carries timestamps and both ends use them.
+    pub(crate) fn timestamps(&self, are_used: bool) -> Option<Timestamps> {
+        if are_used {
             timestamps(self.options())
         } else {
             None

@@ -70,7 +70,6 @@ pub enum Admission {
 ///
 /// A connection is reset or dropped only for the listener's own limit, for which its server asked;
 /// never because other listeners use up the limit of the namespace.
-#[inline(always)]
 pub fn on_park(
     config: &Config,
     parked: u64,

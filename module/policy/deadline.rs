@@ -101,13 +101,11 @@ const MIN_TIMEOUTS_LEFT: u8 = 2;
 
 /// Returns whether the SYN-ACK timer of a request that is parked now may stay armed. The timer has
 /// fired `timeouts` times, may fire `max_timeouts` times, and has `left` until it fires next.
-#[inline]
 pub fn may_synack_timer_run(timeouts: u8, max_timeouts: u8, left: Nanos) -> bool {
     timeouts == 0 && max_timeouts >= MIN_TIMEOUTS_LEFT && left >= MIN_REMAINING
 }
 
 /// Returns when to defer the SYN-ACK timer of a request that was parked at `parked_at`.
-#[inline]
 pub const fn synack_timer_deferral(parked_at: Nanos) -> Nanos {
     parked_at.after(DEFER_AFTER)
 }

@@ -54,7 +54,6 @@ pub enum Action {
 ///
 /// `phase` is evaluated only if the connection is to wait: a segment that has something for the
 /// server is never kept from it, whatever the state of its request.
-#[inline]
 pub fn on_segment(verdict: Verdict, phase: impl FnOnce() -> Phase) -> Action {
     match verdict {
         Verdict::Ready => Action::Admit,

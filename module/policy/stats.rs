@@ -106,7 +106,6 @@ pub struct Stats {
 
 impl Stats {
     /// Counts a connection that is parked.
-    #[inline]
     pub fn park(&mut self) {
         // Never wraps: a listener cannot park 2^64 connections.
         self.parked = self.parked.wrapping_add(1);
@@ -114,7 +113,6 @@ impl Stats {
     }
 
     /// Counts a connection that is not parked any more, and was for a time of `waited`.
-    #[inline]
     pub fn end(&mut self, end: End, waited: Nanos) {
         self.parked -= 1;
         let count = |counter: &mut u64| *counter = counter.wrapping_add(1);

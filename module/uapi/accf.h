@@ -32,7 +32,7 @@
  *	GODEBUG=multipathtcp=0 or sysctl net.mptcp.enabled=0 makes them create
  *	TCP listeners.
  * EINVAL, EFAULT
- *	The name is empty, or cannot be read.
+ *	The name has no byte, or cannot be read.
  * ENOMEM
  *	Memory ran out.
  */
@@ -58,6 +58,7 @@
  *
  * EINVAL
  *	setsockopt(): fewer than four bytes, or a value that is not allowed.
+ *	getsockopt(): a negative length.
  * E2BIG
  *	setsockopt(): more than a page, or the structure is newer than the
  *	module, and a field that the module does not know is not zero.
@@ -142,8 +143,8 @@ struct accf_config {
  *	     deadline, since another connection was over the limit (max_parked,
  *	     or the module's max_parked_netns).
  * @aborted: Parked, then ended by TCP: the client's RST, a SYN in the window,
- *	     an ICMP error, the administrator (ss --kill), or the shutdown of
- *	     the listener.
+ *	     an ICMP error, the administrator (ss --kill), or the client's next
+ *	     segment after the listener was shut down.
  * @fallback: Parked, then fell back to plain TCP: TCP could not make a
  *	      connection at the deadline (no memory, no route, a firewall), or
  *	      the listener may not park any longer (see
@@ -170,8 +171,10 @@ struct accf_config {
  *			    is reset or dropped for that.
  * @bypass_signed: Not parked: the listener checks TCP-MD5 or TCP-AO signatures
  *		   (RFC 2385, RFC 5925).
- * @bypass_other: Not parked for any other reason: the listener is closing, the
- *		  request fell back before, or its timer was firing.
+ * @bypass_other: Not parked for any other reason: the listener is closing, its
+ *		  filter is still being attached, the request's timer was
+ *		  firing, the request was made for another listener, it is
+ *		  MPTCP's, or the socket has lost the module's operations.
  * @wait_log2: A histogram of the time from a client's bare ACK to its first
  *	       byte or FIN (@released_data + @released_fin): less than 1 ms in
  *	       bucket 0, and 2^(i-1) ms to less than 2^i ms in bucket i. The

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `struct inet_connection_sock_af_ops`.
+//! `struct inet_connection_sock_af_ops` of a filtered listener: SYNs, ACKs and socket options.
 
 use core::ptr::{
     self,
@@ -34,11 +34,12 @@ use crate::{
         },
         bindings::{
             self,
+            inet_connection_sock_af_ops,
             request_sock,
             sk_buff,
             sock, //
         },
-        listen_sock::csk,
+        listen_sock::ListenSock,
         listener::Listener,
         rcu::ReadSide,
         reqsk::{
@@ -61,273 +62,18 @@ use crate::{
     }, //
 };
 
-use super::ulp::restore_child_af_ops;
-
-/// The filtered listener of a socket for which the kernel calls one of our `icsk_af_ops`; or the operations that it has
-/// instead, if it was destroyed while the kernel called us. They may still be ours, in a socket that is not a listener's any
-/// more: callers must not call themselves.
-///
-/// Not by the operations themselves: SMC copies those of its sockets, ours among them.
-///
-/// That the kernel has read our operations and we find the data takes no barrier. If the socket had ever listened when the filter
-/// was attached, a grace period has passed between the two writes (`attach()`): who sees the second and is a reader under RCU,
-/// has begun after the first. If it had not, nobody could find it in the table before both were written.
-///
-/// # Safety
-///
-/// `sk` must be the socket that the kernel calls for, for a segment, and alive while the guard is held; the kernel must have read
-/// its `icsk_af_ops` in the same RCU read-side critical section.
-#[inline]
-unsafe fn listener_of<'a>(
-    sk: *const sock,
-    rcu: &'a impl ReadSide,
-) -> Result<ArcBorrow<'a, Listener>, &'a bindings::inet_connection_sock_af_ops> {
-    // SAFETY: the socket is alive, and our operations are only on sockets with our data.
-    unsafe { Listener::of(sk, rcu) }.ok_or_else(|| {
-        // SAFETY: by the contract of this function.
-        unsafe { ops_without_listener(sk, rcu) }
-    })
-}
-
-/// The same where the kernel may have read the operations before it became a reader under RCU: for a system call.
-///
-/// # Safety
-///
-/// `sk` must be the socket that the kernel calls for, and alive while the guard is held.
-unsafe fn listener_after_barrier<'a>(
-    sk: *const sock,
-    rcu: &'a impl ReadSide,
-) -> Result<ArcBorrow<'a, Listener>, &'a bindings::inet_connection_sock_af_ops> {
-    // The kernel has read our `icsk_af_ops`; read the data after that. Pairs with the barrier in `attach()`.
-    smp_mb(Read);
-    // SAFETY: the socket is alive, and our operations are only on sockets with our data.
-    unsafe { Listener::of(sk, rcu) }.ok_or_else(|| {
-        // SAFETY: by the contract of this function.
-        unsafe { ops_without_listener(sk, rcu) }
-    })
-}
-
-/// What a socket has instead of our operations, whose listener has just been looked for in vain.
-///
-/// # Safety
-///
-/// `sk` must be alive while the guard is held.
-#[cold]
-unsafe fn ops_without_listener<'a>(
-    sk: *const sock,
-    _rcu: &'a impl ReadSide,
-) -> &'a bindings::inet_connection_sock_af_ops {
-    // Read the operations after the data: pairs with the barrier in `release()`.
-    smp_mb(Read);
-    // SAFETY: the socket is alive; its operations are valid under RCU.
-    unsafe { &*ptr::read_volatile(&raw const (*csk(sk.cast_mut())).icsk_af_ops) }
-}
-
-/// Stands for `ip_setsockopt()` and `ipv6_setsockopt()` of a filtered listener.
-///
-/// # Safety
-///
-/// For the kernel only; the arguments are those of its own functions.
-pub(crate) unsafe extern "C" fn setsockopt(
-    sk: *mut sock,
-    level: c_int,
-    optname: c_int,
-    optval: bindings::sockptr_t,
-    optlen: c_uint,
-) -> c_int {
-    if level == SOL_ACCF {
-        // SAFETY: by the contract of this function.
-        return from_result(|| unsafe { set_option(sk, optname, optval, optlen) }.map(|()| 0));
-    }
-    // SAFETY: the kernel calls our function for this socket, whose file is held.
-    match unsafe { original_ops(sk) }.setsockopt {
-        // SAFETY: the arguments are passed on. The kernel's operations are constant.
-        Some(original) if !ptr::fn_addr_eq(original, setsockopt as SetSockOpt) => unsafe {
-            original(sk, level, optname, optval, optlen)
-        },
-        _ => ENOPROTOOPT.to_errno(),
-    }
-}
-
 /// The type of `icsk_af_ops->setsockopt`.
 type SetSockOpt =
     unsafe extern "C" fn(*mut sock, c_int, c_int, bindings::sockptr_t, c_uint) -> c_int;
 
-/// # Safety
-///
-/// As for [`setsockopt`].
-unsafe fn set_option(
-    sk: *mut sock,
-    optname: c_int,
-    optval: bindings::sockptr_t,
-    optlen: c_uint,
-) -> Result {
-    let sockopt::Name::Config = sockopt::Name::from_number(optname)? else {
-        return Err(ENOPROTOOPT);
-    };
-    // SAFETY: by the contract of this function. May sleep, so it comes before the rest.
-    let config = unsafe { sockopt::read_config(optval, optlen) }?;
-
-    let bh = BhGuard::new();
-    let bh = bh.token();
-    // SAFETY: the kernel calls our function for this socket.
-    let listener = unsafe { listener_after_barrier(sk, &bh) }.map_err(|_| ENOPROTOOPT)?;
-    // Others pay for what is kept here, with memory and with their share of the namespace's limit.
-    if config.max_parked > listener.default_max_parked() {
-        // SAFETY: the socket is alive, and with it its namespace.
-        if !unsafe { bindings::accf_may_set_max_parked(sk) } {
-            return Err(EPERM);
-        }
-    }
-    listener.set_config(&bh, config);
-    Ok(())
-}
-
-/// Stands for `ip_getsockopt()` and `ipv6_getsockopt()` of a filtered listener.
-///
-/// # Safety
-///
-/// For the kernel only; the arguments are those of its own functions.
-pub(crate) unsafe extern "C" fn getsockopt(
-    sk: *mut sock,
-    level: c_int,
-    optname: c_int,
-    optval: *mut c_char,
-    optlen: *mut c_int,
-) -> c_int {
-    if level == SOL_ACCF {
-        // SAFETY: by the contract of this function.
-        return from_result(|| unsafe { get_option(sk, optname, optval, optlen) }.map(|()| 0));
-    }
-    // SAFETY: the kernel calls our function for this socket, whose file is held.
-    match unsafe { original_ops(sk) }.getsockopt {
-        // SAFETY: the arguments are passed on. The kernel's operations are constant.
-        Some(original) if !ptr::fn_addr_eq(original, getsockopt as GetSockOpt) => unsafe {
-            original(sk, level, optname, optval, optlen)
-        },
-        _ => ENOPROTOOPT.to_errno(),
-    }
-}
-
 /// The type of `icsk_af_ops->getsockopt`.
 type GetSockOpt = unsafe extern "C" fn(*mut sock, c_int, c_int, *mut c_char, *mut c_int) -> c_int;
 
-/// # Safety
-///
-/// As for [`getsockopt`].
-unsafe fn get_option(
-    sk: *mut sock,
-    optname: c_int,
-    optval: *mut c_char,
-    optlen: *mut c_int,
-) -> Result {
-    let name = sockopt::Name::from_number(optname)?;
-    let account = {
-        let bh = BhGuard::new();
-        let bh = bh.token();
-        // SAFETY: the kernel calls our function for this socket.
-        let listener = unsafe { listener_after_barrier(sk, &bh) }.map_err(|_| ENOPROTOOPT)?;
-        // What was set, and no SYN has come since.
-        listener.take_over_defer_accept();
-        listener.account(&bh)
-    };
-    // May sleep, so it comes last.
-    match name {
-        sockopt::Name::Config => sockopt::write(
-            &bindings::accf_config::from(&account.config),
-            optval,
-            optlen,
-        ),
-        sockopt::Name::Stats => {
-            sockopt::write(&bindings::accf_stats::from(&account), optval, optlen)
-        }
-    }
-}
-
-/// The kernel's operations of a socket for which the kernel calls ours.
-///
-/// # Safety
-///
-/// `sk` must be the socket that the kernel calls for, and held by its file.
-unsafe fn original_ops(sk: *mut sock) -> &'static bindings::inet_connection_sock_af_ops {
-    let rcu = rcu::read_lock();
-    // SAFETY: by the contract of this function.
-    match unsafe { listener_after_barrier(sk, &rcu) } {
-        Ok(listener) => listener.original_ops(),
-        // SAFETY: a socket whose file is held is not released, so it still is a filtered listener, and this is not
-        // reached; were it, the socket would have the kernel's operations back, which are constant.
-        Err(ops) => unsafe { &*ptr::from_ref(ops) },
-    }
-}
-
-/// Stands for `tcp_v4_conn_request()` and `tcp_v6_conn_request()` of a filtered listener.
-///
-/// The application may set `TCP_DEFER_ACCEPT` whenever it likes, and nobody tells us. With it, `tcp_check_req()` would
-/// drop the bare ACK before we see it.
-///
-/// # Safety
-///
-/// For the kernel only; the arguments are those of its own functions.
-pub(crate) unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -> c_int {
-    // SAFETY: its only caller, `tcp_rcv_state_process()`, has turned them off, whatever the context, and turns them on again after
-    // our return.
-    let bh = unsafe { BhDisabled::assume() };
-    // SAFETY: the kernel calls our function for this socket, having read the operations after it turned them off.
-    match unsafe { listener_of(sk, &bh) } {
-        Ok(listener) if !listener.has_defer_accept() => {
-            // SAFETY: the arguments are passed on.
-            unsafe { call_conn_request(listener.original_ops().conn_request, sk, skb) }
-        }
-        // SAFETY: the arguments are passed on.
-        _ => unsafe { conn_request_slow(sk, skb) },
-    }
-}
-
-/// The same, whatever there is to do before. A function of its own, so that nothing is saved in the other for it.
-///
-/// # Safety
-///
-/// As for [`conn_request`].
-#[cold]
-#[inline(never)]
-unsafe extern "C" fn conn_request_slow(sk: *mut sock, skb: *mut sk_buff) -> c_int {
-    // SAFETY: as in `conn_request()`.
-    let bh = unsafe { BhDisabled::assume() };
-    // SAFETY: as in `conn_request()`.
-    let original = match unsafe { listener_of(sk, &bh) } {
-        Ok(listener) => {
-            listener.take_over_defer_accept();
-            listener.original_ops().conn_request
-        }
-        Err(ops) => ops
-            .conn_request
-            .filter(|&original| !ptr::fn_addr_eq(original, conn_request as ConnRequest)),
-    };
-    // SAFETY: the arguments are passed on.
-    unsafe { call_conn_request(original, sk, skb) }
-}
-
-/// Has the kernel's own function, if there is one, deal with a SYN.
-///
-/// # Safety
-///
-/// The arguments are those of [`conn_request`], and `original` is not that.
-#[inline(always)]
-unsafe fn call_conn_request(
-    original: Option<ConnRequest>,
-    sk: *mut sock,
-    skb: *mut sk_buff,
-) -> c_int {
-    match original {
-        // SAFETY: by the contract of this function.
-        Some(original) => unsafe { original(sk, skb) },
-        // The SYN is as good as lost.
-        None => -1,
-    }
-}
-
 /// The type of `icsk_af_ops->conn_request`.
 type ConnRequest = unsafe extern "C" fn(*mut sock, *mut sk_buff) -> c_int;
+
+/// The type of `opt_child_init` of `icsk_af_ops->syn_recv_sock`.
+type ChildInit = unsafe extern "C" fn(*mut sock, *const sock);
 
 /// The type of `icsk_af_ops->syn_recv_sock`.
 pub(crate) type SynRecvSock = unsafe extern "C" fn(
@@ -337,16 +83,287 @@ pub(crate) type SynRecvSock = unsafe extern "C" fn(
     *mut bindings::dst_entry,
     *mut request_sock,
     *mut bool,
-    Option<unsafe extern "C" fn(*mut sock, *const sock)>,
+    Option<ChildInit>,
 ) -> *mut sock;
 
-/// Stands for `tcp_v4_syn_recv_sock()` and `tcp_v6_syn_recv_sock()` of a filtered listener.
-///
-/// NULL makes `tcp_check_req()` mark the request acked and drop the segment, unless `tcp_abort_on_overflow` is set.
+/// Returns TCP's operations with those of filter `F` in place.
+pub(crate) fn table<F: Filter>(
+    original: &inet_connection_sock_af_ops,
+) -> inet_connection_sock_af_ops {
+    let mut ops = *original;
+    ops.syn_recv_sock = Some(syn_recv_sock::<F>);
+    ops.conn_request = Some(conn_request);
+    ops.setsockopt = Some(setsockopt);
+    ops.getsockopt = Some(getsockopt);
+    ops
+}
+
+/// The result of looking up the listener of a socket for which the kernel calls the module.
+enum Lookup<'a> {
+    /// A filtered listener.
+    Listener(ArcBorrow<'a, Listener>),
+    /// A listener that was destroyed while the kernel made the call, and has these operations now.
+    ///
+    /// They may still be the module's, in a socket that is not a listener's any more, so a callback
+    /// must not call itself through them.
+    Detached(&'a inet_connection_sock_af_ops),
+}
+
+impl<'a> Lookup<'a> {
+    /// Looks a socket up for a segment (R1).
+    ///
+    /// The listener is not found by the operations themselves: SMC copies those of its sockets, the
+    /// module's among them.
+    ///
+    /// No barrier is needed between the kernel's read of the operations and the read of the data
+    /// here. If the socket had ever listened when the filter was attached, a grace period lies
+    /// between W1 and W3: an RCU reader that sees W3 began after W1. If it had not, no CPU could
+    /// find it in the table before both were written.
+    ///
+    /// # Safety
+    ///
+    /// The kernel must have read `icsk_af_ops` of `sock` in the RCU read-side critical section that
+    /// `rcu` proves, and have called one of the module's functions from there.
+    unsafe fn of(sock: ListenSock<'a>, rcu: &'a impl ReadSide) -> Self {
+        // SAFETY: The module's operations are only on sockets with data that `attach()` published.
+        match unsafe { Listener::of(sock, rcu) } {
+            Some(listener) => Self::Listener(listener),
+            None => Self::detached(sock, rcu),
+        }
+    }
+
+    /// Looks a socket up where the kernel may have read the operations before it became an RCU
+    /// reader: for a system call (R2).
+    ///
+    /// # Safety
+    ///
+    /// The kernel must have read `icsk_af_ops` of `sock`, and have called one of the module's
+    /// functions from there.
+    unsafe fn after_barrier(sock: ListenSock<'a>, rcu: &'a impl ReadSide) -> Self {
+        // The kernel has read W3; read W1 after that. Pairs with B1 in `attach()`.
+        smp_mb(Read);
+        // SAFETY: The module's operations are only on sockets with data that `attach()` published,
+        // which the barrier makes visible.
+        match unsafe { Listener::of(sock, rcu) } {
+            Some(listener) => Self::Listener(listener),
+            None => Self::detached(sock, rcu),
+        }
+    }
+
+    /// Returns the operations of a socket that has no listener any more (R5).
+    fn detached(sock: ListenSock<'a>, _rcu: &'a impl ReadSide) -> Self {
+        // Reads the operations after the data; pairs with B2 in `release()`.
+        smp_mb(Read);
+        // SAFETY: The operations of a TCP socket are constants, or part of a listener that is
+        // dropped a grace period after it was unpublished, which `_rcu` holds off.
+        Self::Detached(unsafe { &*sock.af_ops() })
+    }
+}
+
+/// Stands in for `ip_setsockopt()` and `ipv6_setsockopt()` of a filtered listener. May sleep.
 ///
 /// # Safety
 ///
-/// For the kernel only; the arguments are those of its own functions.
+/// * `sk` must be a filtered listener whose file the caller holds.
+/// * `optval` and `optlen` must be those of `setsockopt()`.
+unsafe extern "C" fn setsockopt(
+    sk: *mut sock,
+    level: c_int,
+    optname: c_int,
+    optval: bindings::sockptr_t,
+    optlen: c_uint,
+) -> c_int {
+    let Some(listening) = NonNull::new(sk) else {
+        return EINVAL.to_errno();
+    };
+    // SAFETY: The caller holds the file of the socket, a TCP socket.
+    let listening = unsafe { ListenSock::from_raw(listening) };
+    if level == SOL_ACCF {
+        return from_result(|| {
+            // SAFETY: TCP has called this function for this socket, whose file is held; `optval`
+            // and `optlen` are those of `setsockopt()`.
+            unsafe { set_option(listening, optname, optval, optlen) }.map(|()| 0)
+        });
+    }
+    // SAFETY: TCP has called this function for this socket, whose file is held.
+    match unsafe { original_ops(listening) }.setsockopt {
+        // SAFETY: The arguments are those that TCP has for its own function.
+        Some(original) if !ptr::fn_addr_eq(original, setsockopt as SetSockOpt) => unsafe {
+            original(sk, level, optname, optval, optlen)
+        },
+        _ => ENOPROTOOPT.to_errno(),
+    }
+}
+
+/// Sets an option of level `SOL_ACCF`.
+///
+/// # Safety
+///
+/// * TCP must have called [`setsockopt`] for `sock`, whose file it holds.
+/// * `optval` and `optlen` must be those of `setsockopt()`.
+unsafe fn set_option(
+    sock: ListenSock<'_>,
+    optname: c_int,
+    optval: bindings::sockptr_t,
+    optlen: c_uint,
+) -> Result {
+    let sockopt::Name::Config = sockopt::Name::from_number(optname)? else {
+        return Err(ENOPROTOOPT);
+    };
+    // May sleep, so it comes before the rest.
+    // SAFETY: `optval` and `optlen` are those of `setsockopt()` by the contract of this function.
+    let config = unsafe { sockopt::read_config(optval, optlen) }?;
+
+    let bh = BhGuard::new();
+    let bh = bh.token();
+    // SAFETY: TCP has called the module's function for this socket.
+    let Lookup::Listener(listener) = (unsafe { Lookup::after_barrier(sock, &bh) }) else {
+        return Err(ENOPROTOOPT);
+    };
+    // Others pay for requests that are parked here, with memory and with their share of the
+    // namespace's limit.
+    if config.max_parked > listener.default_max_parked() && !sock.may_raise_max_parked() {
+        return Err(EPERM);
+    }
+    listener.set_config(&bh, config);
+    Ok(())
+}
+
+/// Stands in for `ip_getsockopt()` and `ipv6_getsockopt()` of a filtered listener. May sleep.
+///
+/// # Safety
+///
+/// * `sk` must be a filtered listener whose file the caller holds.
+/// * `optval` and `optlen` must be those of `getsockopt()`.
+unsafe extern "C" fn getsockopt(
+    sk: *mut sock,
+    level: c_int,
+    optname: c_int,
+    optval: *mut c_char,
+    optlen: *mut c_int,
+) -> c_int {
+    let Some(listening) = NonNull::new(sk) else {
+        return EINVAL.to_errno();
+    };
+    // SAFETY: The caller holds the file of the socket, a TCP socket.
+    let listening = unsafe { ListenSock::from_raw(listening) };
+    if level == SOL_ACCF {
+        return from_result(|| {
+            // SAFETY: TCP has called this function for this socket, whose file is held.
+            unsafe { get_option(listening, optname, optval, optlen) }.map(|()| 0)
+        });
+    }
+    // SAFETY: TCP has called this function for this socket, whose file is held.
+    match unsafe { original_ops(listening) }.getsockopt {
+        // SAFETY: The arguments are those that TCP has for its own function.
+        Some(original) if !ptr::fn_addr_eq(original, getsockopt as GetSockOpt) => unsafe {
+            original(sk, level, optname, optval, optlen)
+        },
+        _ => ENOPROTOOPT.to_errno(),
+    }
+}
+
+/// Gets an option of level `SOL_ACCF`. `optval` and `optlen` are pointers of user space, which are
+/// checked.
+///
+/// # Safety
+///
+/// TCP must have called [`getsockopt`] for `sock`, whose file it holds.
+unsafe fn get_option(
+    sock: ListenSock<'_>,
+    optname: c_int,
+    optval: *mut c_char,
+    optlen: *mut c_int,
+) -> Result {
+    let name = sockopt::Name::from_number(optname)?;
+    let info = {
+        let bh = BhGuard::new();
+        let bh = bh.token();
+        // SAFETY: TCP has called the module's function for this socket.
+        let Lookup::Listener(listener) = (unsafe { Lookup::after_barrier(sock, &bh) }) else {
+            return Err(ENOPROTOOPT);
+        };
+        // TCP_DEFER_ACCEPT may have been set, and no SYN has come since.
+        listener.take_over_defer_accept();
+        listener.info(&bh)
+    };
+    // May sleep, so it comes last.
+    match name {
+        sockopt::Name::Config => {
+            sockopt::write(&bindings::accf_config::from(&info.config), optval, optlen)
+        }
+        sockopt::Name::Stats => sockopt::write(&bindings::accf_stats::from(&info), optval, optlen),
+    }
+}
+
+/// Returns TCP's operations of a filtered listener.
+///
+/// # Safety
+///
+/// TCP must have called one of the module's functions for `sock`, whose file it holds.
+unsafe fn original_ops(sock: ListenSock<'_>) -> &'static inet_connection_sock_af_ops {
+    let rcu = rcu::read_lock();
+    // SAFETY: By the contract of this function.
+    match unsafe { Lookup::after_barrier(sock, &rcu) } {
+        Lookup::Listener(listener) => listener.original_ops(),
+        // A socket whose file is held is not released, so this is not reached.
+        // SAFETY: If it were released, the socket would have TCP's operations back, which are
+        // constants.
+        Lookup::Detached(ops) => unsafe { &*ptr::from_ref(ops) },
+    }
+}
+
+/// Stands in for `tcp_v4_conn_request()` and `tcp_v6_conn_request()` of a filtered listener.
+///
+/// The application may set `TCP_DEFER_ACCEPT` at any time, and nothing tells the module. With it,
+/// `tcp_check_req()` would drop the bare ACK before the module sees it.
+///
+/// # Safety
+///
+/// * `sk` must be a filtered listener, and `skb` a SYN for it.
+/// * The caller must be `tcp_rcv_state_process()`, with bottom halves off.
+unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -> c_int {
+    // SAFETY: The caller has turned bottom halves off, whatever the context, and turns them on
+    // again after the return.
+    let bh = unsafe { BhDisabled::assume() };
+    // SAFETY: TCP calls this function for a socket, which is not NULL, and in memory for the call.
+    let sock = unsafe { ListenSock::from_raw(NonNull::new_unchecked(sk)) };
+    // SAFETY: TCP has read the operations after it turned bottom halves off.
+    let original = match unsafe { Lookup::of(sock, &bh) } {
+        Lookup::Listener(listener) => {
+            if listener.has_defer_accept() {
+                take_over_defer_accept(listener);
+            }
+            listener.original_ops().conn_request
+        }
+        Lookup::Detached(ops) => ops
+            .conn_request
+            .filter(|&original| !ptr::fn_addr_eq(original, conn_request as ConnRequest)),
+    };
+    match original {
+        // SAFETY: The arguments are those that TCP has for its own function.
+        Some(original) => unsafe { original(sk, skb) },
+        // The SYN is as good as lost.
+        None => -1,
+    }
+}
+
+/// Takes `TCP_DEFER_ACCEPT` over, out of the way of SYNs to listeners that do not set it.
+fn take_over_defer_accept(listener: ArcBorrow<'_, Listener>) {
+    listener.take_over_defer_accept();
+}
+
+/// Stands in for `tcp_v4_syn_recv_sock()` and `tcp_v6_syn_recv_sock()` of a filtered listener.
+///
+/// If it returns NULL, `tcp_check_req()` marks the request as acked and drops the segment, unless
+/// `tcp_abort_on_overflow` is set.
+///
+/// # Safety
+///
+/// * The caller must be TCP, which passes arguments that suit its own function.
+/// * `req_unhash` must be NULL, or a request that was looked up in the table, has a listener, and
+///   to which the caller holds a reference; TCP has checked the segment for it
+///   (`tcp_check_req()`), and bottom halves are off.
 pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
     sk: *const sock,
     skb: *mut sk_buff,
@@ -354,50 +371,74 @@ pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
     dst: *mut bindings::dst_entry,
     req_unhash: *mut request_sock,
     own_req: *mut bool,
-    opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
+    opt_child_init: Option<ChildInit>,
 ) -> *mut sock {
-    let Some(request) = NonNull::new(req_unhash) else {
-        // SAFETY: the arguments are passed on.
-        return unsafe {
-            on_ack_without_request::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init)
-        };
+    // INVARIANT: The arguments are TCP's, and this is the call.
+    let args = SynRecvSockArgs {
+        sk,
+        skb,
+        req,
+        dst,
+        req_unhash,
+        own_req,
+        opt_child_init,
     };
-    // SAFETY: the kernel has checked the segment for this request, which it holds a reference to.
-    let kind = unsafe { TcpSegment::from_raw(skb).kind(reqsk::client_isn(request.as_ptr())) };
-    // Functions of their own, with the same arguments, so that nothing is saved here for one that the other needs.
-    // SAFETY: the arguments are passed on; it is in the table, or was a moment ago.
-    unsafe {
-        match F::verdict(kind) {
-            Verdict::Ready => on_data::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init),
-            Verdict::Wait => {
-                on_bare_ack::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init)
-            }
-        }
+    // SAFETY: TCP calls this function for a socket, which is not NULL, and in memory for the call.
+    let sock = unsafe { ListenSock::from_raw(NonNull::new_unchecked(sk.cast_mut())) };
+    // SAFETY: TCP has checked the segment.
+    let segment = unsafe { TcpSegment::from_raw(skb) };
+    let Some(request) = NonNull::new(req_unhash) else {
+        // SAFETY: TCP has made the request `req` for this segment, and looked none up.
+        return unsafe { on_ack_without_request::<F>(args, sock, segment) };
+    };
+    // SAFETY: Bottom halves are off by the contract of this function: a request that was looked up
+    // comes from `tcp_v4_rcv()` or `tcp_v6_rcv()`, which are called so.
+    let bh = unsafe { BhDisabled::assume() };
+    // SAFETY: TCP has read the operations in this RCU read-side critical section.
+    let listener = match unsafe { Lookup::of(sock, &bh) } {
+        Lookup::Listener(listener) => listener,
+        // SAFETY: The operations are those of the socket of the arguments.
+        Lookup::Detached(ops) => return unsafe { args.call_current::<F>(ops) },
+    };
+    // SAFETY: The request has a listener, and TCP holds a reference to it.
+    let request = unsafe { RequestSock::from_raw(request) };
+    let kind = segment.kind(request.client_isn());
+    match F::verdict(kind) {
+        // SAFETY: The listener's socket and the request are those of the arguments, and `kind` is
+        // that of their segment.
+        Verdict::Ready => unsafe { on_data(&bh, args, listener, request, kind) }.as_ptr(),
+        // SAFETY: The listener's socket, the request and the segment are those of the arguments.
+        Verdict::Wait => unsafe { on_bare_ack(&bh, args, listener, request, segment, kind) },
     }
 }
 
-/// What `icsk_af_ops->syn_recv_sock` is called with.
-#[derive(Clone, Copy)]
-struct Ack {
+/// The arguments of `icsk_af_ops->syn_recv_sock`.
+///
+/// # Invariants
+///
+/// The arguments are those that TCP has called [`syn_recv_sock`] with, for its own function. The
+/// call is not over, and no other function was called with them.
+struct SynRecvSockArgs {
     sk: *const sock,
     skb: *mut sk_buff,
     req: *mut request_sock,
     dst: *mut bindings::dst_entry,
     req_unhash: *mut request_sock,
     own_req: *mut bool,
-    opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
+    opt_child_init: Option<ChildInit>,
 }
 
-impl Ack {
-    /// Has `function` make a connection.
+impl SynRecvSockArgs {
+    /// Calls `function`, and returns the child that it makes.
     ///
     /// # Safety
     ///
-    /// For the kernel's own functions only; the arguments are the kernel's, and are passed on once.
-    #[inline]
-    unsafe fn give_to(self, function: SynRecvSock) -> *mut sock {
-        // SAFETY: by the contract of this function.
-        unsafe {
+    /// `function` must be a `syn_recv_sock` for the socket of the arguments, and not the module's.
+    unsafe fn call(self, function: SynRecvSock) -> Child {
+        let own_req = self.own_req;
+        // SAFETY: `function` may be called with what TCP has for its own, by the contract of this
+        // function and the type invariants. `dst` is consumed with `self`.
+        let child = unsafe {
             function(
                 self.sk,
                 self.skb,
@@ -407,188 +448,133 @@ impl Ack {
                 self.own_req,
                 self.opt_child_init,
             )
-        }
-    }
-
-    /// Has the kernel's own function make a connection.
-    ///
-    /// # Safety
-    ///
-    /// `listener` is that of the arguments, which are the kernel's, and are passed on once.
-    #[inline]
-    unsafe fn call_original(self, listener: ArcBorrow<'_, Listener>) -> *mut sock {
-        let Some(original) = listener.original_ops().syn_recv_sock else {
-            return ptr::null_mut();
         };
-        // SAFETY: by the contract of this function.
-        let child = unsafe { self.give_to(original) };
-        if !child.is_null() {
-            // A child that was copied while the filter was being attached.
-            // SAFETY: a new child is locked.
-            unsafe { restore_child_af_ops(child, &listener) };
+        let child = NonNull::new(child);
+        // SAFETY: A `syn_recv_sock` that makes a child writes `own_req`.
+        let owns_request = child.is_some() && unsafe { *own_req };
+        Child {
+            child,
+            owns_request,
         }
-        child
     }
 
-    /// Has the `ops` make a connection that the socket has now: its listener was destroyed while the kernel called `ours`.
+    /// Has TCP make a connection at `listener`.
     ///
     /// # Safety
     ///
-    /// The arguments are the kernel's, and are passed on once.
-    #[inline(always)]
-    unsafe fn call_current(
-        self,
-        ops: &bindings::inet_connection_sock_af_ops,
-        ours: SynRecvSock,
-    ) -> *mut sock {
-        match ops.syn_recv_sock {
-            // SAFETY: by the contract of this function; and it is not ours.
-            Some(original) if !ptr::fn_addr_eq(original, ours) => unsafe { self.give_to(original) },
-            // SAFETY: by the contract of this function.
-            _ => unsafe { self.drop_segment() },
+    /// `listener` must be that of the arguments' socket.
+    unsafe fn call_original(self, listener: ArcBorrow<'_, Listener>) -> Child {
+        let Some(original) = listener.original_ops().syn_recv_sock else {
+            return self.drop_segment();
+        };
+        // SAFETY: TCP's own function is for this socket.
+        let made = unsafe { self.call(original) };
+        if let Some(child) = made.child {
+            // A child may have been copied while the filter was being attached (R3).
+            // SAFETY: A new child is locked, and a copy of the listener's socket.
+            unsafe { listener.restore_child_af_ops(ListenSock::from_raw(child)) };
         }
+        made
+    }
+
+    /// Calls `ops`, the operations that the socket has now, as its listener was destroyed while the
+    /// kernel called the module.
+    ///
+    /// # Safety
+    ///
+    /// `ops` must be the operations of the arguments' socket.
+    unsafe fn call_current<F: Filter>(self, ops: &inet_connection_sock_af_ops) -> *mut sock {
+        let ours: SynRecvSock = syn_recv_sock::<F>;
+        let made = match ops.syn_recv_sock {
+            // SAFETY: The function is that of the socket now, and not the module's.
+            Some(current) if !ptr::fn_addr_eq(current, ours) => unsafe { self.call(current) },
+            _ => self.drop_segment(),
+        };
+        made.as_ptr()
     }
 
     /// Makes no connection.
-    ///
-    /// # Safety
-    ///
-    /// The arguments are the kernel's, and are not passed on.
-    #[inline]
-    unsafe fn drop_segment(self) -> *mut sock {
+    fn drop_segment(self) -> Child {
         if !self.dst.is_null() {
-            // SAFETY: whoever makes no child must put the route.
+            // SAFETY: A callee that makes no child must put the route. It is consumed with `self`.
             unsafe { bindings::dst_release(self.dst) };
         }
-        ptr::null_mut()
+        Child {
+            child: None,
+            owns_request: false,
+        }
     }
 }
 
-/// Deals with a segment that has something for the server, of a request that is in the table, or was a moment ago.
-///
-/// # Safety
-///
-/// As for [`syn_recv_sock`], called for a request that was looked up.
-#[inline(never)]
-unsafe extern "C" fn on_data<F: Filter>(
-    sk: *const sock,
-    skb: *mut sk_buff,
-    req: *mut request_sock,
-    dst: *mut bindings::dst_entry,
-    req_unhash: *mut request_sock,
-    own_req: *mut bool,
-    opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
-) -> *mut sock {
-    let ack = Ack {
-        sk,
-        skb,
-        req,
-        dst,
-        req_unhash,
-        own_req,
-        opt_child_init,
-    };
-    // SAFETY: they are off: a request that was looked up comes from `tcp_v4_rcv()` or `tcp_v6_rcv()`, which are called so.
-    let bh = unsafe { BhDisabled::assume() };
-    // SAFETY: the kernel calls our function for this socket, having read the operations just now.
-    let listener = match unsafe { listener_of(sk, &bh) } {
-        Ok(listener) => listener,
-        // SAFETY: as told by our caller.
-        Err(ops) => return unsafe { ack.call_current(ops, syn_recv_sock::<F>) },
-    };
-    // SAFETY: the kernel holds a reference to the request, which has a listener, as it was in the table; our caller has seen that
-    // it is not NULL; and the kernel has checked the segment for it.
-    let (request, segment) = unsafe {
-        (
-            RequestSock::from_raw(NonNull::new_unchecked(req_unhash)),
-            TcpSegment::from_raw(skb),
-        )
-    };
-    // SAFETY: as told by our caller.
-    unsafe { connect(&bh, ack, listener, request, segment) }
+/// What a call of `syn_recv_sock` has made.
+struct Child {
+    /// The child, locked.
+    child: Option<NonNull<sock>>,
+    /// Whether the call has made a child, and has taken the request out of the table for it.
+    owns_request: bool,
 }
 
-/// Has the kernel make a connection of `request`, and settles it if it waited.
+impl Child {
+    /// Returns what TCP expects.
+    fn as_ptr(&self) -> *mut sock {
+        self.child.map_or(ptr::null_mut(), NonNull::as_ptr)
+    }
+}
+
+/// Handles a segment that the server is to see, of a request that is in the table, or was a moment
+/// ago.
 ///
 /// # Safety
 ///
-/// As for [`syn_recv_sock`], to which `ack` was given; `listener` is the one of its arguments.
-#[inline(always)]
-unsafe fn connect(
+/// `listener` must be that of the arguments' socket, `request` their `req_unhash`, and `kind` that
+/// of their segment.
+unsafe fn on_data(
     bh: &BhDisabled<'_>,
-    ack: Ack,
+    args: SynRecvSockArgs,
+    listener: ArcBorrow<'_, Listener>,
+    request: RequestSock<'_>,
+    kind: policy::SegmentKind,
+) -> Child {
+    // SAFETY: `listener` is that of the arguments' socket by the contract of this function.
+    let made = unsafe { args.call_original(listener) };
+    // The request is out of the table. Another CPU may have begun to park it before, and then it is
+    // acked (B6 in `was_acked()`, with B5). A connection that was never parked takes no lock of the
+    // module.
+    if made.owns_request && (request.was_acked() || request.has_ops_override()) {
+        let parking_listener = if listener.is_listener_of(&request) {
+            Some(listener)
+        } else {
+            Listener::parking_listener(&request, bh)
+        };
+        if let Some(listener) = parking_listener {
+            // SAFETY: This call has taken the request out of the table, and made the connection.
+            unsafe { listener.complete(bh, request, kind) };
+        }
+    }
+    made
+}
+
+/// Handles an ACK with nothing for the server, of a request that is in the table, or was a moment
+/// ago.
+///
+/// # Safety
+///
+/// `listener` must be that of the arguments' socket, `request` their `req_unhash`, and `segment`
+/// their segment, of this `kind`.
+unsafe fn on_bare_ack(
+    bh: &BhDisabled<'_>,
+    args: SynRecvSockArgs,
     listener: ArcBorrow<'_, Listener>,
     request: RequestSock<'_>,
     segment: TcpSegment<'_>,
+    kind: policy::SegmentKind,
 ) -> *mut sock {
-    let kind = segment.kind(request.client_isn());
-    // SAFETY: as told by our caller.
-    let child = unsafe { ack.call_original(listener) };
-    // SAFETY: the kernel's own function wrote it if it made a child.
-    if !child.is_null() && unsafe { *ack.own_req } {
-        // It is out of the table; another CPU may have begun to park it before, and then it is acked. The barrier in here pairs
-        // with that in `RequestSock::set_acked()`. A connection that never waited takes no lock of ours.
-        if request.was_acked() || request.has_ops_override() {
-            let parking_listener = if listener.is_listener_of(&request) {
-                Some(listener)
-            } else {
-                Listener::parking_listener(&request, bh)
-            };
-            if let Some(parking_listener) = parking_listener {
-                // SAFETY: we own the request, and have made the connection.
-                unsafe { parking_listener.complete(bh, request, kind) };
-            }
-        }
-    }
-    child
-}
-
-/// Deals with an ACK that has nothing for the server, of a request that is in the table, or was a moment ago.
-///
-/// # Safety
-///
-/// As for [`syn_recv_sock`], called for a request that was looked up.
-#[inline(never)]
-unsafe extern "C" fn on_bare_ack<F: Filter>(
-    sk: *const sock,
-    skb: *mut sk_buff,
-    req: *mut request_sock,
-    dst: *mut bindings::dst_entry,
-    req_unhash: *mut request_sock,
-    own_req: *mut bool,
-    opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
-) -> *mut sock {
-    let ack = Ack {
-        sk,
-        skb,
-        req,
-        dst,
-        req_unhash,
-        own_req,
-        opt_child_init,
-    };
-    // SAFETY: they are off: a request that was looked up comes from `tcp_v4_rcv()` or `tcp_v6_rcv()`, which are called so.
-    let bh = unsafe { BhDisabled::assume() };
-    let bh = &bh;
-    // SAFETY: the kernel calls our function for this socket, having read the operations just now.
-    let listener = match unsafe { listener_of(sk, bh) } {
-        Ok(listener) => listener,
-        // SAFETY: as told by our caller.
-        Err(ops) => return unsafe { ack.call_current(ops, syn_recv_sock::<F>) },
-    };
-    // SAFETY: the kernel holds a reference to the request, which has a listener, as it was in the table; our caller has seen that
-    // it is not NULL; and the kernel has checked the segment for it.
-    let (request, segment) = unsafe {
-        (
-            RequestSock::from_raw(NonNull::new_unchecked(req_unhash)),
-            TcpSegment::from_raw(skb),
-        )
-    };
-
+    let sk = args.sk;
     let phase = || {
-        // Read once: where it is not acked now, nobody had begun to park it, and `park()` finds out who was faster.
-        // SAFETY: the listener is alive, and so is the request.
-        let flags = unsafe { bindings::accf_req_flags(sk, req_unhash) };
+        // The bit is read once. If the request is not acked now, no CPU had begun to park it, and
+        // `park()` finds out which CPU was faster.
+        // SAFETY: The listener and the request are alive.
+        let flags = unsafe { bindings::accf_req_flags(sk, request.as_ptr()) };
         if flags != 0 {
             phase_of_acked_or_exempt(bh, listener, &request, flags)
         } else if !listener.is_listener_of(&request) || request.is_fast_open() || request.is_mptcp()
@@ -602,34 +588,28 @@ unsafe extern "C" fn on_bare_ack<F: Filter>(
     let cause = match policy::on_segment(Verdict::Wait, phase) {
         Action::Park => {
             if listener.park(bh, request, segment) {
-                // SAFETY: as told by our caller.
-                return unsafe { ack.drop_segment() };
+                return args.drop_segment().as_ptr();
             }
             None
         }
         Action::Hold => {
-            if let Some(parking_listener) = resolve_parking_listener(bh, listener, &request) {
-                parking_listener.update_last_ack(bh, &request, &segment);
+            if let Some(listener) = resolve_parking_listener(bh, listener, &request) {
+                listener.update_last_ack(bh, &request, &segment);
             }
-            // SAFETY: as told by our caller.
-            return unsafe { ack.drop_segment() };
+            return args.drop_segment().as_ptr();
         }
         Action::Admit => None,
         Action::Bypass(cause) => Some(cause),
     };
-    // SAFETY: as told by our caller.
-    let child = unsafe { on_data::<F>(sk, skb, req, dst, req_unhash, own_req, opt_child_init) };
-    if let Some(cause) = cause {
-        // SAFETY: the kernel's own function wrote it if it made a child.
-        if !child.is_null() && unsafe { *own_req } {
-            listener.bypassed(bh, cause);
-        }
+    // SAFETY: By the contract of this function.
+    let made = unsafe { on_data(bh, args, listener, request, kind) };
+    if let (true, Some(cause)) = (made.owns_request, cause) {
+        listener.count_bypass(bh, cause);
     }
-    child
+    made.as_ptr()
 }
 
-/// Where a request stands of which, or of whose listener, there are `facts` (`accf_req_flags()`).
-#[cold]
+/// Returns the phase of a request for which `flags`, from `accf_req_flags()`, are not 0.
 fn phase_of_acked_or_exempt(
     bh: &BhDisabled<'_>,
     listener: ArcBorrow<'_, Listener>,
@@ -644,20 +624,20 @@ fn phase_of_acked_or_exempt(
         .and_then(|listener| listener.phase_of(bh, request))
     {
         Some(phase) if exempt.is_none() => phase,
-        // Nobody is held back any more; let go of who was.
+        // The listener parks no more: let the parked request go.
         Some(_) => Phase::Expired,
-        // One that was acked before was parked, and given back because it could not be made a connection; or it could not
-        // even be parked. It gets no second chance to be late, and has been counted.
+        // A request that was acked before was parked and fell back, as it could not be made a
+        // connection; or it could not even be parked. It is not parked again, and was counted.
         None => Phase::Expired,
     }
 }
 
-/// The home of `request`, of which a segment has come to `listener`: that, unless its own has stopped and this one of its group is
-/// to take over.
+/// Returns the parking listener of `request`, of which a segment has come to `listener`: the same,
+/// unless its own has stopped and this one of its group is to take over.
 fn resolve_parking_listener<'a>(
     bh: &'a BhDisabled<'_>,
     listener: ArcBorrow<'a, Listener>,
-    request: &RequestSock<'_>,
+    request: &RequestSock<'a>,
 ) -> Option<ArcBorrow<'a, Listener>> {
     if listener.is_listener_of(request) {
         Some(listener)
@@ -668,65 +648,53 @@ fn resolve_parking_listener<'a>(
     }
 }
 
-/// Deals with an ACK of which no request is in the table: it was made from a cookie, or for Fast Open, and has no listener.
+/// Handles an ACK of which no request is in the table: TCP has just made one from a cookie, or for
+/// Fast Open. It has no listener.
 ///
 /// # Safety
 ///
-/// As for [`syn_recv_sock`], called for a request that was not looked up.
-#[cold]
-#[inline(never)]
-unsafe extern "C" fn on_ack_without_request<F: Filter>(
-    sk: *const sock,
-    skb: *mut sk_buff,
-    req: *mut request_sock,
-    dst: *mut bindings::dst_entry,
-    req_unhash: *mut request_sock,
-    own_req: *mut bool,
-    opt_child_init: Option<unsafe extern "C" fn(*mut sock, *const sock)>,
+/// `sock` must be the arguments' socket, and `segment` their segment. Their `req` must be the
+/// request that TCP has made, and `req_unhash` NULL.
+unsafe fn on_ack_without_request<F: Filter>(
+    args: SynRecvSockArgs,
+    sock: ListenSock<'_>,
+    segment: TcpSegment<'_>,
 ) -> *mut sock {
-    let ack = Ack {
-        sk,
-        skb,
-        req,
-        dst,
-        req_unhash,
-        own_req,
-        opt_child_init,
-    };
-    // They are off, but where the cookie comes from the backlog of a listener that was being made (`__release_sock()`).
+    // Bottom halves are on where the cookie comes from the backlog of a listener that was being
+    // made (`__release_sock()`).
     with_bh_off(|bh| {
-        // The kernel may have read the operations when they were not off yet.
-        // SAFETY: the kernel calls our function for this socket, which its backlog belongs to.
-        let listener = match unsafe { listener_after_barrier(sk, bh) } {
-            Ok(listener) => listener,
-            // SAFETY: as told by our caller.
-            Err(ops) => return unsafe { ack.call_current(ops, syn_recv_sock::<F>) },
+        // TCP may have read the operations before bottom halves were turned off.
+        // SAFETY: TCP has called the module's function for this socket.
+        let listener = match unsafe { Lookup::after_barrier(sock, bh) } {
+            Lookup::Listener(listener) => listener,
+            // SAFETY: The operations are those of the socket of the arguments.
+            Lookup::Detached(ops) => return unsafe { args.call_current::<F>(ops) },
         };
-        // SAFETY: the kernel has checked the segment, for the request that it has just made.
-        let segment = unsafe { TcpSegment::from_raw(skb) };
         let cause = if segment.is_syn() {
             Some(Bypass::FastOpen)
         } else {
-            // SAFETY: the kernel has just made the request, for this segment.
-            let client_isn = unsafe { reqsk::client_isn(req) };
+            // SAFETY: TCP has just made the request, for this segment.
+            let client_isn = unsafe { reqsk::client_isn(args.req) };
             let verdict = F::verdict(segment.kind(client_isn));
             match policy::on_segment(verdict, || Phase::Exempt(Bypass::Syncookie)) {
                 Action::Bypass(cause) => Some(cause),
                 _ => None,
             }
         };
-        // SAFETY: as told by our caller.
-        let child = unsafe { ack.call_original(listener) };
-        if let (false, Some(cause)) = (child.is_null(), cause) {
-            listener.bypassed(bh, cause);
+        // SAFETY: The listener is that of the arguments' socket.
+        let made = unsafe { args.call_original(listener) };
+        if let (Some(_), Some(cause)) = (made.child, cause) {
+            listener.count_bypass(bh, cause);
         }
-        child
+        made.as_ptr()
     })
 }
 
-/// Why the kernel must deal with all requests of a listener alone, if it must, by what `accf_req_flags()` says.
+/// Returns why TCP alone must handle all requests of a listener, if it must, by what
+/// `accf_req_flags()` returned.
 ///
-/// With `tcp_abort_on_overflow`, NULL would mean a reset. Who is asked again at the deadline cannot sign.
+/// With `tcp_abort_on_overflow`, NULL from [`syn_recv_sock`] would mean a reset. With signatures,
+/// the ACK that is rebuilt at the deadline could not be signed.
 fn exemption(flags: u32) -> Option<Bypass> {
     if flags & bindings::ACCF_ABORTS_ON_OVERFLOW != 0 {
         Some(Bypass::AbortOnOverflow)

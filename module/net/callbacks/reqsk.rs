@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `struct request_sock_ops` and `struct tcp_request_sock_ops`.
+//! `struct request_sock_ops` and `struct tcp_request_sock_ops` of a parked request.
 
 use core::ptr::NonNull;
 
@@ -19,17 +19,29 @@ use kernel::{
 
 use crate::{
     net::{
-        bh::BhGuard,
+        bh::{
+            BhDisabled,
+            BhGuard, //
+        },
         bindings::{
             self,
             request_sock,
             sk_buff,
             sock, //
         },
-        clone::pin_module,
-        listener::Listener,
+        clone::{
+            pin_module,
+            Moment, //
+        },
+        listener::{
+            must_pin,
+            Listener, //
+        },
         reqsk::RequestSock,
-        reqsk_ops::RequestOpsOverride, //
+        reqsk_ops::{
+            RequestCallbacks,
+            RequestOpsOverride, //
+        }, //
     },
     policy::{
         self,
@@ -38,14 +50,23 @@ use crate::{
     }, //
 };
 
-/// Stands for `tcp_v4_send_synack()` and `tcp_v6_send_synack()` of a parked request.
+/// The callbacks of parked requests, for [`RequestOpsOverride`].
+pub(crate) static CALLBACKS: RequestCallbacks = RequestCallbacks {
+    send_synack,
+    send_ack,
+    destructor,
+};
+
+/// Stands in for `tcp_v4_send_synack()` and `tcp_v6_send_synack()` of a parked request.
 ///
-/// Anything but 0 means that nothing was sent.
+/// Returns 0 if a SYN-ACK was sent that counts as a retransmission.
 ///
 /// # Safety
 ///
-/// For the kernel only; the arguments are those of its own functions.
-pub(crate) unsafe extern "C" fn send_synack(
+/// * `req` must be a request with a listener, to which the caller holds a reference, or a clone of
+///   one that the caller is making.
+/// * The caller must be TCP, which passes arguments that suit its own function.
+unsafe extern "C" fn send_synack(
     sk: *const sock,
     dst: *mut bindings::dst_entry,
     fl: *mut bindings::flowi,
@@ -57,7 +78,7 @@ pub(crate) unsafe extern "C" fn send_synack(
     let Some(req_ptr) = NonNull::new(req) else {
         return EINVAL.to_errno();
     };
-    // SAFETY: the kernel holds a reference to the request, or is making it from a copy; it has a listener.
+    // SAFETY: The request is alive and has a listener, by the contract of this function.
     let request = unsafe { RequestSock::from_raw(req_ptr) };
     let Some(ops_override) = RequestOpsOverride::of(&request) else {
         return EINVAL.to_errno();
@@ -65,128 +86,124 @@ pub(crate) unsafe extern "C" fn send_synack(
 
     let bh = BhGuard::new();
     let bh = bh.token();
-    let parking_listener = Listener::parking_listener(&request, &bh);
-    // A copy for another listener, which the timer's handler has just made, is not our business.
-    request.restore_ops_of_new_clone(parking_listener.map(|listener| listener.tag()));
+    let listener = Listener::parking_listener(&request, &bh);
+    // A clone for another listener, which the timer's handler has just made, is plain again.
+    // SAFETY: TCP calls this function for a request that is not dying.
+    unsafe { request.restore_ops_of_new_clone(listener.map(|listener| listener.tag())) };
 
-    // `tcp_rtx_synack()` has two callers: the timer's handler, during which the timer is not pending, and
-    // `tcp_check_req()` for a SYN that came again. Should that happen during the handler, it will come yet again.
+    // `tcp_rtx_synack()` has two callers: the SYN-ACK timer's handler, during which the timer is
+    // not pending, and `tcp_check_req()` for a SYN that came again. If that SYN comes during the
+    // handler, it will come yet again.
     let trigger = if request.timer_is_pending() {
         Trigger::ClientSyn
     } else {
         Trigger::Timer
     };
-    let parking_listener = parking_listener.filter(|listener| listener.has_parked(&request));
-    if let (Some(parking_listener), SynAck::Suppress) =
-        (parking_listener, policy::on_synack(trigger))
-    {
-        // SAFETY: the timer's handler is calling.
-        if unsafe { parking_listener.on_synack_timer(&bh, &request) } {
+    let listener = listener.filter(|listener| listener.has_parked(&request));
+    if let (Some(listener), SynAck::Suppress) = (listener, policy::on_synack(trigger)) {
+        // SAFETY: The timer's handler is the caller.
+        if unsafe { listener.on_synack_timer(&bh, &request) } {
             return EAGAIN.to_errno();
         }
     }
     let Some(original) = ops_override.original_tcp().send_synack else {
         return EINVAL.to_errno();
     };
-    // SAFETY: the arguments are passed on.
+    // SAFETY: The arguments are those that TCP has for its own function.
     let sent = unsafe { original(sk, dst, fl, req, foc, synack_type, syn_skb) };
-    if parking_listener.is_some() && sent == 0 {
-        // It went out, but must not count as a retransmission, nor may the kernel set the request's timer anew: the client
-        // has acknowledged the SYN-ACK before, and the request stays parked.
+    if listener.is_some() && sent == 0 {
+        // The SYN-ACK was sent, but must not count as a retransmission, nor may TCP set the
+        // request's timer again: the client has acknowledged the SYN-ACK before, and the request
+        // stays parked.
         return EAGAIN.to_errno();
     }
     sent
 }
 
-/// Stands for `tcp_v4_reqsk_send_ack()` and `tcp_v6_reqsk_send_ack()` of a parked request: the answer to a keepalive probe,
-/// and to whatever else lies outside of the window.
+/// Stands in for `tcp_v4_reqsk_send_ack()` and `tcp_v6_reqsk_send_ack()` of a parked request: the
+/// answer to a keepalive probe, and to anything else outside of the window.
 ///
-/// `tcp_check_req()` refuses segments that echo a later timestamp than that of our last SYN-ACK. That of this answer is
-/// later, and the client echoes it with everything that it sends afterwards.
+/// `tcp_check_req()` refuses segments that echo a later timestamp than that of the last SYN-ACK.
+/// The timestamp of this answer is later, and the client echoes it with all that it sends
+/// afterwards.
 ///
 /// # Safety
 ///
-/// For the kernel only; the arguments are those of its own functions.
-pub(crate) unsafe extern "C" fn send_ack(
-    sk: *const sock,
-    skb: *mut sk_buff,
-    req: *mut request_sock,
-) {
+/// * `req` must be a request with a listener, to which the caller holds a reference.
+/// * The caller must be TCP, which passes arguments that suit its own function.
+unsafe extern "C" fn send_ack(sk: *const sock, skb: *mut sk_buff, req: *mut request_sock) {
     let Some(req_ptr) = NonNull::new(req) else {
         return;
     };
-    // SAFETY: the kernel holds a reference to the request, which has a listener.
+    // SAFETY: The request is alive and has a listener, by the contract of this function.
     let request = unsafe { RequestSock::from_raw(req_ptr) };
-    if let Some(original) =
-        RequestOpsOverride::of(&request).and_then(|ops_override| ops_override.original().send_ack)
-    {
-        // SAFETY: the arguments are passed on.
+    let original =
+        RequestOpsOverride::of(&request).and_then(|ops_override| ops_override.original().send_ack);
+    if let Some(original) = original {
+        // SAFETY: The arguments are those that TCP has for its own function.
         unsafe { original(sk, skb, req) };
     }
     request.note_tsval_sent();
 }
 
-/// Stands for the destructor of a parked request, or of a copy of one.
+/// Stands in for the destructor of a parked request, or of a clone of one.
 ///
 /// # Safety
 ///
-/// For the kernel only: the last reference to `req` is gone.
-pub(crate) unsafe extern "C" fn destructor(req: *mut request_sock) {
-    // Until the end, so that the module stays (`ulp.rs`) even if the kernel's destructor has to wait for a lock, which it may on
-    // PREEMPT_RT: RCU tasks does not wait for whoever does.
+/// `req` must be a request with a listener whose last reference is gone.
+unsafe extern "C" fn destructor(req: *mut request_sock) {
+    // Held until the end, so that the module stays (`Registration`) even if TCP's destructor has to
+    // wait for a lock, as it may on PREEMPT_RT. RCU tasks does not wait for a task that does.
     let _rcu = rcu::read_lock();
     let Some(req_ptr) = NonNull::new(req) else {
         return;
     };
-    // SAFETY: the request is being destroyed by our caller, and keeps its reference to the listener until we return.
+    // SAFETY: The request is being destroyed by the caller, and keeps its reference to the listener
+    // until this function has returned.
     let request = unsafe { RequestSock::from_raw(req_ptr) };
     let original = RequestOpsOverride::of(&request)
         .and_then(|ops_override| ops_override.original().destructor);
-
-    // A dying request is parked or not: nobody else can change that but the lock's holder, and it takes no reference.
     let bh = BhGuard::new();
-    let bh = bh.token();
-    // A connection was made of it by another listener of its group, without our knowing? If that one is plain, a copy of the
-    // request sits in its accept queue, and this is the destructor of the copy too.
-    let pin_for_clone = || {
-        // SAFETY: it is parked, and we are its destructor.
-        let parked = unsafe { request.parked() };
-        if request.may_have_lost_clone(parked) {
-            pin_module();
-        }
-    };
-    // It is such a copy itself. Where its listener stops, the kernel may just have copied it once more, for anybody
-    // (`inet_csk_listen_stop()`).
-    let pin_for_clone_of_clone = || {
-        if !request.is_listener_active() {
-            pin_module();
-        }
-    };
-    match Listener::parking_listener(&request, &bh) {
-        Some(parking_listener)
-            if parking_listener.has_parked(&request) || request.is_orphaned() =>
-        {
-            pin_for_clone();
-            // SAFETY: we are its destructor.
-            unsafe { parking_listener.on_destroyed(&bh, &request) };
-        }
-        Some(_) => pin_for_clone_of_clone(),
-        None => {
-            // Read the mark after the data: pairs with the barrier in `release()`.
-            smp_mb(Read);
-            if request.is_orphaned() {
-                pin_for_clone();
-                // The listener was closed after the last reference to this was gone, and has left it to us, with what it kept
-                // (`RequestSock::hand_over_to_destructor()`).
-                // SAFETY: we are its destructor, and the listener that had it in a list is gone.
-                drop(unsafe { Arc::from_raw(request.restore_ops()) });
-            } else {
-                pin_for_clone_of_clone();
-            }
-        }
-    }
+    // SAFETY: This is the destructor of the request.
+    unsafe { leave_queue(&bh.token(), &request) };
     if let Some(original) = original {
-        // SAFETY: passed on.
+        // SAFETY: TCP calls this function in place of its own, for this request.
         unsafe { original(req) };
+    }
+}
+
+/// Takes `request` out of its queue if it is parked, and pins the module if a clone of it may exist.
+///
+/// # Safety
+///
+/// The caller must be the destructor of `request`.
+unsafe fn leave_queue(bh: &BhDisabled<'_>, request: &RequestSock<'_>) {
+    // Whether a dying request is parked does not change any more, with one exception: a CPU that
+    // holds the lock and cannot take a reference hands the entry over to the request.
+    let listener = Listener::parking_listener(request, bh);
+    if listener.is_none() {
+        // R6: Reads the tag after the data; pairs with B2 in `release()`.
+        smp_mb(Read);
+    }
+    let is_parked_there = listener.is_some_and(|listener| listener.has_parked(request));
+    if !is_parked_there && !request.is_orphaned() {
+        if must_pin(request, Moment::CloneDestroyed) {
+            pin_module();
+        }
+        return;
+    }
+    // SAFETY: The request is parked or orphaned, and the caller is its destructor.
+    if must_pin(request, Moment::Destroyed(unsafe { request.parked() })) {
+        pin_module();
+    }
+    match listener {
+        // SAFETY: The caller is the request's destructor; the request was parked at this listener
+        // when its last reference went.
+        Some(listener) => unsafe { listener.on_destroyed(bh, request) },
+        // The listener was closed after the request's last reference was gone, and has left the
+        // entry to the request.
+        // SAFETY: The request is orphaned, the caller is its destructor, and the entry is in no
+        // list: its reference was the request's.
+        None => drop(unsafe { Arc::from_raw(request.restore_ops()) }),
     }
 }

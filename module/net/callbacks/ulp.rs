@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! `struct tcp_ulp_ops`.
+//! `struct tcp_ulp_ops`: a filter is attached, a child is made, a listener is destroyed.
 
 use core::ptr::{
     self,
@@ -31,260 +31,243 @@ use crate::{
             self,
             request_sock,
             sk_buff,
-            sock, //
+            sock,
+            tcp_ulp_ops, //
         },
         diag,
-        listen_sock::{
-            csk,
-            has_accf_ulp, //
-        },
+        listen_sock::ListenSock,
         listener::Listener,
         rcu::defer_drop,
         registration::Registration,
-        reqsk::{
-            self,
-            RequestSock, //
-        }, //
+        reqsk::RequestSock,
+        sockopt::Defaults, //
     },
     policy::Filter, //
 };
 
-use super::af_ops::{
-    conn_request,
-    getsockopt,
-    setsockopt,
-    syn_recv_sock, //
+use super::{
+    af_ops,
+    reqsk, //
 };
 
-/// Attaches filter `F` to a socket that listens, or is about to.
+/// Registers filter `F`, with `defaults` for every listener. May sleep.
+///
+/// # Errors
+///
+/// Those of [`Registration::new`].
+pub(crate) fn register<F: Filter>(defaults: Defaults) -> impl PinInit<Registration, Error> {
+    // SAFETY: The table holds this file's callbacks, which are written for TCP. `init::<F>` looks
+    // for the registration under this name, and publishes an `Arc<Listener>`.
+    unsafe { Registration::new(F::NAME, table::<F>(), defaults) }
+}
+
+/// Returns the callbacks of filter `F`, for [`Registration::new`].
+fn table<F: Filter>() -> tcp_ulp_ops {
+    tcp_ulp_ops {
+        init: Some(init::<F>),
+        release: Some(release),
+        clone: Some(clone),
+        get_info: Some(get_info),
+        get_info_size: Some(get_info_size),
+        ..Default::default()
+    }
+}
+
+/// Attaches filter `F` to a socket that listens, or is about to (`tcp_ulp_ops.init`).
 ///
 /// # Safety
 ///
-/// `sk` must be a locked TCP socket without a ULP, in process context; this is the `init` of a registered [`Registration`].
-pub(crate) unsafe extern "C" fn init<F: Filter>(sk: *mut sock) -> c_int {
+/// * `sk` must be a TCP socket without a ULP, locked by the caller in process context.
+/// * The caller must be TCP, and hold a reference to the module for the socket.
+unsafe extern "C" fn init<F: Filter>(sk: *mut sock) -> c_int {
     from_result(|| {
-        // SAFETY: by the contract of this function.
+        let sk = NonNull::new(sk).ok_or(EINVAL)?;
+        // SAFETY: By the contract of this function.
         unsafe { attach::<F>(sk) }.map(|()| 0)
     })
 }
 
+/// Attaches filter `F` to `sk`: writes W1 to W4 of the publication protocol
+/// (`docs/design.md`).
+///
+/// # Errors
+///
+/// `EOPNOTSUPP`: the socket is connected, or carries more than TCP. `ENOMEM`: there is no memory.
+///
 /// # Safety
 ///
-/// As for [`init`].
-unsafe fn attach<F: Filter>(sk: *mut sock) -> Result {
-    let sk = NonNull::new(sk).ok_or(EINVAL)?;
-    // SAFETY: the kernel calls the `init` of this very registration.
+/// * `sk` must be a TCP socket without a ULP, locked by the caller in process context.
+/// * The caller must be the `init` of a registered [`Registration`].
+unsafe fn attach<F: Filter>(sk: NonNull<sock>) -> Result {
+    // SAFETY: TCP calls the `init` of this registration, whose module it holds.
     let registration = unsafe { Registration::by_name(F::NAME) }.ok_or(ENOENT)?;
-    let raw = sk.as_ptr();
-
-    // SAFETY: the socket is a TCP socket and locked. The kernel's operations, which `icsk_af_ops` points to where there
-    // is no ULP, are constant.
-    let (state, carries_more, original) = unsafe {
-        (
-            u32::from(bindings::accf_sk_state(raw)),
-            bindings::accf_carries_more_than_tcp(raw),
-            &*(*csk(raw)).icsk_af_ops,
-        )
-    };
-    let may_listen = matches!(state, bindings::ACCF_TCP_CLOSE | bindings::ACCF_TCP_LISTEN);
-    if !may_listen || carries_more {
+    // SAFETY: The socket is a TCP socket, and in memory as the caller has locked it.
+    let sock = unsafe { ListenSock::from_raw(sk) };
+    if !sock.may_listen() || sock.carries_more_than_tcp() {
         return Err(EOPNOTSUPP);
     }
 
-    let mut ops = *original;
-    ops.syn_recv_sock = Some(syn_recv_sock::<F>);
-    ops.conn_request = Some(conn_request);
-    ops.setsockopt = Some(setsockopt);
-    ops.getsockopt = Some(getsockopt);
+    // SAFETY: The operations of a TCP socket without a ULP are constants of the kernel.
+    let original: &'static bindings::inet_connection_sock_af_ops = unsafe { &*sock.af_ops() };
+    let ops = af_ops::table::<F>(original);
     let defaults = registration.defaults();
-    // SAFETY: the socket stays in memory until it has been destroyed; `release()`, which calls `close()`, is part of
-    // that.
-    let listener = unsafe { Listener::new(sk, defaults, ops, original) }?;
+    // SAFETY: The socket stays in memory until it has been destroyed, and `release()`, which calls
+    // `close()`, is part of that.
+    let listener = unsafe { Listener::new(sk, defaults, &reqsk::CALLBACKS, ops, original) }?;
     listener.as_arc_borrow().take_over_defer_accept();
-    // Or before: there may be CPUs that have found it then, and a request of that time.
-    // SAFETY: the socket is locked.
-    let has_listened = unsafe { bindings::accf_has_listened(raw) };
-    // SAFETY: the socket is locked. From the last write on, softirqs on other CPUs call `syn_recv_sock()` and must find
-    // the data (`listener_of()`), and make children by copying the socket. Whoever copies our operations must copy the ULP too, or
-    // `clone()` is not called; so it is set before, to what the kernel sets it to after we return, and copies that began earlier
-    // are waited for. For who asks without being a reader under RCU there is a barrier (`listener_after_barrier()`).
+    // A socket that listens, or listened before, may be known to other CPUs, and have requests.
+    let has_listened = sock.has_listened();
+    // SAFETY: The socket is locked. The listener is dropped a grace period after it was unpublished
+    // (W8), and its operations with it.
     unsafe {
-        bindings::accf_ulp_data_publish(raw, Arc::into_raw(listener.clone()).cast_mut().cast());
-        ptr::write_volatile(&raw mut (*csk(raw)).icsk_ulp_ops, registration.as_ptr());
+        // W1, W2. A CPU that makes a child copies the socket. If it copies the module's
+        // `icsk_af_ops`, it must copy the ULP, too, or TCP does not call `clone()` (R3). TCP writes
+        // the same ULP after `init()` has returned, which is too late.
+        sock.publish_ulp_data(Arc::into_raw(listener.clone()).cast_mut().cast());
+        sock.set_ulp_ops(registration.as_ptr());
         if has_listened {
             rcu::synchronize_rcu();
         }
+        // B1 pairs with `Lookup::after_barrier()` (R2). An RCU reader that finds W3 needs no
+        // barrier: it began after W1, by the grace period (R1).
         smp_mb(Write);
-        ptr::write_volatile(&raw mut (*csk(raw)).icsk_af_ops, listener.ops());
+        // W3.
+        sock.set_af_ops(listener.ops());
     }
     if has_listened {
-        // Another CPU may still be in the kernel's own function, making a connection that nobody will complete: of a request that
-        // must not be parked meanwhile.
+        // Another CPU may still be in TCP's own `syn_recv_sock()`, and will not call `complete()`
+        // for the connection it makes. Its request must not be parked meanwhile (R4).
         rcu::synchronize_rcu();
     }
-    with_bh_off(|bh| listener.open(bh));
+    // W4.
+    with_bh_off(|bh| listener.activate(bh));
     Ok(())
 }
 
-/// Makes a child a plain socket: it inherits nothing.
+/// Makes a child a plain socket, which inherits nothing (`tcp_ulp_ops.clone`).
 ///
 /// # Safety
 ///
-/// `child` must be a new copy of a listener that has, or had, our ULP, not visible to anybody else.
-pub(crate) unsafe extern "C" fn clone(
-    req: *const request_sock,
-    child: *mut sock,
-    _priority: bindings::gfp_t,
-) {
-    // SAFETY: the copy has the data of its listener, which keeps it for as long as our caller is a reader under RCU, or owns the
-    // listener's lock, which who releases it has, too (`tcp_get_cookie_sock()`, called from `__release_sock()`).
-    let listener = unsafe { (*csk(child)).icsk_ulp_data.cast::<Listener>().as_ref() };
-    // SAFETY: nobody else sees the child.
-    if listener.is_some_and(|listener| !unsafe { restore_child_af_ops(child, listener) }) {
-        // The kernel makes this connection without asking us: its listener has lost our operations, as sockets do that
-        // connect to an IPv4-mapped address, and has listened again since. Nobody would complete the request, which is still
-        // in the table.
-        // SAFETY: the kernel makes the child of this request, to which it holds a reference.
+/// * `child` must be a new copy of a listener that has, or had, the module's ULP, not visible to
+///   any other CPU.
+/// * `req` must be NULL, or the request that the child is made of, to which the caller holds a
+///   reference.
+unsafe extern "C" fn clone(req: *const request_sock, child: *mut sock, _priority: bindings::gfp_t) {
+    let Some(child) = NonNull::new(child) else {
+        return;
+    };
+    // SAFETY: The child is in memory for the call, and a TCP socket.
+    let child = unsafe { ListenSock::from_raw(child) };
+    // SAFETY: No other CPU sees the child. The data is that of its listener, which keeps it for as
+    // long as the caller is an RCU reader, or owns the listener's lock, which the CPU that releases
+    // the listener needs, too (`tcp_get_cookie_sock()`, called from `__release_sock()`).
+    let listener = unsafe { child.ulp_data_exclusive().cast::<Listener>().as_ref() };
+    // SAFETY: No other CPU sees the child, which is a copy of the listener.
+    if listener.is_some_and(|listener| !unsafe { listener.restore_child_af_ops(child) }) {
+        // TCP makes this connection without the module: the listener has lost the module's
+        // operations (`Listener::is_hooked()`), and has listened again since. `complete()` will
+        // not be called for the request, which is still in the table.
+        // SAFETY: TCP makes the child of this request, to which it holds a reference.
         unsafe { fall_back(req) };
     }
-    // SAFETY: as above. The kernel took no module reference for the child, and must not put one.
+    // SAFETY: No other CPU sees the child. TCP took no module reference for it, and must put none.
     unsafe {
-        (*csk(child)).icsk_ulp_ops = ptr::null();
-        (*csk(child)).icsk_ulp_data = ptr::null_mut();
+        child.set_ulp_ops(ptr::null());
+        child.publish_ulp_data(ptr::null_mut());
     }
 }
 
-/// Makes a request that may be parked the kernel's again.
+/// Has a request that may be parked fall back to plain TCP.
 ///
 /// # Safety
 ///
-/// `req` must be alive, and not destroyed by the caller.
-#[cold]
+/// `req` must be NULL, or a request to which the caller holds a reference.
 unsafe fn fall_back(req: *const request_sock) {
-    let has_listener = |req: &NonNull<request_sock>| {
-        // SAFETY: by the contract of this function. A cookie's request has no listener.
-        let listener = unsafe { reqsk::listener_sock(req.as_ptr()) };
-        !listener.is_null()
-    };
-    if let Some(req) = NonNull::new(req.cast_mut()).filter(has_listener) {
-        // SAFETY: alive by the contract of this function, with a listener.
-        let request = unsafe { RequestSock::from_raw(req) };
+    // SAFETY: The request is alive by the contract of this function. A request that was made from a
+    // cookie has no listener, and is not parked.
+    if let Some(request) = unsafe { RequestSock::with_listener(req) } {
         with_bh_off(|bh| {
-            if let Some(parking_listener) = Listener::parking_listener(&request, bh) {
-                parking_listener.fall_back(bh, &request);
+            if let Some(listener) = Listener::parking_listener(&request, bh) {
+                // SAFETY: The caller holds a reference to the request, by the contract of this
+                // function.
+                unsafe { listener.fall_back(bh, &request) };
             }
         });
     }
 }
 
-/// Are the operations of `sk`, which is `listener`'s or a copy of it, still ours?
+/// Detaches from a listener that is destroyed: writes W5 to W8 (`tcp_ulp_ops.release`).
 ///
 /// # Safety
 ///
-/// `sk` must be alive.
-pub(crate) unsafe fn has_accf_af_ops(sk: *mut sock, listener: &Listener) -> bool {
-    // SAFETY: by the contract of this function. The read is a `READ_ONCE()`.
-    let ops = unsafe { ptr::read_volatile(&raw const (*csk(sk)).icsk_af_ops) };
-    ptr::eq(ops, listener.ops())
-}
-
-/// Gives `child` the kernel's operations if it has ours. Had it?
-///
-/// # Safety
-///
-/// `child` must be a socket that nobody else changes.
-pub(super) unsafe fn restore_child_af_ops(child: *mut sock, listener: &Listener) -> bool {
-    // SAFETY: by the contract of this function. A v4-mapped child has operations of its own, which stay.
-    unsafe {
-        let has_accf_af_ops = has_accf_af_ops(child, listener);
-        if has_accf_af_ops {
-            (*csk(child)).icsk_af_ops = listener.original_ops();
-        }
-        has_accf_af_ops
-    }
-}
-
-/// Detaches from a listener that is destroyed.
-///
-/// # Safety
-///
-/// `sk` must be a socket that [`init`] attached to, in the course of its destruction (`tcp_cleanup_ulp()`).
-pub(crate) unsafe extern "C" fn release(sk: *mut sock) {
-    // Not off where a socket that has connected since dies of a segment from its backlog (`__release_sock()`).
+/// `sk` must be a socket that [`init`] attached to, which is being destroyed
+/// (`tcp_cleanup_ulp()`).
+unsafe extern "C" fn release(sk: *mut sock) {
+    let Some(sk) = NonNull::new(sk) else {
+        return;
+    };
+    // Bottom halves are on where a socket that has connected since dies of a segment from its
+    // backlog (`__release_sock()`).
     let bh = BhGuard::new();
-    let raw = csk(sk);
-    // SAFETY: `init()` put this reference there, and only we take it out.
-    let listener = unsafe { Arc::from_raw((*raw).icsk_ulp_data.cast::<Listener>()) };
+    // SAFETY: The socket is in memory for the call, and a TCP socket.
+    let sock = unsafe { ListenSock::from_raw(sk) };
+    // SAFETY: The socket is being destroyed. `attach()` published this reference, and only this
+    // function takes it back.
+    let listener = unsafe { Arc::from_raw(sock.ulp_data_exclusive().cast::<Listener>()) };
 
-    // Only now may anybody no longer find the listener: who does not, takes it that no request is parked there.
+    // W5. Un-parks every request before the listener is unpublished: a reader that no longer finds
+    // the listener assumes that none is parked.
     listener.close(&bh.token());
 
-    // SAFETY: nobody else changes these; readers find either value (the barrier pairs with those in
-    // `ops_without_listener()` and `destructor()`). A socket that has connected since may have got other operations, which stay.
+    // SAFETY: The socket is being destroyed, so no other CPU writes these. A socket that has
+    // connected since may have got other operations, which stay.
     unsafe {
-        if ptr::eq((*raw).icsk_af_ops, listener.ops()) {
-            ptr::write_volatile(&raw mut (*raw).icsk_af_ops, listener.original_ops());
+        // W6.
+        if listener.is_hooked(sock) {
+            sock.set_af_ops(listener.original_ops());
         }
+        // B2 pairs with `Lookup::detached()` (R5) and `leave_queue()` (R6).
         smp_mb(Write);
-        bindings::accf_ulp_data_publish(sk, ptr::null_mut());
+        // W7.
+        sock.publish_ulp_data(ptr::null_mut());
     }
-    // SAFETY: this is the only place, and a socket is released once.
+    // W8.
+    // SAFETY: This is the only place that defers the drop of a listener, and a socket is released
+    // once.
     unsafe { defer_drop(listener) };
 }
 
-/// Writes a listener's configuration and counters into an answer of inet_diag, inside `INET_DIAG_ULP_INFO`.
+/// Writes a listener's configuration and counters into an answer of inet_diag, inside
+/// `INET_DIAG_ULP_INFO` (`tcp_ulp_ops.get_info`).
 ///
 /// # Safety
 ///
-/// For the kernel only: `sk` has our ULP, and `skb` is a netlink message with an open attribute.
-pub(crate) unsafe extern "C" fn get_info(
-    sk: *mut sock,
-    skb: *mut sk_buff,
-    _net_admin: bool,
-) -> c_int {
-    let bh = BhGuard::new();
-    let bh = bh.token();
-    // SAFETY: inet_diag holds the socket, and it has, or had, our ULP.
-    let Some(listener) = (unsafe { Listener::of(sk, &bh) }) else {
+/// * `sk` must be a socket that has, or had, the module's ULP, held by the caller.
+/// * `skb` must be a netlink message with an open attribute, which the caller may add to.
+unsafe extern "C" fn get_info(sk: *mut sock, skb: *mut sk_buff, _net_admin: bool) -> c_int {
+    let Some(sk) = NonNull::new(sk) else {
         return 0;
     };
-    // SAFETY: by the contract of this function.
+    let bh = BhGuard::new();
+    let bh = bh.token();
+    // SAFETY: The socket is held by inet_diag. Its data was published by `attach()`.
+    let Some(listener) = (unsafe { Listener::of(ListenSock::from_raw(sk), &bh) }) else {
+        return 0;
+    };
+    // SAFETY: `skb` is a netlink message by the contract of this function.
     if !unsafe { bindings::accf_diag_has_room(skb, diag::info_size()) } {
         return 0;
     }
-    let account = listener.account(&bh);
-    // SAFETY: by the contract of this function.
-    from_result(|| unsafe { diag::put_info(skb, &account) }.map(|()| 0))
+    let info = listener.info(&bh);
+    // SAFETY: `skb` may be added to by the contract of this function.
+    from_result(|| unsafe { diag::put_info(skb, &info) }.map(|()| 0))
 }
 
-/// How much [`get_info`] writes at most, in bytes.
+/// Returns how much [`get_info`] writes at most, in bytes (`tcp_ulp_ops.get_info_size`).
 ///
 /// # Safety
 ///
-/// None: looks at nothing.
-pub(crate) unsafe extern "C" fn get_info_size(_sk: *const sock, _net_admin: bool) -> usize {
+/// None: the function looks at nothing.
+unsafe extern "C" fn get_info_size(_sk: *const sock, _net_admin: bool) -> usize {
     diag::info_size()
-}
-
-/// Does a listener keep the module until its accept queue is empty, and have we seen to it that no request that the kernel moves
-/// there, to the queue or to the table, keeps wearing our operations?
-///
-/// So it is once it has our ULP, which it keeps until then, and makes all its connections by [`syn_recv_sock`], which undresses
-/// requests before they are copied; what their timers copy sheds the operations in [`send_synack`], if one is sent
-/// ([`Listener::restores_clones`]). What comes out of the accept queue of a plain listener that stops is minded there
-/// ([`destructor`]).
-///
-/// # Safety
-///
-/// For `accf_reuseport_peers()` only: `sk` is a TCP socket that is alive while our caller is a reader under RCU.
-pub(crate) unsafe extern "C" fn peer_restores_clones(sk: *const sock) -> bool {
-    has_accf_ulp(sk)
-        && with_bh_off(|bh| {
-            // SAFETY: alive by the contract of this function; a socket with our ULP has the data of ours.
-            let listener = unsafe { Listener::of(sk, bh) };
-            listener.is_some_and(|listener| {
-                // SAFETY: as above.
-                listener.restores_clones() && unsafe { has_accf_af_ops(sk.cast_mut(), &listener) }
-            })
-        })
 }

@@ -10,8 +10,12 @@ use crate::{
             BhDisabled,
             BhGuard, //
         },
-        clone::pin_module,
+        clone::{
+            pin_module,
+            Moment, //
+        },
         park_queue::State,
+        parked_request::ParkedRequest,
         rcu::{
             DeferDrop,
             RcuHead, //
@@ -24,76 +28,88 @@ use crate::{
     }, //
 };
 
-use super::Listener;
+use super::{
+    must_pin,
+    Listener, //
+};
 
-/// So many requests of a closed listener have their timers fire in one tick.
-const CLOSED_PER_TICK: usize = 64;
-
-// SAFETY: both name the same field.
-unsafe impl DeferDrop for Listener {
-    fn head(&self) -> &RcuHead {
-        &self.rcu
-    }
-
-    unsafe fn from_head(head: *const RcuHead) -> *const Self {
-        // SAFETY: `head` is the field of a live `Self`, by the contract.
-        unsafe { kernel::container_of!(head.cast_mut(), Self, rcu) }
-    }
-
-    /// Stops the timer, which has a reference to the listener, and waits for its handler.
-    ///
-    /// Not in [`Self::close`]: its caller holds the socket's lock, which the handler may want, as it calls all of TCP's
-    /// receive path. Here nothing is held; and the handler, should it run, finds the listener closed.
-    fn retire(&self) {
-        let timer = {
-            let bh = BhGuard::new();
-            let timer = self.queue.lock(&bh.token()).timer.take();
-            timer
-        };
-        drop(timer);
-    }
-}
+/// How many requests of a closed listener have their SYN-ACK timers fire in one jiffy. The timers
+/// all move to the CPU that closes the listener.
+const CLOSED_PER_JIFFY: usize = 64;
 
 impl Listener {
-    /// Gives every parked request back to the kernel and parks no more.
+    /// Has every parked request fall back to plain TCP, and parks no more (W5).
     ///
-    /// A request then is what it is on a plain listener that was closed: half open. Its timer fires soon, and the kernel
-    /// drops it, or moves it to another listener of the group (`net.ipv4.tcp_migrate_req`).
+    /// A request is then what it is on a plain listener that was closed: half open. Its SYN-ACK
+    /// timer fires soon, and TCP drops the request, or hands it over to another listener of the
+    /// group (`net.ipv4.tcp_migrate_req`).
     ///
-    /// The socket has stopped by now. This is called with it locked: it takes as long as there are requests, about as long as the
-    /// kernel takes for as many in the accept queue.
+    /// The socket has stopped by now. The caller holds its lock. O(number of parked requests), as
+    /// TCP itself takes for the requests in the accept queue.
     pub(crate) fn close(&self, bh: &BhDisabled<'_>) {
         let mut queue = self.queue.lock(bh);
         queue.state = State::Closed;
         self.restores_clones.store(false, Relaxed);
         let mut closed = 0;
-        let mut may_have_left_clones = false;
+        let mut is_pin_needed = false;
+        let mut ask = |request: &RequestSock<'_>, parked: &ParkedRequest| {
+            is_pin_needed = is_pin_needed || must_pin(request, Moment::Leaves(parked));
+        };
         while let Some(parked) = queue.pop_front() {
-            // SAFETY: it was in the queue, and the lock is held.
+            // SAFETY: The entry was in the queue, and the lock is held.
             let request = unsafe { parked.request() };
             let flags = parked.flags();
             let end = if let Some(owned) = request.get() {
                 let request = owned.as_request();
-                // SAFETY: in the queue means parked; its home is locked, and we hold a reference to it. What it kept is `parked`.
+                // SAFETY: A request in the queue is parked. The lock is held, and `owned` is a
+                // reference to it. What it kept is `parked`.
                 unsafe { request.restore_ops() };
-                may_have_left_clones = may_have_left_clones || request.may_have_left_clone(&parked);
-                // Their timers all move to this CPU, which should not have to do with all at once.
-                request.expire_timer_in(1 + closed / CLOSED_PER_TICK);
+                ask(&request, &parked);
+                request.expire_timer_in(1 + closed / CLOSED_PER_JIFFY);
                 closed += 1;
+                // `owned` is dropped under the lock. If it is the last reference, TCP's own
+                // destructor runs, as the operations were just restored.
                 End::Fallback
             } else {
-                // It looks whether there is a copy, too, but that may be too late: somebody holds the module only now.
-                may_have_left_clones = may_have_left_clones || request.may_have_left_clone(&parked);
-                // A dying request is left to its destructor, which is on its way, and looks after itself.
-                // SAFETY: it was in the queue, and its home is locked.
+                // The request is dying. Its destructor is on its way and asks as well, but that may
+                // be too late: something keeps the module only now.
+                ask(&request, &parked);
+                // SAFETY: The entry was just taken out of the queue with the lock held. The
+                // request is dying, as taking a reference has failed, and parked.
                 unsafe { RequestSock::hand_over_to_destructor(parked) };
                 End::Aborted
             };
             self.account_for(&mut queue, flags, end, Nanos(0));
         }
         self.update_backlog(&mut queue);
-        if may_have_left_clones {
+        // Printing under the lock would keep other CPUs waiting.
+        drop(queue);
+        if is_pin_needed {
             pin_module();
         }
+    }
+}
+
+// SAFETY: Both functions name the same field.
+unsafe impl DeferDrop for Listener {
+    fn head(&self) -> &RcuHead {
+        &self.rcu
+    }
+
+    unsafe fn from_head(head: *const RcuHead) -> *const Self {
+        // SAFETY: `head` is the field of a live `Self`, by the contract of this function.
+        unsafe { kernel::container_of!(head.cast_mut(), Self, rcu) }
+    }
+
+    /// Cancels the timer, which has a reference to the listener, and waits for its handler (W8).
+    ///
+    /// [`Self::close`] cannot do that: its caller holds the socket's lock, which the handler may
+    /// want, as it calls TCP's receive path. Here no lock is held. If the handler runs, it finds
+    /// the listener closed.
+    fn retire(&self) {
+        let bh = BhGuard::new();
+        let timer = self.queue.lock(&bh.token()).timer.take();
+        drop(bh);
+        drop(timer);
     }
 }

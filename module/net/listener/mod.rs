@@ -1,33 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! A filtered listener: its parked requests in the order they were parked, and one high-resolution timer for the
-//! deadline of the first.
+//! A filtered listener: what `icsk_ulp_data` points to.
 //!
-//! A request's own timer cannot give the deadline: the timer wheel is coarse (256 ms for 5 s at HZ=250). As all
-//! requests of a listener have the same timeout, the first one parked is the first one due, and everything is O(1). The
-//! first one parked is also the one that makes room when too many are.
+//! * `park`: parks a request, and takes it out of the queue again;
+//! * `timer`: one high-resolution timer for the deadline of the request that was parked first;
+//! * `close`: the end of a listener.
 //!
-//! Nor may that timer send the SYN-ACK again, or have the kernel drop the request: it is put off for weeks. As that costs
-//! more than all else here, it is done only for requests that wait for a while, by the listener's timer (`State::fresh`).
+//! A request's own SYN-ACK timer cannot give the deadline: the timer wheel is coarse (256 ms for
+//! 5 s at HZ=250). All requests of a listener have the same timeout, so the one that was parked first
+//! expires first, and is also the one that is evicted when too many are parked. Everything is O(1).
 //!
-//! # Who owns what
-//!
-//! The queue owns the [`ParkedRequest`] of each request, which points to it (`req->dl_next`). The queue holds no reference to
-//! the request: when the kernel drops a request, the destructor of its overlay takes it out of the queue under the
-//! lock; if a request that is dying must leave before, it inherits its [`ParkedRequest`], for the destructor to find. So a request that is in the queue is in memory for as long as the lock is held, though it may be dying; who
-//! wants to use it longer takes a reference, which fails if it is.
-//!
-//! What a request that is gone has left ([`ParkedRequest`]) is kept for one to come, where nobody else still looks at it.
+//! The SYN-ACK timer must not send the SYN-ACK again while a request is parked, nor have TCP drop
+//! the request: it is deferred for weeks. As that costs more than the rest of parking, it is done
+//! by the listener's timer, and only for requests that stay parked for a while
+//! ([`ParkQueue::defer_timers`]).
 //!
 //! # Accounts
 //!
-//! What is in the queue has been counted, in [`Stats`], in its namespace, and off the listener's SYN backlog;
-//! [`Listener::enqueue`] and [`Listener::leave`] are the only places, and who has entered leaves once.
+//! A request in the queue is counted in [`ParkQueue::stats`] and in its namespace, and is taken off
+//! the listener's SYN backlog. `enqueue()` counts it, and `account_for()` counts it off, once.
 //!
-//! # The end
-//!
-//! [`Listener::close`] undresses every parked request; then nothing points here, except readers under RCU and the timer,
-//! which is stopped after them.
+//! The publication protocol (W1 … W8, R1 … R6), the lock order and the barriers (B1 …) are in
+//! `docs/design.md`.
 
 mod close;
 mod park;
@@ -35,6 +29,10 @@ mod timer;
 
 use core::{
     num::NonZeroU8,
+    ops::{
+        Deref,
+        DerefMut, //
+    },
     ptr::{
         self,
         NonNull, //
@@ -42,7 +40,6 @@ use core::{
 };
 
 use kernel::{
-    list::List,
     prelude::*,
     sync::{
         atomic::{
@@ -57,110 +54,151 @@ use kernel::{
         Arc,
         ArcBorrow, //
     },
-    time::hrtimer::HrTimer, //
+    time::hrtimer::{
+        ArcHrTimerHandle,
+        HrTimer, //
+    }, //
 };
 
 use crate::policy::{
     Config,
-    Stats,
     Timeout, //
 };
 
 use super::{
     bh::{
+        with_bh_off,
         BhDisabled,
         BhGuard,
         BhSpinLock, //
     },
-    bindings,
-    listen_sock,
+    bindings::{
+        self,
+        inet_connection_sock_af_ops, //
+    },
+    clone,
+    listen_sock::ListenSock,
+    netns::Netns,
     park_queue::{
         ParkQueue,
-        State,
-        SPARE, //
+        State, //
     },
     rcu::{
         RcuHead,
         ReadSide, //
     },
     reqsk::RequestSock,
-    reqsk_ops::ListenerTag,
+    reqsk_ops::{
+        ListenerTag,
+        RequestCallbacks, //
+    },
     sockopt::{
         Defaults,
         ListenerInfo, //
     }, //
 };
+
 use timer::now;
 
-/// A listener with a filter: what `icsk_ulp_data` points to.
+/// What the listener's lock guards: its queue, and the handle of its timer.
+struct Locked {
+    queue: ParkQueue,
+    /// Cancels the timer when it is dropped, and waits for the timer's handler: never under the
+    /// lock.
+    timer: Option<ArcHrTimerHandle<Listener>>,
+}
+
+impl Deref for Locked {
+    type Target = ParkQueue;
+
+    fn deref(&self) -> &ParkQueue {
+        &self.queue
+    }
+}
+
+impl DerefMut for Locked {
+    fn deref_mut(&mut self) -> &mut ParkQueue {
+        &mut self.queue
+    }
+}
+
+/// A listener with a filter.
+///
+/// # Invariants
+///
+/// `sock` is in memory, and with it `netns`, whenever a method follows it. Before [`Self::close`] has
+/// returned, the socket is not freed, as `release()` is part of that. Later, a caller has the socket
+/// itself (`Self::of()`), or one of its requests, which holds a reference to it; or it is the timer's
+/// handler, which finds the queue closed and follows neither.
 #[pin_data]
 pub(crate) struct Listener {
     #[pin]
-    queue: BhSpinLock<ParkQueue>,
+    queue: BhSpinLock<Locked>,
     #[pin]
     timer: HrTimer<Self>,
     #[pin]
     rcu: RcuHead,
     sock: NonNull<bindings::sock>,
-    netns: NonNull<bindings::accf_net>,
+    netns: Netns,
     defaults: Defaults,
+    callbacks: &'static RequestCallbacks,
     /// See [`Self::restores_clones`].
     restores_clones: Atomic<bool>,
-    /// Of the marks of those parked here.
+    /// Makes the tags of requests that are parked here.
     tag: ListenerTag,
-    /// How many there were when the filter was attached.
+    /// The number of CPUs when the filter was attached.
     cpus: u32,
-    ops: bindings::inet_connection_sock_af_ops,
-    original_ops: &'static bindings::inet_connection_sock_af_ops,
+    ops: inet_connection_sock_af_ops,
+    original_ops: &'static inet_connection_sock_af_ops,
 }
 
-// SAFETY:
-// * `sock`, and `netns` of its namespace, are followed only while the listener is not closed, or by who has one of its
-//   requests, which holds a reference to it: see the comments there;
-// * the operations are constant.
+// SAFETY: `sock` and `netns` may be followed on any CPU, by the type invariants. The operations are
+// constant, and the queue is behind its lock.
 unsafe impl Send for Listener {}
-// SAFETY: as above; the state is behind its lock.
+// SAFETY: `sock` and `netns` may be followed on any CPU, by the type invariants. The operations are
+// constant, and the queue is behind its lock.
 unsafe impl Sync for Listener {}
 
 impl Listener {
-    /// A listener that parks nothing before [`Self::open`]; `ops` are to be its `icsk_af_ops`, in place of `original_ops`.
+    /// Makes a listener that parks nothing before [`Self::activate`]. May sleep.
+    ///
+    /// `ops` are to become its `icsk_af_ops`, in place of `original_ops`. `callbacks` are for the
+    /// requests that it parks.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`: there is no memory. `EINVAL`: the network namespace has no counters.
     ///
     /// # Safety
     ///
-    /// `sock` must stay in memory until [`Self::close`] has returned.
+    /// * `sock` must stay in memory until [`Self::close`] has returned.
+    /// * `ops` must be operations that may replace `original_ops` on this socket.
+    /// * TCP may call each of `callbacks` in place of its own for a parked request. All listeners
+    ///   of the module have the same.
     pub(crate) unsafe fn new(
         sock: NonNull<bindings::sock>,
         defaults: Defaults,
-        ops: bindings::inet_connection_sock_af_ops,
-        original_ops: &'static bindings::inet_connection_sock_af_ops,
+        callbacks: &'static RequestCallbacks,
+        ops: inet_connection_sock_af_ops,
+        original_ops: &'static inet_connection_sock_af_ops,
     ) -> Result<Arc<Self>> {
-        let spare = KVec::with_capacity(SPARE, GFP_KERNEL)?;
-        // SAFETY: the socket is in memory by the contract of this function, and with it its namespace.
-        let netns = NonNull::new(unsafe { bindings::accf_netns(sock.as_ptr()) }).ok_or(EINVAL)?;
+        // SAFETY: The socket is in memory by the contract of this function. The listener uses the
+        // counters only while the socket is, by the type invariants.
+        let netns = unsafe { Netns::of(ListenSock::from_raw(sock)) }?;
+        let queue = ParkQueue::new(defaults.config)?;
         Arc::pin_init(
+            // INVARIANT: By the contract of this function.
             try_pin_init!(Self {
-                queue <- BhSpinLock::new(ParkQueue {
-                    deferred: List::new(),
-                    armed: List::new(),
-                    stats: Stats::default(),
-                    config: defaults.config,
-                    backlog_share: 0,
-                    backlog_excluded: 0,
-                    expired: 0,
-                    timer_at: None,
-                    ops_override: None,
-                    state: State::Attached,
-                    spare,
-                    timer: None,
-                }),
+                queue <- BhSpinLock::new(Locked { queue, timer: None }),
                 timer <- HrTimer::new(),
                 rcu <- RcuHead::new(),
                 sock: sock,
                 netns: netns,
                 defaults: defaults,
+                callbacks: callbacks,
                 restores_clones: Atomic::new(false),
                 tag: ListenerTag::new(),
-                // SAFETY: looks at a number that is always there.
+                // SAFETY: The function looks at a number that is always there.
                 cpus: unsafe { bindings::accf_num_online_cpus() },
                 ops: ops,
                 original_ops: original_ops,
@@ -169,125 +207,150 @@ impl Listener {
         )
     }
 
-    /// Lets it park requests, as from now on the socket's operations are ours for whoever looks at them.
-    pub(crate) fn open(&self, bh: &BhDisabled<'_>) {
+    /// Allows parking (W4): from now on every CPU calls the module for this socket.
+    pub(crate) fn activate(&self, bh: &BhDisabled<'_>) {
         self.queue.lock(bh).state = State::Active;
         self.restores_clones.store(true, Relaxed);
     }
 
-    /// Does it see to it that no request that the kernel moves here keeps wearing our operations?
-    ///
-    /// A copy that a request's timer makes sheds them when its SYN-ACK is sent (`hooks::send_synack()`). With `TCP_DEFER_ACCEPT`,
-    /// until that is taken over, none is sent.
-    pub(crate) fn restores_clones(&self) -> bool {
-        let is_deferring = self.has_defer_accept();
-        // Pairs with the barrier in `take_defer_accept()`.
-        smp_mb(Read);
-        !is_deferring && self.restores_clones.load(Relaxed)
+    /// Returns the listening socket.
+    fn listen_sock(&self) -> ListenSock<'_> {
+        // SAFETY: The socket is in memory by the type invariants.
+        unsafe { ListenSock::from_raw(self.sock) }
     }
 
-    /// Ours, for `icsk->icsk_af_ops`.
-    pub(crate) fn ops(&self) -> *const bindings::inet_connection_sock_af_ops {
+    /// Returns the operations for `icsk->icsk_af_ops`.
+    pub(crate) fn ops(&self) -> *const inet_connection_sock_af_ops {
         &self.ops
     }
 
-    /// The kernel's `icsk->icsk_af_ops`.
-    pub(crate) fn original_ops(&self) -> &'static bindings::inet_connection_sock_af_ops {
+    /// Returns TCP's `icsk->icsk_af_ops`.
+    pub(crate) fn original_ops(&self) -> &'static inet_connection_sock_af_ops {
         self.original_ops
     }
 
-    /// The listener of `sock`, unless it has none (any more).
+    /// Returns the listener of `sock`, or `None` if it has no filter (any more).
     ///
     /// # Safety
     ///
-    /// The `icsk_ulp_data` of `sock`, if any, was published by `hooks::init()`. The socket is alive while the guard
-    /// is held.
+    /// The `icsk_ulp_data` of `sock`, if any, must have been published by `attach()`.
     pub(crate) unsafe fn of<'a>(
-        sock: *const bindings::sock,
-        _rcu: &'a impl ReadSide,
+        sock: ListenSock<'a>,
+        rcu: &'a impl ReadSide,
     ) -> Option<ArcBorrow<'a, Self>> {
-        // `rcu_dereference()`, which a kernel that checks such things is to see.
-        let data = if cfg!(CONFIG_PROVE_RCU) {
-            // SAFETY: the socket is alive, and we are in a read-side critical section.
-            unsafe { bindings::accf_ulp_data_rcu(sock) }
-        } else {
-            let csk = sock.cast::<bindings::inet_connection_sock>();
-            // SAFETY: the socket is alive. What is read through the pointer depends on it.
-            unsafe { ptr::read_volatile(&raw const (*csk).icsk_ulp_data) }
-        };
-        let listener = NonNull::new(data)?;
-        // SAFETY: it came from `Arc::into_raw()`, and that reference is dropped a grace period after it was
-        // unpublished (`hooks::release()`).
+        let listener = NonNull::new(sock.ulp_data(rcu))?;
+        // SAFETY: The pointer came from `Arc::into_raw()` by the contract of this function. That
+        // reference is dropped a grace period after the pointer was unpublished (W8), which `rcu`
+        // holds off.
         Some(unsafe { ArcBorrow::from_raw(listener.as_ptr().cast::<Self>()) })
     }
 
-    /// The home of a request, if it has one that was not closed meanwhile.
+    /// Returns the parking listener of `request`: the listener that it was made for. Returns `None`
+    /// if that has no filter, or was closed.
     pub(crate) fn parking_listener<'a>(
-        request: &RequestSock<'_>,
+        request: &RequestSock<'a>,
         rcu: &'a impl ReadSide,
     ) -> Option<ArcBorrow<'a, Self>> {
-        // Its listener may be a plain one, or have another ULP.
-        if !listen_sock::has_accf_ulp(request.listener_sock()) {
+        let sock = request.listen_sock();
+        if !sock.has_our_ulp(rcu) {
             return None;
         }
-        // SAFETY: a socket keeps its ULP until it is destroyed, so the data is that of ours, or none (any more). The request holds
-        // a reference to the socket.
-        unsafe { Self::of(request.listener_sock(), rcu) }
+        // SAFETY: A socket keeps its ULP until it is destroyed, so the data was published by
+        // `attach()`, or is NULL.
+        unsafe { Self::of(sock, rcu) }
     }
 
-    /// Is this the listener that `request` was made for? Only its lock guards the request.
+    /// Returns whether `request` was made for this listener, whose lock alone guards it then.
     pub(crate) fn is_listener_of(&self, request: &RequestSock<'_>) -> bool {
-        ptr::eq(request.listener_sock(), self.sock.as_ptr())
+        ptr::eq(request.listen_sock().as_ptr(), self.sock.as_ptr())
     }
 
-    /// Is `request` parked here? Tells for sure only under the lock, and in its destructor.
+    /// Returns whether `request` is parked here.
+    ///
+    /// The answer is only final under the lock and in the destructor of the request.
     pub(crate) fn has_parked(&self, request: &RequestSock<'_>) -> bool {
         self.is_listener_of(request) && request.is_parked(self.tag)
     }
 
-    /// Of the marks of those parked here.
+    /// Returns what makes the tags of requests that are parked here.
     pub(crate) fn tag(&self) -> ListenerTag {
         self.tag
     }
 
-    /// How many requests a listener parks that asks for nothing else.
+    /// Returns whether `sock`, which is this listener's socket or a copy of it, has the module's
+    /// `icsk_af_ops`.
+    ///
+    /// A listener may lose them: an IPv6 socket that connects to an IPv4-mapped address gets
+    /// others, and may listen again.
+    pub(crate) fn is_hooked(&self, sock: ListenSock<'_>) -> bool {
+        ptr::eq(sock.af_ops(), self.ops())
+    }
+
+    /// Gives `child` TCP's `icsk_af_ops` back if it has the module's, and returns whether it had.
+    ///
+    /// A child of an IPv4-mapped client has operations of its own, which stay.
+    ///
+    /// # Safety
+    ///
+    /// `child` must be a socket that no other CPU changes, made by copying this listener's socket.
+    pub(crate) unsafe fn restore_child_af_ops(&self, child: ListenSock<'_>) -> bool {
+        let is_hooked = self.is_hooked(child);
+        if is_hooked {
+            // SAFETY: No other CPU changes the child, by the contract of this function. TCP's
+            // operations are constant.
+            unsafe { child.set_af_ops(self.original_ops()) };
+        }
+        is_hooked
+    }
+
+    /// Returns whether no request that the kernel moves here keeps the ops override.
+    ///
+    /// A clone that a SYN-ACK timer makes gets TCP's operations back when its SYN-ACK is sent
+    /// (`send_synack()`). With `TCP_DEFER_ACCEPT`, none is sent until that is taken over.
+    fn restores_clones(&self) -> bool {
+        let is_deferring = self.listen_sock().has_defer_accept();
+        // Reads in the other order than `take_defer_accept()` writes; pairs with B7.
+        smp_mb(Read);
+        !is_deferring && self.restores_clones.load(Relaxed)
+    }
+
+    /// Returns the `max_parked` of a listener that sets none.
     pub(crate) fn default_max_parked(&self) -> u32 {
         self.defaults.config.max_parked
     }
 
-    /// Changes the terms, at once and for the parked ones too. `max_parked` of 0 is the module's default.
+    /// Changes the configuration, at once and for requests that are parked already. `max_parked`
+    /// of 0 is the module's default.
     pub(crate) fn set_config(self: ArcBorrow<'_, Self>, bh: &BhDisabled<'_>, mut config: Config) {
         if config.max_parked == 0 {
             config.max_parked = self.defaults.config.max_parked;
         }
-        // What was asked of it before does not count any more.
+        // What TCP_DEFER_ACCEPT was set to before does not count any more.
         self.take_defer_accept();
         let mut queue = self.queue.lock(bh);
         queue.config = config;
         self.schedule(&mut queue, now());
     }
 
-    /// Has the application asked for `TCP_DEFER_ACCEPT` since it was taken over?
-    #[inline]
+    /// Returns whether the application has set `TCP_DEFER_ACCEPT` since it was last taken over.
     pub(crate) fn has_defer_accept(&self) -> bool {
-        let csk = self.sock.as_ptr().cast::<bindings::inet_connection_sock>();
-        // SAFETY: the socket is in memory: the caller was called for it. The read is a `READ_ONCE()`.
-        unsafe { ptr::read_volatile(&raw const (*csk).icsk_accept_queue.rskq_defer_accept) != 0 }
+        self.listen_sock().has_defer_accept()
     }
 
-    /// Takes what the application asked of `TCP_DEFER_ACCEPT` from the kernel.
+    /// Clears `TCP_DEFER_ACCEPT`, and returns what it was, as a number of retransmissions.
     fn take_defer_accept(&self) -> u8 {
         if self.has_defer_accept() {
-            // Copies may have come meanwhile. (Not if it is not open yet: that comes two grace periods later.)
+            // Clones may have come while it was set. (None has if the listener is not active yet:
+            // that comes two grace periods later.)
             self.restores_clones.store(false, Relaxed);
-            // Before it is gone: who does not find it finds this.
+            // B7: A CPU that finds the option cleared finds the store above.
             smp_mb(Write);
         }
-        // SAFETY: the socket is in memory: the caller was called for it.
-        unsafe { bindings::accf_take_defer_accept(self.sock.as_ptr()) }
+        self.listen_sock().take_defer_accept()
     }
 
-    /// Makes what the application asked of `TCP_DEFER_ACCEPT` the timeout: the kernel would act on it before we see the ACK.
+    /// Turns the value of `TCP_DEFER_ACCEPT` into the timeout. TCP would act on the option before the
+    /// module sees the ACK.
     pub(crate) fn take_over_defer_accept(self: ArcBorrow<'_, Self>) {
         let Some(retransmits) = NonZeroU8::new(self.take_defer_accept()) else {
             return;
@@ -299,31 +362,48 @@ impl Listener {
         self.schedule(&mut queue, now());
     }
 
-    /// A consistent picture of the counters.
-    pub(crate) fn account(&self, bh: &BhDisabled<'_>) -> ListenerInfo {
+    /// Returns the counters and the configuration, all read at one moment.
+    pub(crate) fn info(&self, bh: &BhDisabled<'_>) -> ListenerInfo {
         let queue = self.queue.lock(bh);
-        let sock = self.sock.as_ptr();
         ListenerInfo {
             stats: queue.stats,
             config: queue.config,
-            // SAFETY: the socket is in memory: the caller was asked by somebody who holds it.
-            half_open: unsafe { bindings::accf_qlen(sock) },
-            // SAFETY: as above.
-            half_open_young: unsafe { bindings::accf_young(sock) },
+            half_open: self.listen_sock().half_open(),
+            half_open_young: self.listen_sock().young(),
         }
     }
+}
 
-    /// Is a connection that is made now refused (`sk_acceptq_is_full()`)?
-    fn accept_queue_is_full(&self) -> bool {
-        // SAFETY: the socket is in memory: the caller is the timer's handler, for which `close()` waits, or changes the
-        // listener's terms, or has one of its requests.
-        unsafe { bindings::accf_sk_acceptq_is_full(self.sock.as_ptr()) }
-    }
+/// Returns whether `sk` is a filtered listener that keeps the module until its accept queue is
+/// empty, and leaves no ops override on a request that the kernel moves there.
+///
+/// A listener does so once it has the module's ULP, which it keeps until then, and calls
+/// `syn_recv_sock()` for all its connections, which restores requests before they are cloned. What
+/// comes out of the accept queue of a plain listener that stops is dealt with there
+/// (`destructor()`).
+///
+/// # Safety
+///
+/// `sk` must be a TCP socket that is in memory for the call, and the caller an RCU reader: see
+/// [`RestoresClones`](super::reuseport::RestoresClones).
+unsafe extern "C" fn peer_restores_clones(sk: *const bindings::sock) -> bool {
+    let Some(sk) = NonNull::new(sk.cast_mut()) else {
+        return false;
+    };
+    // SAFETY: The socket is a TCP socket in memory, by the contract of this function.
+    let sock = unsafe { ListenSock::from_raw(sk) };
+    with_bh_off(|bh| {
+        if !sock.has_our_ulp(bh) {
+            return false;
+        }
+        // SAFETY: The data of a socket with the module's ULP was published by `attach()`.
+        let listener = unsafe { Listener::of(sock, bh) };
+        listener.is_some_and(|listener| listener.restores_clones() && listener.is_hooked(sock))
+    })
+}
 
-    /// Does the socket listen, or has it stopped?
-    fn is_listening(&self) -> bool {
-        // SAFETY: as in `accept_queue_is_full()`.
-        let state = unsafe { bindings::accf_sk_state(self.sock.as_ptr()) };
-        u32::from(state) == bindings::ACCF_TCP_LISTEN
-    }
+/// Returns whether the module must be pinned for `request` at this moment ([`clone::must_pin`]).
+pub(crate) fn must_pin(request: &RequestSock<'_>, moment: clone::Moment<'_>) -> bool {
+    // SAFETY: The predicate is called as `RestoresClones` says, which is all that it needs.
+    unsafe { clone::must_pin(request, moment, peer_restores_clones) }
 }

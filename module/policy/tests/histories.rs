@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Properties of whole histories of a listener, driven through the policy as `net/` drives it.
+//! Properties of whole histories of a listener; the policy is called as `net/` calls it.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU8;
@@ -37,33 +37,33 @@ use accf_policy::{
 };
 use proptest::prelude::*;
 
-/// What can happen to one listener.
+/// One event at a listener.
 #[derive(Clone, Debug)]
 enum Event {
-    /// This client's segment comes in.
+    /// A segment of this client arrives.
     Segment(usize, SegmentKind),
     /// This client resets its connection.
     Reset(usize),
-    /// So many nanoseconds pass.
+    /// This many nanoseconds pass.
     Time(u64),
     /// The server calls `accept()`.
     Accept,
-    /// The server asks for other terms.
+    /// The server changes its settings.
     Ask(Config),
-    /// Another listener of the namespace takes all the room that is left, or gives it back.
+    /// Another listener of the namespace reaches the namespace's limit, or is below it again.
     Namespace(bool),
 }
 
-/// How one client's request ended, and when.
+/// The end of a client's request, and its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// Without ever being parked.
     Passed,
-    /// As the counters say.
+    /// After it was parked, with the counter of this end.
     Ended(End, u64),
 }
 
-/// A listener as `net/listener.rs` keeps it, without the kernel.
+/// The state of a listener in `net/`, without the kernel.
 struct Listener {
     config: Config,
     backlog: usize,
@@ -100,15 +100,15 @@ impl Listener {
         self.accept_queue > self.backlog
     }
 
-    fn leave(&mut self, client: usize, end: End) {
+    fn unpark(&mut self, client: usize, end: End) {
         assert_eq!(self.fates[client], None, "client {client} ended twice");
         self.fates[client] = Some(Fate::Ended(end, self.now));
-        let place = self
+        let index = self
             .queue
             .iter()
             .position(|&(parked, _)| parked == client)
             .expect("a parked client");
-        let (_, at) = self.queue.remove(place).expect("that place");
+        let (_, at) = self.queue.remove(index).expect("that index");
         self.stats.end(end, Nanos(self.now - at));
     }
 
@@ -120,10 +120,10 @@ impl Listener {
             assert_eq!(action, Action::Admit);
             self.accept_queue += 1;
         }
-        self.leave(client, End::of_expired(expiry, self.config.on_timeout));
+        self.unpark(client, End::of_expired(expiry, self.config.on_timeout));
     }
 
-    fn arrive(&mut self, client: usize, segment: SegmentKind) {
+    fn receive(&mut self, client: usize, segment: SegmentKind) {
         if self.fates[client].is_some() {
             return;
         }
@@ -135,12 +135,12 @@ impl Listener {
         match on_segment(Dataready::verdict(segment), || phase) {
             Action::Park => self.park(client),
             Action::Hold => assert!(is_parked),
-            Action::Bypass(cause) => panic!("nobody is exempt, but {cause:?}"),
+            Action::Bypass(cause) => panic!("no client is exempt, but {cause:?}"),
             Action::Admit if self.is_full() => {}
             Action::Admit => {
                 self.accept_queue += 1;
                 if is_parked {
-                    self.leave(client, End::of_accepted(segment, None));
+                    self.unpark(client, End::of_accepted(segment, None));
                 } else {
                     self.fates[client] = Some(Fate::Passed);
                 }
@@ -149,10 +149,8 @@ impl Listener {
     }
 
     fn park(&mut self, client: usize) {
-        let waiting = self.stats.parked;
-        match on_park(&self.config, waiting, self.namespace_full, || {
-            self.is_full()
-        }) {
+        let parked = self.stats.parked;
+        match on_park(&self.config, parked, self.namespace_full, || self.is_full()) {
             Admission::Refuse(cause) => {
                 self.stats.bypass(cause);
                 if !self.is_full() {
@@ -173,7 +171,7 @@ impl Listener {
         }
     }
 
-    fn judge(&self) -> TimerAction {
+    fn decide(&self) -> TimerAction {
         timer_action(
             Nanos(self.now),
             &self.config,
@@ -184,7 +182,7 @@ impl Listener {
     }
 
     fn schedule(&mut self) {
-        match self.judge() {
+        match self.decide() {
             TimerAction::Idle => {}
             TimerAction::At(at) => self.alarm = Some(at.0),
             TimerAction::Expire(_) => self.alarm = Some(self.now),
@@ -195,14 +193,14 @@ impl Listener {
         let until = self.now + nanos;
         while let Some(at) = self.alarm.filter(|&at| at <= until) {
             self.now = self.now.max(at);
-            self.ring();
+            self.fire_timer();
         }
         self.now = until;
     }
 
-    fn ring(&mut self) {
+    fn fire_timer(&mut self) {
         loop {
-            match self.judge() {
+            match self.decide() {
                 TimerAction::Idle => {
                     self.alarm = None;
                     return;
@@ -210,7 +208,7 @@ impl Listener {
                 TimerAction::At(at) => {
                     assert!(
                         at.0 > self.now,
-                        "an alarm in the past would never let go of the CPU"
+                        "a timer in the past would never leave the CPU"
                     );
                     self.alarm = Some(at.0);
                     return;
@@ -222,10 +220,10 @@ impl Listener {
 
     fn step(&mut self, event: &Event) {
         match *event {
-            Event::Segment(client, segment) => self.arrive(client, segment),
+            Event::Segment(client, segment) => self.receive(client, segment),
             Event::Reset(client) => {
                 if self.queue.iter().any(|&(parked, _)| parked == client) {
-                    self.leave(client, End::Aborted);
+                    self.unpark(client, End::Aborted);
                 } else if self.fates[client].is_none() {
                     self.fates[client] = Some(Fate::Passed);
                 }
@@ -251,7 +249,7 @@ impl Listener {
     }
 }
 
-/// Whatever was parked is parked now or came to exactly one end.
+/// Returns whether each request that was parked is parked now, or has exactly one end.
 fn is_balanced(stats: &Stats) -> bool {
     let ended: u64 = ENDS.into_iter().map(|end| stats.ended(end)).sum();
     stats.parked_total == stats.parked + ended
@@ -301,7 +299,7 @@ fn segment() -> impl Strategy<Value = SegmentKind> {
     ]
 }
 
-/// What clients, time and the server's `accept()` do.
+/// Events of clients, time and the server's `accept()`.
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         6 => (0..CLIENTS, segment()).prop_map(|(client, segment)| Event::Segment(client, segment)),
@@ -311,7 +309,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// What else can happen.
+/// The same, and changes of the settings and of the namespace.
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         12 => event(),
@@ -323,9 +321,9 @@ fn any_event() -> impl Strategy<Value = Event> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
-    /// With room in the accept queue, a client that was parked ends at its deadline to the nanosecond, or before it.
+    /// With room in the accept queue, a parked client ends exactly at its deadline, or before it.
     #[test]
-    fn nobody_waits_past_the_deadline(
+    fn no_client_waits_past_the_deadline(
         millis in 1..60_000_u32,
         on_timeout in prop::sample::select(POLICIES.to_vec()),
         events in prop::collection::vec(event(), 0..200),
@@ -351,9 +349,10 @@ proptest! {
         prop_assert!(listener.queue.is_empty());
     }
 
-    /// A full accept queue delays a connection, and loses none: all are accepted once the server accepts.
+    /// A full accept queue delays a connection, and loses none: all are accepted once the server
+    /// accepts.
     #[test]
-    fn a_full_accept_queue_loses_nobody(
+    fn a_full_accept_queue_loses_no_client(
         millis in 1..5_000_u32,
         backlog in 0..3_usize,
         events in prop::collection::vec(event(), 0..200),
@@ -378,10 +377,10 @@ proptest! {
         }
     }
 
-    /// Whatever the server asks for in between, and however full the rest of the namespace is: nobody is lost or
-    /// counted twice (`step()` checks that), never more than the bound wait, and who makes room is the oldest.
+    /// With any changes of the settings and of the namespace: no client is lost or counted twice
+    /// (`step()` checks that), never more than the limit are parked, and the oldest is evicted.
     #[test]
-    fn the_accounts_add_up(
+    fn the_counters_add_up(
         first in config(),
         backlog in 0..CLIENTS,
         events in prop::collection::vec(any_event(), 0..300),
@@ -409,9 +408,9 @@ proptest! {
         prop_assert_eq!(waited, listener.stats.ended(End::Data) + listener.stats.ended(End::Fin));
     }
 
-    /// No more wait than were asked for.
+    /// Never more clients are parked than the limit.
     #[test]
-    fn the_bound_is_a_bound(
+    fn never_more_are_parked_than_the_limit(
         config in config(),
         events in prop::collection::vec(event(), 0..200),
     ) {
@@ -422,7 +421,8 @@ proptest! {
         prop_assert!(listener.most <= u64::from(config.max_parked));
     }
 
-    /// Without a deadline, and with room, a silent client waits for ever, and the timer is never set.
+    /// Without a deadline, and below the limit, a silent client stays parked, and the timer is
+    /// never set.
     #[test]
     fn without_a_timeout_only_the_client_decides(events in prop::collection::vec(event(), 0..200)) {
         let mut listener = Listener::new(config_of(0), CLIENTS, CLIENTS);
@@ -434,9 +434,9 @@ proptest! {
         prop_assert_eq!(listener.stats.ended(End::Evicted), 0);
     }
 
-    /// The alarm never fires before the deadline but to make room, and never lies in the past.
+    /// The timer fires before the deadline only for an eviction, and is never set in the past.
     #[test]
-    fn alarms_lie_ahead(
+    fn the_timer_is_set_in_the_future(
         now: u64,
         parked in 0..40_u64,
         parked_at in prop::option::of(any::<u64>()),
@@ -458,9 +458,9 @@ proptest! {
         }
     }
 
-    /// Data and the end of the stream are never held back, whatever the phase.
+    /// Data and the end of the stream are admitted in any phase.
     #[test]
-    fn what_the_server_can_read_is_admitted(
+    fn data_and_fin_are_admitted(
         phase in prop::sample::select(vec![
             Phase::Unparked, Phase::Exempt(Bypass::Other), Phase::Parked, Phase::Expired,
         ]),
@@ -469,10 +469,12 @@ proptest! {
         prop_assert_eq!(on_segment(Dataready::verdict(segment), || phase), Action::Admit);
     }
 
-    /// Parked requests keep a few places of the backlog at most: one per CPU, and an eighth. As each comes or goes, the
-    /// count changes by no more than one.
+    /// Parked requests have a small share of the backlog: one per CPU, and an eighth of it at most.
+    /// With each one that is parked, the excluded number grows by one at most.
     #[test]
-    fn the_backlog_is_left_to_others(parked in 0..100_000_u64, backlog: u32, cpus in 1..9_000_u32) {
+    fn parked_requests_leave_the_backlog_to_others(
+        parked in 0..100_000_u64, backlog: u32, cpus in 1..9_000_u32,
+    ) {
         let off = backlog_excluded(parked, backlog_share(backlog, cpus));
         let on = parked - off;
         prop_assert!(on <= u64::from(cpus));
@@ -481,10 +483,10 @@ proptest! {
         prop_assert!(backlog_excluded(parked + 1, backlog_share(backlog, cpus)) - off <= 1);
     }
 
-    /// `TCP_DEFER_ACCEPT` is taken over as `getsockopt()` would tell it.
+    /// `TCP_DEFER_ACCEPT` is taken over with the value that `getsockopt()` returns.
     #[test]
     fn defer_accept_is_what_the_kernel_says(retransmits: NonZeroU8) {
-        // As `retrans_to_secs()`, with its arguments.
+        // Does what `retrans_to_secs()` does, with its arguments.
         let (mut timeout, mut period, mut left) = (1_u32, 1_u32, retransmits.get());
         while left > 1 {
             timeout = (timeout * 2).min(120);
@@ -495,8 +497,8 @@ proptest! {
         prop_assert_eq!(timeout.millis() / 1000, period);
     }
 
-    /// A timer that is let be is put off before it fires, with a third of a second in hand, or it is put off at once; and never is
-    /// one let be that the kernel counts.
+    /// A SYN-ACK timer that is not deferred at once is deferred at least 0.3 s before it fires. One
+    /// that has fired before is always deferred at once.
     #[test]
     fn synack_timers_are_deferred_in_time(
         parked_at in 0..u64::MAX / 2, left in 0..120_000_u32, timeouts in 0..3_u8, max_timeouts: u8,
@@ -514,15 +516,15 @@ proptest! {
         }
     }
 
-    /// What was asked for in milliseconds is told in milliseconds.
+    /// A timeout in milliseconds is returned as the same milliseconds.
     #[test]
-    fn milliseconds_survive(millis: u32) {
+    fn milliseconds_are_converted_without_loss(millis: u32) {
         prop_assert_eq!(Timeout::from_millis(millis).millis(), millis);
     }
 }
 
 #[test]
-fn a_bare_ack_parks_only_what_may_be_parked() {
+fn a_bare_ack_parks_an_unparked_request_only() {
     for (phase, action) in [
         (Phase::Unparked, Action::Park),
         (Phase::Parked, Action::Hold),
@@ -547,7 +549,7 @@ fn only_the_client_can_make_a_parked_request_send_its_syn_ack() {
 }
 
 #[test]
-fn zero_milliseconds_hold_until_data() {
+fn zero_milliseconds_mean_no_deadline() {
     assert_eq!(Timeout::from_millis(0), Timeout::Never);
     assert_eq!(Timeout::Never.deadline(Nanos(7)), None);
     assert_eq!(
@@ -557,7 +559,7 @@ fn zero_milliseconds_hold_until_data() {
 }
 
 #[test]
-fn a_deadline_past_the_end_of_time_is_the_end_of_time() {
+fn a_deadline_saturates() {
     assert_eq!(
         Timeout::from_millis(u32::MAX).deadline(Nanos(u64::MAX)),
         Some(Nanos(u64::MAX))
@@ -565,8 +567,8 @@ fn a_deadline_past_the_end_of_time_is_the_end_of_time() {
 }
 
 #[test]
-fn at_the_bound_the_oldest_goes_if_it_can() {
-    let at_bound = |on_timeout, parked, namespace_full, accept_queue_full| {
+fn at_the_limit_the_oldest_is_evicted_if_possible() {
+    let at_limit = |on_timeout, parked, namespace_full, accept_queue_full| {
         let config = Config {
             timeout: Timeout::Never,
             max_parked: 3,
@@ -583,23 +585,23 @@ fn at_the_bound_the_oldest_goes_if_it_can() {
         Accept,
         Reset, //
     };
-    assert_eq!(at_bound(Accept, 2, false, true), Park);
-    assert_eq!(at_bound(Accept, 3, false, false), ParkAndEvict);
+    assert_eq!(at_limit(Accept, 2, false, true), Park);
+    assert_eq!(at_limit(Accept, 3, false, false), ParkAndEvict);
     assert_eq!(
-        at_bound(Accept, 3, false, true),
+        at_limit(Accept, 3, false, true),
         Refuse(Bypass::AcceptQueueFull)
     );
-    assert_eq!(at_bound(Reset, 3, false, true), ParkAndEvict);
-    // A stranger's bound: nobody is reset for it.
-    assert_eq!(at_bound(Accept, 1, true, false), ParkAndEvict);
+    assert_eq!(at_limit(Reset, 3, false, true), ParkAndEvict);
+    // At the limit of the namespace, which other listeners use up, no client is reset.
+    assert_eq!(at_limit(Accept, 1, true, false), ParkAndEvict);
     let full = Refuse(Bypass::NamespaceLimit);
-    assert_eq!(at_bound(Accept, 1, true, true), full);
-    assert_eq!(at_bound(Reset, 2, true, true), full);
-    assert_eq!(at_bound(Accept, 0, true, false), full);
+    assert_eq!(at_limit(Accept, 1, true, true), full);
+    assert_eq!(at_limit(Reset, 2, true, true), full);
+    assert_eq!(at_limit(Accept, 0, true, false), full);
 }
 
 #[test]
-fn who_ended_how() {
+fn each_end_has_its_counter() {
     let timeout = Some(Expiry::Timeout);
     let eviction = Some(Expiry::Eviction);
     for (segment, due, end) in [
@@ -633,7 +635,7 @@ fn waits_are_counted_by_powers_of_two() {
         expected[bucket] = 1;
         assert_eq!(stats.wait_log2, expected, "{nanos} ns");
     }
-    // Nobody sent anything.
+    // A client that sent nothing is not counted.
     let mut stats = Stats::default();
     stats.park();
     stats.end(End::TimeoutAccept, Nanos(5));
@@ -650,7 +652,7 @@ fn numbers_mean_what_the_header_says() {
 }
 
 #[test]
-fn who_has_something_for_the_server_is_not_asked_where_it_stands() {
+fn data_is_admitted_without_a_look_at_the_phase() {
     let action = on_segment(Verdict::Ready, || panic!("that takes a lock"));
     assert_eq!(action, Action::Admit);
 }
