@@ -9,6 +9,8 @@ use kernel::{
         __GFP_NOWARN,
         GFP_ATOMIC, //
     },
+    bits::bit_u32,
+    impl_flags,
     list::{
         impl_list_arc_safe,
         impl_list_item,
@@ -62,11 +64,11 @@ pub(crate) struct AckInfo {
     parked_at: Nanos,
     /// The round-trip time by the first bare ACK, if it is known.
     round_trip: Option<RoundTrip>,
-    /// [`RequestSock::write_seq`], read just before the request was parked.
+    /// `write_seq` of the listener, read just before the request was parked.
     write_seq: u32,
-    /// TSval of the last bare ACK; valid only with [`ParkedRequest::HAS_TSVAL`].
+    /// TSval of the last bare ACK; valid only with [`ParkedFlag::HasTsval`].
     tsval: Atomic<u32>,
-    /// Window of the last bare ACK, and flags.
+    /// [`ParkedFlags`].
     state: Atomic<u32>,
 }
 
@@ -96,20 +98,18 @@ impl AckInfo {
             round_trip: request.round_trip(parked_at, timestamps),
             write_seq: request.listen_sock().write_seq(),
             tsval: Atomic::new(timestamps.map_or(0, |timestamps| timestamps.value)),
-            state: Atomic::new(ParkedRequest::window_flags(segment.window(), timestamps)),
+            state: Atomic::new(ParkedFlags::of_ack(segment.window(), timestamps).into()),
         }
     }
 
     /// Adds the flags of a request that is about to enter one of the two lists: whether its SYN-ACK
     /// timer stays armed, and whether it was taken off the count of young requests.
     pub(crate) fn begin(mut self, is_timer_armed: bool, is_young: bool) -> Self {
-        let timer_armed = if is_timer_armed {
-            ParkedFlags::TIMER_ARMED
-        } else {
-            0
-        };
-        let young = if is_young { ParkedFlags::YOUNG } else { 0 };
-        *self.state.get_mut() |= timer_armed | young;
+        let state = self.state.get_mut();
+        *state = ParkedFlags(*state)
+            .with(ParkedFlag::TimerArmed, is_timer_armed)
+            .with(ParkedFlag::Young, is_young)
+            .into();
         self
     }
 }
@@ -121,21 +121,54 @@ unsafe impl Send for AckInfo {}
 // are constant, or atomic.
 unsafe impl Sync for AckInfo {}
 
-/// The flags of a parked request, read at once.
-#[derive(Clone, Copy)]
-pub(crate) struct ParkedFlags(u32);
+impl_flags!(
+    /// The state of a parked request, read at once: the window of its last bare ACK in the lower 16
+    /// bits, and flags.
+    #[derive(Clone, Copy)]
+    pub(crate) struct ParkedFlags(u32);
+
+    /// A flag of a parked request.
+    #[derive(Clone, Copy)]
+    pub(crate) enum ParkedFlag {
+        /// The last bare ACK had a timestamp.
+        HasTsval = bit_u32(16),
+        /// The deadline is over.
+        TimedOut = bit_u32(17),
+        /// The request was the oldest, and is evicted.
+        Evicted = bit_u32(18),
+        /// The request was taken off the listener's count of young requests.
+        Young = bit_u32(19),
+        /// The request is expired, and is to be accepted.
+        Accept = bit_u32(20),
+        /// TCP has refused to make a connection of it.
+        Refused = bit_u32(21),
+        /// The request is in the list of those whose SYN-ACK timers are still armed.
+        TimerArmed = bit_u32(22),
+    }
+);
 
 impl ParkedFlags {
-    const TIMED_OUT: u32 = 1 << 17;
-    const EVICTED: u32 = 1 << 18;
-    const YOUNG: u32 = 1 << 19;
-    const ACCEPT: u32 = 1 << 20;
-    const TIMER_ARMED: u32 = 1 << 22;
+    /// Returns what a bare ACK with this window tells, and whether it had a timestamp.
+    fn of_ack(window: u16, timestamps: Option<Timestamps>) -> Self {
+        Self(u32::from(window)).with(ParkedFlag::HasTsval, timestamps.is_some())
+    }
+
+    /// Returns the same with `flag` set or cleared.
+    fn with(self, flag: ParkedFlag, value: bool) -> Self {
+        let flag = ParkedFlags::from(flag);
+        let mask = if value { flag.0 } else { 0 };
+        Self(self.0 & !flag.0 | mask)
+    }
+
+    /// Returns the window of the last bare ACK, not scaled.
+    fn window(self) -> u16 {
+        self.0 as u16
+    }
 
     /// Returns the phase of the request. One that is to be reset or dropped counts as parked until
     /// that is done.
     pub(crate) fn phase(self) -> Phase {
-        if self.has(Self::ACCEPT) {
+        if self.contains(ParkedFlag::Accept) {
             Phase::Expired
         } else {
             Phase::Parked
@@ -144,9 +177,9 @@ impl ParkedFlags {
 
     /// Returns why the request has expired, if it has.
     pub(crate) fn expired(self) -> Option<Expiry> {
-        if self.has(Self::TIMED_OUT) {
+        if self.contains(ParkedFlag::TimedOut) {
             Some(Expiry::Timeout)
-        } else if self.has(Self::EVICTED) {
+        } else if self.contains(ParkedFlag::Evicted) {
             Some(Expiry::Eviction)
         } else {
             None
@@ -155,16 +188,12 @@ impl ParkedFlags {
 
     /// Returns whether the request was taken off the listener's count of young requests.
     pub(crate) fn is_young(self) -> bool {
-        self.has(Self::YOUNG)
+        self.contains(ParkedFlag::Young)
     }
 
     /// Returns whether the request is in the list of those whose SYN-ACK timers are still armed.
     pub(crate) fn is_timer_armed(self) -> bool {
-        self.has(Self::TIMER_ARMED)
-    }
-
-    fn has(self, flag: u32) -> bool {
-        self.0 & flag != 0
+        self.contains(ParkedFlag::TimerArmed)
     }
 }
 
@@ -176,10 +205,6 @@ impl_list_item! {
 }
 
 impl ParkedRequest {
-    const WINDOW: u32 = 0xffff;
-    const HAS_TSVAL: u32 = 1 << 16;
-    const REFUSED: u32 = 1 << 21;
-
     /// Allocates an entry of no request yet, without sleeping.
     pub(crate) fn new() -> Result<Pin<UniqueArc<Self>>> {
         UniqueArc::pin_init(
@@ -198,27 +223,16 @@ impl ParkedRequest {
         ListArc::from(this)
     }
 
-    /// Returns the bits of `state` that describe a bare ACK.
-    fn window_flags(window: u16, timestamps: Option<Timestamps>) -> u32 {
-        let has_tsval = if timestamps.is_some() {
-            Self::HAS_TSVAL
-        } else {
-            0
-        };
-        u32::from(window) | has_tsval
-    }
-
-    /// Remembers the client's last bare ACK.
+    /// Takes note of the client's last bare ACK.
     pub(crate) fn set_last_ack(&self, request: &RequestSock<'_>, segment: &TcpSegment<'_>) {
         let timestamps = segment.timestamps(request.uses_timestamps());
         if let Some(timestamps) = timestamps {
             self.ack.tsval.store(timestamps.value, Relaxed);
         }
-        let state = self.ack.state.load(Relaxed) & !Self::WINDOW;
-        self.ack.state.store(
-            state | Self::window_flags(segment.window(), timestamps),
-            Relaxed,
-        );
+        // A timestamp that was seen stays valid.
+        let ack = ParkedFlags::of_ack(segment.window(), timestamps);
+        let kept = self.flags().0 & !u32::from(u16::MAX);
+        self.ack.state.store(kept | ack.0, Relaxed);
     }
 
     /// Returns the request.
@@ -244,19 +258,20 @@ impl ParkedRequest {
         self.ack.round_trip
     }
 
-    /// Returns [`RequestSock::write_seq`], read just before the request was parked.
+    /// Returns `write_seq` of the listener, read just before the request was parked.
     pub(crate) fn write_seq(&self) -> u32 {
         self.ack.write_seq
     }
 
     /// Returns the window of the last bare ACK, not scaled.
     pub(crate) fn window(&self) -> u16 {
-        (self.ack.state.load(Relaxed) & Self::WINDOW) as u16
+        self.flags().window()
     }
 
     /// Returns TSval of the last bare ACK, if it had one.
     pub(crate) fn tsval(&self) -> Option<u32> {
-        self.has(Self::HAS_TSVAL)
+        self.flags()
+            .contains(ParkedFlag::HasTsval)
             .then(|| self.ack.tsval.load(Relaxed))
     }
 
@@ -268,36 +283,31 @@ impl ParkedRequest {
     /// Marks the request as expired, with what is to become of it; `None` makes it wait again.
     pub(crate) fn set_expired(&self, expired: Option<(Expiry, OnTimeout)>) {
         let (expiry, on_timeout) = expired.unzip();
-        self.set(ParkedFlags::TIMED_OUT, expiry == Some(Expiry::Timeout));
-        self.set(ParkedFlags::EVICTED, expiry == Some(Expiry::Eviction));
-        self.set(ParkedFlags::ACCEPT, on_timeout == Some(OnTimeout::Accept));
+        self.set(ParkedFlag::TimedOut, expiry == Some(Expiry::Timeout));
+        self.set(ParkedFlag::Evicted, expiry == Some(Expiry::Eviction));
+        self.set(ParkedFlag::Accept, on_timeout == Some(OnTimeout::Accept));
     }
 
     /// Marks the request as one that was to be accepted and was refused. Returns whether it was
     /// marked before.
     pub(crate) fn set_refused(&self) -> bool {
-        let before = self.has(Self::REFUSED);
-        self.set(Self::REFUSED, true);
+        let before = self.flags().contains(ParkedFlag::Refused);
+        self.set(ParkedFlag::Refused, true);
         before
     }
 
     /// Marks the request as one whose SYN-ACK timer is deferred: it moves to the list of those.
     pub(crate) fn set_timer_deferred(&self) {
-        self.set(ParkedFlags::TIMER_ARMED, false);
+        self.set(ParkedFlag::TimerArmed, false);
     }
 
     /// Records whether the request is taken off the listener's count of young requests.
     pub(crate) fn set_young(&self, young: bool) {
-        self.set(ParkedFlags::YOUNG, young);
+        self.set(ParkedFlag::Young, young);
     }
 
-    fn has(&self, flag: u32) -> bool {
-        self.ack.state.load(Relaxed) & flag != 0
-    }
-    fn set(&self, flag: u32, value: bool) {
-        let state = self.ack.state.load(Relaxed) & !flag;
-        self.ack
-            .state
-            .store(if value { state | flag } else { state }, Relaxed);
+    fn set(&self, flag: ParkedFlag, value: bool) {
+        let flags = self.flags().with(flag, value);
+        self.ack.state.store(flags.0, Relaxed);
     }
 }
