@@ -185,7 +185,8 @@ impl ListenerChanges {
     }
 }
 
-/// Keeps the module in memory until the next reboot. Any context.
+/// Keeps the module in memory until the next reboot, and says so once in the kernel log. Any
+/// context; takes printk's locks.
 ///
 /// The caller runs on behalf of a listener or a request, and something else keeps the module for
 /// as long as the call takes: usually the listener that is being closed; where a clone is cloned
