@@ -68,6 +68,7 @@ fn main() -> ExitCode {
 
 /// Runs `command`.
 fn run(command: &Command) -> Result<ExitCode> {
+    project::check()?;
     let sh = Shell::new()?;
     match command {
         Command::Setup(setup) => setup.run(&sh)?,
