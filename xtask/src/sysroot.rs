@@ -91,6 +91,9 @@ pub(crate) const BUILD: &str = "/accf/build";
 /// The file that says what is in the sysroot.
 const MANIFEST: &str = "accf/manifest.json";
 
+/// The file in which dpkg keeps the installed packages and their versions.
+const DPKG_STATUS: &str = "var/lib/dpkg/status";
+
 /// What a sysroot has in it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Manifest {
@@ -102,6 +105,19 @@ pub(crate) struct Manifest {
     pub(crate) series: String,
     /// The compilers, each with its version.
     pub(crate) compilers: Vec<String>,
+}
+
+impl Manifest {
+    /// Names the packages of the kernel: its image, modules, headers and source.
+    fn packages(&self) -> [String; 4] {
+        let release = &self.release;
+        [
+            format!("linux-binary-{release}"),
+            format!("linux-modules-{release}"),
+            format!("linux-headers-{release}"),
+            format!("linux-source-{}", self.series),
+        ]
+    }
 }
 
 /// A complete sysroot.
@@ -125,6 +141,10 @@ impl Sysroot {
         let text = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let manifest = serde_json::from_slice(&text)
             .with_context(|| format!("cannot understand {}", file.display()))?;
+        let file = path.join(DPKG_STATUS);
+        let status =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        check_versions(&status, &manifest)?;
         Ok(Self {
             path: path.to_owned(),
             manifest,
@@ -430,13 +450,7 @@ fn compare_releases(a: &str, b: &str) -> Ordering {
 
 /// Installs the packaged kernel, what building for it takes, and its source.
 fn install_kernel(root: &Path, kernel: &Manifest, log: &Path, step: &Step) -> Result<()> {
-    let release = &kernel.release;
-    let packages = [
-        format!("linux-binary-{release}"),
-        format!("linux-modules-{release}"),
-        format!("linux-headers-{release}"),
-        format!("linux-source-{}", kernel.series),
-    ];
+    let packages = kernel.packages();
     let mut arguments: Vec<String> = [
         "install",
         "--yes",
@@ -459,7 +473,45 @@ fn install_kernel(root: &Path, kernel: &Manifest, log: &Path, step: &Step) -> Re
         )
     })?;
     // The image package would have done this.
-    exec::logged(inside.command("depmod", [release]), log, step)
+    exec::logged(inside.command("depmod", [&kernel.release]), log, step)
+}
+
+/// Checks that the kernel's packages in `status`, dpkg's list, have one version.
+///
+/// This is what proves that the packaged kernel was built from this source. Two revisions of a
+/// package share the release that the kernel's loader compares, and Rust symbol names are equal
+/// even for different releases.
+fn check_versions(status: &str, kernel: &Manifest) -> Result<()> {
+    let version = |package: &str| {
+        status.split("\n\n").find_map(|paragraph| {
+            let field = |name| paragraph.lines().find_map(|line| line.strip_prefix(name));
+            let is_it = field("Package: ") == Some(package)
+                && field("Status: ").is_some_and(|status| status.ends_with(" installed"));
+            is_it.then(|| field("Version: ").unwrap_or_default())
+        })
+    };
+    let wanted = &kernel.package_version;
+    let differing: Vec<String> = kernel
+        .packages()
+        .iter()
+        .filter(|package| version(package) != Some(wanted.as_str()))
+        .map(|package| {
+            format!(
+                "{package} {}",
+                version(package).unwrap_or("is not installed")
+            )
+        })
+        .collect();
+    if !differing.is_empty() {
+        bail!(
+            "the sysroot's kernel, modules, headers and source are not of one package version \
+             ({wanted}): {}. Modules built from this source do not fit this kernel: run `cargo xtask \
+             setup --refresh`; a mirror in the middle of an update has several versions: try again \
+             later, or another mirror (--mirror URL)",
+            differing.join(", ")
+        );
+    }
+    Ok(())
 }
 
 /// Unpacks the kernel's source and drops what is not needed any more.
@@ -489,5 +541,50 @@ mod tests {
             Some("7.3.12+deb13-cloud-amd64")
         );
         assert_eq!(newest_release(names, "7.4"), None);
+    }
+
+    /// Returns a manifest of the version `7.3.4-2`, and dpkg's list where `package` has `version`.
+    fn installed(package: &str, version: &str) -> (Manifest, String) {
+        let manifest = Manifest {
+            release: "7.3.4+deb13-cloud-amd64".to_owned(),
+            package_version: "7.3.4-2".to_owned(),
+            series: "7.3".to_owned(),
+            compilers: Vec::new(),
+        };
+        let status = manifest.packages().map(|name| {
+            let version = if name == package { version } else { "7.3.4-2" };
+            format!(
+                "Package: {name}\nStatus: install ok installed\nSource: linux\nVersion: {version}\n"
+            )
+        });
+        (manifest, status.join("\n"))
+    }
+
+    #[test]
+    fn one_version_of_all_kernel_packages_passes() {
+        let (manifest, status) = installed("", "");
+        check_versions(&status, &manifest).unwrap();
+        // Other packages of the same source have versions of their own.
+        let other = "Package: linux-libc-dev\nStatus: install ok installed\nVersion: 6.12.57-1\n";
+        check_versions(&format!("{other}\n{status}"), &manifest).unwrap();
+    }
+
+    #[test]
+    fn another_version_of_one_kernel_package_is_an_error() {
+        for package in installed("", "").0.packages() {
+            // The release of both is 7.3.4+deb13.
+            let (manifest, status) = installed(&package, "7.3.4-1");
+            let error = check_versions(&status, &manifest).unwrap_err().to_string();
+            for part in [&package, "7.3.4-1", "7.3.4-2", "setup --refresh"] {
+                assert!(error.contains(part), "{error}");
+            }
+        }
+        let (manifest, status) = installed("", "");
+        let removed = status.replacen("install ok installed", "deinstall ok config-files", 1);
+        let error = check_versions(&removed, &manifest).unwrap_err().to_string();
+        assert!(
+            error.contains("linux-binary-7.3.4+deb13-cloud-amd64 is not installed"),
+            "{error}"
+        );
     }
 }
