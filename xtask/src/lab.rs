@@ -10,7 +10,7 @@ use crate::guest::{Guest, Module, Report};
 use crate::kernel::{Kernel, Kind};
 use crate::module::{self, Modules};
 use crate::sysroot::Sysroot;
-use crate::ui;
+use crate::{program, ui};
 
 /// The time from power-on to the loaded module, in the table of timings.
 pub(crate) const BOOTING_AND_LOADING: &str = "booting and loading the module";
@@ -59,11 +59,15 @@ impl Lab {
             path: modules.accf.clone(),
             parameters: parameters.to_vec(),
         });
-        let kunit = self.modules.iter().filter_map(|m| m.kunit.as_ref());
+        let kunit = self.modules.as_ref().and_then(|m| m.kunit.clone());
+        let programs = ("ACCF_BIN", program::directory());
         Guest {
             module,
             environment: kunit
-                .map(|path| ("ACCF_KUNIT_KO".to_owned(), path.clone().into()))
+                .map(|path| ("ACCF_KUNIT_KO", path))
+                .into_iter()
+                .chain([programs])
+                .map(|(name, path)| (name.to_owned(), path.into()))
                 .collect(),
             ..Guest::default()
         }

@@ -50,9 +50,7 @@ impl Fuzz {
     /// Runs the command.
     pub(crate) fn run(&self, sh: &Shell) -> Result<ExitCode> {
         let lab = Lab::new(self.kernel)?;
-        // One of the cases runs the command, which stands beside it.
-        program::build(sh, "accf")?;
-        let suite = program::build(sh, "accf-suite")?;
+        let suite = program::build_suite(sh)?;
         let out = project::target().join("fuzz");
         project::empty(&out)?;
 
@@ -62,10 +60,6 @@ impl Fuzz {
         guest.timeout = Some(time + BESIDES);
         guest.kmemleak = self.kernel == Kind::Dev;
         guest.out = out.clone();
-        let programs = suite.parent().map(|dir| dir.as_os_str().to_owned());
-        guest
-            .environment
-            .extend(programs.map(|dir| ("ACCF_BIN".to_owned(), dir)));
         let mut command = vec![
             suite.display().to_string(),
             "run".to_owned(),

@@ -154,9 +154,7 @@ pub(crate) fn run_all(sh: &Shell, tally: &mut Tally, all: bool) {
     tally.logged("rustdoc", doc);
     tally.host_tests(cargo(&["test", "--workspace", "--no-fail-fast"]));
 
-    // The suite runs the command, too, which stands beside it.
-    let programs = program::build(sh, "accf").and_then(|_| program::build(sh, "accf-suite"));
-    let suite = match programs {
+    let suite = match program::build_suite(sh) {
         Ok(suite) => Some(suite),
         Err(error) => {
             tally.fail("guest/accf-suite", &format!("{error:#}"));
@@ -277,10 +275,6 @@ impl Tally {
         guest.echo = false;
         guest.kmemleak = matches!(kind, Kind::Dev | Kind::Rt);
         guest.out = out.clone();
-        let programs = suite.parent().map(|dir| dir.as_os_str().to_owned());
-        guest
-            .environment
-            .extend(programs.map(|dir| ("ACCF_BIN".to_owned(), dir)));
         let suite = [suite.as_os_str(), "run".as_ref()];
         let mut command: Vec<&std::ffi::OsStr> = Vec::new();
         if kind.is_own() {
