@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The rules that no compiler checks, each a function from a file to complaints.
 
+mod layers;
+mod style;
+mod words;
+
 use std::fs;
 use std::path::Path;
 
@@ -30,6 +34,16 @@ const RULES: [Rule; 6] = [
     unfinished,
 ];
 
+/// The rules about files that the tree does not comply with yet: `cargo xtask tidy --pending` says
+/// where.
+const PENDING: [Rule; 5] = [
+    style::width,
+    style::safety,
+    style::imports,
+    words::words,
+    layers::layers,
+];
+
 /// What must not leave this machine.
 struct Machine {
     /// Paths that exist here only.
@@ -38,8 +52,9 @@ struct Machine {
     hosts: Vec<String>,
 }
 
-/// Checks the checkout's tracked files and commits, and returns what is wrong.
-pub(crate) fn check(sh: &Shell) -> Result<Vec<String>> {
+/// Checks the checkout's tracked files and commits, by the rules that are `pending`, too, and returns
+/// what is wrong.
+pub(crate) fn check(sh: &Shell, pending: bool) -> Result<Vec<String>> {
     let root = project::root();
     let _here = sh.push_dir(root);
     let machine = Machine::here();
@@ -59,12 +74,13 @@ pub(crate) fn check(sh: &Shell) -> Result<Vec<String>> {
             continue;
         };
         let file = File { path, text };
-        for rule in RULES {
+        let pending = PENDING.iter().filter(|_| pending);
+        for rule in RULES.iter().chain(pending) {
             let found = rule(&file, &machine);
             complaints.extend(found.iter().map(|complaint| format!("{path}: {complaint}")));
         }
     }
-    let log = cmd!(sh, "git log --format=%H%x09%B%x00")
+    let log = cmd!(sh, "git log --format=%H%x09%at%x09%B%x00")
         .quiet()
         .ignore_stderr()
         .ignore_status()
@@ -106,6 +122,14 @@ const LICENCES: [(&str, &str); 4] = [
 
 /// The licence of everything that is not the kernel's.
 const OURS: &str = "MIT OR Apache-2.0";
+
+/// Returns whether people read and write the file line by line: source, scripts and documents.
+fn is_text(file: &File<'_>) -> bool {
+    let is_source = [".rs", ".c", ".h", ".md", ".sh"]
+        .iter()
+        .any(|end| file.path.ends_with(end));
+    is_source || file.text.starts_with("#!/")
+}
 
 /// Returns the licence that a file must have; none for files that cannot say.
 fn wanted_licence(path: &str) -> Option<&'static str> {
@@ -289,9 +313,18 @@ fn unfinished(file: &File<'_>, _machine: &Machine) -> Vec<String> {
     complaints
 }
 
-/// Commits carry no sign-offs, and name neither archives nor paths of the machine.
+/// The columns that a commit's subject may have.
+const SUBJECT: usize = 75;
+
+/// The author's time of the last commit that may have a longer subject, in seconds since 1970. A
+/// commit keeps it when it is rebased.
+const LONG_SUBJECTS_UNTIL: u64 = 1_795_899_557;
+
+/// Commits have short subjects and no sign-offs, and name neither archives nor paths of the machine.
 fn commit_rule(commit: &str, machine: &Machine) -> Vec<String> {
-    let Some((hash, message)) = commit.trim().split_once('\t') else {
+    let mut fields = commit.trim().splitn(3, '\t');
+    let (Some(hash), Some(time), Some(message)) = (fields.next(), fields.next(), fields.next())
+    else {
         return Vec::new();
     };
     let mut complaints = occurrences(message, &machine.hosts, "names the package archive");
@@ -301,6 +334,14 @@ fn commit_rule(commit: &str, machine: &Machine) -> Vec<String> {
         .any(|line| line.trim_start().starts_with(&sign_off))
     {
         complaints.push("has a sign-off".to_owned());
+    }
+    let columns = message.lines().next().unwrap_or_default().chars().count();
+    if columns > SUBJECT
+        && time
+            .parse()
+            .is_ok_and(|time: u64| time > LONG_SUBJECTS_UNTIL)
+    {
+        complaints.push(format!("a subject of {columns} columns, {SUBJECT} at most"));
     }
     for path in &machine.paths {
         if message.lines().any(|line| mentions_path(line, path)) {
@@ -340,7 +381,12 @@ mod tests {
 
     /// Applies a rule to a file.
     fn apply(rule: Rule, path: &str, text: &str) -> usize {
-        rule(&File { path, text }, &machine()).len()
+        complaints(rule, path, text).len()
+    }
+
+    /// Returns what a rule says of a file.
+    pub(super) fn complaints(rule: Rule, path: &str, text: &str) -> Vec<String> {
+        rule(&File { path, text }, &machine())
     }
 
     /// A licence line.
@@ -351,7 +397,7 @@ mod tests {
     #[test]
     fn this_checkout_is_tidy() {
         let sh = Shell::new().unwrap();
-        let complaints = check(&sh).unwrap();
+        let complaints = check(&sh, false).unwrap();
         assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
     }
 
@@ -435,14 +481,24 @@ mod tests {
     #[test]
     fn commits_have_no_sign_off() {
         let sign_off = ["Signed-off", "-by: A <a@example.org>"].concat();
-        let bad = format!("0123456789abcdef\tarea: do it\n\n{sign_off}\n");
-        assert_eq!(commit_rule(&bad, &machine()).len(), 1);
-        assert_eq!(
-            commit_rule("0123\tarea: do it\n\nWhy.\n", &machine()).len(),
-            0
-        );
-        let path = "0123\tarea: do it\n\nSee /home/me/notes.\n";
-        assert_eq!(commit_rule(path, &machine()).len(), 1);
+        let count = |message: &str| {
+            let commit = format!("0123456789abcdef\t{}\t{message}", LONG_SUBJECTS_UNTIL + 1);
+            commit_rule(&commit, &machine()).len()
+        };
+        assert_eq!(count(&format!("area: do it\n\n{sign_off}\n")), 1);
+        assert_eq!(count("area: do it\n\nWhy.\n"), 0);
+        assert_eq!(count("area: do it\n\nSee /home/me/notes.\n"), 1);
         assert_eq!(commit_rule("", &machine()).len(), 0);
+    }
+
+    #[test]
+    fn subjects_are_short() {
+        let count = |time: u64, length: usize| {
+            let commit = format!("0123\t{time}\t{}\n\nWhy.\n", "ä".repeat(length));
+            commit_rule(&commit, &machine()).len()
+        };
+        assert_eq!(count(LONG_SUBJECTS_UNTIL + 1, SUBJECT), 0);
+        assert_eq!(count(LONG_SUBJECTS_UNTIL + 1, SUBJECT + 1), 1);
+        assert_eq!(count(LONG_SUBJECTS_UNTIL, SUBJECT + 1), 0);
     }
 }
