@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Running long commands: output goes to a log file, failures show its end.
+//! Runs long commands: their output goes to a log file, and a failure shows its end.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};

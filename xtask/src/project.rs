@@ -37,9 +37,9 @@ fn check_place(compiled: &Path, running: Option<&Path>) -> Result<()> {
     };
     if !same {
         bail!(
-            "this program was compiled in {} but runs in {}: the checkout was moved, or copied with \
-             its target/, and the program would build and test the old place. Run `cargo clean \
-             --package xtask`, then the command again",
+            "this program was compiled in {} but runs in {}: the checkout was moved, or copied \
+             with its target/, and the program would build and test the old place. Run `cargo \
+             clean --package xtask`, then the command again",
             compiled.display(),
             running.display()
         );

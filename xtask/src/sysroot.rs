@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The hermetic sysroot: one distribution tree that holds the compilers, the packaged kernel and its
-//! source, and that is the guests' root file system.
+//! The hermetic sysroot: one distribution tree that holds the compilers, the packaged kernel and
+//! its source, and that is the guests' root file system.
 
 use std::cmp::Ordering;
 use std::fs;
@@ -30,7 +30,8 @@ const FLAVOUR: &str = "cloud-amd64";
 /// Counts the changes of this recipe that the package list does not show.
 const RECIPE: &str = "1";
 
-/// What compiles kernels and modules; a kernel is made anew when one of their versions changes.
+/// The compilers of kernels and modules; a kernel is built again when one of their versions
+/// changes.
 const COMPILERS: &[&str] = &[
     "gcc-14",
     "rustc",
@@ -45,7 +46,7 @@ const COMPILERS: &[&str] = &[
     "pahole",
 ];
 
-/// What else building a kernel takes, what a guest is made of, and the tools people use in it.
+/// What else building a kernel takes, what a guest consists of, and tools to use in it.
 const TOOLS: &[&str] = &[
     // Building.
     "bc",
@@ -84,17 +85,17 @@ const TOOLS: &[&str] = &[
     "tcpdump",
 ];
 
-/// Where the kernel tree of the moment is mounted inside the sysroot: build trees contain their own
-/// path, so it must be the same wherever the cache is.
+/// The mount point of a kernel's build tree inside the sysroot: build trees contain their own path,
+/// so it must be the same wherever the cache is.
 pub(crate) const BUILD: &str = "/accf/build";
 
-/// The file that says what is in the sysroot.
+/// The file that holds the [`Manifest`].
 const MANIFEST: &str = "accf/manifest.json";
 
 /// The file in which dpkg keeps the installed packages and their versions.
 const DPKG_STATUS: &str = "var/lib/dpkg/status";
 
-/// What a sysroot has in it.
+/// What a sysroot contains.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     /// The packaged kernel's release, as `uname -r` prints it.
@@ -128,7 +129,7 @@ pub(crate) struct Sysroot {
 }
 
 impl Sysroot {
-    /// Returns the sysroot, made now if it is not there.
+    /// Returns the sysroot; makes it if it is not there.
     pub(crate) fn ensure(mirror: Option<&str>) -> Result<Self> {
         let entry = Self::entry()?;
         let path = entry.ensure(|temp| {
@@ -156,7 +157,7 @@ impl Sysroot {
         Self::entry()?.remove()
     }
 
-    /// Names the cache entry.
+    /// Returns the cache entry.
     fn entry() -> Result<Entry> {
         let mut parts = vec![RECIPE, SUITE, FLAVOUR];
         parts.extend(SUPPORTED_SERIES);
@@ -170,7 +171,7 @@ impl Sysroot {
         &self.path
     }
 
-    /// Says what is in it.
+    /// Returns what it contains.
     pub(crate) fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -238,7 +239,7 @@ impl Inside {
         }
     }
 
-    /// Shows the host's `from` as `to`.
+    /// Mounts the host's `from` as `to`.
     pub(crate) fn bind(mut self, from: impl Into<PathBuf>, to: impl Into<PathBuf>) -> Self {
         self.binds.push((from.into(), to.into()));
         self
@@ -247,7 +248,7 @@ impl Inside {
     /// Lets the command use the network the way the host does.
     fn network(mut self) -> Self {
         self.network = true;
-        // Names, and whom the host trusts, are the host's business.
+        // Name resolution and trusted certificates are the host's.
         ["/etc/resolv.conf", "/etc/ssl/certs"]
             .into_iter()
             .filter(|path| Path::new(path).exists())
@@ -310,10 +311,10 @@ impl Inside {
     }
 }
 
-/// Gigabytes that the sysroot and both kernels take.
+/// The size of the sysroot and both kernels in gigabytes.
 const ROOM: u64 = 10;
 
-/// Refuses to begin where the disk will not hold the result.
+/// Checks that the disk has room for the sysroot and both kernels.
 fn check_room(dir: &Path) -> Result<()> {
     let output = Command::new("df")
         .args(["--output=avail", "--block-size=1G"])
@@ -335,7 +336,7 @@ fn check_room(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Fills `root`.
+/// Makes the sysroot in `root`.
 fn create(root: &Path, archive: &Archive, log: &Path) -> Result<()> {
     ui::step("packages", |step| bootstrap(root, archive, log, step))?;
     let kernel = newest_kernel(root)?;
@@ -384,8 +385,8 @@ fn bootstrap(root: &Path, archive: &Archive, log: &Path, step: &Step) -> Result<
     exec::logged(command, log, step).with_context(|| {
         format!(
             "cannot install the sysroot from {main}: the archive must have the suites {SUITE}, \
-             {SUITE}-updates and {BACKPORTS}, and {security} must have {SUITE}-security, with every \
-             package that apt names below (another archive: --mirror URL)"
+             {SUITE}-updates and {BACKPORTS}, and {security} must have {SUITE}-security, with \
+             every package that apt names below (another archive: --mirror URL)"
         )
     })
 }
@@ -409,9 +410,9 @@ fn newest_kernel(root: &Path) -> Result<Manifest> {
         });
     }
     bail!(
-        "the archive has no package linux-binary-{}.*-{FLAVOUR}: its suite {BACKPORTS} must carry a \
-         kernel of a supported series ({}); try another mirror (--mirror URL), or a newer version of \
-         this project if the series has left the archive",
+        "the archive has no package linux-binary-{}.*-{FLAVOUR}: its suite {BACKPORTS} must carry \
+         a kernel of a supported series ({}); try another mirror (--mirror URL), or a newer \
+         version of this project if the series has left the archive",
         SUPPORTED_SERIES[0],
         SUPPORTED_SERIES.join(", ")
     )
@@ -505,16 +506,16 @@ fn check_versions(status: &str, kernel: &Manifest) -> Result<()> {
     if !differing.is_empty() {
         bail!(
             "the sysroot's kernel, modules, headers and source are not of one package version \
-             ({wanted}): {}. Modules built from this source do not fit this kernel: run `cargo xtask \
-             setup --refresh`; a mirror in the middle of an update has several versions: try again \
-             later, or another mirror (--mirror URL)",
+             ({wanted}): {}. Modules built from this source do not fit this kernel: run `cargo \
+             xtask setup --refresh`; a mirror in the middle of an update has several \
+             versions: try again later, or another mirror (--mirror URL)",
             differing.join(", ")
         );
     }
     Ok(())
 }
 
-/// Unpacks the kernel's source and drops what is not needed any more.
+/// Unpacks the kernel's source and removes what is no longer needed.
 fn unpack_source(root: &Path, kernel: &Manifest, log: &Path, step: &Step) -> Result<()> {
     let series = &kernel.series;
     let script = format!(

@@ -44,7 +44,7 @@ const PENDING: [Rule; 5] = [
     layers::layers,
 ];
 
-/// What must not leave this machine.
+/// The names of this machine, which must not be in files or commits.
 struct Machine {
     /// Paths that exist here only.
     paths: Vec<String>,
@@ -52,8 +52,8 @@ struct Machine {
     hosts: Vec<String>,
 }
 
-/// Checks the checkout's tracked files and commits, by the rules that are `pending`, too, and returns
-/// what is wrong.
+/// Checks the checkout's tracked files and commits, by the rules that are `pending`, too, and
+/// returns what is wrong.
 pub(crate) fn check(sh: &Shell, pending: bool) -> Result<Vec<String>> {
     let root = project::root();
     let _here = sh.push_dir(root);
@@ -94,7 +94,7 @@ pub(crate) fn check(sh: &Shell, pending: bool) -> Result<Vec<String>> {
 }
 
 impl Machine {
-    /// Learns this machine's names.
+    /// Returns the names of this machine.
     fn here() -> Self {
         let mut paths = vec![project::root().display().to_string()];
         if let Some(home) = std::env::home_dir() {
@@ -240,7 +240,7 @@ fn archive_hosts() -> Vec<String> {
     .iter()
     .map(|parts| parts.concat())
     .collect();
-    // Whatever this machine uses instead.
+    // What this machine uses instead.
     if let Ok(archive) = crate::archive::Archive::find(None) {
         for address in [archive.main, archive.security] {
             let host = address
@@ -253,7 +253,7 @@ fn archive_hosts() -> Vec<String> {
     hosts
 }
 
-/// No package archive is named: addresses come from the machine's own configuration.
+/// No file names a package archive: addresses come from the machine's own configuration.
 fn archive_names(file: &File<'_>, machine: &Machine) -> Vec<String> {
     // Which registry a lock file's packages come from is not ours to say.
     if file.path.ends_with("Cargo.lock") {
@@ -262,7 +262,7 @@ fn archive_names(file: &File<'_>, machine: &Machine) -> Vec<String> {
     occurrences(file.text, &machine.hosts, "names the package archive")
 }
 
-/// No path of the machine on which it was written.
+/// No file has a path of the machine on which it was written.
 fn machine_paths(file: &File<'_>, machine: &Machine) -> Vec<String> {
     let mut complaints = Vec::new();
     for path in &machine.paths {
@@ -278,7 +278,7 @@ fn machine_paths(file: &File<'_>, machine: &Machine) -> Vec<String> {
     complaints
 }
 
-/// Says whether `line` has `path` as a whole path or the beginning of one.
+/// Returns whether `line` has `path` as a whole path or the beginning of one.
 fn mentions_path(line: &str, path: &str) -> bool {
     line.match_indices(path).any(|(at, _)| {
         let before = line[..at].chars().next_back();
@@ -292,7 +292,7 @@ fn mentions_path(line: &str, path: &str) -> bool {
     })
 }
 
-/// Nothing is left for later.
+/// No mark says that something is left for later.
 fn unfinished(file: &File<'_>, _machine: &Machine) -> Vec<String> {
     // In parts, so that this file does not contain them.
     let words = [["TO", "DO"], ["FIX", "ME"], ["XX", "X"]].map(|parts| parts.concat());
@@ -320,7 +320,8 @@ const SUBJECT: usize = 75;
 /// commit keeps it when it is rebased.
 const LONG_SUBJECTS_UNTIL: u64 = 1_795_899_557;
 
-/// Commits have short subjects and no sign-offs, and name neither archives nor paths of the machine.
+/// Commits have short subjects and no sign-offs, and name neither archives nor paths of the
+/// machine.
 fn commit_rule(commit: &str, machine: &Machine) -> Vec<String> {
     let mut fields = commit.trim().splitn(3, '\t');
     let (Some(hash), Some(time), Some(message)) = (fields.next(), fields.next(), fields.next())

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask test`: every test there is, on the host and in guests of the kernels.
+//! `cargo xtask test`: all tests, on the host and in guests of the kernels.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -23,25 +23,27 @@ use super::any_seed;
 /// How long one boot with all its suites may take.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(2400);
 
-/// How many accesses KCSAN looks at in a run that is worth something. (It looks at a thousand in a second, or more.)
+/// The accesses that KCSAN must watch for a run to count. (It watches a thousand a second, or
+/// more.)
 const KCSAN_WATCHES: u64 = 100_000;
 
-/// How long clients come in a soak that is one of the tests.
+/// How long the soak lasts.
 const SOAK: Duration = Duration::from_secs(180);
 
-/// How often the short benchmarks measure each figure.
+/// The number of times that the short benchmarks measure each figure.
 const BENCH_ROUNDS: u32 = 2;
 
-/// What runs in a guest of one of our own kernels: first our KUnit suites, those that appear when their
-/// module is loaded; it is unloaded because the client suite unloads ours. Then the client suite,
-/// whose results are what is printed.
+/// The script of a guest of one of our own kernels. First our KUnit suites run, those that appear
+/// when their module is loaded; it is unloaded because the client suite unloads ours. Then the
+/// client suite runs, and prints its results.
 ///
-/// KCSAN looks at one access of some thousands, and for how long nobody else comes along: both are made for real processors. An
-/// emulated one does less in the same time, so it is made to look at more of them, each for longer. At the end its own counters
-/// are kept.
+/// KCSAN watches one access of some thousands, each for some microseconds: values for real
+/// processors. An emulated one does less in the same time, so it watches more accesses, each for
+/// longer. At the end its counters are kept.
 const OWN_SCRIPT: &str = r#"
 if [ "$ACCF_KERNEL" = kcsan ]; then
-    cd /sys/module/kcsan/parameters && echo 1000 >skip_watch && echo 160 >udelay_task && echo 80 >udelay_interrupt || exit 1
+    cd /sys/module/kcsan/parameters && echo 1000 >skip_watch &&
+        echo 160 >udelay_task && echo 80 >udelay_interrupt || exit 1
     cd "$OLDPWD" || exit 1
     echo on >/sys/kernel/debug/kcsan || exit 1
 fi
@@ -60,9 +62,9 @@ fi
 exit "$status"
 "#;
 
-/// The cases that are left to the stock kernel, as the dev kernel takes its time: those of IPv4 clients of an IPv6 listener
-/// where such a client takes the way of any IPv4 client. What is particular to it is in `attach`, `deadline`, `hold`, `ktls`,
-/// `lifetime`, `plain` and `release`.
+/// The cases that only the stock kernel runs, as the dev kernel is slow: those of IPv4 clients of
+/// an IPv6 listener that take the path of any IPv4 client. What differs for such clients is in
+/// `attach`, `deadline`, `hold`, `ktls`, `lifetime`, `plain` and `release`.
 const DEV_WITHOUT: &[&str] = &[
     "account.*.mapped",
     "backlog.*.mapped",
@@ -77,7 +79,7 @@ const DEV_WITHOUT: &[&str] = &[
     "policy.*.mapped",
 ];
 
-/// What the kcsan kernel runs: where several processors are at the same requests and the same listener.
+/// The cases that the kcsan kernel runs: several CPUs work on the same requests and listener.
 const KCSAN_ONLY: &[&str] = &[
     "account.",
     "backlog.",
@@ -251,7 +253,7 @@ struct Tally {
 }
 
 impl Tally {
-    /// Begins with nothing, in an empty directory of logs.
+    /// Returns no results, with an empty directory of logs.
     fn new() -> Result<Self> {
         let logs = project::target().join("test");
         project::empty(&logs)?;
@@ -281,7 +283,7 @@ impl Tally {
         self.record(name, Outcome::Failed, detail);
     }
 
-    /// Runs a check and records how it went.
+    /// Runs a check and records its result.
     fn check(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
         match ui::step(name, |_| check()) {
             Ok(()) => self.pass(name),
@@ -319,8 +321,8 @@ impl Tally {
         }
     }
 
-    /// Boots a guest of `kind` and records what its suites say. With `filters`, the client suite
-    /// runs the cases that match one of them.
+    /// Boots a guest of `kind` and records the results of its suites. With `filters`, the client
+    /// suite runs the cases that match one of them.
     fn guest(&mut self, kind: Kind, lab: &Lab, suite: &Path, filters: &[String]) -> Result<()> {
         let name = kind.name();
         let out = self.logs.join(name);
@@ -361,7 +363,7 @@ impl Tally {
         Ok(())
     }
 
-    /// Measures with few connections and short times, and records which bars hold.
+    /// Runs the benchmarks with few connections and short times, and records which bars hold.
     fn benchmarks(&mut self, sh: &Shell, lab: &Lab) -> Result<()> {
         let program = bench::build_program(sh)?;
         let module = lab.module().context("no module was built")?;
@@ -378,7 +380,7 @@ impl Tally {
         Ok(())
     }
 
-    /// Soaks, and records what was proved.
+    /// Runs the soak, and records its proofs.
     fn soak(&mut self, sh: &Shell, kind: Kind, lab: &Lab) -> Result<()> {
         let program = soak::build_program(sh)?;
         let request = soak::Request {
@@ -396,7 +398,7 @@ impl Tally {
         Ok(())
     }
 
-    /// Records what was proved of a soak.
+    /// Records the proofs of a soak.
     fn proofs(&mut self, soak: &soak::Soak) {
         for proof in &soak.proofs {
             let name = format!("{}/soak/{}", soak.kernel, proof.name);
@@ -421,8 +423,8 @@ impl Tally {
         }
     }
 
-    /// Records what a guest's suites say, and whatever else went wrong. KCSAN must have looked at
-    /// enough accesses if the guest ran the `whole` of its suites.
+    /// Records the results of a guest's suites, and its failures. KCSAN must have watched enough
+    /// accesses if the guest ran the `whole` of its suites.
     fn judge(&mut self, kind: Kind, report: &Report, out: &Path, whole: bool) {
         let name = kind.name();
         for failure in &report.failures {
@@ -440,9 +442,7 @@ impl Tally {
             if watched < wanted {
                 self.fail(
                     "kcsan/guest",
-                    &format!(
-                        "KCSAN looked at {watched} accesses, and must look at {wanted} or more"
-                    ),
+                    &format!("KCSAN watched {watched} accesses, and must watch {wanted} or more"),
                 );
             }
             if !report.foreign_races.iter().any(|race| race.is_on_purpose) {
@@ -505,7 +505,7 @@ impl Tally {
         }
     }
 
-    /// Returns the line that everything ends with.
+    /// Returns the last line of the output.
     fn last_line(&self) -> String {
         let passed = self.count(Outcome::Passed) + self.host_passed;
         let mut line = format!("{passed} passed, {} failed", self.failed());
@@ -525,7 +525,7 @@ pub(crate) fn keep(report: &Report, out: &Path) -> Result<()> {
         .with_context(|| format!("cannot write the guest's logs to {}", out.display()))
 }
 
-/// What `cargo test` says.
+/// The results of `cargo test`.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct HostResults {
     passed: usize,
@@ -601,10 +601,10 @@ mod tests {
     }
 
     #[test]
-    fn the_hosts_results_are_added_up() {
+    fn results_of_host_tests_are_added_up() {
         let text = "running 2 tests\ntest a::b ... ok\ntest a::c ... FAILED\n\n\
-                    test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n\
-                    test result: ok. 12 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out\n";
+             test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n\
+             test result: ok. 12 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out\n";
         let expected = HostResults {
             passed: 13,
             ignored: 2,
@@ -642,7 +642,7 @@ mod tests {
     }
 
     #[test]
-    fn proofs_that_fail_fail() {
+    fn failed_proofs_of_a_soak_fail() {
         let mut soak = soak::Soak {
             kernel: "dev".to_owned(),
             seed: 1,
@@ -668,7 +668,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kcsan_that_does_not_look_fails() {
+    fn a_kcsan_that_watches_nothing_fails() {
         let out = Scratch::new("kcsan-looks");
         let write = |name: &str, text: &str| fs::write(out.0.join(name), text).unwrap();
         let good = "KTAP version 1\n1..1\nok 1 a\n";
@@ -701,7 +701,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guests_failure_fails_whatever_the_suite_says() {
+    fn a_failed_guest_fails_even_if_the_suite_passed() {
         let mut tally = tally();
         let mut report = report(0, "KTAP version 1\n1..1\nok 1 a\n");
         report

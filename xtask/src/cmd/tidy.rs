@@ -6,8 +6,8 @@ use xshell::Shell;
 
 use crate::tidy;
 
-/// Check licence headers, documentation, where `unsafe` is, commit subjects, and that nothing of this
-/// machine is in a file or commit.
+/// Check licence headers, documentation, where `unsafe` is, commit subjects, and that nothing of
+/// this machine is in a file or commit.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Tidy {
     /// Also check the rules that the tree does not comply with yet.

@@ -15,7 +15,7 @@ use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::program;
 
-/// The exit status for everything that goes wrong around the command, as container tools use it.
+/// The exit status of failures around the command, as in container tools.
 const TROUBLE: u8 = 125;
 
 /// How long a command may take unless the user says otherwise.
@@ -41,7 +41,8 @@ pub(crate) struct Vm {
     #[arg(long, default_value = "1G")]
     memory: String,
 
-    /// Further arguments for QEMU, separated by spaces; may be repeated. `-accel` replaces emulation.
+    /// Further arguments for QEMU, separated by spaces; may be repeated. `-accel` replaces
+    /// emulation.
     #[arg(long, value_name = "ARGUMENTS", allow_hyphen_values = true)]
     qemu_opts: Vec<String>,
 

@@ -99,8 +99,9 @@ fn create(
     check_symbols(build)
 }
 
-/// Checks that the packaged kernel exports every name that the rebuilt Rust crates export: they were
-/// built by the same rustc, for crates of the same names. This says nothing about their source.
+/// Checks that the packaged kernel exports every name that the rebuilt Rust crates export: they
+/// were built by the same rustc, for crates of the same names. This says nothing about their
+/// source.
 fn check_symbols(build: &Path) -> Result<()> {
     let symvers =
         fs::read_to_string(build.join("Module.symvers")).context("cannot read Module.symvers")?;
@@ -127,8 +128,8 @@ fn check_symbols(build: &Path) -> Result<()> {
     if let Some(first) = missing.first() {
         bail!(
             "the rebuilt Rust crates are not those of the packaged kernel: {} of {count} symbols \
-             differ, for example {first}; a module built against them would not load. The sysroot's \
-             compilers differ from the package's: run `cargo xtask setup --refresh`",
+             differ, for example {first}; a module built against them would not load. The \
+             sysroot's compilers differ from the package's: run `cargo xtask setup --refresh`",
             missing.len()
         );
     }

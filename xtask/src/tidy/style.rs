@@ -9,8 +9,8 @@ const COLUMNS: usize = 100;
 /// The columns of a tab, at most.
 const TAB: usize = 8;
 
-/// Lines have 100 columns at most: but for a table in Markdown, a console's output quoted there, and
-/// an address.
+/// Lines have 100 columns at most: but for a table in Markdown, a console's output quoted there,
+/// and an address.
 pub(super) fn width(file: &File<'_>, _machine: &Machine) -> Vec<String> {
     if !is_text(file) {
         return Vec::new();
