@@ -71,7 +71,7 @@ const NOTICES: &[&str] = &[
     "kunit.filter_glob=",
     // About a parameter without sense: a test gives some.
     "is none of 0 (accept), 1 (reset), 2 (drop)",
-    "a filter must be able to hold at least one connection back",
+    "max_parked=0: ",
     "invalid for parameter",
     "too large for parameter",
 ];
