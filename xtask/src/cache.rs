@@ -196,6 +196,7 @@ fn remove(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     #[test]
     fn keys_depend_on_every_part_and_their_borders() {
@@ -207,7 +208,8 @@ mod tests {
 
     #[test]
     fn only_names_of_ours_are_pruned() {
-        let dir = std::env::temp_dir().join(format!("accf-cache-{}", std::process::id()));
+        let scratch = Scratch::new("cache");
+        let dir = &scratch.0;
         let ours = dir.join("sysroot-0123456789abcdef");
         let other_kind = dir.join("kernel-dev-0123456789abcdef");
         let unfinished = dir.join("sysroot-0123456789abcdef.tmp");
@@ -225,6 +227,5 @@ mod tests {
         assert!(is_abandoned(&unfinished));
         lock.lock().unwrap();
         assert!(!is_abandoned(&unfinished), "a task is making it");
-        fs::remove_dir_all(dir).unwrap();
     }
 }

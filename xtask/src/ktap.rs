@@ -17,6 +17,16 @@ pub(crate) enum Outcome {
     Skipped,
 }
 
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Passed => "ok",
+            Self::Failed => "FAILED",
+            Self::Skipped => "skipped",
+        })
+    }
+}
+
 /// One innermost test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Test {
@@ -40,12 +50,7 @@ pub(crate) struct Results {
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for test in &self.tests {
-            let verdict = match test.outcome {
-                Outcome::Passed => "ok",
-                Outcome::Failed => "FAILED",
-                Outcome::Skipped => "skipped",
-            };
-            writeln!(f, "{verdict:8} {}", test.name)?;
+            writeln!(f, "{:8} {}", test.outcome, test.name)?;
             if test.outcome != Outcome::Passed {
                 for line in test.detail.lines() {
                     writeln!(f, "           {line}")?;

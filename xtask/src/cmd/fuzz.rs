@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use xshell::Shell;
 
-use super::test::keep;
+use super::{exit_code, test::keep};
 use crate::kernel::Kind;
 use crate::ktap::{self, Outcome, Results};
 use crate::lab::Lab;
@@ -81,11 +81,7 @@ impl Fuzz {
         ui::print_timings();
         println!("\nLogs: {}", out.display());
         let status = report.verdict()?;
-        Ok(if status == 0 && is_good(&results) {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        })
+        Ok(exit_code(status == 0 && is_good(&results)))
     }
 }
 
@@ -101,17 +97,12 @@ fn is_good(results: &Results) -> bool {
 fn summary(results: &Results) -> String {
     let mut text = String::new();
     for test in &results.tests {
-        let verdict = match test.outcome {
-            Outcome::Passed => "ok",
-            Outcome::Failed => "FAILED",
-            Outcome::Skipped => "skipped",
-        };
         let fed = test.detail.lines().find_map(|line| {
             let (_, fed) = line.split_once("fed, in ")?;
             Some(fed.trim())
         });
         let fed = fed.unwrap_or("see above");
-        text.push_str(&format!("{verdict:8} {}: {fed}\n", test.name));
+        text.push_str(&format!("{:8} {}: {fed}\n", test.outcome, test.name));
     }
     for error in &results.errors {
         text.push_str(&format!("ERROR    {error}\n"));

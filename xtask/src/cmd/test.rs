@@ -18,7 +18,7 @@ use crate::ktap::{self, Outcome, Results, Test as Case};
 use crate::lab::{Lab, BOOTING_AND_LOADING};
 use crate::{exec, program, project, soak, tidy, ui};
 
-use super::any_seed;
+use super::{any_seed, exit_code};
 
 /// How long one boot with all its suites may take.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(2400);
@@ -130,11 +130,7 @@ impl Test {
         ui::print_timings();
         println!("\n{}", tally.failures());
         println!("{}", tally.last_line());
-        Ok(if tally.failed() == 0 {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        })
+        Ok(exit_code(tally.failed() == 0))
     }
 
     /// Runs the cases of the filters in a guest of each kernel asked for.
@@ -182,63 +178,41 @@ fn run_all(sh: &Shell, all: bool) -> Result<Tally> {
         }
         Ok(())
     });
-    let cargo = |arguments: &[&str]| {
+    let cargo = |arguments: &str| {
         let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
-        command.args(arguments).current_dir(project::root());
+        command
+            .args(arguments.split(' '))
+            .current_dir(project::root());
         command
     };
-    tally.logged("rustfmt", cargo(&["fmt", "--all", "--", "--check"]));
-    tally.logged(
-        "clippy",
-        cargo(&[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ]),
-    );
-    let mut doc = cargo(&[
-        "doc",
-        "--workspace",
-        "--no-deps",
-        "--document-private-items",
-    ]);
+    tally.logged("rustfmt", cargo("fmt --all -- --check"));
+    let clippy = "clippy --workspace --all-targets -- -D warnings";
+    tally.logged("clippy", cargo(clippy));
+    let mut doc = cargo("doc --workspace --no-deps --document-private-items");
     doc.env("RUSTDOCFLAGS", "-D warnings");
     tally.logged("rustdoc", doc);
-    tally.host_tests(cargo(&["test", "--workspace", "--no-fail-fast"]));
+    tally.host_tests(cargo("test --workspace --no-fail-fast"));
 
-    let suite = match program::build_suite(sh) {
-        Ok(suite) => Some(suite),
-        Err(error) => {
-            tally.fail("guest/accf-suite", &format!("{error:#}"));
-            None
-        }
-    };
+    let suite = program::build_suite(sh);
+    let suite = tally.taken("guest/accf-suite", suite);
     let more: &[Kind] = if all { &[Kind::Kcsan, Kind::Rt] } else { &[] };
     for &kind in [Kind::Stock, Kind::Dev].iter().chain(more) {
-        let name = format!("build/{}", kind.name());
-        match Lab::new(kind) {
-            Ok(lab) => {
-                tally.pass(&name);
-                if let Some(suite) = &suite {
-                    if let Err(error) = tally.guest(kind, &lab, suite, &[]) {
-                        tally.fail(&format!("guest/{}", kind.name()), &format!("{error:#}"));
-                    }
-                }
-                if kind == Kind::Stock {
-                    if let Err(error) = tally.benchmarks(sh, &lab) {
-                        tally.fail("bench/guest", &format!("{error:#}"));
-                    }
-                }
-                if kind == Kind::Stock || (all && kind == Kind::Dev) {
-                    if let Err(error) = tally.soak(sh, kind, &lab) {
-                        tally.fail(&format!("{}/soak", kind.name()), &format!("{error:#}"));
-                    }
-                }
-            }
-            Err(error) => tally.fail(&name, &format!("{error:#}")),
+        let kernel = kind.name();
+        let Some(lab) = tally.taken(&format!("build/{kernel}"), Lab::new(kind)) else {
+            continue;
+        };
+        tally.pass(&format!("build/{kernel}"));
+        if let Some(suite) = &suite {
+            let ran = tally.guest(kind, &lab, suite, &[]);
+            tally.taken(&format!("guest/{kernel}"), ran);
+        }
+        if kind == Kind::Stock {
+            let ran = tally.benchmarks(sh, &lab);
+            tally.taken("bench/guest", ran);
+        }
+        if kind == Kind::Stock || (all && kind == Kind::Dev) {
+            let ran = tally.soak(sh, kind, &lab);
+            tally.taken(&format!("{kernel}/soak"), ran);
         }
     }
     Ok(tally)
@@ -283,20 +257,27 @@ impl Tally {
         self.record(name, Outcome::Failed, detail);
     }
 
+    /// Takes the value out of `result`, or records its error as the failure `name`.
+    fn taken<T>(&mut self, name: &str, result: Result<T>) -> Option<T> {
+        result
+            .map_err(|error| self.fail(name, &format!("{error:#}")))
+            .ok()
+    }
+
     /// Runs a check and records its result.
     fn check(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
-        match ui::step(name, |_| check()) {
-            Ok(()) => self.pass(name),
-            Err(error) => self.fail(name, &format!("{error:#}")),
+        let result = ui::step(name, |_| check());
+        if self.taken(name, result).is_some() {
+            self.pass(name);
         }
     }
 
     /// Runs a command whose success is the test.
     fn logged(&mut self, name: &str, command: Command) {
         let log = self.logs.join(format!("{name}.log"));
-        match ui::step(name, |step| exec::logged(command, &log, step)) {
-            Ok(()) => self.pass(name),
-            Err(error) => self.fail(name, &format!("{error:#}")),
+        let result = ui::step(name, |step| exec::logged(command, &log, step));
+        if self.taken(name, result).is_some() {
+            self.pass(name);
         }
     }
 

@@ -354,7 +354,8 @@ mod tests {
 
     #[test]
     fn a_tail_copies_everything_once() {
-        let path = std::env::temp_dir().join(format!("accf-tail-{}", std::process::id()));
+        let scratch = Scratch::new("tail");
+        let path = scratch.0.join("stdout");
         let mut tail = Tail::new(path.clone());
         let mut seen = Vec::new();
         tail.copy(&mut seen).unwrap();
@@ -369,6 +370,5 @@ mod tests {
         tail.copy(&mut seen).unwrap();
         tail.copy(&mut seen).unwrap();
         assert_eq!(seen, b"one two");
-        fs::remove_file(path).unwrap();
     }
 }

@@ -182,10 +182,7 @@ impl Own {
 pub(super) fn ensure(sysroot: &Sysroot, kind: Kind) -> Result<Kernel> {
     let own = Own::new(kind)?;
     let manifest = sysroot.manifest();
-    let compilers = manifest.compilers.join(
-        "
-",
-    );
+    let compilers = manifest.compilers.join("\n");
     let mut parts = vec![RECIPE, LLVM, &compilers, &manifest.package_version];
     parts.extend(own.parts());
     let entry = Entry::new(own.cache, &parts)?;

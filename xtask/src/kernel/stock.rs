@@ -33,10 +33,7 @@ pub(super) fn ensure(sysroot: &Sysroot) -> Result<Kernel> {
         .with_context(|| format!("cannot read {}", config_file.display()))?;
     let compiler = config::compiler(&config)
         .with_context(|| format!("{} does not say what compiled it", config_file.display()))?;
-    let compilers = manifest.compilers.join(
-        "
-",
-    );
+    let compilers = manifest.compilers.join("\n");
     let entry = Entry::new(
         "kernel-stock",
         &[
@@ -145,6 +142,7 @@ fn exported_symbol(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     #[test]
     fn export_lines_are_read() {
@@ -157,7 +155,8 @@ mod tests {
 
     #[test]
     fn a_foreign_symbol_is_an_error() {
-        let dir = std::env::temp_dir().join(format!("accf-stock-{}", std::process::id()));
+        let scratch = Scratch::new("stock");
+        let dir = &scratch.0;
         fs::create_dir_all(dir.join("rust")).unwrap();
         let write = |name: &str, text: &str| fs::write(dir.join(name), text).unwrap();
         write(
@@ -169,13 +168,12 @@ mod tests {
             "EXPORT_SYMBOL_RUST_GPL(_Rone);\n",
         );
         write("rust/exports_kernel_generated.h", "");
-        check_symbols(&dir).unwrap();
+        check_symbols(dir).unwrap();
         write(
             "rust/exports_kernel_generated.h",
             "EXPORT_SYMBOL_RUST_GPL(_Rtwo);\n",
         );
-        let error = check_symbols(&dir).unwrap_err().to_string();
+        let error = check_symbols(dir).unwrap_err().to_string();
         assert!(error.contains("_Rtwo"), "{error}");
-        fs::remove_dir_all(dir).unwrap();
     }
 }
