@@ -310,7 +310,7 @@ impl Tally {
         fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
         let mut guest = lab.guest(&[]);
         guest.timeout = Some(GUEST_TIMEOUT);
-        guest.echo = false;
+        guest.echo = !filters.is_empty();
         guest.kmemleak = matches!(kind, Kind::Dev | Kind::Rt);
         guest.out = out.clone();
         let mut command: Vec<&OsStr> = Vec::new();
