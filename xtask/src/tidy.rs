@@ -397,6 +397,7 @@ mod tests {
 
     #[test]
     fn this_checkout_is_tidy() {
+        project::check().unwrap();
         let sh = Shell::new().unwrap();
         let complaints = check(&sh, false).unwrap();
         assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
