@@ -42,13 +42,8 @@ pub(super) fn layers(file: &File<'_>, _machine: &Machine) -> Vec<String> {
         return Vec::new();
     };
     // A directory's mod.rs is the directory's module.
-    let path = path
-        .strip_suffix("mod")
-        .map_or(path, |path| path.trim_end_matches('/'));
-    let here: Vec<&str> = ["net"]
-        .into_iter()
-        .chain(path.split('/').filter(|part| !part.is_empty()))
-        .collect();
+    let names = path.split('/').filter(|name| *name != "mod");
+    let here: Vec<&str> = ["net"].into_iter().chain(names).collect();
     // The root only declares the modules.
     let own = here.get(1).map(|name| (*name, row(name)));
     if let Some((name, None)) = own {
