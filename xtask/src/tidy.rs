@@ -316,9 +316,9 @@ fn unfinished(file: &File<'_>, _machine: &Machine) -> Vec<String> {
 /// The columns that a commit's subject may have.
 const SUBJECT: usize = 75;
 
-/// The author's time of the last commit that may have a longer subject, in seconds since 1970. A
-/// commit keeps it when it is rebased.
-const LONG_SUBJECTS_UNTIL: u64 = 1_795_899_557;
+/// The author's time of the commit that added this rule, in seconds since 1970: earlier commits may
+/// have longer subjects. A commit keeps its time when it is rebased.
+const LONG_SUBJECTS_UNTIL: u64 = 1_796_051_747;
 
 /// Commits have short subjects and no sign-offs, and name neither archives nor paths of the
 /// machine.
