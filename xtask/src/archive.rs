@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where packages come from: the host's own apt configuration, or what the user says.
+//! Finds the package archive: from the host's own apt configuration, or as the user asks.
 
 use std::process::Command;
 

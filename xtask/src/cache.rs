@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::host;
 
-/// Entries that nobody used for this long are removed.
+/// Entries that were not used for this long are removed.
 const KEEP: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The file inside an entry whose modification time says when it was last used.
@@ -65,12 +65,12 @@ impl Entry {
         Ok(Self { kind, path })
     }
 
-    /// Returns where the log of the entry's making is.
+    /// Returns the path of the log of how the entry was made.
     pub(crate) fn log(&self) -> PathBuf {
         self.path.with_extension("log")
     }
 
-    /// Says whether the entry is there, and so complete.
+    /// Returns whether the entry is there, and so complete.
     pub(crate) fn exists(&self) -> bool {
         self.path.is_dir()
     }
@@ -105,7 +105,7 @@ impl Entry {
     /// Builds the entry under a temporary name, then renames it.
     fn make(&self, build: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let temp = self.path.with_extension("tmp");
-        // What an interrupted task left.
+        // An interrupted task may have left one.
         remove(&temp)?;
         let log = self.log();
         if log.exists() {
@@ -137,7 +137,8 @@ impl Entry {
     }
 }
 
-/// Removes the entries of `kind` that were not used for a long time, and what interrupted tasks left.
+/// Removes the entries of `kind` that were not used for a long time, and unfinished ones of
+/// interrupted tasks.
 fn prune(cache: &Path, kind: &str) -> Result<()> {
     for entry in fs::read_dir(cache).context("cannot read the cache")? {
         let path = entry.context("cannot read the cache")?.path();
@@ -154,19 +155,19 @@ fn prune(cache: &Path, kind: &str) -> Result<()> {
     Ok(())
 }
 
-/// Says whether nobody is making the unfinished entry `path`.
+/// Returns whether no task is making the unfinished entry `path`.
 fn is_abandoned(path: &Path) -> bool {
     File::open(path.with_extension("lock")).is_ok_and(|lock| lock.try_lock().is_ok())
 }
 
-/// Says whether `path` has the name of a complete entry of `kind`.
+/// Returns whether `path` has the name of a complete entry of `kind`.
 fn is_ours(path: &Path, kind: &str) -> bool {
     let name = path.file_name().and_then(|name| name.to_str());
     name.and_then(|name| name.strip_prefix(kind)?.strip_prefix('-'))
         .is_some_and(|key| key.len() == 16 && key.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
-/// Says whether the entry was last used long ago; without a stamp we cannot tell and say no.
+/// Returns whether the entry was last used long ago; false without a stamp, which would tell.
 fn is_old(entry: &Path) -> bool {
     let used = fs::metadata(entry.join(STAMP)).and_then(|data| data.modified());
     used.is_ok_and(|used| {
@@ -195,6 +196,7 @@ fn remove(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     #[test]
     fn keys_depend_on_every_part_and_their_borders() {
@@ -206,7 +208,8 @@ mod tests {
 
     #[test]
     fn only_names_of_ours_are_pruned() {
-        let dir = std::env::temp_dir().join(format!("accf-cache-{}", std::process::id()));
+        let scratch = Scratch::new("cache");
+        let dir = &scratch.0;
         let ours = dir.join("sysroot-0123456789abcdef");
         let other_kind = dir.join("kernel-dev-0123456789abcdef");
         let unfinished = dir.join("sysroot-0123456789abcdef.tmp");
@@ -223,7 +226,6 @@ mod tests {
         let lock = File::create(unfinished.with_extension("lock")).unwrap();
         assert!(is_abandoned(&unfinished));
         lock.lock().unwrap();
-        assert!(!is_abandoned(&unfinished), "somebody is making it");
-        fs::remove_dir_all(dir).unwrap();
+        assert!(!is_abandoned(&unfinished), "a task is making it");
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Running long commands: output goes to a log file, failures show its end.
+//! Runs long commands: their output goes to a log file, and a failure shows its end.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -93,34 +93,28 @@ pub(crate) fn wrap(mut wrapper: Command, inner: &Command) -> Command {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
     use crate::ui;
-
-    /// A log file of this test's own.
-    fn log(name: &str) -> std::path::PathBuf {
-        let path = std::env::temp_dir().join(format!("accf-exec-{}-{name}", std::process::id()));
-        let _ = fs::remove_file(&path);
-        path
-    }
 
     #[test]
     fn a_failure_shows_both_streams_and_the_log() {
-        let log = log("fails");
+        let scratch = Scratch::new("exec-fails");
+        let log = scratch.0.join("log");
         let mut command = Command::new("sh");
         command.args(["-c", "echo first; echo second >&2; exit 3"]);
         let error = ui::step("fails", |step| logged(command, &log, step)).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("first\nsecond"), "{text}");
         assert!(text.contains(&log.display().to_string()), "{text}");
-        fs::remove_file(log).unwrap();
     }
 
     #[test]
     fn a_full_disk_is_named() {
-        let log = log("full");
+        let scratch = Scratch::new("exec-full");
+        let log = scratch.0.join("log");
         let mut command = Command::new("sh");
         command.args(["-c", "echo 'write: No space left on device'; exit 1"]);
         let error = ui::step("full", |step| logged(command, &log, step)).unwrap_err();
         assert!(error.to_string().contains("The disk is full"));
-        fs::remove_file(log).unwrap();
     }
 }

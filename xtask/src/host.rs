@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The host: what it must have, and how to be root enough for a chroot.
+//! The host: which programs it must have, and how to become root for a chroot.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -17,7 +17,7 @@ struct Need {
     package: &'static str,
 }
 
-/// What everybody needs.
+/// What every user needs.
 const NEEDS: [Need; 3] = [
     Need {
         program: "mmdebstrap",
@@ -48,7 +48,7 @@ const KEYRINGS: [&str; 2] = [
     "/usr/share/keyrings/debian-archive-keyring.pgp",
 ];
 
-/// Says whether we are root.
+/// Returns whether we are root.
 pub(crate) fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|data| data.uid() == 0)
 }
@@ -76,7 +76,7 @@ fn find(program: &str) -> Option<PathBuf> {
 pub(crate) fn prepare() -> Result<()> {
     if std::env::consts::ARCH != "x86_64" {
         bail!(
-            "the kernels and guests here are x86_64's, but this is a {} machine",
+            "the kernels and guests are for x86_64, but this is a {} machine",
             std::env::consts::ARCH
         );
     }

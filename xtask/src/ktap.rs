@@ -2,19 +2,29 @@
 //! The parser of KTAP, the test results of KUnit and of our client suite.
 //!
 //! Each nesting level is indented by two spaces or more, as KUnit prints it. A suite is a test with
-//! tests inside; what counts are the innermost ones. Every plan must be fulfilled.
+//! tests inside; only the innermost ones count. Every plan must be fulfilled.
 
 use std::fmt;
 
-/// How one test went.
+/// The outcome of one test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// It passed.
     Passed,
     /// It failed.
     Failed,
-    /// It did not run, and says why.
+    /// It did not run; its detail says why.
     Skipped,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Passed => "ok",
+            Self::Failed => "FAILED",
+            Self::Skipped => "skipped",
+        })
+    }
 }
 
 /// One innermost test.
@@ -22,30 +32,25 @@ pub(crate) enum Outcome {
 pub(crate) struct Test {
     /// The names of the suites around it and its own, joined by `/`.
     pub(crate) name: String,
-    /// How it went.
+    /// Its outcome.
     pub(crate) outcome: Outcome,
     /// Its diagnostics, or why it was skipped.
     pub(crate) detail: String,
 }
 
-/// Everything a KTAP text says.
+/// The results in a KTAP text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Results {
     /// The innermost tests in the order of their results.
     pub(crate) tests: Vec<Test>,
-    /// What is wrong with the text itself: missing or unfulfilled plans.
+    /// Errors of the text itself: missing or unfulfilled plans.
     pub(crate) errors: Vec<String>,
 }
 
 impl fmt::Display for Results {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for test in &self.tests {
-            let verdict = match test.outcome {
-                Outcome::Passed => "ok",
-                Outcome::Failed => "FAILED",
-                Outcome::Skipped => "skipped",
-            };
-            writeln!(f, "{verdict:8} {}", test.name)?;
+            writeln!(f, "{:8} {}", test.outcome, test.name)?;
             if test.outcome != Outcome::Passed {
                 for line in test.detail.lines() {
                     writeln!(f, "           {line}")?;
@@ -283,9 +288,10 @@ mod tests {
     fn kunits_nested_suites() {
         let results = parse(
             "KTAP version 1\n\
-             1..2\n    KTAP version 1\n    # Subtest: fifo\n    # module: accf_kunit\n    1..2\n    \
-             ok 1 empty\n    # order: EXPECTATION FAILED at fifo.rs:3\n    Expected 1 == 2\n    \
-             not ok 2 order\n# fifo: pass:1 fail:1 skip:0 total:2\nnot ok 1 fifo\n    \
+             1..2\n    KTAP version 1\n    # Subtest: fifo\n    # module: accf_kunit\n\
+             \x20   1..2\n    ok 1 empty\n    # order: EXPECTATION FAILED at fifo.rs:3\n\
+             \x20   Expected 1 == 2\n    not ok 2 order\n\
+             # fifo: pass:1 fail:1 skip:0 total:2\nnot ok 1 fifo\n    \
              KTAP version 1\n    # Subtest: ulp\n    1..1\n    ok 1 attach\nok 2 ulp\n",
         );
         assert_eq!(results.errors, Vec::<String>::new());

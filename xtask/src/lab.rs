@@ -10,7 +10,7 @@ use crate::guest::{Guest, Module, Report};
 use crate::kernel::{Kernel, Kind};
 use crate::module::{self, Modules};
 use crate::sysroot::Sysroot;
-use crate::ui;
+use crate::{program, ui};
 
 /// The time from power-on to the loaded module, in the table of timings.
 pub(crate) const BOOTING_AND_LOADING: &str = "booting and loading the module";
@@ -24,7 +24,7 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// Makes whatever is missing: the sysroot, the kernel, and the modules for it.
+    /// Makes what is missing: the sysroot, the kernel, and the modules for it.
     pub(crate) fn new(kind: Kind) -> Result<Self> {
         let mut lab = Self::without_module(kind)?;
         lab.modules = Some(module::build(&lab.sysroot, &lab.kernel)?);
@@ -42,7 +42,7 @@ impl Lab {
         })
     }
 
-    /// Builds the module anew from `source`, another checkout of it, and keeps it in `output`.
+    /// Builds the module from `source`, another checkout, and keeps it in `output`.
     pub(crate) fn build_module(&self, source: &Path, output: &Path) -> Result<PathBuf> {
         module::build_from(&self.sysroot, &self.kernel, source, output)
     }
@@ -59,11 +59,15 @@ impl Lab {
             path: modules.accf.clone(),
             parameters: parameters.to_vec(),
         });
-        let kunit = self.modules.iter().filter_map(|m| m.kunit.as_ref());
+        let kunit = self.modules.as_ref().and_then(|m| m.kunit.clone());
+        let programs = ("ACCF_BIN", program::directory());
         Guest {
             module,
             environment: kunit
-                .map(|path| ("ACCF_KUNIT_KO".to_owned(), path.clone().into()))
+                .map(|path| ("ACCF_KUNIT_KO", path))
+                .into_iter()
+                .chain([programs])
+                .map(|(name, path)| (name.to_owned(), path.into()))
                 .collect(),
             ..Guest::default()
         }
@@ -74,10 +78,10 @@ impl Lab {
         guest.run(&self.sysroot, &self.kernel, command)
     }
 
-    /// Boots `guest` and runs `command` in it, whose success is what the guest is for; its logs go with it.
+    /// Boots `guest` and runs `command` in it, which must succeed; then removes the logs.
     ///
-    /// A command that does not succeed is run again, up to `repeats` times, and what it said is shown; a guest whose run is
-    /// worthless is not.
+    /// A command that fails is run again, up to `repeats` times, and what it printed is shown. A
+    /// guest whose run is worthless is not run again.
     pub(crate) fn run_to_success<S: AsRef<OsStr>>(
         &self,
         guest: &Guest,
@@ -111,7 +115,7 @@ impl Lab {
                 bail!("{said}");
             }
             left -= 1;
-            eprintln!("once more, as {said}");
+            eprintln!("running it again: {said}");
         }
     }
 

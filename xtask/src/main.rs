@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The project's tasks, as `cargo xtask COMMAND`: kernels, guests, builds and tests.
 
+#![forbid(unsafe_code)]
+
 mod archive;
 mod bench;
 mod cache;
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
 
 /// Runs `command`.
 fn run(command: &Command) -> Result<ExitCode> {
+    project::check()?;
     let sh = Shell::new()?;
     match command {
         Command::Setup(setup) => setup.run(&sh)?,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Building our modules for a kernel.
+//! Builds our modules for a kernel.
 
 use std::ffi::OsString;
 use std::fs;
@@ -28,7 +28,7 @@ struct Part {
     directory: &'static str,
     /// The module built there.
     module: &'static str,
-    /// What its Rust code is compiled to.
+    /// The object file of its Rust code.
     object: &'static str,
 }
 
@@ -64,7 +64,8 @@ pub(crate) fn build(sysroot: &Sysroot, kernel: &Kernel) -> Result<Modules> {
     })
 }
 
-/// Builds the module from `source`, another checkout of it, for one of the kernels that guests run, and keeps it in `output`.
+/// Builds the module from `source`, another checkout, for one of the kernels that guests run, and
+/// keeps it in `output`.
 pub(crate) fn build_from(
     sysroot: &Sysroot,
     kernel: &Kernel,
@@ -104,7 +105,7 @@ fn build_part(
     })
 }
 
-/// Where what is built for `target` goes.
+/// Returns the directory for what is built for `target`.
 fn output(target: &Target) -> PathBuf {
     project::target().join(target.name())
 }
@@ -115,7 +116,7 @@ pub(crate) fn build_custom(tree: &Path) -> Result<PathBuf> {
     let make = |arguments: &[OsString]| {
         let mut command = Command::new("make");
         command.args(arguments);
-        // Which rustc the project is built with says nothing about the kernel's.
+        // The kernel has a rustc of its own.
         command.env_remove("RUSTUP_TOOLCHAIN");
         exec::dying_with_us(command)
     };
@@ -124,12 +125,13 @@ pub(crate) fn build_custom(tree: &Path) -> Result<PathBuf> {
     })
 }
 
-/// What KCSAN's compilers call for an access: one of a processor's word, and one that is marked (`READ_ONCE()`, in Rust
-/// `read_volatile()`).
+/// Functions that code compiled for KCSAN calls at an access: of a word, and of a word that is
+/// marked (`READ_ONCE()`, in Rust `read_volatile()`).
 const TSAN_CALLS: [&str; 2] = ["__tsan_read8", "__tsan_volatile_read8"];
 
 impl Part {
-    /// Makes sure that the Rust code in `output` tells KCSAN of its accesses: nothing else would say that it does not.
+    /// Checks that the Rust code in `output` is instrumented for KCSAN: nothing else would show
+    /// that it is not.
     fn check_instrumented(&self, output: &Path) -> Result<()> {
         let object = output.join(self.directory).join(self.object);
         let bytes =
@@ -137,7 +139,7 @@ impl Part {
         for call in TSAN_CALLS {
             if !has_symbol(&bytes, call) {
                 bail!(
-                    "{} never calls {call}(): KCSAN would see nothing of its Rust code",
+                    "{} never calls {call}(): KCSAN would not see its Rust code",
                     object.display()
                 );
             }
@@ -145,7 +147,8 @@ impl Part {
         Ok(())
     }
 
-    /// Builds the module of the checkout `source` against the tree `build` and returns where it is in `output`.
+    /// Builds the module of the checkout `source` against the tree `build` and returns its path in
+    /// `output`.
     fn build(
         &self,
         source: &Path,
@@ -164,7 +167,7 @@ impl Part {
         let lock = fs::File::create(output.join(format!("{}.lock", self.directory)))
             .context("cannot create the build's lock")?;
         lock.lock().context("cannot lock the build")?;
-        // Only this run's lines.
+        // The log has the lines of this run only.
         if log.exists() {
             fs::remove_file(&log).with_context(|| format!("cannot remove {}", log.display()))?;
         }
@@ -183,7 +186,7 @@ impl Part {
         let text = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
         let warnings = warnings(&String::from_utf8_lossy(&text));
         if !warnings.is_empty() {
-            // Objects that are up to date would not be compiled, nor warned of, again.
+            // Up-to-date objects would not be compiled again, and so not be warned of.
             fs::remove_dir_all(&objects)
                 .with_context(|| format!("cannot remove {}", objects.display()))?;
             bail!(
@@ -194,7 +197,7 @@ impl Part {
             );
         }
         let module = output.join(self.module);
-        // A guest of another task may be reading it: replace it as a whole.
+        // A guest of another task may be reading the module: replace it as a whole.
         let new = output.join(format!("{}.new", self.module));
         fs::copy(objects.join(self.module), &new)
             .with_context(|| format!("the build made no {}", self.module))?;
@@ -204,7 +207,7 @@ impl Part {
     }
 }
 
-/// Says whether an object has the symbol `name`.
+/// Returns whether an object has the symbol `name`.
 fn has_symbol(object: &[u8], name: &str) -> bool {
     let entry = [b"\0", name.as_bytes(), b"\0"].concat();
     object
@@ -212,7 +215,7 @@ fn has_symbol(object: &[u8], name: &str) -> bool {
         .any(|window| window == entry.as_slice())
 }
 
-/// How many lines after a warning are shown with it.
+/// The number of lines that are shown from a warning on.
 const CONTEXT: usize = 12;
 
 /// Returns the warnings of a build's log with the lines that follow each.
@@ -232,7 +235,7 @@ fn warnings(log: &str) -> String {
     text
 }
 
-/// Says whether a compiler, linker, make or modpost warns in this line.
+/// Returns whether this line is a warning of a compiler, linker, make or modpost.
 fn is_warning(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
     line.starts_with("warning") || line.contains("warning:") || line.contains("warning[")
@@ -243,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn warnings_of_every_tool_are_seen() {
+    fn warnings_of_every_tool_are_found() {
         for line in [
             "warning: unused variable: `x`",
             "warning[E0001]: something",

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Directories for tests.
+//! Temporary directories for tests.
 
 use std::fs;
 use std::path::PathBuf;
 
-/// A directory that goes when it is dropped.
+/// A directory that is removed when it is dropped.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
@@ -15,7 +15,7 @@ impl Scratch {
         Self(path)
     }
 
-    /// What is in its file `name`.
+    /// Returns the content of its file `name`.
     pub(crate) fn text(&self, name: &str) -> String {
         fs::read_to_string(self.0.join(name)).unwrap()
     }

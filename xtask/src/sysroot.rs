@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The hermetic sysroot: one distribution tree that holds the compilers, the packaged kernel and its
-//! source, and that is the guests' root file system.
+//! The hermetic sysroot: one distribution tree that holds the compilers, the packaged kernel and
+//! its source, and that is the guests' root file system.
 
 use std::cmp::Ordering;
 use std::fs;
@@ -30,7 +30,8 @@ const FLAVOUR: &str = "cloud-amd64";
 /// Counts the changes of this recipe that the package list does not show.
 const RECIPE: &str = "1";
 
-/// What compiles kernels and modules; a kernel is made anew when one of their versions changes.
+/// The compilers of kernels and modules; a kernel is built again when one of their versions
+/// changes.
 const COMPILERS: &[&str] = &[
     "gcc-14",
     "rustc",
@@ -45,7 +46,7 @@ const COMPILERS: &[&str] = &[
     "pahole",
 ];
 
-/// What else building a kernel takes, what a guest is made of, and the tools people use in it.
+/// What else building a kernel takes, what a guest consists of, and tools to use in it.
 const TOOLS: &[&str] = &[
     // Building.
     "bc",
@@ -84,14 +85,17 @@ const TOOLS: &[&str] = &[
     "tcpdump",
 ];
 
-/// Where the kernel tree of the moment is mounted inside the sysroot: build trees contain their own
-/// path, so it must be the same wherever the cache is.
+/// The mount point of a kernel's build tree inside the sysroot: build trees contain their own path,
+/// so it must be the same wherever the cache is.
 pub(crate) const BUILD: &str = "/accf/build";
 
-/// The file that says what is in the sysroot.
+/// The file that holds the [`Manifest`].
 const MANIFEST: &str = "accf/manifest.json";
 
-/// What a sysroot has in it.
+/// The file in which dpkg keeps the installed packages and their versions.
+const DPKG_STATUS: &str = "var/lib/dpkg/status";
+
+/// What a sysroot contains.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Manifest {
     /// The packaged kernel's release, as `uname -r` prints it.
@@ -104,6 +108,19 @@ pub(crate) struct Manifest {
     pub(crate) compilers: Vec<String>,
 }
 
+impl Manifest {
+    /// Names the packages of the kernel: its image, modules, headers and source.
+    fn packages(&self) -> [String; 4] {
+        let release = &self.release;
+        [
+            format!("linux-binary-{release}"),
+            format!("linux-modules-{release}"),
+            format!("linux-headers-{release}"),
+            format!("linux-source-{}", self.series),
+        ]
+    }
+}
+
 /// A complete sysroot.
 #[derive(Debug, Clone)]
 pub(crate) struct Sysroot {
@@ -112,7 +129,7 @@ pub(crate) struct Sysroot {
 }
 
 impl Sysroot {
-    /// Returns the sysroot, made now if it is not there.
+    /// Returns the sysroot; makes it if it is not there.
     pub(crate) fn ensure(mirror: Option<&str>) -> Result<Self> {
         let entry = Self::entry()?;
         let path = entry.ensure(|temp| {
@@ -125,6 +142,10 @@ impl Sysroot {
         let text = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let manifest = serde_json::from_slice(&text)
             .with_context(|| format!("cannot understand {}", file.display()))?;
+        let file = path.join(DPKG_STATUS);
+        let status =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        check_versions(&status, &manifest)?;
         Ok(Self {
             path: path.to_owned(),
             manifest,
@@ -136,7 +157,7 @@ impl Sysroot {
         Self::entry()?.remove()
     }
 
-    /// Names the cache entry.
+    /// Returns the cache entry.
     fn entry() -> Result<Entry> {
         let mut parts = vec![RECIPE, SUITE, FLAVOUR];
         parts.extend(SUPPORTED_SERIES);
@@ -150,7 +171,7 @@ impl Sysroot {
         &self.path
     }
 
-    /// Says what is in it.
+    /// Returns what it contains.
     pub(crate) fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -218,7 +239,7 @@ impl Inside {
         }
     }
 
-    /// Shows the host's `from` as `to`.
+    /// Mounts the host's `from` as `to`.
     pub(crate) fn bind(mut self, from: impl Into<PathBuf>, to: impl Into<PathBuf>) -> Self {
         self.binds.push((from.into(), to.into()));
         self
@@ -227,7 +248,7 @@ impl Inside {
     /// Lets the command use the network the way the host does.
     fn network(mut self) -> Self {
         self.network = true;
-        // Names, and whom the host trusts, are the host's business.
+        // Name resolution and trusted certificates are the host's.
         ["/etc/resolv.conf", "/etc/ssl/certs"]
             .into_iter()
             .filter(|path| Path::new(path).exists())
@@ -290,10 +311,10 @@ impl Inside {
     }
 }
 
-/// Gigabytes that the sysroot and both kernels take.
+/// The size of the sysroot and both kernels in gigabytes.
 const ROOM: u64 = 10;
 
-/// Refuses to begin where the disk will not hold the result.
+/// Checks that the disk has room for the sysroot and both kernels.
 fn check_room(dir: &Path) -> Result<()> {
     let output = Command::new("df")
         .args(["--output=avail", "--block-size=1G"])
@@ -315,7 +336,7 @@ fn check_room(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Fills `root`.
+/// Makes the sysroot in `root`.
 fn create(root: &Path, archive: &Archive, log: &Path) -> Result<()> {
     ui::step("packages", |step| bootstrap(root, archive, log, step))?;
     let kernel = newest_kernel(root)?;
@@ -364,8 +385,8 @@ fn bootstrap(root: &Path, archive: &Archive, log: &Path, step: &Step) -> Result<
     exec::logged(command, log, step).with_context(|| {
         format!(
             "cannot install the sysroot from {main}: the archive must have the suites {SUITE}, \
-             {SUITE}-updates and {BACKPORTS}, and {security} must have {SUITE}-security, with every \
-             package that apt names below (another archive: --mirror URL)"
+             {SUITE}-updates and {BACKPORTS}, and {security} must have {SUITE}-security, with \
+             every package that apt names below (another archive: --mirror URL)"
         )
     })
 }
@@ -389,9 +410,9 @@ fn newest_kernel(root: &Path) -> Result<Manifest> {
         });
     }
     bail!(
-        "the archive has no package linux-binary-{}.*-{FLAVOUR}: its suite {BACKPORTS} must carry a \
-         kernel of a supported series ({}); try another mirror (--mirror URL), or a newer version of \
-         this project if the series has left the archive",
+        "the archive has no package linux-binary-{}.*-{FLAVOUR}: its suite {BACKPORTS} must carry \
+         a kernel of a supported series ({}); try another mirror (--mirror URL), or a newer \
+         version of this project if the series has left the archive",
         SUPPORTED_SERIES[0],
         SUPPORTED_SERIES.join(", ")
     )
@@ -430,13 +451,7 @@ fn compare_releases(a: &str, b: &str) -> Ordering {
 
 /// Installs the packaged kernel, what building for it takes, and its source.
 fn install_kernel(root: &Path, kernel: &Manifest, log: &Path, step: &Step) -> Result<()> {
-    let release = &kernel.release;
-    let packages = [
-        format!("linux-binary-{release}"),
-        format!("linux-modules-{release}"),
-        format!("linux-headers-{release}"),
-        format!("linux-source-{}", kernel.series),
-    ];
+    let packages = kernel.packages();
     let mut arguments: Vec<String> = [
         "install",
         "--yes",
@@ -459,10 +474,48 @@ fn install_kernel(root: &Path, kernel: &Manifest, log: &Path, step: &Step) -> Re
         )
     })?;
     // The image package would have done this.
-    exec::logged(inside.command("depmod", [release]), log, step)
+    exec::logged(inside.command("depmod", [&kernel.release]), log, step)
 }
 
-/// Unpacks the kernel's source and drops what is not needed any more.
+/// Checks that the kernel's packages in `status`, dpkg's list, have one version.
+///
+/// This is what proves that the packaged kernel was built from this source. Two revisions of a
+/// package share the release that the kernel's loader compares, and Rust symbol names are equal
+/// even for different releases.
+fn check_versions(status: &str, kernel: &Manifest) -> Result<()> {
+    let version = |package: &str| {
+        status.split("\n\n").find_map(|paragraph| {
+            let field = |name| paragraph.lines().find_map(|line| line.strip_prefix(name));
+            let is_it = field("Package: ") == Some(package)
+                && field("Status: ").is_some_and(|status| status.ends_with(" installed"));
+            is_it.then(|| field("Version: ").unwrap_or_default())
+        })
+    };
+    let wanted = &kernel.package_version;
+    let differing: Vec<String> = kernel
+        .packages()
+        .iter()
+        .filter(|package| version(package) != Some(wanted.as_str()))
+        .map(|package| {
+            format!(
+                "{package} {}",
+                version(package).unwrap_or("is not installed")
+            )
+        })
+        .collect();
+    if !differing.is_empty() {
+        bail!(
+            "the sysroot's kernel, modules, headers and source are not of one package version \
+             ({wanted}): {}. Modules built from this source do not fit this kernel: run `cargo \
+             xtask setup --refresh`; a mirror in the middle of an update has several \
+             versions: try again later, or another mirror (--mirror URL)",
+            differing.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Unpacks the kernel's source and removes what is no longer needed.
 fn unpack_source(root: &Path, kernel: &Manifest, log: &Path, step: &Step) -> Result<()> {
     let series = &kernel.series;
     let script = format!(
@@ -489,5 +542,50 @@ mod tests {
             Some("7.3.12+deb13-cloud-amd64")
         );
         assert_eq!(newest_release(names, "7.4"), None);
+    }
+
+    /// Returns a manifest of the version `7.3.4-2`, and dpkg's list where `package` has `version`.
+    fn installed(package: &str, version: &str) -> (Manifest, String) {
+        let manifest = Manifest {
+            release: "7.3.4+deb13-cloud-amd64".to_owned(),
+            package_version: "7.3.4-2".to_owned(),
+            series: "7.3".to_owned(),
+            compilers: Vec::new(),
+        };
+        let status = manifest.packages().map(|name| {
+            let version = if name == package { version } else { "7.3.4-2" };
+            format!(
+                "Package: {name}\nStatus: install ok installed\nSource: linux\nVersion: {version}\n"
+            )
+        });
+        (manifest, status.join("\n"))
+    }
+
+    #[test]
+    fn one_version_of_all_kernel_packages_passes() {
+        let (manifest, status) = installed("", "");
+        check_versions(&status, &manifest).unwrap();
+        // Other packages of the same source have versions of their own.
+        let other = "Package: linux-libc-dev\nStatus: install ok installed\nVersion: 6.12.57-1\n";
+        check_versions(&format!("{other}\n{status}"), &manifest).unwrap();
+    }
+
+    #[test]
+    fn another_version_of_one_kernel_package_is_an_error() {
+        for package in installed("", "").0.packages() {
+            // The release of both is 7.3.4+deb13.
+            let (manifest, status) = installed(&package, "7.3.4-1");
+            let error = check_versions(&status, &manifest).unwrap_err().to_string();
+            for part in [&package, "7.3.4-1", "7.3.4-2", "setup --refresh"] {
+                assert!(error.contains(part), "{error}");
+            }
+        }
+        let (manifest, status) = installed("", "");
+        let removed = status.replacen("install ok installed", "deinstall ok config-files", 1);
+        let error = check_versions(&removed, &manifest).unwrap_err().to_string();
+        assert!(
+            error.contains("linux-binary-7.3.4+deb13-cloud-amd64 is not installed"),
+            "{error}"
+        );
     }
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The rules that no compiler checks, each a function from a file to complaints.
 
-mod code;
+mod layers;
+mod style;
+mod words;
 
 use std::fs;
 use std::path::Path;
@@ -26,13 +28,23 @@ type Rule = fn(&File<'_>, &Machine) -> Vec<String>;
 const RULES: [Rule; 6] = [
     licence,
     module_doc,
-    unsafe_code,
+    unsafe_places,
     archive_names,
     machine_paths,
     unfinished,
 ];
 
-/// What must not leave this machine.
+/// The rules about files that the tree does not comply with yet: `cargo xtask tidy --pending` says
+/// where.
+const PENDING: [Rule; 5] = [
+    style::width,
+    style::safety,
+    style::imports,
+    words::words,
+    layers::layers,
+];
+
+/// The names of this machine, which must not be in files or commits.
 struct Machine {
     /// Paths that exist here only.
     paths: Vec<String>,
@@ -40,8 +52,9 @@ struct Machine {
     hosts: Vec<String>,
 }
 
-/// Checks the checkout's tracked files and commits, and returns what is wrong.
-pub(crate) fn check(sh: &Shell) -> Result<Vec<String>> {
+/// Checks the checkout's tracked files and commits, by the rules that are `pending`, too, and
+/// returns what is wrong.
+pub(crate) fn check(sh: &Shell, pending: bool) -> Result<Vec<String>> {
     let root = project::root();
     let _here = sh.push_dir(root);
     let machine = Machine::here();
@@ -61,12 +74,13 @@ pub(crate) fn check(sh: &Shell) -> Result<Vec<String>> {
             continue;
         };
         let file = File { path, text };
-        for rule in RULES {
+        let pending = PENDING.iter().filter(|_| pending);
+        for rule in RULES.iter().chain(pending) {
             let found = rule(&file, &machine);
             complaints.extend(found.iter().map(|complaint| format!("{path}: {complaint}")));
         }
     }
-    let log = cmd!(sh, "git log --format=%H%x09%B%x00")
+    let log = cmd!(sh, "git log --format=%H%x09%at%x09%B%x00")
         .quiet()
         .ignore_stderr()
         .ignore_status()
@@ -80,7 +94,7 @@ pub(crate) fn check(sh: &Shell) -> Result<Vec<String>> {
 }
 
 impl Machine {
-    /// Learns this machine's names.
+    /// Returns the names of this machine.
     fn here() -> Self {
         let mut paths = vec![project::root().display().to_string()];
         if let Some(home) = std::env::home_dir() {
@@ -108,6 +122,14 @@ const LICENCES: [(&str, &str); 4] = [
 
 /// The licence of everything that is not the kernel's.
 const OURS: &str = "MIT OR Apache-2.0";
+
+/// Returns whether people read and write the file line by line: source, scripts and documents.
+fn is_text(file: &File<'_>) -> bool {
+    let is_source = [".rs", ".c", ".h", ".md", ".sh"]
+        .iter()
+        .any(|end| file.path.ends_with(end));
+    is_source || file.text.starts_with("#!/")
+}
 
 /// Returns the licence that a file must have; none for files that cannot say.
 fn wanted_licence(path: &str) -> Option<&'static str> {
@@ -156,26 +178,48 @@ fn module_doc(file: &File<'_>, _machine: &Machine) -> Vec<String> {
     Vec::new()
 }
 
-/// Where `unsafe` may be.
+/// The lint that keeps `unsafe` out. In two parts, so that this file does not set it.
+const UNSAFE_LINT: &str = concat!("unsafe", "_code");
+
+/// Where that lint may be allowed: the host's calls of the C library, and code that the kernel's
+/// build compiles.
 const UNSAFE_PLACES: [&str; 4] = [
-    "module/net/",
-    "kunit/",
     "accf/src/sys.rs",
     "vm/kit/src/sys.rs",
+    "module/net/",
+    "kunit/",
 ];
 
-/// `unsafe` stays in its layer.
-fn unsafe_code(file: &File<'_>, _machine: &Machine) -> Vec<String> {
+/// `unsafe` stays in its layer: every package takes the workspace's lint that denies it, no other
+/// file allows it again, and what only the kernel's build compiles does without the word.
+fn unsafe_places(file: &File<'_>, _machine: &Machine) -> Vec<String> {
+    if file.path.ends_with("Cargo.toml") {
+        let wanted = match file.text.contains("\n[workspace.package]\n") {
+            true => format!("\n{UNSAFE_LINT} = \"deny\"\n"),
+            false => "\n[lints]\nworkspace = true\n".to_owned(),
+        };
+        let lacks = !file.text.contains(&wanted);
+        return Vec::from_iter(lacks.then(|| format!("lacks the lint of `unsafe`: {wanted:?}")));
+    }
     let allowed = UNSAFE_PLACES
         .iter()
         .any(|place| file.path.starts_with(place));
     if allowed || !file.path.ends_with(".rs") {
         return Vec::new();
     }
-    code::words(file.text)
-        .filter(|(_, word)| *word == "unsafe")
-        .map(|(line, _)| format!("line {line}: `unsafe` outside its layer"))
-        .collect()
+    let forbids = ["forbid", "deny"].map(|level| format!("{level}({UNSAFE_LINT})"));
+    let is_kernels = file.path.starts_with("module/");
+    let complaint = |(number, line): (usize, &str)| {
+        let code = line.split("//").next().unwrap_or_default();
+        let loosens = code.contains(UNSAFE_LINT) && !forbids.iter().any(|set| code.contains(set));
+        let has_word = || {
+            code.split(|c: char| !(c.is_alphanumeric() || c == '_'))
+                .any(|word| word == "unsafe")
+        };
+        (loosens || (is_kernels && has_word()))
+            .then(|| format!("line {number}: `unsafe` outside its layer"))
+    };
+    (1..).zip(file.text.lines()).filter_map(complaint).collect()
 }
 
 /// Returns what the names of package archives and registries contain.
@@ -196,7 +240,7 @@ fn archive_hosts() -> Vec<String> {
     .iter()
     .map(|parts| parts.concat())
     .collect();
-    // Whatever this machine uses instead.
+    // What this machine uses instead.
     if let Ok(archive) = crate::archive::Archive::find(None) {
         for address in [archive.main, archive.security] {
             let host = address
@@ -209,7 +253,7 @@ fn archive_hosts() -> Vec<String> {
     hosts
 }
 
-/// No package archive is named: addresses come from the machine's own configuration.
+/// No file names a package archive: addresses come from the machine's own configuration.
 fn archive_names(file: &File<'_>, machine: &Machine) -> Vec<String> {
     // Which registry a lock file's packages come from is not ours to say.
     if file.path.ends_with("Cargo.lock") {
@@ -218,7 +262,7 @@ fn archive_names(file: &File<'_>, machine: &Machine) -> Vec<String> {
     occurrences(file.text, &machine.hosts, "names the package archive")
 }
 
-/// No path of the machine on which it was written.
+/// No file has a path of the machine on which it was written.
 fn machine_paths(file: &File<'_>, machine: &Machine) -> Vec<String> {
     let mut complaints = Vec::new();
     for path in &machine.paths {
@@ -234,7 +278,7 @@ fn machine_paths(file: &File<'_>, machine: &Machine) -> Vec<String> {
     complaints
 }
 
-/// Says whether `line` has `path` as a whole path or the beginning of one.
+/// Returns whether `line` has `path` as a whole path or the beginning of one.
 fn mentions_path(line: &str, path: &str) -> bool {
     line.match_indices(path).any(|(at, _)| {
         let before = line[..at].chars().next_back();
@@ -248,7 +292,7 @@ fn mentions_path(line: &str, path: &str) -> bool {
     })
 }
 
-/// Nothing is left for later.
+/// No mark says that something is left for later.
 fn unfinished(file: &File<'_>, _machine: &Machine) -> Vec<String> {
     // In parts, so that this file does not contain them.
     let words = [["TO", "DO"], ["FIX", "ME"], ["XX", "X"]].map(|parts| parts.concat());
@@ -269,9 +313,19 @@ fn unfinished(file: &File<'_>, _machine: &Machine) -> Vec<String> {
     complaints
 }
 
-/// Commits carry no sign-offs, and name neither archives nor paths of the machine.
+/// The columns that a commit's subject may have.
+const SUBJECT: usize = 75;
+
+/// The author's time of the commit that added this rule, in seconds since 1970: earlier commits may
+/// have longer subjects. A commit keeps its time when it is rebased.
+const LONG_SUBJECTS_UNTIL: u64 = 1_796_051_747;
+
+/// Commits have short subjects and no sign-offs, and name neither archives nor paths of the
+/// machine.
 fn commit_rule(commit: &str, machine: &Machine) -> Vec<String> {
-    let Some((hash, message)) = commit.trim().split_once('\t') else {
+    let mut fields = commit.trim().splitn(3, '\t');
+    let (Some(hash), Some(time), Some(message)) = (fields.next(), fields.next(), fields.next())
+    else {
         return Vec::new();
     };
     let mut complaints = occurrences(message, &machine.hosts, "names the package archive");
@@ -281,6 +335,14 @@ fn commit_rule(commit: &str, machine: &Machine) -> Vec<String> {
         .any(|line| line.trim_start().starts_with(&sign_off))
     {
         complaints.push("has a sign-off".to_owned());
+    }
+    let columns = message.lines().next().unwrap_or_default().chars().count();
+    if columns > SUBJECT
+        && time
+            .parse()
+            .is_ok_and(|time: u64| time > LONG_SUBJECTS_UNTIL)
+    {
+        complaints.push(format!("a subject of {columns} columns, {SUBJECT} at most"));
     }
     for path in &machine.paths {
         if message.lines().any(|line| mentions_path(line, path)) {
@@ -320,7 +382,12 @@ mod tests {
 
     /// Applies a rule to a file.
     fn apply(rule: Rule, path: &str, text: &str) -> usize {
-        rule(&File { path, text }, &machine()).len()
+        complaints(rule, path, text).len()
+    }
+
+    /// Returns what a rule says of a file.
+    pub(super) fn complaints(rule: Rule, path: &str, text: &str) -> Vec<String> {
+        rule(&File { path, text }, &machine())
     }
 
     /// A licence line.
@@ -330,8 +397,9 @@ mod tests {
 
     #[test]
     fn this_checkout_is_tidy() {
+        project::check().unwrap();
         let sh = Shell::new().unwrap();
-        let complaints = check(&sh).unwrap();
+        let complaints = check(&sh, false).unwrap();
         assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
     }
 
@@ -362,13 +430,28 @@ mod tests {
     #[test]
     fn unsafe_stays_in_its_layer() {
         let text = "fn f() { unsafe { g() } }\n";
-        assert_eq!(apply(unsafe_code, "module/policy/lib.rs", text), 1);
-        assert_eq!(apply(unsafe_code, "vm/kit/src/lib.rs", text), 1);
-        assert_eq!(apply(unsafe_code, "module/net/ulp.rs", text), 0);
-        assert_eq!(apply(unsafe_code, "vm/kit/src/sys.rs", text), 0);
-        assert_eq!(apply(unsafe_code, "accf/src/lib.rs", text), 1);
-        let talk = "#![forbid(unsafe_code)]\n// unsafe is not here\nconst S: &str = \"unsafe\";\n";
-        assert_eq!(apply(unsafe_code, "module/policy/lib.rs", talk), 0);
+        assert_eq!(apply(unsafe_places, "module/accf_main.rs", text), 1);
+        assert_eq!(apply(unsafe_places, "module/net/ulp.rs", text), 0);
+        let talk = format!("#![forbid({UNSAFE_LINT})]\n// unsafe is not here\n");
+        assert_eq!(apply(unsafe_places, "module/policy/lib.rs", &talk), 0);
+        for level in ["allow", "expect"] {
+            let text = format!("#[{level}(dead_code, {UNSAFE_LINT})]\nfn f() {{}}\n");
+            assert_eq!(apply(unsafe_places, "vm/kit/src/lib.rs", &text), 1);
+            assert_eq!(apply(unsafe_places, "accf/tests/a.rs", &text), 1);
+            assert_eq!(apply(unsafe_places, "vm/kit/src/sys.rs", &text), 0);
+        }
+    }
+
+    #[test]
+    fn every_package_takes_the_lint_of_unsafe() {
+        let package = "[package]\nname = \"a\"\n\n[lints]\nworkspace = true\n";
+        assert_eq!(apply(unsafe_places, "a/Cargo.toml", package), 0);
+        let without = package.replace("true", "false");
+        assert_eq!(apply(unsafe_places, "a/Cargo.toml", &without), 1);
+        let workspace = "\n[workspace.package]\n\n[workspace.lints.rust]\n";
+        let denies = format!("{workspace}{UNSAFE_LINT} = \"deny\"\n");
+        assert_eq!(apply(unsafe_places, "Cargo.toml", &denies), 0);
+        assert_eq!(apply(unsafe_places, "Cargo.toml", workspace), 1);
     }
 
     #[test]
@@ -400,14 +483,24 @@ mod tests {
     #[test]
     fn commits_have_no_sign_off() {
         let sign_off = ["Signed-off", "-by: A <a@example.org>"].concat();
-        let bad = format!("0123456789abcdef\tarea: do it\n\n{sign_off}\n");
-        assert_eq!(commit_rule(&bad, &machine()).len(), 1);
-        assert_eq!(
-            commit_rule("0123\tarea: do it\n\nWhy.\n", &machine()).len(),
-            0
-        );
-        let path = "0123\tarea: do it\n\nSee /home/me/notes.\n";
-        assert_eq!(commit_rule(path, &machine()).len(), 1);
+        let count = |message: &str| {
+            let commit = format!("0123456789abcdef\t{}\t{message}", LONG_SUBJECTS_UNTIL + 1);
+            commit_rule(&commit, &machine()).len()
+        };
+        assert_eq!(count(&format!("area: do it\n\n{sign_off}\n")), 1);
+        assert_eq!(count("area: do it\n\nWhy.\n"), 0);
+        assert_eq!(count("area: do it\n\nSee /home/me/notes.\n"), 1);
         assert_eq!(commit_rule("", &machine()).len(), 0);
+    }
+
+    #[test]
+    fn subjects_are_short() {
+        let count = |time: u64, length: usize| {
+            let commit = format!("0123\t{time}\t{}\n\nWhy.\n", "ä".repeat(length));
+            commit_rule(&commit, &machine()).len()
+        };
+        assert_eq!(count(LONG_SUBJECTS_UNTIL + 1, SUBJECT), 0);
+        assert_eq!(count(LONG_SUBJECTS_UNTIL + 1, SUBJECT + 1), 1);
+        assert_eq!(count(LONG_SUBJECTS_UNTIL, SUBJECT + 1), 0);
     }
 }

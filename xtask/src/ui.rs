@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a person sees while the tasks run: one line per step, and how long each took.
+//! Shows the progress of the tasks: one line per step, and how long each took.
 
 use std::cell::RefCell;
 use std::io::IsTerminal;
@@ -11,11 +11,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 thread_local! {
     /// The finished steps, in the order in which they ended. Steps run on the main thread only.
     static FINISHED: RefCell<Vec<(String, Duration)>> = const { RefCell::new(Vec::new()) };
-    /// How many steps we are inside of.
+    /// The number of steps in progress.
     static DEPTH: RefCell<usize> = const { RefCell::new(0) };
 }
 
-/// Rows that are not worth a line in the table of timings.
+/// Shorter steps have no line in the table of timings.
 const NEGLIGIBLE: Duration = Duration::from_millis(100);
 
 /// A step in progress: a spinner on a terminal, plain lines elsewhere.
@@ -24,7 +24,7 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    /// Shows `message` beside the spinner; nothing where there is no terminal.
+    /// Shows `message` beside the spinner, if there is a terminal.
     pub(crate) fn note(&self, message: &str) {
         if let Some(bar) = &self.bar {
             let width = console::Term::stderr().size().1 as usize;
@@ -35,7 +35,7 @@ impl Step {
     }
 }
 
-/// Runs `work` as the step `name`, shows that it runs and remembers how long it took.
+/// Runs `work` as the step `name`, shows it and records how long it took.
 pub(crate) fn step<T>(name: &str, work: impl FnOnce(&Step) -> Result<T>) -> Result<T> {
     let begin = Instant::now();
     let depth = DEPTH.with_borrow_mut(|d| {
@@ -68,7 +68,7 @@ pub(crate) fn step<T>(name: &str, work: impl FnOnce(&Step) -> Result<T>) -> Resu
     result
 }
 
-/// Remembers how long a part of a step took, for the table of timings.
+/// Records how long a part of a step took, for the table of timings.
 pub(crate) fn record(name: &str, took: Duration) {
     let indent = "  ".repeat(DEPTH.with_borrow(|depth| *depth));
     FINISHED.with_borrow_mut(|all| all.push((format!("{indent}{name}"), took)));
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_well() {
+    fn durations_are_formatted_by_their_size() {
         assert_eq!(human(Duration::from_millis(850)), "850ms");
         assert_eq!(human(Duration::from_millis(12_340)), "12.3s");
         assert_eq!(human(Duration::from_secs(723)), "12m03s");

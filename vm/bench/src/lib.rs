@@ -7,6 +7,8 @@
 //! Instructions are counted by the machine: under QEMU's `-icount shift=0` the processor's time-stamp counter, and with
 //! it every clock of the guest, advances by one (nanosecond) for each instruction executed, and jumps over idle time.
 
+#![forbid(unsafe_code)]
+
 use serde::{Deserialize, Serialize};
 
 /// The file in `$ACCF_OUT` that holds the [`Recording`]; written last, so its presence means "complete".

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The guest side of the benchmarks: measures, and leaves a recording in `$ACCF_OUT`. It judges nothing.
 
+#![forbid(unsafe_code)]
+
 mod client;
 mod connection;
 mod crowd;

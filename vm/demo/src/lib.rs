@@ -6,6 +6,8 @@
 //! the table and judges it. Every instant is a [`UnixNanos`], read from `CLOCK_REALTIME`, the clock that also stamps
 //! the captured packets.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -3,6 +3,8 @@
 //!
 //! It judges nothing. The host side (`xtask/src/demo/`) does, from the packets and the times recorded here.
 
+#![forbid(unsafe_code)]
+
 mod calm;
 mod exchange;
 mod http;

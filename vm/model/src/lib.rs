@@ -15,6 +15,8 @@
 //! No check here allows for chance. Where the outcome of a move would depend on a few milliseconds, the script puts the
 //! move somewhere else.
 
+#![forbid(unsafe_code)]
+
 pub mod history;
 pub mod script;
 pub mod server;

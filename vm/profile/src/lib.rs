@@ -8,6 +8,8 @@
 //! QEMU translates the guest's code in blocks, which are executed from their first instruction to their last (a block
 //! that an exception leaves early is counted to its end). So it is enough to count blocks.
 
+#![forbid(unsafe_code)]
+
 #[path = "../../kit/src/marks.rs"]
 mod marks;
 

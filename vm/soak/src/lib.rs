@@ -4,6 +4,8 @@
 //! The guest (`main.rs`) has everything happen at once for a while, and proves at the end that nothing is left of it. The
 //! host (`xtask/src/soak/`) adds what only it knows: what the kernel's log says, and whether memory has leaked.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};

@@ -6,6 +6,8 @@
 //! unload the module; then no more clients come, all that is there comes to its end, and the module goes. What is proved
 //! after each round and in the end is in the [`Record`](accf_soak::Record) that is left in `$ACCF_OUT`.
 
+#![forbid(unsafe_code)]
+
 mod board;
 mod cable;
 mod garden;

@@ -5,6 +5,8 @@
 //! `accf-suite run` prints KTAP on its standard output and succeeds only if every case does. Each case is a process of
 //! its own, so that one that hangs or dies leaves no socket open and takes nobody with it.
 
+#![forbid(unsafe_code)]
+
 mod case;
 mod cases;
 mod count;

@@ -8,11 +8,11 @@ use crate::kernel::{Kernel, Kind, Target};
 use crate::module;
 use crate::sysroot::Sysroot;
 
-/// Build the modules for a kernel and say where they are.
+/// Build the modules for a kernel and print their paths.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Build {
-    /// `stock`, `dev`, `kcsan`, `rt`, or the build directory of a configured kernel of your own, which must be built
-    /// with Rust support; the host's compilers must be those it was built with.
+    /// `stock`, `dev`, `kcsan`, `rt`, or the build directory of a configured kernel of your own
+    /// with Rust support; the host's compilers must be those that it was built with.
     #[arg(long, value_name = "KERNEL", default_value = "stock")]
     kernel: Target,
 }

@@ -8,14 +8,14 @@ use xshell::Shell;
 
 use super::{Demo, Test};
 
-/// Run the tests and the demo, and say how long each part took.
+/// Run the tests and the demo, and print how long each part took.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Ci {}
 
 impl Ci {
     /// Runs the command.
     pub(crate) fn run(&self, sh: &Shell) -> Result<ExitCode> {
-        // What fails in one does not keep the other from running.
+        // A failure of one does not keep the other from running.
         let demo = Demo::default().run(sh);
         let test = Test::default().run(sh)?;
         let demo = demo?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask fuzz`: feed the module random input for as long as one likes.
+//! `cargo xtask fuzz`: feed the module random input.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -7,13 +7,13 @@ use std::time::Duration;
 use anyhow::Result;
 use xshell::Shell;
 
-use super::test::keep;
+use super::{exit_code, test::keep};
 use crate::kernel::Kind;
 use crate::ktap::{self, Outcome, Results};
 use crate::lab::Lab;
 use crate::{program, project, ui};
 
-/// How long a guest may take besides: to boot, and to end the last rounds of all cases.
+/// How long a guest may take besides: to boot, and to end the last round of each case.
 const BESIDES: Duration = Duration::from_secs(1200);
 
 /// More than there are cases.
@@ -21,11 +21,11 @@ const ALL_AT_ONCE: &str = "64";
 
 /// Feed the module random input, in a guest: socket options, questions to inet_diag, segments.
 ///
-/// Runs the client suite's cases `fuzz.…`, all at once, each for so many minutes. What fails tells the seed and the input that
-/// led to it; logs are under target/accf/fuzz/.
+/// Runs the client suite's cases `fuzz.…`, all at once, each for the given minutes. A failed case
+/// prints the seed and the input that led to the failure; logs are under target/accf/fuzz/.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Fuzz {
-    /// How long each case goes on; 0: one round.
+    /// The minutes that each case runs for; 0: one round.
     #[arg(long, default_value_t = 10)]
     minutes: u64,
 
@@ -33,7 +33,7 @@ pub(crate) struct Fuzz {
     #[arg(long, value_enum, default_value = "stock")]
     kernel: Kind,
 
-    /// What the random numbers start from; a run prints its own.
+    /// The seed of the random numbers; a run prints its own.
     #[arg(long)]
     seed: Option<u64>,
 
@@ -50,9 +50,7 @@ impl Fuzz {
     /// Runs the command.
     pub(crate) fn run(&self, sh: &Shell) -> Result<ExitCode> {
         let lab = Lab::new(self.kernel)?;
-        // One of the cases runs the command, which stands beside it.
-        program::build(sh, "accf")?;
-        let suite = program::build(sh, "accf-suite")?;
+        let suite = program::build_suite(sh)?;
         let out = project::target().join("fuzz");
         project::empty(&out)?;
 
@@ -62,10 +60,6 @@ impl Fuzz {
         guest.timeout = Some(time + BESIDES);
         guest.kmemleak = self.kernel == Kind::Dev;
         guest.out = out.clone();
-        let programs = suite.parent().map(|dir| dir.as_os_str().to_owned());
-        guest
-            .environment
-            .extend(programs.map(|dir| ("ACCF_BIN".to_owned(), dir)));
         let mut command = vec![
             suite.display().to_string(),
             "run".to_owned(),
@@ -87,15 +81,11 @@ impl Fuzz {
         ui::print_timings();
         println!("\nLogs: {}", out.display());
         let status = report.verdict()?;
-        Ok(if status == 0 && is_good(&results) {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        })
+        Ok(exit_code(status == 0 && is_good(&results)))
     }
 }
 
-/// Did anything run, and nothing fail?
+/// Returns whether a case passed and no case failed.
 fn is_good(results: &Results) -> bool {
     let failed = |outcome| outcome == Outcome::Failed;
     results.errors.is_empty()
@@ -103,21 +93,16 @@ fn is_good(results: &Results) -> bool {
         && !results.tests.iter().any(|test| failed(test.outcome))
 }
 
-/// What each case fed to the kernel.
+/// Describes what each case fed to the kernel.
 fn summary(results: &Results) -> String {
     let mut text = String::new();
     for test in &results.tests {
-        let verdict = match test.outcome {
-            Outcome::Passed => "ok",
-            Outcome::Failed => "FAILED",
-            Outcome::Skipped => "skipped",
-        };
         let fed = test.detail.lines().find_map(|line| {
             let (_, fed) = line.split_once("fed, in ")?;
             Some(fed.trim())
         });
         let fed = fed.unwrap_or("see above");
-        text.push_str(&format!("{verdict:8} {}: {fed}\n", test.name));
+        text.push_str(&format!("{:8} {}: {fed}\n", test.outcome, test.name));
     }
     for error in &results.errors {
         text.push_str(&format!("ERROR    {error}\n"));
@@ -129,11 +114,12 @@ fn summary(results: &Results) -> String {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "KTAP version 1\n1..2\n# fuzz.a (1.0 s)\n#   fed, in 3 rounds and 1.0 s: 7 calls\nok 1 fuzz.a\n\
+    const TEXT: &str = "KTAP version 1\n1..2\n\
+                        # fuzz.a (1.0 s)\n#   fed, in 3 rounds and 1.0 s: 7 calls\nok 1 fuzz.a\n\
                         # fuzz.b (1.0 s)\n#   round 0: oh\nnot ok 2 fuzz.b\n";
 
     #[test]
-    fn the_summary_tells_what_was_fed() {
+    fn the_summary_shows_what_was_fed() {
         let results = ktap::parse(TEXT);
         let text = summary(&results);
         assert_eq!(
@@ -144,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_not_good() {
+    fn a_run_without_a_case_is_a_failure() {
         assert!(!is_good(&ktap::parse("KTAP version 1\n1..0\n")));
         let good = TEXT.replace("not ok", "ok");
         assert!(is_good(&ktap::parse(&good)));

@@ -7,7 +7,7 @@ use xshell::Shell;
 use crate::kernel::{Kernel, Kind};
 use crate::sysroot::Sysroot;
 
-/// Make one of the kernels and say where it is.
+/// Make one of the kernels and print its path.
 #[derive(Debug, clap::Args)]
 pub(crate) struct KernelCmd {
     /// Which kernel.

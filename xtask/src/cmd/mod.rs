@@ -14,6 +14,8 @@ mod test;
 mod tidy;
 mod vm;
 
+use std::process::ExitCode;
+
 pub(crate) use bench::Bench;
 pub(crate) use build::Build;
 pub(crate) use ci::Ci;
@@ -26,3 +28,8 @@ pub(crate) use soak::{any_seed, Soak};
 pub(crate) use test::Test;
 pub(crate) use tidy::Tidy;
 pub(crate) use vm::Vm;
+
+/// Returns the exit status of a command that succeeded, or did not.
+fn exit_code(success: bool) -> ExitCode {
+    ExitCode::from(u8::from(!success))
+}

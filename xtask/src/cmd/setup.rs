@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask setup`: make what the other commands need.
+//! `cargo xtask setup`: make the sysroot and the kernels.
 
 use anyhow::Result;
 use xshell::Shell;
@@ -7,10 +7,10 @@ use xshell::Shell;
 use crate::kernel::{Kernel, Kind};
 use crate::sysroot::Sysroot;
 
-/// Make the sysroot and both kernels; the other commands do what they need of it by themselves.
+/// Make the sysroot and both kernels; the other commands make what they need of it by themselves.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Setup {
-    /// Make the sysroot anew from today's archive: newer packages, the newest supported kernel.
+    /// Make a new sysroot from today's archive: newer packages, the newest supported kernel.
     #[arg(long)]
     refresh: bool,
 

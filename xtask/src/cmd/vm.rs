@@ -15,7 +15,7 @@ use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::program;
 
-/// The exit status for everything that goes wrong around the command, as container tools use it.
+/// The exit status of failures around the command, as in container tools.
 const TROUBLE: u8 = 125;
 
 /// How long a command may take unless the user says otherwise.
@@ -23,9 +23,10 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Boot a guest, load the module and run COMMAND as root, or a shell.
 ///
-/// The checkout is visible at its own path, writable; the command `accf` is there. The exit status is
-/// COMMAND's own, or 125 if the run is worthless: no verdict, a panic, a hang past the timeout, a
-/// splat in the kernel's log.
+/// The checkout is visible at its own path, writable. The command `accf` is there, and so are the
+/// programs accf-suite, accf-bench, accf-soak and accf-demo if COMMAND names them; a shell has all.
+/// The exit status is COMMAND's own, or 125 if the run is worthless: no verdict, a panic, a hang
+/// past the timeout, a splat in the kernel's log.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Vm {
     /// The kernel to boot.
@@ -40,7 +41,8 @@ pub(crate) struct Vm {
     #[arg(long, default_value = "1G")]
     memory: String,
 
-    /// Further arguments for QEMU, separated by spaces; may be repeated. `-accel` replaces emulation.
+    /// Further arguments for QEMU, separated by spaces; may be repeated. `-accel` replaces
+    /// emulation.
     #[arg(long, value_name = "ARGUMENTS", allow_hyphen_values = true)]
     qemu_opts: Vec<String>,
 
@@ -85,14 +87,14 @@ impl Vm {
         if shell && !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) {
             bail!("a shell takes a terminal; or give a command: cargo xtask vm -- COMMAND");
         }
+        program::build_named(sh, &self.command)?;
         let lab = if self.no_module {
             Lab::without_module(self.kernel)?
         } else {
             Lab::new(self.kernel)?
         };
-        let accf = program::build(sh, "accf")?;
         let default_timeout = (!shell).then_some(DEFAULT_TIMEOUT);
-        let mut guest = Guest {
+        let guest = Guest {
             cpus: self.cpus,
             memory: self.memory.clone(),
             qemu_arguments: self
@@ -104,10 +106,6 @@ impl Vm {
             shares: self.share.clone(),
             ..lab.guest(&self.module_params)
         };
-        let programs = accf.parent().map(|dir| dir.as_os_str().to_owned());
-        guest
-            .environment
-            .extend(programs.map(|dir| ("ACCF_BIN".to_owned(), dir)));
         let report = if shell {
             lab.shell(&guest)?
         } else {

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Machines that hang before their first process runs, and emulators that crash.
 //!
-//! An emulated machine with several processors on a busy host now and then stops while the kernel boots, before any of ours is
-//! there to be tested; and QEMU was seen to fail an assertion of its own then. Nothing can be said of such a guest: it is booted again, a few times, and never silently. Once the first
-//! process runs, a hang is a result like any other, and so is one that the kernel has complained about.
+//! An emulated machine with several processors on a busy host sometimes hangs while the kernel
+//! boots, before there is anything of ours to test; QEMU was also seen to fail an assertion then.
+//! Such a guest proves nothing: it is booted again, a few times, and the boot that hung is
+//! reported. Once the first process runs, or the kernel has complained, a hang is a result like any
+//! other.
 
 use std::fs;
 use std::path::Path;
@@ -14,31 +16,32 @@ use anyhow::{Context, Result};
 use super::machine::End;
 use super::splat;
 
-/// How long a machine may say nothing before its first process runs.
+/// How long a machine may be silent before its first process runs.
 ///
-/// The kernel says what it does as long as it boots (see `KERNEL_ARGUMENTS`), so that this is long whatever else the host does.
+/// The kernel prints messages all the time while it boots (see `KERNEL_ARGUMENTS`), so this is long
+/// even on a busy host.
 pub(super) const SILENCE: Duration = Duration::from_secs(60);
 
-/// How often a machine that hung so is booted again.
+/// How often a machine that hung early is booted again.
 pub(super) const AGAIN: usize = 2;
 
-/// What is known of a machine that has left no verdict and has not stopped.
+/// What is known of a running machine that has left no verdict.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sight {
-    /// Since it was switched on.
+    /// The time since it was switched on.
     pub(super) age: Duration,
-    /// Since its console said something, or since it was switched on.
+    /// The time since its last console output, or since it was switched on.
     pub(super) silent_for: Duration,
-    /// Its first process has left its mark.
+    /// Its first process has created its mark.
     pub(super) has_started: bool,
-    /// The kernel has said that something is wrong.
+    /// The kernel has reported that something is wrong.
     pub(super) complains: bool,
 }
 
-/// What is to be done with it.
+/// The decision about a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Judgement {
-    /// It goes on.
+    /// It may go on.
     Wait,
     /// It has hung before there was anything to test.
     HungEarly,
@@ -47,7 +50,7 @@ pub(super) enum Judgement {
 }
 
 impl Sight {
-    /// Has nothing of ours run in it, and has the kernel not complained?
+    /// Returns whether no process has run in it yet, and the kernel has not complained.
     pub(super) fn is_early(self) -> bool {
         !self.has_started && !self.complains
     }
@@ -64,7 +67,7 @@ impl Sight {
     }
 }
 
-/// Do the last words of an emulator tell that it crashed, by SIGABRT or SIGSEGV?
+/// Returns whether the output of an emulator shows that it crashed, by SIGABRT or SIGSEGV.
 pub(super) fn is_a_crash(said: &str) -> bool {
     said.lines().any(|line| {
         line.starts_with("qemu-system-")
@@ -72,8 +75,8 @@ pub(super) fn is_a_crash(said: &str) -> bool {
     })
 }
 
-/// Has a machine boot by `boot`, and again as long as it hangs or crashes early and may be; says how the last one ended, and what
-/// `vain` said of those before.
+/// Boots a machine by `boot`, and again while it hangs or crashes early, up to [`AGAIN`] times.
+/// Returns how the last boot ended, and what `vain` returned for those before.
 pub(super) fn insist<T>(
     mut boot: impl FnMut() -> Result<(End, T)>,
     mut vain: impl FnMut(usize, &End) -> Result<String>,
@@ -88,7 +91,8 @@ pub(super) fn insist<T>(
     }
 }
 
-/// Puts what the machine said in its `number`th boot, which ended so, where the next one does not add to it, and describes it.
+/// Renames the output of the machine's boot `number`, which ended with `end`, so that the next boot
+/// does not add to it. Returns a description of the boot.
 pub(super) fn set_aside(run: &Path, number: usize, end: &End) -> Result<String> {
     let mut last = "nothing before".to_owned();
     for name in ["virtme.log", "console"] {
@@ -108,7 +112,7 @@ pub(super) fn set_aside(run: &Path, number: usize, end: &End) -> Result<String> 
     let what = match end {
         End::CrashedEarly(said) => format!("crashed before the first process ran: {}", said.trim()),
         _ => format!(
-            "hung before the first process ran: nothing was said for {} s",
+            "hung before the first process ran: no output for {} s",
             SILENCE.as_secs()
         ),
     };
@@ -137,13 +141,13 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_falls_silent_before_its_first_process_has_hung() {
+    fn a_machine_that_is_silent_before_its_first_process_has_hung() {
         assert_eq!(hung().judge(LIMIT), Judgement::HungEarly);
         assert_eq!(hung().judge(None), Judgement::HungEarly);
     }
 
     #[test]
-    fn a_machine_that_says_something_goes_on() {
+    fn a_machine_with_recent_output_goes_on() {
         let slow = Sight {
             age: SILENCE * 4,
             silent_for: SILENCE - SECOND,
@@ -153,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_hangs_once_the_first_process_runs_is_judged_by_its_time() {
+    fn once_the_first_process_runs_only_the_timeout_counts() {
         let mut late = Sight {
             has_started: true,
             ..hung()
@@ -189,7 +193,8 @@ mod tests {
         assert_eq!(hung().judge(Some(SILENCE)), Judgement::TimedOut);
     }
 
-    /// How often a machine is booted whose first `hangs` boots hang, and what is said of these.
+    /// Returns how often a machine is booted whose first `hangs` boots hang, and their
+    /// descriptions.
     fn boots(hangs: usize) -> (usize, End, Vec<String>) {
         let mut count = 0;
         let (end, number, in_vain) = insist(
@@ -222,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_machine_said_that_hung_is_kept() {
+    fn the_output_of_a_machine_that_hung_is_kept() {
         let run = Scratch::new("hung");
         let said = "[    0.0] first\r\n[    0.1] tsc: last\r\n\r\n";
         fs::write(run.0.join("console"), said).unwrap();

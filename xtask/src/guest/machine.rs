@@ -16,23 +16,24 @@ use crate::kernel::Kind;
 use crate::sysroot::Sysroot;
 use crate::{exec, host};
 
-/// How often we look at what the guest left.
+/// The interval at which the guest's files are read.
 const TICK: Duration = Duration::from_millis(20);
 
 /// How long a guest that left its verdict may take to stop.
 const STOP: Duration = Duration::from_secs(15);
 
-/// The kernel's command line: on the console all that it says while it boots, so that one that has hung can be told from one
-/// that is slow (the first process has it say warnings and above only; the whole log is a file at the end), and a kernel that is
-/// broken stops at once.
+/// The kernel's command line. While the kernel boots, all messages go to the console, so that a
+/// hang can be told from a slow boot; the first process restricts them to warnings, and the whole
+/// log is a file at the end. A broken kernel stops at once.
 ///
 /// `init_on_alloc`: a file server writes file contents into the guest's memory behind the back of
 /// QEMU's translator, which goes on executing its translation of whatever code was in that page
 /// before. Pages that the guest's own processor clears first have no old translation. Debian's
 /// kernel does that by default; without it programs crash at random.
 ///
-/// `kunit.filter_glob`: of the kernels with KUnit, only our own suites. The kernel's run at boot, which takes time, and one of
-/// them warns with PREEMPT_RT (that of Rust's spin locks, which asks whether a lock that sleeps there has turned interrupts off).
+/// `kunit.filter_glob`: kernels with KUnit run only our suites. The kernel's own run at boot, which
+/// takes time, and one of them warns with PREEMPT_RT (Rust's spin locks: it expects interrupts off
+/// under a lock that sleeps there).
 const KERNEL_ARGUMENTS: [&str; 6] = [
     "loglevel=7",
     "log_buf_len=4M",
@@ -42,17 +43,18 @@ const KERNEL_ARGUMENTS: [&str; 6] = [
     "kunit.filter_glob=accf*",
 ];
 
-/// The same, for the kernels of ours without KASAN: there several caches become one, of which no allocation can be made to fail
-/// (`failslab_store()` in mm/slub.c).
+/// More arguments for our kernels without KASAN: they merge caches, and no allocation of a merged
+/// cache can be made to fail (`failslab_store()` in mm/slub.c).
 const RT_ARGUMENTS: [&str; 1] = ["slab_nomerge"];
 
-/// The same, for the kcsan kernel: it looks for races from when it is told to, as it hangs for minutes if it does while it boots.
+/// More arguments for the kcsan kernel: KCSAN is off until it is turned on, as it would make the
+/// boot hang for minutes.
 const KCSAN_ARGUMENTS: [&str; 2] = ["slab_nomerge", "kcsan.early_enable=0"];
 
-/// What becomes process 1 of a namespace on the host and starts virtme-ng there.
+/// The script that becomes process 1 of a namespace on the host and starts virtme-ng there.
 const BOOT: &str = include_str!("../../../vm/boot");
 
-/// What a machine is made of.
+/// The parts of a machine.
 pub(super) struct Parts<'a> {
     pub(super) image: &'a Path,
     pub(super) kind: Kind,
@@ -68,16 +70,16 @@ pub(super) struct Parts<'a> {
     pub(super) run: &'a Path,
 }
 
-/// How a machine's run came to an end.
+/// How a machine's run ended.
 #[derive(Debug)]
 pub(super) enum End {
-    /// It stopped, with a verdict or without; the text says what virtme-ng and QEMU had to say.
+    /// It stopped, with a verdict or without; the text is the output of virtme-ng and QEMU.
     Stopped(String),
-    /// The emulator crashed before the first process ran; the text says what it had to say.
+    /// The emulator crashed before the first process ran; the text is its output.
     CrashedEarly(String),
     /// It was ended at the deadline.
     TimedOut,
-    /// It was ended as it hung before its first process ran.
+    /// It hung before its first process ran, and was ended.
     HungEarly,
 }
 
@@ -109,8 +111,8 @@ impl Machine {
         })
     }
 
-    /// Waits until the machine stops, `timeout` has passed or, with `watch`, it has hung before its first process ran, copying
-    /// the command's output to ours if `echo`.
+    /// Waits until the machine stops, `timeout` has passed or, with `watch`, it has hung before its
+    /// first process ran. Copies the command's output to ours if `echo`.
     pub(super) fn wait(
         &mut self,
         timeout: Option<Duration>,
@@ -147,7 +149,7 @@ impl Machine {
                 has_verdict = Some(Instant::now());
             }
             match has_verdict {
-                // All is said; how the machine stops does not matter.
+                // The verdict is there; how the machine stops does not matter.
                 Some(since) if since.elapsed() > STOP => return Ok(End::Stopped(String::new())),
                 Some(_) => {}
                 None => match console.sight(begin, watch).judge(timeout) {
@@ -160,11 +162,11 @@ impl Machine {
         }
     }
 
-    /// Returns what was said besides the kernel's messages.
+    /// Returns the output of virtme-ng and QEMU without the kernel's messages.
     fn last_words(&self) -> String {
         let said = fs::read(self.run.join("virtme.log")).unwrap_or_default();
         let said = String::from_utf8_lossy(&said).replace('\r', "");
-        // Those have a time before their text.
+        // The kernel's messages have a time before their text.
         let lines = said.lines().filter(|line| splat::message(line) == *line);
         lines.map(|line| format!("{line}\n")).collect()
     }
@@ -172,7 +174,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // It may have ended by itself, which is as good. The whole namespace ends with it.
+        // It may have ended already. The whole namespace ends with it.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -187,14 +189,14 @@ fn command(sysroot: &Sysroot, parts: &Parts<'_>) -> Command {
     unshare.args(parts.shares).arg("--");
 
     unshare.arg("--kimg").arg(parts.image);
-    // Nothing that the root takes is a module; the guest's own tools find the modules in the root.
+    // The root file system needs no module; the guest's own tools find the modules in it.
     unshare.args(["--mods", "none"]);
     // The initial RAM file system takes the first `init=` there is, the kernel the last, which is
     // virtme-ng's own.
     unshare.args(["--force-initramfs", "--kopt", "init=/guest/init"]);
     // A /dev/kvm that is there may still not run a guest; emulation always does.
     unshare.args(["--disable-kvm", "--disable-monitor"]);
-    // It takes the unit for missing unless it is a capital.
+    // virtme-ng reads a unit only if it is a capital.
     unshare.args(["--memory", &parts.memory.to_ascii_uppercase()]);
     unshare.arg("--cpus").arg(parts.cpus.to_string());
     let more: &[&str] = match parts.kind {
@@ -210,13 +212,13 @@ fn command(sysroot: &Sysroot, parts: &Parts<'_>) -> Command {
         unshare.args(["--kopt", "console=ttyS0"]);
     }
     unshare.arg("--qemu-opts");
-    // virtme-ng's copy of the kernel's messages goes to stderr, too, and QEMU would write it over
-    // what others say there.
+    // virtme-ng's copy of the kernel's messages goes to stderr, too, and QEMU would overwrite other
+    // output there.
     unshare.args(["-set", "chardev.dmesg.append=on"]);
     // No default devices: QEMU would look on the host for the modules of some.
     unshare.args(["-nodefaults", "-no-user-config", "-no-reboot"]);
-    // Five-level page tables: while the kernel identifies its processor it forgets for a moment that
-    // it uses them, and an interrupt then has KASAN report a wild access.
+    // Five-level page tables: while the kernel identifies its processor it forgets for a moment
+    // that it uses them, and an interrupt then has KASAN report a wild access.
     unshare.args(["-cpu", "max,la57=off"]);
     if !parts.arguments.iter().any(|argument| argument == "-accel") {
         unshare.args(["-accel", "tcg,thread=multi"]);
@@ -225,17 +227,17 @@ fn command(sysroot: &Sysroot, parts: &Parts<'_>) -> Command {
     host::as_root(exec::dying_with_us(unshare))
 }
 
-/// What a machine says while it boots.
+/// The output of a machine while it boots.
 struct Console {
     files: [PathBuf; 2],
-    /// The first process's first act.
+    /// The file that the first process creates first.
     mark: PathBuf,
     length: u64,
     last: Instant,
 }
 
 impl Console {
-    /// Begins to listen to the machine that writes to the directory `run`.
+    /// Returns the console of the machine that writes to the directory `run`.
     fn new(run: &Path) -> Self {
         Self {
             files: ["console", "virtme.log"].map(|name| run.join(name)),
@@ -245,9 +247,10 @@ impl Console {
         }
     }
 
-    /// What is known of the machine that was switched on at `begin`; as good as started unless somebody is to `watch`.
+    /// Returns what is known of the machine that was switched on at `begin`; without `watch` it
+    /// counts as started.
     fn sight(&mut self, begin: Instant, watch: bool) -> Sight {
-        // A file that is not there yet has said nothing.
+        // A file that is not there yet has no output.
         let lengths = self.files.iter().map(fs::metadata);
         let length = lengths.flatten().map(|data| data.len()).sum();
         if length != self.length {
@@ -266,7 +269,7 @@ impl Console {
         }
     }
 
-    /// Whether what the kernel said has a splat.
+    /// Returns whether the kernel's messages have a splat.
     fn complains(&self) -> bool {
         self.files.iter().any(|file| {
             let said = fs::read(file).unwrap_or_default();
@@ -283,12 +286,12 @@ struct Tail {
 }
 
 impl Tail {
-    /// Begins at the beginning of `path`.
+    /// Returns the tail that begins at the beginning of `path`.
     fn new(path: PathBuf) -> Self {
         Self { path, file: None }
     }
 
-    /// Copies to `to` what was added since the last time.
+    /// Copies to `to` what was added since the last call.
     fn copy(&mut self, to: &mut impl Write) -> Result<()> {
         if self.file.is_none() {
             self.file = File::open(&self.path).ok();
@@ -314,7 +317,7 @@ mod tests {
     use crate::scratch::Scratch;
 
     #[test]
-    fn the_console_and_the_mark_are_looked_at() {
+    fn the_console_and_the_mark_are_read() {
         let run = Scratch::new("early");
         let say = |name: &str, text: &str| {
             let mut file = File::options()
@@ -343,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_nobody_watches_counts_as_started() {
+    fn an_unwatched_machine_counts_as_started() {
         let run = Scratch::new("unwatched");
         let sight = Console::new(&run.0).sight(Instant::now(), false);
         assert!(sight.has_started);
@@ -351,7 +354,8 @@ mod tests {
 
     #[test]
     fn a_tail_copies_everything_once() {
-        let path = std::env::temp_dir().join(format!("accf-tail-{}", std::process::id()));
+        let scratch = Scratch::new("tail");
+        let path = scratch.0.join("stdout");
         let mut tail = Tail::new(path.clone());
         let mut seen = Vec::new();
         tail.copy(&mut seen).unwrap();
@@ -366,6 +370,5 @@ mod tests {
         tail.copy(&mut seen).unwrap();
         tail.copy(&mut seen).unwrap();
         assert_eq!(seen, b"one two");
-        fs::remove_file(path).unwrap();
     }
 }

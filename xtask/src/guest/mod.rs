@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Guests: boot a kernel on the sysroot, run one command in it and judge how that went.
+//! Guests: boot a kernel on the sysroot, run one command in it and judge the run.
 //!
 //! A guest leaves an explicit verdict. None, a panic, a hang or anything suspicious in the kernel's
 //! log is a [`Failure`], whatever the command's own exit status.
@@ -37,7 +37,7 @@ pub(crate) struct Module {
     pub(crate) parameters: Vec<String>,
 }
 
-/// What is to run in a guest, and on what machine.
+/// The machine of a guest, and what it gets to see.
 #[derive(Debug, Clone)]
 pub(crate) struct Guest {
     /// The number of processors.
@@ -46,7 +46,7 @@ pub(crate) struct Guest {
     pub(crate) memory: String,
     /// Further arguments for QEMU.
     pub(crate) qemu_arguments: Vec<String>,
-    /// How long the guest may run, from power-on; the last one's, if it hung in early boot.
+    /// How long the guest may run, from power-on; from the last one, if it hung in early boot.
     pub(crate) timeout: Option<Duration>,
     /// The module to load.
     pub(crate) module: Option<Module>,
@@ -54,7 +54,7 @@ pub(crate) struct Guest {
     pub(crate) shares: Vec<PathBuf>,
     /// Further environment variables of the command.
     pub(crate) environment: Vec<(String, OsString)>,
-    /// What the command sees as `$ACCF_OUT`; it must be under the checkout or a share.
+    /// The directory `$ACCF_OUT` of the command; it must be under the checkout or a share.
     pub(crate) out: PathBuf,
     /// Look for leaked memory at the end, where the kernel can.
     pub(crate) kmemleak: bool,
@@ -110,8 +110,8 @@ impl fmt::Display for Failure {
             Self::Panic(log) => write!(f, "the guest's kernel panicked:\n{log}"),
             Self::NeverBooted(log) => write!(
                 f,
-                "the guest hung before its first process ran, each of the {} times that it was booted; the end of its \
-                 console:\n{log}",
+                "the guest hung before its first process ran, each of the {} times that it was \
+                 booted; the end of its console:\n{log}",
                 early::AGAIN + 1
             ),
             Self::Timeout(limit, log) => write!(
@@ -128,14 +128,14 @@ impl fmt::Display for Failure {
     }
 }
 
-/// How a guest's run went.
+/// The report of a guest's run.
 #[derive(Debug)]
 pub(crate) struct Report {
     /// The command's exit status, if it came to an end.
     pub(crate) status: Option<i32>,
     /// Everything that makes the run a failure apart from the status.
     pub(crate) failures: Vec<Failure>,
-    /// The boots in vain, in which the machine hung before its first process ran; each in words.
+    /// Descriptions of the boots in which the machine hung before its first process ran.
     pub(crate) boots_in_vain: Vec<String>,
     /// The data races that the kernel reported and that do not name our module.
     pub(crate) foreign_races: Vec<Race>,
@@ -163,7 +163,7 @@ impl Report {
         bail!("{}\n(logs: {})", texts.join("\n"), self.run.display())
     }
 
-    /// Removes the logs of a run that has nothing to look at afterwards; what a boot in vain said is worth a look.
+    /// Removes the logs of a run, unless a boot hung.
     pub(crate) fn remove_logs(&self) -> Result<()> {
         if !self.boots_in_vain.is_empty() {
             return Ok(());
@@ -225,13 +225,13 @@ impl Guest {
         let once = || {
             let mut machine = Machine::start(sysroot, &parts)?;
             let begin = Instant::now();
-            // A person at a terminal sees for themselves.
+            // A user at a terminal sees what hangs.
             let end = machine.wait(self.timeout, !terminal, self.echo && !terminal)?;
             Ok((end, (begin, begin.elapsed())))
         };
         let in_vain = |number, end: &End| {
             let said = early::set_aside(&run, number, end)?;
-            eprintln!("{said}; once more");
+            eprintln!("{said}; booting again");
             if matches!(end, End::HungEarly) {
                 ui::record("a boot that hung", early::SILENCE);
             }
@@ -262,7 +262,7 @@ impl Guest {
         Ok(shares)
     }
 
-    /// Writes down for the guest's scripts what they are to do.
+    /// Returns the files that tell the guest's scripts what to do.
     fn guest_files<S: AsRef<OsStr>>(
         &self,
         kind: Kind,
@@ -317,7 +317,7 @@ impl Guest {
         ])
     }
 
-    /// Reads what the guest left behind.
+    /// Reads the files that the guest left, and judges its run.
     fn judge(&self, run: PathBuf, end: End, begin: Instant, took: Duration) -> Result<Report> {
         let read = |name: &str| fs::read(run.join(name)).ok();
         let text = |name: &str| read(name).map(|b| String::from_utf8_lossy(&b).into_owned());
@@ -351,7 +351,7 @@ impl Guest {
                 failures.push(no_verdict(end, &console, &splats, self.timeout));
             }
         }
-        // A panic's own text is in its failure already.
+        // The failure of a panic has its splat.
         if !matches!(failures.first(), Some(Failure::Panic(_))) {
             failures.extend(splats.iter().map(|splat| Failure::Splat(splat.to_string())));
         }
@@ -382,7 +382,7 @@ impl Guest {
     }
 }
 
-/// Says why there is no verdict.
+/// Returns the failure that explains why there is no verdict.
 fn no_verdict(
     end: End,
     console: &str,
@@ -454,14 +454,14 @@ fn new_run_directory(kind: Kind) -> Result<PathBuf> {
         .collect();
     old.sort();
     for (_, path) in old.iter().rev().skip(KEPT_RUNS) {
-        // A run of another task may be going on there and is not ours to judge: best effort.
+        // Best effort: another task may be using it.
         let _ = fs::remove_dir_all(path);
     }
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = format!("{}-{}-{number}", kind.name(), std::process::id());
     let run = base.join(name);
     if run.exists() {
-        // The process id came round again.
+        // Process ids repeat.
         fs::remove_dir_all(&run).with_context(|| format!("cannot remove {}", run.display()))?;
     }
     fs::create_dir(&run).with_context(|| format!("cannot create {}", run.display()))?;
@@ -473,7 +473,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quoting_survives_a_shell() {
+    fn a_shell_reads_what_was_quoted() {
         for text in [
             "plain",
             "two words",

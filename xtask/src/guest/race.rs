@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The data races that KCSAN reports.
 //!
-//! The kernel has many that are known, or nobody's concern here. What counts are the reports that name our modules: where one of
-//! the two accesses was made by our code, or by what our code had called; but not by an interrupt that came meanwhile, nor by
-//! one of the kernel's functions that ours stands for, and which it has called as the kernel would have, nor by what TCP does
-//! with a segment, whoever brings it.
+//! The kernel has many of its own. Only reports that name our modules count: our code made one of
+//! the two accesses, or called the function that did. Accesses do not count that were made
+//! * by an interrupt that came meanwhile,
+//! * by a function of the kernel that ours replaces and has called, as the kernel would have,
+//! * by TCP's processing of a segment, whether the network or our timer delivered it.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::splat::{message, OURS};
 
-/// What a report begins with, right after a line of `=`.
+/// The beginning of a report, right after a line of `=`.
 const TITLE: &str = "BUG: KCSAN: ";
-/// What its last lines begin with; a line of `=` follows.
+/// The beginning of its last lines; a line of `=` follows.
 const SIGNED: &str = "Reported by Kernel Concurrency Sanitizer on:";
-/// The functions of the kernel that the module's stand for (`hooks.rs`).
-const STOOD_FOR: &[&str] = &[
+/// The functions of the kernel that the module's callbacks replace.
+const REPLACED: &[&str] = &[
     "tcp_v4_syn_recv_sock",
     "tcp_v6_syn_recv_sock",
     "tcp_v4_conn_request",
@@ -30,27 +31,28 @@ const STOOD_FOR: &[&str] = &[
     "ip_getsockopt",
     "ipv6_getsockopt",
 ];
-/// What the IP layer hands a segment to, and so does the module's timer (`expire.rs`). What happens then, happens on any
-/// listener: two processors at the handshakes of a plain one, and no module, make `sk_clone()` and
-/// `inet_csk_complete_hashdance()` race as well.
+/// The functions that the IP layer hands a segment to, and the module's timer, too. Their races
+/// occur on any listener: two processors at the handshakes of a plain one, and no module, make
+/// `sk_clone()` and `inet_csk_complete_hashdance()` race as well.
 const HANDED_TO: &[&str] = &["tcp_v4_rcv", "tcp_v6_rcv"];
 
-/// The function of ours that has a data race on purpose (`kunit/test_sanitizer.rs`).
+/// Our function with a deliberate data race (`kunit/test_sanitizer.rs`).
 const ON_PURPOSE: &str = "race_on_purpose";
 
-/// More lines than any report has: two stacks of 64 frames. One whose end is missing is cut there.
+/// More lines than any report has, with two stacks of 64 frames. A report without its end is cut
+/// there.
 const LONGEST: usize = 200;
 
 /// One report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Race {
-    /// Its first line, without what all have in common: `data-race in A / B`.
+    /// Its first line, without the common beginning: `data-race in A / B`.
     pub(crate) title: String,
-    /// All of it.
+    /// The whole report.
     pub(crate) text: String,
-    /// It names one of our modules, and is not there on purpose.
+    /// It names one of our modules, and is not the deliberate one.
     pub(crate) is_ours: bool,
-    /// It is the one that is there on purpose.
+    /// It is the deliberate one.
     pub(crate) is_on_purpose: bool,
 }
 
@@ -60,8 +62,8 @@ impl fmt::Display for Race {
     }
 }
 
-/// Takes the reports out of a kernel log; returns them, and the lines that are left: also what another processor said in the
-/// middle of a report.
+/// Takes the reports out of a kernel log; returns them and the lines that are left, including
+/// messages of another processor in the middle of a report.
 pub(crate) fn take(log: &str) -> (Vec<Race>, String) {
     let mut races = Vec::new();
     let mut rest = String::new();
@@ -79,7 +81,7 @@ pub(crate) fn take(log: &str) -> (Vec<Race>, String) {
         let mut report = vec![line];
         let mut is_signed = false;
         while let Some(line) = lines.next_if(|next| {
-            // The next one, where the end of this one is missing.
+            // The next title begins another report if the end of this one is missing.
             report.len() < LONGEST && (report.len() == 1 || !is_title(next))
         }) {
             if !belongs(message(line)) {
@@ -108,7 +110,7 @@ fn by_title(races: &[Race]) -> Vec<(usize, &str)> {
     counts
 }
 
-/// Tells of the reports that do not name us: how many there are, and each title. Nothing if there are none.
+/// Describes the reports that do not name us: their number and each title. Empty if there are none.
 pub(crate) fn summary(foreign: &[Race]) -> String {
     let foreign: Vec<_> = foreign
         .iter()
@@ -128,7 +130,8 @@ pub(crate) fn summary(foreign: &[Race]) -> String {
     text
 }
 
-/// Returns how many accesses were looked at, from KCSAN's own counters (`/sys/kernel/debug/kcsan`).
+/// Returns the number of accesses that KCSAN watched, from its counters
+/// (`/sys/kernel/debug/kcsan`).
 pub(crate) fn watched(counters: &str) -> Option<u64> {
     let value = counters
         .lines()
@@ -137,12 +140,12 @@ pub(crate) fn watched(counters: &str) -> Option<u64> {
 }
 
 impl Race {
-    /// The report of these lines.
+    /// Returns the report of these lines.
     fn new(lines: &[&str]) -> Self {
         let title = lines
             .iter()
             .find_map(|line| message(line).strip_prefix(TITLE));
-        // What follows is about the machine; it names the program that ran.
+        // The lines after that are about the machine, and name the program that ran.
         let stacks = lines
             .iter()
             .map(|line| message(line))
@@ -159,7 +162,7 @@ impl Race {
     }
 }
 
-/// Writes the functions of Rust in a text as people do.
+/// Demangles the names of Rust functions in a text.
 fn readable(text: &str) -> String {
     text.split_inclusive([' ', '+', '\n'])
         .map(|word| {
@@ -172,12 +175,13 @@ fn readable(text: &str) -> String {
         .collect()
 }
 
-/// Says whether a report begins with this line, but for a line of `=`.
+/// Returns whether the line is a report's title.
 fn is_title(line: &str) -> bool {
     message(line).starts_with(TITLE)
 }
 
-/// Says whether a message is of the kind that a report is made of (`kernel/kcsan/report.c`, `dump_stack_print_info()`).
+/// Returns whether a report may have the message (`kernel/kcsan/report.c`,
+/// `dump_stack_print_info()`).
 fn belongs(message: &str) -> bool {
     const BEGINNINGS: &[&str] = &[
         TITLE,
@@ -192,7 +196,7 @@ fn belongs(message: &str) -> bool {
         "Hardware name: ",
         "Workqueue: ",
         "Stopper: ",
-        // Frames, and what else is indented.
+        // Frames, and other indented lines.
         " ",
     ];
     message.is_empty()
@@ -200,12 +204,13 @@ fn belongs(message: &str) -> bool {
         || BEGINNINGS.iter().any(|begin| message.starts_with(begin))
 }
 
-/// Says whether a report of these lines is about one of our modules. A stack begins with the access.
+/// Returns whether a report of these lines is about one of our modules. A stack begins with the
+/// access.
 fn is_ours<'a>(lines: impl Iterator<Item = &'a str>) -> bool {
     let mut counts = true;
     for line in lines {
         if !line.starts_with(' ') {
-            // A title, or what comes before a stack.
+            // A title, or the line before a stack.
             counts = true;
         }
         if counts && names_us(line) {
@@ -218,7 +223,7 @@ fn is_ours<'a>(lines: impl Iterator<Item = &'a str>) -> bool {
     false
 }
 
-/// Says whether all functions in a readable title are the one that has a race on purpose.
+/// Returns whether all functions in a demangled title are the one with the deliberate race.
 fn is_on_purpose(title: &str) -> bool {
     let functions = title.strip_prefix("data-race in ").unwrap_or_default();
     functions.split(" / ").all(|function| {
@@ -227,26 +232,27 @@ fn is_on_purpose(title: &str) -> bool {
     })
 }
 
-/// Says whether what follows a frame in its stack has nothing to do with the access: it was interrupted, has called what the
-/// kernel would have called without us, or has brought a segment.
+/// Returns whether the callers of a frame have nothing to do with the access: they were
+/// interrupted, called what the kernel would have called without us, or delivered a segment.
 fn is_border(frame: &str) -> bool {
     let name = frame.trim_start().split(['+', '.', ' ']).next();
     name.is_some_and(|name| {
-        name.starts_with("asm_sysvec_") || STOOD_FOR.contains(&name) || HANDED_TO.contains(&name)
+        name.starts_with("asm_sysvec_") || REPLACED.contains(&name) || HANDED_TO.contains(&name)
     })
 }
 
-/// Says whether a line of a report, its title or a frame, has a function of one of our modules: `name+0x1/0x2 [module]`.
+/// Returns whether a line of a report, its title or a frame, has a function of one of our modules:
+/// `name+0x1/0x2 [module]`.
 fn names_us(line: &str) -> bool {
     line.split(['[', ']'])
         .skip(1)
         .step_by(2)
-        // Behind the name there may be an identifier of the build, and marks.
+        // An identifier of the build and flags may follow the name.
         .filter_map(|module| module.split([' ', '(']).next())
         .any(|module| OURS.contains(&module))
 }
 
-/// Says whether the line is what a report begins and ends with.
+/// Returns whether the line is the rule of `=` that a report begins and ends with.
 fn is_rule(line: &str) -> bool {
     let message = message(line);
     message.len() > 60 && message.bytes().all(|byte| byte == b'=')
@@ -259,7 +265,7 @@ mod tests {
 
     const RULE: &str = "==================================================================";
 
-    /// A report of two accesses, with these frames.
+    /// Returns a report of two accesses, with these frames.
     fn report(this: &[&str], other: &[&str]) -> String {
         let stamp = |line: &str| format!("[   33.100000] {line}\n");
         let frames = |frames: &[&str]| -> String {
@@ -284,7 +290,10 @@ mod tests {
             stamp("value changed: 0x0000000000000000 -> 0xffff888003a5b000"),
             stamp(""),
             stamp("Reported by Kernel Concurrency Sanitizer on:"),
-            stamp("CPU: 0 UID: 0 PID: 131 Comm: accf-suite Tainted: G           O        7.3.4 #1 PREEMPT(lazy) "),
+            stamp(
+                "CPU: 0 UID: 0 PID: 131 Comm: accf-suite Tainted: G           O        7.3.4 #1 \
+                 PREEMPT(lazy) ",
+            ),
             stamp("Tainted: [O]=OOT_MODULE"),
             stamp("Hardware name: QEMU Standard PC (i440FX + PIIX, 1996), BIOS 1.16.3 04/01/2014"),
             stamp(RULE),
@@ -293,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_that_names_nobody_of_us_is_foreign() {
+    fn a_report_without_our_modules_is_foreign() {
         // The program's name is no sign.
         let log = report(
             &["tcp_rearm_rto+0x1b/0x40", "tcp_ack+0x10/0x20"],
@@ -327,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_interrupted_or_stood_for_something_does_not_count() {
+    fn interrupted_and_replacing_functions_do_not_count() {
         let ours = "_RNvNtNtCs1_9accf_main3net5hooks10on_request+0x4/0x90 [accf]";
         let race = |frames: &[&str]| {
             let log = report(frames, &["tcp_poll+0x44/0x300"]);
@@ -346,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn who_brings_a_segment_does_not_count() {
+    fn what_delivers_a_segment_does_not_count() {
         let on_request = "_RNvNtNtCs1_9accf_main3net5hooks10on_request+0xfa/0x850 [accf]";
         // As it was reported; the frames below are left out.
         let by_the_timer = [
@@ -369,22 +378,22 @@ mod tests {
         let race = |this: &[&str], other: &[&str]| take(&report(this, other)).0.pop().unwrap();
         let seen = race(&by_the_timer, &by_the_network);
         assert!(!seen.is_ours, "{seen}");
-        // What TCP calls of ours, for whoever it is, counts.
+        // Our functions that TCP calls then count.
         let ours = [&[on_request], &by_the_timer[1..]].concat();
         assert!(race(&ours, &by_the_network).is_ours);
-        // So does what the timer does itself.
+        // So do accesses of the timer itself.
         assert!(race(&by_the_timer[3..], &by_the_network).is_ours);
     }
 
     #[test]
-    fn the_one_that_is_there_on_purpose_is_told_from_the_others() {
+    fn the_deliberate_race_is_told_from_others() {
         let planted =
             "_RNvNtCs1_15accf_kunit_main14test_sanitizer15race_on_purpose+0x4/0x90 [accf_kunit]";
         let race = |this: &str, other: &str| take(&report(&[this], &[other])).0.pop().unwrap();
         let seen = race(planted, planted);
         assert!(seen.is_on_purpose && !seen.is_ours, "{seen}");
         assert_eq!(summary(&[seen]), "");
-        // With anybody else it is a finding.
+        // With any other function it is a finding.
         for (this, other) in [
             (planted, "tcp_poll+0x1/0x2"),
             ("f+0x1/0x2 [accf]", planted),
@@ -398,21 +407,23 @@ mod tests {
     }
 
     #[test]
-    fn where_an_access_was_moved_to_counts() {
+    fn a_reordered_access_counts() {
         let log = report(&["tcp_ack+0x1/0x2"], &["tcp_poll+0x1/0x2"]).replace(
             "value changed",
-            "  |\n[   33.1]   +-> reordered to: accf_qlen_add+0x9/0x20 [accf]\n[   33.1] value changed",
+            "  |\n[   33.1]   +-> reordered to: accf_qlen_add+0x9/0x20 [accf]\n\
+             [   33.1] value changed",
         );
         assert!(take(&log).0[0].is_ours);
     }
 
     #[test]
-    fn a_race_with_nobody_known_is_read() {
+    fn a_race_of_unknown_origin_is_read() {
         let log = format!(
             "[    1.0] {RULE}\n\
              [    1.0] BUG: KCSAN: data-race in accf_young+0x10/0x20 [accf]\n\
              [    1.0] \n\
-             [    1.0] race at unknown origin, with read to 0xffff888003a5b0d8 of 4 bytes by task 7 on cpu 1:\n\
+             [    1.0] race at unknown origin, with read to 0xffff888003a5b0d8 of 4 bytes by \
+             task 7 on cpu 1:\n\
              [    1.0]  accf_young+0x10/0x20 [accf]\n\
              [    1.0] \n\
              [    1.0] Reported by Kernel Concurrency Sanitizer on:\n\
@@ -452,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_without_an_end_takes_no_other_with_it() {
+    fn a_report_without_an_end_does_not_include_the_next() {
         let one = report(&["tcp_ack+0x1/0x2"], &["tcp_poll+0x1/0x2"]);
         let (cut, _) = one.split_once("Reported by").unwrap();
         let cut = cut.rsplit_once('\n').unwrap().0;
@@ -465,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn the_functions_of_rust_can_be_read() {
+    fn names_of_rust_functions_are_demangled() {
         let ours = "_RNvNtNtCs1_9accf_main3net5hooks10destructor+0x4/0x90 [accf]";
         let (races, _) = take(&report(&[ours], &["tcp_poll+0x1/0x2"]));
         let name = "accf_main::net::hooks::destructor";
@@ -482,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_in_the_middle_of_a_report_is_not_lost() {
+    fn a_message_in_the_middle_of_a_report_is_not_lost() {
         let log = report(&["tcp_ack+0x1/0x2"], &["tcp_poll+0x1/0x2"]);
         let said = "[   33.1] WARNING: net/core/sock.c:1 at sk_free+0x1/0x2, CPU#0: swapper/0/0";
         let log = log.replacen(

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Finding what is wrong in a kernel log.
+//! Finds reports of errors in a kernel log.
 
 use std::fmt;
 
-/// What a kernel says when something is wrong with it.
+/// What a kernel prints when something is wrong with it.
 const PATTERNS: &[&str] = &[
     "BUG:",
     "BUG ",
@@ -62,20 +62,21 @@ const PATTERNS: &[&str] = &[
 /// The names of our modules.
 pub(super) const OURS: &[&str] = &["accf", "accf_kunit"];
 
-/// What the kernel says about any module that was not built with it.
+/// Messages that name our module and are no sign of an error: what the kernel prints about any
+/// module that was not built with it, and about parameters.
 const NOTICES: &[&str] = &[
     "loading out-of-tree module taints kernel",
     "module verification failed: signature and/or required key missing",
     // The kernel's command line, which is ours.
     "kunit.filter_glob=",
-    // What we, and the kernel, say of a parameter that makes no sense: a test gives some.
+    // About a parameter without sense: a test gives some.
     "is none of 0 (accept), 1 (reset), 2 (drop)",
-    "a filter must be able to hold at least one connection back",
+    "max_parked=0: ",
     "invalid for parameter",
     "too large for parameter",
 ];
 
-/// How many lines before and after a splat's first line are shown.
+/// The number of lines that are shown before and after a splat's first line.
 const BEFORE: usize = 2;
 /// See [`BEFORE`].
 const AFTER: usize = 45;
@@ -83,9 +84,9 @@ const AFTER: usize = 45;
 /// A place in a kernel log where something is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Splat {
-    /// The line that gave it away, without its time stamp.
+    /// Its first line, without the time stamp.
     pub(crate) line: String,
-    /// That line with what is around it.
+    /// The lines around it.
     pub(crate) excerpt: String,
 }
 
@@ -95,13 +96,13 @@ impl fmt::Display for Splat {
     }
 }
 
-/// Finds the splats of a kernel log, each report once. For KCSAN's there is [`super::race`].
+/// Finds the splats of a kernel log, each report once. KCSAN's are in [`super::race`].
 pub(crate) fn scan(log: &str) -> Vec<Splat> {
     let lines: Vec<&str> = log.lines().collect();
     let mut splats = Vec::new();
     let mut shown_until = 0;
     for (number, line) in lines.iter().enumerate() {
-        // One report has many telling lines; those after the first are in its excerpt.
+        // One report has several lines with a pattern; the excerpt has those after the first.
         if number < shown_until || !is_splat(line) {
             continue;
         }
@@ -116,10 +117,10 @@ pub(crate) fn scan(log: &str) -> Vec<Splat> {
     splats
 }
 
-/// Says whether the line is a sign of something wrong.
+/// Returns whether the line is a sign of an error.
 fn is_splat(line: &str) -> bool {
     let message = message(line);
-    // A user-space program's own fault, although the words are those of the kernel's.
+    // The fault of a program in user space, in the words of a kernel's.
     if message.starts_with("traps: ") {
         return false;
     }
@@ -128,8 +129,7 @@ fn is_splat(line: &str) -> bool {
     PATTERNS.iter().any(|pattern| message.contains(pattern)) || (is_kernels && is_ours(message))
 }
 
-/// Says whether our module printed something, or something was printed about it: in normal
-/// operation it is silent.
+/// Returns whether the message is of our module or names it: in normal operation it is silent.
 fn is_ours(message: &str) -> bool {
     let names_us = message
         .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
@@ -137,7 +137,7 @@ fn is_ours(message: &str) -> bool {
     names_us && !is_ktap(message) && !NOTICES.iter().any(|notice| message.contains(notice))
 }
 
-/// Says whether the message is a line of KUnit's results.
+/// Returns whether the message is a line of KUnit's results.
 fn is_ktap(message: &str) -> bool {
     let message = message.trim_start();
     ["KTAP version", "# ", "ok ", "not ok ", "1.."]
@@ -178,7 +178,7 @@ pub(crate) fn message(line: &str) -> &str {
 mod tests {
     use super::*;
 
-    /// Lines of real logs that must count, one report each.
+    /// Lines of real logs that must be found, one report each.
     const BAD: &[&str] = &[
         "[   12.750778] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000000",
         "[    9.1] BUG: kernel NULL pointer dereference, address: 0000000000000008",
@@ -187,8 +187,10 @@ mod tests {
         "[    5.0] BUG: KASAN: slab-use-after-free in inet_csk_accept+0x1f/0x40",
         "[    5.0] BUG: KCSAN: data-race in tcp_check_req / tcp_rtx_synack",
         "[    5.0] UBSAN: shift-out-of-bounds in net/ipv4/inet_connection_sock.c:1070:12",
-        "[    5.0] Oops: general protection fault, probably for non-canonical address 0xdffffc0000000001: 0000 [#1] SMP KASAN NOPTI",
-        "[    3.2] WARNING: net/ipv4/tcp_minisocks.c:921 at tcp_check_req+0x1/0x2, CPU#0: swapper/0/0",
+        "[    5.0] Oops: general protection fault, probably for non-canonical address \
+         0xdffffc0000000001: 0000 [#1] SMP KASAN NOPTI",
+        "[    3.2] WARNING: net/ipv4/tcp_minisocks.c:921 at tcp_check_req+0x1/0x2, \
+         CPU#0: swapper/0/0",
         "[    3.2] WARNING: CPU: 1 PID: 77 at kernel/time/timer.c:1",
         "[    3.2] WARNING: possible circular locking dependency detected",
         "[    3.2] WARNING: possible recursive locking detected",
@@ -196,9 +198,11 @@ mod tests {
         "[    3.2] WARNING: suspicious RCU usage",
         "[    3.2] [ BUG: Invalid wait context ]",
         "[    3.2] INFO: trying to register non-static key.",
-        "[    3.2] BUG: sleeping function called from invalid context at include/linux/sched/mm.h:321",
+        "[    3.2] BUG: sleeping function called from invalid context at \
+         include/linux/sched/mm.h:321",
         "[    3.2] BUG: scheduling while atomic: insmod/131/0x00000201",
-        "[    3.2] ODEBUG: free active (active state 0) object: 00000000 object type: timer_list hint: reqsk_timer_handler+0x0/0x1",
+        "[    3.2] ODEBUG: free active (active state 0) object: 00000000 object type: timer_list \
+         hint: reqsk_timer_handler+0x0/0x1",
         "[    3.2] refcount_t: underflow; use-after-free.",
         "[    3.2] list_del corruption. prev->next should be ffff888003, but was dead000000000100",
         "[    3.2] rcu: INFO: rcu_preempt self-detected stall on CPU",
@@ -210,25 +214,27 @@ mod tests {
         "[    3.2] rust_kernel: panicked at library/core/src/panicking.rs:1:1",
         "[    3.2][   T77] WARNING: CPU: 1 PID: 77 at kernel/time/timer.c:1",
         "<4>[    3.2] Call Trace:",
-        // Our module speaking, or spoken of.
+        // Messages of our module, or about it.
         "[    3.2] accf: parked 3 requests",
         "[    3.2] accf: unknown parameter 'timeout' ignored",
         "[    3.2] Modules linked in: accf(O)",
     ];
 
-    /// Lines of real logs that must not count.
+    /// Lines of real logs that must not be found.
     const FINE: &[&str] = &[
         "[    0.000000] Kernel command line: panic=-1 oops=panic kunit.filter_glob=accf*",
         "[    0.000000] Linux version 7.3.4+deb13-cloud-amd64",
         "[    0.000000] Debugging: BUGS are not expected",
         "[    8.1] accf: loading out-of-tree module taints kernel.",
-        "[    8.1] accf: module verification failed: signature and/or required key missing - tainting kernel",
+        "[    8.1] accf: module verification failed: signature and/or required key missing - \
+         tainting kernel",
         "[    8.1] accf_kunit: loading out-of-tree module taints kernel.",
         "[    8.1]     KTAP version 1",
         "[    8.1]     # Subtest: accf",
         "[    8.1]     ok 1 accf",
         "[    8.1] not ok 2 accf_kunit",
-        "[    8.1] traps: python3[93] general protection fault ip:7f0 sp:7ff error:0 in libc.so.6[7f0+1000]",
+        "[    8.1] traps: python3[93] general protection fault ip:7f0 sp:7ff error:0 in \
+         libc.so.6[7f0+1000]",
         "[    1.0] kmemleak: Kernel memory leak detector initialized (mem pool available: 15679)",
         "/run/accf/guest-init: line 14: mount: command not found",
         "[    1.0] rcu: Preemptible hierarchical RCU implementation.",
@@ -237,21 +243,21 @@ mod tests {
     ];
 
     #[test]
-    fn every_bad_line_counts() {
+    fn every_bad_line_is_found() {
         for line in BAD {
             assert_eq!(scan(line).len(), 1, "not found: {line}");
         }
     }
 
     #[test]
-    fn fine_lines_do_not_count() {
+    fn fine_lines_are_not_found() {
         for line in FINE {
             assert_eq!(scan(line), [], "found: {line}");
         }
     }
 
     #[test]
-    fn a_report_counts_once_and_is_shown_whole() {
+    fn a_report_is_found_once_and_shown_whole() {
         let log = "[    1.0] all is well\n\
                    [    2.0] ------------[ cut here ]------------\n\
                    [    2.0] WARNING: CPU: 0 PID: 1 at net/core/sock.c:1\n\

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Reading kernel configurations.
+//! Reads kernel configurations.
 
 use std::collections::HashMap;
 
@@ -21,8 +21,8 @@ fn option(line: &str) -> Option<(&str, &str)> {
         .filter(|(name, _)| name.starts_with("CONFIG_"))
 }
 
-/// Lists what `fragments` ask for and `config` does not have. What a later one says of an option replaces what an earlier one
-/// says.
+/// Lists what `fragments` ask for and `config` does not have. A later fragment overrides the
+/// options of an earlier one.
 pub(crate) fn not_taken<'a>(
     fragments: impl IntoIterator<Item = &'a str>,
     config: &str,
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn every_line_must_take() {
+    fn every_line_must_take_effect() {
         let config = "CONFIG_A=y\nCONFIG_B=m\n# CONFIG_C is not set\nCONFIG_E=64\n";
         let fine =
             "# a comment\nCONFIG_A=y\n# CONFIG_C is not set\n# CONFIG_D is not set\nCONFIG_E=64\n";
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_later_fragment_says_counts() {
+    fn a_later_fragment_overrides_an_earlier_one() {
         let config = "# CONFIG_A is not set\nCONFIG_B=y\n";
         let first = "CONFIG_A=y\nCONFIG_B=y\n";
         let second = "# CONFIG_A is not set\n";

@@ -19,7 +19,7 @@ use crate::sysroot::Sysroot;
 pub(crate) enum Kind {
     /// The distribution's own kernel, untouched.
     Stock,
-    /// The same source with every checker on that goes with the others.
+    /// The same source with all checkers that go together.
     Dev,
     /// The same source with KCSAN, which finds data races.
     Kcsan,
@@ -38,7 +38,7 @@ impl Kind {
         }
     }
 
-    /// Says whether the kernel is configured by us, and so has KUnit.
+    /// Returns whether the kernel is configured by us, and so has KUnit.
     pub(crate) fn is_own(self) -> bool {
         self != Self::Stock
     }
@@ -97,12 +97,12 @@ pub(crate) struct Kernel {
     pub(crate) build: PathBuf,
     /// The image to boot.
     pub(crate) image: PathBuf,
-    /// What `make` must be told to use the compilers that built it, as they were used.
+    /// Arguments that make `make` use the compilers that built it, as they were used.
     pub(crate) make_arguments: Vec<OsString>,
 }
 
 impl Kernel {
-    /// Returns the kernel `kind`, made now if it is not there.
+    /// Returns the kernel `kind`; builds it if it is not there.
     pub(crate) fn ensure(sysroot: &Sysroot, kind: Kind) -> Result<Self> {
         match kind {
             Kind::Stock => stock::ensure(sysroot),
@@ -111,7 +111,7 @@ impl Kernel {
     }
 }
 
-/// Returns `-jN` for the processors there are.
+/// Returns `-jN` for the host's `N` processors.
 pub(crate) fn jobs() -> String {
     let count = std::thread::available_parallelism().map_or(1, usize::from);
     format!("-j{count}")
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernels_go_by_the_same_names_everywhere() {
+    fn kernels_have_the_same_names_everywhere() {
         for kind in Kind::value_variants() {
             // As `--kernel` and `cargo xtask kernel` read it.
             assert_eq!(Kind::from_str(kind.name(), false), Ok(*kind));

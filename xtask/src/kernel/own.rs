@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Our own kernels: the packaged kernel's source, a small configuration and checkers. The dev kernel has as many as go
-//! together; the others are it, but for what they look for.
+//! Our own kernels: the packaged kernel's source, a small configuration and checkers. The dev
+//! kernel has as many checkers as go together; the others differ from it in what they look for.
 
 use std::fs;
 use std::path::Path;
@@ -19,41 +19,42 @@ const RECIPE: &str = "1";
 /// Rust with KASAN takes Clang.
 const LLVM: &str = "LLVM=-19";
 
-/// A part of a configuration.
+/// A part of a kernel configuration.
 #[derive(Debug)]
 struct Fragment {
-    /// The file that it is.
+    /// Its path in the checkout.
     file: &'static str,
-    /// What it says.
+    /// Its content.
     text: &'static str,
 }
 
-/// What every one of them begins with.
+/// The part that all of them have.
 const DEV: Fragment = Fragment {
     file: "vm/dev.config",
     text: include_str!("../../../vm/dev.config"),
 };
 
-/// What is particular to the kernel with KCSAN.
+/// The part of the kernel with KCSAN.
 const KCSAN: Fragment = Fragment {
     file: "vm/kcsan.config",
     text: include_str!("../../../vm/kcsan.config"),
 };
 
-/// What is particular to the kernel with PREEMPT_RT.
+/// The part of the kernel with PREEMPT_RT.
 const RT: Fragment = Fragment {
     file: "vm/rt.config",
     text: include_str!("../../../vm/rt.config"),
 };
 
-/// How the compiler is told to have the Rust code of modules tell KCSAN of every access. The kernel's build does so for C only
-/// (`scripts/Makefile.kcsan`, whose flags these are); of the kernel's own Rust code, what is generic, or inlined, is compiled
-/// with the module that uses it, and its atomics and locks are functions in C.
+/// The argument that makes the compiler instrument the Rust code of modules, so that KCSAN sees
+/// every access. The kernel's build does so for C only (`scripts/Makefile.kcsan`, whose flags these
+/// are). Generic and inlined code of the kernel's own Rust crates is compiled with the module that
+/// uses it; their atomics and locks are functions in C.
 const KCSAN_RUST: &str = "RUSTFLAGS_MODULE=-Zsanitizer=thread \
                           -Cllvm-args=-tsan-compound-read-before-write=1 \
                           -Cllvm-args=-tsan-distinguish-volatile=1";
 
-/// A change of one file of the kernel's source, for one build: the source is everybody's.
+/// A change of one file of the kernel's source, for one build: all kernels share the source.
 #[derive(Debug)]
 struct Edit {
     file: &'static str,
@@ -61,7 +62,8 @@ struct Edit {
     to: &'static str,
 }
 
-/// Rust's compiler refuses a sanitizer that its target does not list. For x86 the kernel makes the target's description.
+/// Rust's compiler refuses a sanitizer that its target does not list. For x86 the kernel's build
+/// writes the target's description.
 const KCSAN_TARGET: Edit = Edit {
     file: "scripts/generate_rust_target.rs",
     from: r#"ts.push("llvm-target", "x86_64-linux-gnu");
@@ -75,7 +77,7 @@ impl Edit {
     fn apply(&self, text: &str) -> Result<String> {
         if text.matches(self.from).count() != 1 {
             bail!(
-                "{} of this kernel does not say what is to be changed for one build:\n{}",
+                "{} of this kernel does not have the text that is to be changed for one build:\n{}",
                 self.file,
                 self.from
             );
@@ -84,22 +86,22 @@ impl Edit {
     }
 }
 
-/// One of these kernels.
+/// How one of these kernels is built.
 #[derive(Debug)]
 struct Own {
     kind: Kind,
     /// The kind of its entry in the cache.
     cache: &'static str,
-    /// What is merged onto `tinyconfig`, in this order.
+    /// The parts that are merged onto `tinyconfig`, in this order.
     fragments: &'static [Fragment],
-    /// What is changed in its source.
+    /// The change of its source.
     edit: Option<Edit>,
-    /// What modules for it are built with, besides the compiler.
+    /// The argument that modules for it are built with, besides the compiler.
     modules: Option<&'static str>,
 }
 
 impl Own {
-    /// The recipe of `kind`, which is one of these.
+    /// Returns the recipe of `kind`, which is one of these.
     fn new(kind: Kind) -> Result<Self> {
         let own = |cache, fragments| Self {
             kind,
@@ -120,7 +122,7 @@ impl Own {
         })
     }
 
-    /// What it is made from.
+    /// Returns what it is made from.
     fn parts(&self) -> Vec<&'static str> {
         let fragments = self.fragments.iter().map(|part| part.text);
         let edit = self.edit.iter().flat_map(|edit| [edit.file, edit.to]);
@@ -155,7 +157,7 @@ impl Own {
         let file = build.join(".config");
         let mut text = fs::read_to_string(&file).context("cannot read tinyconfig's result")?;
         for fragment in self.fragments {
-            // The last line of an option counts.
+            // The last line that sets an option counts.
             text.push('\n');
             text.push_str(fragment.text);
         }
@@ -180,10 +182,7 @@ impl Own {
 pub(super) fn ensure(sysroot: &Sysroot, kind: Kind) -> Result<Kernel> {
     let own = Own::new(kind)?;
     let manifest = sysroot.manifest();
-    let compilers = manifest.compilers.join(
-        "
-",
-    );
+    let compilers = manifest.compilers.join("\n");
     let mut parts = vec![RECIPE, LLVM, &compilers, &manifest.package_version];
     parts.extend(own.parts());
     let entry = Entry::new(own.cache, &parts)?;

@@ -1,6 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The stock kernel: packaged, untouched. The packages lack the Rust metadata that a module is
 //! compiled against, so that part is rebuilt from the packaged source and configuration.
+//!
+//! Three checks together show that a module built against the rebuilt part fits the kernel:
+//! * `sysroot.rs` compares the package versions: image, headers and source are of one version, so
+//!   that the structures in the source are those of the kernel.
+//! * [`check_symbols`] compares symbol names: the rebuilt crates are of the same rustc and crate
+//!   names. They do not show which source was built: they are equal for 7.2.12 and 7.3.4.
+//! * The kernel's loader compares the module's `vermagic`, which begins with `KERNELRELEASE`. Two
+//!   revisions of a package can have one release.
 
 use std::collections::HashSet;
 use std::fs;
@@ -25,10 +33,7 @@ pub(super) fn ensure(sysroot: &Sysroot) -> Result<Kernel> {
         .with_context(|| format!("cannot read {}", config_file.display()))?;
     let compiler = config::compiler(&config)
         .with_context(|| format!("{} does not say what compiled it", config_file.display()))?;
-    let compilers = manifest.compilers.join(
-        "
-",
-    );
+    let compilers = manifest.compilers.join("\n");
     let entry = Entry::new(
         "kernel-stock",
         &[
@@ -91,8 +96,9 @@ fn create(
     check_symbols(build)
 }
 
-/// Checks that the rebuilt Rust crates export exactly the names that the packaged kernel exports:
-/// Rust symbols contain a hash of what they were built from, so equal names mean an equal build.
+/// Checks that the packaged kernel exports every name that the rebuilt Rust crates export: they
+/// were built by the same rustc, for crates of the same names. This says nothing about their
+/// source.
 fn check_symbols(build: &Path) -> Result<()> {
     let symvers =
         fs::read_to_string(build.join("Module.symvers")).context("cannot read Module.symvers")?;
@@ -119,8 +125,8 @@ fn check_symbols(build: &Path) -> Result<()> {
     if let Some(first) = missing.first() {
         bail!(
             "the rebuilt Rust crates are not those of the packaged kernel: {} of {count} symbols \
-             differ, for example {first}; a module built against them would not load. The sysroot's \
-             compilers differ from the package's: run `cargo xtask setup --refresh`",
+             differ, for example {first}; a module built against them would not load. The \
+             sysroot's compilers differ from the package's: run `cargo xtask setup --refresh`",
             missing.len()
         );
     }
@@ -136,6 +142,7 @@ fn exported_symbol(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::Scratch;
 
     #[test]
     fn export_lines_are_read() {
@@ -148,7 +155,8 @@ mod tests {
 
     #[test]
     fn a_foreign_symbol_is_an_error() {
-        let dir = std::env::temp_dir().join(format!("accf-stock-{}", std::process::id()));
+        let scratch = Scratch::new("stock");
+        let dir = &scratch.0;
         fs::create_dir_all(dir.join("rust")).unwrap();
         let write = |name: &str, text: &str| fs::write(dir.join(name), text).unwrap();
         write(
@@ -160,13 +168,12 @@ mod tests {
             "EXPORT_SYMBOL_RUST_GPL(_Rone);\n",
         );
         write("rust/exports_kernel_generated.h", "");
-        check_symbols(&dir).unwrap();
+        check_symbols(dir).unwrap();
         write(
             "rust/exports_kernel_generated.h",
             "EXPORT_SYMBOL_RUST_GPL(_Rtwo);\n",
         );
-        let error = check_symbols(&dir).unwrap_err().to_string();
+        let error = check_symbols(dir).unwrap_err().to_string();
         assert!(error.contains("_Rtwo"), "{error}");
-        fs::remove_dir_all(dir).unwrap();
     }
 }

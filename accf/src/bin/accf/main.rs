@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `accf`: shows the listeners that have an accept filter, and their statistics.
 
+#![forbid(unsafe_code)]
+
 mod json;
 mod list;
 #[cfg(test)]
