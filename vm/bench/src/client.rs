@@ -25,18 +25,18 @@ const BATCH: u32 = 50;
 /// How many clients visit a server before anything is measured: as many as have an address of their own, and some.
 const WARM_UP: u32 = 250;
 /// How often a client looks whether a segment has come before it gives up.
-const LOOKS: u32 = 100_000;
+const MAX_POLLS: u32 = 100_000;
 /// How many closed connections the kernel is made to remember at most: fewer than it can (`net.ipv4.tcp_max_tw_buckets`).
-const REMEMBERED: u32 = 8000;
+const MAX_TIME_WAIT: u32 = 8000;
 /// How long it remembers them all: somewhat less than a minute.
-const REMEMBERS: Duration = Duration::from_secs(50);
+const MAX_AGE: Duration = Duration::from_secs(50);
 /// How long it may take until it has forgotten them: timers of that length are late by several seconds.
-const FORGETS: Duration = Duration::from_secs(180);
+const EXPIRES_WITHIN: Duration = Duration::from_secs(180);
 /// How long the kernel gets to do what connections leave to do: to free memory, to take down a namespace.
-const SETTLING: Duration = Duration::from_secs(1);
+const SETTLES_WITHIN: Duration = Duration::from_secs(1);
 
 /// What must not have happened: it would have made a connection another one than the next.
-const TROUBLES: [&str; 4] = [
+const UNEXPECTED: [&str; 4] = [
     "TcpRetransSegs",
     "TcpExtSyncookiesSent",
     "TcpExtListenOverflows",
@@ -59,7 +59,7 @@ impl Manner {
 
 /// What connections of one server cost, added up.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Bill {
+pub(crate) struct Costs {
     /// How many connections.
     pub(crate) connections: u32,
     /// Instructions from the SYN to the last ACK.
@@ -76,7 +76,7 @@ pub(crate) struct Bill {
     least_own: Option<u64>,
 }
 
-impl Bill {
+impl Costs {
     /// A sum over all connections, for each of them.
     pub(crate) fn each(&self, sum: u64) -> f64 {
         sum as f64 / f64::from(self.connections)
@@ -106,7 +106,7 @@ pub(crate) struct Clients {
     swarm: Swarm,
     next: u32,
     /// When the kernel remembered none of those who have come since.
-    oldest: Instant,
+    none_before: Instant,
 }
 
 impl Clients {
@@ -116,7 +116,7 @@ impl Clients {
             ns: ns.clone(),
             swarm: Swarm::new(ns, FAMILY, port)?,
             next: 0,
-            oldest: Instant::now(),
+            none_before: Instant::now(),
         })
     }
 
@@ -129,7 +129,7 @@ impl Clients {
     pub(crate) fn warm_up(&mut self, servers: &[&Server]) -> Result<()> {
         for manner in Manner::ALL {
             // What the kernel and the programs do for the first time, they may do at any time.
-            self.attend(manner, servers, WARM_UP)?;
+            self.visit_once(manner, servers, WARM_UP)?;
         }
         Ok(())
     }
@@ -142,30 +142,30 @@ impl Clients {
         manner: Manner,
         servers: &[&Server],
         connections: u32,
-    ) -> Result<Vec<Bill>> {
-        let undisturbed = |bills: &Vec<Bill>| bills.iter().try_for_each(Bill::check_own);
-        let bills = self.attend(manner, servers, connections)?;
-        if undisturbed(&bills).is_ok() {
-            return Ok(bills);
+    ) -> Result<Vec<Costs>> {
+        let check = |costs: &Vec<Costs>| costs.iter().try_for_each(Costs::check_own);
+        let costs = self.visit_once(manner, servers, connections)?;
+        if check(&costs).is_ok() {
+            return Ok(costs);
         }
-        let bills = self.attend(manner, servers, connections)?;
-        undisturbed(&bills)?;
-        Ok(bills)
+        let costs = self.visit_once(manner, servers, connections)?;
+        check(&costs)?;
+        Ok(costs)
     }
 
     /// The same, whatever else happens.
-    fn attend(
+    fn visit_once(
         &mut self,
         manner: Manner,
         servers: &[&Server],
         connections: u32,
-    ) -> Result<Vec<Bill>> {
+    ) -> Result<Vec<Costs>> {
         let visits = u32::try_from(servers.len())? * connections;
-        self.settle(visits)?;
+        self.wait_until_settled(visits)?;
         let before = Counters::read(&self.ns)?;
-        let mut bills = Vec::new();
+        let mut costs = Vec::new();
         for server in servers {
-            bills.push((Bill::default(), server.usage()?));
+            costs.push((Costs::default(), server.usage()?));
         }
         let clients = self.next..self.next + connections;
         self.next = clients.end;
@@ -175,9 +175,9 @@ impl Clients {
             count::run_only_when_idle()?;
             let sleeps = own_sleeps()?;
             for first in clients.clone().step_by(BATCH as usize) {
-                for (server, (bill, _)) in servers.iter().zip(&mut bills) {
+                for (server, (cost, _)) in servers.iter().zip(&mut costs) {
                     for nth in first..clients.end.min(first + BATCH) {
-                        connect(swarm, swarm.member_of(nth, server.port()), manner, bill)
+                        connect(swarm, swarm.member_of(nth, server.port()), manner, cost)
                             .with_context(|| format!("client {nth} of port {}", server.port()))?;
                     }
                 }
@@ -194,47 +194,47 @@ impl Clients {
             opened == i64::from(visits),
             "{opened} connections were made, not {visits}"
         );
-        for trouble in TROUBLES {
-            let count = after.growth(&before, trouble)?;
-            ensure!(count == 0, "{trouble} grew by {count}");
+        for counter in UNEXPECTED {
+            let count = after.growth(&before, counter)?;
+            ensure!(count == 0, "{counter} grew by {count}");
         }
-        let settled = bills.into_iter().zip(servers);
-        let settled = settled.map(|((mut bill, used), server)| {
-            bill.server = server.usage()?.since(&used);
+        let counted = costs.into_iter().zip(servers);
+        let counted = counted.map(|((mut cost, used), server)| {
+            cost.server = server.usage()?.since(&used);
             ensure!(
-                bill.server.answered == u64::from(connections),
+                cost.server.answered == u64::from(connections),
                 "{} of {connections} clients were answered",
-                bill.server.answered
+                cost.server.answered
             );
-            Ok(bill)
+            Ok(cost)
         });
-        settled.collect()
+        counted.collect()
     }
 
     /// Waits until the kernel has done what was left to do, and will not have to forget a closed connection meanwhile.
-    fn settle(&mut self, visits: u32) -> Result<()> {
+    fn wait_until_settled(&mut self, visits: u32) -> Result<()> {
         // Idle time costs this machine nothing.
-        thread::sleep(SETTLING);
-        let mut remembered = remembered(&self.ns)?;
-        if remembered + visits > REMEMBERED || self.oldest.elapsed() > REMEMBERS {
-            while remembered > 0 {
+        thread::sleep(SETTLES_WITHIN);
+        let mut time_wait = time_wait_sockets(&self.ns)?;
+        if time_wait + visits > MAX_TIME_WAIT || self.none_before.elapsed() > MAX_AGE {
+            while time_wait > 0 {
                 ensure!(
-                    self.oldest.elapsed() < FORGETS,
-                    "{remembered} closed connections are still remembered"
+                    self.none_before.elapsed() < EXPIRES_WITHIN,
+                    "{time_wait} closed connections are still remembered"
                 );
-                thread::sleep(SETTLING);
-                remembered = self::remembered(&self.ns)?;
+                thread::sleep(SETTLES_WITHIN);
+                time_wait = time_wait_sockets(&self.ns)?;
             }
         }
-        if remembered == 0 {
-            self.oldest = Instant::now();
+        if time_wait == 0 {
+            self.none_before = Instant::now();
         }
         Ok(())
     }
 }
 
 /// How many closed connections the kernel remembers (TIME-WAIT).
-fn remembered(ns: &Netns) -> Result<u32> {
+fn time_wait_sockets(ns: &Netns) -> Result<u32> {
     let text = ns.proc_net("sockstat")?;
     let mut words = text.split_whitespace().skip_while(|word| *word != "tw");
     let count = words.nth(1).context("/proc/net/sockstat has no `tw`")?;
@@ -246,10 +246,10 @@ fn own_sleeps() -> Result<i64> {
     Ok(getrusage(UsageWho::RUSAGE_THREAD)?.voluntary_context_switches())
 }
 
-/// Is one client from the SYN to the last ACK, and adds what that cost to the bill.
+/// Is one client from the SYN to the last ACK, and adds what that cost.
 ///
 /// The server closes first. Each of its segments must be the one that is due, so all listeners' are the same ones.
-fn connect(swarm: &mut Swarm, member: Member, manner: Manner, bill: &mut Bill) -> Result<()> {
+fn connect(swarm: &mut Swarm, member: Member, manner: Manner, cost: &mut Costs) -> Result<()> {
     let begin = (count::instructions(), swarm.spent());
     let mut member = member;
     swarm.syn(&mut member)?;
@@ -257,11 +257,11 @@ fn connect(swarm: &mut Swarm, member: Member, manner: Manner, bill: &mut Bill) -
     if manner == Manner::Pause {
         let before = swarm.spent();
         swarm.push(&mut member, Flags::ACK, b"")?;
-        bill.ack += swarm.spent() - before;
+        cost.ack += swarm.spent() - before;
     }
     let before = swarm.spent();
     swarm.push(&mut member, Flags::PSH_ACK, REQUEST)?;
-    bill.request += swarm.spent() - before;
+    cost.request += swarm.spent() - before;
     take(swarm, &mut member, Flags::ACK, b"")?;
     take(swarm, &mut member, Flags::PSH_ACK, RESPONSE)?;
     swarm.push(&mut member, Flags::ACK, b"")?;
@@ -271,27 +271,27 @@ fn connect(swarm: &mut Swarm, member: Member, manner: Manner, bill: &mut Bill) -
     take(swarm, &mut member, Flags::ACK, b"")?;
     let spent = swarm.spent() - begin.1;
     let own = count::instructions() - begin.0 - spent;
-    bill.connections += 1;
-    bill.instructions += spent;
-    bill.own += own;
-    bill.least_own = Some(bill.least_own.map_or(own, |least| least.min(own)));
+    cost.connections += 1;
+    cost.instructions += spent;
+    cost.own += own;
+    cost.least_own = Some(cost.least_own.map_or(own, |least| least.min(own)));
     Ok(())
 }
 
 /// Takes the server's next segment, which must be this one.
 fn take(swarm: &mut Swarm, member: &mut Member, flags: Flags, payload: &[u8]) -> Result<()> {
-    for _ in 0..LOOKS {
+    for _ in 0..MAX_POLLS {
         let Some((nth, segment)) = swarm.take()? else {
             continue;
         };
         let is_first = member.rcv_nxt == 0;
-        let is_due = nth == member.nth
+        let is_expected = nth == member.nth
             && segment.flags == flags
             && segment.payload == payload
             && segment.ack == member.snd_nxt
             && (is_first || segment.seq == member.rcv_nxt);
         ensure!(
-            is_due,
+            is_expected,
             "[{flags}] len {} was due, and this came: {segment}",
             payload.len()
         );

@@ -8,7 +8,7 @@ use accf_kit::endpoint::Listen;
 use accf_kit::netns::Netns;
 use anyhow::{ensure, Context, Result};
 
-use crate::client::{Bill, Clients, Manner};
+use crate::client::{Clients, Costs, Manner};
 use crate::rounds::{in_turn, Figure, Figures, FAMILY};
 use crate::server::{Kind, Server};
 use crate::Plan;
@@ -35,10 +35,10 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
             for manner in Manner::ALL {
                 let case = case(kind, manner);
                 let subjects = in_turn(subjects.each_ref(), round);
-                let bills = one_round(&ns, &mut clients, manner, &subjects, connections(plan))
+                let costs = one_round(&ns, &mut clients, manner, &subjects, connections(plan))
                     .with_context(|| format!("{case}, round {round}"))?;
-                for (subject, bill) in subjects.iter().zip(bills) {
-                    add(&mut figures, subject.listener, case, manner, &bill);
+                for (subject, cost) in subjects.iter().zip(costs) {
+                    add(&mut figures, subject.listener, case, manner, &cost);
                 }
             }
         }
@@ -88,11 +88,11 @@ pub(crate) fn one_round(
     manner: Manner,
     subjects: &[&Subject],
     connections: u32,
-) -> Result<Vec<Bill>> {
-    let before = held_back(ns, subjects)?;
+) -> Result<Vec<Costs>> {
+    let before = parked_or_deferred(ns, subjects)?;
     let servers: Vec<&Server> = subjects.iter().map(|subject| &subject.server).collect();
-    let bills = clients.visit(manner, &servers, connections)?;
-    let after = held_back(ns, subjects)?;
+    let costs = clients.visit(manner, &servers, connections)?;
+    let after = parked_or_deferred(ns, subjects)?;
     for ((subject, before), after) in subjects.iter().zip(before).zip(after) {
         let expected = match (subject.listener, manner) {
             (Listener::Plain, _) | (_, Manner::SameTrip) => 0,
@@ -105,12 +105,12 @@ pub(crate) fn one_round(
             subject.listener.key()
         );
     }
-    Ok(bills)
+    Ok(costs)
 }
 
 /// How many clients each listener has held back so far: the kernel has thrown their ACKs away, or parked them until there
 /// was data.
-fn held_back(ns: &Netns, subjects: &[&Subject]) -> Result<Vec<u64>> {
+fn parked_or_deferred(ns: &Netns, subjects: &[&Subject]) -> Result<Vec<u64>> {
     let count = |subject: &&Subject| -> Result<u64> {
         Ok(match subject.listener {
             Listener::Plain => 0,
@@ -133,7 +133,13 @@ fn held_back(ns: &Netns, subjects: &[&Subject]) -> Result<Vec<u64>> {
 }
 
 /// Adds a round's figures for one listener.
-fn add(figures: &mut Figures, listener: Listener, case: &'static str, manner: Manner, bill: &Bill) {
+fn add(
+    figures: &mut Figures,
+    listener: Listener,
+    case: &'static str,
+    manner: Manner,
+    cost: &Costs,
+) {
     let mut add = |metric, unit, sum| {
         let figure = Figure {
             metric,
@@ -142,18 +148,18 @@ fn add(figures: &mut Figures, listener: Listener, case: &'static str, manner: Ma
             case,
             x: None,
         };
-        figures.add(figure, bill.each(sum));
+        figures.add(figure, cost.each(sum));
     };
-    add("instructions", Unit::Instructions, bill.instructions);
+    add("instructions", Unit::Instructions, cost.instructions);
     if manner == Manner::Pause {
-        add("instructions_ack", Unit::Instructions, bill.ack);
-        add("instructions_request", Unit::Instructions, bill.request);
+        add("instructions_ack", Unit::Instructions, cost.ack);
+        add("instructions_request", Unit::Instructions, cost.request);
     }
-    add("system_calls", Unit::Count, bill.server.system_calls);
+    add("system_calls", Unit::Count, cost.server.system_calls);
     add(
         "context_switches",
         Unit::Count,
-        bill.server.context_switches(),
+        cost.server.context_switches(),
     );
-    add("wakeups", Unit::Count, bill.server.wakeups);
+    add("wakeups", Unit::Count, cost.server.wakeups);
 }

@@ -6,7 +6,7 @@
 //! bare ACK is dated by the server's interface.
 //!
 //! What a kernel does at clock ticks depends on when between two ticks it began. So several clients connect in each round,
-//! and those of all rounds do so at distances from a tick that are evenly spread. A round's sample is its worst client.
+//! and those of all rounds do so at offsets from a tick that are evenly spread. A round's sample is its worst client.
 
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
@@ -72,16 +72,16 @@ struct Pace {
 
 impl Pace {
     /// Sleeps until it is a client's turn: once in each time as long as a tick, and always later in it than the last one.
-    fn wait(&self, round: u32, nth: u32) -> Result<()> {
+    fn wait_for_turn(&self, round: u32, nth: u32) -> Result<()> {
         let ticks = self.origin.elapsed().as_nanos() / self.tick.as_nanos();
         let next = self.origin + self.tick * u32::try_from(ticks + 1)?;
-        let turn = next + self.distance(round, nth);
+        let turn = next + self.offset(round, nth);
         thread::sleep(turn.saturating_duration_since(Instant::now()));
         Ok(())
     }
 
     /// How long after the beginning of such a time a client connects: for no two of all rounds the same.
-    fn distance(&self, round: u32, nth: u32) -> Duration {
+    fn offset(&self, round: u32, nth: u32) -> Duration {
         self.tick * (nth * self.rounds + round) / (self.rounds * CLIENTS)
     }
 }
@@ -141,36 +141,36 @@ fn worst(wire: &Wire, setup: Setup, asked_ms: u32, round: u32, pace: &Pace) -> R
     let before = Counters::read(&wire.server)?;
     let clients: Vec<TcpStream> = wire.client.run(|| {
         let connect = |nth| {
-            pace.wait(round, nth)?;
+            pace.wait_for_turn(round, nth)?;
             connect_here(server)
         };
         (0..CLIENTS).map(connect).collect()
     })?;
     // A listener of the kernel may take its time.
     let limit = asked * 4 + Duration::from_secs(10);
-    let let_go = if setup.on_timeout == OnTimeout::Reset {
+    let ends = if setup.on_timeout == OnTimeout::Reset {
         resets(&clients, limit)?
     } else {
         accepts(&listening, limit)?
     };
     rounds::no_syncookies(&before, &Counters::read(&wire.server)?)?;
     if setup.listener == Listener::Dataready {
-        met_the_deadline(&listening, setup.on_timeout)?;
+        check_stats(&listening, setup.on_timeout)?;
     }
     let trace = capture.stop()?.of_port(listening.port());
-    let late = clients
-        .iter()
-        .map(|client| Ok(open_for(client.local_addr()?, &let_go, &trace)? - f64::from(asked_ms)));
+    let late = clients.iter().map(|client| {
+        Ok(time_until_end(client.local_addr()?, &ends, &trace)? - f64::from(asked_ms))
+    });
     let late: Vec<f64> = late.collect::<Result<_>>()?;
     let worst = late.into_iter().max_by(|a, b| a.abs().total_cmp(&b.abs()));
     worst.context("no clients")
 }
 
 /// Who was let go, and when.
-type LetGo = Vec<(SocketAddr, Stamp)>;
+type Ends = Vec<(SocketAddr, Stamp)>;
 
 /// Accepts all clients of a listener that holds them all back.
-fn accepts(listening: &endpoint::Listener, limit: Duration) -> Result<LetGo> {
+fn accepts(listening: &endpoint::Listener, limit: Duration) -> Result<Ends> {
     let early = wait::readable(listening, Duration::ZERO)?;
     ensure!(!early, "accepted before all had connected");
     let mut accepted = Vec::new();
@@ -184,7 +184,7 @@ fn accepts(listening: &endpoint::Listener, limit: Duration) -> Result<LetGo> {
 }
 
 /// Waits until the clients, none of whom is reset yet, are reset in the order in which they connected.
-fn resets(clients: &[TcpStream], limit: Duration) -> Result<LetGo> {
+fn resets(clients: &[TcpStream], limit: Duration) -> Result<Ends> {
     for client in clients {
         let early = wait::readable(client, Duration::ZERO)?;
         ensure!(!early, "reset before all had connected");
@@ -203,7 +203,7 @@ fn resets(clients: &[TcpStream], limit: Duration) -> Result<LetGo> {
 }
 
 /// Makes sure that a listener has parked all clients, and let them go at their deadline.
-fn met_the_deadline(listening: &endpoint::Listener, on_timeout: OnTimeout) -> Result<()> {
+fn check_stats(listening: &endpoint::Listener, on_timeout: OnTimeout) -> Result<()> {
     let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
     let timed_out = if on_timeout == OnTimeout::Reset {
         stats.timeout_reset
@@ -218,8 +218,8 @@ fn met_the_deadline(listening: &endpoint::Listener, on_timeout: OnTimeout) -> Re
 }
 
 /// How many milliseconds after its bare ACK a client was let go.
-fn open_for(client: SocketAddr, let_go: &LetGo, trace: &Trace) -> Result<f64> {
-    let at = let_go.iter().find(|(peer, _)| *peer == client);
+fn time_until_end(client: SocketAddr, ends: &Ends, trace: &Trace) -> Result<f64> {
+    let at = ends.iter().find(|(peer, _)| *peer == client);
     let (_, at) = at.with_context(|| format!("{client} was not let go"))?;
     let trace = trace.of_peer(client);
     let ack = trace.first(Segment::is_bare_ack);
@@ -239,10 +239,10 @@ mod tests {
             rounds: 2,
         };
         let places = (0..2).flat_map(|round| (0..CLIENTS).map(move |nth| (round, nth)));
-        let mut distances: Vec<u128> = places
-            .map(|(round, nth)| pace.distance(round, nth).as_micros())
+        let mut offsets: Vec<u128> = places
+            .map(|(round, nth)| pace.offset(round, nth).as_micros())
             .collect();
-        distances.sort_unstable();
-        assert_eq!(distances, [0, 500, 1000, 1500, 2000, 2500, 3000, 3500]);
+        offsets.sort_unstable();
+        assert_eq!(offsets, [0, 500, 1000, 1500, 2000, 2500, 3000, 3500]);
     }
 }

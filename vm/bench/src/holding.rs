@@ -17,14 +17,14 @@ use accf_kit::control::OnTimeout;
 use accf_kit::slab::Slabs;
 use anyhow::Result;
 
-use crate::crowd::{median, Crowd, Step, LOT, SOON};
+use crate::idle_clients::{median, IdleClients, Step, BATCH, SETTLES_WITHIN};
 use crate::rounds::{Figure, Figures};
 
 /// How many lots are parked, released, and meet each kind of deadline, for one sample.
-const LOTS: u32 = 10;
+const BATCHES: u32 = 10;
 
 /// How many clients there are before memory is looked at: fewer than at the first step.
-const FIRST: u32 = 3 * LOT;
+const FIRST: u32 = 3 * BATCH;
 
 /// What may become of a client at its deadline, as a case.
 const TIMERS: [(&str, OnTimeout); 3] = [
@@ -33,19 +33,19 @@ const TIMERS: [(&str, OnTimeout); 3] = [
     ("drop", OnTimeout::Drop),
 ];
 
-/// Has a crowd grow, and measures at each step of at most `most` clients.
+/// Has a crowd grow, and measures at each step of at max_clients `max_clients` clients.
 pub(crate) fn measure(
-    crowd: &mut Crowd,
+    idle: &mut IdleClients,
     steps: &[Step],
-    most: u32,
+    max_clients: u32,
     figures: &mut Figures,
 ) -> Result<()> {
     // What there is once for each address, or was made for the first connections and is kept, does not count.
-    crowd.fill(FIRST)?;
-    crowd.speak()?;
-    crowd.fill(FIRST)?;
-    let before = Slabs::read_exactly(SOON)?;
-    let listener = crowd.kind();
+    idle.grow_to(FIRST)?;
+    idle.send_requests()?;
+    idle.grow_to(FIRST)?;
+    let before = Slabs::read_exactly(SETTLES_WITHIN)?;
+    let listener = idle.kind();
     for step in steps {
         let of = |metric, unit| Figure {
             metric,
@@ -57,32 +57,35 @@ pub(crate) fn measure(
         let bytes = of("bytes", Unit::Bytes);
         let park = of("park", Unit::Instructions);
         let release = of("release", Unit::Instructions);
-        if step.clients > most {
+        if step.clients > max_clients {
             for figure in [bytes, park, release] {
-                figures.explain(figure, &format!("measured with up to {most} clients only"));
+                figures.explain(
+                    figure,
+                    &format!("measured with up to {max_clients} clients only"),
+                );
             }
             continue;
         }
-        crowd.fill(step.clients)?;
+        idle.grow_to(step.clients)?;
         for _ in 0..step.passes {
-            let growth = Slabs::read_exactly(SOON)?.growth(&before);
+            let growth = Slabs::read_exactly(SETTLES_WITHIN)?.growth(&before);
             let (total, note) = each(growth, step.clients - FIRST);
             figures.add(bytes, total);
             figures.explain(bytes, &note);
             let (mut parks, mut releases) = (Vec::new(), Vec::new());
-            for _ in 0..LOTS {
-                releases.append(&mut crowd.speak()?);
-                parks.append(&mut crowd.come(LOT)?);
+            for _ in 0..BATCHES {
+                releases.append(&mut idle.send_requests()?);
+                parks.append(&mut idle.connect(BATCH)?);
             }
             figures.add(park, median(&mut parks)?);
             figures.add(release, median(&mut releases)?);
             if listener == Listener::Dataready {
                 for (case, on_timeout) in TIMERS {
                     let mut timers = Vec::new();
-                    for _ in 0..LOTS {
-                        let expired = crowd.expire(on_timeout)?;
+                    for _ in 0..BATCHES {
+                        let expired = idle.expire(on_timeout)?;
                         timers.push(expired.instructions / u64::from(expired.clients));
-                        crowd.come(expired.clients)?;
+                        idle.connect(expired.clients)?;
                     }
                     let timer = Figure {
                         case,
@@ -92,7 +95,7 @@ pub(crate) fn measure(
                     figures.explain(timer, "50 to 100 are due at once");
                 }
             }
-            crowd.check()?;
+            idle.check()?;
         }
     }
     Ok(())

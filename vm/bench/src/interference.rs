@@ -12,32 +12,32 @@ use accf_kit::segment::{Flags, Segment};
 use accf_kit::swarm::{Member, Swarm};
 use anyhow::{ensure, Context, Result};
 
-use crate::crowd::{median, Crowd, Step};
+use crate::idle_clients::{median, IdleClients, Step};
 use crate::rounds::{Figure, Figures, REQUEST, RESPONSE};
 use crate::server::Server;
 
 /// How many active clients there are for one sample, one after another.
 const VISITS: u32 = 51;
 /// The last step.
-const NOBODY: Step = Step {
+const NONE_LEFT: Step = Step {
     clients: 0,
     passes: 1,
 };
 
-/// Has a crowd shrink, and measures at each step of at most `most` clients, and when it is gone.
+/// Has a crowd shrink, and measures at each step of at max_clients `max_clients` clients, and when it is gone.
 pub(crate) fn measure(
-    crowd: &mut Crowd,
+    idle: &mut IdleClients,
     server: &Server,
     steps: &[Step],
-    most: u32,
+    max_clients: u32,
     figures: &mut Figures,
 ) -> Result<()> {
-    let listener = crowd.kind();
-    for step in steps.iter().filter(|step| step.clients <= most) {
-        crowd.fill(step.clients)?;
+    let listener = idle.kind();
+    for step in steps.iter().filter(|step| step.clients <= max_clients) {
+        idle.grow_to(step.clients)?;
     }
-    let (idle, refused) = (crowd.len(), crowd.cookies()?);
-    for step in steps.iter().rev().chain([&NOBODY]) {
+    let (all, with_cookies) = (idle.len(), idle.cookies()?);
+    for step in steps.iter().rev().chain([&NONE_LEFT]) {
         let figure = Figure {
             metric: "latency",
             unit: Unit::Instructions,
@@ -45,17 +45,20 @@ pub(crate) fn measure(
             case: "",
             x: Some(step.clients.into()),
         };
-        if step.clients > most {
-            figures.explain(figure, &format!("measured with up to {most} clients only"));
+        if step.clients > max_clients {
+            figures.explain(
+                figure,
+                &format!("measured with up to {max_clients} clients only"),
+            );
             continue;
         }
-        crowd.leave(step.clients)?;
-        let (before, cookies) = (server.usage()?, crowd.cookies()?);
+        idle.shrink_to(step.clients)?;
+        let (before, cookies) = (server.usage()?, idle.cookies()?);
         for _ in 0..step.passes {
             let mut latencies = Vec::new();
             for _ in 0..VISITS {
-                let client = crowd.newcomer();
-                latencies.push(visit(crowd.swarm(), client)?);
+                let client = idle.new_client();
+                latencies.push(visit(idle.swarm(), client)?);
             }
             figures.add(figure, median(&mut latencies)?);
         }
@@ -65,13 +68,13 @@ pub(crate) fn measure(
             answered == visits,
             "{answered} of {visits} clients were answered"
         );
-        crowd.check()?;
-        if refused > 0 {
+        idle.check()?;
+        if with_cookies > 0 {
             let note =
-                format!("{refused} of {idle} idle clients had a syncookie, and were accepted");
+                format!("{with_cookies} of {all} idle clients had a syncookie, and were accepted");
             figures.explain(figure, &note);
         }
-        if crowd.cookies()? > cookies {
+        if idle.cookies()? > cookies {
             figures.explain(figure, "and so had the active ones");
         }
     }

@@ -3,9 +3,9 @@
 
 mod client;
 mod connection;
-mod crowd;
 mod deadline;
 mod holding;
+mod idle_clients;
 mod interference;
 mod others;
 mod pause;
@@ -77,9 +77,9 @@ fn main() -> Result<()> {
         module::load(others::PARAMETERS)?;
     }
     // These share what takes longest. Last, as they leave much in the kernel's caches.
-    let (crowded, wanted): (Vec<Bench>, Vec<Bench>) = wanted
+    let (with_idle, wanted): (Vec<Bench>, Vec<Bench>) = wanted
         .into_iter()
-        .partition(|bench| crowd::BENCHES.contains(bench));
+        .partition(|bench| idle_clients::BENCHES.contains(bench));
     for bench in wanted {
         let measure: fn(Plan) -> Result<Vec<Measurement>> = match bench {
             Bench::Others | Bench::Holding | Bench::Interference => continue,
@@ -91,8 +91,8 @@ fn main() -> Result<()> {
         say(bench);
         measurements.extend(measure(plan).with_context(|| format!("benchmark {}", bench.key()))?);
     }
-    crowded.iter().copied().for_each(say);
-    measurements.extend(crowd::measure(plan, &crowded)?);
+    with_idle.iter().copied().for_each(say);
+    measurements.extend(idle_clients::measure(plan, &with_idle)?);
     let recording = Recording {
         schema: SCHEMA,
         kernel: kernel()?,

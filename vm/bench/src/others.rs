@@ -39,7 +39,7 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     let server = Server::start(&ns, Kind::Epoll, &Listen::plain(FAMILY))?;
     let mut figures = Figures::new(Bench::Others);
     let mut add = |clients: &mut Clients, case| -> Result<()> {
-        let bills = clients
+        let costs = clients
             .visit(Manner::Pause, &[&server], connections(plan))
             .context(case)?;
         let figure = Figure {
@@ -49,8 +49,8 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
             case,
             x: None,
         };
-        for bill in bills {
-            figures.add(figure, bill.each(bill.instructions));
+        for cost in costs {
+            figures.add(figure, cost.each(cost.instructions));
         }
         Ok(())
     };

@@ -33,10 +33,10 @@ const RTT: Duration = Duration::from_millis(40);
 /// How long the listeners wait for data: longer than any pause.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How long anything may take, a repair at a timeout of the kernel's maximum of 120 s included.
-const PATIENCE: Duration = Duration::from_secs(150);
+const LIMIT: Duration = Duration::from_secs(150);
 /// How long the server thinks about its answer: the request is acknowledged before, so that what is lost is the response
 /// alone.
-const THINKS: Duration = Duration::from_millis(100);
+const ANSWER_DELAY: Duration = Duration::from_millis(100);
 
 /// With the kernel's own settings, and without tail loss probes.
 const CASES: [(&str, &str); 2] = [("", "3"), ("rto_only", "0")];
@@ -129,22 +129,22 @@ fn exchange(wire: &Wire, listener: Listener, pause: Duration) -> Result<Seen> {
     let before = Counters::read(&wire.server)?;
 
     let mut client = connect(&wire.client, wire.server_address(FAMILY, listening.port()))?;
-    client.set_read_timeout(Some(PATIENCE))?;
+    client.set_read_timeout(Some(LIMIT))?;
     thread::sleep(pause);
-    let is_held_back = !wait::readable(&listening, Duration::ZERO)?;
+    let is_waiting = !wait::readable(&listening, Duration::ZERO)?;
     ensure!(
-        is_held_back == (listener != Listener::Plain),
-        "after the pause, the connection is held back: {is_held_back}"
+        is_waiting == (listener != Listener::Plain),
+        "after the pause, the connection is held back: {is_waiting}"
     );
     client.write_all(REQUEST)?;
 
-    let accepted = listening.accept(PATIENCE)?.context("not accepted")?;
+    let accepted = listening.accept(LIMIT)?.context("not accepted")?;
     let mut server = accepted.stream;
     let mut request = [0; REQUEST.len()];
     server.read_exact(&mut request).context("the request")?;
     ensure!(request == REQUEST, "the server read something else");
     let accepted = TcpInfo::of(&server)?;
-    thread::sleep(THINKS);
+    thread::sleep(ANSWER_DELAY);
     // From here, and not from the beginning: the timer of a request that is not accepted yet counts as a timeout, too.
     let asked = Counters::read(&wire.server)?;
     let loss = wire.lose_from_server()?;
@@ -164,7 +164,7 @@ fn exchange(wire: &Wire, listener: Listener, pause: Duration) -> Result<Seen> {
         .read_exact(rest)
         .context("the rest of the response")?;
     ensure!(response == RESPONSE, "the client read something else");
-    let acknowledged = wait::until(PATIENCE, || Ok(TcpInfo::of(&server)?.unacked == 0))?;
+    let acknowledged = wait::until(LIMIT, || Ok(TcpInfo::of(&server)?.unacked == 0))?;
     ensure!(acknowledged, "the response was never acknowledged");
     let sent_again = TcpInfo::of(&server)?.total_retrans - accepted.total_retrans;
     ensure!(
@@ -175,7 +175,7 @@ fn exchange(wire: &Wire, listener: Listener, pause: Duration) -> Result<Seen> {
     let after = Counters::read(&wire.server)?;
     rounds::no_syncookies(&before, &after)?;
     if listener == Listener::Dataready {
-        released(&listening)?;
+        check_stats(&listening)?;
     }
     check(&capture.stop()?.of_port(listening.port()), repair)?;
     Ok(Seen {
@@ -187,7 +187,7 @@ fn exchange(wire: &Wire, listener: Listener, pause: Duration) -> Result<Seen> {
 }
 
 /// Makes sure that a listener's only connection was parked until its data came.
-fn released(listening: &endpoint::Listener) -> Result<()> {
+fn check_stats(listening: &endpoint::Listener) -> Result<()> {
     let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
     ensure!(
         (stats.parked_total, stats.released_data) == (1, 1),

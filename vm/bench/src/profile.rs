@@ -55,11 +55,11 @@ fn section(
     subject: &Subject,
     connections: u32,
 ) -> Result<Section> {
-    let bills = count::section(|| one_round(ns, clients, manner, &[subject], connections))?;
+    let costs = count::section(|| one_round(ns, clients, manner, &[subject], connections))?;
     Ok(Section {
         listener: subject.listener,
         case: case(KIND, manner).to_owned(),
         connections,
-        instructions: bills.iter().map(|bill| bill.instructions).sum(),
+        instructions: costs.iter().map(|cost| cost.instructions).sum(),
     })
 }

@@ -25,9 +25,9 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// How long a silent client is watched: longer than any listener waits, in practice too.
 const WATCHED: Duration = Duration::from_secs(15);
 /// How long the slow client thinks.
-const THINKS: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_secs(3);
 /// After the last system call, until there is nothing left to be sent.
-const SETTLES: Duration = Duration::from_secs(1);
+const SETTLES_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a client does once it is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,18 +111,18 @@ fn count(wire: &Wire, listener: Listener, manner: Manner) -> Result<Counted> {
         from_server: count(Direction::Out),
         from_client: count(Direction::In),
     };
-    let sent_again = [
+    let retransmitted = [
         after.0.growth(&before.0, "TcpRetransSegs")?,
         after.1.growth(&before.1, "TcpRetransSegs")?,
     ];
     // A segment lost would be counted twice.
     ensure!(
-        sent_again == [0, i64::try_from(counted.syn_acks)? - 1],
-        "client and server have sent {sent_again:?} segments again, not only SYN-ACKs:\n{}",
+        retransmitted == [0, i64::try_from(counted.syn_acks)? - 1],
+        "client and server have sent {retransmitted:?} segments again, not only SYN-ACKs:\n{}",
         trace.describe()
     );
     if listener == Listener::Dataready {
-        parked_once(&listening, manner)?;
+        check_stats(&listening, manner)?;
     }
     Ok(counted)
 }
@@ -141,7 +141,7 @@ fn stay_silent(wire: &Wire, listening: &endpoint::Listener) -> Result<(TcpStream
 fn be_slow(wire: &Wire, listening: &endpoint::Listener) -> Result<()> {
     let server = wire.server_address(FAMILY, listening.port());
     let mut client = connect(&wire.client, server)?;
-    thread::sleep(THINKS);
+    thread::sleep(PAUSE);
     client.write_all(REQUEST)?;
     let accepted = listening.accept(WATCHED)?.context("never accepted")?;
     let mut server = accepted.stream;
@@ -153,19 +153,19 @@ fn be_slow(wire: &Wire, listening: &endpoint::Listener) -> Result<()> {
     client.read_to_end(&mut response).context("the response")?;
     ensure!(response == RESPONSE, "the client read {response:?}");
     drop(client);
-    thread::sleep(SETTLES);
+    thread::sleep(SETTLES_WITHIN);
     Ok(())
 }
 
 /// Makes sure that the only client of a listener was parked, and let go for the reason it should be.
-fn parked_once(listening: &endpoint::Listener, manner: Manner) -> Result<()> {
+fn check_stats(listening: &endpoint::Listener, manner: Manner) -> Result<()> {
     let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
-    let let_go = match manner {
+    let ended = match manner {
         Manner::Silent => stats.timeout_accept,
         Manner::Slow => stats.released_data,
     };
     ensure!(
-        (stats.parked_total, let_go) == (1, 1),
+        (stats.parked_total, ended) == (1, 1),
         "the client was not parked until then: {stats:?}"
     );
     Ok(())

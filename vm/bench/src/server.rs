@@ -100,8 +100,8 @@ impl Server {
                 started.send(gettid())?;
                 drop(started);
                 match kind {
-                    Kind::Epoll => serve_all(&listener, &counts),
-                    Kind::Blocking => serve_each(listener.socket(), &counts),
+                    Kind::Epoll => serve_with_epoll(&listener, &counts),
+                    Kind::Blocking => serve_blocking(listener.socket(), &counts),
                 }
             })
         };
@@ -203,7 +203,7 @@ struct Connection {
 #[derive(Debug, PartialEq, Eq)]
 enum Progress {
     /// More of its request must come.
-    Waits,
+    Incomplete,
     /// It was answered, or its client is gone.
     Done,
 }
@@ -218,11 +218,11 @@ impl Connection {
     }
 
     /// Reads what is there, and answers once the request is complete.
-    fn go_on(&mut self, counts: &Counts) -> io::Result<Progress> {
+    fn proceed(&mut self, counts: &Counts) -> io::Result<Progress> {
         loop {
             let room = self.request.get_mut(self.length..).unwrap_or_default();
             let Some(length) = counts.call(|| (&self.socket).read(room))? else {
-                return Ok(Progress::Waits);
+                return Ok(Progress::Incomplete);
             };
             self.length += length;
             let request = self.request.get(..self.length).unwrap_or_default();
@@ -246,12 +246,12 @@ impl Connection {
 }
 
 /// Whether a listener was shut down, as [`Server::stop`] does.
-fn is_the_end(error: &io::Error) -> bool {
+fn is_shut_down(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::EINVAL as i32)
 }
 
 /// Serves all connections at once, until the listener is shut down.
-fn serve_all(listener: &Listener, counts: &Counts) -> Result<()> {
+fn serve_with_epoll(listener: &Listener, counts: &Counts) -> Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
     let mut waiting = BTreeMap::new();
@@ -263,16 +263,16 @@ fn serve_all(listener: &Listener, counts: &Counts) -> Result<()> {
                 loop {
                     match counts.accept(listener.socket(), libc::SOCK_NONBLOCK) {
                         Ok(Some(socket)) => {
-                            serve_some(Connection::new(socket), &epoll, &mut waiting, counts)?;
+                            serve_new(Connection::new(socket), &epoll, &mut waiting, counts)?;
                         }
                         Ok(None) => break,
-                        Err(error) if is_the_end(&error) => return Ok(()),
+                        Err(error) if is_shut_down(&error) => return Ok(()),
                         Err(error) => return Err(error).context("accept"),
                     }
                 }
             } else if let Some(mut connection) = waiting.remove(&event.data()) {
-                match connection.go_on(counts) {
-                    Ok(Progress::Waits) => {
+                match connection.proceed(counts) {
+                    Ok(Progress::Incomplete) => {
                         waiting.insert(event.data(), connection);
                     }
                     // Whoever resets is gone.
@@ -284,13 +284,13 @@ fn serve_all(listener: &Listener, counts: &Counts) -> Result<()> {
 }
 
 /// Serves a new connection as far as it goes at once, and has epoll watch it if that is not to the end.
-fn serve_some(
+fn serve_new(
     mut connection: Connection,
     epoll: &Epoll,
     waiting: &mut BTreeMap<u64, Connection>,
     counts: &Counts,
 ) -> Result<()> {
-    if !matches!(connection.go_on(counts), Ok(Progress::Waits)) {
+    if !matches!(connection.proceed(counts), Ok(Progress::Incomplete)) {
         connection.close(counts);
         return Ok(());
     }
@@ -302,16 +302,16 @@ fn serve_some(
 }
 
 /// Serves one connection after another, until the listener is shut down.
-fn serve_each(listener: &Socket, counts: &Counts) -> Result<()> {
+fn serve_blocking(listener: &Socket, counts: &Counts) -> Result<()> {
     listener.set_nonblocking(false)?;
     loop {
         let socket = match counts.accept(listener, 0) {
             Ok(socket) => socket.context("a blocking accept() did not block")?,
-            Err(error) if is_the_end(&error) => return Ok(()),
+            Err(error) if is_shut_down(&error) => return Ok(()),
             Err(error) => return Err(error).context("accept"),
         };
         let mut connection = Connection::new(socket);
-        if let Ok(progress) = connection.go_on(counts) {
+        if let Ok(progress) = connection.proceed(counts) {
             ensure!(
                 progress == Progress::Done,
                 "a blocking read() did not block"

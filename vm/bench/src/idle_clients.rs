@@ -4,7 +4,7 @@
 //! All clients are one thread, which sends for each of them ([`Swarm`]). The kernel does what a segment asks for before the
 //! system call that sends it returns: [`Swarm::spent`] is what it took, with all that woke up meanwhile.
 //!
-//! Clients come in lots, with a pause after each, so that a deadline can be put between two lots. Time is cheap here: the
+//! Clients come in batches, with a pause after each, so that a deadline can be put between two batches. Time is cheap here: the
 //! machine's clock jumps over idle time.
 //!
 //! The table of connections is as large as somebody with a million of them would make it, and the same however many there
@@ -35,31 +35,31 @@ use crate::rounds::{in_turn, Figures, FAMILY, REQUEST};
 use crate::server::{Kind, Server};
 use crate::{holding, interference, Plan};
 
-/// What is measured beside a crowd.
+/// What is measured beside a idle.
 pub(crate) const BENCHES: [Bench; 2] = [Bench::Holding, Bench::Interference];
 
 /// How many clients come, speak or meet their deadline at once: fewer than [`BACKLOG`], as nobody accepts meanwhile.
-pub(crate) const LOT: u32 = 100;
-/// The pause after each lot.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const BATCH: u32 = 100;
+/// The pause after each batch.
+const BATCH_PAUSE: Duration = Duration::from_millis(50);
 /// The backlog of a listener.
 const BACKLOG: u32 = 128;
 /// More clients than there ever are at once.
-const MOST: u32 = 2_000_000;
+const MAX_CLIENTS: u32 = 2_000_000;
 /// How many places the namespace's table of connections has; a power of two.
-const TABLE: u32 = 1 << 21;
+const TABLE_SIZE: u32 = 1 << 21;
 /// How many descriptors a server may have: each client of a plain listener costs one.
 const DESCRIPTORS: u64 = 1_000_000;
 /// After how many seconds `TCP_DEFER_ACCEPT` gives up: later than anything here takes.
-const DEFERRED: i32 = 3600;
+const DEFER_ACCEPT_SECONDS: i32 = 3600;
 /// How long a segment of the server may take that comes at once.
-const AT_ONCE: Duration = Duration::from_millis(10);
+const ANSWERS_WITHIN: Duration = Duration::from_millis(10);
 /// How long the kernel takes at most for what it does later: freeing memory, above all.
-pub(crate) const SOON: Duration = Duration::from_secs(2);
+pub(crate) const SETTLES_WITHIN: Duration = Duration::from_secs(2);
 /// How often as long it may take to be done with a namespace.
-const PATIENCE: u32 = 60;
+const CLOSE_ATTEMPTS: u32 = 60;
 /// Where the kernel keeps sockets and requests: each namespace has some of its own, and frees them last.
-const SOCKETS: [&str; 2] = ["TCP", "request_sock_TCP"];
+const SOCKET_CACHES: [&str; 2] = ["TCP", "request_sock_TCP"];
 
 /// The kernel's counter of syncookies.
 const COOKIES: &str = "TcpExtSyncookiesSent";
@@ -67,15 +67,15 @@ const COOKIES: &str = "TcpExtSyncookiesSent";
 /// How many clients of `dataready` there are when something is measured.
 const STEPS: [u32; 4] = [1_000, 10_000, 100_000, 1_000_000];
 /// How many there are at most in a short run.
-const MOST_IF_SHORT: u32 = 10_000;
+const MAX_IF_SHORT: u32 = 10_000;
 /// How many the other listeners hold at most: a plain one needs kilobytes for each.
-const MOST_HELD: u32 = 100_000;
+const MAX_HELD: u32 = 100_000;
 /// How many their server accepts at most, which takes long.
-const MOST_BESIDE: u32 = 10_000;
+const MAX_ACCEPTED: u32 = 10_000;
 /// How many either is in a short run.
-const MOST_OF_OTHERS_IF_SHORT: u32 = 1_000;
+const MAX_OF_OTHERS_IF_SHORT: u32 = 1_000;
 /// More than these come in the last round only, as that takes long; each figure is measured there once for every round.
-const MOST_IN_EACH_ROUND: u32 = 10_000;
+const MAX_IN_EACH_ROUND: u32 = 10_000;
 
 /// So many clients when something is measured.
 #[derive(Clone, Copy, Debug)]
@@ -89,19 +89,25 @@ pub(crate) struct Step {
 /// Measures some of [`BENCHES`].
 pub(crate) fn measure(plan: Plan, wanted: &[Bench]) -> Result<Vec<Measurement>> {
     setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)?;
-    let mut held = wanted
+    let mut holding_figures = wanted
         .contains(&Bench::Holding)
         .then(|| Figures::new(Bench::Holding));
-    let mut beside = wanted
+    let mut interference_figures = wanted
         .contains(&Bench::Interference)
         .then(|| Figures::new(Bench::Interference));
     for round in 0..plan.rounds {
         for listener in in_turn(Listener::ALL, round) {
-            measure_at(listener, plan, round, &mut held, &mut beside)
-                .with_context(|| format!("{}, round {}", listener.key(), round + 1))?;
+            measure_at(
+                listener,
+                plan,
+                round,
+                &mut holding_figures,
+                &mut interference_figures,
+            )
+            .with_context(|| format!("{}, round {}", listener.key(), round + 1))?;
         }
     }
-    let figures = held.into_iter().chain(beside);
+    let figures = holding_figures.into_iter().chain(interference_figures);
     Ok(figures.flat_map(Figures::finish).collect())
 }
 
@@ -109,11 +115,11 @@ pub(crate) fn measure(plan: Plan, wanted: &[Bench]) -> Result<Vec<Measurement>> 
 fn steps(plan: Plan, round: u32) -> Vec<Step> {
     let is_last = round + 1 == plan.rounds;
     let wanted = |clients: &u32| {
-        (is_last || *clients <= MOST_IN_EACH_ROUND) && (!plan.short || *clients <= MOST_IF_SHORT)
+        (is_last || *clients <= MAX_IN_EACH_ROUND) && (!plan.short || *clients <= MAX_IF_SHORT)
     };
     let step = |clients| Step {
         clients,
-        passes: if clients > MOST_IN_EACH_ROUND {
+        passes: if clients > MAX_IN_EACH_ROUND {
             plan.rounds
         } else {
             1
@@ -127,38 +133,36 @@ fn measure_at(
     listener: Listener,
     plan: Plan,
     round: u32,
-    held: &mut Option<Figures>,
-    beside: &mut Option<Figures>,
+    holding_figures: &mut Option<Figures>,
+    interference_figures: &mut Option<Figures>,
 ) -> Result<()> {
     let steps = steps(plan, round);
     let most = |others| match listener {
-        Listener::Dataready => MOST,
-        _ if plan.short => MOST_OF_OTHERS_IF_SHORT,
+        Listener::Dataready => MAX_CLIENTS,
+        _ if plan.short => MAX_OF_OTHERS_IF_SHORT,
         _ => others,
     };
     // `TCP_DEFER_ACCEPT` holds no more than its backlog.
     let backlog = match listener {
-        Listener::DeferAccept if held.is_some() => MOST,
+        Listener::DeferAccept if holding_figures.is_some() => MAX_CLIENTS,
         _ => BACKLOG,
     };
-    let mut crowd = Crowd::new(listener, backlog)?;
-    if let Some(figures) = held {
-        crowd.run(|crowd| holding::measure(crowd, &steps, most(MOST_HELD), figures))?;
-        if beside.is_some() && listener != Listener::Dataready {
+    let mut idle = IdleClients::new(listener, backlog)?;
+    if let Some(figures) = holding_figures {
+        idle.run(|idle| holding::measure(idle, &steps, most(MAX_HELD), figures))?;
+        if interference_figures.is_some() && listener != Listener::Dataready {
             // A server is to accept those that can be accepted, and the backlog to be the usual one. Nobody has accepted whom the
             // filter holds.
-            crowd.end()?;
-            crowd = Crowd::new(listener, BACKLOG)?;
+            idle.close()?;
+            idle = IdleClients::new(listener, BACKLOG)?;
         }
     }
-    if let Some(figures) = beside {
-        let server = crowd.serve()?;
-        crowd.run(|crowd| {
-            interference::measure(crowd, &server, &steps, most(MOST_BESIDE), figures)
-        })?;
+    if let Some(figures) = interference_figures {
+        let server = idle.start_server()?;
+        idle.run(|idle| interference::measure(idle, &server, &steps, most(MAX_ACCEPTED), figures))?;
         server.stop()?;
     }
-    crowd.end()
+    idle.close()
 }
 
 /// The middle one of some numbers: what is interrupted by the clock, or does what the kernel has put off, does not count.
@@ -170,24 +174,24 @@ pub(crate) fn median(numbers: &mut [u64]) -> Result<f64> {
 
 /// Idle clients of one listener.
 #[derive(Debug)]
-pub(crate) struct Crowd {
+pub(crate) struct IdleClients {
     ns: Netns,
     kind: Listener,
     listener: Arc<endpoint::Listener>,
     is_served: bool,
     swarm: Swarm,
     before: Counters,
-    /// Those that are there, in the order in which they came.
-    lots: VecDeque<Lot>,
+    /// Those that are there, in the order in which they started.
+    batches: VecDeque<Batch>,
     /// How many have come so far, idle ones and others.
-    came: u32,
-    /// The memory without the namespace.
-    without: Slabs,
+    started: u32,
+    /// The memory slabs_before the namespace.
+    slabs_before: Slabs,
 }
 
-/// Clients that came one right after the other.
+/// Clients that started one right after the other.
 #[derive(Debug)]
-struct Lot {
+struct Batch {
     clients: Vec<Client>,
     /// When the last one's bare ACK had come.
     last: Instant,
@@ -210,15 +214,15 @@ pub(crate) struct Expired {
     pub(crate) instructions: u64,
 }
 
-impl Crowd {
+impl IdleClients {
     /// Opens a listener whose clients are still to come.
     fn new(kind: Listener, backlog: u32) -> Result<Self> {
-        let without = Slabs::read_exactly(SOON)?;
+        let slabs_before = Slabs::read_exactly(SETTLES_WITHIN)?;
         let ns = namespace()?;
         ns.set_sysctl("net.core.somaxconn", &backlog.to_string())?;
         let listen = match kind {
             Listener::Plain => Listen::plain(FAMILY),
-            Listener::DeferAccept => Listen::deferred(FAMILY, DEFERRED),
+            Listener::DeferAccept => Listen::deferred(FAMILY, DEFER_ACCEPT_SECONDS),
             Listener::Dataready => {
                 Listen::filtered(FAMILY).config(settings(None, OnTimeout::Accept))
             }
@@ -231,9 +235,9 @@ impl Crowd {
             kind,
             listener: Arc::new(listener),
             is_served: false,
-            lots: VecDeque::new(),
-            came: 0,
-            without,
+            batches: VecDeque::new(),
+            started: 0,
+            slabs_before,
         })
     }
 
@@ -248,19 +252,19 @@ impl Crowd {
     }
 
     /// Has a server accept whoever is to be accepted from now on.
-    fn serve(&mut self) -> Result<Server> {
+    fn start_server(&mut self) -> Result<Server> {
         self.is_served = true;
         Server::serve(&self.ns, Kind::Epoll, self.listener.clone())
     }
 
     /// Has everybody go, closes the listener, and waits until nothing is left.
-    fn end(mut self) -> Result<()> {
-        self.leave(0)?;
-        let without = mem::take(&mut self.without);
+    fn close(mut self) -> Result<()> {
+        self.shrink_to(0)?;
+        let slabs_before = mem::take(&mut self.slabs_before);
         drop(self);
-        for _ in 0..PATIENCE {
-            let growth = Slabs::read_exactly(SOON)?.growth(&without);
-            if SOCKETS
+        for _ in 0..CLOSE_ATTEMPTS {
+            let growth = Slabs::read_exactly(SETTLES_WITHIN)?.growth(&slabs_before);
+            if SOCKET_CACHES
                 .iter()
                 .all(|&cache| growth.get(cache).is_none_or(|&bytes| bytes <= 0))
             {
@@ -281,15 +285,15 @@ impl Crowd {
     }
 
     /// A client that has not been there before.
-    pub(crate) fn newcomer(&mut self) -> Member {
-        let member = self.swarm.member(self.came);
-        self.came += 1;
+    pub(crate) fn new_client(&mut self) -> Member {
+        let member = self.swarm.member(self.started);
+        self.started += 1;
         member
     }
 
     /// How many idle clients there are.
     pub(crate) fn len(&self) -> u32 {
-        let clients = self.lots.iter().map(|lot| lot.clients.len());
+        let clients = self.batches.iter().map(|batch| batch.clients.len());
         clients.sum::<usize>() as u32
     }
 
@@ -302,7 +306,7 @@ impl Crowd {
     }
 
     /// Changes the filter's settings.
-    fn set(&self, timeout: Option<Duration>, on_timeout: OnTimeout) -> Result<()> {
+    fn configure(&self, timeout: Option<Duration>, on_timeout: OnTimeout) -> Result<()> {
         control::set_config(self.listener.socket(), &settings(timeout, on_timeout))?;
         Ok(())
     }
@@ -313,26 +317,26 @@ impl Crowd {
     }
 
     /// Has clients come until there are so many.
-    pub(crate) fn fill(&mut self, clients: u32) -> Result<()> {
+    pub(crate) fn grow_to(&mut self, clients: u32) -> Result<()> {
         let mut missing = clients.saturating_sub(self.len());
         while missing > 0 {
-            let count = missing.min(LOT);
-            self.come(count)?;
+            let count = missing.min(BATCH);
+            self.connect(count)?;
             missing -= count;
         }
         Ok(())
     }
 
     /// Has some clients do their handshakes, and says how many instructions each one's bare ACK took.
-    pub(crate) fn come(&mut self, count: u32) -> Result<Vec<u64>> {
-        let first = self.came;
-        let mut members: Vec<Member> = (0..count).map(|_| self.newcomer()).collect();
+    pub(crate) fn connect(&mut self, count: u32) -> Result<Vec<u64>> {
+        let first = self.started;
+        let mut members: Vec<Member> = (0..count).map(|_| self.new_client()).collect();
         for member in &mut members {
             self.swarm.syn(member)?;
         }
         let mut answered = 0;
         while answered < count {
-            let any = self.swarm.pump(AT_ONCE, |nth, segment| {
+            let any = self.swarm.pump(ANSWERS_WITHIN, |nth, segment| {
                 let index = nth.wrapping_sub(first) as usize;
                 let member = members
                     .get_mut(index)
@@ -360,8 +364,8 @@ impl Crowd {
             let socket = is_ours.then(|| self.accept()).transpose()?;
             clients.push(Client { member, socket });
         }
-        self.lots.push_back(Lot { clients, last });
-        sleep(PAUSE);
+        self.batches.push_back(Batch { clients, last });
+        sleep(BATCH_PAUSE);
         Ok(instructions)
     }
 
@@ -372,32 +376,32 @@ impl Crowd {
         Ok(socket)
     }
 
-    /// Takes out a lot of clients from all over the crowd, the oldest and the newest among them.
+    /// Takes out a batch of clients from all over the idle, the oldest and the newest among them.
     fn pick(&mut self) -> Result<Vec<Client>> {
         let last = self.len().checked_sub(1).context("nobody is there")?;
-        ensure!(last >= LOT, "only {} clients are there", last + 1);
+        ensure!(last >= BATCH, "only {} clients are there", last + 1);
         // No two are the same.
-        let mut places = (0..LOT)
-            .map(|nth| (u64::from(nth) * u64::from(last) / u64::from(LOT - 1)) as usize)
+        let mut places = (0..BATCH)
+            .map(|nth| (u64::from(nth) * u64::from(last) / u64::from(BATCH - 1)) as usize)
             .peekable();
         let mut clients = Vec::new();
         let mut first = 0;
-        for lot in &mut self.lots {
-            let behind = first + lot.clients.len();
+        for batch in &mut self.batches {
+            let behind = first + batch.clients.len();
             while let Some(place) = places.next_if(|place| *place < behind) {
-                clients.push(lot.clients.remove(place - first));
+                clients.push(batch.clients.remove(place - first));
                 // Those behind have moved up.
                 first += 1;
             }
             first = behind;
         }
-        self.lots.retain(|lot| !lot.clients.is_empty());
+        self.batches.retain(|batch| !batch.clients.is_empty());
         Ok(clients)
     }
 
-    /// Has a lot of clients send their requests, and says how many instructions each one's took. They are from all over the
-    /// crowd, the oldest and the newest among them, and go afterwards.
-    pub(crate) fn speak(&mut self) -> Result<Vec<u64>> {
+    /// Has a batch of clients send their requests, and says how many instructions each one's took. They are from all over the
+    /// idle, the oldest and the newest among them, and go afterwards.
+    pub(crate) fn send_requests(&mut self) -> Result<Vec<u64>> {
         let before = self.stats()?;
         let mut clients = self.pick()?;
         let mut instructions = Vec::with_capacity(clients.len());
@@ -415,28 +419,28 @@ impl Crowd {
         if self.kind == Listener::Dataready {
             let released = self.stats()?.released_data - before.released_data;
             ensure!(
-                released == u64::from(LOT),
-                "{released} of {LOT} clients were released"
+                released == u64::from(BATCH),
+                "{released} of {BATCH} clients were released"
             );
         }
         // Nobody has read their requests: closing resets, and nothing remains.
         drop(clients);
         let resets = self.resets()?;
         ensure!(
-            resets == LOT,
-            "{resets} of {LOT} clients had got a connection"
+            resets == BATCH,
+            "{resets} of {BATCH} clients had got a connection"
         );
-        sleep(PAUSE);
+        sleep(BATCH_PAUSE);
         Ok(instructions)
     }
 
-    /// Has about a lot of the oldest clients meet their deadline at once.
+    /// Has about a batch of the oldest clients meet their deadline at once.
     pub(crate) fn expire(&mut self, on_timeout: OnTimeout) -> Result<Expired> {
-        let mut oldest = self.lots.pop_front().context("nobody is there")?;
-        // Some of a lot may have spoken before.
+        let mut oldest = self.batches.pop_front().context("nobody is there")?;
+        // Some of a batch may have spoken before.
         while let Some(next) = self
-            .lots
-            .pop_front_if(|next| oldest.clients.len() + next.clients.len() <= LOT as usize)
+            .batches
+            .pop_front_if(|next| oldest.clients.len() + next.clients.len() <= BATCH as usize)
         {
             oldest.clients.extend(next.clients);
             oldest.last = next.last;
@@ -444,11 +448,11 @@ impl Crowd {
         let clients = u32::try_from(oldest.clients.len())?;
         let before = self.stats()?;
         // The same when nobody is due.
-        let call = busy(|| self.set(None, on_timeout))?;
-        let timeout = oldest.last.elapsed().saturating_sub(PAUSE / 2);
+        let call = busy(|| self.configure(None, on_timeout))?;
+        let timeout = oldest.last.elapsed().saturating_sub(BATCH_PAUSE / 2);
         let timeout = Duration::from_millis(u64::try_from(timeout.as_millis())?);
-        let instructions = busy(|| self.set(Some(timeout), on_timeout))?.saturating_sub(call);
-        self.set(None, on_timeout)?;
+        let instructions = busy(|| self.configure(Some(timeout), on_timeout))?.saturating_sub(call);
+        self.configure(None, on_timeout)?;
 
         let after = self.stats()?;
         let ended = after.timeout_accept + after.timeout_reset + after.timeout_drop
@@ -478,7 +482,7 @@ impl Crowd {
                 "{resets} of {clients} clients had got a connection"
             );
         }
-        sleep(PAUSE);
+        sleep(BATCH_PAUSE);
         Ok(Expired {
             clients,
             instructions,
@@ -495,10 +499,10 @@ impl Crowd {
     }
 
     /// Has the newest reset their connections until so many are left.
-    pub(crate) fn leave(&mut self, clients: u32) -> Result<()> {
+    pub(crate) fn shrink_to(&mut self, clients: u32) -> Result<()> {
         let mut surplus = self.len().saturating_sub(clients) as usize;
         while surplus > 0 {
-            let Some(newest) = self.lots.back_mut() else {
+            let Some(newest) = self.batches.back_mut() else {
                 break;
             };
             let left = newest.clients.len().saturating_sub(surplus);
@@ -507,14 +511,14 @@ impl Crowd {
                 surplus -= 1;
             }
             if newest.clients.is_empty() {
-                self.lots.pop_back();
+                self.batches.pop_back();
             }
         }
-        sleep(PAUSE);
+        sleep(BATCH_PAUSE);
         Ok(())
     }
 
-    /// Makes sure that everybody is held who is to be held, and that nobody was treated in another way than all the others.
+    /// Makes sure that everybody is held who is to be holding_figures, and that nobody was treated in another way than all the others.
     pub(crate) fn check(&self) -> Result<()> {
         let counters = Counters::read(&self.ns)?;
         let counted = |counter| counters.growth(&self.before, counter);
@@ -533,9 +537,9 @@ impl Crowd {
             Listener::DeferAccept => {
                 let dropped = counted("TcpExtTCPDeferAcceptDrop")?;
                 ensure!(
-                    dropped == i64::from(self.came),
+                    dropped == i64::from(self.started),
                     "{dropped} of {} bare ACKs were dropped",
-                    self.came
+                    self.started
                 );
             }
             Listener::Dataready => {
@@ -560,13 +564,13 @@ fn namespace() -> Result<Netns> {
     // A setting of whoever makes a namespace.
     let here = Netns::current()?;
     let before = here.sysctl(SIZE)?;
-    here.set_sysctl(SIZE, &TABLE.to_string())?;
+    here.set_sysctl(SIZE, &TABLE_SIZE.to_string())?;
     let ns = Netns::new();
     here.set_sysctl(SIZE, &before)?;
     let ns = ns?;
     let size = ns.sysctl("net.ipv4.tcp_ehash_entries")?;
     ensure!(
-        size == TABLE.to_string(),
+        size == TABLE_SIZE.to_string(),
         "the namespace's table has {size} places"
     );
     Ok(ns)
@@ -576,7 +580,7 @@ fn namespace() -> Result<Netns> {
 fn settings(timeout: Option<Duration>, on_timeout: OnTimeout) -> Config {
     Config {
         timeout,
-        max_parked: NonZeroU32::new(MOST),
+        max_parked: NonZeroU32::new(MAX_CLIENTS),
         on_timeout,
     }
 }
@@ -621,7 +625,7 @@ mod tests {
                     .map(|step| step.passes)
                     .collect();
                 let expected: &[u32] = match clients {
-                    ..=MOST_IN_EACH_ROUND => &[1, 1, 1],
+                    ..=MAX_IN_EACH_ROUND => &[1, 1, 1],
                     _ if short => &[],
                     _ => &[3],
                 };
