@@ -9,9 +9,8 @@ use accf_kit::netns::Netns;
 use anyhow::{ensure, Context, Result};
 
 use crate::client::{Clients, Costs, Manner};
-use crate::rounds::{in_turn, Figure, Figures, FAMILY};
+use crate::rounds::{in_turn, Figure, Figures, Plan, FAMILY};
 use crate::server::{Kind, Server};
-use crate::Plan;
 
 /// How long `TCP_DEFER_ACCEPT` waits, in seconds; the filter's own default is as long.
 const DEADLINE: i32 = 60;

@@ -24,8 +24,8 @@ use accf_kit::wait;
 use accf_kit::wire::Wire;
 use anyhow::{bail, ensure, Context, Result};
 
-use crate::rounds::{self, Figure, Figures, FAMILY};
-use crate::{hz, Plan};
+use crate::kernel;
+use crate::rounds::{self, Figure, Figures, Plan, FAMILY};
 
 /// How many clients connect in each round, each in a clock tick of its own.
 const CLIENTS: u32 = 4;
@@ -97,7 +97,7 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     };
     let pace = Pace {
         origin: Instant::now(),
-        tick: Duration::from_secs(1) / hz()?,
+        tick: Duration::from_secs(1) / kernel::hz()?,
         rounds: plan.rounds,
     };
     let wire = Wire::new()?;

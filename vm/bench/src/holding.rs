@@ -17,8 +17,9 @@ use accf_kit::control::OnTimeout;
 use accf_kit::slab::Slabs;
 use anyhow::Result;
 
-use crate::idle_clients::{median, IdleClients, Step, BATCH, SETTLES_WITHIN};
-use crate::rounds::{Figure, Figures};
+use crate::idle_clients::{IdleClients, BATCH, SETTLES_WITHIN};
+use crate::rounds::{median, Figure, Figures};
+use crate::steps::Step;
 
 /// How many lots are parked, released, and meet each kind of deadline, for one sample.
 const BATCHES: u32 = 10;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use accf_bench::{Bench, Listener, Measurement};
+use accf_bench::Listener;
 use accf_kit::control::{self, Config, OnTimeout, Stats};
 use accf_kit::count;
 use accf_kit::counters::Counters;
@@ -28,28 +28,21 @@ use accf_kit::slab::Slabs;
 use accf_kit::swarm::{Member, Swarm};
 use anyhow::{bail, ensure, Context, Result};
 use nix::libc;
-use nix::sys::resource::{setrlimit, Resource};
 use socket2::{SockRef, Socket};
 
-use crate::rounds::{in_turn, Figures, FAMILY, REQUEST};
+use crate::rounds::{FAMILY, REQUEST};
 use crate::server::{Kind, Server};
-use crate::{holding, interference, Plan};
-
-/// What is measured beside a idle.
-pub(crate) const BENCHES: [Bench; 2] = [Bench::Holding, Bench::Interference];
 
 /// How many clients come, speak or meet their deadline at once: fewer than [`BACKLOG`], as nobody accepts meanwhile.
 pub(crate) const BATCH: u32 = 100;
 /// The pause after each batch.
 const BATCH_PAUSE: Duration = Duration::from_millis(50);
 /// The backlog of a listener.
-const BACKLOG: u32 = 128;
+pub(crate) const BACKLOG: u32 = 128;
 /// More clients than there ever are at once.
-const MAX_CLIENTS: u32 = 2_000_000;
+pub(crate) const MAX_CLIENTS: u32 = 2_000_000;
 /// How many places the namespace's table of connections has; a power of two.
 const TABLE_SIZE: u32 = 1 << 21;
-/// How many descriptors a server may have: each client of a plain listener costs one.
-const DESCRIPTORS: u64 = 1_000_000;
 /// After how many seconds `TCP_DEFER_ACCEPT` gives up: later than anything here takes.
 const DEFER_ACCEPT_SECONDS: i32 = 3600;
 /// How long a segment of the server may take that comes at once.
@@ -63,114 +56,6 @@ const SOCKET_CACHES: [&str; 2] = ["TCP", "request_sock_TCP"];
 
 /// The kernel's counter of syncookies.
 const COOKIES: &str = "TcpExtSyncookiesSent";
-
-/// How many clients of `dataready` there are when something is measured.
-const STEPS: [u32; 4] = [1_000, 10_000, 100_000, 1_000_000];
-/// How many there are at most in a short run.
-const MAX_IF_SHORT: u32 = 10_000;
-/// How many the other listeners hold at most: a plain one needs kilobytes for each.
-const MAX_HELD: u32 = 100_000;
-/// How many their server accepts at most, which takes long.
-const MAX_ACCEPTED: u32 = 10_000;
-/// How many either is in a short run.
-const MAX_OF_OTHERS_IF_SHORT: u32 = 1_000;
-/// More than these come in the last round only, as that takes long; each figure is measured there once for every round.
-const MAX_IN_EACH_ROUND: u32 = 10_000;
-
-/// So many clients when something is measured.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Step {
-    /// How many.
-    pub(crate) clients: u32,
-    /// How often each figure is measured then.
-    pub(crate) passes: u32,
-}
-
-/// Measures some of [`BENCHES`].
-pub(crate) fn measure(plan: Plan, wanted: &[Bench]) -> Result<Vec<Measurement>> {
-    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)?;
-    let mut holding_figures = wanted
-        .contains(&Bench::Holding)
-        .then(|| Figures::new(Bench::Holding));
-    let mut interference_figures = wanted
-        .contains(&Bench::Interference)
-        .then(|| Figures::new(Bench::Interference));
-    for round in 0..plan.rounds {
-        for listener in in_turn(Listener::ALL, round) {
-            measure_at(
-                listener,
-                plan,
-                round,
-                &mut holding_figures,
-                &mut interference_figures,
-            )
-            .with_context(|| format!("{}, round {}", listener.key(), round + 1))?;
-        }
-    }
-    let figures = holding_figures.into_iter().chain(interference_figures);
-    Ok(figures.flat_map(Figures::finish).collect())
-}
-
-/// Where a round measures.
-fn steps(plan: Plan, round: u32) -> Vec<Step> {
-    let is_last = round + 1 == plan.rounds;
-    let wanted = |clients: &u32| {
-        (is_last || *clients <= MAX_IN_EACH_ROUND) && (!plan.short || *clients <= MAX_IF_SHORT)
-    };
-    let step = |clients| Step {
-        clients,
-        passes: if clients > MAX_IN_EACH_ROUND {
-            plan.rounds
-        } else {
-            1
-        },
-    };
-    STEPS.into_iter().filter(wanted).map(step).collect()
-}
-
-/// Measures at one listener.
-fn measure_at(
-    listener: Listener,
-    plan: Plan,
-    round: u32,
-    holding_figures: &mut Option<Figures>,
-    interference_figures: &mut Option<Figures>,
-) -> Result<()> {
-    let steps = steps(plan, round);
-    let most = |others| match listener {
-        Listener::Dataready => MAX_CLIENTS,
-        _ if plan.short => MAX_OF_OTHERS_IF_SHORT,
-        _ => others,
-    };
-    // `TCP_DEFER_ACCEPT` holds no more than its backlog.
-    let backlog = match listener {
-        Listener::DeferAccept if holding_figures.is_some() => MAX_CLIENTS,
-        _ => BACKLOG,
-    };
-    let mut idle = IdleClients::new(listener, backlog)?;
-    if let Some(figures) = holding_figures {
-        idle.run(|idle| holding::measure(idle, &steps, most(MAX_HELD), figures))?;
-        if interference_figures.is_some() && listener != Listener::Dataready {
-            // A server is to accept those that can be accepted, and the backlog to be the usual one. Nobody has accepted whom the
-            // filter holds.
-            idle.close()?;
-            idle = IdleClients::new(listener, BACKLOG)?;
-        }
-    }
-    if let Some(figures) = interference_figures {
-        let server = idle.start_server()?;
-        idle.run(|idle| interference::measure(idle, &server, &steps, most(MAX_ACCEPTED), figures))?;
-        server.stop()?;
-    }
-    idle.close()
-}
-
-/// The middle one of some numbers: what is interrupted by the clock, or does what the kernel has put off, does not count.
-pub(crate) fn median(numbers: &mut [u64]) -> Result<f64> {
-    numbers.sort_unstable();
-    let middle = numbers.get(numbers.len() / 2).context("no numbers")?;
-    Ok(*middle as f64)
-}
 
 /// Idle clients of one listener.
 #[derive(Debug)]
@@ -216,7 +101,7 @@ pub(crate) struct Expired {
 
 impl IdleClients {
     /// Opens a listener whose clients are still to come.
-    fn new(kind: Listener, backlog: u32) -> Result<Self> {
+    pub(crate) fn new(kind: Listener, backlog: u32) -> Result<Self> {
         let slabs_before = Slabs::read_exactly(SETTLES_WITHIN)?;
         let ns = namespace()?;
         ns.set_sysctl("net.core.somaxconn", &backlog.to_string())?;
@@ -243,7 +128,7 @@ impl IdleClients {
 
     /// Runs something on a thread that runs only while nobody else wants to: whoever a client wakes takes the processor from it
     /// at once.
-    fn run(&mut self, f: impl FnOnce(&mut Self) -> Result<()> + Send) -> Result<()> {
+    pub(crate) fn run(&mut self, f: impl FnOnce(&mut Self) -> Result<()> + Send) -> Result<()> {
         let ns = self.ns.clone();
         ns.run(|| {
             count::run_only_when_idle()?;
@@ -252,13 +137,13 @@ impl IdleClients {
     }
 
     /// Has a server accept whoever is to be accepted from now on.
-    fn start_server(&mut self) -> Result<Server> {
+    pub(crate) fn start_server(&mut self) -> Result<Server> {
         self.is_served = true;
         Server::serve(&self.ns, Kind::Epoll, self.listener.clone())
     }
 
     /// Has everybody go, closes the listener, and waits until nothing is left.
-    fn close(mut self) -> Result<()> {
+    pub(crate) fn close(mut self) -> Result<()> {
         self.shrink_to(0)?;
         let slabs_before = mem::take(&mut self.slabs_before);
         drop(self);
@@ -605,32 +490,4 @@ fn busy(f: impl FnOnce() -> Result<()>) -> Result<u64> {
         last = now;
     }
     Ok(busy)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn large_crowds_come_once_and_each_figure_has_a_sample_for_every_round() {
-        for short in [true, false] {
-            let plan = Plan { rounds: 3, short };
-            let all: Vec<Step> = (0..plan.rounds)
-                .flat_map(|round| steps(plan, round))
-                .collect();
-            for clients in STEPS {
-                let passes: Vec<u32> = all
-                    .iter()
-                    .filter(|step| step.clients == clients)
-                    .map(|step| step.passes)
-                    .collect();
-                let expected: &[u32] = match clients {
-                    ..=MAX_IN_EACH_ROUND => &[1, 1, 1],
-                    _ if short => &[],
-                    _ => &[3],
-                };
-                assert_eq!(passes, expected, "{clients} clients");
-            }
-        }
-    }
 }

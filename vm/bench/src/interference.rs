@@ -12,9 +12,10 @@ use accf_kit::segment::{Flags, Segment};
 use accf_kit::swarm::{Member, Swarm};
 use anyhow::{ensure, Context, Result};
 
-use crate::idle_clients::{median, IdleClients, Step};
-use crate::rounds::{Figure, Figures, REQUEST, RESPONSE};
+use crate::idle_clients::IdleClients;
+use crate::rounds::{median, Figure, Figures, REQUEST, RESPONSE};
 use crate::server::Server;
+use crate::steps::Step;
 
 /// How many active clients there are for one sample, one after another.
 const VISITS: u32 = 51;

@@ -7,12 +7,15 @@ mod deadline;
 mod holding;
 mod idle_clients;
 mod interference;
+mod kernel;
 mod others;
 mod pause;
 mod profile;
 mod rounds;
 mod segments;
 mod server;
+mod steps;
+mod with_idle;
 
 use std::path::PathBuf;
 use std::{env, fs};
@@ -21,6 +24,8 @@ use accf_bench::{Bench, Measurement, Recording, RECORDING_FILE, SCHEMA};
 use accf_kit::{count, module};
 use anyhow::{Context, Result};
 use clap::Parser;
+
+use crate::rounds::Plan;
 
 /// Measures what connections cost, on a machine that counts instructions.
 #[derive(Debug, Parser)]
@@ -41,15 +46,6 @@ struct Arguments {
     benches: Vec<String>,
 }
 
-/// What a benchmark is asked for.
-#[derive(Clone, Copy, Debug)]
-struct Plan {
-    /// How often each figure is measured.
-    rounds: u32,
-    /// Fewer connections and shorter times.
-    short: bool,
-}
-
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let out = env::var_os("ACCF_OUT").map(PathBuf::from).context(
@@ -60,7 +56,7 @@ fn main() -> Result<()> {
         if !module::is_loaded()? {
             module::load(others::PARAMETERS)?;
         }
-        return profile::record(connections, kernel()?, &out);
+        return profile::record(connections, kernel::release()?, &out);
     }
     let plan = Plan {
         rounds: arguments.rounds,
@@ -79,7 +75,7 @@ fn main() -> Result<()> {
     // These share what takes longest. Last, as they leave much in the kernel's caches.
     let (with_idle, wanted): (Vec<Bench>, Vec<Bench>) = wanted
         .into_iter()
-        .partition(|bench| idle_clients::BENCHES.contains(bench));
+        .partition(|bench| with_idle::BENCHES.contains(bench));
     for bench in wanted {
         let measure: fn(Plan) -> Result<Vec<Measurement>> = match bench {
             Bench::Others | Bench::Holding | Bench::Interference => continue,
@@ -92,11 +88,11 @@ fn main() -> Result<()> {
         measurements.extend(measure(plan).with_context(|| format!("benchmark {}", bench.key()))?);
     }
     with_idle.iter().copied().for_each(say);
-    measurements.extend(idle_clients::measure(plan, &with_idle)?);
+    measurements.extend(with_idle::measure(plan, &with_idle)?);
     let recording = Recording {
         schema: SCHEMA,
-        kernel: kernel()?,
-        hz: hz()?,
+        kernel: kernel::release()?,
+        hz: kernel::hz()?,
         rounds: plan.rounds,
         short: plan.short,
         measurements,
@@ -121,21 +117,4 @@ fn chosen(names: &[String]) -> Result<Vec<Bench>> {
         bench.with_context(|| format!("there is no benchmark {name}"))
     };
     names.iter().map(find).collect()
-}
-
-/// `uname -r`.
-fn kernel() -> Result<String> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    Ok(release.trim().to_owned())
-}
-
-/// CONFIG_HZ: what the packaged configuration says that stands beside the kernel's modules.
-fn hz() -> Result<u32> {
-    let path = format!("/usr/lib/modules/{}/config", kernel()?);
-    let config = fs::read_to_string(&path).with_context(|| path.clone())?;
-    let hz = config
-        .lines()
-        .find_map(|line| line.strip_prefix("CONFIG_HZ="));
-    let hz = hz.with_context(|| format!("{path} has no CONFIG_HZ"))?;
-    hz.parse().context("CONFIG_HZ")
 }

@@ -13,9 +13,8 @@ use anyhow::{ensure, Context, Result};
 
 use crate::client::{Clients, Manner};
 use crate::connection::connections;
-use crate::rounds::{Figure, Figures, FAMILY};
+use crate::rounds::{Figure, Figures, Plan, FAMILY};
 use crate::server::{Kind, Server};
-use crate::Plan;
 
 /// How the module is loaded, for this benchmark and all others.
 pub(crate) const PARAMETERS: &str = "max_parked_netns=0";

@@ -25,8 +25,7 @@ use accf_kit::wait;
 use accf_kit::wire::Wire;
 use anyhow::{bail, ensure, Context, Result};
 
-use crate::rounds::{self, Figure, Figures, FAMILY, REQUEST, RESPONSE};
-use crate::Plan;
+use crate::rounds::{self, Figure, Figures, Plan, FAMILY, REQUEST, RESPONSE};
 
 /// The path's round-trip time.
 const RTT: Duration = Duration::from_millis(40);

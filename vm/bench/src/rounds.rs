@@ -9,10 +9,19 @@ use accf_kit::control::{self, OnTimeout};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{self, Family, Listen};
 use accf_kit::netns::Netns;
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 
 /// The family of the listeners and their clients.
 pub(crate) const FAMILY: Family = Family::V4;
+
+/// What a benchmark is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    /// How often each figure is measured.
+    pub(crate) rounds: u32,
+    /// Fewer connections and shorter times.
+    pub(crate) short: bool,
+}
 
 /// What a client asks.
 pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
@@ -53,6 +62,13 @@ pub(crate) fn no_syncookies(before: &Counters, after: &Counters) -> Result<()> {
     let sent = after.growth(before, "TcpExtSyncookiesSent")?;
     ensure!(sent == 0, "the server has sent {sent} syncookies");
     Ok(())
+}
+
+/// The middle one of some numbers: what is interrupted by the clock, or does what the kernel has put off, does not count.
+pub(crate) fn median(numbers: &mut [u64]) -> Result<f64> {
+    numbers.sort_unstable();
+    let middle = numbers.get(numbers.len() / 2).context("no numbers")?;
+    Ok(*middle as f64)
 }
 
 /// Which figure a sample belongs to; see [`Measurement`].

@@ -17,8 +17,7 @@ use accf_kit::endpoint::{self, connect};
 use accf_kit::wire::Wire;
 use anyhow::{ensure, Context, Result};
 
-use crate::rounds::{self, Figure, Figures, FAMILY, REQUEST, RESPONSE};
-use crate::Plan;
+use crate::rounds::{self, Figure, Figures, Plan, FAMILY, REQUEST, RESPONSE};
 
 /// How long the listeners wait for data.
 const DEADLINE: Duration = Duration::from_secs(5);

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The benchmarks that share a listener's idle clients: `holding` as their number grows, `interference` as it shrinks.
+
+use accf_bench::{Bench, Listener, Measurement};
+use anyhow::{Context, Result};
+use nix::sys::resource::{setrlimit, Resource};
+
+use crate::idle_clients::{IdleClients, BACKLOG, MAX_CLIENTS};
+use crate::rounds::{in_turn, Figures, Plan};
+use crate::steps::steps;
+use crate::{holding, interference};
+
+/// What is measured beside idle clients.
+pub(crate) const BENCHES: [Bench; 2] = [Bench::Holding, Bench::Interference];
+
+/// How many descriptors a server may have: each client of a plain listener costs one.
+const DESCRIPTORS: u64 = 1_000_000;
+/// How many the other listeners hold at most: a plain one needs kilobytes for each.
+const MAX_HELD: u32 = 100_000;
+/// How many their server accepts at most, which takes long.
+const MAX_ACCEPTED: u32 = 10_000;
+/// How many either is in a short run.
+const MAX_OF_OTHERS_IF_SHORT: u32 = 1_000;
+
+/// Measures some of [`BENCHES`].
+pub(crate) fn measure(plan: Plan, wanted: &[Bench]) -> Result<Vec<Measurement>> {
+    setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)?;
+    let mut holding_figures = wanted
+        .contains(&Bench::Holding)
+        .then(|| Figures::new(Bench::Holding));
+    let mut interference_figures = wanted
+        .contains(&Bench::Interference)
+        .then(|| Figures::new(Bench::Interference));
+    for round in 0..plan.rounds {
+        for listener in in_turn(Listener::ALL, round) {
+            measure_at(
+                listener,
+                plan,
+                round,
+                &mut holding_figures,
+                &mut interference_figures,
+            )
+            .with_context(|| format!("{}, round {}", listener.key(), round + 1))?;
+        }
+    }
+    let figures = holding_figures.into_iter().chain(interference_figures);
+    Ok(figures.flat_map(Figures::finish).collect())
+}
+
+/// Measures at one listener.
+fn measure_at(
+    listener: Listener,
+    plan: Plan,
+    round: u32,
+    holding_figures: &mut Option<Figures>,
+    interference_figures: &mut Option<Figures>,
+) -> Result<()> {
+    let steps = steps(plan, round);
+    let most = |others| match listener {
+        Listener::Dataready => MAX_CLIENTS,
+        _ if plan.short => MAX_OF_OTHERS_IF_SHORT,
+        _ => others,
+    };
+    // `TCP_DEFER_ACCEPT` holds no more than its backlog.
+    let backlog = match listener {
+        Listener::DeferAccept if holding_figures.is_some() => MAX_CLIENTS,
+        _ => BACKLOG,
+    };
+    let mut idle = IdleClients::new(listener, backlog)?;
+    if let Some(figures) = holding_figures {
+        idle.run(|idle| holding::measure(idle, &steps, most(MAX_HELD), figures))?;
+        if interference_figures.is_some() && listener != Listener::Dataready {
+            // A server is to accept those that can be accepted, and the backlog to be the usual one. Nobody has accepted whom the
+            // filter holds.
+            idle.close()?;
+            idle = IdleClients::new(listener, BACKLOG)?;
+        }
+    }
+    if let Some(figures) = interference_figures {
+        let server = idle.start_server()?;
+        idle.run(|idle| interference::measure(idle, &server, &steps, most(MAX_ACCEPTED), figures))?;
+        server.stop()?;
+    }
+    idle.close()
+}
