@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The client of a measured server: one connection after another, segment by segment, and what each costs.
+//! The client of a measured server: one connection after another, segment by segment, and what each
+//! costs.
 //!
-//! There is one processor. The client runs only while nobody else wants to, and never sleeps, so that a server runs as
-//! soon as it is woken and until it has nothing to do, all before the client's system call returns: [`Swarm::spent`] then
-//! is what the kernel and the server have to do for a connection. The client's own program has no part in it, nor has what it
-//! takes to read what the server has sent.
+//! There is one processor. The client has the lowest priority and never sleeps. So a server that is
+//! woken runs at once, until it waits again, before the client's system call returns:
+//! [`Swarm::spent`] then is what the kernel and the server do for a connection. The instructions of
+//! the client's own program, and those for reading what the server has sent, are not in it.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,22 +21,23 @@ use nix::sys::resource::{getrusage, UsageWho};
 use crate::rounds::{FAMILY, REQUEST, RESPONSE};
 use crate::server::{Server, Usage};
 
-/// How many clients visit a server before the next one's turn: whatever else changes, changes for all of them.
+/// The clients that visit a server before the next server's turn: any drift affects all servers.
 const BATCH: u32 = 50;
-/// How many clients visit a server before anything is measured: as many as have an address of their own, and some.
+/// The clients that visit a server before anything is measured: more than the clients' addresses.
 const WARM_UP: u32 = 250;
-/// How often a client looks whether a segment has come before it gives up.
+/// How often a client polls for a segment before it gives up.
 const MAX_POLLS: u32 = 100_000;
-/// How many closed connections the kernel is made to remember at most: fewer than it can (`net.ipv4.tcp_max_tw_buckets`).
+/// The most connections in TIME-WAIT: fewer than the kernel's limit
+/// (`net.ipv4.tcp_max_tw_buckets`).
 const MAX_TIME_WAIT: u32 = 8000;
-/// How long it remembers them all: somewhat less than a minute.
+/// The age of the oldest TIME-WAIT up to which none has expired: somewhat less than a minute.
 const MAX_AGE: Duration = Duration::from_secs(50);
-/// How long it may take until it has forgotten them: timers of that length are late by several seconds.
+/// How long it takes at most until all have expired: timers of that length are late by seconds.
 const EXPIRES_WITHIN: Duration = Duration::from_secs(180);
-/// How long the kernel gets to do what connections leave to do: to free memory, to take down a namespace.
+/// The time for the kernel's deferred work after connections: freeing memory, removing a namespace.
 const SETTLES_WITHIN: Duration = Duration::from_secs(1);
 
-/// What must not have happened: it would have made a connection another one than the next.
+/// Counters that must not have grown: each would mean that connections differed.
 const UNEXPECTED: [&str; 4] = [
     "TcpRetransSegs",
     "TcpExtSyncookiesSent",
@@ -46,9 +48,9 @@ const UNEXPECTED: [&str; 4] = [
 /// What the third segment of the handshake carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Manner {
-    /// Nothing: the client pauses until the server has nothing to do any more, and then sends its request.
+    /// Nothing: the client pauses until the server waits again, and then sends its request.
     Pause,
-    /// The request: it needs no round trip more than the handshake.
+    /// The request, which needs no round trip more than the handshake.
     SameTrip,
 }
 
@@ -57,41 +59,41 @@ impl Manner {
     pub(crate) const ALL: [Self; 2] = [Self::Pause, Self::SameTrip];
 }
 
-/// What connections of one server cost, added up.
+/// What the connections of one server cost together.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Costs {
-    /// How many connections.
+    /// The number of connections.
     pub(crate) connections: u32,
     /// Instructions from the SYN to the last ACK.
     pub(crate) instructions: u64,
     /// Those for the bare ACK that ends the handshake, and what the server does then.
     pub(crate) ack: u64,
-    /// Those for the request, with all that the server does until it waits again.
+    /// Those for the request, and what the server does until it waits again.
     pub(crate) request: u64,
     /// What the server did.
     pub(crate) server: Usage,
-    /// Instructions of the client itself, and for what it reads, which are not among the others.
+    /// Instructions of the client itself, and for what it reads; not included above.
     own: u64,
-    /// Those of the connection that took fewest.
+    /// Those of the connection that took the fewest.
     least_own: Option<u64>,
 }
 
 impl Costs {
-    /// A sum over all connections, for each of them.
+    /// Returns the mean per connection of a sum over all of them.
     pub(crate) fn each(&self, sum: u64) -> f64 {
         sum as f64 / f64::from(self.connections)
     }
 
-    /// Makes sure that the server ran in the client's system calls, and at no other time.
+    /// Checks that the server ran during the client's system calls, and at no other time.
     ///
-    /// Then the client takes the same number of instructions each time. Some are interrupted by the clock.
+    /// Then the client takes the same number of instructions each time, but for clock interrupts.
     fn check_own(&self) -> Result<()> {
         let least = self.least_own.unwrap_or(0);
         let usual = least * u64::from(self.connections);
         ensure!(
             self.own <= usual + usual / 5,
-            "{} clients took {} instructions of their own, and one of them only {least}: the server, or somebody else, \
-             runs when they do",
+            "{} clients took {} instructions of their own, and one of them only {least}: \
+             the server, or another program, runs outside of their system calls",
             self.connections,
             self.own
         );
@@ -99,18 +101,18 @@ impl Costs {
     }
 }
 
-/// Clients of all servers in a namespace, none of whom comes twice.
+/// Clients of all servers in a namespace; each connects once.
 #[derive(Debug)]
 pub(crate) struct Clients {
     ns: Netns,
     swarm: Swarm,
     next: u32,
-    /// When the kernel remembered none of those who have come since.
+    /// A time when no connection was in TIME-WAIT.
     none_before: Instant,
 }
 
 impl Clients {
-    /// Connects them to a namespace; `port` is where those go who are not told another one.
+    /// Attaches clients to a namespace, with a default port for those that are given none.
     pub(crate) fn new(ns: &Netns, port: u16) -> Result<Self> {
         Ok(Self {
             ns: ns.clone(),
@@ -120,23 +122,23 @@ impl Clients {
         })
     }
 
-    /// For clients who do something else.
+    /// Returns the swarm, for clients that do something else.
     pub(crate) fn swarm(&mut self) -> &mut Swarm {
         &mut self.swarm
     }
 
-    /// They visit each server so often that no measured visit is a first time.
+    /// Visits each server so often that no measured visit is a first time.
     pub(crate) fn warm_up(&mut self, servers: &[&Server]) -> Result<()> {
         for manner in Manner::ALL {
-            // What the kernel and the programs do for the first time, they may do at any time.
+            // Whatever the kernel and the programs do only once is done in these visits.
             self.visit_once(manner, servers, WARM_UP)?;
         }
         Ok(())
     }
 
-    /// That many visit each of the servers; returns what they cost at each.
+    /// Makes this many connections to each server, and returns what they cost at each.
     ///
-    /// They come once more if somebody else took the processor meanwhile: the kernel has work of its own now and then.
+    /// Repeats it once if another program ran meanwhile: the kernel sometimes has work of its own.
     pub(crate) fn visit(
         &mut self,
         manner: Manner,
@@ -153,7 +155,7 @@ impl Clients {
         Ok(costs)
     }
 
-    /// The same, whatever else happens.
+    /// Does the same once, without that check.
     fn visit_once(
         &mut self,
         manner: Manner,
@@ -170,7 +172,7 @@ impl Clients {
         let clients = self.next..self.next + connections;
         self.next = clients.end;
         let swarm = &mut self.swarm;
-        // On a thread of its own, which alone runs only while nobody else wants to.
+        // On a thread of its own: the idle priority is for this thread only.
         self.ns.run(|| {
             count::run_only_when_idle()?;
             let sleeps = own_sleeps()?;
@@ -211,16 +213,17 @@ impl Clients {
         counted.collect()
     }
 
-    /// Waits until the kernel has done what was left to do, and will not have to forget a closed connection meanwhile.
+    /// Waits until the kernel has done its deferred work, and until no TIME-WAIT can expire during
+    /// the visits.
     fn wait_until_settled(&mut self, visits: u32) -> Result<()> {
-        // Idle time costs this machine nothing.
+        // The machine's clock jumps over idle time.
         thread::sleep(SETTLES_WITHIN);
         let mut time_wait = time_wait_sockets(&self.ns)?;
         if time_wait + visits > MAX_TIME_WAIT || self.none_before.elapsed() > MAX_AGE {
             while time_wait > 0 {
                 ensure!(
                     self.none_before.elapsed() < EXPIRES_WITHIN,
-                    "{time_wait} closed connections are still remembered"
+                    "{time_wait} connections are still in TIME-WAIT"
                 );
                 thread::sleep(SETTLES_WITHIN);
                 time_wait = time_wait_sockets(&self.ns)?;
@@ -233,7 +236,7 @@ impl Clients {
     }
 }
 
-/// How many closed connections the kernel remembers (TIME-WAIT).
+/// Returns the number of connections in TIME-WAIT.
 fn time_wait_sockets(ns: &Netns) -> Result<u32> {
     let text = ns.proc_net("sockstat")?;
     let mut words = text.split_whitespace().skip_while(|word| *word != "tw");
@@ -241,14 +244,15 @@ fn time_wait_sockets(ns: &Netns) -> Result<u32> {
     Ok(count.parse()?)
 }
 
-/// How often this thread has slept.
+/// Returns how often this thread has slept.
 fn own_sleeps() -> Result<i64> {
     Ok(getrusage(UsageWho::RUSAGE_THREAD)?.voluntary_context_switches())
 }
 
-/// Is one client from the SYN to the last ACK, and adds what that cost.
+/// Plays one client from the SYN to the last ACK, and adds what that cost.
 ///
-/// The server closes first. Each of its segments must be the one that is due, so all listeners' are the same ones.
+/// The server closes first. Each of its segments must be the expected one, so all listeners send
+/// the same ones.
 fn connect(swarm: &mut Swarm, member: Member, manner: Manner, cost: &mut Costs) -> Result<()> {
     let begin = (count::instructions(), swarm.spent());
     let mut member = member;
@@ -278,7 +282,7 @@ fn connect(swarm: &mut Swarm, member: Member, manner: Manner, cost: &mut Costs) 
     Ok(())
 }
 
-/// Takes the server's next segment, which must be this one.
+/// Takes the server's next segment, which must have these flags and this payload.
 fn take(swarm: &mut Swarm, member: &mut Member, flags: Flags, payload: &[u8]) -> Result<()> {
     for _ in 0..MAX_POLLS {
         let Some((nth, segment)) = swarm.take()? else {
@@ -292,11 +296,14 @@ fn take(swarm: &mut Swarm, member: &mut Member, flags: Flags, payload: &[u8]) ->
             && (is_first || segment.seq == member.rcv_nxt);
         ensure!(
             is_expected,
-            "[{flags}] len {} was due, and this came: {segment}",
+            "[{flags}] len {} was expected, not {segment}",
             payload.len()
         );
         member.rcv_nxt = segment.end_seq();
         return Ok(());
     }
-    bail!("[{flags}] len {} was due, and nothing came", payload.len())
+    bail!(
+        "[{flags}] len {} was expected, and nothing came",
+        payload.len()
+    )
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What one connection costs, from its SYN to the last ACK of its close, with the same client and the same server.
+//! What one connection costs, from its SYN to the last ACK of its close, with the same client and
+//! the same server.
 
 use accf_bench::{Bench, Listener, Measurement, Unit};
 use accf_kit::control;
@@ -12,10 +13,10 @@ use crate::client::{Clients, Costs, Manner};
 use crate::rounds::{in_turn, Figure, Figures, Plan, FAMILY};
 use crate::server::{Kind, Server};
 
-/// How long `TCP_DEFER_ACCEPT` waits, in seconds; the filter's own default is as long.
+/// The deadline of `TCP_DEFER_ACCEPT` in seconds, equal to the filter's default.
 const DEADLINE: i32 = 60;
 
-/// A server, and what its listener was told.
+/// A server, and the kind of its listener.
 pub(crate) struct Subject {
     pub(crate) listener: Listener,
     pub(crate) server: Server,
@@ -24,7 +25,7 @@ pub(crate) struct Subject {
 /// Measures.
 pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     let ns = Netns::new()?;
-    // Each client is told its server's port.
+    // Each client is given its server's port.
     let mut clients = Clients::new(&ns, 0)?;
     let mut figures = Figures::new(Bench::Connection);
     for kind in [Kind::Epoll, Kind::Blocking] {
@@ -48,7 +49,7 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     Ok(figures.finish())
 }
 
-/// How many connections a figure is the mean of.
+/// Returns how many connections a figure is the mean of.
 pub(crate) fn connections(plan: Plan) -> u32 {
     if plan.short {
         300
@@ -57,7 +58,7 @@ pub(crate) fn connections(plan: Plan) -> u32 {
     }
 }
 
-/// The name of a case; see [`Measurement`].
+/// Returns the name of a case; see [`Measurement`].
 pub(crate) const fn case(kind: Kind, manner: Manner) -> &'static str {
     match (kind, manner) {
         (Kind::Epoll, Manner::Pause) => "epoll/pause",
@@ -67,7 +68,7 @@ pub(crate) const fn case(kind: Kind, manner: Manner) -> &'static str {
     }
 }
 
-/// Starts a server with each listener.
+/// Starts a server with each kind of listener.
 pub(crate) fn start(ns: &Netns, kind: Kind) -> Result<[Subject; 3]> {
     let subject = |listener, listen: Listen| -> Result<Subject> {
         let server = Server::start(ns, kind, &listen)?;
@@ -80,7 +81,7 @@ pub(crate) fn start(ns: &Netns, kind: Kind) -> Result<[Subject; 3]> {
     ])
 }
 
-/// Has clients visit each listener, and makes sure that it treated them as it was told to.
+/// Connects clients to each listener, and checks that it parked or deferred those it should.
 pub(crate) fn one_round(
     ns: &Netns,
     clients: &mut Clients,
@@ -100,15 +101,15 @@ pub(crate) fn one_round(
         let count = after - before;
         ensure!(
             count == expected,
-            "the listener {} has held {count} of {connections} clients back, not {expected}",
+            "the listener {} parked or deferred {count} of {connections} clients, not {expected}",
             subject.listener.key()
         );
     }
     Ok(costs)
 }
 
-/// How many clients each listener has held back so far: the kernel has thrown their ACKs away, or parked them until there
-/// was data.
+/// Returns how many clients each listener has parked until data arrived, or deferred by dropping
+/// their ACK.
 fn parked_or_deferred(ns: &Netns, subjects: &[&Subject]) -> Result<Vec<u64>> {
     let count = |subject: &&Subject| -> Result<u64> {
         Ok(match subject.listener {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How exact a deadline is: from the bare ACK of a client that then stays silent until the server can accept it, or until
-//! the client is reset.
+//! How exact a deadline is: the time from the bare ACK of a silent client until the server can
+//! accept it, or until the client is reset.
 //!
-//! The clients are the kernel's own: at `TCP_DEFER_ACCEPT`, whoever does not answer another SYN-ACK is never accepted. The
-//! bare ACK is dated by the server's interface.
+//! The clients are the kernel's own, because `TCP_DEFER_ACCEPT` accepts a client only if it answers
+//! the retransmitted SYN-ACK. The time of the bare ACK is taken at the server's interface.
 //!
-//! What a kernel does at clock ticks depends on when between two ticks it began. So several clients connect in each round,
-//! and those of all rounds do so at offsets from a tick that are evenly spread. A round's sample is its worst client.
+//! A timer that fires at clock ticks is late by an amount that depends on when between two ticks it
+//! was started. So several clients connect in each round, and the offsets from a tick are spread
+//! evenly over the clients of all rounds. A round's sample is its worst client.
 
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
@@ -27,10 +28,10 @@ use anyhow::{bail, ensure, Context, Result};
 use crate::kernel;
 use crate::rounds::{self, Figure, Figures, Plan, FAMILY};
 
-/// How many clients connect in each round, each in a clock tick of its own.
+/// The number of clients in each round; each connects in a clock tick of its own.
 const CLIENTS: u32 = 4;
 
-/// A deadline that is not measured.
+/// The deadline of the clients that are not measured.
 const WARM_UP_MS: u32 = 50;
 
 /// How a listener treats silent clients.
@@ -41,7 +42,7 @@ struct Setup {
     on_timeout: OnTimeout,
 }
 
-/// All that have a deadline; a plain listener has none.
+/// The setups with a deadline; a plain listener has none.
 const SETUPS: [Setup; 3] = [
     Setup {
         listener: Listener::DeferAccept,
@@ -63,15 +64,16 @@ const SETUPS: [Setup; 3] = [
 /// When clients connect.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
-    /// Some moment, from which times as long as a clock tick are counted.
+    /// The time from which clock ticks are counted.
     origin: Instant,
-    /// How long a clock tick is.
+    /// The length of a clock tick.
     tick: Duration,
     rounds: u32,
 }
 
 impl Pace {
-    /// Sleeps until it is a client's turn: once in each time as long as a tick, and always later in it than the last one.
+    /// Sleeps until it is a client's turn: one client in each tick, each at a larger offset than
+    /// the last one.
     fn wait_for_turn(&self, round: u32, nth: u32) -> Result<()> {
         let ticks = self.origin.elapsed().as_nanos() / self.tick.as_nanos();
         let next = self.origin + self.tick * u32::try_from(ticks + 1)?;
@@ -80,7 +82,7 @@ impl Pace {
         Ok(())
     }
 
-    /// How long after the beginning of such a time a client connects: for no two of all rounds the same.
+    /// Returns a client's offset from a tick: different for all clients of all rounds.
     fn offset(&self, round: u32, nth: u32) -> Duration {
         self.tick * (nth * self.rounds + round) / (self.rounds * CLIENTS)
     }
@@ -102,7 +104,7 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     };
     let wire = Wire::new()?;
     for setup in SETUPS {
-        // So that what is measured is no first time.
+        // Whatever is done only once is done here.
         worst(&wire, setup, WARM_UP_MS, 0, &pace).context("warm-up")?;
     }
     let mut figures = Figures::new(Bench::Deadline);
@@ -132,7 +134,8 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     Ok(figures.finish())
 }
 
-/// How many milliseconds after the deadline the worst of a round's clients was let go.
+/// Returns how many milliseconds after the deadline the worst of a round's clients was accepted or
+/// reset.
 fn worst(wire: &Wire, setup: Setup, asked_ms: u32, round: u32, pace: &Pace) -> Result<f64> {
     let asked = Duration::from_millis(asked_ms.into());
     let listening = rounds::open(&wire.server, setup.listener, asked, setup.on_timeout)?;
@@ -146,7 +149,7 @@ fn worst(wire: &Wire, setup: Setup, asked_ms: u32, round: u32, pace: &Pace) -> R
         };
         (0..CLIENTS).map(connect).collect()
     })?;
-    // A listener of the kernel may take its time.
+    // `TCP_DEFER_ACCEPT` rounds its deadline up.
     let limit = asked * 4 + Duration::from_secs(10);
     let ends = if setup.on_timeout == OnTimeout::Reset {
         resets(&clients, limit)?
@@ -166,10 +169,10 @@ fn worst(wire: &Wire, setup: Setup, asked_ms: u32, round: u32, pace: &Pace) -> R
     worst.context("no clients")
 }
 
-/// Who was let go, and when.
+/// When each client was accepted or reset.
 type Ends = Vec<(SocketAddr, Stamp)>;
 
-/// Accepts all clients of a listener that holds them all back.
+/// Waits until the clients, none of which is accepted yet, are accepted.
 fn accepts(listening: &endpoint::Listener, limit: Duration) -> Result<Ends> {
     let early = wait::readable(listening, Duration::ZERO)?;
     ensure!(!early, "accepted before all had connected");
@@ -177,13 +180,13 @@ fn accepts(listening: &endpoint::Listener, limit: Duration) -> Result<Ends> {
     for _ in 0..CLIENTS {
         ensure!(wait::readable(listening, limit)?, "not accepted");
         let at = Stamp::now();
-        // To be closed when all are there: that would take time from the next.
-        accepted.push((listening.accept_now()?.context("nobody to accept")?, at));
+        // Closed when all are accepted: closing would delay the next.
+        accepted.push((listening.accept_now()?.context("nothing to accept")?, at));
     }
     Ok(accepted.iter().map(|(it, at)| (it.peer, *at)).collect())
 }
 
-/// Waits until the clients, none of whom is reset yet, are reset in the order in which they connected.
+/// Waits until the clients, none of which is reset yet, are reset in the order of their connecting.
 fn resets(clients: &[TcpStream], limit: Duration) -> Result<Ends> {
     for client in clients {
         let early = wait::readable(client, Duration::ZERO)?;
@@ -202,7 +205,7 @@ fn resets(clients: &[TcpStream], limit: Duration) -> Result<Ends> {
     Ok(reset)
 }
 
-/// Makes sure that a listener has parked all clients, and let them go at their deadline.
+/// Checks that a listener has parked all clients until their deadline.
 fn check_stats(listening: &endpoint::Listener, on_timeout: OnTimeout) -> Result<()> {
     let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
     let timed_out = if on_timeout == OnTimeout::Reset {
@@ -217,10 +220,10 @@ fn check_stats(listening: &endpoint::Listener, on_timeout: OnTimeout) -> Result<
     Ok(())
 }
 
-/// How many milliseconds after its bare ACK a client was let go.
+/// Returns how many milliseconds after its bare ACK a client was accepted or reset.
 fn time_until_end(client: SocketAddr, ends: &Ends, trace: &Trace) -> Result<f64> {
     let at = ends.iter().find(|(peer, _)| *peer == client);
-    let (_, at) = at.with_context(|| format!("{client} was not let go"))?;
+    let (_, at) = at.with_context(|| format!("{client} was neither accepted nor reset"))?;
     let trace = trace.of_peer(client);
     let ack = trace.first(Segment::is_bare_ack);
     let ack = ack.with_context(|| format!("no bare ACK of {client}"))?;

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a connection that thinks costs, and what it takes to park, release and time out, while many think.
+//! What an idle connection costs, and what it takes to park, release and expire one, beside many
+//! idle ones.
 //!
 //! | | `dataready` | `TCP_DEFER_ACCEPT` | plain |
 //! | --- | --- | --- | --- |
-//! | `bytes`: a client that is held | a request, and what the filter keeps of it | a request | an accepted socket |
+//! | `bytes`: an idle client | a request, and the filter's entry | a request | an accepted socket |
 //! | `park`: its bare ACK | is parked | is dropped | makes the socket |
 //! | `release`: its request | makes the socket | makes the socket | goes into the socket |
-//! | `timer`: its deadline | by policy | | |
+//! | `timer`: its deadline | accept, reset or drop | | |
 //!
-//! Memory is that of the objects in use. Nobody accepts while something is measured.
+//! Memory is that of the objects in use. The server does not accept during a measurement.
 
 use std::collections::BTreeMap;
 
@@ -21,27 +22,27 @@ use crate::idle_clients::{IdleClients, BATCH, SETTLES_WITHIN};
 use crate::rounds::{median, Figure, Figures};
 use crate::steps::Step;
 
-/// How many lots are parked, released, and meet each kind of deadline, for one sample.
+/// The batches that are parked, released, and expire with each `on_timeout`, for one sample.
 const BATCHES: u32 = 10;
 
-/// How many clients there are before memory is looked at: fewer than at the first step.
+/// The idle clients before the first reading of memory: fewer than at the first step.
 const FIRST: u32 = 3 * BATCH;
 
-/// What may become of a client at its deadline, as a case.
+/// The cases of `timer`.
 const TIMERS: [(&str, OnTimeout); 3] = [
     ("accept", OnTimeout::Accept),
     ("reset", OnTimeout::Reset),
     ("drop", OnTimeout::Drop),
 ];
 
-/// Has a crowd grow, and measures at each step of at max_clients `max_clients` clients.
+/// Connects more and more idle clients, and measures at each step of at most `max_clients`.
 pub(crate) fn measure(
     idle: &mut IdleClients,
     steps: &[Step],
     max_clients: u32,
     figures: &mut Figures,
 ) -> Result<()> {
-    // What there is once for each address, or was made for the first connections and is kept, does not count.
+    // Allocates what is kept for each address, or from the first connections on: it does not count.
     idle.grow_to(FIRST)?;
     idle.send_requests()?;
     idle.grow_to(FIRST)?;
@@ -93,7 +94,7 @@ pub(crate) fn measure(
                         ..of("timer", Unit::Instructions)
                     };
                     figures.add(timer, median(&mut timers)?);
-                    figures.explain(timer, "50 to 100 are due at once");
+                    figures.explain(timer, "50 to 100 expire at once");
                 }
             }
             idle.check()?;
@@ -102,9 +103,10 @@ pub(crate) fn measure(
     Ok(())
 }
 
-/// How many bytes more there are for each of so many more clients, and where.
+/// Returns the growth in bytes per additional client, and its slab caches.
 ///
-/// No object is smaller than eight bytes: where there is less for each client, something else has grown.
+/// No object is smaller than eight bytes: a cache that has grown by less per client was not grown
+/// by clients.
 fn each(growth: BTreeMap<String, i64>, clients: u32) -> (f64, String) {
     let mut caches: Vec<(String, f64)> = growth
         .into_iter()

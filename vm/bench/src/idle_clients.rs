@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Idle clients of one listener, up to a million, and what is measured beside them.
+//! Idle clients of one listener, up to a million.
 //!
-//! All clients are one thread, which sends for each of them ([`Swarm`]). The kernel does what a segment asks for before the
-//! system call that sends it returns: [`Swarm::spent`] is what it took, with all that woke up meanwhile.
+//! One thread sends for all clients ([`Swarm`]). The kernel processes a segment before the system
+//! call that sends it returns: [`Swarm::spent`] counts the instructions for it, including those of
+//! the programs that it wakes.
 //!
-//! Clients come in batches, with a pause after each, so that a deadline can be put between two batches. Time is cheap here: the
-//! machine's clock jumps over idle time.
+//! Clients connect in batches, with a pause after each, so that a deadline can be set between two
+//! batches. Pauses cost nothing: the machine's clock jumps over idle time.
 //!
-//! The table of connections is as large as somebody with a million of them would make it, and the same however many there
-//! are. With fewer places the kernel's own searches would take longer the more there are, at any listener.
+//! The table of connections has the size that a million of them need, and the same size for any
+//! number. In a smaller table the kernel's lookups would take longer with more connections, at any
+//! listener.
 
 use std::collections::VecDeque;
 use std::mem;
@@ -33,25 +35,26 @@ use socket2::{SockRef, Socket};
 use crate::rounds::{FAMILY, REQUEST};
 use crate::server::{Kind, Server};
 
-/// How many clients come, speak or meet their deadline at once: fewer than [`BACKLOG`], as nobody accepts meanwhile.
+/// The clients that connect, send or expire at once: fewer than [`BACKLOG`], as the server does not
+/// accept meanwhile.
 pub(crate) const BATCH: u32 = 100;
 /// The pause after each batch.
 const BATCH_PAUSE: Duration = Duration::from_millis(50);
 /// The backlog of a listener.
 pub(crate) const BACKLOG: u32 = 128;
-/// More clients than there ever are at once.
+/// More clients than are ever connected at once.
 pub(crate) const MAX_CLIENTS: u32 = 2_000_000;
-/// How many places the namespace's table of connections has; a power of two.
+/// The size of the namespace's table of connections; a power of two.
 const TABLE_SIZE: u32 = 1 << 21;
-/// After how many seconds `TCP_DEFER_ACCEPT` gives up: later than anything here takes.
+/// The deadline of `TCP_DEFER_ACCEPT`, in seconds: longer than the benchmark takes.
 const DEFER_ACCEPT_SECONDS: i32 = 3600;
-/// How long a segment of the server may take that comes at once.
+/// The limit for a segment that the server sends at once.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(10);
-/// How long the kernel takes at most for what it does later: freeing memory, above all.
+/// The limit for the kernel's deferred work: freeing memory, above all.
 pub(crate) const SETTLES_WITHIN: Duration = Duration::from_secs(2);
-/// How often as long it may take to be done with a namespace.
+/// How often [`SETTLES_WITHIN`] may pass until a namespace is removed.
 const CLOSE_ATTEMPTS: u32 = 60;
-/// Where the kernel keeps sockets and requests: each namespace has some of its own, and frees them last.
+/// The slab caches of sockets and requests: a namespace has objects in both, and frees them last.
 const SOCKET_CACHES: [&str; 2] = ["TCP", "request_sock_TCP"];
 
 /// The kernel's counter of syncookies.
@@ -66,19 +69,19 @@ pub(crate) struct IdleClients {
     is_served: bool,
     swarm: Swarm,
     before: Counters,
-    /// Those that are there, in the order in which they started.
+    /// The connected ones, the oldest first.
     batches: VecDeque<Batch>,
-    /// How many have come so far, idle ones and others.
+    /// The number of all clients so far, idle and active.
     started: u32,
-    /// The memory slabs_before the namespace.
+    /// The memory before the namespace was made.
     slabs_before: Slabs,
 }
 
-/// Clients that started one right after the other.
+/// Clients that connected one right after the other.
 #[derive(Debug)]
 struct Batch {
     clients: Vec<Client>,
-    /// When the last one's bare ACK had come.
+    /// The time after the last one's bare ACK.
     last: Instant,
 }
 
@@ -86,21 +89,21 @@ struct Batch {
 #[derive(Debug)]
 struct Client {
     member: Member,
-    /// The server's end, if there is one and no [`Server`] has it.
+    /// The server's end, if it was accepted, and not by a [`Server`].
     socket: Option<Socket>,
 }
 
-/// What the deadline of some clients took.
+/// The cost of the deadline of some clients.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expired {
-    /// How many they were.
+    /// The number of clients.
     pub(crate) clients: u32,
-    /// Instructions, for all of them together.
+    /// The instructions for all of them together.
     pub(crate) instructions: u64,
 }
 
 impl IdleClients {
-    /// Opens a listener whose clients are still to come.
+    /// Opens a listener without clients.
     pub(crate) fn new(kind: Listener, backlog: u32) -> Result<Self> {
         let slabs_before = Slabs::read_exactly(SETTLES_WITHIN)?;
         let ns = namespace()?;
@@ -126,8 +129,7 @@ impl IdleClients {
         })
     }
 
-    /// Runs something on a thread that runs only while nobody else wants to: whoever a client wakes takes the processor from it
-    /// at once.
+    /// Runs a closure on a thread of idle priority: a program that a client wakes runs at once.
     pub(crate) fn run(&mut self, f: impl FnOnce(&mut Self) -> Result<()> + Send) -> Result<()> {
         let ns = self.ns.clone();
         ns.run(|| {
@@ -136,13 +138,13 @@ impl IdleClients {
         })
     }
 
-    /// Has a server accept whoever is to be accepted from now on.
+    /// Starts a server that accepts from now on.
     pub(crate) fn start_server(&mut self) -> Result<Server> {
         self.is_served = true;
         Server::serve(&self.ns, Kind::Epoll, self.listener.clone())
     }
 
-    /// Has everybody go, closes the listener, and waits until nothing is left.
+    /// Resets all connections, closes the listener, and waits until its memory is freed.
     pub(crate) fn close(mut self) -> Result<()> {
         self.shrink_to(0)?;
         let slabs_before = mem::take(&mut self.slabs_before);
@@ -159,30 +161,30 @@ impl IdleClients {
         bail!("a namespace's sockets are still there")
     }
 
-    /// Which listener it is.
+    /// Returns the kind of the listener.
     pub(crate) fn kind(&self) -> Listener {
         self.kind
     }
 
-    /// The clients' thread.
+    /// Returns what sends for the clients.
     pub(crate) fn swarm(&mut self) -> &mut Swarm {
         &mut self.swarm
     }
 
-    /// A client that has not been there before.
+    /// Returns a client that has not connected before.
     pub(crate) fn new_client(&mut self) -> Member {
         let member = self.swarm.member(self.started);
         self.started += 1;
         member
     }
 
-    /// How many idle clients there are.
+    /// Returns the number of idle clients.
     pub(crate) fn len(&self) -> u32 {
         let clients = self.batches.iter().map(|batch| batch.clients.len());
         clients.sum::<usize>() as u32
     }
 
-    /// What the filter has counted, if there is one.
+    /// Returns the filter's counters; zeros at other listeners.
     fn stats(&self) -> Result<Stats> {
         Ok(match self.kind {
             Listener::Dataready => control::stats(self.listener.socket())?,
@@ -196,12 +198,12 @@ impl IdleClients {
         Ok(())
     }
 
-    /// How many clients have been answered with a syncookie.
+    /// Returns how many SYNs were answered with a syncookie.
     pub(crate) fn cookies(&self) -> Result<i64> {
         Counters::read(&self.ns)?.growth(&self.before, COOKIES)
     }
 
-    /// Has clients come until there are so many.
+    /// Connects clients until this many are connected.
     pub(crate) fn grow_to(&mut self, clients: u32) -> Result<()> {
         let mut missing = clients.saturating_sub(self.len());
         while missing > 0 {
@@ -212,7 +214,7 @@ impl IdleClients {
         Ok(())
     }
 
-    /// Has some clients do their handshakes, and says how many instructions each one's bare ACK took.
+    /// Connects a batch of clients, and returns how many instructions each bare ACK took.
     pub(crate) fn connect(&mut self, count: u32) -> Result<Vec<u64>> {
         let first = self.started;
         let mut members: Vec<Member> = (0..count).map(|_| self.new_client()).collect();
@@ -254,18 +256,18 @@ impl IdleClients {
         Ok(instructions)
     }
 
-    /// Accepts a connection that must be there.
+    /// Accepts a connection, which must be in the accept queue.
     fn accept(&self) -> Result<Socket> {
         let accepted = self.listener.socket().accept4(libc::SOCK_CLOEXEC);
         let (socket, _) = accepted.context("a connection to accept")?;
         Ok(socket)
     }
 
-    /// Takes out a batch of clients from all over the idle, the oldest and the newest among them.
+    /// Takes out a batch of clients, spread evenly from the oldest to the newest.
     fn pick(&mut self) -> Result<Vec<Client>> {
-        let last = self.len().checked_sub(1).context("nobody is there")?;
-        ensure!(last >= BATCH, "only {} clients are there", last + 1);
-        // No two are the same.
+        let last = self.len().checked_sub(1).context("no client")?;
+        ensure!(last >= BATCH, "only {} clients are connected", last + 1);
+        // All are different.
         let mut places = (0..BATCH)
             .map(|nth| (u64::from(nth) * u64::from(last) / u64::from(BATCH - 1)) as usize)
             .peekable();
@@ -275,7 +277,7 @@ impl IdleClients {
             let behind = first + batch.clients.len();
             while let Some(place) = places.next_if(|place| *place < behind) {
                 clients.push(batch.clients.remove(place - first));
-                // Those behind have moved up.
+                // The clients behind it have moved up.
                 first += 1;
             }
             first = behind;
@@ -284,8 +286,8 @@ impl IdleClients {
         Ok(clients)
     }
 
-    /// Has a batch of clients send their requests, and says how many instructions each one's took. They are from all over the
-    /// idle, the oldest and the newest among them, and go afterwards.
+    /// Sends the requests of a batch of clients, spread evenly from the oldest to the newest, and
+    /// returns how many instructions each took. The connections are closed afterwards.
     pub(crate) fn send_requests(&mut self) -> Result<Vec<u64>> {
         let before = self.stats()?;
         let mut clients = self.pick()?;
@@ -308,21 +310,18 @@ impl IdleClients {
                 "{released} of {BATCH} clients were released"
             );
         }
-        // Nobody has read their requests: closing resets, and nothing remains.
+        // Their requests were not read: closing sends an RST, and leaves no TIME-WAIT.
         drop(clients);
         let resets = self.resets()?;
-        ensure!(
-            resets == BATCH,
-            "{resets} of {BATCH} clients had got a connection"
-        );
+        ensure!(resets == BATCH, "{resets} of {BATCH} clients were accepted");
         sleep(BATCH_PAUSE);
         Ok(instructions)
     }
 
-    /// Has about a batch of the oldest clients meet their deadline at once.
+    /// Lets up to a batch of the oldest clients expire at once.
     pub(crate) fn expire(&mut self, on_timeout: OnTimeout) -> Result<Expired> {
-        let mut oldest = self.batches.pop_front().context("nobody is there")?;
-        // Some of a batch may have spoken before.
+        let mut oldest = self.batches.pop_front().context("no client")?;
+        // Batches shrink as some of their clients send requests.
         while let Some(next) = self
             .batches
             .pop_front_if(|next| oldest.clients.len() + next.clients.len() <= BATCH as usize)
@@ -332,7 +331,7 @@ impl IdleClients {
         }
         let clients = u32::try_from(oldest.clients.len())?;
         let before = self.stats()?;
-        // The same when nobody is due.
+        // The cost of the call without an expired client.
         let call = busy(|| self.configure(None, on_timeout))?;
         let timeout = oldest.last.elapsed().saturating_sub(BATCH_PAUSE / 2);
         let timeout = Duration::from_millis(u64::try_from(timeout.as_millis())?);
@@ -344,7 +343,7 @@ impl IdleClients {
             - (before.timeout_accept + before.timeout_reset + before.timeout_drop);
         ensure!(
             ended == u64::from(clients),
-            "{ended} of {clients} clients met their deadline"
+            "{ended} of {clients} clients expired"
         );
         let resets = self.resets()?;
         let expected = if on_timeout == OnTimeout::Reset {
@@ -364,7 +363,7 @@ impl IdleClients {
             let resets = self.resets()?;
             ensure!(
                 resets == clients,
-                "{resets} of {clients} clients had got a connection"
+                "{resets} of {clients} clients were accepted"
             );
         }
         sleep(BATCH_PAUSE);
@@ -374,7 +373,7 @@ impl IdleClients {
         })
     }
 
-    /// Reads all that clients were sent who are not there any more, and counts the resets.
+    /// Reads the segments for clients that are gone, and returns the number of resets.
     pub(crate) fn resets(&mut self) -> Result<u32> {
         let mut resets = 0;
         while let Some((_, segment)) = self.swarm.take()? {
@@ -383,7 +382,7 @@ impl IdleClients {
         Ok(resets)
     }
 
-    /// Has the newest reset their connections until so many are left.
+    /// Resets the newest connections until this many are left.
     pub(crate) fn shrink_to(&mut self, clients: u32) -> Result<()> {
         let mut surplus = self.len().saturating_sub(clients) as usize;
         while surplus > 0 {
@@ -403,7 +402,8 @@ impl IdleClients {
         Ok(())
     }
 
-    /// Makes sure that everybody is held who is to be holding_figures, and that nobody was treated in another way than all the others.
+    /// Checks that all idle clients are parked or deferred where they should be, and that all were
+    /// treated alike.
     pub(crate) fn check(&self) -> Result<()> {
         let counters = Counters::read(&self.ns)?;
         let counted = |counter| counters.growth(&self.before, counter);
@@ -417,7 +417,7 @@ impl IdleClients {
         }
         let cookies = counted(COOKIES)?;
         match self.kind {
-            // With no more than the usual backlog, it cannot hold many, and somebody else accepts the others.
+            // With the usual backlog, it can defer few; the server accepts those with a syncookie.
             Listener::DeferAccept if self.is_served => return Ok(()),
             Listener::DeferAccept => {
                 let dropped = counted("TcpExtTCPDeferAcceptDrop")?;
@@ -443,10 +443,10 @@ impl IdleClients {
     }
 }
 
-/// A namespace with a large table of connections.
+/// Makes a namespace with a large table of connections.
 fn namespace() -> Result<Netns> {
     const SIZE: &str = "net.ipv4.tcp_child_ehash_entries";
-    // A setting of whoever makes a namespace.
+    // A new namespace takes it from the namespace of the thread that makes it.
     let here = Netns::current()?;
     let before = here.sysctl(SIZE)?;
     here.set_sysctl(SIZE, &TABLE_SIZE.to_string())?;
@@ -456,12 +456,12 @@ fn namespace() -> Result<Netns> {
     let size = ns.sysctl("net.ipv4.tcp_ehash_entries")?;
     ensure!(
         size == TABLE_SIZE.to_string(),
-        "the namespace's table has {size} places"
+        "the namespace's table has {size} entries"
     );
     Ok(ns)
 }
 
-/// A filter's settings.
+/// Returns a filter's settings.
 fn settings(timeout: Option<Duration>, on_timeout: OnTimeout) -> Config {
     Config {
         timeout,
@@ -470,11 +470,12 @@ fn settings(timeout: Option<Duration>, on_timeout: OnTimeout) -> Config {
     }
 }
 
-/// How many instructions something takes, and what the kernel does because of it until nothing more happens.
+/// Counts the instructions that a closure takes, and those of the work that it causes in the
+/// kernel, until that is done.
 fn busy(f: impl FnOnce() -> Result<()>) -> Result<u64> {
-    /// More than the loop takes, and less than any interrupt.
+    /// More instructions than a pass of the loop takes, and fewer than any interrupt.
     const STEP: u64 = 200;
-    /// Longer than the kernel pauses in between.
+    /// Longer than any pause between two parts of the kernel's work.
     const QUIET: u64 = 200_000;
     let begin = count::instructions();
     f()?;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How long an active client waits while many think.
+//! How long an active client waits beside many idle ones.
 //!
-//! It sends its request with the third segment of the handshake. From its SYN until the response has come, everything counts
-//! that the kernel and the server do ([`Swarm::spent`]), and nothing that the client does. There is one processor, so the
-//! response has come once the server has nothing to do any more.
+//! It sends its request with the third segment of the handshake. From its SYN until its response,
+//! all instructions of the kernel and the server count ([`Swarm::spent`]), and none of the client.
+//! There is one processor, so the response has arrived once the server waits again.
 //!
-//! All idle clients are the server's, whose backlog is 128: it has accepted those of a plain listener, and waits for them.
+//! Active and idle clients have the same server, with a backlog of 128: it has accepted the idle
+//! ones of a plain listener, and waits for their requests.
 
 use accf_bench::Unit;
 use accf_kit::segment::{Flags, Segment};
@@ -17,15 +18,16 @@ use crate::rounds::{median, Figure, Figures, REQUEST, RESPONSE};
 use crate::server::Server;
 use crate::steps::Step;
 
-/// How many active clients there are for one sample, one after another.
+/// The active clients for one sample, one after another.
 const VISITS: u32 = 51;
-/// The last step.
+/// The last step, without idle clients.
 const NONE_LEFT: Step = Step {
     clients: 0,
     passes: 1,
 };
 
-/// Has a crowd shrink, and measures at each step of at max_clients `max_clients` clients, and when it is gone.
+/// Resets more and more idle clients, and measures at each step of at most `max_clients`, down to
+/// none.
 pub(crate) fn measure(
     idle: &mut IdleClients,
     server: &Server,
@@ -82,7 +84,7 @@ pub(crate) fn measure(
     Ok(())
 }
 
-/// Has a client get its response, and says how many instructions that took.
+/// Plays an active client, and returns how many instructions its response took.
 fn visit(swarm: &mut Swarm, mut client: Member) -> Result<u64> {
     let before = swarm.spent();
     swarm.syn(&mut client)?;
@@ -92,21 +94,21 @@ fn visit(swarm: &mut Swarm, mut client: Member) -> Result<u64> {
     swarm.push(&mut client, Flags::PSH_ACK, REQUEST)?;
     let mut response = next(swarm, &client).context("for a request")?;
     if response.is_bare_ack() {
-        // The kernel acknowledges at once what came with the handshake.
+        // The kernel acknowledges data of the handshake at once.
         response = next(swarm, &client).context("for a request")?;
     }
     let latency = swarm.spent() - before;
     ensure!(response.payload == RESPONSE, "not the response: {response}");
-    // Nothing of it is to remain.
+    // Leaves no TIME-WAIT.
     swarm.push(&mut client, Flags::RST, b"")?;
     while swarm.take()?.is_some() {}
     Ok(latency)
 }
 
-/// The segment that has come, which must be for this client.
+/// Takes the next segment, which must be for this client and available at once.
 fn next(swarm: &mut Swarm, client: &Member) -> Result<Segment> {
-    // Who is woken runs before the client goes on, so nobody has to wait; and while somebody did, nobody would count.
-    let (nth, segment) = swarm.take()?.context("nothing has come at once")?;
+    // The woken server runs before the client goes on. Instructions while waiting would not count.
+    let (nth, segment) = swarm.take()?.context("no segment at once")?;
     ensure!(
         nth == client.nth,
         "not for client {}: {segment}",

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the guest's kernel says of itself.
+//! The release and the clock rate of the guest's kernel.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 
-/// `uname -r`.
+/// Returns what `uname -r` prints.
 pub(crate) fn release() -> Result<String> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     Ok(release.trim().to_owned())
 }
 
-/// CONFIG_HZ: what the packaged configuration says that stands beside the kernel's modules.
+/// Returns CONFIG_HZ, from the packaged configuration beside the kernel's modules.
 pub(crate) fn hz() -> Result<u32> {
     let path = format!("/usr/lib/modules/{}/config", release()?);
     let config = fs::read_to_string(&path).with_context(|| path.clone())?;

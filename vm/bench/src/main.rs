@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The guest side of the benchmarks: measures, and leaves a recording in `$ACCF_OUT`. It judges nothing.
+//! The guest side of the benchmarks: measures, and leaves a recording in `$ACCF_OUT`. It judges
+//! nothing.
 
 mod client;
 mod connection;
@@ -38,7 +39,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     rounds: u32,
 
-    /// Measure nothing: make so many connections to each listener while a profiler watches.
+    /// Measure nothing: make this many connections to each listener while a profiler watches.
     #[arg(long, value_name = "CONNECTIONS", conflicts_with_all = ["short", "rounds", "benches"])]
     profile: Option<u32>,
 
@@ -64,7 +65,7 @@ fn main() -> Result<()> {
     };
     let wanted = chosen(&arguments.benches)?;
     let mut measurements = Vec::new();
-    // First, as this is the only one that also runs without the module.
+    // First: it is the only one that also measures without the module.
     if wanted.contains(&Bench::Others) {
         say(Bench::Others);
         measurements.extend(others::measure(plan)?);
@@ -72,7 +73,7 @@ fn main() -> Result<()> {
     if !module::is_loaded()? {
         module::load(others::PARAMETERS)?;
     }
-    // These share what takes longest. Last, as they leave much in the kernel's caches.
+    // Last: these two share their idle clients, and leave many objects in the kernel's caches.
     let (with_idle, wanted): (Vec<Bench>, Vec<Bench>) = wanted
         .into_iter()
         .partition(|bench| with_idle::BENCHES.contains(bench));
@@ -102,12 +103,12 @@ fn main() -> Result<()> {
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// Shows that it goes on.
+/// Prints which benchmark begins.
 fn say(bench: Bench) {
     println!("{}", bench.key());
 }
 
-/// The benchmarks of these names.
+/// Returns the benchmarks of these names.
 fn chosen(names: &[String]) -> Result<Vec<Bench>> {
     if names.is_empty() {
         return Ok(Bench::ALL.to_vec());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the benchmarks of single connections have in common: listeners that wait equally long, and samples that come in
-//! round by round.
+//! What the benchmarks have in common: the request and its response, listeners with equal
+//! deadlines, and figures with a sample from each round.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use anyhow::{ensure, Context, Result};
 /// The family of the listeners and their clients.
 pub(crate) const FAMILY: Family = Family::V4;
 
-/// What a benchmark is asked for.
+/// How much a benchmark measures.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     /// How often each figure is measured.
@@ -23,20 +23,20 @@ pub(crate) struct Plan {
     pub(crate) short: bool,
 }
 
-/// What a client asks.
+/// The request of each client.
 pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
-/// What it is answered.
+/// The server's response.
 pub(crate) const RESPONSE: &[u8] = b"HTTP/1.0 200 OK\r\n\r\nhello\n";
 
-/// These in another order in each round, so that none always has the same one before it.
+/// Rotates the order from round to round, so that none always has the same one before it.
 pub(crate) fn in_turn<T: Copy, const N: usize>(all: [T; N], round: u32) -> [T; N] {
     let mut turned = all;
     turned.rotate_left(round as usize % N);
     turned
 }
 
-/// Opens a listener that waits for data as long as it is told, and then does what it is told; `TCP_DEFER_ACCEPT` waits for
-/// whole seconds, and a plain listener not at all.
+/// Opens a listener with a deadline and what happens then; `TCP_DEFER_ACCEPT` takes whole seconds,
+/// and a plain listener has no deadline.
 pub(crate) fn open(
     ns: &Netns,
     listener: Listener,
@@ -57,14 +57,16 @@ pub(crate) fn open(
     listen.open(ns)
 }
 
-/// Makes sure that no connection of a server since `before` was made with a syncookie: nothing can hold such a one back.
+/// Checks that the server has sent no syncookie since `before`: a connection made with one is not
+/// parked.
 pub(crate) fn no_syncookies(before: &Counters, after: &Counters) -> Result<()> {
     let sent = after.growth(before, "TcpExtSyncookiesSent")?;
     ensure!(sent == 0, "the server has sent {sent} syncookies");
     Ok(())
 }
 
-/// The middle one of some numbers: what is interrupted by the clock, or does what the kernel has put off, does not count.
+/// Returns the median. It leaves out the few that the clock's interrupt, or work that the kernel
+/// had deferred, made larger.
 pub(crate) fn median(numbers: &mut [u64]) -> Result<f64> {
     numbers.sort_unstable();
     let middle = numbers.get(numbers.len() / 2).context("no numbers")?;
@@ -81,7 +83,7 @@ pub(crate) struct Figure {
     pub(crate) x: Option<f64>,
 }
 
-/// The figures of a benchmark, in the order in which they were first heard of.
+/// The figures of a benchmark, in the order in which they were first added.
 #[derive(Debug)]
 pub(crate) struct Figures {
     bench: Bench,
@@ -101,18 +103,18 @@ impl Figures {
         self.of(figure).samples.push(sample);
     }
 
-    /// Tells what a reader must know of a figure, whether or not there are samples; what was told before stays.
+    /// Appends a note to a figure, once, whether or not there are samples.
     pub(crate) fn explain(&mut self, figure: Figure, note: &str) {
-        let told = self.of(figure).note.get_or_insert_default();
-        if !told.contains(note) {
-            if !told.is_empty() {
-                told.push_str("; ");
+        let notes = self.of(figure).note.get_or_insert_default();
+        if !notes.contains(note) {
+            if !notes.is_empty() {
+                notes.push_str("; ");
             }
-            told.push_str(note);
+            notes.push_str(note);
         }
     }
 
-    /// All of them.
+    /// Returns all of them.
     pub(crate) fn finish(self) -> Vec<Measurement> {
         self.measurements
     }
@@ -154,13 +156,13 @@ mod tests {
     };
 
     #[test]
-    fn everybody_is_first_in_some_round() {
+    fn each_is_first_in_some_round() {
         let firsts: Vec<u8> = (0..3).map(|round| in_turn([1, 2, 3], round)[0]).collect();
         assert_eq!(firsts, [1, 2, 3]);
     }
 
     #[test]
-    fn samples_come_to_their_figures() {
+    fn samples_are_added_to_their_figures() {
         let other = Figure {
             x: Some(100.0),
             ..FIGURE
@@ -174,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_again_is_not_repeated() {
+    fn a_repeated_note_is_kept_once() {
         let mut figures = Figures::new(Bench::Deadline);
         for note in ["one", "two", "one"] {
             figures.explain(FIGURE, note);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How many segments a silent and a slow client cost, each way.
 //!
-//! Clients are the kernel's own, which answer a SYN-ACK that is sent again by another ACK.
+//! Clients are the kernel's own, which answer a retransmitted SYN-ACK with another ACK.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -19,13 +19,13 @@ use anyhow::{ensure, Context, Result};
 
 use crate::rounds::{self, Figure, Figures, Plan, FAMILY, REQUEST, RESPONSE};
 
-/// How long the listeners wait for data.
+/// The listeners' deadline.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// How long a silent client is watched: longer than any listener waits, in practice too.
+/// The time for which a silent client is watched: longer than any listener's deadline in practice.
 const WATCHED: Duration = Duration::from_secs(15);
-/// How long the slow client thinks.
+/// The pause of the slow client.
 const PAUSE: Duration = Duration::from_secs(3);
-/// After the last system call, until there is nothing left to be sent.
+/// The time after the last system call until all segments have been sent.
 const SETTLES_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a client does once it is connected.
@@ -33,12 +33,12 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(1);
 enum Manner {
     /// Nothing.
     Silent,
-    /// It thinks, asks, and is answered.
+    /// It pauses, sends a request, and is answered.
     Slow,
 }
 
 impl Manner {
-    /// The name of the case.
+    /// Returns the name of the case.
     const fn key(self) -> &'static str {
         match self {
             Self::Silent => "silent",
@@ -55,7 +55,7 @@ struct Counted {
     from_client: usize,
 }
 
-/// Measures; there is nothing to make shorter.
+/// Measures; a short run measures the same.
 pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     let wire = Wire::new()?;
     let mut figures = Figures::new(Bench::Segments);
@@ -84,8 +84,8 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     Ok(figures.finish())
 }
 
-/// Counts the segments of one connection: of a silent client from its SYN until it has been accepted and watched for some
-/// seconds more, of a slow one from its SYN to its end.
+/// Counts the segments of one connection: of a silent client from its SYN until [`WATCHED`] after
+/// it connected, of a slow one from its SYN to its end.
 fn count(wire: &Wire, listener: Listener, manner: Manner) -> Result<Counted> {
     let listening = rounds::open(&wire.server, listener, DEADLINE, OnTimeout::Accept)?;
     let capture = wire.watch_server()?;
@@ -114,10 +114,10 @@ fn count(wire: &Wire, listener: Listener, manner: Manner) -> Result<Counted> {
         after.0.growth(&before.0, "TcpRetransSegs")?,
         after.1.growth(&before.1, "TcpRetransSegs")?,
     ];
-    // A segment lost would be counted twice.
+    // A lost segment would be counted twice.
     ensure!(
         retransmitted == [0, i64::try_from(counted.syn_acks)? - 1],
-        "client and server have sent {retransmitted:?} segments again, not only SYN-ACKs:\n{}",
+        "client and server have retransmitted {retransmitted:?} segments, not only SYN-ACKs:\n{}",
         trace.describe()
     );
     if listener == Listener::Dataready {
@@ -126,7 +126,7 @@ fn count(wire: &Wire, listener: Listener, manner: Manner) -> Result<Counted> {
     Ok(counted)
 }
 
-/// Connects, is accepted, and does nothing else; returns both ends, still open.
+/// Connects, is accepted, and stays silent; returns both ends, still open.
 fn stay_silent(wire: &Wire, listening: &endpoint::Listener) -> Result<(TcpStream, TcpStream)> {
     let server = wire.server_address(FAMILY, listening.port());
     let client = connect(&wire.client, server)?;
@@ -136,7 +136,7 @@ fn stay_silent(wire: &Wire, listening: &endpoint::Listener) -> Result<(TcpStream
     Ok((client, accepted.stream))
 }
 
-/// Connects, thinks, asks, and reads the response to its end.
+/// Connects, pauses, sends a request, and reads the response to its end.
 fn be_slow(wire: &Wire, listening: &endpoint::Listener) -> Result<()> {
     let server = wire.server_address(FAMILY, listening.port());
     let mut client = connect(&wire.client, server)?;
@@ -156,7 +156,7 @@ fn be_slow(wire: &Wire, listening: &endpoint::Listener) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that the only client of a listener was parked, and let go for the reason it should be.
+/// Checks that the only client of a listener was parked until its deadline or its data.
 fn check_stats(listening: &endpoint::Listener, manner: Manner) -> Result<()> {
     let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
     let ended = match manner {
@@ -165,7 +165,7 @@ fn check_stats(listening: &endpoint::Listener, manner: Manner) -> Result<()> {
     };
     ensure!(
         (stats.parked_total, ended) == (1, 1),
-        "the client was not parked until then: {stats:?}"
+        "the client was not parked until its deadline or its data: {stats:?}"
     );
     Ok(())
 }

@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How many idle clients a listener has when something is measured.
+//! How many idle clients a listener has at each measurement.
 
 use crate::rounds::Plan;
 
-/// How many clients of `dataready` there are when something is measured.
+/// The numbers of idle clients, all of them for `dataready` only.
 const STEPS: [u32; 4] = [1_000, 10_000, 100_000, 1_000_000];
-/// How many there are at most in a short run.
+/// The maximum in a short run.
 const MAX_IF_SHORT: u32 = 10_000;
-/// More than these come in the last round only, as that takes long; each figure is measured there once for every round.
+/// More clients than these connect in the last round only, as that takes long; there each figure is
+/// measured once for every round.
 const MAX_IN_EACH_ROUND: u32 = 10_000;
 
-/// So many clients when something is measured.
+/// One measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Step {
-    /// How many.
+    /// The number of idle clients.
     pub(crate) clients: u32,
-    /// How often each figure is measured then.
+    /// How often each figure is measured.
     pub(crate) passes: u32,
 }
 
-/// Where a round measures.
+/// Returns the steps of a round.
 pub(crate) fn steps(plan: Plan, round: u32) -> Vec<Step> {
     let is_last = round + 1 == plan.rounds;
     let wanted = |clients: &u32| {
@@ -41,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn large_crowds_come_once_and_each_figure_has_a_sample_for_every_round() {
+    fn many_clients_connect_once_and_each_figure_has_a_sample_for_every_round() {
         for short in [true, false] {
             let plan = Plan { rounds: 3, short };
             let all: Vec<Step> = (0..plan.rounds)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The benchmarks that share a listener's idle clients: `holding` as their number grows, `interference` as it shrinks.
+//! Runs the benchmarks that share a listener's idle clients: `holding` as their number grows,
+//! `interference` as it shrinks.
 
 use accf_bench::{Bench, Listener, Measurement};
 use anyhow::{Context, Result};
@@ -10,16 +11,17 @@ use crate::rounds::{in_turn, Figures, Plan};
 use crate::steps::steps;
 use crate::{holding, interference};
 
-/// What is measured beside idle clients.
+/// The benchmarks beside idle clients.
 pub(crate) const BENCHES: [Bench; 2] = [Bench::Holding, Bench::Interference];
 
-/// How many descriptors a server may have: each client of a plain listener costs one.
+/// The limit of descriptors for the server: each client of a plain listener costs one.
 const DESCRIPTORS: u64 = 1_000_000;
-/// How many the other listeners hold at most: a plain one needs kilobytes for each.
+/// The maximum of idle clients at other listeners than `dataready`: a plain one needs kilobytes for
+/// each.
 const MAX_HELD: u32 = 100_000;
-/// How many their server accepts at most, which takes long.
+/// The maximum of those that their server accepts, which takes long.
 const MAX_ACCEPTED: u32 = 10_000;
-/// How many either is in a short run.
+/// Both maxima in a short run.
 const MAX_OF_OTHERS_IF_SHORT: u32 = 1_000;
 
 /// Measures some of [`BENCHES`].
@@ -61,7 +63,7 @@ fn measure_at(
         _ if plan.short => MAX_OF_OTHERS_IF_SHORT,
         _ => others,
     };
-    // `TCP_DEFER_ACCEPT` holds no more than its backlog.
+    // `TCP_DEFER_ACCEPT` defers no more than its backlog.
     let backlog = match listener {
         Listener::DeferAccept if holding_figures.is_some() => MAX_CLIENTS,
         _ => BACKLOG,
@@ -70,8 +72,8 @@ fn measure_at(
     if let Some(figures) = holding_figures {
         idle.run(|idle| holding::measure(idle, &steps, most(MAX_HELD), figures))?;
         if interference_figures.is_some() && listener != Listener::Dataready {
-            // A server is to accept those that can be accepted, and the backlog to be the usual one. Nobody has accepted whom the
-            // filter holds.
+            // `interference` needs clients that its server has accepted, and the usual backlog.
+            // Those of `dataready` are parked, and serve both.
             idle.close()?;
             idle = IdleClients::new(listener, BACKLOG)?;
         }
