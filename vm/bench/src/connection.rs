@@ -141,13 +141,7 @@ fn add(
     cost: &Costs,
 ) {
     let mut add = |metric, unit, sum| {
-        let figure = Figure {
-            metric,
-            unit,
-            listener,
-            case,
-            x: None,
-        };
+        let figure = Figure::new(metric, unit, listener).case(case);
         figures.add(figure, cost.each(sum));
     };
     add("instructions", Unit::Instructions, cost.instructions);

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use accf_bench::{Bench, Listener, Measurement, Unit};
 use accf_kit::capture::Trace;
 use accf_kit::clock::Stamp;
-use accf_kit::control::{self, OnTimeout};
+use accf_kit::control::{OnTimeout, Stats};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{self, connect_here};
 use accf_kit::segment::Segment;
@@ -111,13 +111,9 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     for round in 0..plan.rounds {
         for ms in deadlines.iter().copied() {
             for setup in rounds::in_turn(SETUPS, round) {
-                let figure = Figure {
-                    metric: "late",
-                    unit: Unit::Milliseconds,
-                    listener: setup.listener,
-                    case: setup.case,
-                    x: Some(f64::from(ms)),
-                };
+                let figure = Figure::new("late", Unit::Milliseconds, setup.listener)
+                    .case(setup.case)
+                    .at(ms.into());
                 if setup.listener == Listener::DeferAccept {
                     if ms < 1_000 {
                         figures.explain(figure, "it takes whole seconds");
@@ -158,7 +154,11 @@ fn worst(wire: &Wire, setup: Setup, asked_ms: u32, round: u32, pace: &Pace) -> R
     };
     rounds::no_syncookies(&before, &Counters::read(&wire.server)?)?;
     if setup.listener == Listener::Dataready {
-        check_stats(&listening, setup.on_timeout)?;
+        let timed_out: fn(&Stats) -> u64 = match setup.on_timeout {
+            OnTimeout::Reset => |stats| stats.timeout_reset,
+            _ => |stats| stats.timeout_accept,
+        };
+        rounds::all_parked(&listening, CLIENTS, timed_out)?;
     }
     let trace = capture.stop()?.of_port(listening.port());
     let late = clients.iter().map(|client| {
@@ -203,21 +203,6 @@ fn resets(clients: &[TcpStream], limit: Duration) -> Result<Ends> {
         reset.push((client.local_addr()?, at));
     }
     Ok(reset)
-}
-
-/// Checks that a listener has parked all clients until their deadline.
-fn check_stats(listening: &endpoint::Listener, on_timeout: OnTimeout) -> Result<()> {
-    let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
-    let timed_out = if on_timeout == OnTimeout::Reset {
-        stats.timeout_reset
-    } else {
-        stats.timeout_accept
-    };
-    ensure!(
-        (stats.parked_total, timed_out) == (CLIENTS.into(), CLIENTS.into()),
-        "not all clients were parked until their deadline: {stats:?}"
-    );
-    Ok(())
 }
 
 /// Returns how many milliseconds after its bare ACK a client was accepted or reset.

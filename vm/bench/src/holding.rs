@@ -49,13 +49,7 @@ pub(crate) fn measure(
     let before = Slabs::read_exactly(SETTLES_WITHIN)?;
     let listener = idle.kind();
     for step in steps {
-        let of = |metric, unit| Figure {
-            metric,
-            unit,
-            listener,
-            case: "",
-            x: Some(step.clients.into()),
-        };
+        let of = |metric, unit| Figure::new(metric, unit, listener).at(step.clients.into());
         let bytes = of("bytes", Unit::Bytes);
         let park = of("park", Unit::Instructions);
         let release = of("release", Unit::Instructions);
@@ -89,10 +83,7 @@ pub(crate) fn measure(
                         timers.push(expired.instructions / u64::from(expired.clients));
                         idle.connect(expired.clients)?;
                     }
-                    let timer = Figure {
-                        case,
-                        ..of("timer", Unit::Instructions)
-                    };
+                    let timer = of("timer", Unit::Instructions).case(case);
                     figures.add(timer, median(&mut timers)?);
                     figures.explain(timer, "50 to 100 expire at once");
                 }

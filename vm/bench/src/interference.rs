@@ -41,13 +41,7 @@ pub(crate) fn measure(
     }
     let (all, with_cookies) = (idle.len(), idle.cookies()?);
     for step in steps.iter().rev().chain([&NONE_LEFT]) {
-        let figure = Figure {
-            metric: "latency",
-            unit: Unit::Instructions,
-            listener,
-            case: "",
-            x: Some(step.clients.into()),
-        };
+        let figure = Figure::new("latency", Unit::Instructions, listener).at(step.clients.into());
         if step.clients > max_clients {
             figures.explain(
                 figure,

@@ -53,10 +53,12 @@ fn main() -> Result<()> {
         "ACCF_OUT is not set: it names the directory for the results, as `cargo xtask bench` does",
     )?;
     count::check()?;
+    let load_module = || match module::is_loaded()? {
+        true => Ok(()),
+        false => module::load(others::PARAMETERS),
+    };
     if let Some(connections) = arguments.profile {
-        if !module::is_loaded()? {
-            module::load(others::PARAMETERS)?;
-        }
+        load_module()?;
         return profile::record(connections, kernel::release()?, &out);
     }
     let plan = Plan {
@@ -70,9 +72,7 @@ fn main() -> Result<()> {
         say(Bench::Others);
         measurements.extend(others::measure(plan)?);
     }
-    if !module::is_loaded()? {
-        module::load(others::PARAMETERS)?;
-    }
+    load_module()?;
     // Last: these two share their idle clients, and leave many objects in the kernel's caches.
     let (with_idle, wanted): (Vec<Bench>, Vec<Bench>) = wanted
         .into_iter()

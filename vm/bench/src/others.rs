@@ -42,15 +42,9 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
         let costs = clients
             .visit(Manner::Pause, &[&server], connections(plan))
             .context(case)?;
-        let figure = Figure {
-            metric: "instructions",
-            unit: Unit::Instructions,
-            listener: Listener::Plain,
-            case,
-            x: None,
-        };
+        let figure = Figure::new("instructions", Unit::Instructions, Listener::Plain);
         for cost in costs {
-            figures.add(figure, cost.each(cost.instructions));
+            figures.add(figure.case(case), cost.each(cost.instructions));
         }
         Ok(())
     };

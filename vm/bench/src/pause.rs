@@ -17,9 +17,9 @@ use std::time::Duration;
 use accf_bench::{Bench, Listener, Measurement, Unit};
 use accf_kit::capture::Trace;
 use accf_kit::clock::Stamp;
-use accf_kit::control::{self, OnTimeout};
+use accf_kit::control::OnTimeout;
 use accf_kit::counters::Counters;
-use accf_kit::endpoint::{self, connect};
+use accf_kit::endpoint::connect;
 use accf_kit::segment::Segment;
 use accf_kit::tcp_info::TcpInfo;
 use accf_kit::wait;
@@ -105,12 +105,10 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
 
 /// Adds what was seen to its figures.
 fn add(figures: &mut Figures, listener: Listener, case: &'static str, pause: f64, seen: Seen) {
-    let figure = |metric| Figure {
-        metric,
-        unit: Unit::Milliseconds,
-        listener,
-        case,
-        x: Some(pause),
+    let figure = |metric| {
+        Figure::new(metric, Unit::Milliseconds, listener)
+            .case(case)
+            .at(pause)
     };
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     // The accepted socket's values do not depend on the case.
@@ -139,11 +137,7 @@ fn exchange(wire: &Wire, listener: Listener, pause: Duration) -> Result<Seen> {
     );
     client.write_all(REQUEST)?;
 
-    let accepted = listening.accept(LIMIT)?.context("not accepted")?;
-    let mut server = accepted.stream;
-    let mut request = [0; REQUEST.len()];
-    server.read_exact(&mut request).context("the request")?;
-    ensure!(request == REQUEST, "the server read something else");
+    let mut server = rounds::accept_request(&listening, LIMIT)?;
     let accepted = TcpInfo::of(&server)?;
     thread::sleep(ANSWER_DELAY);
     // Read here: the SYN-ACK timer of a deferred request counts as a timeout, too.
@@ -176,7 +170,7 @@ fn exchange(wire: &Wire, listener: Listener, pause: Duration) -> Result<Seen> {
     let after = Counters::read(&wire.server)?;
     rounds::no_syncookies(&before, &after)?;
     if listener == Listener::Dataready {
-        check_stats(&listening)?;
+        rounds::all_parked(&listening, 1, |stats| stats.released_data)?;
     }
     check(&capture.stop()?.of_port(listening.port()), repair)?;
     Ok(Seen {
@@ -185,16 +179,6 @@ fn exchange(wire: &Wire, listener: Listener, pause: Duration) -> Result<Seen> {
         repair,
         by: cause(&asked, &after)?,
     })
-}
-
-/// Checks that a listener's only connection was parked until its data arrived.
-fn check_stats(listening: &endpoint::Listener) -> Result<()> {
-    let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
-    ensure!(
-        (stats.parked_total, stats.released_data) == (1, 1),
-        "the connection was not parked until its data arrived: {stats:?}"
-    );
-    Ok(())
 }
 
 /// Checks that only the one response was lost, and that one copy of it crossed the wire, long

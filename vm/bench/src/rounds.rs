@@ -2,10 +2,12 @@
 //! What the benchmarks have in common: the request and its response, listeners with equal
 //! deadlines, and figures with a sample from each round.
 
+use std::io::Read;
+use std::net::TcpStream;
 use std::time::Duration;
 
 use accf_bench::{Bench, Listener, Measurement, Unit};
-use accf_kit::control::{self, OnTimeout};
+use accf_kit::control::{self, OnTimeout, Stats};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{self, Family, Listen};
 use accf_kit::netns::Netns;
@@ -57,6 +59,29 @@ pub(crate) fn open(
     listen.open(ns)
 }
 
+/// Checks that a filtered listener has parked all of its clients, and each until this end.
+pub(crate) fn all_parked(
+    listening: &endpoint::Listener,
+    clients: u32,
+    ended: fn(&Stats) -> u64,
+) -> Result<()> {
+    let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
+    ensure!(
+        [stats.parked_total, ended(&stats)] == [u64::from(clients); 2],
+        "not all of {clients} clients were parked until the expected end: {stats:?}"
+    );
+    Ok(())
+}
+
+/// Accepts a connection, and reads its request.
+pub(crate) fn accept_request(listening: &endpoint::Listener, limit: Duration) -> Result<TcpStream> {
+    let mut server = listening.accept(limit)?.context("not accepted")?.stream;
+    let mut request = [0; REQUEST.len()];
+    server.read_exact(&mut request).context("the request")?;
+    ensure!(request == REQUEST, "the server read something else");
+    Ok(server)
+}
+
 /// Checks that the server has sent no syncookie since `before`: a connection made with one is not
 /// parked.
 pub(crate) fn no_syncookies(before: &Counters, after: &Counters) -> Result<()> {
@@ -76,11 +101,34 @@ pub(crate) fn median(numbers: &mut [u64]) -> Result<f64> {
 /// Which figure a sample belongs to; see [`Measurement`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figure {
-    pub(crate) metric: &'static str,
-    pub(crate) unit: Unit,
-    pub(crate) listener: Listener,
-    pub(crate) case: &'static str,
-    pub(crate) x: Option<f64>,
+    metric: &'static str,
+    unit: Unit,
+    listener: Listener,
+    case: &'static str,
+    x: Option<f64>,
+}
+
+impl Figure {
+    /// A figure of the only case, without an x axis.
+    pub(crate) const fn new(metric: &'static str, unit: Unit, listener: Listener) -> Self {
+        Self {
+            metric,
+            unit,
+            listener,
+            case: "",
+            x: None,
+        }
+    }
+
+    /// The same figure of another case.
+    pub(crate) const fn case(self, case: &'static str) -> Self {
+        Self { case, ..self }
+    }
+
+    /// The same figure at a value on the x axis.
+    pub(crate) const fn at(self, x: f64) -> Self {
+        Self { x: Some(x), ..self }
+    }
 }
 
 /// The figures of a benchmark, in the order in which they were first added.
@@ -147,13 +195,7 @@ impl Figures {
 mod tests {
     use super::*;
 
-    const FIGURE: Figure = Figure {
-        metric: "late",
-        unit: Unit::Milliseconds,
-        listener: Listener::Dataready,
-        case: "",
-        x: Some(50.0),
-    };
+    const FIGURE: Figure = Figure::new("late", Unit::Milliseconds, Listener::Dataready).at(50.0);
 
     #[test]
     fn each_is_first_in_some_round() {
@@ -163,13 +205,9 @@ mod tests {
 
     #[test]
     fn samples_are_added_to_their_figures() {
-        let other = Figure {
-            x: Some(100.0),
-            ..FIGURE
-        };
         let mut figures = Figures::new(Bench::Deadline);
         figures.add(FIGURE, 1.0);
-        figures.add(other, 2.0);
+        figures.add(FIGURE.at(100.0), 2.0);
         figures.add(FIGURE, 3.0);
         let samples: Vec<Vec<f64>> = figures.finish().into_iter().map(|it| it.samples).collect();
         assert_eq!(samples, [vec![1.0, 3.0], vec![2.0]]);

@@ -11,7 +11,7 @@ use std::time::Duration;
 use accf_bench::{Bench, Listener, Measurement, Unit};
 use accf_kit::capture::Direction;
 use accf_kit::clock::Stamp;
-use accf_kit::control::{self, OnTimeout};
+use accf_kit::control::{OnTimeout, Stats};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{self, connect};
 use accf_kit::wire::Wire;
@@ -69,13 +69,7 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
                     ("from_server", counted.from_server),
                     ("from_client", counted.from_client),
                 ] {
-                    let figure = Figure {
-                        metric,
-                        unit: Unit::Segments,
-                        listener,
-                        case: manner.key(),
-                        x: None,
-                    };
+                    let figure = Figure::new(metric, Unit::Segments, listener).case(manner.key());
                     figures.add(figure, f64::from(u32::try_from(count)?));
                 }
             }
@@ -121,7 +115,11 @@ fn count(wire: &Wire, listener: Listener, manner: Manner) -> Result<Counted> {
         trace.describe()
     );
     if listener == Listener::Dataready {
-        check_stats(&listening, manner)?;
+        let ended: fn(&Stats) -> u64 = match manner {
+            Manner::Silent => |stats| stats.timeout_accept,
+            Manner::Slow => |stats| stats.released_data,
+        };
+        rounds::all_parked(&listening, 1, ended)?;
     }
     Ok(counted)
 }
@@ -142,10 +140,7 @@ fn be_slow(wire: &Wire, listening: &endpoint::Listener) -> Result<()> {
     let mut client = connect(&wire.client, server)?;
     thread::sleep(PAUSE);
     client.write_all(REQUEST)?;
-    let accepted = listening.accept(WATCHED)?.context("never accepted")?;
-    let mut server = accepted.stream;
-    let mut request = [0; REQUEST.len()];
-    server.read_exact(&mut request).context("the request")?;
+    let mut server = rounds::accept_request(listening, WATCHED)?;
     server.write_all(RESPONSE)?;
     drop(server);
     let mut response = Vec::new();
@@ -153,19 +148,5 @@ fn be_slow(wire: &Wire, listening: &endpoint::Listener) -> Result<()> {
     ensure!(response == RESPONSE, "the client read {response:?}");
     drop(client);
     thread::sleep(SETTLES_WITHIN);
-    Ok(())
-}
-
-/// Checks that the only client of a listener was parked until its deadline or its data.
-fn check_stats(listening: &endpoint::Listener, manner: Manner) -> Result<()> {
-    let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
-    let ended = match manner {
-        Manner::Silent => stats.timeout_accept,
-        Manner::Slow => stats.released_data,
-    };
-    ensure!(
-        (stats.parked_total, ended) == (1, 1),
-        "the client was not parked until its deadline or its data: {stats:?}"
-    );
     Ok(())
 }
