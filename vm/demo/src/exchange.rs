@@ -24,9 +24,9 @@ const LONG_SILENCE: Duration = Duration::from_secs(10);
 /// Longer than any scenario.
 const LIMIT: Duration = Duration::from_secs(15);
 /// Between the beginnings of the connections of a scenario, so that one handshake is over when the next begins.
-const APART: Duration = Duration::from_millis(200);
+const STAGGER: Duration = Duration::from_millis(200);
 /// How often a listener is asked whether it still holds a connection back.
-const GLANCE: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n";
 const RESPONSE: &[u8] =
@@ -41,7 +41,7 @@ pub(crate) fn rfc793(wire: &Wire, setups: &[Setup]) -> Result<Vec<Exchange>> {
         let (stream, mut view) = connect(server, |_| Ok(()))?;
         thread::sleep(SILENCE);
         view.request_ready = Some(UnixNanos::now());
-        ask(stream, view)
+        request(stream, view)
     })
 }
 
@@ -52,7 +52,7 @@ pub(crate) fn piggyback(wire: &Wire, setups: &[Setup]) -> Result<Vec<Exchange>> 
         // captured packets to say.
         let (stream, mut view) = connect(server, |socket| socket.set_tcp_quickack(false))?;
         view.request_ready = Some(view.connect_called);
-        ask(stream, view)
+        request(stream, view)
     })
 }
 
@@ -63,7 +63,7 @@ pub(crate) fn silent(wire: &Wire, setups: &[Setup]) -> Result<Vec<Exchange>> {
         let port = stream.local_addr()?.port();
         if !wait::readable(&stream, LONG_SILENCE)? {
             view.request_ready = Some(UnixNanos::now());
-            return ask(stream, view);
+            return request(stream, view);
         }
         // There is nothing that a server could have to say: this is the end of the connection, or an error.
         view.error = match stream.read(&mut [0]) {
@@ -100,12 +100,12 @@ fn side_by_side(
         let address = wire.server_address(Family::V4, server_port);
         let socket = listener.socket().try_clone()?;
         let watch = scenario == Scenario::Silent && setup.listener.on_timeout().is_some();
-        let watcher = watch.then(|| thread::spawn(move || let_go(&socket)));
+        let watcher = watch.then(|| thread::spawn(move || wait_for_release(&socket)));
         let filtered = setup.listener.on_timeout().is_some();
         let server = wire.server.spawn(move || serve(&listener, filtered));
         let client = wire.client.spawn(move || client(address));
         running.push((setup, server_port, server, client, watcher));
-        thread::sleep(APART);
+        thread::sleep(STAGGER);
     }
     let mut exchanges = Vec::new();
     for (setup, server_port, server, client, watcher) in running {
@@ -156,7 +156,7 @@ fn connect(
 }
 
 /// Sends the request and reads the response to its end.
-fn ask(mut stream: TcpStream, mut view: ClientView) -> Result<(u16, ClientView)> {
+fn request(mut stream: TcpStream, mut view: ClientView) -> Result<(u16, ClientView)> {
     let port = stream.local_addr()?.port();
     let mut talk = || -> io::Result<()> {
         stream.write_all(REQUEST)?;
@@ -184,14 +184,14 @@ fn client_error(error: &io::Error) -> ClientError {
 }
 
 /// When a listener that has parked a connection has none parked any more.
-fn let_go(listener: &Socket) -> Result<Option<UnixNanos>> {
+fn wait_for_release(listener: &Socket) -> Result<Option<UnixNanos>> {
     let begun = Instant::now();
     while begun.elapsed() < LIMIT {
         let stats = control::stats(listener).context("ACCF_STATS")?;
         if stats.parked_total > 0 && stats.parked == 0 {
             return Ok(Some(UnixNanos::now()));
         }
-        thread::sleep(GLANCE);
+        thread::sleep(POLL_INTERVAL);
     }
     Ok(None)
 }
@@ -217,13 +217,13 @@ fn serve(
     listener: &endpoint::Listener,
     filtered: bool,
 ) -> Result<(Option<Accepted>, Option<Counters>)> {
-    let accepted = work(listener)?;
+    let accepted = accept_and_answer(listener)?;
     let counters = filtered.then(|| counters(listener.socket())).transpose()?;
     Ok((accepted, counters))
 }
 
 /// A server with one worker: accepts one connection, notes how it looks, reads, answers.
-fn work(listener: &endpoint::Listener) -> Result<Option<Accepted>> {
+fn accept_and_answer(listener: &endpoint::Listener) -> Result<Option<Accepted>> {
     let Some(mut accepted) = listener.accept(LIMIT)? else {
         return Ok(None);
     };

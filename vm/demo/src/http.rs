@@ -23,7 +23,7 @@ use nix::sys::signal::{killpg, Signal};
 use nix::unistd::Pid;
 use serde::Deserialize;
 
-use crate::calm::calmest;
+use crate::repeat::best_run;
 use crate::setup::Setup;
 
 const IDLE_CONNECTIONS: usize = 5;
@@ -36,7 +36,7 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 /// How late the machine may be while an answer of some 100 ms is measured.
 const TOLERABLE: Duration = Duration::from_millis(50);
 /// The load balancer has its connections for a while before a request comes.
-const AHEAD: Duration = Duration::from_millis(500);
+const IDLE_BEFORE: Duration = Duration::from_millis(500);
 
 /// Runs the scenario for each server and each listener.
 pub(crate) fn run(wire: &Wire, setups: &[Setup], pulse: &Pulse) -> Result<Vec<ServedRequest>> {
@@ -57,10 +57,10 @@ pub(crate) fn run(wire: &Wire, setups: &[Setup], pulse: &Pulse) -> Result<Vec<Se
         .partition(|running| running.setup.listener == Listener::Plain);
     let mut requests = Vec::new();
     for server in quick {
-        let mut calmest = calmest(pulse, TOLERABLE, || server.measure(wire))?;
-        let (late_us, runs) = (calmest.late_us(), calmest.runs);
-        (calmest.result.machine_late_us, calmest.result.runs) = (late_us, runs);
-        requests.push(calmest.result);
+        let mut best = best_run(pulse, TOLERABLE, || server.measure(wire))?;
+        let (late_us, runs) = (best.late_us(), best.runs);
+        (best.result.machine_late_us, best.result.runs) = (late_us, runs);
+        requests.push(best.result);
     }
     // Whether seconds become a few more is not worth another run.
     let stuck: Vec<_> = stuck
@@ -172,7 +172,7 @@ impl Running {
                 .collect::<Result<Vec<_>>>()
         });
         let idle = idle.with_context(|| self.what())?;
-        thread::sleep(AHEAD);
+        thread::sleep(IDLE_BEFORE);
         let curl = Curl::run(wire, self.address)?;
         let idle_ports = idle.iter().map(|stream| Ok(stream.local_addr()?.port()));
         let idle_ports = idle_ports.collect::<io::Result<_>>()?;

@@ -3,10 +3,10 @@
 //!
 //! It judges nothing. The host side (`xtask/src/demo/`) does, from the packets and the times recorded here.
 
-mod calm;
 mod exchange;
 mod http;
 mod path;
+mod repeat;
 mod setup;
 
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::{DataLink, TsResolution};
 
-use crate::calm::calmest;
+use crate::repeat::best_run;
 use crate::setup::Setup;
 
 /// Round-trip time that netem gives the path, half of it in each direction.
@@ -37,7 +37,7 @@ const TOLERABLE: Duration = Duration::from_millis(10);
 const TOLERABLE_AT_DEADLINE: Duration = Duration::from_millis(25);
 
 /// Between the warm-up and the first measurement.
-const CALM: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_secs(1);
 
 const CLIENT_CAPTURE: &str = "client.pcap";
 const SERVER_CAPTURE: &str = "server.pcap";
@@ -68,29 +68,29 @@ fn main() -> Result<()> {
         };
         scenario.listeners().iter().map(setup).collect()
     };
-    let calm = |tolerable, scenario: &dyn Fn() -> Result<Vec<Exchange>>| {
-        let mut calmest = calmest(&pulse, tolerable, scenario)?;
-        let (late_us, runs) = (calmest.late_us(), calmest.runs);
-        for exchange in &mut calmest.result {
+    let best_of = |tolerable, scenario: &dyn Fn() -> Result<Vec<Exchange>>| {
+        let mut best = best_run(&pulse, tolerable, scenario)?;
+        let (late_us, runs) = (best.late_us(), best.runs);
+        for exchange in &mut best.result {
             (exchange.machine_late_us, exchange.runs) = (late_us, runs);
         }
-        anyhow::Ok(calmest.result)
+        anyhow::Ok(best.result)
     };
     say("warming up");
     exchange::warm_up(wire, &setups(Scenario::Silent))?;
-    thread::sleep(CALM);
+    thread::sleep(PAUSE);
     say("(a) RFC 793 client: 6 s of silence");
-    let mut exchanges = calm(TOLERABLE, &|| {
+    let mut exchanges = best_of(TOLERABLE, &|| {
         exchange::rfc793(wire, &setups(Scenario::Rfc793))
     })?;
     say("(b) piggyback client");
-    exchanges.extend(calm(TOLERABLE, &|| {
+    exchanges.extend(best_of(TOLERABLE, &|| {
         exchange::piggyback(wire, &setups(Scenario::Piggyback))
     })?);
     say("(c) load balancer and one-worker servers: starting them");
     let requests = http::run(wire, &setups(Scenario::LoadBalancer), &pulse)?;
     say("(d) silent client: 10 s");
-    exchanges.extend(calm(TOLERABLE_AT_DEADLINE, &|| {
+    exchanges.extend(best_of(TOLERABLE_AT_DEADLINE, &|| {
         exchange::silent(wire, &setups(Scenario::Silent))
     })?);
 
