@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The guest side of the demo: runs the scenarios, and leaves what it saw in `$ACCF_OUT`.
 //!
-//! It judges nothing. The host side (`xtask/src/demo/`) does, from the packets and the times recorded here.
+//! It judges nothing: the host side (`xtask/src/demo/`) does, from the packets and the times
+//! recorded here.
 
 mod exchange;
 mod http;
@@ -27,16 +28,17 @@ use crate::setup::Setup;
 /// Round-trip time that netem gives the path, half of it in each direction.
 const RTT: Duration = Duration::from_millis(40);
 
-/// Deadlines: longer than any silence but the one that is to meet it.
+/// The deadline in (a), (b) and (c), which no client reaches.
 const PATIENT: Duration = Duration::from_secs(60);
+/// The deadline in (d), which the silent client reaches.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// How late the machine may be while times of a few milliseconds are measured.
 const TOLERABLE: Duration = Duration::from_millis(10);
-/// … and while deadlines are measured.
+/// The same while deadlines are measured.
 const TOLERABLE_AT_DEADLINE: Duration = Duration::from_millis(25);
 
-/// Between the warm-up and the first measurement.
+/// The pause between the warm-up and the first measurement.
 const PAUSE: Duration = Duration::from_secs(1);
 
 const CLIENT_CAPTURE: &str = "client.pcap";
@@ -56,7 +58,7 @@ fn main() -> Result<()> {
     say("measuring the path");
     let measured = path.measure()?;
 
-    // The guest has loaded the module; each listener says for itself how long it waits and what it does then.
+    // The guest has loaded the module; each listener sets its own deadline and `on_timeout`.
     let setups = |scenario: Scenario| -> Vec<Setup> {
         let deadline = match scenario {
             Scenario::Silent => DEADLINE,
@@ -94,7 +96,7 @@ fn main() -> Result<()> {
         exchange::silent(wire, &setups(Scenario::Silent))
     })?);
 
-    // What is on its way at the end is to be seen at both ends.
+    // The last segments arrive at both ends.
     thread::sleep(4 * RTT);
     save(&client_capture.stop()?, &out.join(CLIENT_CAPTURE))?;
     save(&server_capture.stop()?, &out.join(SERVER_CAPTURE))?;
@@ -124,12 +126,12 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Tells whoever watches what comes next.
+/// Prints what the demo does next.
 fn say(what: &str) {
     println!("demo: {what}");
 }
 
-/// Writes what was captured as a pcap file of IP packets, with nanoseconds.
+/// Writes a trace as a pcap file of IP packets, with nanoseconds.
 fn save(trace: &Trace, path: &Path) -> Result<()> {
     let header = PcapHeader {
         datalink: DataLink::RAW,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Measuring on a machine that stands still now and then, as an emulated one on a busy host does.
+//! Repeats a measurement during which the machine stood still, as an emulated one on a busy host
+//! sometimes does.
 
 use std::time::Duration;
 
@@ -8,17 +9,17 @@ use anyhow::Result;
 
 const RUNS: u32 = 5;
 
-/// The calmest of a few runs.
+/// The run in which the machine was late the least.
 pub(crate) struct BestRun<T> {
     pub(crate) result: T,
-    /// The most by which the machine was late in running a program that was due.
+    /// The most by which the machine was late in running a thread whose sleep was over.
     pub(crate) late: Duration,
-    /// How many runs there were.
+    /// The number of runs.
     pub(crate) runs: u32,
 }
 
 impl<T> BestRun<T> {
-    /// How late the machine was, as the report writes it.
+    /// Returns how late the machine was, as in the report.
     pub(crate) fn late_us(&self) -> u64 {
         u64::try_from(self.late.as_micros()).unwrap_or(u64::MAX)
     }
@@ -26,8 +27,8 @@ impl<T> BestRun<T> {
 
 /// Measures, and measures again if the machine was late by more than `tolerable` meanwhile.
 ///
-/// Whether it was is for a thread to say that has nothing to do with the measurement. The calmest run counts, whatever
-/// its results are.
+/// The lateness is measured by a thread that has no part in the measurement. The run with the least
+/// lateness counts, whatever its results are.
 pub(crate) fn best_run<T>(
     pulse: &Pulse,
     tolerable: Duration,
@@ -36,7 +37,7 @@ pub(crate) fn best_run<T>(
     choose(|from, to| pulse.worst(from, to), tolerable, measure)
 }
 
-/// [`best_run`], with `lateness` to say how late the machine was between two points in time.
+/// Does what [`best_run`] does, with `lateness` for how late the machine was between two times.
 fn choose<T>(
     mut lateness: impl FnMut(Stamp, Stamp) -> Duration,
     tolerable: Duration,
@@ -52,7 +53,7 @@ fn choose<T>(
     let mut latest = late;
     while latest > tolerable && runs < RUNS {
         crate::say(&format!(
-            "the machine stood still for {} ms: once more",
+            "the machine stood still for {} ms: running it again",
             latest.as_millis()
         ));
         let next = run()?;
@@ -69,7 +70,7 @@ fn choose<T>(
 mod tests {
     use super::*;
 
-    /// Chooses among runs numbered from 1, in which the machine is as late as `script` says.
+    /// Chooses among runs numbered from 1, each with its lateness in `script`.
     fn best_of(script: &[u64], tolerable: u64) -> BestRun<u32> {
         let mut late = script.iter().copied().map(Duration::from_millis);
         let mut number = 0;
@@ -87,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_calm_run_is_the_last_one() {
+    fn a_run_without_lateness_is_the_last_one() {
         let best = best_of(&[9], 10);
         assert_eq!((best.result, best.runs, best.late_us()), (1, 1, 9000));
         let best = best_of(&[80, 3], 10);
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_run_is_calm_the_calmest_counts() {
+    fn if_every_run_is_late_the_least_late_counts() {
         let best = best_of(&[80, 30, 50, 40, 60], 10);
         assert_eq!((best.result, best.runs, best.late_us()), (2, 5, 30_000));
         let best = best_of(&[20, 30, 50, 40, 60], 10);
