@@ -76,15 +76,15 @@ impl Listener {
         self.accept_queue > self.backlog
     }
 
-    fn leave(&mut self, client: usize, end: End) {
+    fn unpark(&mut self, client: usize, end: End) {
         assert_eq!(self.fates[client], None, "client {client} ended twice");
         self.fates[client] = Some(Fate::Ended(end, self.now));
-        let place = self
+        let index = self
             .queue
             .iter()
             .position(|&(parked, _)| parked == client)
             .expect("a parked client");
-        let (_, at) = self.queue.remove(place).expect("that place");
+        let (_, at) = self.queue.remove(index).expect("that index");
         self.stats.end(end, Nanos(self.now - at));
     }
 
@@ -96,10 +96,10 @@ impl Listener {
             assert_eq!(action, Action::Admit);
             self.accept_queue += 1;
         }
-        self.leave(client, End::of_expired(expiry, self.terms.on_timeout));
+        self.unpark(client, End::of_expired(expiry, self.terms.on_timeout));
     }
 
-    fn arrive(&mut self, client: usize, segment: Segment) {
+    fn receive(&mut self, client: usize, segment: Segment) {
         if self.fates[client].is_some() {
             return;
         }
@@ -116,7 +116,7 @@ impl Listener {
             Action::Admit => {
                 self.accept_queue += 1;
                 if is_parked {
-                    self.leave(client, End::of_accepted(segment, None));
+                    self.unpark(client, End::of_accepted(segment, None));
                 } else {
                     self.fates[client] = Some(Fate::Passed);
                 }
@@ -125,8 +125,8 @@ impl Listener {
     }
 
     fn park(&mut self, client: usize) {
-        let waiting = self.stats.parked;
-        match on_park(&self.terms, waiting, self.namespace_full, || self.is_full()) {
+        let parked = self.stats.parked;
+        match on_park(&self.terms, parked, self.namespace_full, || self.is_full()) {
             Admission::Refuse(cause) => {
                 self.stats.bypass(cause);
                 if !self.is_full() {
@@ -147,7 +147,7 @@ impl Listener {
         }
     }
 
-    fn judge(&self) -> Alarm {
+    fn decide(&self) -> Alarm {
         on_alarm(
             Nanos(self.now),
             &self.terms,
@@ -158,7 +158,7 @@ impl Listener {
     }
 
     fn schedule(&mut self) {
-        match self.judge() {
+        match self.decide() {
             Alarm::Idle => {}
             Alarm::At(at) => self.alarm = Some(at.0),
             Alarm::Due(_) => self.alarm = Some(self.now),
@@ -169,14 +169,14 @@ impl Listener {
         let until = self.now + nanos;
         while let Some(at) = self.alarm.filter(|&at| at <= until) {
             self.now = self.now.max(at);
-            self.ring();
+            self.fire_timer();
         }
         self.now = until;
     }
 
-    fn ring(&mut self) {
+    fn fire_timer(&mut self) {
         loop {
-            match self.judge() {
+            match self.decide() {
                 Alarm::Idle => {
                     self.alarm = None;
                     return;
@@ -196,10 +196,10 @@ impl Listener {
 
     fn step(&mut self, event: &Event) {
         match *event {
-            Event::Segment(client, segment) => self.arrive(client, segment),
+            Event::Segment(client, segment) => self.receive(client, segment),
             Event::Reset(client) => {
                 if self.queue.iter().any(|&(parked, _)| parked == client) {
-                    self.leave(client, End::Aborted);
+                    self.unpark(client, End::Aborted);
                 } else if self.fates[client].is_none() {
                     self.fates[client] = Some(Fate::Passed);
                 }
@@ -299,7 +299,7 @@ proptest! {
 
     /// With room in the accept queue, a client that was parked ends at its deadline to the nanosecond, or before it.
     #[test]
-    fn nobody_waits_past_the_deadline(
+    fn no_client_waits_past_the_deadline(
         millis in 1..60_000_u32,
         on_timeout in prop::sample::select(POLICIES.to_vec()),
         events in prop::collection::vec(event(), 0..200),
@@ -327,7 +327,7 @@ proptest! {
 
     /// A full accept queue delays a connection, and loses none: all are accepted once the server accepts.
     #[test]
-    fn a_full_accept_queue_loses_nobody(
+    fn a_full_accept_queue_loses_no_client(
         millis in 1..5_000_u32,
         backlog in 0..3_usize,
         events in prop::collection::vec(event(), 0..200),
@@ -355,7 +355,7 @@ proptest! {
     /// Whatever the server asks for in between, and however full the rest of the namespace is: nobody is lost or
     /// counted twice (`step()` checks that), never more than the bound wait, and who makes room is the oldest.
     #[test]
-    fn the_accounts_add_up(
+    fn the_counters_add_up(
         first in terms(),
         backlog in 0..CLIENTS,
         events in prop::collection::vec(any_event(), 0..300),
@@ -385,7 +385,7 @@ proptest! {
 
     /// No more wait than were asked for.
     #[test]
-    fn the_bound_is_a_bound(
+    fn never_more_are_parked_than_the_limit(
         terms in terms(),
         events in prop::collection::vec(event(), 0..200),
     ) {
@@ -410,7 +410,7 @@ proptest! {
 
     /// The alarm never fires before the deadline but to make room, and never lies in the past.
     #[test]
-    fn alarms_lie_ahead(
+    fn the_timer_is_set_in_the_future(
         now: u64,
         parked in 0..40_u64,
         parked_at in prop::option::of(any::<u64>()),
@@ -434,7 +434,7 @@ proptest! {
 
     /// Data and the end of the stream are never held back, whatever the phase.
     #[test]
-    fn what_the_server_can_read_is_admitted(
+    fn data_and_fin_are_admitted(
         phase in prop::sample::select(vec![
             Phase::Fresh, Phase::Exempt(Bypass::Other), Phase::Parked, Phase::Due,
         ]),
@@ -446,7 +446,9 @@ proptest! {
     /// Parked requests keep a few places of the backlog at most: one per CPU, and an eighth. As each comes or goes, the
     /// count changes by no more than one.
     #[test]
-    fn the_backlog_is_left_to_others(parked in 0..100_000_u64, backlog: u32, cpus in 1..9_000_u32) {
+    fn parked_requests_leave_the_backlog_to_others(
+        parked in 0..100_000_u64, backlog: u32, cpus in 1..9_000_u32,
+    ) {
         let off = discount(parked, places(backlog, cpus));
         let on = parked - off;
         prop_assert!(on <= u64::from(cpus));
@@ -472,7 +474,7 @@ proptest! {
     /// A timer that is let be is put off before it fires, with a third of a second in hand, or it is put off at once; and never is
     /// one let be that the kernel counts.
     #[test]
-    fn own_timers_are_put_off_in_time(
+    fn deferred_timers_are_deferred_again_in_time(
         parked_at in 0..u64::MAX / 2, left in 0..120_000_u32, timeouts in 0..3_u8, max_timeouts: u8,
     ) {
         let (parked_at, left) = (Nanos(parked_at), Nanos::from_millis(left));
@@ -490,13 +492,13 @@ proptest! {
 
     /// What was asked for in milliseconds is told in milliseconds.
     #[test]
-    fn milliseconds_survive(millis: u32) {
+    fn milliseconds_are_converted_without_loss(millis: u32) {
         prop_assert_eq!(Timeout::from_millis(millis).millis(), millis);
     }
 }
 
 #[test]
-fn a_bare_ack_parks_only_what_may_be_parked() {
+fn a_bare_ack_parks_a_fresh_request_only() {
     for (phase, action) in [
         (Phase::Fresh, Action::Park),
         (Phase::Parked, Action::Hold),
@@ -521,7 +523,7 @@ fn only_the_client_can_make_a_parked_request_send_its_syn_ack() {
 }
 
 #[test]
-fn zero_milliseconds_hold_until_data() {
+fn zero_milliseconds_mean_no_deadline() {
     assert_eq!(Timeout::from_millis(0), Timeout::Never);
     assert_eq!(Timeout::Never.deadline(Nanos(7)), None);
     assert_eq!(
@@ -531,7 +533,7 @@ fn zero_milliseconds_hold_until_data() {
 }
 
 #[test]
-fn a_deadline_past_the_end_of_time_is_the_end_of_time() {
+fn a_deadline_saturates() {
     assert_eq!(
         Timeout::from_millis(u32::MAX).deadline(Nanos(u64::MAX)),
         Some(Nanos(u64::MAX))
@@ -539,8 +541,8 @@ fn a_deadline_past_the_end_of_time_is_the_end_of_time() {
 }
 
 #[test]
-fn at_the_bound_the_oldest_goes_if_it_can() {
-    let at_bound = |on_timeout, parked, namespace_full, accept_queue_full| {
+fn at_the_limit_the_oldest_is_evicted_if_possible() {
+    let at_limit = |on_timeout, parked, namespace_full, accept_queue_full| {
         let terms = Terms {
             timeout: Timeout::Never,
             max_parked: 3,
@@ -550,23 +552,23 @@ fn at_the_bound_the_oldest_goes_if_it_can() {
     };
     use Admission::{Park, ParkAndEvict, Refuse};
     use OnTimeout::{Accept, Reset};
-    assert_eq!(at_bound(Accept, 2, false, true), Park);
-    assert_eq!(at_bound(Accept, 3, false, false), ParkAndEvict);
+    assert_eq!(at_limit(Accept, 2, false, true), Park);
+    assert_eq!(at_limit(Accept, 3, false, false), ParkAndEvict);
     assert_eq!(
-        at_bound(Accept, 3, false, true),
+        at_limit(Accept, 3, false, true),
         Refuse(Bypass::AcceptQueueFull)
     );
-    assert_eq!(at_bound(Reset, 3, false, true), ParkAndEvict);
+    assert_eq!(at_limit(Reset, 3, false, true), ParkAndEvict);
     // A stranger's bound: nobody is reset for it.
-    assert_eq!(at_bound(Accept, 1, true, false), ParkAndEvict);
+    assert_eq!(at_limit(Accept, 1, true, false), ParkAndEvict);
     let full = Refuse(Bypass::NamespaceLimit);
-    assert_eq!(at_bound(Accept, 1, true, true), full);
-    assert_eq!(at_bound(Reset, 2, true, true), full);
-    assert_eq!(at_bound(Accept, 0, true, false), full);
+    assert_eq!(at_limit(Accept, 1, true, true), full);
+    assert_eq!(at_limit(Reset, 2, true, true), full);
+    assert_eq!(at_limit(Accept, 0, true, false), full);
 }
 
 #[test]
-fn who_ended_how() {
+fn each_end_has_its_counter() {
     let timeout = Some(Expiry::Timeout);
     let eviction = Some(Expiry::Eviction);
     for (segment, due, end) in [
@@ -617,7 +619,7 @@ fn numbers_mean_what_the_header_says() {
 }
 
 #[test]
-fn who_has_something_for_the_server_is_not_asked_where_it_stands() {
+fn data_is_admitted_without_a_look_at_the_phase() {
     let action = on_segment(Verdict::Ready, || panic!("that takes a lock"));
     assert_eq!(action, Action::Admit);
 }

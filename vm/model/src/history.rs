@@ -51,36 +51,36 @@ pub struct History {
 
 /// Any history of up to so many moves.
 pub fn histories(moves: usize) -> impl Strategy<Value = History> {
-    let any = (
+    let random = (
         prop_oneof![Just(64_usize), Just(16_usize), 0..4_usize],
-        terms(),
-        prop::collection::vec(moving(4), 4..moves),
+        any_terms(),
+        prop::collection::vec(any_move(4), 4..moves),
     );
     // A server that does not accept: somebody is half open when there is no room any more.
     let slow = (
         1..4_usize,
-        terms(),
-        prop::collection::vec(moving(1), 4..moves),
+        any_terms(),
+        prop::collection::vec(any_move(1), 4..moves),
     )
         .prop_map(|(backlog, terms, mut moves)| {
-            let comes = |client| Move::Send(client, Segment::Syn);
-            let speaks = |client| Move::Send(client, Segment::Data);
+            let syn = |client| Move::Send(client, Segment::Syn);
+            let data = |client| Move::Send(client, Segment::Data);
             let last = backlog + 1;
             let mut first = vec![Move::Open(0)];
-            first.extend((1..last).flat_map(|client| [comes(client), speaks(client)]));
-            first.extend([comes(CLIENTS - 1), comes(last), speaks(last)]);
+            first.extend((1..last).flat_map(|client| [syn(client), data(client)]));
+            first.extend([syn(CLIENTS - 1), syn(last), data(last)]);
             first.push(Move::Send(CLIENTS - 1, Segment::Ack));
             moves.splice(0..0, first);
             (backlog, terms, moves)
         });
-    prop_oneof![3 => any, 1 => slow].prop_map(|(backlog, terms, moves)| History {
+    prop_oneof![3 => random, 1 => slow].prop_map(|(backlog, terms, moves)| History {
         backlog,
         terms,
         moves,
     })
 }
 
-fn terms() -> impl Strategy<Value = Terms> {
+fn any_terms() -> impl Strategy<Value = Terms> {
     let timeout = prop_oneof![
         6 => 2..7_u32,
         1 => Just(1000_u32),
@@ -103,21 +103,21 @@ fn terms() -> impl Strategy<Value = Terms> {
     })
 }
 
-fn moving(accepts: u32) -> impl Strategy<Value = Move> {
+fn any_move(accepts: u32) -> impl Strategy<Value = Move> {
     let client = 0..CLIENTS;
     prop_oneof![
         12 => client.clone().prop_map(Move::Open),
-        22 => (client, segment()).prop_map(|(client, segment)| Move::Send(client, segment)),
+        22 => (client, any_segment()).prop_map(|(client, segment)| Move::Send(client, segment)),
         9 => (1..9_u32).prop_map(Move::Wait),
         // Long enough for SYN-ACKs to be sent again.
         1 => (9..24_u32).prop_map(Move::Wait),
-        3 => terms().prop_map(Move::Configure),
+        3 => any_terms().prop_map(Move::Configure),
         accepts => Just(Move::Accept),
         1 => Just(Move::Close),
     ]
 }
 
-fn segment() -> impl Strategy<Value = Segment> {
+fn any_segment() -> impl Strategy<Value = Segment> {
     prop_oneof![
         7 => Just(Segment::Syn),
         6 => Just(Segment::Ack),

@@ -72,7 +72,7 @@ pub struct Director {
     items: VecDeque<Item>,
     not_before: Millis,
     /// How often the next item has been put off.
-    put_off: u32,
+    postponed: u32,
     /// What is in the queue now is the end.
     is_ending: bool,
 }
@@ -97,7 +97,7 @@ impl Director {
             server: Server::new(terms, history.backlog, CLIENTS, pace.timers_late),
             items: items.collect(),
             not_before: 0,
-            put_off: 0,
+            postponed: 0,
             is_ending: false,
         }
     }
@@ -106,7 +106,7 @@ impl Director {
     ///
     /// What cannot happen is left out, and what has no clear outcome now is put off.
     pub fn next(&mut self, now: Millis) -> Result<Cue, TooLate> {
-        const PATIENCE: u32 = 20;
+        const MAX_POSTPONED: u32 = 20;
         if now > LAST {
             return Err(TooLate);
         }
@@ -142,9 +142,9 @@ impl Director {
             match self.unclear_until(action) {
                 _ if !self.may_happen(action) => self.drop_item(),
                 None => return Ok(Cue::Act(action, Box::new(self.server.seen()))),
-                Some(_) if self.put_off == PATIENCE => self.drop_item(),
+                Some(_) if self.postponed == MAX_POSTPONED => self.drop_item(),
                 Some(later) => {
-                    self.put_off += 1;
+                    self.postponed += 1;
                     self.not_before = later;
                 }
             }
@@ -175,7 +175,7 @@ impl Director {
 
     fn drop_item(&mut self) {
         self.items.pop_front();
-        self.put_off = 0;
+        self.postponed = 0;
     }
 
     /// Whether it makes sense now.
@@ -192,8 +192,8 @@ impl Director {
         let (server, guard) = (&self.server, self.pace.guard);
         match action {
             Action::Send(client, segment) => server.unclear_answer(client, segment, guard),
-            Action::Configure(terms) => server.unclear_terms(terms, guard),
-            Action::Accept => server.unclear_room(guard),
+            Action::Configure(terms) => server.unclear_configure(terms, guard),
+            Action::Accept => server.unclear_accept(guard),
             Action::Close | Action::Look => None,
         }
     }

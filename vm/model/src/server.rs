@@ -10,18 +10,18 @@ pub type Millis = u64;
 
 /// How soon a connection that is due is made once there is room in the accept queue, at the latest. (README: "waits past
 /// its deadline until there is room"; the module looks so often.)
-pub const ROOM_IS_SEEN: Millis = 50;
+pub const ROOM_NOTICED_WITHIN: Millis = 50;
 
 /// After this time without an ACK a SYN-ACK is sent again, and then after twice as long.
 const SYN_ACK_TIMEOUT: Millis = 1000;
 
 /// How long the kernel says no more to a client that is half open and repeats itself
 /// (`net.ipv4.tcp_invalid_ratelimit`).
-const ANSWERS_APART: Millis = 500;
+const ANSWER_INTERVAL: Millis = 500;
 
 /// By so much it may be earlier or later: the kernel counts its clock's ticks, which stand still while a busy machine does,
 /// and are made up for.
-const TICKS_LATE: Millis = 300;
+const TICKS_ERROR: Millis = 300;
 
 /// What becomes of a client that is silent until its deadline, or that makes room for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,7 +187,7 @@ enum State {
         /// How often it was.
         timeouts: u32,
         /// It should have been connected, but there was no room: the filter has no say any more.
-        let_in: bool,
+        acked: bool,
     },
     /// Held back since then.
     Parked(Window),
@@ -241,7 +241,7 @@ pub struct Server {
     queue: VecDeque<usize>,
     accepted: Vec<usize>,
     /// There is room again for who is due, which is seen by then.
-    room_seen_by: Option<Millis>,
+    room_noticed_by: Option<Millis>,
     counts: Counts,
 }
 
@@ -265,7 +265,7 @@ impl Server {
             parked: VecDeque::new(),
             queue: VecDeque::new(),
             accepted: Vec::new(),
-            room_seen_by: None,
+            room_noticed_by: None,
             counts: Counts::default(),
         }
     }
@@ -334,7 +334,7 @@ impl Server {
         if !self.is_open {
             return windows;
         }
-        windows.extend(self.room_seen_by.map(|to| Window { from: self.now, to }));
+        windows.extend(self.room_noticed_by.map(|to| Window { from: self.now, to }));
         let deadlines = self
             .parked
             .iter()
@@ -360,15 +360,15 @@ impl Server {
         if !is_limited || matches!(client.state, State::Gone) {
             return None;
         }
-        let again = client.answered?.after(ANSWERS_APART);
-        let guard = guard + TICKS_LATE;
+        let again = client.answered?.after(ANSWER_INTERVAL);
+        let guard = guard + TICKS_ERROR;
         again
             .is_unclear(self.now, guard)
             .then_some(again.to + guard)
     }
 
     /// The same for new settings: somebody's deadline would be right now.
-    pub fn unclear_terms(&self, terms: Terms, guard: Millis) -> Option<Millis> {
+    pub fn unclear_configure(&self, terms: Terms, guard: Millis) -> Option<Millis> {
         let timeout = terms.timeout?;
         self.parked
             .iter()
@@ -380,8 +380,8 @@ impl Server {
 
     /// The same for `accept()`, which may let somebody in who waits for room: somebody else's deadline would be at the same
     /// time.
-    pub fn unclear_room(&self, guard: Millis) -> Option<Millis> {
-        if !self.is_blocked() {
+    pub fn unclear_accept(&self, guard: Millis) -> Option<Millis> {
+        if !self.is_waiting_for_room() {
             return None;
         }
         let deadlines = self
@@ -389,7 +389,7 @@ impl Server {
             .iter()
             .filter_map(|&client| self.deadline(client));
         deadlines
-            .filter(|at| at.to > self.now && at.from < self.now + ROOM_IS_SEEN + 2 * guard)
+            .filter(|at| at.to > self.now && at.from < self.now + ROOM_NOTICED_WITHIN + 2 * guard)
             .map(|at| at.to + guard)
             .max()
     }
@@ -414,11 +414,11 @@ impl Server {
             };
             self.now = self.now.max(next);
             self.over = self.now;
-            if self.room_seen_by == Some(next) {
-                self.room_seen_by = None;
+            if self.room_noticed_by == Some(next) {
+                self.room_noticed_by = None;
             }
             self.fire_timers();
-            self.settle();
+            self.expire_all();
         }
         self.now = self.now.max(to);
         self.over = self.now;
@@ -427,7 +427,7 @@ impl Server {
     /// A client's segment comes in.
     pub fn receive(&mut self, client: usize, segment: Segment) {
         match self.clients[client].state {
-            State::Gone if self.is_open => self.receive_of_stranger(client, segment),
+            State::Gone if self.is_open => self.receive_unknown(client, segment),
             State::Gone => {
                 let reset = match segment {
                     Segment::Rst | Segment::InexactRst => return,
@@ -436,13 +436,13 @@ impl Server {
                 };
                 self.send(client, reset);
             }
-            State::HalfOpen { .. } | State::Parked(_) => self.receive_of_request(client, segment),
+            State::HalfOpen { .. } | State::Parked(_) => self.receive_for_request(client, segment),
             State::Queued | State::Accepted => {}
         }
-        self.settle();
+        self.expire_all();
     }
 
-    fn receive_of_stranger(&mut self, client: usize, segment: Segment) {
+    fn receive_unknown(&mut self, client: usize, segment: Segment) {
         match segment {
             // A plain listener has no time for it either.
             Segment::Syn if self.is_full() => {}
@@ -454,7 +454,7 @@ impl Server {
                 it.state = State::HalfOpen {
                     timer,
                     timeouts: 0,
-                    let_in: false,
+                    acked: false,
                 };
                 self.send(client, Sent::SynAck);
             }
@@ -464,26 +464,26 @@ impl Server {
         }
     }
 
-    fn receive_of_request(&mut self, client: usize, segment: Segment) {
+    fn receive_for_request(&mut self, client: usize, segment: Segment) {
         match segment {
             Segment::Syn => {
                 if self.may_answer(client) {
                     self.send(client, Sent::SynAck);
                     if let State::HalfOpen {
-                        timeouts, let_in, ..
+                        timeouts, acked, ..
                     } = self.clients[client].state
                     {
                         self.clients[client].state = State::HalfOpen {
                             timer: self.timer(timeouts),
                             timeouts,
-                            let_in,
+                            acked,
                         };
                     }
                 }
             }
             Segment::Ack => self.acknowledge(client),
-            Segment::Data | Segment::DataFin => self.speak(client, false),
-            Segment::Fin => self.speak(client, true),
+            Segment::Data | Segment::DataFin => self.receive_data(client, false),
+            Segment::Fin => self.receive_data(client, true),
             Segment::Rst => self.abort(client),
             Segment::SynInWindow => {
                 self.send(client, Sent::StrayReset);
@@ -503,28 +503,28 @@ impl Server {
     /// The server asks for other settings, which hold at once, also for who is parked.
     pub fn configure(&mut self, terms: Terms) {
         self.terms = terms;
-        self.settle();
+        self.expire_all();
     }
 
     /// The server calls `accept()`; whom it gets is the last of [`Seen::accepted`] then.
     pub fn accept(&mut self) {
-        let waits = self.is_blocked();
+        let waits = self.is_waiting_for_room();
         let Some(client) = self.queue.pop_front() else {
             return;
         };
         self.clients[client].state = State::Accepted;
         self.accepted.push(client);
         if waits && !self.is_full() {
-            self.room_seen_by = Some(self.over + ROOM_IS_SEEN);
+            self.room_noticed_by = Some(self.over + ROOM_NOTICED_WITHIN);
         }
-        self.settle();
+        self.expire_all();
     }
 
     /// The server closes the listener: who waits in the accept queue is reset, everybody else forgotten.
     pub fn close(&mut self) {
         self.is_open = false;
         self.parked.clear();
-        self.room_seen_by = None;
+        self.room_noticed_by = None;
         while let Some(client) = self.queue.pop_front() {
             self.send(client, Sent::Reset);
             self.clients[client].state = State::Gone;
@@ -539,10 +539,10 @@ impl Server {
     /// A bare ACK.
     fn acknowledge(&mut self, client: usize) {
         match self.clients[client].state {
-            State::HalfOpen { let_in: true, .. } => self.connect(client),
+            State::HalfOpen { acked: true, .. } => self.connect(client),
             State::HalfOpen { .. } => {
-                let has_room = self.has_room_for_one();
-                if !has_room && self.terms.on_timeout == OnTimeout::Accept && self.is_full() {
+                let may_park = self.may_park_one_more();
+                if !may_park && self.terms.on_timeout == OnTimeout::Accept && self.is_full() {
                     // Nobody can make room.
                     self.counts.bypass_accept_queue_full += 1;
                     self.connect(client);
@@ -550,7 +550,7 @@ impl Server {
                 }
                 self.clients[client].state = State::Parked(self.present());
                 self.parked.push_back(client);
-                if !has_room {
+                if !may_park {
                     self.expire(true);
                 }
             }
@@ -559,7 +559,7 @@ impl Server {
     }
 
     /// Something for the server to read. If there is no room for the connection, it is as if it had not come.
-    fn speak(&mut self, client: usize, is_fin: bool) {
+    fn receive_data(&mut self, client: usize, is_fin: bool) {
         let was_parked = matches!(self.clients[client].state, State::Parked(_));
         self.connect(client);
         if was_parked && self.clients[client].state == State::Queued {
@@ -577,8 +577,8 @@ impl Server {
         if !self.is_full() {
             self.clients[client].state = State::Queued;
             self.queue.push_back(client);
-        } else if let State::HalfOpen { let_in, .. } = &mut self.clients[client].state {
-            *let_in = true;
+        } else if let State::HalfOpen { acked, .. } = &mut self.clients[client].state {
+            *acked = true;
         }
     }
 
@@ -592,12 +592,12 @@ impl Server {
     }
 
     /// Does to the oldest what the listener wants done.
-    fn expire(&mut self, makes_room: bool) {
+    fn expire(&mut self, is_eviction: bool) {
         let Some(client) = self.parked.pop_front() else {
             return;
         };
         let count = match self.terms.on_timeout {
-            _ if makes_room => &mut self.counts.evicted,
+            _ if is_eviction => &mut self.counts.evicted,
             OnTimeout::Accept => &mut self.counts.timeout_accept,
             OnTimeout::Reset => &mut self.counts.timeout_reset,
             OnTimeout::Drop => &mut self.counts.timeout_drop,
@@ -612,29 +612,29 @@ impl Server {
     }
 
     /// Whether the oldest's time is up; and if it is, whether that is to make room.
-    fn due(&self) -> Option<bool> {
+    fn expired(&self) -> Option<bool> {
         let &oldest = self.parked.front()?;
         if self.deadline(oldest).is_some_and(|it| it.to <= self.now) {
             Some(false)
         } else {
-            let most = self.most_parked();
+            let most = self.max_parked();
             most.is_some_and(|most| self.parked.len() > most)
                 .then_some(true)
         }
     }
 
     /// Whether somebody's time is up, but there is no room in the accept queue.
-    fn is_blocked(&self) -> bool {
-        self.terms.on_timeout == OnTimeout::Accept && self.is_full() && self.due().is_some()
+    fn is_waiting_for_room(&self) -> bool {
+        self.terms.on_timeout == OnTimeout::Accept && self.is_full() && self.expired().is_some()
     }
 
     /// What is due happens.
-    fn settle(&mut self) {
-        while self.is_open && self.room_seen_by.is_none() && !self.is_blocked() {
-            let Some(makes_room) = self.due() else {
+    fn expire_all(&mut self) {
+        while self.is_open && self.room_noticed_by.is_none() && !self.is_waiting_for_room() {
+            let Some(is_eviction) = self.expired() else {
                 return;
             };
-            self.expire(makes_room);
+            self.expire(is_eviction);
         }
     }
 
@@ -644,7 +644,7 @@ impl Server {
             let State::HalfOpen {
                 timer,
                 timeouts,
-                let_in,
+                acked,
             } = self.clients[client].state
             else {
                 continue;
@@ -660,7 +660,7 @@ impl Server {
                     to: timer.to + pause + self.timers_late,
                 },
                 timeouts: timeouts + 1,
-                let_in,
+                acked,
             };
         }
     }
@@ -684,7 +684,7 @@ impl Server {
     fn may_answer(&mut self, client: usize) -> bool {
         let present = self.present();
         let answered = &mut self.clients[client].answered;
-        let may = answered.is_none_or(|it| present.from >= it.to + ANSWERS_APART);
+        let may = answered.is_none_or(|it| present.from >= it.to + ANSWER_INTERVAL);
         if may {
             *answered = Some(present);
         }
@@ -706,12 +706,12 @@ impl Server {
         Some(self.parked_at(client)?.after(self.terms.timeout?))
     }
 
-    fn most_parked(&self) -> Option<usize> {
+    fn max_parked(&self) -> Option<usize> {
         (self.terms.max_parked > 0).then_some(self.terms.max_parked as usize)
     }
 
-    fn has_room_for_one(&self) -> bool {
-        self.most_parked()
+    fn may_park_one_more(&self) -> bool {
+        self.max_parked()
             .is_none_or(|most| self.parked.len() < most)
     }
 

@@ -26,7 +26,7 @@ const MILLI: u64 = 1_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Gone,
-    HalfOpen { let_in: bool },
+    HalfOpen { acked: bool },
     Parked,
     Connected,
 }
@@ -86,9 +86,9 @@ impl Listener {
         self.queue.len() > self.backlog
     }
 
-    fn leave(&mut self, client: usize, end: End) {
-        let place = self.parked.iter().position(|it| it.0 == client).unwrap();
-        let (_, at) = self.parked.remove(place).unwrap();
+    fn unpark(&mut self, client: usize, end: End) {
+        let index = self.parked.iter().position(|it| it.0 == client).unwrap();
+        let (_, at) = self.parked.remove(index).unwrap();
         self.stats.end(end, Nanos(self.now - at));
     }
 
@@ -107,13 +107,13 @@ impl Listener {
                 self.resets[client] += usize::from(on_timeout == OnTimeout::Reset);
             }
         }
-        self.leave(client, End::of_expired(expiry, self.terms.on_timeout));
+        self.unpark(client, End::of_expired(expiry, self.terms.on_timeout));
     }
 
     fn acknowledge(&mut self, client: usize, segment: Segment) {
         let phase = match self.states[client] {
             State::Parked => Phase::Parked,
-            State::HalfOpen { let_in: true } => Phase::Due,
+            State::HalfOpen { acked: true } => Phase::Due,
             _ => Phase::Fresh,
         };
         match on_segment(Dataready::verdict(segment), || phase) {
@@ -145,21 +145,21 @@ impl Listener {
 
     fn connect(&mut self, client: usize, segment: Segment) {
         if self.is_full() {
-            if let State::HalfOpen { let_in } = &mut self.states[client] {
-                *let_in = true;
+            if let State::HalfOpen { acked } = &mut self.states[client] {
+                *acked = true;
             }
             return;
         }
         if self.states[client] == State::Parked {
-            self.leave(client, End::of_accepted(segment, None));
+            self.unpark(client, End::of_accepted(segment, None));
         }
         self.states[client] = State::Connected;
         self.queue.push_back(client);
     }
 
-    fn go(&mut self, client: usize) {
+    fn abort(&mut self, client: usize) {
         if self.states[client] == State::Parked {
-            self.leave(client, End::Aborted);
+            self.unpark(client, End::Aborted);
         }
         self.states[client] = State::Gone;
     }
@@ -199,7 +199,7 @@ impl Listener {
         match segment {
             Sent::Syn if !is_known => {
                 self.states[client] = match self.is_open && !self.is_full() {
-                    true => State::HalfOpen { let_in: false },
+                    true => State::HalfOpen { acked: false },
                     false => State::Gone,
                 };
             }
@@ -207,7 +207,7 @@ impl Listener {
             Sent::Ack => self.acknowledge(client, Segment::BareAck),
             Sent::Data | Sent::DataFin => self.acknowledge(client, Segment::Data),
             Sent::Fin => self.acknowledge(client, Segment::Fin),
-            Sent::Rst | Sent::SynInWindow => self.go(client),
+            Sent::Rst | Sent::SynInWindow => self.abort(client),
             // The kernel deals with it, and does not ask the policy.
             _ => {}
         }
