@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Properties of whole histories of a listener, driven through the policy as `net/` drives it.
+//! Properties of whole histories of a listener; the policy is called as `net/` calls it.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU8;
@@ -13,33 +13,33 @@ use accf_policy::{
 };
 use proptest::prelude::*;
 
-/// What can happen to one listener.
+/// One event at a listener.
 #[derive(Clone, Debug)]
 enum Event {
-    /// This client's segment comes in.
+    /// A segment of this client arrives.
     Segment(usize, Segment),
     /// This client resets its connection.
     Reset(usize),
-    /// So many nanoseconds pass.
+    /// This many nanoseconds pass.
     Time(u64),
     /// The server calls `accept()`.
     Accept,
-    /// The server asks for other terms.
+    /// The server changes its settings.
     Ask(Terms),
-    /// Another listener of the namespace takes all the room that is left, or gives it back.
+    /// Another listener of the namespace reaches the namespace's limit, or is below it again.
     Namespace(bool),
 }
 
-/// How one client's request ended, and when.
+/// The end of a client's request, and its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// Without ever being parked.
     Passed,
-    /// As the counters say.
+    /// After it was parked, with the counter of this end.
     Ended(End, u64),
 }
 
-/// A listener as `net/listener.rs` keeps it, without the kernel.
+/// The state of a listener in `net/`, without the kernel.
 struct Listener {
     terms: Terms,
     backlog: usize,
@@ -111,7 +111,7 @@ impl Listener {
         match on_segment(Dataready::verdict(segment), || phase) {
             Action::Park => self.park(client),
             Action::Hold => assert!(is_parked),
-            Action::Bypass(cause) => panic!("nobody is exempt, but {cause:?}"),
+            Action::Bypass(cause) => panic!("no client is exempt, but {cause:?}"),
             Action::Admit if self.is_full() => {}
             Action::Admit => {
                 self.accept_queue += 1;
@@ -184,7 +184,7 @@ impl Listener {
                 Alarm::At(at) => {
                     assert!(
                         at.0 > self.now,
-                        "an alarm in the past would never let go of the CPU"
+                        "a timer in the past would never leave the CPU"
                     );
                     self.alarm = Some(at.0);
                     return;
@@ -225,7 +225,7 @@ impl Listener {
     }
 }
 
-/// Whatever was parked is parked now or came to exactly one end.
+/// Returns whether each request that was parked is parked now, or has exactly one end.
 fn is_balanced(stats: &Stats) -> bool {
     let ended: u64 = ENDS.into_iter().map(|end| stats.ended(end)).sum();
     stats.parked_total == stats.parked + ended
@@ -275,7 +275,7 @@ fn segment() -> impl Strategy<Value = Segment> {
     ]
 }
 
-/// What clients, time and the server's `accept()` do.
+/// Events of clients, time and the server's `accept()`.
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         6 => (0..CLIENTS, segment()).prop_map(|(client, segment)| Event::Segment(client, segment)),
@@ -285,7 +285,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// What else can happen.
+/// The same, and changes of the settings and of the namespace.
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         12 => event(),
@@ -297,7 +297,7 @@ fn any_event() -> impl Strategy<Value = Event> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
-    /// With room in the accept queue, a client that was parked ends at its deadline to the nanosecond, or before it.
+    /// With room in the accept queue, a parked client ends exactly at its deadline, or before it.
     #[test]
     fn no_client_waits_past_the_deadline(
         millis in 1..60_000_u32,
@@ -325,7 +325,8 @@ proptest! {
         prop_assert!(listener.queue.is_empty());
     }
 
-    /// A full accept queue delays a connection, and loses none: all are accepted once the server accepts.
+    /// A full accept queue delays a connection, and loses none: all are accepted once the server
+    /// accepts.
     #[test]
     fn a_full_accept_queue_loses_no_client(
         millis in 1..5_000_u32,
@@ -352,8 +353,8 @@ proptest! {
         }
     }
 
-    /// Whatever the server asks for in between, and however full the rest of the namespace is: nobody is lost or
-    /// counted twice (`step()` checks that), never more than the bound wait, and who makes room is the oldest.
+    /// With any changes of the settings and of the namespace: no client is lost or counted twice
+    /// (`step()` checks that), never more than the limit are parked, and the oldest is evicted.
     #[test]
     fn the_counters_add_up(
         first in terms(),
@@ -383,7 +384,7 @@ proptest! {
         prop_assert_eq!(waited, listener.stats.ended(End::Data) + listener.stats.ended(End::Fin));
     }
 
-    /// No more wait than were asked for.
+    /// Never more clients are parked than the limit.
     #[test]
     fn never_more_are_parked_than_the_limit(
         terms in terms(),
@@ -396,7 +397,8 @@ proptest! {
         prop_assert!(listener.most <= u64::from(terms.max_parked));
     }
 
-    /// Without a deadline, and with room, a silent client waits for ever, and the timer is never set.
+    /// Without a deadline, and below the limit, a silent client stays parked, and the timer is
+    /// never set.
     #[test]
     fn without_a_timeout_only_the_client_decides(events in prop::collection::vec(event(), 0..200)) {
         let mut listener = Listener::new(terms_of(0), CLIENTS, CLIENTS);
@@ -408,7 +410,7 @@ proptest! {
         prop_assert_eq!(listener.stats.ended(End::Evicted), 0);
     }
 
-    /// The alarm never fires before the deadline but to make room, and never lies in the past.
+    /// The timer fires before the deadline only for an eviction, and is never set in the past.
     #[test]
     fn the_timer_is_set_in_the_future(
         now: u64,
@@ -432,7 +434,7 @@ proptest! {
         }
     }
 
-    /// Data and the end of the stream are never held back, whatever the phase.
+    /// Data and the end of the stream are admitted in any phase.
     #[test]
     fn data_and_fin_are_admitted(
         phase in prop::sample::select(vec![
@@ -443,8 +445,8 @@ proptest! {
         prop_assert_eq!(on_segment(Dataready::verdict(segment), || phase), Action::Admit);
     }
 
-    /// Parked requests keep a few places of the backlog at most: one per CPU, and an eighth. As each comes or goes, the
-    /// count changes by no more than one.
+    /// Parked requests have a small share of the backlog: one per CPU, and an eighth of it at most.
+    /// With each one that is parked, the excluded number grows by one at most.
     #[test]
     fn parked_requests_leave_the_backlog_to_others(
         parked in 0..100_000_u64, backlog: u32, cpus in 1..9_000_u32,
@@ -457,10 +459,10 @@ proptest! {
         prop_assert!(discount(parked + 1, places(backlog, cpus)) - off <= 1);
     }
 
-    /// `TCP_DEFER_ACCEPT` is taken over as `getsockopt()` would tell it.
+    /// `TCP_DEFER_ACCEPT` is taken over with the value that `getsockopt()` returns.
     #[test]
     fn defer_accept_is_what_the_kernel_says(retransmits: NonZeroU8) {
-        // As `retrans_to_secs()`, with its arguments.
+        // Does what `retrans_to_secs()` does, with its arguments.
         let (mut timeout, mut period, mut left) = (1_u32, 1_u32, retransmits.get());
         while left > 1 {
             timeout = (timeout * 2).min(120);
@@ -471,10 +473,10 @@ proptest! {
         prop_assert_eq!(timeout.millis() / 1000, period);
     }
 
-    /// A timer that is let be is put off before it fires, with a third of a second in hand, or it is put off at once; and never is
-    /// one let be that the kernel counts.
+    /// A SYN-ACK timer that is not deferred at once is deferred at least 0.3 s before it fires. One
+    /// that has fired before is always deferred at once.
     #[test]
-    fn deferred_timers_are_deferred_again_in_time(
+    fn synack_timers_are_deferred_in_time(
         parked_at in 0..u64::MAX / 2, left in 0..120_000_u32, timeouts in 0..3_u8, max_timeouts: u8,
     ) {
         let (parked_at, left) = (Nanos(parked_at), Nanos::from_millis(left));
@@ -490,7 +492,7 @@ proptest! {
         }
     }
 
-    /// What was asked for in milliseconds is told in milliseconds.
+    /// A timeout in milliseconds is returned as the same milliseconds.
     #[test]
     fn milliseconds_are_converted_without_loss(millis: u32) {
         prop_assert_eq!(Timeout::from_millis(millis).millis(), millis);
@@ -559,7 +561,7 @@ fn at_the_limit_the_oldest_is_evicted_if_possible() {
         Refuse(Bypass::AcceptQueueFull)
     );
     assert_eq!(at_limit(Reset, 3, false, true), ParkAndEvict);
-    // A stranger's bound: nobody is reset for it.
+    // At the limit of the namespace, which other listeners use up, no client is reset.
     assert_eq!(at_limit(Accept, 1, true, false), ParkAndEvict);
     let full = Refuse(Bypass::NamespaceLimit);
     assert_eq!(at_limit(Accept, 1, true, true), full);
@@ -602,7 +604,7 @@ fn waits_are_counted_by_powers_of_two() {
         expected[bucket] = 1;
         assert_eq!(stats.wait_log2, expected, "{nanos} ns");
     }
-    // Nobody sent anything.
+    // A client that sent nothing is not counted.
     let mut stats = Stats::default();
     stats.park();
     stats.end(End::TimeoutAccept, Nanos(5));

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What may happen to a listener, at random, in a form that shrinks well.
+//! Random histories of a listener, in a form that shrinks well.
 
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::server::{OnTimeout, Segment};
 
-/// How many clients a listener has.
+/// The number of a listener's clients.
 pub const CLIENTS: usize = 6;
 
-/// A listener's settings, with times in a unit that depends on how fast the machine is.
+/// A listener's settings, with times in a unit that depends on the machine's speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// How long a silent client is held back, in units; 0: for ever.
+    /// How long a silent client is parked, in units; 0: without a deadline.
     pub timeout: u32,
-    /// How many are held back at most; 0: any number.
+    /// The maximum of parked clients; 0: any number.
     pub max_parked: u32,
-    /// What becomes of the rest.
+    /// What happens to a client that expires or is evicted.
     pub on_timeout: OnTimeout,
 }
 
-/// One thing that happens.
+/// One move of a client, of the server, or of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Move {
     /// A client sends a segment.
@@ -30,7 +30,7 @@ pub enum Move {
     Open(usize),
     /// Some time passes, in quarters of a unit.
     Wait(u32),
-    /// The server asks for other settings.
+    /// The server changes its settings.
     Configure(Terms),
     /// The server calls `accept()`.
     Accept,
@@ -38,25 +38,25 @@ pub enum Move {
     Close,
 }
 
-/// A listener's beginning, and all that happens then.
+/// A listener's first settings, and the moves that follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct History {
     /// Its backlog.
     pub backlog: usize,
-    /// Its settings in the beginning.
+    /// Its first settings.
     pub terms: Terms,
-    /// What happens, as far as it can happen then.
+    /// The moves; one that is not possible at its time is left out.
     pub moves: Vec<Move>,
 }
 
-/// Any history of up to so many moves.
+/// Returns a strategy for histories of fewer than this number of random moves.
 pub fn histories(moves: usize) -> impl Strategy<Value = History> {
     let random = (
         prop_oneof![Just(64_usize), Just(16_usize), 0..4_usize],
         any_terms(),
         prop::collection::vec(any_move(4), 4..moves),
     );
-    // A server that does not accept: somebody is half open when there is no room any more.
+    // A server that does not accept: a client is half open when the accept queue is full.
     let slow = (
         1..4_usize,
         any_terms(),
@@ -109,7 +109,7 @@ fn any_move(accepts: u32) -> impl Strategy<Value = Move> {
         12 => client.clone().prop_map(Move::Open),
         22 => (client, any_segment()).prop_map(|(client, segment)| Move::Send(client, segment)),
         9 => (1..9_u32).prop_map(Move::Wait),
-        // Long enough for SYN-ACKs to be sent again.
+        // Long enough for SYN-ACKs to be retransmitted.
         1 => (9..24_u32).prop_map(Move::Wait),
         3 => any_terms().prop_map(Move::Configure),
         accepts => Just(Move::Accept),
