@@ -175,20 +175,24 @@ impl Window {
     }
 }
 
+/// A half-open client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct HalfOpen {
+    /// When the SYN-ACK is retransmitted next.
+    timer: Window,
+    /// How often it was retransmitted.
+    timeouts: u32,
+    /// Its ACK arrived, but the accept queue was full: the filter does not park it any more.
+    acked: bool,
+}
+
 /// A client's state at the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// Unknown to the server.
     Gone,
     /// Its SYN was answered.
-    HalfOpen {
-        /// When the SYN-ACK is retransmitted next.
-        timer: Window,
-        /// How often it was retransmitted.
-        timeouts: u32,
-        /// Its ACK arrived, but the accept queue was full: the filter does not park it any more.
-        acked: bool,
-    },
+    HalfOpen(HalfOpen),
     /// Parked since this time.
     Parked(Window),
     /// Connected, and not accepted yet.
@@ -290,14 +294,14 @@ impl Server {
         let mut counts = self.counts;
         counts.parked = self.parked.len() as u64;
         for client in &self.clients {
-            if let State::HalfOpen { timeouts, .. } = client.state {
+            if let State::HalfOpen(it) = client.state {
                 counts.half_open += 1;
-                counts.half_open_young += u64::from(timeouts == 0);
+                counts.half_open_young += u64::from(it.timeouts == 0);
             }
         }
         let is_connected =
             |client: &Client| matches!(client.state, State::Queued | State::Accepted);
-        let is_half_open = |client: &Client| matches!(client.state, State::HalfOpen { .. });
+        let is_half_open = |client: &Client| matches!(client.state, State::HalfOpen(_));
         Seen {
             counts: self.is_open.then_some(counts),
             queued: self.queue.len(),
@@ -325,7 +329,7 @@ impl Server {
                 let is_syn = matches!(segment, Segment::SynInWindow | Segment::StraySyn);
                 client.has_syn_ack && !is_syn
             }
-            State::HalfOpen { .. } | State::Parked(_) => true,
+            State::HalfOpen(_) | State::Parked(_) => true,
         }
     }
 
@@ -336,14 +340,10 @@ impl Server {
             return windows;
         }
         windows.extend(self.room_noticed_by.map(|to| Window { from: self.now, to }));
-        let deadlines = self
-            .parked
-            .iter()
-            .filter_map(|&client| self.deadline(client));
-        windows.extend(deadlines.filter(|deadline| deadline.to > self.now));
+        windows.extend(self.deadlines());
         for client in &self.clients {
-            if let State::HalfOpen { timer, .. } = client.state {
-                windows.push(timer);
+            if let State::HalfOpen(it) = client.state {
+                windows.push(it.timer);
             }
         }
         windows
@@ -384,12 +384,8 @@ impl Server {
         if !self.is_waiting_for_room() {
             return None;
         }
-        let deadlines = self
-            .parked
-            .iter()
-            .filter_map(|&client| self.deadline(client));
-        deadlines
-            .filter(|at| at.to > self.now && at.from < self.now + ROOM_NOTICED_WITHIN + 2 * guard)
+        self.deadlines()
+            .filter(|at| at.from < self.now + ROOM_NOTICED_WITHIN + 2 * guard)
             .map(|at| at.to + guard)
             .max()
     }
@@ -436,7 +432,7 @@ impl Server {
                 };
                 self.send(client, reset);
             }
-            State::HalfOpen { .. } | State::Parked(_) => self.receive_for_request(client, segment),
+            State::HalfOpen(_) | State::Parked(_) => self.receive_for_request(client, segment),
             State::Queued | State::Accepted => {}
         }
         self.expire_all();
@@ -451,11 +447,11 @@ impl Server {
                 let it = &mut self.clients[client];
                 it.answered = None;
                 it.has_syn_ack = true;
-                it.state = State::HalfOpen {
+                it.state = State::HalfOpen(HalfOpen {
                     timer,
                     timeouts: 0,
                     acked: false,
-                };
+                });
                 self.send(client, Sent::SynAck);
             }
             Segment::Rst | Segment::InexactRst | Segment::NoAck => {}
@@ -469,15 +465,9 @@ impl Server {
             Segment::Syn => {
                 if self.may_answer(client) {
                     self.send(client, Sent::SynAck);
-                    if let State::HalfOpen {
-                        timeouts, acked, ..
-                    } = self.clients[client].state
-                    {
-                        self.clients[client].state = State::HalfOpen {
-                            timer: self.timer(timeouts),
-                            timeouts,
-                            acked,
-                        };
+                    if let State::HalfOpen(mut it) = self.clients[client].state {
+                        it.timer = self.timer(it.timeouts);
+                        self.clients[client].state = State::HalfOpen(it);
                     }
                 }
             }
@@ -539,8 +529,8 @@ impl Server {
     /// Handles a bare ACK.
     fn acknowledge(&mut self, client: usize) {
         match self.clients[client].state {
-            State::HalfOpen { acked: true, .. } => self.connect(client),
-            State::HalfOpen { .. } => {
+            State::HalfOpen(HalfOpen { acked: true, .. }) => self.connect(client),
+            State::HalfOpen(_) => {
                 let may_park = self.may_park_one_more();
                 if !may_park && self.terms.on_timeout == OnTimeout::Accept && self.is_full() {
                     // The oldest cannot be evicted.
@@ -577,8 +567,8 @@ impl Server {
         if !self.is_full() {
             self.clients[client].state = State::Queued;
             self.queue.push_back(client);
-        } else if let State::HalfOpen { acked, .. } = &mut self.clients[client].state {
-            *acked = true;
+        } else if let State::HalfOpen(it) = &mut self.clients[client].state {
+            it.acked = true;
         }
     }
 
@@ -641,28 +631,15 @@ impl Server {
 
     /// Runs TCP's own timers, which retransmit SYN-ACKs that were not acknowledged.
     fn fire_timers(&mut self) {
-        for client in 0..self.clients.len() {
-            let State::HalfOpen {
-                timer,
-                timeouts,
-                acked,
-            } = self.clients[client].state
-            else {
-                continue;
-            };
-            if timer.to > self.now {
-                continue;
+        for client in &mut self.clients {
+            if let State::HalfOpen(it) = &mut client.state {
+                if it.timer.to <= self.now {
+                    it.timeouts += 1;
+                    it.timer = it.timer.after(SYN_ACK_TIMEOUT << it.timeouts);
+                    it.timer.to += self.timers_late;
+                    client.sent.push(Sent::SynAck);
+                }
             }
-            let pause = SYN_ACK_TIMEOUT << (timeouts + 1);
-            self.send(client, Sent::SynAck);
-            self.clients[client].state = State::HalfOpen {
-                timer: Window {
-                    from: timer.from + pause,
-                    to: timer.to + pause + self.timers_late,
-                },
-                timeouts: timeouts + 1,
-                acked,
-            };
         }
     }
 
@@ -701,6 +678,13 @@ impl Server {
             State::Parked(at) => Some(at),
             _ => None,
         }
+    }
+
+    /// Returns the deadlines of the parked clients that have not expired.
+    fn deadlines(&self) -> impl Iterator<Item = Window> + '_ {
+        let deadlines = self.parked.iter();
+        let deadlines = deadlines.filter_map(|&client| self.deadline(client));
+        deadlines.filter(|deadline| deadline.to > self.now)
     }
 
     fn deadline(&self, client: usize) -> Option<Window> {
