@@ -55,10 +55,7 @@ pub(crate) fn measure(
         let release = of("release", Unit::Instructions);
         if step.clients > max_clients {
             for figure in [bytes, park, release] {
-                figures.explain(
-                    figure,
-                    &format!("measured with up to {max_clients} clients only"),
-                );
+                figures.leave_out(figure, max_clients);
             }
             continue;
         }

@@ -312,8 +312,7 @@ impl IdleClients {
         }
         // Their requests were not read: closing sends an RST, and leaves no TIME-WAIT.
         drop(clients);
-        let resets = self.resets()?;
-        ensure!(resets == BATCH, "{resets} of {BATCH} clients were accepted");
+        self.expect_resets(BATCH)?;
         sleep(BATCH_PAUSE);
         Ok(instructions)
     }
@@ -338,33 +337,21 @@ impl IdleClients {
         let instructions = busy(|| self.configure(Some(timeout), on_timeout))?.saturating_sub(call);
         self.configure(None, on_timeout)?;
 
-        let after = self.stats()?;
-        let ended = after.timeout_accept + after.timeout_reset + after.timeout_drop
-            - (before.timeout_accept + before.timeout_reset + before.timeout_drop);
+        let timeouts =
+            |stats: &Stats| stats.timeout_accept + stats.timeout_reset + stats.timeout_drop;
+        let ended = timeouts(&self.stats()?) - timeouts(&before);
         ensure!(
             ended == u64::from(clients),
             "{ended} of {clients} clients expired"
         );
-        let resets = self.resets()?;
-        let expected = if on_timeout == OnTimeout::Reset {
-            clients
-        } else {
-            0
-        };
-        ensure!(
-            resets == expected,
-            "{resets} of {clients} clients were reset, not {expected}"
-        );
+        let is_reset = on_timeout == OnTimeout::Reset;
+        self.expect_resets(if is_reset { clients } else { 0 })?;
         if on_timeout == OnTimeout::Accept {
             for _ in 0..clients {
                 let socket = self.accept()?;
                 SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
             }
-            let resets = self.resets()?;
-            ensure!(
-                resets == clients,
-                "{resets} of {clients} clients were accepted"
-            );
+            self.expect_resets(clients)?;
         }
         sleep(BATCH_PAUSE);
         Ok(Expired {
@@ -373,13 +360,17 @@ impl IdleClients {
         })
     }
 
-    /// Reads the segments for clients that are gone, and returns the number of resets.
-    pub(crate) fn resets(&mut self) -> Result<u32> {
+    /// Reads the segments for clients that are gone, and checks the number of resets.
+    fn expect_resets(&mut self, expected: u32) -> Result<()> {
         let mut resets = 0;
         while let Some((_, segment)) = self.swarm.take()? {
             resets += u32::from(segment.is_rst());
         }
-        Ok(resets)
+        ensure!(
+            resets == expected,
+            "{resets} clients were reset, not {expected}"
+        );
+        Ok(())
     }
 
     /// Resets the newest connections until this many are left.

@@ -43,10 +43,7 @@ pub(crate) fn measure(
     for step in steps.iter().rev().chain([&NONE_LEFT]) {
         let figure = Figure::new("latency", Unit::Instructions, listener).at(step.clients.into());
         if step.clients > max_clients {
-            figures.explain(
-                figure,
-                &format!("measured with up to {max_clients} clients only"),
-            );
+            figures.leave_out(figure, max_clients);
             continue;
         }
         idle.shrink_to(step.clients)?;

@@ -162,6 +162,12 @@ impl Figures {
         }
     }
 
+    /// Notes that a figure is measured with fewer clients only.
+    pub(crate) fn leave_out(&mut self, figure: Figure, max_clients: u32) {
+        let note = format!("measured with up to {max_clients} clients only");
+        self.explain(figure, &note);
+    }
+
     /// Returns all of them.
     pub(crate) fn finish(self) -> Vec<Measurement> {
         self.measurements

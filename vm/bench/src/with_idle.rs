@@ -27,25 +27,16 @@ const MAX_OF_OTHERS_IF_SHORT: u32 = 1_000;
 /// Measures some of [`BENCHES`].
 pub(crate) fn measure(plan: Plan, wanted: &[Bench]) -> Result<Vec<Measurement>> {
     setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS)?;
-    let mut holding_figures = wanted
-        .contains(&Bench::Holding)
-        .then(|| Figures::new(Bench::Holding));
-    let mut interference_figures = wanted
-        .contains(&Bench::Interference)
-        .then(|| Figures::new(Bench::Interference));
+    let figures_of = |bench| wanted.contains(&bench).then(|| Figures::new(bench));
+    let mut holding = figures_of(Bench::Holding);
+    let mut interference = figures_of(Bench::Interference);
     for round in 0..plan.rounds {
         for listener in in_turn(Listener::ALL, round) {
-            measure_at(
-                listener,
-                plan,
-                round,
-                &mut holding_figures,
-                &mut interference_figures,
-            )
-            .with_context(|| format!("{}, round {}", listener.key(), round + 1))?;
+            measure_at(listener, plan, round, &mut holding, &mut interference)
+                .with_context(|| format!("{}, round {}", listener.key(), round + 1))?;
         }
     }
-    let figures = holding_figures.into_iter().chain(interference_figures);
+    let figures = holding.into_iter().chain(interference);
     Ok(figures.flat_map(Figures::finish).collect())
 }
 
@@ -54,8 +45,8 @@ fn measure_at(
     listener: Listener,
     plan: Plan,
     round: u32,
-    holding_figures: &mut Option<Figures>,
-    interference_figures: &mut Option<Figures>,
+    holding: &mut Option<Figures>,
+    interference: &mut Option<Figures>,
 ) -> Result<()> {
     let steps = steps(plan, round);
     let most = |others| match listener {
@@ -65,20 +56,20 @@ fn measure_at(
     };
     // `TCP_DEFER_ACCEPT` defers no more than its backlog.
     let backlog = match listener {
-        Listener::DeferAccept if holding_figures.is_some() => MAX_CLIENTS,
+        Listener::DeferAccept if holding.is_some() => MAX_CLIENTS,
         _ => BACKLOG,
     };
     let mut idle = IdleClients::new(listener, backlog)?;
-    if let Some(figures) = holding_figures {
+    if let Some(figures) = holding {
         idle.run(|idle| holding::measure(idle, &steps, most(MAX_HELD), figures))?;
-        if interference_figures.is_some() && listener != Listener::Dataready {
+        if interference.is_some() && listener != Listener::Dataready {
             // `interference` needs clients that its server has accepted, and the usual backlog.
             // Those of `dataready` are parked, and serve both.
             idle.close()?;
             idle = IdleClients::new(listener, BACKLOG)?;
         }
     }
-    if let Some(figures) = interference_figures {
+    if let Some(figures) = interference {
         let server = idle.start_server()?;
         idle.run(|idle| interference::measure(idle, &server, &steps, most(MAX_ACCEPTED), figures))?;
         server.stop()?;
