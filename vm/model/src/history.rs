@@ -1,25 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! Random histories of a listener, in a form that shrinks well.
+//!
+//! Their times, those in settings included, are in a unit that depends on the machine's speed.
 
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::server::{OnTimeout, Segment};
+use crate::server::{OnTimeout, Segment, Terms};
 
 /// The number of a listener's clients.
 pub const CLIENTS: usize = 6;
-
-/// A listener's settings, with times in a unit that depends on the machine's speed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
-    /// How long a silent client is parked, in units; 0: without a deadline.
-    pub timeout: u32,
-    /// The maximum of parked clients; 0: any number.
-    pub max_parked: u32,
-    /// What happens to a client that expires or is evicted.
-    pub on_timeout: OnTimeout,
-}
 
 /// One move of a client, of the server, or of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,9 +73,9 @@ pub fn histories(moves: usize) -> impl Strategy<Value = History> {
 
 fn any_terms() -> impl Strategy<Value = Terms> {
     let timeout = prop_oneof![
-        6 => 2..7_u32,
-        1 => Just(1000_u32),
-        1 => Just(0_u32),
+        6 => (2..7_u64).prop_map(Some),
+        1 => Just(Some(1000)),
+        1 => Just(None),
     ];
     let max_parked = prop_oneof![
         2 => Just(0_u32),

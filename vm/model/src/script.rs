@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use crate::history::{self, History, Move, CLIENTS};
+use crate::history::{History, Move, CLIENTS};
 use crate::server::{Millis, Seen, Segment, Server, Terms};
 
 /// How exactly a machine keeps times.
@@ -279,17 +279,11 @@ impl Script {
     }
 }
 
-/// Converts settings to those of the server, with times in milliseconds.
-pub fn in_millis(terms: history::Terms, pace: Pace) -> Terms {
-    let history::Terms {
-        timeout,
-        max_parked,
-        on_timeout,
-    } = terms;
+/// Converts settings of a history to those of a server, with times in milliseconds.
+pub fn in_millis(terms: Terms, pace: Pace) -> Terms {
     Terms {
-        timeout: (timeout > 0).then_some(Millis::from(timeout) * pace.unit),
-        max_parked,
-        on_timeout,
+        timeout: terms.timeout.map(|units| units * pace.unit),
+        ..terms
     }
 }
 

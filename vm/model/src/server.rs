@@ -37,7 +37,8 @@ pub enum OnTimeout {
 /// A listener's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// How long a silent client is parked; `None`: without a deadline.
+    /// How long a silent client is parked (in a [history](crate::history), in units); `None`:
+    /// without a deadline.
     pub timeout: Option<Millis>,
     /// The maximum of parked clients; 0: any number.
     pub max_parked: u32,
