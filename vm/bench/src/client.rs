@@ -4,8 +4,8 @@
 //!
 //! There is one processor. The client has the lowest priority and never sleeps. So a server that is
 //! woken runs at once, until it waits again, before the client's system call returns:
-//! [`Swarm::spent`] then is what the kernel and the server do for a connection. The instructions of
-//! the client's own program, and those for reading what the server has sent, are not in it.
+//! [`Swarm::spent`] then is what the kernel and the server do for a connection. It leaves out the
+//! client's own program, and what it takes to read the server's segments.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -105,7 +105,7 @@ impl Costs {
 #[derive(Debug)]
 pub(crate) struct Clients {
     ns: Netns,
-    swarm: Swarm,
+    tun: Swarm,
     next: u32,
     /// A time when no connection was in TIME-WAIT.
     none_before: Instant,
@@ -116,15 +116,15 @@ impl Clients {
     pub(crate) fn new(ns: &Netns, port: u16) -> Result<Self> {
         Ok(Self {
             ns: ns.clone(),
-            swarm: Swarm::new(ns, FAMILY, port)?,
+            tun: Swarm::new(ns, FAMILY, port)?,
             next: 0,
             none_before: Instant::now(),
         })
     }
 
-    /// Returns the swarm, for clients that do something else.
-    pub(crate) fn swarm(&mut self) -> &mut Swarm {
-        &mut self.swarm
+    /// Returns the clients' TUN interface, for clients that do something else.
+    pub(crate) fn tun(&mut self) -> &mut Swarm {
+        &mut self.tun
     }
 
     /// Visits each server so often that no measured visit is a first time.
@@ -171,7 +171,7 @@ impl Clients {
         }
         let clients = self.next..self.next + connections;
         self.next = clients.end;
-        let swarm = &mut self.swarm;
+        let tun = &mut self.tun;
         // On a thread of its own: the idle priority is for this thread only.
         self.ns.run(|| {
             count::run_only_when_idle()?;
@@ -179,7 +179,7 @@ impl Clients {
             for first in clients.clone().step_by(BATCH as usize) {
                 for (server, (cost, _)) in servers.iter().zip(&mut costs) {
                     for nth in first..clients.end.min(first + BATCH) {
-                        connect(swarm, swarm.member_of(nth, server.port()), manner, cost)
+                        connect(tun, tun.member_of(nth, server.port()), manner, cost)
                             .with_context(|| format!("client {nth} of port {}", server.port()))?;
                     }
                 }
@@ -253,27 +253,27 @@ fn own_sleeps() -> Result<i64> {
 ///
 /// The server closes first. Each of its segments must be the expected one, so all listeners send
 /// the same ones.
-fn connect(swarm: &mut Swarm, member: Member, manner: Manner, cost: &mut Costs) -> Result<()> {
-    let begin = (count::instructions(), swarm.spent());
+fn connect(tun: &mut Swarm, member: Member, manner: Manner, cost: &mut Costs) -> Result<()> {
+    let begin = (count::instructions(), tun.spent());
     let mut member = member;
-    swarm.syn(&mut member)?;
-    take(swarm, &mut member, Flags::SYN_ACK, b"")?;
+    tun.syn(&mut member)?;
+    take(tun, &mut member, Flags::SYN_ACK, b"")?;
     if manner == Manner::Pause {
-        let before = swarm.spent();
-        swarm.push(&mut member, Flags::ACK, b"")?;
-        cost.ack += swarm.spent() - before;
+        let before = tun.spent();
+        tun.push(&mut member, Flags::ACK, b"")?;
+        cost.ack += tun.spent() - before;
     }
-    let before = swarm.spent();
-    swarm.push(&mut member, Flags::PSH_ACK, REQUEST)?;
-    cost.request += swarm.spent() - before;
-    take(swarm, &mut member, Flags::ACK, b"")?;
-    take(swarm, &mut member, Flags::PSH_ACK, RESPONSE)?;
-    swarm.push(&mut member, Flags::ACK, b"")?;
-    take(swarm, &mut member, Flags::FIN_ACK, b"")?;
-    swarm.push(&mut member, Flags::ACK, b"")?;
-    swarm.push(&mut member, Flags::FIN_ACK, b"")?;
-    take(swarm, &mut member, Flags::ACK, b"")?;
-    let spent = swarm.spent() - begin.1;
+    let before = tun.spent();
+    tun.push(&mut member, Flags::PSH_ACK, REQUEST)?;
+    cost.request += tun.spent() - before;
+    take(tun, &mut member, Flags::ACK, b"")?;
+    take(tun, &mut member, Flags::PSH_ACK, RESPONSE)?;
+    tun.push(&mut member, Flags::ACK, b"")?;
+    take(tun, &mut member, Flags::FIN_ACK, b"")?;
+    tun.push(&mut member, Flags::ACK, b"")?;
+    tun.push(&mut member, Flags::FIN_ACK, b"")?;
+    take(tun, &mut member, Flags::ACK, b"")?;
+    let spent = tun.spent() - begin.1;
     let own = count::instructions() - begin.0 - spent;
     cost.connections += 1;
     cost.instructions += spent;
@@ -283,9 +283,9 @@ fn connect(swarm: &mut Swarm, member: Member, manner: Manner, cost: &mut Costs) 
 }
 
 /// Takes the server's next segment, which must have these flags and this payload.
-fn take(swarm: &mut Swarm, member: &mut Member, flags: Flags, payload: &[u8]) -> Result<()> {
+fn take(tun: &mut Swarm, member: &mut Member, flags: Flags, payload: &[u8]) -> Result<()> {
     for _ in 0..MAX_POLLS {
-        let Some((nth, segment)) = swarm.take()? else {
+        let Some((nth, segment)) = tun.take()? else {
             continue;
         };
         let is_first = member.rcv_nxt == 0;

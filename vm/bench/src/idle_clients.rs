@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Idle clients of one listener, up to a million.
 //!
-//! One thread sends for all clients ([`Swarm`]). The kernel processes a segment before the system
-//! call that sends it returns: [`Swarm::spent`] counts the instructions for it, including those of
-//! the programs that it wakes.
+//! One thread sends for all clients ([`Swarm`]). The kernel processes a segment before the
+//! system call that sends it returns: [`Swarm::spent`] counts the instructions for it,
+//! including those of the programs that it wakes.
 //!
 //! Clients connect in batches, with a pause after each, so that a deadline can be set between two
 //! batches. Pauses cost nothing: the machine's clock jumps over idle time.
@@ -67,7 +67,7 @@ pub(crate) struct IdleClients {
     kind: Listener,
     listener: Arc<endpoint::Listener>,
     is_served: bool,
-    swarm: Swarm,
+    tun: Swarm,
     before: Counters,
     /// The connected ones, the oldest first.
     batches: VecDeque<Batch>,
@@ -117,7 +117,7 @@ impl IdleClients {
         };
         let listener = listen.backlog(i32::try_from(backlog)?).open(&ns)?;
         Ok(Self {
-            swarm: Swarm::new(&ns, FAMILY, listener.port())?,
+            tun: Swarm::new(&ns, FAMILY, listener.port())?,
             before: Counters::read(&ns)?,
             ns,
             kind,
@@ -166,14 +166,14 @@ impl IdleClients {
         self.kind
     }
 
-    /// Returns what sends for the clients.
-    pub(crate) fn swarm(&mut self) -> &mut Swarm {
-        &mut self.swarm
+    /// Returns the clients' TUN interface.
+    pub(crate) fn tun(&mut self) -> &mut Swarm {
+        &mut self.tun
     }
 
     /// Returns a client that has not connected before.
     pub(crate) fn new_client(&mut self) -> Member {
-        let member = self.swarm.member(self.started);
+        let member = self.tun.member(self.started);
         self.started += 1;
         member
     }
@@ -219,11 +219,11 @@ impl IdleClients {
         let first = self.started;
         let mut members: Vec<Member> = (0..count).map(|_| self.new_client()).collect();
         for member in &mut members {
-            self.swarm.syn(member)?;
+            self.tun.syn(member)?;
         }
         let mut answered = 0;
         while answered < count {
-            let any = self.swarm.pump(ANSWERS_WITHIN, |nth, segment| {
+            let any = self.tun.pump(ANSWERS_WITHIN, |nth, segment| {
                 let index = nth.wrapping_sub(first) as usize;
                 let member = members
                     .get_mut(index)
@@ -240,9 +240,9 @@ impl IdleClients {
         }
         let mut instructions = Vec::with_capacity(members.len());
         for member in &mut members {
-            let before = self.swarm.spent();
-            self.swarm.push(member, Flags::ACK, b"")?;
-            instructions.push(self.swarm.spent() - before);
+            let before = self.tun.spent();
+            self.tun.push(member, Flags::ACK, b"")?;
+            instructions.push(self.tun.spent() - before);
         }
         let last = Instant::now();
         let mut clients = Vec::with_capacity(members.len());
@@ -293,10 +293,9 @@ impl IdleClients {
         let mut clients = self.pick()?;
         let mut instructions = Vec::with_capacity(clients.len());
         for client in &mut clients {
-            let before = self.swarm.spent();
-            self.swarm
-                .push(&mut client.member, Flags::PSH_ACK, REQUEST)?;
-            instructions.push(self.swarm.spent() - before);
+            let before = self.tun.spent();
+            self.tun.push(&mut client.member, Flags::PSH_ACK, REQUEST)?;
+            instructions.push(self.tun.spent() - before);
         }
         for client in &mut clients {
             if client.socket.is_none() {
@@ -363,7 +362,7 @@ impl IdleClients {
     /// Reads the segments for clients that are gone, and checks the number of resets.
     fn expect_resets(&mut self, expected: u32) -> Result<()> {
         let mut resets = 0;
-        while let Some((_, segment)) = self.swarm.take()? {
+        while let Some((_, segment)) = self.tun.take()? {
             resets += u32::from(segment.is_rst());
         }
         ensure!(
@@ -382,7 +381,7 @@ impl IdleClients {
             };
             let left = newest.clients.len().saturating_sub(surplus);
             for mut client in newest.clients.drain(left..) {
-                self.swarm.push(&mut client.member, Flags::RST, b"")?;
+                self.tun.push(&mut client.member, Flags::RST, b"")?;
                 surplus -= 1;
             }
             if newest.clients.is_empty() {

@@ -2,7 +2,7 @@
 //! How long an active client waits beside many idle ones.
 //!
 //! It sends its request with the third segment of the handshake. From its SYN until its response,
-//! all instructions of the kernel and the server count ([`Swarm::spent`]), and none of the client.
+//! all instructions of the kernel and the server count ([`Swarm::spent`]); the client's do not.
 //! There is one processor, so the response has arrived once the server waits again.
 //!
 //! Active and idle clients have the same server, with a backlog of 128: it has accepted the idle
@@ -52,7 +52,7 @@ pub(crate) fn measure(
             let mut latencies = Vec::new();
             for _ in 0..VISITS {
                 let client = idle.new_client();
-                latencies.push(visit(idle.swarm(), client)?);
+                latencies.push(visit(idle.tun(), client)?);
             }
             figures.add(figure, median(&mut latencies)?);
         }
@@ -76,30 +76,30 @@ pub(crate) fn measure(
 }
 
 /// Plays an active client, and returns how many instructions its response took.
-fn visit(swarm: &mut Swarm, mut client: Member) -> Result<u64> {
-    let before = swarm.spent();
-    swarm.syn(&mut client)?;
-    let answer = next(swarm, &client).context("for a SYN")?;
+fn visit(tun: &mut Swarm, mut client: Member) -> Result<u64> {
+    let before = tun.spent();
+    tun.syn(&mut client)?;
+    let answer = next(tun, &client).context("for a SYN")?;
     ensure!(answer.is_syn_ack(), "not the answer to a SYN: {answer}");
     client.rcv_nxt = answer.end_seq();
-    swarm.push(&mut client, Flags::PSH_ACK, REQUEST)?;
-    let mut response = next(swarm, &client).context("for a request")?;
+    tun.push(&mut client, Flags::PSH_ACK, REQUEST)?;
+    let mut response = next(tun, &client).context("for a request")?;
     if response.is_bare_ack() {
         // The kernel acknowledges data of the handshake at once.
-        response = next(swarm, &client).context("for a request")?;
+        response = next(tun, &client).context("for a request")?;
     }
-    let latency = swarm.spent() - before;
+    let latency = tun.spent() - before;
     ensure!(response.payload == RESPONSE, "not the response: {response}");
     // Leaves no TIME-WAIT.
-    swarm.push(&mut client, Flags::RST, b"")?;
-    while swarm.take()?.is_some() {}
+    tun.push(&mut client, Flags::RST, b"")?;
+    while tun.take()?.is_some() {}
     Ok(latency)
 }
 
 /// Takes the next segment, which must be for this client and available at once.
-fn next(swarm: &mut Swarm, client: &Member) -> Result<Segment> {
+fn next(tun: &mut Swarm, client: &Member) -> Result<Segment> {
     // The woken server runs before the client goes on. Instructions while waiting would not count.
-    let (nth, segment) = swarm.take()?.context("no segment at once")?;
+    let (nth, segment) = tun.take()?.context("no segment at once")?;
     ensure!(
         nth == client.nth,
         "not for client {}: {segment}",

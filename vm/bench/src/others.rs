@@ -60,7 +60,7 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
         let listen = Listen::filtered(FAMILY).config(control::timeout(0));
         let other = listen.port(OTHER_PORT).open(&ns)?;
         clients
-            .swarm()
+            .tun()
             .open(FIRST_PARKED..FIRST_PARKED + PARKED, LIMIT)?;
         let all_are_parked = || -> Result<()> {
             let parked = control::stats(&other)?.parked;
