@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What one connection costs, from its SYN to the last ACK of its close, with the same client and the same server.
+//! What one connection costs, from its SYN to the last ACK of its close, with the same client and
+//! the same server.
 
 use accf_bench::{Bench, Listener, Measurement, Unit};
 use accf_kit::control;
@@ -8,15 +9,14 @@ use accf_kit::endpoint::Listen;
 use accf_kit::netns::Netns;
 use anyhow::{ensure, Context, Result};
 
-use crate::client::{Bill, Clients, Manner};
-use crate::rounds::{in_turn, Figure, Figures, FAMILY};
+use crate::client::{Clients, Costs, Manner};
+use crate::rounds::{in_turn, Figure, Figures, Plan, FAMILY};
 use crate::server::{Kind, Server};
-use crate::Plan;
 
-/// How long `TCP_DEFER_ACCEPT` waits, in seconds; the filter's own default is as long.
+/// The deadline of `TCP_DEFER_ACCEPT` in seconds, equal to the filter's default.
 const DEADLINE: i32 = 60;
 
-/// A server, and what its listener was told.
+/// A server, and the kind of its listener.
 pub(crate) struct Subject {
     pub(crate) listener: Listener,
     pub(crate) server: Server,
@@ -25,7 +25,7 @@ pub(crate) struct Subject {
 /// Measures.
 pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     let ns = Netns::new()?;
-    // Each client is told its server's port.
+    // Each client is given its server's port.
     let mut clients = Clients::new(&ns, 0)?;
     let mut figures = Figures::new(Bench::Connection);
     for kind in [Kind::Epoll, Kind::Blocking] {
@@ -35,10 +35,10 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
             for manner in Manner::ALL {
                 let case = case(kind, manner);
                 let subjects = in_turn(subjects.each_ref(), round);
-                let bills = one_round(&ns, &mut clients, manner, &subjects, connections(plan))
+                let costs = one_round(&ns, &mut clients, manner, &subjects, connections(plan))
                     .with_context(|| format!("{case}, round {round}"))?;
-                for (subject, bill) in subjects.iter().zip(bills) {
-                    add(&mut figures, subject.listener, case, manner, &bill);
+                for (subject, cost) in subjects.iter().zip(costs) {
+                    add(&mut figures, subject.listener, case, manner, &cost);
                 }
             }
         }
@@ -49,7 +49,7 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     Ok(figures.finish())
 }
 
-/// How many connections a figure is the mean of.
+/// Returns how many connections a figure is the mean of.
 pub(crate) fn connections(plan: Plan) -> u32 {
     if plan.short {
         300
@@ -58,7 +58,7 @@ pub(crate) fn connections(plan: Plan) -> u32 {
     }
 }
 
-/// The name of a case; see [`Measurement`].
+/// Returns the name of a case; see [`Measurement`].
 pub(crate) const fn case(kind: Kind, manner: Manner) -> &'static str {
     match (kind, manner) {
         (Kind::Epoll, Manner::Pause) => "epoll/pause",
@@ -68,7 +68,7 @@ pub(crate) const fn case(kind: Kind, manner: Manner) -> &'static str {
     }
 }
 
-/// Starts a server with each listener.
+/// Starts a server with each kind of listener.
 pub(crate) fn start(ns: &Netns, kind: Kind) -> Result<[Subject; 3]> {
     let subject = |listener, listen: Listen| -> Result<Subject> {
         let server = Server::start(ns, kind, &listen)?;
@@ -81,18 +81,18 @@ pub(crate) fn start(ns: &Netns, kind: Kind) -> Result<[Subject; 3]> {
     ])
 }
 
-/// Has clients visit each listener, and makes sure that it treated them as it was told to.
+/// Connects clients to each listener, and checks that it parked or deferred those it should.
 pub(crate) fn one_round(
     ns: &Netns,
     clients: &mut Clients,
     manner: Manner,
     subjects: &[&Subject],
     connections: u32,
-) -> Result<Vec<Bill>> {
-    let before = held_back(ns, subjects)?;
+) -> Result<Vec<Costs>> {
+    let before = parked_or_deferred(ns, subjects)?;
     let servers: Vec<&Server> = subjects.iter().map(|subject| &subject.server).collect();
-    let bills = clients.visit(manner, &servers, connections)?;
-    let after = held_back(ns, subjects)?;
+    let costs = clients.visit(manner, &servers, connections)?;
+    let after = parked_or_deferred(ns, subjects)?;
     for ((subject, before), after) in subjects.iter().zip(before).zip(after) {
         let expected = match (subject.listener, manner) {
             (Listener::Plain, _) | (_, Manner::SameTrip) => 0,
@@ -101,16 +101,16 @@ pub(crate) fn one_round(
         let count = after - before;
         ensure!(
             count == expected,
-            "the listener {} has held {count} of {connections} clients back, not {expected}",
+            "the listener {} parked or deferred {count} of {connections} clients, not {expected}",
             subject.listener.key()
         );
     }
-    Ok(bills)
+    Ok(costs)
 }
 
-/// How many clients each listener has held back so far: the kernel has thrown their ACKs away, or parked them until there
-/// was data.
-fn held_back(ns: &Netns, subjects: &[&Subject]) -> Result<Vec<u64>> {
+/// Returns how many clients each listener has parked until data arrived, or deferred by dropping
+/// their ACK.
+fn parked_or_deferred(ns: &Netns, subjects: &[&Subject]) -> Result<Vec<u64>> {
     let count = |subject: &&Subject| -> Result<u64> {
         Ok(match subject.listener {
             Listener::Plain => 0,
@@ -133,27 +133,27 @@ fn held_back(ns: &Netns, subjects: &[&Subject]) -> Result<Vec<u64>> {
 }
 
 /// Adds a round's figures for one listener.
-fn add(figures: &mut Figures, listener: Listener, case: &'static str, manner: Manner, bill: &Bill) {
+fn add(
+    figures: &mut Figures,
+    listener: Listener,
+    case: &'static str,
+    manner: Manner,
+    cost: &Costs,
+) {
     let mut add = |metric, unit, sum| {
-        let figure = Figure {
-            metric,
-            unit,
-            listener,
-            case,
-            x: None,
-        };
-        figures.add(figure, bill.each(sum));
+        let figure = Figure::new(metric, unit, listener).case(case);
+        figures.add(figure, cost.each(sum));
     };
-    add("instructions", Unit::Instructions, bill.instructions);
+    add("instructions", Unit::Instructions, cost.instructions);
     if manner == Manner::Pause {
-        add("instructions_ack", Unit::Instructions, bill.ack);
-        add("instructions_request", Unit::Instructions, bill.request);
+        add("instructions_ack", Unit::Instructions, cost.ack);
+        add("instructions_request", Unit::Instructions, cost.request);
     }
-    add("system_calls", Unit::Count, bill.server.system_calls);
+    add("system_calls", Unit::Count, cost.server.system_calls);
     add(
         "context_switches",
         Unit::Count,
-        bill.server.context_switches(),
+        cost.server.context_switches(),
     );
-    add("wakeups", Unit::Count, bill.server.wakeups);
+    add("wakeups", Unit::Count, cost.server.wakeups);
 }

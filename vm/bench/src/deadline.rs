@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How exact a deadline is: from the bare ACK of a client that then stays silent until the server can accept it, or until
-//! the client is reset.
+//! How exact a deadline is: the time from the bare ACK of a silent client until the server can
+//! accept it, or until the client is reset.
 //!
-//! The clients are the kernel's own: at `TCP_DEFER_ACCEPT`, whoever does not answer another SYN-ACK is never accepted. The
-//! bare ACK is dated by the server's interface.
+//! The clients are the kernel's own, because `TCP_DEFER_ACCEPT` accepts a client only if it answers
+//! the retransmitted SYN-ACK. The time of the bare ACK is taken at the server's interface.
 //!
-//! What a kernel does at clock ticks depends on when between two ticks it began. So several clients connect in each round,
-//! and those of all rounds do so at distances from a tick that are evenly spread. A round's sample is its worst client.
+//! A timer that fires at clock ticks is late by an amount that depends on when between two ticks it
+//! was started. So several clients connect in each round, and the offsets from a tick are spread
+//! evenly over the clients of all rounds. A round's sample is its worst client.
 
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use accf_bench::{Bench, Listener, Measurement, Unit};
 use accf_kit::capture::Trace;
 use accf_kit::clock::Stamp;
-use accf_kit::control::{self, OnTimeout};
+use accf_kit::control::{OnTimeout, Stats};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{self, connect_here};
 use accf_kit::segment::Segment;
@@ -24,13 +25,13 @@ use accf_kit::wait;
 use accf_kit::wire::Wire;
 use anyhow::{bail, ensure, Context, Result};
 
-use crate::rounds::{self, Figure, Figures, FAMILY};
-use crate::{hz, Plan};
+use crate::kernel;
+use crate::rounds::{self, Figure, Figures, Plan, FAMILY};
 
-/// How many clients connect in each round, each in a clock tick of its own.
+/// The number of clients in each round; each connects in a clock tick of its own.
 const CLIENTS: u32 = 4;
 
-/// A deadline that is not measured.
+/// The deadline of the clients that are not measured.
 const WARM_UP_MS: u32 = 50;
 
 /// How a listener treats silent clients.
@@ -41,7 +42,7 @@ struct Setup {
     on_timeout: OnTimeout,
 }
 
-/// All that have a deadline; a plain listener has none.
+/// The setups with a deadline; a plain listener has none.
 const SETUPS: [Setup; 3] = [
     Setup {
         listener: Listener::DeferAccept,
@@ -63,25 +64,26 @@ const SETUPS: [Setup; 3] = [
 /// When clients connect.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
-    /// Some moment, from which times as long as a clock tick are counted.
+    /// The time from which clock ticks are counted.
     origin: Instant,
-    /// How long a clock tick is.
+    /// The length of a clock tick.
     tick: Duration,
     rounds: u32,
 }
 
 impl Pace {
-    /// Sleeps until it is a client's turn: once in each time as long as a tick, and always later in it than the last one.
-    fn wait(&self, round: u32, nth: u32) -> Result<()> {
+    /// Sleeps until it is a client's turn: one client in each tick, each at a larger offset than
+    /// the last one.
+    fn wait_for_turn(&self, round: u32, nth: u32) -> Result<()> {
         let ticks = self.origin.elapsed().as_nanos() / self.tick.as_nanos();
         let next = self.origin + self.tick * u32::try_from(ticks + 1)?;
-        let turn = next + self.distance(round, nth);
+        let turn = next + self.offset(round, nth);
         thread::sleep(turn.saturating_duration_since(Instant::now()));
         Ok(())
     }
 
-    /// How long after the beginning of such a time a client connects: for no two of all rounds the same.
-    fn distance(&self, round: u32, nth: u32) -> Duration {
+    /// Returns a client's offset from a tick: different for all clients of all rounds.
+    fn offset(&self, round: u32, nth: u32) -> Duration {
         self.tick * (nth * self.rounds + round) / (self.rounds * CLIENTS)
     }
 }
@@ -97,25 +99,21 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     };
     let pace = Pace {
         origin: Instant::now(),
-        tick: Duration::from_secs(1) / hz()?,
+        tick: Duration::from_secs(1) / kernel::hz()?,
         rounds: plan.rounds,
     };
     let wire = Wire::new()?;
     for setup in SETUPS {
-        // So that what is measured is no first time.
+        // Whatever is done only once is done here.
         worst(&wire, setup, WARM_UP_MS, 0, &pace).context("warm-up")?;
     }
     let mut figures = Figures::new(Bench::Deadline);
     for round in 0..plan.rounds {
         for ms in deadlines.iter().copied() {
             for setup in rounds::in_turn(SETUPS, round) {
-                let figure = Figure {
-                    metric: "late",
-                    unit: Unit::Milliseconds,
-                    listener: setup.listener,
-                    case: setup.case,
-                    x: Some(f64::from(ms)),
-                };
+                let figure = Figure::new("late", Unit::Milliseconds, setup.listener)
+                    .case(setup.case)
+                    .at(ms.into());
                 if setup.listener == Listener::DeferAccept {
                     if ms < 1_000 {
                         figures.explain(figure, "it takes whole seconds");
@@ -132,7 +130,8 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     Ok(figures.finish())
 }
 
-/// How many milliseconds after the deadline the worst of a round's clients was let go.
+/// Returns how many milliseconds after the deadline the worst of a round's clients was accepted or
+/// reset.
 fn worst(wire: &Wire, setup: Setup, asked_ms: u32, round: u32, pace: &Pace) -> Result<f64> {
     let asked = Duration::from_millis(asked_ms.into());
     let listening = rounds::open(&wire.server, setup.listener, asked, setup.on_timeout)?;
@@ -141,50 +140,54 @@ fn worst(wire: &Wire, setup: Setup, asked_ms: u32, round: u32, pace: &Pace) -> R
     let before = Counters::read(&wire.server)?;
     let clients: Vec<TcpStream> = wire.client.run(|| {
         let connect = |nth| {
-            pace.wait(round, nth)?;
+            pace.wait_for_turn(round, nth)?;
             connect_here(server)
         };
         (0..CLIENTS).map(connect).collect()
     })?;
-    // A listener of the kernel may take its time.
+    // `TCP_DEFER_ACCEPT` rounds its deadline up.
     let limit = asked * 4 + Duration::from_secs(10);
-    let let_go = if setup.on_timeout == OnTimeout::Reset {
+    let ends = if setup.on_timeout == OnTimeout::Reset {
         resets(&clients, limit)?
     } else {
         accepts(&listening, limit)?
     };
     rounds::no_syncookies(&before, &Counters::read(&wire.server)?)?;
     if setup.listener == Listener::Dataready {
-        met_the_deadline(&listening, setup.on_timeout)?;
+        let timed_out: fn(&Stats) -> u64 = match setup.on_timeout {
+            OnTimeout::Reset => |stats| stats.timeout_reset,
+            _ => |stats| stats.timeout_accept,
+        };
+        rounds::all_parked(&listening, CLIENTS, timed_out)?;
     }
     let trace = capture.stop()?.of_port(listening.port());
-    let late = clients
-        .iter()
-        .map(|client| Ok(open_for(client.local_addr()?, &let_go, &trace)? - f64::from(asked_ms)));
+    let late = clients.iter().map(|client| {
+        Ok(time_until_end(client.local_addr()?, &ends, &trace)? - f64::from(asked_ms))
+    });
     let late: Vec<f64> = late.collect::<Result<_>>()?;
     let worst = late.into_iter().max_by(|a, b| a.abs().total_cmp(&b.abs()));
     worst.context("no clients")
 }
 
-/// Who was let go, and when.
-type LetGo = Vec<(SocketAddr, Stamp)>;
+/// When each client was accepted or reset.
+type Ends = Vec<(SocketAddr, Stamp)>;
 
-/// Accepts all clients of a listener that holds them all back.
-fn accepts(listening: &endpoint::Listener, limit: Duration) -> Result<LetGo> {
+/// Waits until the clients, none of which is accepted yet, are accepted.
+fn accepts(listening: &endpoint::Listener, limit: Duration) -> Result<Ends> {
     let early = wait::readable(listening, Duration::ZERO)?;
     ensure!(!early, "accepted before all had connected");
     let mut accepted = Vec::new();
     for _ in 0..CLIENTS {
         ensure!(wait::readable(listening, limit)?, "not accepted");
         let at = Stamp::now();
-        // To be closed when all are there: that would take time from the next.
-        accepted.push((listening.accept_now()?.context("nobody to accept")?, at));
+        // Closed when all are accepted: closing would delay the next.
+        accepted.push((listening.accept_now()?.context("nothing to accept")?, at));
     }
     Ok(accepted.iter().map(|(it, at)| (it.peer, *at)).collect())
 }
 
-/// Waits until the clients, none of whom is reset yet, are reset in the order in which they connected.
-fn resets(clients: &[TcpStream], limit: Duration) -> Result<LetGo> {
+/// Waits until the clients, none of which is reset yet, are reset in the order of their connecting.
+fn resets(clients: &[TcpStream], limit: Duration) -> Result<Ends> {
     for client in clients {
         let early = wait::readable(client, Duration::ZERO)?;
         ensure!(!early, "reset before all had connected");
@@ -202,25 +205,10 @@ fn resets(clients: &[TcpStream], limit: Duration) -> Result<LetGo> {
     Ok(reset)
 }
 
-/// Makes sure that a listener has parked all clients, and let them go at their deadline.
-fn met_the_deadline(listening: &endpoint::Listener, on_timeout: OnTimeout) -> Result<()> {
-    let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
-    let timed_out = if on_timeout == OnTimeout::Reset {
-        stats.timeout_reset
-    } else {
-        stats.timeout_accept
-    };
-    ensure!(
-        (stats.parked_total, timed_out) == (CLIENTS.into(), CLIENTS.into()),
-        "not all clients were parked until their deadline: {stats:?}"
-    );
-    Ok(())
-}
-
-/// How many milliseconds after its bare ACK a client was let go.
-fn open_for(client: SocketAddr, let_go: &LetGo, trace: &Trace) -> Result<f64> {
-    let at = let_go.iter().find(|(peer, _)| *peer == client);
-    let (_, at) = at.with_context(|| format!("{client} was not let go"))?;
+/// Returns how many milliseconds after its bare ACK a client was accepted or reset.
+fn time_until_end(client: SocketAddr, ends: &Ends, trace: &Trace) -> Result<f64> {
+    let at = ends.iter().find(|(peer, _)| *peer == client);
+    let (_, at) = at.with_context(|| format!("{client} was neither accepted nor reset"))?;
     let trace = trace.of_peer(client);
     let ack = trace.first(Segment::is_bare_ack);
     let ack = ack.with_context(|| format!("no bare ACK of {client}"))?;
@@ -239,10 +227,10 @@ mod tests {
             rounds: 2,
         };
         let places = (0..2).flat_map(|round| (0..CLIENTS).map(move |nth| (round, nth)));
-        let mut distances: Vec<u128> = places
-            .map(|(round, nth)| pace.distance(round, nth).as_micros())
+        let mut offsets: Vec<u128> = places
+            .map(|(round, nth)| pace.offset(round, nth).as_micros())
             .collect();
-        distances.sort_unstable();
-        assert_eq!(distances, [0, 500, 1000, 1500, 2000, 2500, 3000, 3500]);
+        offsets.sort_unstable();
+        assert_eq!(offsets, [0, 500, 1000, 1500, 2000, 2500, 3000, 3500]);
     }
 }

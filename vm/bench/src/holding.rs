@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a connection that thinks costs, and what it takes to park, release and time out, while many think.
+//! What an idle connection costs, and what it takes to park, release and expire one, beside many
+//! idle ones.
 //!
 //! | | `dataready` | `TCP_DEFER_ACCEPT` | plain |
 //! | --- | --- | --- | --- |
-//! | `bytes`: a client that is held | a request, and what the filter keeps of it | a request | an accepted socket |
+//! | `bytes`: an idle client | a request, and the filter's entry | a request | an accepted socket |
 //! | `park`: its bare ACK | is parked | is dropped | makes the socket |
 //! | `release`: its request | makes the socket | makes the socket | goes into the socket |
-//! | `timer`: its deadline | by policy | | |
+//! | `timer`: its deadline | accept, reset or drop | | |
 //!
-//! Memory is that of the objects in use. Nobody accepts while something is measured.
+//! Memory is that of the objects in use. The server does not accept during a measurement.
 
 use std::collections::BTreeMap;
 
@@ -17,90 +18,83 @@ use accf_kit::control::OnTimeout;
 use accf_kit::slab::Slabs;
 use anyhow::Result;
 
-use crate::crowd::{median, Crowd, Step, LOT, SOON};
-use crate::rounds::{Figure, Figures};
+use crate::idle_clients::{IdleClients, BATCH, SETTLES_WITHIN};
+use crate::rounds::{median, Figure, Figures};
+use crate::steps::Step;
 
-/// How many lots are parked, released, and meet each kind of deadline, for one sample.
-const LOTS: u32 = 10;
+/// The batches that are parked, released, and expire with each `on_timeout`, for one sample.
+const BATCHES: u32 = 10;
 
-/// How many clients there are before memory is looked at: fewer than at the first step.
-const FIRST: u32 = 3 * LOT;
+/// The idle clients before the first reading of memory: fewer than at the first step.
+const FIRST: u32 = 3 * BATCH;
 
-/// What may become of a client at its deadline, as a case.
+/// The cases of `timer`.
 const TIMERS: [(&str, OnTimeout); 3] = [
     ("accept", OnTimeout::Accept),
     ("reset", OnTimeout::Reset),
     ("drop", OnTimeout::Drop),
 ];
 
-/// Has a crowd grow, and measures at each step of at most `most` clients.
+/// Connects more and more idle clients, and measures at each step of at most `max_clients`.
 pub(crate) fn measure(
-    crowd: &mut Crowd,
+    idle: &mut IdleClients,
     steps: &[Step],
-    most: u32,
+    max_clients: u32,
     figures: &mut Figures,
 ) -> Result<()> {
-    // What there is once for each address, or was made for the first connections and is kept, does not count.
-    crowd.fill(FIRST)?;
-    crowd.speak()?;
-    crowd.fill(FIRST)?;
-    let before = Slabs::read_exactly(SOON)?;
-    let listener = crowd.kind();
+    // Allocates what is kept for each address, or from the first connections on: it does not count.
+    idle.grow_to(FIRST)?;
+    idle.send_requests()?;
+    idle.grow_to(FIRST)?;
+    let before = Slabs::read_exactly(SETTLES_WITHIN)?;
+    let listener = idle.kind();
     for step in steps {
-        let of = |metric, unit| Figure {
-            metric,
-            unit,
-            listener,
-            case: "",
-            x: Some(step.clients.into()),
-        };
+        let of = |metric, unit| Figure::new(metric, unit, listener).at(step.clients.into());
         let bytes = of("bytes", Unit::Bytes);
         let park = of("park", Unit::Instructions);
         let release = of("release", Unit::Instructions);
-        if step.clients > most {
+        if step.clients > max_clients {
             for figure in [bytes, park, release] {
-                figures.explain(figure, &format!("measured with up to {most} clients only"));
+                figures.leave_out(figure, max_clients);
             }
             continue;
         }
-        crowd.fill(step.clients)?;
+        idle.grow_to(step.clients)?;
         for _ in 0..step.passes {
-            let growth = Slabs::read_exactly(SOON)?.growth(&before);
+            let growth = Slabs::read_exactly(SETTLES_WITHIN)?.growth(&before);
             let (total, note) = each(growth, step.clients - FIRST);
             figures.add(bytes, total);
             figures.explain(bytes, &note);
             let (mut parks, mut releases) = (Vec::new(), Vec::new());
-            for _ in 0..LOTS {
-                releases.append(&mut crowd.speak()?);
-                parks.append(&mut crowd.come(LOT)?);
+            for _ in 0..BATCHES {
+                releases.append(&mut idle.send_requests()?);
+                parks.append(&mut idle.connect(BATCH)?);
             }
             figures.add(park, median(&mut parks)?);
             figures.add(release, median(&mut releases)?);
             if listener == Listener::Dataready {
                 for (case, on_timeout) in TIMERS {
                     let mut timers = Vec::new();
-                    for _ in 0..LOTS {
-                        let expired = crowd.expire(on_timeout)?;
+                    for _ in 0..BATCHES {
+                        let expired = idle.expire(on_timeout)?;
                         timers.push(expired.instructions / u64::from(expired.clients));
-                        crowd.come(expired.clients)?;
+                        idle.connect(expired.clients)?;
                     }
-                    let timer = Figure {
-                        case,
-                        ..of("timer", Unit::Instructions)
-                    };
+                    let timer = of("timer", Unit::Instructions).case(case);
                     figures.add(timer, median(&mut timers)?);
-                    figures.explain(timer, "50 to 100 are due at once");
+                    figures.explain(timer, "50 to 100 expire at once");
                 }
             }
-            crowd.check()?;
+            idle.check()?;
         }
     }
     Ok(())
 }
 
-/// How many bytes more there are for each of so many more clients, and where.
+/// Returns the growth in bytes per additional client, and its slab caches.
 ///
-/// No object is smaller than eight bytes: where there is less for each client, something else has grown.
+/// No object is smaller than eight bytes: a cache that has grown by less per client was not grown
+/// by clients.
 fn each(growth: BTreeMap<String, i64>, clients: u32) -> (f64, String) {
     let mut caches: Vec<(String, f64)> = growth
         .into_iter()

@@ -1,61 +1,58 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How long an active client waits while many think.
+//! How long an active client waits beside many idle ones.
 //!
-//! It sends its request with the third segment of the handshake. From its SYN until the response has come, everything counts
-//! that the kernel and the server do ([`Swarm::spent`]), and nothing that the client does. There is one processor, so the
-//! response has come once the server has nothing to do any more.
+//! It sends its request with the third segment of the handshake. From its SYN until its response,
+//! all instructions of the kernel and the server count ([`Swarm::spent`]); the client's do not.
+//! There is one processor, so the response has arrived once the server waits again.
 //!
-//! All idle clients are the server's, whose backlog is 128: it has accepted those of a plain listener, and waits for them.
+//! Active and idle clients have the same server, with a backlog of 128: it has accepted the idle
+//! ones of a plain listener, and waits for their requests.
 
 use accf_bench::Unit;
 use accf_kit::segment::{Flags, Segment};
 use accf_kit::swarm::{Member, Swarm};
 use anyhow::{ensure, Context, Result};
 
-use crate::crowd::{median, Crowd, Step};
-use crate::rounds::{Figure, Figures, REQUEST, RESPONSE};
+use crate::idle_clients::IdleClients;
+use crate::rounds::{median, Figure, Figures, REQUEST, RESPONSE};
 use crate::server::Server;
+use crate::steps::Step;
 
-/// How many active clients there are for one sample, one after another.
+/// The active clients for one sample, one after another.
 const VISITS: u32 = 51;
-/// The last step.
-const NOBODY: Step = Step {
+/// The last step, without idle clients.
+const NONE_LEFT: Step = Step {
     clients: 0,
     passes: 1,
 };
 
-/// Has a crowd shrink, and measures at each step of at most `most` clients, and when it is gone.
+/// Resets more and more idle clients, and measures at each step of at most `max_clients`, down to
+/// none.
 pub(crate) fn measure(
-    crowd: &mut Crowd,
+    idle: &mut IdleClients,
     server: &Server,
     steps: &[Step],
-    most: u32,
+    max_clients: u32,
     figures: &mut Figures,
 ) -> Result<()> {
-    let listener = crowd.kind();
-    for step in steps.iter().filter(|step| step.clients <= most) {
-        crowd.fill(step.clients)?;
+    let listener = idle.kind();
+    for step in steps.iter().filter(|step| step.clients <= max_clients) {
+        idle.grow_to(step.clients)?;
     }
-    let (idle, refused) = (crowd.len(), crowd.cookies()?);
-    for step in steps.iter().rev().chain([&NOBODY]) {
-        let figure = Figure {
-            metric: "latency",
-            unit: Unit::Instructions,
-            listener,
-            case: "",
-            x: Some(step.clients.into()),
-        };
-        if step.clients > most {
-            figures.explain(figure, &format!("measured with up to {most} clients only"));
+    let (all, with_cookies) = (idle.len(), idle.cookies()?);
+    for step in steps.iter().rev().chain([&NONE_LEFT]) {
+        let figure = Figure::new("latency", Unit::Instructions, listener).at(step.clients.into());
+        if step.clients > max_clients {
+            figures.leave_out(figure, max_clients);
             continue;
         }
-        crowd.leave(step.clients)?;
-        let (before, cookies) = (server.usage()?, crowd.cookies()?);
+        idle.shrink_to(step.clients)?;
+        let (before, cookies) = (server.usage()?, idle.cookies()?);
         for _ in 0..step.passes {
             let mut latencies = Vec::new();
             for _ in 0..VISITS {
-                let client = crowd.newcomer();
-                latencies.push(visit(crowd.swarm(), client)?);
+                let client = idle.new_client();
+                latencies.push(visit(idle.tun(), client)?);
             }
             figures.add(figure, median(&mut latencies)?);
         }
@@ -65,44 +62,44 @@ pub(crate) fn measure(
             answered == visits,
             "{answered} of {visits} clients were answered"
         );
-        crowd.check()?;
-        if refused > 0 {
+        idle.check()?;
+        if with_cookies > 0 {
             let note =
-                format!("{refused} of {idle} idle clients had a syncookie, and were accepted");
+                format!("{with_cookies} of {all} idle clients had a syncookie, and were accepted");
             figures.explain(figure, &note);
         }
-        if crowd.cookies()? > cookies {
+        if idle.cookies()? > cookies {
             figures.explain(figure, "and so had the active ones");
         }
     }
     Ok(())
 }
 
-/// Has a client get its response, and says how many instructions that took.
-fn visit(swarm: &mut Swarm, mut client: Member) -> Result<u64> {
-    let before = swarm.spent();
-    swarm.syn(&mut client)?;
-    let answer = next(swarm, &client).context("for a SYN")?;
+/// Plays an active client, and returns how many instructions its response took.
+fn visit(tun: &mut Swarm, mut client: Member) -> Result<u64> {
+    let before = tun.spent();
+    tun.syn(&mut client)?;
+    let answer = next(tun, &client).context("for a SYN")?;
     ensure!(answer.is_syn_ack(), "not the answer to a SYN: {answer}");
     client.rcv_nxt = answer.end_seq();
-    swarm.push(&mut client, Flags::PSH_ACK, REQUEST)?;
-    let mut response = next(swarm, &client).context("for a request")?;
+    tun.push(&mut client, Flags::PSH_ACK, REQUEST)?;
+    let mut response = next(tun, &client).context("for a request")?;
     if response.is_bare_ack() {
-        // The kernel acknowledges at once what came with the handshake.
-        response = next(swarm, &client).context("for a request")?;
+        // The kernel acknowledges data of the handshake at once.
+        response = next(tun, &client).context("for a request")?;
     }
-    let latency = swarm.spent() - before;
+    let latency = tun.spent() - before;
     ensure!(response.payload == RESPONSE, "not the response: {response}");
-    // Nothing of it is to remain.
-    swarm.push(&mut client, Flags::RST, b"")?;
-    while swarm.take()?.is_some() {}
+    // Leaves no TIME-WAIT.
+    tun.push(&mut client, Flags::RST, b"")?;
+    while tun.take()?.is_some() {}
     Ok(latency)
 }
 
-/// The segment that has come, which must be for this client.
-fn next(swarm: &mut Swarm, client: &Member) -> Result<Segment> {
-    // Who is woken runs before the client goes on, so nobody has to wait; and while somebody did, nobody would count.
-    let (nth, segment) = swarm.take()?.context("nothing has come at once")?;
+/// Takes the next segment, which must be for this client and available at once.
+fn next(tun: &mut Swarm, client: &Member) -> Result<Segment> {
+    // The woken server runs before the client goes on. Instructions while waiting would not count.
+    let (nth, segment) = tun.take()?.context("no segment at once")?;
     ensure!(
         nth == client.nth,
         "not for client {}: {segment}",

@@ -1,33 +1,37 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the guest side of the benchmarks reports to the host side.
 //!
-//! The guest (`main.rs`) measures and judges nothing: it leaves a [`Recording`] as JSON. The host (`xtask/src/bench/`)
-//! compares, plots, and knows the bars.
+//! The guest (`main.rs`) measures and judges nothing: it leaves a [`Recording`] as JSON. The host
+//! (`xtask/src/bench/`) compares, plots, and knows the bars.
 //!
-//! Instructions are counted by the machine: under QEMU's `-icount shift=0` the processor's time-stamp counter, and with
-//! it every clock of the guest, advances by one (nanosecond) for each instruction executed, and jumps over idle time.
+//! The emulated machine counts instructions: under QEMU's `-icount shift=0` the processor's
+//! time-stamp counter, and with it every clock of the guest, advances by one (nanosecond) for each
+//! instruction executed, and jumps over idle time.
 
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
 
-/// The file in `$ACCF_OUT` that holds the [`Recording`]; written last, so its presence means "complete".
+/// The file in `$ACCF_OUT` that holds the [`Recording`]; written last, so its presence means
+/// "complete".
 pub const RECORDING_FILE: &str = "bench.json";
 
 /// The version of these types; the host refuses a recording of another version.
 pub const SCHEMA: u32 = 1;
 
-/// A benchmark, by the name it is asked for.
+/// A benchmark, by its name on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bench {
     /// What one connection costs, from SYN to the last FIN.
     Connection,
-    /// What a connection that thinks costs, and what it takes to park, release and time out, while many think.
+    /// What an idle connection costs, and what it takes to park, release and expire one, beside
+    /// many idle ones.
     Holding,
-    /// How long an active client waits while many think.
+    /// How long an active client waits beside many idle ones.
     Interference,
-    /// What the accepted socket believes of the path after the client's pause, and how fast a lost response is repaired.
+    /// Which round-trip time the accepted socket has after the client's pause, and how fast a lost
+    /// response is repaired.
     Pause,
     /// How exact a deadline is.
     Deadline,
@@ -49,7 +53,7 @@ impl Bench {
         Self::Others,
     ];
 
-    /// The name on the command line, in file names and JSON.
+    /// Returns the name on the command line, in file names and JSON.
     pub const fn key(self) -> &'static str {
         match self {
             Self::Connection => "connection",
@@ -63,15 +67,15 @@ impl Bench {
     }
 }
 
-/// How the listening socket was told to treat connections without data.
+/// How the listening socket is set up to treat connections without data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Listener {
     /// Not at all: an ordinary listener.
     Plain,
-    /// The kernel's own answer, `TCP_DEFER_ACCEPT`.
+    /// With the kernel's own `TCP_DEFER_ACCEPT`.
     DeferAccept,
-    /// accf's filter `dataready`.
+    /// With accf's filter `dataready`.
     Dataready,
 }
 
@@ -79,7 +83,7 @@ impl Listener {
     /// All of them, in the order in which they are shown.
     pub const ALL: [Self; 3] = [Self::Plain, Self::DeferAccept, Self::Dataready];
 
-    /// The name in JSON and, for a person, in tables and plots.
+    /// Returns the name in JSON, tables and plots.
     pub const fn key(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -101,7 +105,7 @@ pub enum Unit {
     Milliseconds,
     /// TCP segments on the wire.
     Segments,
-    /// Anything that is counted: system calls, context switches, wake-ups.
+    /// A plain count: of system calls, context switches, wake-ups.
     Count,
 }
 
@@ -109,33 +113,40 @@ pub enum Unit {
 ///
 /// | bench | metric | case | x |
 /// | --- | --- | --- | --- |
-/// | connection | `instructions`, `system_calls`, `context_switches`, `wakeups` | `epoll/pause`, `epoll/same_trip`, `blocking/pause`, `blocking/same_trip` | |
-/// | connection | `instructions_ack`, `instructions_request`: those for the bare ACK, and for the request, with what the server does then | `epoll/pause`, `blocking/pause` | |
-/// | holding | `bytes`; `park`, `release` (instructions); `timer` (instructions) | ``; ``; `accept`, `reset`, `drop` | connections held |
-/// | interference | `latency` (instructions) | `` | connections held |
-/// | pause | `rto`, `rtt`; `repair` (milliseconds) | ``; ``, `rto_only` (without tail loss probes) | the client's pause in seconds |
-/// | deadline | `late` (milliseconds after the deadline; negative: before) | ``, `reset` | the deadline in milliseconds |
+/// | connection | `instructions`, `system_calls` | `{epoll,blocking}/{pause,same_trip}` | |
+/// | connection | `context_switches`, `wakeups` | `{epoll,blocking}/{pause,same_trip}` | |
+/// | connection | `instructions_ack`, `instructions_request` (1) | `{epoll,blocking}/pause` | |
+/// | holding | `bytes`, `park`, `release` (2) | `` | idle connections |
+/// | holding | `timer` (2) | `accept`, `reset`, `drop` | idle connections |
+/// | interference | `latency` (2) | `` | idle connections |
+/// | pause | `rto`, `rtt` (milliseconds) | `` | the client's pause in seconds |
+/// | pause | `repair` (milliseconds) | ``, `rto_only` (3) | the client's pause in seconds |
+/// | deadline | `late` (milliseconds, negative: early) | ``, `reset` | the deadline in ms |
 /// | segments | `syn_acks`, `from_server`, `from_client` | `silent`, `slow` | |
 /// | others | `instructions` | `without_module`, `with_module`, `filter_elsewhere` | |
+///
+/// 1. Those for the bare ACK, and for the request; what the server does then is included.
+/// 2. In instructions, but for `bytes`.
+/// 3. Without tail loss probes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     /// The benchmark.
     pub bench: Bench,
     /// What was measured.
     pub metric: String,
-    /// In which unit.
+    /// Its unit.
     pub unit: Unit,
-    /// At which listener.
+    /// The listener.
     pub listener: Listener,
-    /// Under which circumstances; empty where there are no others.
+    /// The circumstances; empty where there is one case only.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub case: String,
-    /// Against what it is plotted.
+    /// The value on the x axis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x: Option<f64>,
-    /// One for each round; none where it could not be measured, for a reason that [`Self::note`] tells.
+    /// One for each round; none where it could not be measured, for the reason in [`Self::note`].
     pub samples: Vec<f64>,
-    /// What a reader must know of it.
+    /// What a reader must know about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
@@ -147,32 +158,33 @@ pub struct Recording {
     pub schema: u32,
     /// `uname -r`.
     pub kernel: String,
-    /// Clock ticks a second (CONFIG_HZ), as the kernel's own TCP timers show it.
+    /// Clock ticks per second (CONFIG_HZ), the granularity of the kernel's own TCP timers.
     pub hz: u32,
-    /// Rounds: how often each figure was measured, if nothing kept it from that.
+    /// How often each figure was measured, where it could be.
     pub rounds: u32,
-    /// Measured with fewer connections and shorter times, as in CI.
+    /// Whether it was measured with fewer connections and shorter times, as in CI.
     pub short: bool,
     /// The figures.
     pub measurements: Vec<Measurement>,
 }
 
-/// The file in `$ACCF_OUT` that holds the [`Profile`]; written last, so its presence means "complete".
+/// The file in `$ACCF_OUT` that holds the [`Profile`]; written last, so its presence means
+/// "complete".
 pub const PROFILE_FILE: &str = "profile.json";
 
 /// The file in `$ACCF_OUT` that holds a copy of the guest's `/proc/kallsyms`.
 pub const SYMBOLS_FILE: &str = "kallsyms";
 
-/// Connections that a profiler has watched; what it has counted it leaves elsewhere.
+/// Connections that a profiler has watched; the profiler writes its counts to files of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Section {
     /// The listener they were made to.
     pub listener: Listener,
-    /// Under which circumstances, as in [`Measurement::case`].
+    /// The circumstances, as in [`Measurement::case`].
     pub case: String,
-    /// How many connections they were.
+    /// The number of connections.
     pub connections: u32,
-    /// How many instructions all of them together took, without the client's own.
+    /// The instructions that all of them together took, without the client's own.
     pub instructions: u64,
 }
 
@@ -183,6 +195,6 @@ pub struct Profile {
     pub schema: u32,
     /// `uname -r`.
     pub kernel: String,
-    /// In the order in which they were made.
+    /// The sections, in the order of the profiler's files.
     pub sections: Vec<Section>,
 }

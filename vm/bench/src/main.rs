@@ -1,20 +1,24 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The guest side of the benchmarks: measures, and leaves a recording in `$ACCF_OUT`. It judges nothing.
+//! The guest side of the benchmarks: measures, and leaves a recording in `$ACCF_OUT`. It judges
+//! nothing.
 
 #![forbid(unsafe_code)]
 
 mod client;
 mod connection;
-mod crowd;
 mod deadline;
 mod holding;
+mod idle_clients;
 mod interference;
+mod kernel;
 mod others;
 mod pause;
 mod profile;
 mod rounds;
 mod segments;
 mod server;
+mod steps;
+mod with_idle;
 
 use std::path::PathBuf;
 use std::{env, fs};
@@ -23,6 +27,8 @@ use accf_bench::{Bench, Measurement, Recording, RECORDING_FILE, SCHEMA};
 use accf_kit::{count, module};
 use anyhow::{Context, Result};
 use clap::Parser;
+
+use crate::rounds::Plan;
 
 /// Measures what connections cost, on a machine that counts instructions.
 #[derive(Debug, Parser)]
@@ -35,21 +41,12 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     rounds: u32,
 
-    /// Measure nothing: make so many connections to each listener while a profiler watches.
+    /// Measure nothing: make this many connections to each listener while a profiler watches.
     #[arg(long, value_name = "CONNECTIONS", conflicts_with_all = ["short", "rounds", "benches"])]
     profile: Option<u32>,
 
     /// The benchmarks to run; all of them if there are none.
     benches: Vec<String>,
-}
-
-/// What a benchmark is asked for.
-#[derive(Clone, Copy, Debug)]
-struct Plan {
-    /// How often each figure is measured.
-    rounds: u32,
-    /// Fewer connections and shorter times.
-    short: bool,
 }
 
 fn main() -> Result<()> {
@@ -58,11 +55,13 @@ fn main() -> Result<()> {
         "ACCF_OUT is not set: it names the directory for the results, as `cargo xtask bench` does",
     )?;
     count::check()?;
+    let load_module = || match module::is_loaded()? {
+        true => Ok(()),
+        false => module::load(others::PARAMETERS),
+    };
     if let Some(connections) = arguments.profile {
-        if !module::is_loaded()? {
-            module::load(others::PARAMETERS)?;
-        }
-        return profile::record(connections, kernel()?, &out);
+        load_module()?;
+        return profile::record(connections, kernel::release()?, &out);
     }
     let plan = Plan {
         rounds: arguments.rounds,
@@ -70,18 +69,16 @@ fn main() -> Result<()> {
     };
     let wanted = chosen(&arguments.benches)?;
     let mut measurements = Vec::new();
-    // First, as this is the only one that also runs without the module.
+    // First: it is the only one that also measures without the module.
     if wanted.contains(&Bench::Others) {
         say(Bench::Others);
         measurements.extend(others::measure(plan)?);
     }
-    if !module::is_loaded()? {
-        module::load(others::PARAMETERS)?;
-    }
-    // These share what takes longest. Last, as they leave much in the kernel's caches.
-    let (crowded, wanted): (Vec<Bench>, Vec<Bench>) = wanted
+    load_module()?;
+    // Last: these two share their idle clients, and leave many objects in the kernel's caches.
+    let (with_idle, wanted): (Vec<Bench>, Vec<Bench>) = wanted
         .into_iter()
-        .partition(|bench| crowd::BENCHES.contains(bench));
+        .partition(|bench| with_idle::BENCHES.contains(bench));
     for bench in wanted {
         let measure: fn(Plan) -> Result<Vec<Measurement>> = match bench {
             Bench::Others | Bench::Holding | Bench::Interference => continue,
@@ -93,12 +90,12 @@ fn main() -> Result<()> {
         say(bench);
         measurements.extend(measure(plan).with_context(|| format!("benchmark {}", bench.key()))?);
     }
-    crowded.iter().copied().for_each(say);
-    measurements.extend(crowd::measure(plan, &crowded)?);
+    with_idle.iter().copied().for_each(say);
+    measurements.extend(with_idle::measure(plan, &with_idle)?);
     let recording = Recording {
         schema: SCHEMA,
-        kernel: kernel()?,
-        hz: hz()?,
+        kernel: kernel::release()?,
+        hz: kernel::hz()?,
         rounds: plan.rounds,
         short: plan.short,
         measurements,
@@ -108,12 +105,12 @@ fn main() -> Result<()> {
     fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// Shows that it goes on.
+/// Prints which benchmark begins.
 fn say(bench: Bench) {
     println!("{}", bench.key());
 }
 
-/// The benchmarks of these names.
+/// Returns the benchmarks of these names.
 fn chosen(names: &[String]) -> Result<Vec<Bench>> {
     if names.is_empty() {
         return Ok(Bench::ALL.to_vec());
@@ -123,21 +120,4 @@ fn chosen(names: &[String]) -> Result<Vec<Bench>> {
         bench.with_context(|| format!("there is no benchmark {name}"))
     };
     names.iter().map(find).collect()
-}
-
-/// `uname -r`.
-fn kernel() -> Result<String> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    Ok(release.trim().to_owned())
-}
-
-/// CONFIG_HZ: what the packaged configuration says that stands beside the kernel's modules.
-fn hz() -> Result<u32> {
-    let path = format!("/usr/lib/modules/{}/config", kernel()?);
-    let config = fs::read_to_string(&path).with_context(|| path.clone())?;
-    let hz = config
-        .lines()
-        .find_map(|line| line.strip_prefix("CONFIG_HZ="));
-    let hz = hz.with_context(|| format!("{path} has no CONFIG_HZ"))?;
-    hz.parse().context("CONFIG_HZ")
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a connection of a plain listener costs without the module, with it, and while another listener uses it.
+//! What a connection of a plain listener costs without the module, with it, and while another
+//! listener uses it.
 //!
-//! The module is loaded and unloaded again in each round, so that nothing else differs.
+//! The module is loaded and unloaded in each round, so that nothing else differs.
 
 use std::time::Duration;
 
@@ -13,44 +14,37 @@ use anyhow::{ensure, Context, Result};
 
 use crate::client::{Clients, Manner};
 use crate::connection::connections;
-use crate::rounds::{Figure, Figures, FAMILY};
+use crate::rounds::{Figure, Figures, Plan, FAMILY};
 use crate::server::{Kind, Server};
-use crate::Plan;
 
-/// How the module is loaded, for this benchmark and all others.
+/// The module's parameters, for this benchmark and all others.
 pub(crate) const PARAMETERS: &str = "max_parked_netns=0";
-/// Where the other listener is.
+/// The port of the other listener.
 const OTHER_PORT: u16 = 80;
-/// How many clients of the other listener think meanwhile.
+/// The number of clients parked at the other listener.
 const PARKED: u32 = 20;
-/// The first of them; those that are measured are before.
+/// The first of them; the numbers of the measured clients are lower.
 const FIRST_PARKED: u32 = 1_000_000;
-/// How long the kernel may take to answer a client, and to see that nobody uses the module any more.
+/// The limit for the kernel to answer a client, and to release the last use of the module.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Measures. Leaves the module loaded.
 pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     ensure!(
         !module::is_loaded()?,
-        "the module is loaded already: what it costs others cannot be seen"
+        "the module is already loaded: its cost for plain listeners cannot be measured"
     );
     let ns = Netns::new()?;
     let mut clients = Clients::new(&ns, OTHER_PORT)?;
     let server = Server::start(&ns, Kind::Epoll, &Listen::plain(FAMILY))?;
     let mut figures = Figures::new(Bench::Others);
     let mut add = |clients: &mut Clients, case| -> Result<()> {
-        let bills = clients
+        let costs = clients
             .visit(Manner::Pause, &[&server], connections(plan))
             .context(case)?;
-        let figure = Figure {
-            metric: "instructions",
-            unit: Unit::Instructions,
-            listener: Listener::Plain,
-            case,
-            x: None,
-        };
-        for bill in bills {
-            figures.add(figure, bill.each(bill.instructions));
+        let figure = Figure::new("instructions", Unit::Instructions, Listener::Plain);
+        for cost in costs {
+            figures.add(figure.case(case), cost.each(cost.instructions));
         }
         Ok(())
     };
@@ -62,11 +56,11 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
         add(&mut clients, "without_module")?;
         module::load(PARAMETERS)?;
         add(&mut clients, "with_module")?;
-        // Until they send, and thus longer than the measurement takes.
+        // Without a deadline: they stay parked during the measurement.
         let listen = Listen::filtered(FAMILY).config(control::timeout(0));
         let other = listen.port(OTHER_PORT).open(&ns)?;
         clients
-            .swarm()
+            .tun()
             .open(FIRST_PARKED..FIRST_PARKED + PARKED, LIMIT)?;
         let all_are_parked = || -> Result<()> {
             let parked = control::stats(&other)?.parked;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the accepted socket believes of the path after its client's pause, and how fast a lost response is repaired.
+//! Which round-trip time the accepted socket has after its client's pause, and how fast a lost
+//! response is repaired.
 //!
-//! A server that takes the client's pause for a part of the path's round-trip time waits accordingly long for the
-//! acknowledgement of its response. If that was lost, nobody notices for as long.
+//! If the server's kernel counts the client's pause as part of the round-trip time, its
+//! retransmission timeout grows with the pause: a lost response is sent again that much later.
 //!
-//! Only one segment is outstanding then, so it is usually a *tail loss probe* that repairs it: the kernel sends the last
-//! segment again after two round-trip times and 200 ms, or at the retransmission timeout if that is earlier. The case
-//! `rto_only` is without it.
+//! Only one segment is outstanding then, so usually a *tail loss probe* repairs the loss: the
+//! kernel sends the last segment again after two round-trip times and 200 ms, or at the
+//! retransmission timeout if that is earlier. The case `rto_only` is without it.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -16,29 +17,28 @@ use std::time::Duration;
 use accf_bench::{Bench, Listener, Measurement, Unit};
 use accf_kit::capture::Trace;
 use accf_kit::clock::Stamp;
-use accf_kit::control::{self, OnTimeout};
+use accf_kit::control::OnTimeout;
 use accf_kit::counters::Counters;
-use accf_kit::endpoint::{self, connect};
+use accf_kit::endpoint::connect;
 use accf_kit::segment::Segment;
 use accf_kit::tcp_info::TcpInfo;
 use accf_kit::wait;
 use accf_kit::wire::Wire;
 use anyhow::{bail, ensure, Context, Result};
 
-use crate::rounds::{self, Figure, Figures, FAMILY, REQUEST, RESPONSE};
-use crate::Plan;
+use crate::rounds::{self, Figure, Figures, Plan, FAMILY, REQUEST, RESPONSE};
 
 /// The path's round-trip time.
 const RTT: Duration = Duration::from_millis(40);
-/// How long the listeners wait for data: longer than any pause.
+/// The listeners' deadline: longer than any pause.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// How long anything may take, a repair at a timeout of the kernel's maximum of 120 s included.
-const PATIENCE: Duration = Duration::from_secs(150);
-/// How long the server thinks about its answer: the request is acknowledged before, so that what is lost is the response
-/// alone.
-const THINKS: Duration = Duration::from_millis(100);
+/// The limit for each step, longer than the kernel's maximum retransmission timeout of 120 s.
+const LIMIT: Duration = Duration::from_secs(150);
+/// The time between request and response: the request is acknowledged before the response, so that
+/// only the response is lost.
+const ANSWER_DELAY: Duration = Duration::from_millis(100);
 
-/// With the kernel's own settings, and without tail loss probes.
+/// Each case with its `tcp_early_retrans`: the kernel's default, and without tail loss probes.
 const CASES: [(&str, &str); 2] = [("", "3"), ("rto_only", "0")];
 
 /// What was seen of one connection.
@@ -50,11 +50,11 @@ struct Seen {
     rtt: Duration,
     /// From the server's `write()` until the client has read the first byte.
     repair: Duration,
-    /// What sent the response again.
+    /// What caused the retransmission of the response.
     by: By,
 }
 
-/// What makes a kernel send a segment again.
+/// The cause of a retransmission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     /// A tail loss probe.
@@ -81,7 +81,7 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     };
     let wire = Wire::with_rtt(RTT)?;
     for ns in [&wire.client, &wire.server] {
-        // What one connection learnt of the path is not to help or harm the next.
+        // Metrics of one connection must not influence the next.
         ns.set_sysctl("net.ipv4.tcp_no_metrics_save", "1")?;
     }
     let mut figures = Figures::new(Bench::Pause);
@@ -105,15 +105,13 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
 
 /// Adds what was seen to its figures.
 fn add(figures: &mut Figures, listener: Listener, case: &'static str, pause: f64, seen: Seen) {
-    let figure = |metric| Figure {
-        metric,
-        unit: Unit::Milliseconds,
-        listener,
-        case,
-        x: Some(pause),
+    let figure = |metric| {
+        Figure::new(metric, Unit::Milliseconds, listener)
+            .case(case)
+            .at(pause)
     };
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    // What the socket believes has nothing to do with how it will repair.
+    // The accepted socket's values do not depend on the case.
     if case.is_empty() {
         figures.add(figure("rto"), ms(seen.rto));
         figures.add(figure("rtt"), ms(seen.rtt));
@@ -122,30 +120,27 @@ fn add(figures: &mut Figures, listener: Listener, case: &'static str, pause: f64
     figures.explain(figure("repair"), &seen.by.to_string());
 }
 
-/// One connection: the client pauses before its request, and the first copy of the response is lost.
+/// Plays one connection: the client pauses before its request, and the first copy of the response
+/// is lost.
 fn exchange(wire: &Wire, listener: Listener, pause: Duration) -> Result<Seen> {
     let listening = rounds::open(&wire.server, listener, DEADLINE, OnTimeout::Accept)?;
     let capture = wire.watch_server()?;
     let before = Counters::read(&wire.server)?;
 
     let mut client = connect(&wire.client, wire.server_address(FAMILY, listening.port()))?;
-    client.set_read_timeout(Some(PATIENCE))?;
+    client.set_read_timeout(Some(LIMIT))?;
     thread::sleep(pause);
-    let is_held_back = !wait::readable(&listening, Duration::ZERO)?;
+    let is_waiting = !wait::readable(&listening, Duration::ZERO)?;
     ensure!(
-        is_held_back == (listener != Listener::Plain),
-        "after the pause, the connection is held back: {is_held_back}"
+        is_waiting == (listener != Listener::Plain),
+        "after the pause, the connection is not in the accept queue: {is_waiting}"
     );
     client.write_all(REQUEST)?;
 
-    let accepted = listening.accept(PATIENCE)?.context("not accepted")?;
-    let mut server = accepted.stream;
-    let mut request = [0; REQUEST.len()];
-    server.read_exact(&mut request).context("the request")?;
-    ensure!(request == REQUEST, "the server read something else");
+    let mut server = rounds::accept_request(&listening, LIMIT)?;
     let accepted = TcpInfo::of(&server)?;
-    thread::sleep(THINKS);
-    // From here, and not from the beginning: the timer of a request that is not accepted yet counts as a timeout, too.
+    thread::sleep(ANSWER_DELAY);
+    // Read here: the SYN-ACK timer of a deferred request counts as a timeout, too.
     let asked = Counters::read(&wire.server)?;
     let loss = wire.lose_from_server()?;
     let written = Stamp::now();
@@ -153,7 +148,7 @@ fn exchange(wire: &Wire, listener: Listener, pause: Duration) -> Result<Seen> {
     let lost = loss.end()?;
     ensure!(
         lost == 1,
-        "{lost} packets were lost, and not the one response"
+        "{lost} packets were lost, instead of the one response"
     );
 
     let mut response = [0; RESPONSE.len()];
@@ -164,7 +159,7 @@ fn exchange(wire: &Wire, listener: Listener, pause: Duration) -> Result<Seen> {
         .read_exact(rest)
         .context("the rest of the response")?;
     ensure!(response == RESPONSE, "the client read something else");
-    let acknowledged = wait::until(PATIENCE, || Ok(TcpInfo::of(&server)?.unacked == 0))?;
+    let acknowledged = wait::until(LIMIT, || Ok(TcpInfo::of(&server)?.unacked == 0))?;
     ensure!(acknowledged, "the response was never acknowledged");
     let sent_again = TcpInfo::of(&server)?.total_retrans - accepted.total_retrans;
     ensure!(
@@ -175,7 +170,7 @@ fn exchange(wire: &Wire, listener: Listener, pause: Duration) -> Result<Seen> {
     let after = Counters::read(&wire.server)?;
     rounds::no_syncookies(&before, &after)?;
     if listener == Listener::Dataready {
-        released(&listening)?;
+        rounds::all_parked(&listening, 1, |stats| stats.released_data)?;
     }
     check(&capture.stop()?.of_port(listening.port()), repair)?;
     Ok(Seen {
@@ -186,17 +181,8 @@ fn exchange(wire: &Wire, listener: Listener, pause: Duration) -> Result<Seen> {
     })
 }
 
-/// Makes sure that a listener's only connection was parked until its data came.
-fn released(listening: &endpoint::Listener) -> Result<()> {
-    let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
-    ensure!(
-        (stats.parked_total, stats.released_data) == (1, 1),
-        "the connection was not parked until its data came: {stats:?}"
-    );
-    Ok(())
-}
-
-/// Makes sure that nothing was lost but the one response, and that one copy of it crossed the wire, long after the first.
+/// Checks that only the one response was lost, and that one copy of it crossed the wire, long
+/// after the first.
 fn check(trace: &Trace, repair: Duration) -> Result<()> {
     let requests = trace.count(|segment| segment.payload == REQUEST);
     let responses = trace.count(|segment| segment.payload == RESPONSE);
@@ -208,7 +194,7 @@ fn check(trace: &Trace, repair: Duration) -> Result<()> {
     Ok(())
 }
 
-/// What sent the one lost segment again.
+/// Returns the cause of the one retransmission.
 fn cause(before: &Counters, after: &Counters) -> Result<By> {
     let probes = after.growth(before, "TcpExtTCPLossProbes")?;
     let timeouts = after.growth(before, "TcpExtTCPTimeouts")?;

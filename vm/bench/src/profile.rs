@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Connections for a profiler to watch: those of the benchmark `connection` to an epoll server, and nothing else.
+//! Connections for a profiler to watch: those of the benchmark `connection` to an epoll server, and
+//! nothing else.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +17,8 @@ use crate::server::Kind;
 /// The server.
 const KIND: Kind = Kind::Epoll;
 
-/// Makes so many connections to each listener, and leaves what it takes to understand what the profiler has counted.
+/// Makes connections to each listener, and writes the sections and the kernel's symbols, from which
+/// the host interprets the profiler's counts.
 pub(crate) fn record(connections: u32, kernel: String, out: &Path) -> Result<()> {
     let ns = Netns::new()?;
     let mut clients = Clients::new(&ns, 0)?;
@@ -33,7 +35,7 @@ pub(crate) fn record(connections: u32, kernel: String, out: &Path) -> Result<()>
         kernel,
         sections,
     };
-    // The module has been there since before the first connection, so its functions are where they were then.
+    // The module was loaded before the first connection, so its functions' addresses are the same.
     let symbols = fs::read("/proc/kallsyms").context("/proc/kallsyms")?;
     let write = |name: &str, content: &[u8]| {
         let file = out.join(name);
@@ -55,11 +57,11 @@ fn section(
     subject: &Subject,
     connections: u32,
 ) -> Result<Section> {
-    let bills = count::section(|| one_round(ns, clients, manner, &[subject], connections))?;
+    let costs = count::section(|| one_round(ns, clients, manner, &[subject], connections))?;
     Ok(Section {
         listener: subject.listener,
         case: case(KIND, manner).to_owned(),
         connections,
-        instructions: bills.iter().map(|bill| bill.instructions).sum(),
+        instructions: costs.iter().map(|cost| cost.instructions).sum(),
     })
 }

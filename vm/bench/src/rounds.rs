@@ -1,33 +1,44 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the benchmarks of single connections have in common: listeners that wait equally long, and samples that come in
-//! round by round.
+//! What the benchmarks have in common: the request and its response, listeners with equal
+//! deadlines, and figures with a sample from each round.
 
+use std::io::Read;
+use std::net::TcpStream;
 use std::time::Duration;
 
 use accf_bench::{Bench, Listener, Measurement, Unit};
-use accf_kit::control::{self, OnTimeout};
+use accf_kit::control::{self, OnTimeout, Stats};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{self, Family, Listen};
 use accf_kit::netns::Netns;
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 
 /// The family of the listeners and their clients.
 pub(crate) const FAMILY: Family = Family::V4;
 
-/// What a client asks.
+/// How much a benchmark measures.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    /// How often each figure is measured.
+    pub(crate) rounds: u32,
+    /// Fewer connections and shorter times.
+    pub(crate) short: bool,
+}
+
+/// The request of each client.
 pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
-/// What it is answered.
+/// The server's response.
 pub(crate) const RESPONSE: &[u8] = b"HTTP/1.0 200 OK\r\n\r\nhello\n";
 
-/// These in another order in each round, so that none always has the same one before it.
+/// Rotates the order from round to round, so that none always has the same one before it.
 pub(crate) fn in_turn<T: Copy, const N: usize>(all: [T; N], round: u32) -> [T; N] {
     let mut turned = all;
     turned.rotate_left(round as usize % N);
     turned
 }
 
-/// Opens a listener that waits for data as long as it is told, and then does what it is told; `TCP_DEFER_ACCEPT` waits for
-/// whole seconds, and a plain listener not at all.
+/// Opens a listener with a deadline and what happens then; `TCP_DEFER_ACCEPT` takes whole seconds,
+/// and a plain listener has no deadline.
 pub(crate) fn open(
     ns: &Netns,
     listener: Listener,
@@ -48,24 +59,79 @@ pub(crate) fn open(
     listen.open(ns)
 }
 
-/// Makes sure that no connection of a server since `before` was made with a syncookie: nothing can hold such a one back.
+/// Checks that a filtered listener has parked all of its clients, and each until this end.
+pub(crate) fn all_parked(
+    listening: &endpoint::Listener,
+    clients: u32,
+    ended: fn(&Stats) -> u64,
+) -> Result<()> {
+    let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
+    ensure!(
+        [stats.parked_total, ended(&stats)] == [u64::from(clients); 2],
+        "not all of {clients} clients were parked until the expected end: {stats:?}"
+    );
+    Ok(())
+}
+
+/// Accepts a connection, and reads its request.
+pub(crate) fn accept_request(listening: &endpoint::Listener, limit: Duration) -> Result<TcpStream> {
+    let mut server = listening.accept(limit)?.context("not accepted")?.stream;
+    let mut request = [0; REQUEST.len()];
+    server.read_exact(&mut request).context("the request")?;
+    ensure!(request == REQUEST, "the server read something else");
+    Ok(server)
+}
+
+/// Checks that the server has sent no syncookie since `before`: a connection made with one is not
+/// parked.
 pub(crate) fn no_syncookies(before: &Counters, after: &Counters) -> Result<()> {
     let sent = after.growth(before, "TcpExtSyncookiesSent")?;
     ensure!(sent == 0, "the server has sent {sent} syncookies");
     Ok(())
 }
 
+/// Returns the median. It leaves out the few that the clock's interrupt, or work that the kernel
+/// had deferred, made larger.
+pub(crate) fn median(numbers: &mut [u64]) -> Result<f64> {
+    numbers.sort_unstable();
+    let middle = numbers.get(numbers.len() / 2).context("no numbers")?;
+    Ok(*middle as f64)
+}
+
 /// Which figure a sample belongs to; see [`Measurement`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figure {
-    pub(crate) metric: &'static str,
-    pub(crate) unit: Unit,
-    pub(crate) listener: Listener,
-    pub(crate) case: &'static str,
-    pub(crate) x: Option<f64>,
+    metric: &'static str,
+    unit: Unit,
+    listener: Listener,
+    case: &'static str,
+    x: Option<f64>,
 }
 
-/// The figures of a benchmark, in the order in which they were first heard of.
+impl Figure {
+    /// A figure of the only case, without an x axis.
+    pub(crate) const fn new(metric: &'static str, unit: Unit, listener: Listener) -> Self {
+        Self {
+            metric,
+            unit,
+            listener,
+            case: "",
+            x: None,
+        }
+    }
+
+    /// The same figure of another case.
+    pub(crate) const fn case(self, case: &'static str) -> Self {
+        Self { case, ..self }
+    }
+
+    /// The same figure at a value on the x axis.
+    pub(crate) const fn at(self, x: f64) -> Self {
+        Self { x: Some(x), ..self }
+    }
+}
+
+/// The figures of a benchmark, in the order in which they were first added.
 #[derive(Debug)]
 pub(crate) struct Figures {
     bench: Bench,
@@ -85,18 +151,24 @@ impl Figures {
         self.of(figure).samples.push(sample);
     }
 
-    /// Tells what a reader must know of a figure, whether or not there are samples; what was told before stays.
+    /// Appends a note to a figure, once, whether or not there are samples.
     pub(crate) fn explain(&mut self, figure: Figure, note: &str) {
-        let told = self.of(figure).note.get_or_insert_default();
-        if !told.contains(note) {
-            if !told.is_empty() {
-                told.push_str("; ");
+        let notes = self.of(figure).note.get_or_insert_default();
+        if !notes.contains(note) {
+            if !notes.is_empty() {
+                notes.push_str("; ");
             }
-            told.push_str(note);
+            notes.push_str(note);
         }
     }
 
-    /// All of them.
+    /// Notes that a figure is measured with fewer clients only.
+    pub(crate) fn leave_out(&mut self, figure: Figure, max_clients: u32) {
+        let note = format!("measured with up to {max_clients} clients only");
+        self.explain(figure, &note);
+    }
+
+    /// Returns all of them.
     pub(crate) fn finish(self) -> Vec<Measurement> {
         self.measurements
     }
@@ -129,36 +201,26 @@ impl Figures {
 mod tests {
     use super::*;
 
-    const FIGURE: Figure = Figure {
-        metric: "late",
-        unit: Unit::Milliseconds,
-        listener: Listener::Dataready,
-        case: "",
-        x: Some(50.0),
-    };
+    const FIGURE: Figure = Figure::new("late", Unit::Milliseconds, Listener::Dataready).at(50.0);
 
     #[test]
-    fn everybody_is_first_in_some_round() {
+    fn each_is_first_in_some_round() {
         let firsts: Vec<u8> = (0..3).map(|round| in_turn([1, 2, 3], round)[0]).collect();
         assert_eq!(firsts, [1, 2, 3]);
     }
 
     #[test]
-    fn samples_come_to_their_figures() {
-        let other = Figure {
-            x: Some(100.0),
-            ..FIGURE
-        };
+    fn samples_are_added_to_their_figures() {
         let mut figures = Figures::new(Bench::Deadline);
         figures.add(FIGURE, 1.0);
-        figures.add(other, 2.0);
+        figures.add(FIGURE.at(100.0), 2.0);
         figures.add(FIGURE, 3.0);
         let samples: Vec<Vec<f64>> = figures.finish().into_iter().map(|it| it.samples).collect();
         assert_eq!(samples, [vec![1.0, 3.0], vec![2.0]]);
     }
 
     #[test]
-    fn what_is_told_again_is_not_repeated() {
+    fn a_repeated_note_is_kept_once() {
         let mut figures = Figures::new(Bench::Deadline);
         for note in ["one", "two", "one"] {
             figures.explain(FIGURE, note);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How many segments a silent and a slow client cost, each way.
 //!
-//! Clients are the kernel's own, which answer a SYN-ACK that is sent again by another ACK.
+//! Clients are the kernel's own, which answer a retransmitted SYN-ACK with another ACK.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -11,35 +11,34 @@ use std::time::Duration;
 use accf_bench::{Bench, Listener, Measurement, Unit};
 use accf_kit::capture::Direction;
 use accf_kit::clock::Stamp;
-use accf_kit::control::{self, OnTimeout};
+use accf_kit::control::{OnTimeout, Stats};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{self, connect};
 use accf_kit::wire::Wire;
 use anyhow::{ensure, Context, Result};
 
-use crate::rounds::{self, Figure, Figures, FAMILY, REQUEST, RESPONSE};
-use crate::Plan;
+use crate::rounds::{self, Figure, Figures, Plan, FAMILY, REQUEST, RESPONSE};
 
-/// How long the listeners wait for data.
+/// The listeners' deadline.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// How long a silent client is watched: longer than any listener waits, in practice too.
+/// The time for which a silent client is watched: longer than any listener's deadline in practice.
 const WATCHED: Duration = Duration::from_secs(15);
-/// How long the slow client thinks.
-const THINKS: Duration = Duration::from_secs(3);
-/// After the last system call, until there is nothing left to be sent.
-const SETTLES: Duration = Duration::from_secs(1);
+/// The pause of the slow client.
+const PAUSE: Duration = Duration::from_secs(3);
+/// The time after the last system call until all segments have been sent.
+const SETTLES_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a client does once it is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Manner {
     /// Nothing.
     Silent,
-    /// It thinks, asks, and is answered.
+    /// It pauses, sends a request, and is answered.
     Slow,
 }
 
 impl Manner {
-    /// The name of the case.
+    /// Returns the name of the case.
     const fn key(self) -> &'static str {
         match self {
             Self::Silent => "silent",
@@ -56,7 +55,7 @@ struct Counted {
     from_client: usize,
 }
 
-/// Measures; there is nothing to make shorter.
+/// Measures; a short run measures the same.
 pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     let wire = Wire::new()?;
     let mut figures = Figures::new(Bench::Segments);
@@ -70,13 +69,7 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
                     ("from_server", counted.from_server),
                     ("from_client", counted.from_client),
                 ] {
-                    let figure = Figure {
-                        metric,
-                        unit: Unit::Segments,
-                        listener,
-                        case: manner.key(),
-                        x: None,
-                    };
+                    let figure = Figure::new(metric, Unit::Segments, listener).case(manner.key());
                     figures.add(figure, f64::from(u32::try_from(count)?));
                 }
             }
@@ -85,8 +78,8 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     Ok(figures.finish())
 }
 
-/// Counts the segments of one connection: of a silent client from its SYN until it has been accepted and watched for some
-/// seconds more, of a slow one from its SYN to its end.
+/// Counts the segments of one connection: of a silent client from its SYN until [`WATCHED`] after
+/// it connected, of a slow one from its SYN to its end.
 fn count(wire: &Wire, listener: Listener, manner: Manner) -> Result<Counted> {
     let listening = rounds::open(&wire.server, listener, DEADLINE, OnTimeout::Accept)?;
     let capture = wire.watch_server()?;
@@ -111,23 +104,27 @@ fn count(wire: &Wire, listener: Listener, manner: Manner) -> Result<Counted> {
         from_server: count(Direction::Out),
         from_client: count(Direction::In),
     };
-    let sent_again = [
+    let retransmitted = [
         after.0.growth(&before.0, "TcpRetransSegs")?,
         after.1.growth(&before.1, "TcpRetransSegs")?,
     ];
-    // A segment lost would be counted twice.
+    // A lost segment would be counted twice.
     ensure!(
-        sent_again == [0, i64::try_from(counted.syn_acks)? - 1],
-        "client and server have sent {sent_again:?} segments again, not only SYN-ACKs:\n{}",
+        retransmitted == [0, i64::try_from(counted.syn_acks)? - 1],
+        "client and server have retransmitted {retransmitted:?} segments, not only SYN-ACKs:\n{}",
         trace.describe()
     );
     if listener == Listener::Dataready {
-        parked_once(&listening, manner)?;
+        let ended: fn(&Stats) -> u64 = match manner {
+            Manner::Silent => |stats| stats.timeout_accept,
+            Manner::Slow => |stats| stats.released_data,
+        };
+        rounds::all_parked(&listening, 1, ended)?;
     }
     Ok(counted)
 }
 
-/// Connects, is accepted, and does nothing else; returns both ends, still open.
+/// Connects, is accepted, and stays silent; returns both ends, still open.
 fn stay_silent(wire: &Wire, listening: &endpoint::Listener) -> Result<(TcpStream, TcpStream)> {
     let server = wire.server_address(FAMILY, listening.port());
     let client = connect(&wire.client, server)?;
@@ -137,36 +134,19 @@ fn stay_silent(wire: &Wire, listening: &endpoint::Listener) -> Result<(TcpStream
     Ok((client, accepted.stream))
 }
 
-/// Connects, thinks, asks, and reads the response to its end.
+/// Connects, pauses, sends a request, and reads the response to its end.
 fn be_slow(wire: &Wire, listening: &endpoint::Listener) -> Result<()> {
     let server = wire.server_address(FAMILY, listening.port());
     let mut client = connect(&wire.client, server)?;
-    thread::sleep(THINKS);
+    thread::sleep(PAUSE);
     client.write_all(REQUEST)?;
-    let accepted = listening.accept(WATCHED)?.context("never accepted")?;
-    let mut server = accepted.stream;
-    let mut request = [0; REQUEST.len()];
-    server.read_exact(&mut request).context("the request")?;
+    let mut server = rounds::accept_request(listening, WATCHED)?;
     server.write_all(RESPONSE)?;
     drop(server);
     let mut response = Vec::new();
     client.read_to_end(&mut response).context("the response")?;
     ensure!(response == RESPONSE, "the client read {response:?}");
     drop(client);
-    thread::sleep(SETTLES);
-    Ok(())
-}
-
-/// Makes sure that the only client of a listener was parked, and let go for the reason it should be.
-fn parked_once(listening: &endpoint::Listener, manner: Manner) -> Result<()> {
-    let stats = control::stats(listening.socket()).context("ACCF_STATS")?;
-    let let_go = match manner {
-        Manner::Silent => stats.timeout_accept,
-        Manner::Slow => stats.released_data,
-    };
-    ensure!(
-        (stats.parked_total, let_go) == (1, 1),
-        "the client was not parked until then: {stats:?}"
-    );
+    thread::sleep(SETTLES_WITHIN);
     Ok(())
 }

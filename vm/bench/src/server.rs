@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The servers that are measured: the same program whatever its listener was told, so that all differences are the kernel's.
+//! The servers that are measured: the same program at each kind of listener, so that all
+//! differences are the kernel's.
 //!
-//! Both read a request up to its empty line, write [`RESPONSE`] and close. The one with epoll does what libuv, Go and most
-//! others do: it accepts until nobody is left, and tries to read from each at once, as `dataready` and `TCP_DEFER_ACCEPT`
-//! are for; only whom it has to wait for goes into the epoll set. (nginx accepts one connection each time it wakes up
-//! unless told `multi_accept`, and reads at once if told `deferred`.)
+//! Both read a request up to its empty line, write [`RESPONSE`] and close. The one with epoll does
+//! what libuv, Go and most others do: it accepts until the queue is empty, and reads from each
+//! connection at once, which is what `dataready` and `TCP_DEFER_ACCEPT` are for. It adds a
+//! connection to the epoll set only if its request is not complete. (nginx accepts one connection
+//! for each wake-up unless `multi_accept` is set, and reads at once if `deferred` is set.)
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,13 +28,13 @@ use socket2::Socket;
 
 use crate::rounds::RESPONSE;
 
-/// How a request ends.
+/// The end of a request.
 const END: &[u8] = b"\r\n\r\n";
-/// How long a request may be.
+/// The maximum length of a request.
 const LONGEST: usize = 256;
-/// How many events are taken from epoll at once.
+/// The number of events that one `epoll_wait()` returns at most.
 const EVENTS: usize = 64;
-/// The listener's number in the epoll set: no descriptor has it.
+/// The listener's number in the epoll set; no descriptor has it.
 const LISTENER: u64 = u64::MAX;
 
 /// How a server waits.
@@ -47,19 +49,19 @@ pub(crate) enum Kind {
 /// What a server has done since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
-    /// How many connections it has answered and closed.
+    /// Connections answered and closed.
     pub(crate) answered: u64,
-    /// System calls, the one it waits in among them.
+    /// System calls, including the one it waits in.
     pub(crate) system_calls: u64,
-    /// How often it was put to sleep, and woken up again (but for the sleep it is in): it gave up the processor as it had to
-    /// wait. The kernel calls these voluntary context switches.
+    /// How often it slept and was woken up again (without the present sleep). The kernel calls
+    /// these voluntary context switches.
     pub(crate) wakeups: u64,
-    /// How often it lost the processor to somebody else although it had something to do.
+    /// How often it lost the processor to another thread although it could run.
     pub(crate) preemptions: u64,
 }
 
 impl Usage {
-    /// What came on top of an earlier usage of the same server.
+    /// Returns the growth since an earlier usage of the same server.
     pub(crate) fn since(&self, earlier: &Self) -> Self {
         Self {
             answered: self.answered - earlier.answered,
@@ -69,7 +71,7 @@ impl Usage {
         }
     }
 
-    /// How often another thread got the processor in its place.
+    /// Returns how often another thread got the processor in its place.
     pub(crate) fn context_switches(&self) -> u64 {
         self.wakeups + self.preemptions
     }
@@ -90,7 +92,7 @@ impl Server {
         Self::serve(ns, kind, Arc::new(listen.open(ns)?))
     }
 
-    /// Serves a listener that is there already.
+    /// Serves a listener that is already open.
     pub(crate) fn serve(ns: &Netns, kind: Kind, listener: Arc<Listener>) -> Result<Self> {
         let counts = Arc::new(Counts::default());
         let (started, start) = mpsc::channel();
@@ -100,8 +102,8 @@ impl Server {
                 started.send(gettid())?;
                 drop(started);
                 match kind {
-                    Kind::Epoll => serve_all(&listener, &counts),
-                    Kind::Blocking => serve_each(listener.socket(), &counts),
+                    Kind::Epoll => serve_with_epoll(&listener, &counts),
+                    Kind::Blocking => serve_blocking(listener.socket(), &counts),
                 }
             })
         };
@@ -117,17 +119,17 @@ impl Server {
         })
     }
 
-    /// The port it listens on.
+    /// Returns the port it listens on.
     pub(crate) fn port(&self) -> u16 {
         self.listener.port()
     }
 
-    /// Its listener, to ask the kernel about.
+    /// Returns its listener.
     pub(crate) fn listener(&self) -> &Listener {
         &self.listener
     }
 
-    /// What it has done so far. Asking costs it nothing.
+    /// Returns what it has done so far. The call costs the server nothing.
     pub(crate) fn usage(&self) -> Result<Usage> {
         let path = format!("/proc/self/task/{}/status", self.thread);
         let status = fs::read_to_string(&path)
@@ -145,9 +147,9 @@ impl Server {
         })
     }
 
-    /// Ends it, closes its listener, and says what it has done until it was told to.
+    /// Stops it, closes its listener, and returns what it had done before.
     ///
-    /// A blocking server that waits for somebody's request ends once that has come.
+    /// A blocking server that waits for a client's request stops once that has arrived.
     pub(crate) fn stop(self) -> Result<Usage> {
         let usage = self.usage();
         // Its `accept()` fails from now on.
@@ -157,7 +159,7 @@ impl Server {
     }
 }
 
-/// What a server counts itself.
+/// The counters that a server keeps itself.
 #[derive(Debug, Default)]
 struct Counts {
     answered: AtomicU64,
@@ -165,10 +167,10 @@ struct Counts {
 }
 
 impl Counts {
-    /// Makes a system call, counts it, and says what it returned; nothing, if it would have had to wait.
+    /// Makes a system call, counts it, and returns its result; `None` if it would have blocked.
     fn call<T>(&self, mut call: impl FnMut() -> io::Result<T>) -> io::Result<Option<T>> {
         loop {
-            // Only this thread writes it: no need for a locked instruction.
+            // Only this thread writes it: a locked instruction is not needed.
             add_one(&self.system_calls);
             match call() {
                 Ok(value) => return Ok(Some(value)),
@@ -179,7 +181,7 @@ impl Counts {
         }
     }
 
-    /// Accepts a connection; nothing, if there is none.
+    /// Accepts a connection; `None` if the queue is empty.
     fn accept(&self, listener: &Socket, flags: i32) -> io::Result<Option<Socket>> {
         let accepted = self.call(|| listener.accept4(flags | libc::SOCK_CLOEXEC))?;
         Ok(accepted.map(|(socket, _)| socket))
@@ -191,7 +193,7 @@ fn add_one(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
-/// A connection, as far as its request is there.
+/// A connection, and the part of its request that has arrived.
 #[derive(Debug)]
 struct Connection {
     socket: Socket,
@@ -199,12 +201,12 @@ struct Connection {
     length: usize,
 }
 
-/// What became of a connection.
+/// The state of a connection after a read.
 #[derive(Debug, PartialEq, Eq)]
 enum Progress {
-    /// More of its request must come.
-    Waits,
-    /// It was answered, or its client is gone.
+    /// More of its request must arrive.
+    Incomplete,
+    /// It was answered, or the client has closed it.
     Done,
 }
 
@@ -217,17 +219,17 @@ impl Connection {
         }
     }
 
-    /// Reads what is there, and answers once the request is complete.
-    fn go_on(&mut self, counts: &Counts) -> io::Result<Progress> {
+    /// Reads what has arrived, and answers once the request is complete.
+    fn proceed(&mut self, counts: &Counts) -> io::Result<Progress> {
         loop {
             let room = self.request.get_mut(self.length..).unwrap_or_default();
             let Some(length) = counts.call(|| (&self.socket).read(room))? else {
-                return Ok(Progress::Waits);
+                return Ok(Progress::Incomplete);
             };
             self.length += length;
             let request = self.request.get(..self.length).unwrap_or_default();
             if request.ends_with(END) {
-                // A response as short as this always has room.
+                // A response this short always fits into the send buffer.
                 counts.call(|| (&self.socket).write(RESPONSE))?;
                 add_one(&counts.answered);
                 return Ok(Progress::Done);
@@ -245,13 +247,13 @@ impl Connection {
     }
 }
 
-/// Whether a listener was shut down, as [`Server::stop`] does.
-fn is_the_end(error: &io::Error) -> bool {
+/// Returns whether the error is that of a listener shut down by [`Server::stop`].
+fn is_shut_down(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::EINVAL as i32)
 }
 
 /// Serves all connections at once, until the listener is shut down.
-fn serve_all(listener: &Listener, counts: &Counts) -> Result<()> {
+fn serve_with_epoll(listener: &Listener, counts: &Counts) -> Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
     let mut waiting = BTreeMap::new();
@@ -263,19 +265,19 @@ fn serve_all(listener: &Listener, counts: &Counts) -> Result<()> {
                 loop {
                     match counts.accept(listener.socket(), libc::SOCK_NONBLOCK) {
                         Ok(Some(socket)) => {
-                            serve_some(Connection::new(socket), &epoll, &mut waiting, counts)?;
+                            serve_new(Connection::new(socket), &epoll, &mut waiting, counts)?;
                         }
                         Ok(None) => break,
-                        Err(error) if is_the_end(&error) => return Ok(()),
+                        Err(error) if is_shut_down(&error) => return Ok(()),
                         Err(error) => return Err(error).context("accept"),
                     }
                 }
             } else if let Some(mut connection) = waiting.remove(&event.data()) {
-                match connection.go_on(counts) {
-                    Ok(Progress::Waits) => {
+                match connection.proceed(counts) {
+                    Ok(Progress::Incomplete) => {
                         waiting.insert(event.data(), connection);
                     }
-                    // Whoever resets is gone.
+                    // A reset connection is closed, too.
                     Ok(Progress::Done) | Err(_) => connection.close(counts),
                 }
             }
@@ -283,14 +285,14 @@ fn serve_all(listener: &Listener, counts: &Counts) -> Result<()> {
     }
 }
 
-/// Serves a new connection as far as it goes at once, and has epoll watch it if that is not to the end.
-fn serve_some(
+/// Serves a new connection, and adds it to the epoll set if its request is not complete yet.
+fn serve_new(
     mut connection: Connection,
     epoll: &Epoll,
     waiting: &mut BTreeMap<u64, Connection>,
     counts: &Counts,
 ) -> Result<()> {
-    if !matches!(connection.go_on(counts), Ok(Progress::Waits)) {
+    if !matches!(connection.proceed(counts), Ok(Progress::Incomplete)) {
         connection.close(counts);
         return Ok(());
     }
@@ -302,16 +304,16 @@ fn serve_some(
 }
 
 /// Serves one connection after another, until the listener is shut down.
-fn serve_each(listener: &Socket, counts: &Counts) -> Result<()> {
+fn serve_blocking(listener: &Socket, counts: &Counts) -> Result<()> {
     listener.set_nonblocking(false)?;
     loop {
         let socket = match counts.accept(listener, 0) {
             Ok(socket) => socket.context("a blocking accept() did not block")?,
-            Err(error) if is_the_end(&error) => return Ok(()),
+            Err(error) if is_shut_down(&error) => return Ok(()),
             Err(error) => return Err(error).context("accept"),
         };
         let mut connection = Connection::new(socket);
-        if let Ok(progress) = connection.go_on(counts) {
+        if let Ok(progress) = connection.proceed(counts) {
             ensure!(
                 progress == Progress::Done,
                 "a blocking read() did not block"

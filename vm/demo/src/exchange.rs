@@ -19,53 +19,54 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::setup::{unix_nanos, Setup};
 
 const SILENCE: Duration = Duration::from_secs(6);
-/// Longer than any listener's deadline in (d), in practice too.
+/// Longer than any listener's deadline in (d) in practice.
 const LONG_SILENCE: Duration = Duration::from_secs(10);
 /// Longer than any scenario.
 const LIMIT: Duration = Duration::from_secs(15);
-/// Between the beginnings of the connections of a scenario, so that one handshake is over when the next begins.
-const APART: Duration = Duration::from_millis(200);
-/// How often a listener is asked whether it still holds a connection back.
-const GLANCE: Duration = Duration::from_millis(5);
+/// The time between the connections of a scenario: each handshake is over when the next begins.
+const STAGGER: Duration = Duration::from_millis(200);
+/// The interval at which a listener's counters are read.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n";
-const RESPONSE: &[u8] =
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\nConnection: close\r\n\r\nhello\n";
+const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 6\r\n\
+                          Connection: close\r\n\r\nhello\n";
 
-/// What a client does from connecting to closing; called inside the client's namespace. Returns its port, too.
+/// Plays a client from connecting to closing, inside the client's namespace, and returns its port
+/// and its view.
 type Client = fn(SocketAddr) -> Result<(u16, ClientView)>;
 
-/// (a) A handshake as in RFC 793, silence, then a request.
+/// Runs (a): a handshake as in RFC 793, silence, then a request.
 pub(crate) fn rfc793(wire: &Wire, setups: &[Setup]) -> Result<Vec<Exchange>> {
     side_by_side(wire, Scenario::Rfc793, setups, |server| {
         let (stream, mut view) = connect(server, |_| Ok(()))?;
         thread::sleep(SILENCE);
         view.request_ready = Some(UnixNanos::now());
-        ask(stream, view)
+        request(stream, view)
     })
 }
 
-/// (b) A client that is told to save the bare ACK, and has its request ready when it connects.
+/// Runs (b): a client without quick ACKs that has its request ready when it connects.
 pub(crate) fn piggyback(wire: &Wire, setups: &[Setup]) -> Result<Vec<Exchange>> {
     side_by_side(wire, Scenario::Piggyback, setups, |server| {
-        // The kernel then holds the third segment back for a moment, to send it with data. Whether it did is for the
-        // captured packets to say.
+        // The kernel then delays the third segment, to send it with data. Whether it did is checked
+        // in the captured packets.
         let (stream, mut view) = connect(server, |socket| socket.set_tcp_quickack(false))?;
         view.request_ready = Some(view.connect_called);
-        ask(stream, view)
+        request(stream, view)
     })
 }
 
-/// (d) A handshake, and nothing; if the client is still connected in the end, a request after all.
+/// Runs (d): a handshake, then silence; if the client is still connected at the end, a request.
 pub(crate) fn silent(wire: &Wire, setups: &[Setup]) -> Result<Vec<Exchange>> {
     side_by_side(wire, Scenario::Silent, setups, |server| {
         let (mut stream, mut view) = connect(server, |_| Ok(()))?;
         let port = stream.local_addr()?.port();
         if !wait::readable(&stream, LONG_SILENCE)? {
             view.request_ready = Some(UnixNanos::now());
-            return ask(stream, view);
+            return request(stream, view);
         }
-        // There is nothing that a server could have to say: this is the end of the connection, or an error.
+        // The server has nothing to send: this is the end of the connection, or an error.
         view.error = match stream.read(&mut [0]) {
             Ok(_) => Some(ClientError {
                 at: UnixNanos::now(),
@@ -77,7 +78,7 @@ pub(crate) fn silent(wire: &Wire, setups: &[Setup]) -> Result<Vec<Exchange>> {
     })
 }
 
-/// Runs every line of code once, so that no measurement is a first time.
+/// Runs all code once, so that no measurement is a first time.
 pub(crate) fn warm_up(wire: &Wire, setups: &[Setup]) -> Result<()> {
     for _ in 0..2 {
         piggyback(wire, setups)?;
@@ -100,18 +101,18 @@ fn side_by_side(
         let address = wire.server_address(Family::V4, server_port);
         let socket = listener.socket().try_clone()?;
         let watch = scenario == Scenario::Silent && setup.listener.on_timeout().is_some();
-        let watcher = watch.then(|| thread::spawn(move || let_go(&socket)));
+        let watcher = watch.then(|| thread::spawn(move || wait_for_release(&socket)));
         let filtered = setup.listener.on_timeout().is_some();
         let server = wire.server.spawn(move || serve(&listener, filtered));
         let client = wire.client.spawn(move || client(address));
         running.push((setup, server_port, server, client, watcher));
-        thread::sleep(APART);
+        thread::sleep(STAGGER);
     }
     let mut exchanges = Vec::new();
     for (setup, server_port, server, client, watcher) in running {
         let what = || format!("({}) {}", scenario.key(), setup.describe());
         let (client_port, view) = netns::join(client).with_context(what)?;
-        // A server that is never given the connection waits for longer than any client lives.
+        // A server that never accepts the connection waits longer than any client.
         let (accepted, counters) = netns::join(server).with_context(what)?;
         let let_go = watcher.map(netns::join).transpose().with_context(what)?;
         exchanges.push(Exchange {
@@ -132,7 +133,7 @@ fn side_by_side(
     Ok(exchanges)
 }
 
-/// Connects, after `prepare` had a go at the socket.
+/// Connects a socket that `prepare` has set options of.
 fn connect(
     server: SocketAddr,
     prepare: impl Fn(&Socket) -> io::Result<()>,
@@ -156,7 +157,7 @@ fn connect(
 }
 
 /// Sends the request and reads the response to its end.
-fn ask(mut stream: TcpStream, mut view: ClientView) -> Result<(u16, ClientView)> {
+fn request(mut stream: TcpStream, mut view: ClientView) -> Result<(u16, ClientView)> {
     let port = stream.local_addr()?.port();
     let mut talk = || -> io::Result<()> {
         stream.write_all(REQUEST)?;
@@ -171,7 +172,7 @@ fn ask(mut stream: TcpStream, mut view: ClientView) -> Result<(u16, ClientView)>
     Ok((port, view))
 }
 
-/// The error a client got just now.
+/// Returns an error of a client, with the present time.
 fn client_error(error: &io::Error) -> ClientError {
     let name = match error.raw_os_error() {
         Some(code) => format!("{:?}", Errno::from_raw(code)),
@@ -183,20 +184,20 @@ fn client_error(error: &io::Error) -> ClientError {
     }
 }
 
-/// When a listener that has parked a connection has none parked any more.
-fn let_go(listener: &Socket) -> Result<Option<UnixNanos>> {
+/// Waits until the listener has parked a connection, and has none parked any more; returns when.
+fn wait_for_release(listener: &Socket) -> Result<Option<UnixNanos>> {
     let begun = Instant::now();
     while begun.elapsed() < LIMIT {
         let stats = control::stats(listener).context("ACCF_STATS")?;
         if stats.parked_total > 0 && stats.parked == 0 {
             return Ok(Some(UnixNanos::now()));
         }
-        thread::sleep(GLANCE);
+        thread::sleep(POLL_INTERVAL);
     }
     Ok(None)
 }
 
-/// What a listener with a filter has counted.
+/// Reads the counters of a listener with a filter.
 fn counters(listener: &Socket) -> Result<Counters> {
     let stats = control::stats(listener).context("ACCF_STATS")?;
     Ok(Counters {
@@ -212,18 +213,18 @@ fn counters(listener: &Socket) -> Result<Counters> {
     })
 }
 
-/// A server with one worker, to its end, and what its listener counted meanwhile.
+/// Plays a server with one worker, and returns its view and its listener's counters.
 fn serve(
     listener: &endpoint::Listener,
     filtered: bool,
 ) -> Result<(Option<Accepted>, Option<Counters>)> {
-    let accepted = work(listener)?;
+    let accepted = accept_and_answer(listener)?;
     let counters = filtered.then(|| counters(listener.socket())).transpose()?;
     Ok((accepted, counters))
 }
 
-/// A server with one worker: accepts one connection, notes how it looks, reads, answers.
-fn work(listener: &endpoint::Listener) -> Result<Option<Accepted>> {
+/// Accepts one connection, reads its `TCP_INFO` and its request, and answers.
+fn accept_and_answer(listener: &endpoint::Listener) -> Result<Option<Accepted>> {
     let Some(mut accepted) = listener.accept(LIMIT)? else {
         return Ok(None);
     };
@@ -236,7 +237,7 @@ fn work(listener: &endpoint::Listener) -> Result<Option<Accepted>> {
         accepted.stream.write_all(RESPONSE).context("answer")?;
     }
     let us = |time: Duration| {
-        u32::try_from(time.as_micros()).map_err(|_| anyhow!("TCP_INFO says {time:?}"))
+        u32::try_from(time.as_micros()).map_err(|_| anyhow!("TCP_INFO has {time:?}"))
     };
     Ok(Some(Accepted {
         at: unix_nanos(accepted.at),

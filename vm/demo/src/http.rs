@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Scenario (c): a load balancer that opens connections ahead of need, in front of real one-worker HTTP servers.
+//! Scenario (c): a load balancer that opens connections ahead of need, in front of real one-worker
+//! HTTP servers.
 //!
-//! The servers are the packaged ones, unmodified. They are handed a socket that listens already, as standard input.
+//! The servers are the packaged ones, unmodified. Their standard input is the listening socket.
 
 use std::fs::{self, File};
 use std::io;
@@ -23,20 +24,20 @@ use nix::sys::signal::{killpg, Signal};
 use nix::unistd::Pid;
 use serde::Deserialize;
 
-use crate::calm::calmest;
+use crate::repeat::best_run;
 use crate::setup::Setup;
 
 const IDLE_CONNECTIONS: usize = 5;
-/// How long curl may wait for its answer.
+/// curl's limit for the response.
 const MAX_TIME: Duration = Duration::from_secs(20);
-/// After how long gunicorn kills a worker that does not come back.
+/// The time after which gunicorn kills a worker that does not respond.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a server may take to answer for the first time; an emulated machine is slow.
+/// The limit for a server's first response; an emulated machine is slow.
 const START_LIMIT: Duration = Duration::from_secs(120);
-/// How late the machine may be while an answer of some 100 ms is measured.
+/// How late the machine may be while a response time of some 100 ms is measured.
 const TOLERABLE: Duration = Duration::from_millis(50);
-/// The load balancer has its connections for a while before a request comes.
-const AHEAD: Duration = Duration::from_millis(500);
+/// The time between the load balancer's connections and the request.
+const IDLE_BEFORE: Duration = Duration::from_millis(500);
 
 /// Runs the scenario for each server and each listener.
 pub(crate) fn run(wire: &Wire, setups: &[Setup], pulse: &Pulse) -> Result<Vec<ServedRequest>> {
@@ -50,19 +51,20 @@ pub(crate) fn run(wire: &Wire, setups: &[Setup], pulse: &Pulse) -> Result<Vec<Se
     for server in &running {
         server.warm_up(wire)?;
     }
-    crate::say("(c) load balancer and one-worker servers: asking them");
-    // One after the other, so that they do not share the processor; those that are going to be stuck come last, together.
+    crate::say("(c) load balancer and one-worker servers: sending requests");
+    // One after the other, so that they do not share the processor. Those with a plain listener
+    // will be blocked by the idle connections: they run last, together.
     let (stuck, quick): (Vec<_>, Vec<_>) = running
         .into_iter()
         .partition(|running| running.setup.listener == Listener::Plain);
     let mut requests = Vec::new();
     for server in quick {
-        let mut calmest = calmest(pulse, TOLERABLE, || server.measure(wire))?;
-        let (late_us, runs) = (calmest.late_us(), calmest.runs);
-        (calmest.result.machine_late_us, calmest.result.runs) = (late_us, runs);
-        requests.push(calmest.result);
+        let mut best = best_run(pulse, TOLERABLE, || server.measure(wire))?;
+        let (late_us, runs) = (best.late_us(), best.runs);
+        (best.result.machine_late_us, best.result.runs) = (late_us, runs);
+        requests.push(best.result);
     }
-    // Whether seconds become a few more is not worth another run.
+    // They take seconds: a late machine does not matter.
     let stuck: Vec<_> = stuck
         .into_iter()
         .map(|server| {
@@ -142,7 +144,7 @@ impl Running {
         fs::read_to_string(&self.log).unwrap_or_else(|error| format!("(no log: {error})"))
     }
 
-    /// Waits until it answers, and lets it answer twice: the first time it may still be loading code.
+    /// Waits until it has answered twice: at the first request it may still be loading code.
     fn warm_up(&self, wire: &Wire) -> Result<()> {
         let begun = Instant::now();
         let mut answers = 0;
@@ -172,7 +174,7 @@ impl Running {
                 .collect::<Result<Vec<_>>>()
         });
         let idle = idle.with_context(|| self.what())?;
-        thread::sleep(AHEAD);
+        thread::sleep(IDLE_BEFORE);
         let curl = Curl::run(wire, self.address)?;
         let idle_ports = idle.iter().map(|stream| Ok(stream.local_addr()?.port()));
         let idle_ports = idle_ports.collect::<io::Result<_>>()?;
@@ -203,14 +205,14 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Ok(group) = i32::try_from(self.child.id()) {
-            // Not there any more is as good.
+            // An error means that the processes have ended already.
             let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
         }
         let _ = self.child.wait();
     }
 }
 
-/// What `curl --write-out '%{json}'` says.
+/// The output of `curl --write-out '%{json}'`.
 #[derive(Debug, Deserialize)]
 struct Curl {
     exitcode: i32,
@@ -235,14 +237,14 @@ impl Curl {
         let text = String::from_utf8_lossy(&output.stdout);
         ensure!(
             !text.is_empty(),
-            "curl said nothing: {}",
+            "curl printed nothing: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        serde_json::from_str(&text).with_context(|| format!("curl said: {text}"))
+        serde_json::from_str(&text).with_context(|| format!("curl printed: {text}"))
     }
 }
 
-/// A directory that goes when it is dropped: what the servers serve, and where they log.
+/// A directory that the servers serve and log to; removed on drop.
 struct Directory(PathBuf);
 
 impl Directory {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Runs Python's own single-threaded HTTP server on the listening socket that is its standard input, as inetd would."""
+"""Runs Python's single-threaded HTTP server on the listening socket at its standard input."""
 
 import http.server
 import socket

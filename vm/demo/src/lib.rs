@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the guest side of the demo reports to the host side.
 //!
-//! The guest (`main.rs`) runs the scenarios and writes down what it saw, unjudged: [`GuestReport`]
-//! as JSON, and one packet capture per end of the path. The host (`xtask/src/demo/`) puts both together, computes
-//! the table and judges it. Every instant is a [`UnixNanos`], read from `CLOCK_REALTIME`, the clock that also stamps
-//! the captured packets.
+//! The guest (`main.rs`) runs the scenarios and records what it saw, unjudged: [`GuestReport`] as
+//! JSON, and one packet capture per end of the path. The host (`xtask/src/demo/`) combines both,
+//! computes the table and judges it. Every instant is a [`UnixNanos`], read from `CLOCK_REALTIME`,
+//! the clock that also stamps the captured packets.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-/// The file in `$ACCF_OUT` that holds the [`GuestReport`]; written last, so its presence means "complete".
+/// The file in `$ACCF_OUT` that holds the [`GuestReport`]; written last, so its presence means
+/// "complete".
 pub const REPORT_FILE: &str = "guest.json";
 
 /// The version of these types; the host refuses a report of another version.
@@ -33,25 +34,25 @@ impl UnixNanos {
         Self(u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// Milliseconds from `earlier` to `self`; negative if `self` comes first.
+    /// Returns the milliseconds from `earlier` to `self`; negative if `self` is the earlier one.
     pub fn ms_since(self, earlier: Self) -> f64 {
         (i128::from(self.0) - i128::from(earlier.0)) as f64 / 1e6
     }
 }
 
-/// How the listening socket was told to treat connections without data.
+/// How the listening socket is set up to treat connections without data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Listener {
     /// Not at all: an ordinary listener.
     Plain,
-    /// The kernel's own answer, `TCP_DEFER_ACCEPT`.
+    /// With the kernel's own `TCP_DEFER_ACCEPT`.
     DeferAccept,
-    /// accf's filter `dataready`, which has the server accept at the deadline.
+    /// With accf's filter `dataready`, which hands the connection to the server at the deadline.
     Dataready,
     /// The same, which resets the connection at the deadline.
     DatareadyReset,
-    /// The same, which forgets the connection at the deadline.
+    /// The same, which drops the connection at the deadline.
     DatareadyDrop,
 }
 
@@ -65,10 +66,10 @@ impl Listener {
         Self::DatareadyDrop,
     ];
 
-    /// Those that differ while no deadline is reached.
+    /// Those that differ before any deadline.
     pub const PATIENT: [Self; 3] = [Self::Plain, Self::DeferAccept, Self::Dataready];
 
-    /// The name in file names and JSON keys.
+    /// Returns the name in file names and JSON keys.
     pub const fn key(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -79,7 +80,7 @@ impl Listener {
         }
     }
 
-    /// The name a person reads.
+    /// Returns the name in tables and pictures.
     pub const fn title(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -90,7 +91,7 @@ impl Listener {
         }
     }
 
-    /// The name a person reads where all policies stand side by side.
+    /// Returns the name where each `on_timeout` is shown.
     pub const fn full_title(self) -> &'static str {
         match self {
             Self::Dataready => "dataready, accept",
@@ -98,7 +99,8 @@ impl Listener {
         }
     }
 
-    /// What the filter does at the deadline, if the listener has it: `accept`, `reset` or `drop`.
+    /// Returns what the filter does at the deadline, `accept`, `reset` or `drop`; `None` without a
+    /// filter.
     pub const fn on_timeout(self) -> Option<&'static str> {
         match self {
             Self::Plain | Self::DeferAccept => None,
@@ -115,7 +117,7 @@ impl fmt::Display for Listener {
     }
 }
 
-/// One of the four scenes of the demo.
+/// One of the four scenarios of the demo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Scenario {
     /// Handshake, silence, then a request.
@@ -127,7 +129,7 @@ pub enum Scenario {
     /// Idle connections in front of a one-worker HTTP server.
     #[serde(rename = "c")]
     LoadBalancer,
-    /// Handshake, silence beyond a deadline, then a request after all.
+    /// Handshake, silence beyond a deadline, then a request.
     #[serde(rename = "d")]
     Silent,
 }
@@ -141,7 +143,7 @@ impl Scenario {
         Self::Silent,
     ];
 
-    /// The letter in JSON keys and headings.
+    /// Returns the letter in JSON keys and headings.
     pub const fn key(self) -> &'static str {
         match self {
             Self::Rfc793 => "a",
@@ -151,7 +153,7 @@ impl Scenario {
         }
     }
 
-    /// What happens in it.
+    /// Returns what happens in it.
     pub const fn title(self) -> &'static str {
         match self {
             Self::Rfc793 => "RFC 793 client: handshake, silence, then a request",
@@ -161,7 +163,7 @@ impl Scenario {
         }
     }
 
-    /// The listeners it is played to, in the order in which they are shown.
+    /// Returns the listeners it is run with, in the order in which they are shown.
     pub const fn listeners(self) -> &'static [Listener] {
         match self {
             Self::Silent => &Listener::ALL,
@@ -194,24 +196,25 @@ pub struct GuestReport {
 /// The path between client and server, and its round-trip time measured without TCP.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Path {
-    /// How it is made, in words.
+    /// A description of how it is made.
     pub description: String,
     /// netem's delay in each direction.
     pub one_way_delay_ms: u32,
-    /// Round-trip times of ICMP echoes sent from the client's end, in the order sent, the warm-up left out.
+    /// Round-trip times of ICMP echoes from the client's end, in the order sent, without the
+    /// warm-up.
     pub echo_rtt_us: Vec<u64>,
 }
 
 /// One connection of scenario (a), (b) or (d), as its two ends saw it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Exchange {
-    /// The scene.
+    /// The scenario.
     pub scenario: Scenario,
     /// The listener it was made to.
     pub listener: Listener,
-    /// How the listener was set up, as a person would write it.
+    /// How the listener was set up, as text.
     pub setting: String,
-    /// The deadline asked for, if the listener has one.
+    /// The configured deadline, if the listener has one.
     pub deadline_ms: Option<u64>,
     /// The client's TCP port.
     pub client_port: u16,
@@ -221,11 +224,11 @@ pub struct Exchange {
     pub client: ClientView,
     /// What `accept()` returned, if it returned.
     pub accepted: Option<Accepted>,
-    /// What the listener itself had counted in the end, if it has a filter.
+    /// The listener's counters at the end, if it has a filter.
     pub counters: Option<Counters>,
-    /// (d): when the listener's counters first said that the connection was parked no longer.
+    /// (d): when the listener's counters first showed that the connection was no longer parked.
     pub let_go: Option<UnixNanos>,
-    /// The most by which the machine was late, meanwhile, in running a program that was due.
+    /// The most by which the machine was late in running a thread meanwhile.
     pub machine_late_us: u64,
     /// How often the scenario was run; the run in which the machine was late the least is reported.
     pub runs: u32,
@@ -238,7 +241,8 @@ pub struct ClientView {
     pub connect_called: UnixNanos,
     /// `connect()` returned.
     pub connected: UnixNanos,
-    /// The moment the client had a request to make: in (a) and (d) after its silence, in (b) when it called `connect()`.
+    /// When the client had a request to send: in (a) and (d) after its silence, in (b) when it
+    /// called `connect()`.
     pub request_ready: Option<UnixNanos>,
     /// `read()` returned the first byte of the response.
     pub first_byte: Option<UnixNanos>,
@@ -246,12 +250,12 @@ pub struct ClientView {
     pub error: Option<ClientError>,
 }
 
-/// How the connection failed the client.
+/// How the connection failed, as the client saw it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientError {
-    /// The client was told.
+    /// When the client saw the error.
     pub at: UnixNanos,
-    /// The error's name, such as `ECONNRESET`; without one, what it says.
+    /// The error's name, such as `ECONNRESET`, or its message.
     pub name: String,
 }
 
@@ -260,9 +264,9 @@ pub struct ClientError {
 pub struct Counters {
     /// Connections that are parked now.
     pub parked: u64,
-    /// Connections that were ever parked.
+    /// All connections parked so far.
     pub parked_total: u64,
-    /// Accepted because data came.
+    /// Accepted because data arrived.
     pub released_data: u64,
     /// Accepted because the client closed its side.
     pub released_fin: u64,
@@ -274,12 +278,12 @@ pub struct Counters {
     pub timeout_drop: u64,
     /// Ended by the client or the network.
     pub aborted: u64,
-    /// SYN-ACKs that were due, and that were not sent.
+    /// SYN-ACK retransmissions that were not sent.
     pub synack_suppressed: u64,
 }
 
 impl Counters {
-    /// Those that are not zero, by name: what became of the connections.
+    /// Returns the outcomes whose counters are not zero, by name.
     pub fn told(&self) -> Vec<(&'static str, u64)> {
         let all = [
             ("released_data", self.released_data),
@@ -331,7 +335,7 @@ impl HttpServer {
     /// Both.
     pub const ALL: [Self; 2] = [Self::PythonHttpServer, Self::Gunicorn];
 
-    /// The name in JSON keys and file names.
+    /// Returns the name in JSON keys and file names.
     pub const fn key(self) -> &'static str {
         match self {
             Self::PythonHttpServer => "python_http_server",
@@ -339,7 +343,7 @@ impl HttpServer {
         }
     }
 
-    /// The name a person reads.
+    /// Returns the name in tables and pictures.
     pub const fn title(self) -> &'static str {
         match self {
             Self::PythonHttpServer => "Python http.server",
@@ -347,7 +351,7 @@ impl HttpServer {
         }
     }
 
-    /// The same in a word, where it is clear that there is one worker.
+    /// Returns the short name, for where it is clear that there is one worker.
     pub const fn short_title(self) -> &'static str {
         match self {
             Self::PythonHttpServer => "http.server",
@@ -373,11 +377,13 @@ pub struct ServedRequest {
     pub curl_port: Option<u16>,
     /// The limit given to curl (`--max-time`).
     pub max_time_ms: u64,
-    /// The limit after which the server kills a worker that does not come back (gunicorn `--timeout`).
+    /// The time after which the server kills a worker that does not respond (gunicorn
+    /// `--timeout`).
     pub worker_timeout_ms: Option<u64>,
-    /// Time from curl's start of the transfer to the first byte of the response; `None`: it gave up.
+    /// The time from curl's start of the transfer to the first byte of the response; `None` if curl
+    /// gave up.
     pub time_to_first_byte_ms: Option<f64>,
-    /// How long curl was at it in all.
+    /// How long curl ran in all.
     pub total_ms: f64,
     /// HTTP status of the response.
     pub http_status: Option<u16>,
@@ -385,7 +391,7 @@ pub struct ServedRequest {
     pub curl_exit: i32,
     /// Workers the server killed because they hung, counted in its log.
     pub workers_killed: u32,
-    /// The most by which the machine was late, meanwhile, in running a program that was due; 0 if nobody looked.
+    /// The most by which the machine was late in running a thread meanwhile; 0 if not measured.
     pub machine_late_us: u64,
     /// How often the request was made; the run in which the machine was late the least is reported.
     pub runs: u32,
@@ -406,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_in_json_are_the_ones_key_gives() {
+    fn keys_in_json_are_those_of_key() {
         for listener in Listener::ALL {
             assert_eq!(serde_json::to_value(listener).unwrap(), listener.key());
         }
@@ -419,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_of_nothing_is_not_told() {
+    fn a_counter_of_zero_is_not_an_outcome() {
         let counters = Counters {
             parked_total: 3,
             timeout_drop: 2,

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The guest side of the demo: runs the scenarios, and leaves what it saw in `$ACCF_OUT`.
 //!
-//! It judges nothing. The host side (`xtask/src/demo/`) does, from the packets and the times recorded here.
+//! It judges nothing: the host side (`xtask/src/demo/`) does, from the packets and the times
+//! recorded here.
 
 #![forbid(unsafe_code)]
 
-mod calm;
 mod exchange;
 mod http;
 mod path;
+mod repeat;
 mod setup;
 
 use std::path::{Path, PathBuf};
@@ -23,23 +24,24 @@ use anyhow::{Context, Result};
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::{DataLink, TsResolution};
 
-use crate::calm::calmest;
+use crate::repeat::best_run;
 use crate::setup::Setup;
 
 /// Round-trip time that netem gives the path, half of it in each direction.
 const RTT: Duration = Duration::from_millis(40);
 
-/// Deadlines: longer than any silence but the one that is to meet it.
+/// The deadline in (a), (b) and (c), which no client reaches.
 const PATIENT: Duration = Duration::from_secs(60);
+/// The deadline in (d), which the silent client reaches.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// How late the machine may be while times of a few milliseconds are measured.
 const TOLERABLE: Duration = Duration::from_millis(10);
-/// … and while deadlines are measured.
+/// The same while deadlines are measured.
 const TOLERABLE_AT_DEADLINE: Duration = Duration::from_millis(25);
 
-/// Between the warm-up and the first measurement.
-const CALM: Duration = Duration::from_secs(1);
+/// The pause between the warm-up and the first measurement.
+const PAUSE: Duration = Duration::from_secs(1);
 
 const CLIENT_CAPTURE: &str = "client.pcap";
 const SERVER_CAPTURE: &str = "server.pcap";
@@ -58,7 +60,7 @@ fn main() -> Result<()> {
     say("measuring the path");
     let measured = path.measure()?;
 
-    // The guest has loaded the module; each listener says for itself how long it waits and what it does then.
+    // The guest has loaded the module; each listener sets its own deadline and `on_timeout`.
     let setups = |scenario: Scenario| -> Vec<Setup> {
         let deadline = match scenario {
             Scenario::Silent => DEADLINE,
@@ -70,33 +72,33 @@ fn main() -> Result<()> {
         };
         scenario.listeners().iter().map(setup).collect()
     };
-    let calm = |tolerable, scenario: &dyn Fn() -> Result<Vec<Exchange>>| {
-        let mut calmest = calmest(&pulse, tolerable, scenario)?;
-        let (late_us, runs) = (calmest.late_us(), calmest.runs);
-        for exchange in &mut calmest.result {
+    let best_of = |tolerable, scenario: &dyn Fn() -> Result<Vec<Exchange>>| {
+        let mut best = best_run(&pulse, tolerable, scenario)?;
+        let (late_us, runs) = (best.late_us(), best.runs);
+        for exchange in &mut best.result {
             (exchange.machine_late_us, exchange.runs) = (late_us, runs);
         }
-        anyhow::Ok(calmest.result)
+        anyhow::Ok(best.result)
     };
     say("warming up");
     exchange::warm_up(wire, &setups(Scenario::Silent))?;
-    thread::sleep(CALM);
+    thread::sleep(PAUSE);
     say("(a) RFC 793 client: 6 s of silence");
-    let mut exchanges = calm(TOLERABLE, &|| {
+    let mut exchanges = best_of(TOLERABLE, &|| {
         exchange::rfc793(wire, &setups(Scenario::Rfc793))
     })?;
     say("(b) piggyback client");
-    exchanges.extend(calm(TOLERABLE, &|| {
+    exchanges.extend(best_of(TOLERABLE, &|| {
         exchange::piggyback(wire, &setups(Scenario::Piggyback))
     })?);
     say("(c) load balancer and one-worker servers: starting them");
     let requests = http::run(wire, &setups(Scenario::LoadBalancer), &pulse)?;
     say("(d) silent client: 10 s");
-    exchanges.extend(calm(TOLERABLE_AT_DEADLINE, &|| {
+    exchanges.extend(best_of(TOLERABLE_AT_DEADLINE, &|| {
         exchange::silent(wire, &setups(Scenario::Silent))
     })?);
 
-    // What is on its way at the end is to be seen at both ends.
+    // The last segments arrive at both ends.
     thread::sleep(4 * RTT);
     save(&client_capture.stop()?, &out.join(CLIENT_CAPTURE))?;
     save(&server_capture.stop()?, &out.join(SERVER_CAPTURE))?;
@@ -126,12 +128,12 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Tells whoever watches what comes next.
+/// Prints what the demo does next.
 fn say(what: &str) {
     println!("demo: {what}");
 }
 
-/// Writes what was captured as a pcap file of IP packets, with nanoseconds.
+/// Writes a trace as a pcap file of IP packets, with nanoseconds.
 fn save(trace: &Trace, path: &Path) -> Result<()> {
     let header = PcapHeader {
         datalink: DataLink::RAW,

@@ -14,9 +14,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 /// The interface that has the addresses, in both namespaces.
 ///
-/// It lies on top of the veth interface, and packets are captured there: netem holds a packet back behind that point, so
-/// that both ends see each packet when TCP sends it and when it arrives. On the veth interface itself a packet is seen
-/// when netem lets it go.
+/// It is a VLAN interface on top of the veth interface, and packets are captured there: netem
+/// delays a packet below it, so that a packet is captured when TCP sends it, and when it arrives.
+/// On the veth interface itself a packet is captured after netem's delay.
 pub(crate) const INTERFACE: &str = "host0";
 
 const ECHOES: u16 = 20;
@@ -29,7 +29,7 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    /// Lays the path.
+    /// Makes the path.
     pub(crate) fn lay(rtt: Duration) -> Result<Self> {
         let wire = Wire::with_rtt(rtt)?;
         let (client, server) = (wire.client_ip(Family::V4), wire.server_ip(Family::V4));
@@ -46,18 +46,18 @@ impl Path {
                  link set {INTERFACE} up\n\
                  neigh replace {peer} lladdr {peer_mac} nud permanent dev {INTERFACE}"
             ))?;
-            // What one connection learnt of the path is not to help or harm the next.
+            // Metrics of one connection must not influence the next.
             ns.set_sysctl("net.ipv4.tcp_no_metrics_save", "1")?;
         }
         Ok(Self { wire, rtt })
     }
 
-    /// The two ends.
+    /// Returns the two ends.
     pub(crate) fn wire(&self) -> &Wire {
         &self.wire
     }
 
-    /// Measures the path with ICMP echoes, which the far kernel answers itself.
+    /// Measures the path with ICMP echoes, which the server's kernel answers.
     pub(crate) fn measure(&self) -> Result<accf_demo::Path> {
         let one_way_delay_ms = u32::try_from((self.rtt / 2).as_millis())?;
         let server = SocketAddr::new(self.wire.server_ip(Family::V4), 0);
@@ -71,8 +71,8 @@ impl Path {
         })?;
         Ok(accf_demo::Path {
             description: format!(
-                "two network namespaces joined by a veth pair, on which netem delays every packet by {one_way_delay_ms} \
-                 ms in each direction, {} ms there and back",
+                "two network namespaces joined by a veth pair, on which netem delays every packet \
+                 by {one_way_delay_ms} ms in each direction, {} ms there and back",
                 2 * one_way_delay_ms
             ),
             one_way_delay_ms,
@@ -81,7 +81,7 @@ impl Path {
     }
 }
 
-/// Sends one echo request and waits for its answer.
+/// Sends one echo request, waits for its reply, and returns the round-trip time in microseconds.
 fn echo(mut socket: &Socket, seq: u16) -> Result<u64> {
     let header = IcmpEchoHeader {
         id: std::process::id() as u16,
@@ -109,9 +109,9 @@ fn echo(mut socket: &Socket, seq: u16) -> Result<u64> {
     }
 }
 
-/// The hardware address of an interface.
+/// Returns the hardware address of an interface.
 fn mac(ns: &Netns, interface: &str) -> Result<String> {
-    // Not sysfs: that shows the namespace it was mounted in.
+    // Not sysfs, which shows the namespace it was mounted in.
     let shown = ns.command("ip", &["-brief", "link", "show", "dev", interface])?;
     let mac = shown
         .split_whitespace()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The listeners, set up to wait equally long.
+//! The listeners, set up with equal deadlines.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use anyhow::Result;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setup {
     pub(crate) listener: Listener,
-    /// How long a connection may wait for data; a plain listener takes no notice.
+    /// How long a connection may wait for data; a plain listener has no such limit.
     pub(crate) deadline: Duration,
 }
 
@@ -35,7 +35,7 @@ impl Setup {
         .open(server)
     }
 
-    /// How it is set up, as a person would write it.
+    /// Returns how it is set up, as text.
     pub(crate) fn describe(&self) -> String {
         match (self.listener, self.listener.on_timeout()) {
             (Listener::Plain, _) => "plain".to_owned(),
@@ -47,14 +47,14 @@ impl Setup {
         }
     }
 
-    /// The deadline in milliseconds, if it has one.
+    /// Returns the deadline in milliseconds, if it has one.
     pub(crate) fn deadline_ms(&self) -> Option<u64> {
         let ms = u64::try_from(self.deadline.as_millis()).ok();
         ms.filter(|_| self.listener != Listener::Plain)
     }
 }
 
-/// A point in time as the report writes it.
+/// Converts a point in time to that of the report.
 pub(crate) fn unix_nanos(stamp: Stamp) -> UnixNanos {
     UnixNanos(u64::try_from(stamp.epoch().as_nanos()).unwrap_or(u64::MAX))
 }

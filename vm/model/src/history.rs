@@ -1,27 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What may happen to a listener, at random, in a form that shrinks well.
+//! Random histories of a listener, in a form that shrinks well.
+//!
+//! Their times, those in settings included, are in a unit that depends on the machine's speed.
 
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::server::{OnTimeout, Segment};
+use crate::server::{OnTimeout, Segment, Terms};
 
-/// How many clients a listener has.
+/// The number of a listener's clients.
 pub const CLIENTS: usize = 6;
 
-/// A listener's settings, with times in a unit that depends on how fast the machine is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
-    /// How long a silent client is held back, in units; 0: for ever.
-    pub timeout: u32,
-    /// How many are held back at most; 0: any number.
-    pub max_parked: u32,
-    /// What becomes of the rest.
-    pub on_timeout: OnTimeout,
-}
-
-/// One thing that happens.
+/// One move of a client, of the server, or of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Move {
     /// A client sends a segment.
@@ -30,7 +21,7 @@ pub enum Move {
     Open(usize),
     /// Some time passes, in quarters of a unit.
     Wait(u32),
-    /// The server asks for other settings.
+    /// The server changes its settings.
     Configure(Terms),
     /// The server calls `accept()`.
     Accept,
@@ -38,53 +29,53 @@ pub enum Move {
     Close,
 }
 
-/// A listener's beginning, and all that happens then.
+/// A listener's first settings, and the moves that follow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct History {
     /// Its backlog.
     pub backlog: usize,
-    /// Its settings in the beginning.
+    /// Its first settings.
     pub terms: Terms,
-    /// What happens, as far as it can happen then.
+    /// The moves; one that is not possible at its time is left out.
     pub moves: Vec<Move>,
 }
 
-/// Any history of up to so many moves.
+/// Returns a strategy for histories of fewer than this number of random moves.
 pub fn histories(moves: usize) -> impl Strategy<Value = History> {
-    let any = (
+    let random = (
         prop_oneof![Just(64_usize), Just(16_usize), 0..4_usize],
-        terms(),
-        prop::collection::vec(moving(4), 4..moves),
+        any_terms(),
+        prop::collection::vec(any_move(4), 4..moves),
     );
-    // A server that does not accept: somebody is half open when there is no room any more.
+    // A server that does not accept: a client is half open when the accept queue is full.
     let slow = (
         1..4_usize,
-        terms(),
-        prop::collection::vec(moving(1), 4..moves),
+        any_terms(),
+        prop::collection::vec(any_move(1), 4..moves),
     )
         .prop_map(|(backlog, terms, mut moves)| {
-            let comes = |client| Move::Send(client, Segment::Syn);
-            let speaks = |client| Move::Send(client, Segment::Data);
+            let syn = |client| Move::Send(client, Segment::Syn);
+            let data = |client| Move::Send(client, Segment::Data);
             let last = backlog + 1;
             let mut first = vec![Move::Open(0)];
-            first.extend((1..last).flat_map(|client| [comes(client), speaks(client)]));
-            first.extend([comes(CLIENTS - 1), comes(last), speaks(last)]);
+            first.extend((1..last).flat_map(|client| [syn(client), data(client)]));
+            first.extend([syn(CLIENTS - 1), syn(last), data(last)]);
             first.push(Move::Send(CLIENTS - 1, Segment::Ack));
             moves.splice(0..0, first);
             (backlog, terms, moves)
         });
-    prop_oneof![3 => any, 1 => slow].prop_map(|(backlog, terms, moves)| History {
+    prop_oneof![3 => random, 1 => slow].prop_map(|(backlog, terms, moves)| History {
         backlog,
         terms,
         moves,
     })
 }
 
-fn terms() -> impl Strategy<Value = Terms> {
+fn any_terms() -> impl Strategy<Value = Terms> {
     let timeout = prop_oneof![
-        6 => 2..7_u32,
-        1 => Just(1000_u32),
-        1 => Just(0_u32),
+        6 => (2..7_u64).prop_map(Some),
+        1 => Just(Some(1000)),
+        1 => Just(None),
     ];
     let max_parked = prop_oneof![
         2 => Just(0_u32),
@@ -103,21 +94,21 @@ fn terms() -> impl Strategy<Value = Terms> {
     })
 }
 
-fn moving(accepts: u32) -> impl Strategy<Value = Move> {
+fn any_move(accepts: u32) -> impl Strategy<Value = Move> {
     let client = 0..CLIENTS;
     prop_oneof![
         12 => client.clone().prop_map(Move::Open),
-        22 => (client, segment()).prop_map(|(client, segment)| Move::Send(client, segment)),
+        22 => (client, any_segment()).prop_map(|(client, segment)| Move::Send(client, segment)),
         9 => (1..9_u32).prop_map(Move::Wait),
-        // Long enough for SYN-ACKs to be sent again.
+        // Long enough for SYN-ACKs to be retransmitted.
         1 => (9..24_u32).prop_map(Move::Wait),
-        3 => terms().prop_map(Move::Configure),
+        3 => any_terms().prop_map(Move::Configure),
         accepts => Just(Move::Accept),
         1 => Just(Move::Close),
     ]
 }
 
-fn segment() -> impl Strategy<Value = Segment> {
+fn any_segment() -> impl Strategy<Value = Segment> {
     prop_oneof![
         7 => Just(Segment::Syn),
         6 => Just(Segment::Ack),

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a listener with the filter `dataready` does, told a second time: from README.md, `accf.h` and the RFCs, and not
-//! from the module.
+//! A second implementation of what a listener with the filter `dataready` does: from README.md,
+//! `accf.h` and the RFCs, and not from the module.
 //!
 //! | part | is |
 //! | --- | --- |
-//! | [`server`] | the reference: one listener with its clients, as a state machine with a clock that it is told |
-//! | [`history`] | what may happen to it, as proptest makes it up and shrinks it |
-//! | [`script`] | a history with a time for each of its moves, and what is to be seen before and after each |
+//! | [`server`] | the reference: one listener and its clients, a state machine without a clock |
+//! | [`history`] | random moves, which proptest generates and shrinks |
+//! | [`script`] | a history with a time for each move, and the expected state before and after it |
 //!
-//! Two users play scripts: `tests/policy.rs` has the module's policy decide, on the host; the suite has a real listener
-//! answer real segments, in the guest.
+//! Scripts are run twice: `tests/policy.rs` runs them with the module's policy, on the host; the
+//! suite runs them with a real listener and real segments, in the guest.
 //!
-//! No check here allows for chance. Where the outcome of a move would depend on a few milliseconds, the script puts the
-//! move somewhere else.
+//! No check here tolerates deviations. Where the outcome of a move would depend on a few
+//! milliseconds, the script does the move at another time.
 
 #![forbid(unsafe_code)]
 

@@ -1,84 +1,85 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A time for each move of a history, and what is to be seen before and after it.
+//! A time for each move of a history, and the expected state before and after it.
 //!
-//! The [`Director`] says what is next, and is told when it was done: on a machine that is busy that may be later than
-//! it should, and the rest follows. A [`Script`] is what becomes of a history where nothing is ever late.
+//! The [`Director`] returns the next action, and takes the time at which it was done: on a busy
+//! machine that may be later than planned, and all later times follow. A [`Script`] is a history
+//! run without any lateness.
 
 use std::collections::VecDeque;
 use std::fmt;
 
-use crate::history::{self, History, Move, CLIENTS};
+use crate::history::{History, Move, CLIENTS};
 use crate::server::{Millis, Seen, Segment, Server, Terms};
 
-/// How exactly a machine does something at a time.
+/// How exactly a machine keeps times.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// The unit of the times in a [`History`].
     pub unit: Millis,
-    /// So far a move keeps away from whatever happens by itself.
+    /// The minimum distance of a move from any event of the server's own.
     pub guard: Millis,
-    /// So late the kernel's own timers may be.
+    /// How late the kernel's own timers may be.
     pub timers_late: Millis,
 }
 
-/// After this time nothing more is begun,
+/// After this time no further move begins.
 const LONGEST: Millis = 4_500;
-/// and after this time all must be over: later on, the kernel gives up those who are half open.
+/// At this time a script must be over: later on, the kernel drops half-open requests.
 const LAST: Millis = 6_500;
 
-/// What is done to the listener.
+/// An action of a client or the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// This client sends a segment.
     Send(usize, Segment),
-    /// The server asks for these settings.
+    /// The server changes its settings to these.
     Configure(Terms),
     /// The server calls `accept()`.
     Accept,
     /// The server closes the listener.
     Close,
-    /// Nothing.
+    /// Nothing: only the state is compared.
     Look,
 }
 
-/// What is next.
+/// What to do next.
 #[derive(Clone, Debug)]
 pub enum Cue {
-    /// Nothing before that time.
+    /// Nothing before this time.
     Wait(Millis),
-    /// This, now, and this is to be seen before.
+    /// This action, now, with the expected state before it.
     Act(Action, Box<Seen>),
-    /// That was all.
+    /// Nothing: the history is over.
     Over,
 }
 
-/// It took so long that it cannot be told what is to be seen.
+/// An action took so long that its outcome is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooLate;
 
-/// A move of the director's.
+/// An entry of the director's queue.
 #[derive(Clone, Copy, Debug)]
 enum Item {
     Pause(Millis),
     Do(Action),
 }
 
-/// Puts a history on the stage.
+/// Runs a history: finds a time for each action, and predicts its outcome.
 #[derive(Clone, Debug)]
 pub struct Director {
     pace: Pace,
     server: Server,
     items: VecDeque<Item>,
     not_before: Millis,
-    /// How often the next item has been put off.
-    put_off: u32,
-    /// What is in the queue now is the end.
+    /// How often the next item has been postponed.
+    postponed: u32,
+    /// Whether the queue has the items of the end only.
     is_ending: bool,
 }
 
 impl Director {
-    /// At time 0, when the listener is new.
+    /// Begins at time 0, with a new listener.
     pub fn new(history: &History, pace: Pace) -> Self {
         let items = history.moves.iter().flat_map(|movement| match *movement {
             Move::Send(client, segment) => vec![Item::Do(Action::Send(client, segment))],
@@ -97,16 +98,16 @@ impl Director {
             server: Server::new(terms, history.backlog, CLIENTS, pace.timers_late),
             items: items.collect(),
             not_before: 0,
-            put_off: 0,
+            postponed: 0,
             is_ending: false,
         }
     }
 
-    /// What is next at a time, which is not before that of the last call.
+    /// Returns what to do next; `now` is not before that of the last call.
     ///
-    /// What cannot happen is left out, and what has no clear outcome now is put off.
+    /// Leaves out actions that are not possible, and postpones those whose outcome is unclear now.
     pub fn next(&mut self, now: Millis) -> Result<Cue, TooLate> {
-        const PATIENCE: u32 = 20;
+        const MAX_POSTPONED: u32 = 20;
         if now > LAST {
             return Err(TooLate);
         }
@@ -126,7 +127,7 @@ impl Director {
                     self.drop_item();
                     continue;
                 }
-                // In the end everybody is accepted, and there is one more look.
+                // At the end all connections are accepted, and the state is compared once more.
                 None if self.server.is_open() && self.server.has_queued() => {
                     self.items.push_back(Item::Do(Action::Accept));
                     continue;
@@ -142,16 +143,17 @@ impl Director {
             match self.unclear_until(action) {
                 _ if !self.may_happen(action) => self.drop_item(),
                 None => return Ok(Cue::Act(action, Box::new(self.server.seen()))),
-                Some(_) if self.put_off == PATIENCE => self.drop_item(),
+                Some(_) if self.postponed == MAX_POSTPONED => self.drop_item(),
                 Some(later) => {
-                    self.put_off += 1;
+                    self.postponed += 1;
                     self.not_before = later;
                 }
             }
         }
     }
 
-    /// The action has been done, in this time; what is to be seen then, until [`Self::next_by_itself`].
+    /// Notes that the action was done between these times; returns the expected state after it,
+    /// which lasts until [`Self::next_by_itself`].
     pub fn done(&mut self, from: Millis, to: Millis) -> Result<Seen, TooLate> {
         if self.next_by_itself().is_some_and(|next| next <= to) {
             return Err(TooLate);
@@ -168,17 +170,17 @@ impl Director {
         Ok(self.server.seen())
     }
 
-    /// When something happens by itself, at the earliest.
+    /// Returns the earliest time of an event of the server's own.
     pub fn next_by_itself(&self) -> Option<Millis> {
         self.server.next_by_itself()
     }
 
     fn drop_item(&mut self) {
         self.items.pop_front();
-        self.put_off = 0;
+        self.postponed = 0;
     }
 
-    /// Whether it makes sense now.
+    /// Returns whether the action is possible now.
     fn may_happen(&self, action: Action) -> bool {
         match action {
             Action::Send(client, segment) => self.server.may_send(client, segment),
@@ -187,18 +189,18 @@ impl Director {
         }
     }
 
-    /// Until when the outcome is unclear, if it is.
+    /// Returns until when the action's outcome is unclear, if it is.
     fn unclear_until(&self, action: Action) -> Option<Millis> {
         let (server, guard) = (&self.server, self.pace.guard);
         match action {
             Action::Send(client, segment) => server.unclear_answer(client, segment, guard),
-            Action::Configure(terms) => server.unclear_terms(terms, guard),
-            Action::Accept => server.unclear_room(guard),
+            Action::Configure(terms) => server.unclear_configure(terms, guard),
+            Action::Accept => server.unclear_accept(guard),
             Action::Close | Action::Look => None,
         }
     }
 
-    /// The first time from then on that is far enough from all that happens by itself.
+    /// Returns the first time from `at` on that is far enough from all events of the server's own.
     fn clear_from(&self, mut at: Millis) -> Millis {
         let guard = self.pace.guard;
         let mut server = self.server.clone();
@@ -212,7 +214,7 @@ impl Director {
             let first = windows.iter().map(|window| window.to).min();
             match (conflict, first.filter(|to| *to <= at)) {
                 (Some(later), _) => at = later,
-                // What happens before then may have something else happen.
+                // An event before `at` may cause another one.
                 (None, Some(first)) => server.advance(first),
                 (None, None) => return at,
             }
@@ -220,33 +222,33 @@ impl Director {
     }
 }
 
-/// One action, and what is to be seen.
+/// One action, and the expected states.
 #[derive(Clone, Debug)]
 pub struct Step {
     /// When it is done.
     pub at: Millis,
     /// What is done.
     pub action: Action,
-    /// What is to be seen at that time, just before.
+    /// The expected state just before.
     pub before: Seen,
-    /// What is to be seen just after, and until something happens by itself: not within the guard.
+    /// The expected state just after, until an event of the server's own: not within the guard.
     pub after: Seen,
 }
 
-/// A history played on time.
+/// A history run without lateness.
 #[derive(Clone, Debug)]
 pub struct Script {
     /// The listener's backlog.
     pub backlog: usize,
-    /// Its settings in the beginning.
+    /// Its first settings.
     pub terms: Terms,
-    /// What happens, one after the other; what happens by itself is the difference between one's `after` and the next
-    /// one's `before`.
+    /// The steps in order; events of the server's own are the difference between one's `after` and
+    /// the next one's `before`.
     pub steps: Vec<Step>,
 }
 
 impl Script {
-    /// What becomes of a history if each action takes so long.
+    /// Runs a history in which each action takes `step`.
     pub fn of(history: &History, pace: Pace, step: Millis) -> Result<Self, TooLate> {
         let mut director = Director::new(history, pace);
         let mut steps = Vec::new();
@@ -277,17 +279,11 @@ impl Script {
     }
 }
 
-/// Settings as the server takes them.
-pub fn in_millis(terms: history::Terms, pace: Pace) -> Terms {
-    let history::Terms {
-        timeout,
-        max_parked,
-        on_timeout,
-    } = terms;
+/// Converts settings of a history to those of a server, with times in milliseconds.
+pub fn in_millis(terms: Terms, pace: Pace) -> Terms {
     Terms {
-        timeout: (timeout > 0).then_some(Millis::from(timeout) * pace.unit),
-        max_parked,
-        on_timeout,
+        timeout: terms.timeout.map(|units| units * pace.unit),
+        ..terms
     }
 }
 
@@ -298,8 +294,8 @@ impl fmt::Display for Terms {
             None => f.write_str("no deadline")?,
         }
         match self.max_parked {
-            0 => f.write_str(", room for all")?,
-            most => write!(f, ", room for {most}")?,
+            0 => f.write_str(", any number parked")?,
+            most => write!(f, ", at most {most} parked")?,
         }
         write!(f, ", then {:?}", self.on_timeout)
     }
@@ -309,7 +305,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Send(client, segment) => write!(f, "client {client} sends {segment:?}"),
-            Self::Configure(terms) => write!(f, "the server asks for {terms}"),
+            Self::Configure(terms) => write!(f, "the server sets {terms}"),
             Self::Accept => f.write_str("the server accepts"),
             Self::Close => f.write_str("the server closes the listener"),
             Self::Look => f.write_str("the end"),
@@ -318,7 +314,7 @@ impl fmt::Display for Action {
 }
 
 impl fmt::Display for Script {
-    /// One line for the beginning, and one for each step.
+    /// Writes one line for the first settings, and one for each step.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "backlog {}; {}", self.backlog, self.terms)?;
         self.steps

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! One listener and its clients: what has to become of each, and when.
+//! One listener and its clients: what must happen to each, and when.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -8,49 +8,50 @@ use std::fmt;
 /// A point in time, or a span of it.
 pub type Millis = u64;
 
-/// How soon a connection that is due is made once there is room in the accept queue, at the latest. (README: "waits past
-/// its deadline until there is room"; the module looks so often.)
-pub const ROOM_IS_SEEN: Millis = 50;
+/// The limit for an expired request to be accepted once the accept queue has room: the module
+/// checks at this interval.
+pub const ROOM_NOTICED_WITHIN: Millis = 50;
 
-/// After this time without an ACK a SYN-ACK is sent again, and then after twice as long.
+/// After this time without an ACK the SYN-ACK is retransmitted, and then after twice as long.
 const SYN_ACK_TIMEOUT: Millis = 1000;
 
-/// How long the kernel says no more to a client that is half open and repeats itself
+/// The minimum interval of the kernel's answers to a half-open client that repeats a segment
 /// (`net.ipv4.tcp_invalid_ratelimit`).
-const ANSWERS_APART: Millis = 500;
+const ANSWER_INTERVAL: Millis = 500;
 
-/// By so much it may be earlier or later: the kernel counts its clock's ticks, which stand still while a busy machine does,
-/// and are made up for.
-const TICKS_LATE: Millis = 300;
+/// The error of that interval: the kernel counts clock ticks, which stop while a busy machine
+/// stands still, and then catch up.
+const TICKS_ERROR: Millis = 300;
 
-/// What becomes of a client that is silent until its deadline, or that makes room for another one.
+/// What happens to a client that is silent until its deadline, or that is evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnTimeout {
     /// The server accepts it.
     Accept,
     /// It gets an RST.
     Reset,
-    /// It is forgotten.
+    /// Its request is dropped silently.
     Drop,
 }
 
 /// A listener's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// How long a silent client is held back; for ever, if there is nothing.
+    /// How long a silent client is parked (in a [history](crate::history), in units); `None`:
+    /// without a deadline.
     pub timeout: Option<Millis>,
-    /// How many are held back at most; 0 for more than there ever are.
+    /// The maximum of parked clients; 0: any number.
     pub max_parked: u32,
-    /// What becomes of the rest.
+    /// What happens to a client that expires or is evicted.
     pub on_timeout: OnTimeout,
 }
 
-/// What a client sends. All numbers are those of its first byte, but where it says otherwise.
+/// What a client sends. Sequence numbers are those of its first byte unless noted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Segment {
     /// Its SYN: the first one, or the same again.
     Syn,
-    /// The third segment of a handshake, bare; or the same again.
+    /// The third segment of a handshake, without data; or the same again.
     Ack,
     /// A few bytes.
     Data,
@@ -66,13 +67,13 @@ pub enum Segment {
     Probe,
     /// The same with a byte of garbage.
     ProbeWithByte,
-    /// Data that lies far behind.
+    /// Data far before the window.
     OldData,
-    /// An ACK of something that was never sent.
+    /// An ACK of data that was never sent.
     WrongAck,
-    /// A SYN inside of the window.
+    /// A SYN inside the window.
     SynInWindow,
-    /// A SYN far outside of the window.
+    /// A SYN far outside the window.
     StraySyn,
     /// A few bytes without an ACK.
     NoAck,
@@ -83,20 +84,20 @@ pub enum Segment {
 pub enum Sent {
     /// Its answer to a SYN.
     SynAck,
-    /// An ACK of all that is in order, which is the SYN.
+    /// An ACK of the SYN.
     Ack,
-    /// A reset that the client believes: at the byte that it expects next.
+    /// A reset that the client accepts: at the byte that it expects next.
     Reset,
-    /// A reset with the numbers of what it answers.
+    /// A reset with the numbers of the segment that it answers.
     StrayReset,
 }
 
-/// What a listener has counted (`struct accf_stats`); what is not here stays zero.
+/// A listener's counters (`struct accf_stats`); those left out here stay zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Counts {
     pub parked: u64,
-    /// Without the parked ones, of which a few may be among those that the kernel counts.
+    /// Without the parked ones, although the kernel counts a few of them.
     pub half_open: u64,
     pub half_open_young: u64,
     pub released_data: u64,
@@ -110,7 +111,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// How many were ever parked.
+    /// Returns how many were ever parked.
     pub fn parked_total(&self) -> u64 {
         self.parked
             + self.released_data
@@ -124,7 +125,7 @@ impl Counts {
 }
 
 impl fmt::Display for Counts {
-    /// Those that are not zero.
+    /// Writes those that are not zero.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = [
             ("parked", self.parked),
@@ -151,7 +152,7 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Something that happens by itself, at a time that is known as well as this.
+/// The time of an event of the server's own, as exactly as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Not before.
@@ -161,7 +162,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// The same, that much later.
+    /// Returns the same window, later by `time`.
     fn after(self, time: Millis) -> Self {
         Self {
             from: self.from + time,
@@ -169,27 +170,31 @@ impl Window {
         }
     }
 
-    /// Whether it cannot be told, at `now`, which comes first; nor within `guard` before and after that.
+    /// Returns whether `now`, give or take `guard`, may be before or after the event.
     pub(crate) fn is_unclear(self, now: Millis, guard: Millis) -> bool {
         now + guard > self.from && now < self.to + guard
     }
 }
 
-/// Where a client stands, as the server knows.
+/// A half-open client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct HalfOpen {
+    /// When the SYN-ACK is retransmitted next.
+    timer: Window,
+    /// How often it was retransmitted.
+    timeouts: u32,
+    /// Its ACK arrived, but the accept queue was full: the filter does not park it any more.
+    acked: bool,
+}
+
+/// A client's state at the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Nobody knows it.
+    /// Unknown to the server.
     Gone,
     /// Its SYN was answered.
-    HalfOpen {
-        /// When the SYN-ACK is sent again.
-        timer: Window,
-        /// How often it was.
-        timeouts: u32,
-        /// It should have been connected, but there was no room: the filter has no say any more.
-        let_in: bool,
-    },
-    /// Held back since then.
+    HalfOpen(HalfOpen),
+    /// Parked since this time.
     Parked(Window),
     /// Connected, and not accepted yet.
     Queued,
@@ -200,27 +205,27 @@ enum State {
 #[derive(Clone, Debug)]
 struct Client {
     state: State,
-    /// When it was last told what it is told only so often.
+    /// When it last got an answer that is rate-limited.
     answered: Option<Window>,
-    /// It has had a SYN-ACK, and so knows the server's numbers.
+    /// Whether it got a SYN-ACK, and so knows the server's sequence numbers.
     has_syn_ack: bool,
     sent: Vec<Sent>,
 }
 
-/// All that is to be seen from outside, at one moment.
+/// The state at one moment, as far as it is visible from outside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// The listener's counters; nothing, once it is closed.
+    /// The listener's counters; `None` once it is closed.
     pub counts: Option<Counts>,
-    /// How many connections wait in the accept queue.
+    /// The number of connections in the accept queue.
     pub queued: usize,
     /// The clients whose connections were accepted, in that order.
     pub accepted: Vec<usize>,
-    /// What each client has been sent. For one that is connected, what it is sent as such is left out.
+    /// The segments sent to each client, without those of its connection.
     pub sent: Vec<Vec<Sent>>,
     /// Whether each client is connected.
     pub connected: Vec<bool>,
-    /// Whether each client is half open: its ACK has not come, or there was no room for it.
+    /// Whether each client is half open: its ACK has not arrived, or the accept queue was full.
     pub half_open: Vec<bool>,
 }
 
@@ -228,7 +233,7 @@ pub struct Seen {
 #[derive(Clone, Debug)]
 pub struct Server {
     now: Millis,
-    /// What is done now is over by then.
+    /// The end of the present action.
     over: Millis,
     terms: Terms,
     backlog: usize,
@@ -236,17 +241,17 @@ pub struct Server {
     /// How late the kernel's own timers may be.
     timers_late: Millis,
     clients: Vec<Client>,
-    /// Who is parked, the oldest first.
+    /// The parked clients, the oldest first.
     parked: VecDeque<usize>,
     queue: VecDeque<usize>,
     accepted: Vec<usize>,
-    /// There is room again for who is due, which is seen by then.
-    room_seen_by: Option<Millis>,
+    /// Until when an expired client notices that the accept queue has room again.
+    room_noticed_by: Option<Millis>,
     counts: Counts,
 }
 
 impl Server {
-    /// A listener that nobody has talked to, at time 0.
+    /// Makes a listener without clients' segments, at time 0.
     pub fn new(terms: Terms, backlog: usize, clients: usize, timers_late: Millis) -> Self {
         let client = Client {
             state: State::Gone,
@@ -265,39 +270,39 @@ impl Server {
             parked: VecDeque::new(),
             queue: VecDeque::new(),
             accepted: Vec::new(),
-            room_seen_by: None,
+            room_noticed_by: None,
             counts: Counts::default(),
         }
     }
 
-    /// What time it is.
+    /// Returns the present time.
     pub fn now(&self) -> Millis {
         self.now
     }
 
-    /// Whether it listens.
+    /// Returns whether it listens.
     pub fn is_open(&self) -> bool {
         self.is_open
     }
 
-    /// Whether connections wait to be accepted.
+    /// Returns whether connections wait in the accept queue.
     pub fn has_queued(&self) -> bool {
         !self.queue.is_empty()
     }
 
-    /// What is to be seen now.
+    /// Returns the visible state.
     pub fn seen(&self) -> Seen {
         let mut counts = self.counts;
         counts.parked = self.parked.len() as u64;
         for client in &self.clients {
-            if let State::HalfOpen { timeouts, .. } = client.state {
+            if let State::HalfOpen(it) = client.state {
                 counts.half_open += 1;
-                counts.half_open_young += u64::from(timeouts == 0);
+                counts.half_open_young += u64::from(it.timeouts == 0);
             }
         }
         let is_connected =
             |client: &Client| matches!(client.state, State::Queued | State::Accepted);
-        let is_half_open = |client: &Client| matches!(client.state, State::HalfOpen { .. });
+        let is_half_open = |client: &Client| matches!(client.state, State::HalfOpen(_));
         Seen {
             counts: self.is_open.then_some(counts),
             queued: self.queue.len(),
@@ -308,14 +313,15 @@ impl Server {
         }
     }
 
-    /// Whether it makes sense for a client to send this now; what is left out is said of connections, not of the filter,
-    /// or has too many outcomes.
+    /// Returns whether a client may send this now. Segments are left out whose outcome depends on
+    /// TCP's connections instead of the filter, or on too many conditions.
     pub fn may_send(&self, client: usize, segment: Segment) -> bool {
         let client = &self.clients[client];
         match client.state {
             State::Queued | State::Accepted => false,
             State::Gone if segment == Segment::Syn => {
-                // More half-open clients than that, and the kernel answers with cookies. It counts a parked one or another.
+                // With more half-open clients, a few parked ones among them, the kernel sends
+                // cookies.
                 let half_open = self.seen().counts.map_or(0, |counts| counts.half_open) as usize;
                 let spare = self.parked.len().min(self.backlog / 8);
                 half_open + spare <= self.backlog
@@ -324,33 +330,28 @@ impl Server {
                 let is_syn = matches!(segment, Segment::SynInWindow | Segment::StraySyn);
                 client.has_syn_ack && !is_syn
             }
-            State::HalfOpen { .. } | State::Parked(_) => true,
+            State::HalfOpen(_) | State::Parked(_) => true,
         }
     }
 
-    /// What happens by itself from now on.
+    /// Returns the times of the server's own events from now on.
     pub fn windows(&self) -> Vec<Window> {
         let mut windows = Vec::new();
         if !self.is_open {
             return windows;
         }
-        windows.extend(self.room_seen_by.map(|to| Window { from: self.now, to }));
-        let deadlines = self
-            .parked
-            .iter()
-            .filter_map(|&client| self.deadline(client));
-        windows.extend(deadlines.filter(|deadline| deadline.to > self.now));
+        windows.extend(self.room_noticed_by.map(|to| Window { from: self.now, to }));
+        windows.extend(self.deadlines());
         for client in &self.clients {
-            if let State::HalfOpen { timer, .. } = client.state {
-                windows.push(timer);
+            if let State::HalfOpen(it) = client.state {
+                windows.push(it.timer);
             }
         }
         windows
     }
 
-    /// When a segment of a client would be answered or not, depending on a moment: nothing, if that is clear.
-    ///
-    /// The time given is when it becomes clear.
+    /// Returns until when it is unclear whether a client's segment is answered; `None` if it is
+    /// clear.
     pub fn unclear_answer(&self, client: usize, segment: Segment, guard: Millis) -> Option<Millis> {
         let client = &self.clients[client];
         let is_limited = matches!(
@@ -360,15 +361,15 @@ impl Server {
         if !is_limited || matches!(client.state, State::Gone) {
             return None;
         }
-        let again = client.answered?.after(ANSWERS_APART);
-        let guard = guard + TICKS_LATE;
+        let again = client.answered?.after(ANSWER_INTERVAL);
+        let guard = guard + TICKS_ERROR;
         again
             .is_unclear(self.now, guard)
             .then_some(again.to + guard)
     }
 
-    /// The same for new settings: somebody's deadline would be right now.
-    pub fn unclear_terms(&self, terms: Terms, guard: Millis) -> Option<Millis> {
+    /// Returns the same for new settings, with which a deadline would be just now.
+    pub fn unclear_configure(&self, terms: Terms, guard: Millis) -> Option<Millis> {
         let timeout = terms.timeout?;
         self.parked
             .iter()
@@ -378,28 +379,24 @@ impl Server {
             .map(|deadline| deadline.to + guard)
     }
 
-    /// The same for `accept()`, which may let somebody in who waits for room: somebody else's deadline would be at the same
-    /// time.
-    pub fn unclear_room(&self, guard: Millis) -> Option<Millis> {
-        if !self.is_blocked() {
+    /// Returns the same for `accept()`: an expired client that waits for room may be queued at the
+    /// same time as another client's deadline.
+    pub fn unclear_accept(&self, guard: Millis) -> Option<Millis> {
+        if !self.is_waiting_for_room() {
             return None;
         }
-        let deadlines = self
-            .parked
-            .iter()
-            .filter_map(|&client| self.deadline(client));
-        deadlines
-            .filter(|at| at.to > self.now && at.from < self.now + ROOM_IS_SEEN + 2 * guard)
+        self.deadlines()
+            .filter(|at| at.from < self.now + ROOM_NOTICED_WITHIN + 2 * guard)
             .map(|at| at.to + guard)
             .max()
     }
 
-    /// What happens by itself and is not over.
+    /// Returns the earliest time of an event of the server's own.
     pub fn next_by_itself(&self) -> Option<Millis> {
         self.windows().into_iter().map(|window| window.from).min()
     }
 
-    /// Lets time pass; what is done then is done at some time from then to `over`.
+    /// Lets time pass; the next action happens at some time from `at` to `over`.
     pub fn begin(&mut self, at: Millis, over: Millis) {
         self.advance(at);
         self.over = over.max(self.now);
@@ -414,20 +411,20 @@ impl Server {
             };
             self.now = self.now.max(next);
             self.over = self.now;
-            if self.room_seen_by == Some(next) {
-                self.room_seen_by = None;
+            if self.room_noticed_by == Some(next) {
+                self.room_noticed_by = None;
             }
             self.fire_timers();
-            self.settle();
+            self.expire_all();
         }
         self.now = self.now.max(to);
         self.over = self.now;
     }
 
-    /// A client's segment comes in.
+    /// Handles a client's segment.
     pub fn receive(&mut self, client: usize, segment: Segment) {
         match self.clients[client].state {
-            State::Gone if self.is_open => self.receive_of_stranger(client, segment),
+            State::Gone if self.is_open => self.receive_unknown(client, segment),
             State::Gone => {
                 let reset = match segment {
                     Segment::Rst | Segment::InexactRst => return,
@@ -436,26 +433,26 @@ impl Server {
                 };
                 self.send(client, reset);
             }
-            State::HalfOpen { .. } | State::Parked(_) => self.receive_of_request(client, segment),
+            State::HalfOpen(_) | State::Parked(_) => self.receive_for_request(client, segment),
             State::Queued | State::Accepted => {}
         }
-        self.settle();
+        self.expire_all();
     }
 
-    fn receive_of_stranger(&mut self, client: usize, segment: Segment) {
+    fn receive_unknown(&mut self, client: usize, segment: Segment) {
         match segment {
-            // A plain listener has no time for it either.
+            // A plain listener drops it, too.
             Segment::Syn if self.is_full() => {}
             Segment::Syn => {
                 let timer = self.timer(0);
                 let it = &mut self.clients[client];
                 it.answered = None;
                 it.has_syn_ack = true;
-                it.state = State::HalfOpen {
+                it.state = State::HalfOpen(HalfOpen {
                     timer,
                     timeouts: 0,
-                    let_in: false,
-                };
+                    acked: false,
+                });
                 self.send(client, Sent::SynAck);
             }
             Segment::Rst | Segment::InexactRst | Segment::NoAck => {}
@@ -464,26 +461,20 @@ impl Server {
         }
     }
 
-    fn receive_of_request(&mut self, client: usize, segment: Segment) {
+    fn receive_for_request(&mut self, client: usize, segment: Segment) {
         match segment {
             Segment::Syn => {
                 if self.may_answer(client) {
                     self.send(client, Sent::SynAck);
-                    if let State::HalfOpen {
-                        timeouts, let_in, ..
-                    } = self.clients[client].state
-                    {
-                        self.clients[client].state = State::HalfOpen {
-                            timer: self.timer(timeouts),
-                            timeouts,
-                            let_in,
-                        };
+                    if let State::HalfOpen(mut it) = self.clients[client].state {
+                        it.timer = self.timer(it.timeouts);
+                        self.clients[client].state = State::HalfOpen(it);
                     }
                 }
             }
             Segment::Ack => self.acknowledge(client),
-            Segment::Data | Segment::DataFin => self.speak(client, false),
-            Segment::Fin => self.speak(client, true),
+            Segment::Data | Segment::DataFin => self.receive_data(client, false),
+            Segment::Fin => self.receive_data(client, true),
             Segment::Rst => self.abort(client),
             Segment::SynInWindow => {
                 self.send(client, Sent::StrayReset);
@@ -500,31 +491,31 @@ impl Server {
         }
     }
 
-    /// The server asks for other settings, which hold at once, also for who is parked.
+    /// Changes the settings, which apply at once, also to parked clients.
     pub fn configure(&mut self, terms: Terms) {
         self.terms = terms;
-        self.settle();
+        self.expire_all();
     }
 
-    /// The server calls `accept()`; whom it gets is the last of [`Seen::accepted`] then.
+    /// Calls `accept()`; the accepted client is then the last of [`Seen::accepted`].
     pub fn accept(&mut self) {
-        let waits = self.is_blocked();
+        let waits = self.is_waiting_for_room();
         let Some(client) = self.queue.pop_front() else {
             return;
         };
         self.clients[client].state = State::Accepted;
         self.accepted.push(client);
         if waits && !self.is_full() {
-            self.room_seen_by = Some(self.over + ROOM_IS_SEEN);
+            self.room_noticed_by = Some(self.over + ROOM_NOTICED_WITHIN);
         }
-        self.settle();
+        self.expire_all();
     }
 
-    /// The server closes the listener: who waits in the accept queue is reset, everybody else forgotten.
+    /// Closes the listener: connections in the accept queue are reset, all requests are dropped.
     pub fn close(&mut self) {
         self.is_open = false;
         self.parked.clear();
-        self.room_seen_by = None;
+        self.room_noticed_by = None;
         while let Some(client) = self.queue.pop_front() {
             self.send(client, Sent::Reset);
             self.clients[client].state = State::Gone;
@@ -536,21 +527,21 @@ impl Server {
         }
     }
 
-    /// A bare ACK.
+    /// Handles a bare ACK.
     fn acknowledge(&mut self, client: usize) {
         match self.clients[client].state {
-            State::HalfOpen { let_in: true, .. } => self.connect(client),
-            State::HalfOpen { .. } => {
-                let has_room = self.has_room_for_one();
-                if !has_room && self.terms.on_timeout == OnTimeout::Accept && self.is_full() {
-                    // Nobody can make room.
+            State::HalfOpen(HalfOpen { acked: true, .. }) => self.connect(client),
+            State::HalfOpen(_) => {
+                let may_park = self.may_park_one_more();
+                if !may_park && self.terms.on_timeout == OnTimeout::Accept && self.is_full() {
+                    // The oldest cannot be evicted.
                     self.counts.bypass_accept_queue_full += 1;
                     self.connect(client);
                     return;
                 }
                 self.clients[client].state = State::Parked(self.present());
                 self.parked.push_back(client);
-                if !has_room {
+                if !may_park {
                     self.expire(true);
                 }
             }
@@ -558,8 +549,8 @@ impl Server {
         }
     }
 
-    /// Something for the server to read. If there is no room for the connection, it is as if it had not come.
-    fn speak(&mut self, client: usize, is_fin: bool) {
+    /// Handles data or a FIN. If the accept queue is full, the segment is dropped.
+    fn receive_data(&mut self, client: usize, is_fin: bool) {
         let was_parked = matches!(self.clients[client].state, State::Parked(_));
         self.connect(client);
         if was_parked && self.clients[client].state == State::Queued {
@@ -572,17 +563,17 @@ impl Server {
         }
     }
 
-    /// Makes a connection of a request, if there is room.
+    /// Makes a connection of a request, if the accept queue has room.
     fn connect(&mut self, client: usize) {
         if !self.is_full() {
             self.clients[client].state = State::Queued;
             self.queue.push_back(client);
-        } else if let State::HalfOpen { let_in, .. } = &mut self.clients[client].state {
-            *let_in = true;
+        } else if let State::HalfOpen(it) = &mut self.clients[client].state {
+            it.acked = true;
         }
     }
 
-    /// The client has gone.
+    /// Handles the end of a request by the client.
     fn abort(&mut self, client: usize) {
         if let State::Parked(_) = self.clients[client].state {
             self.parked.retain(|it| *it != client);
@@ -591,13 +582,13 @@ impl Server {
         self.clients[client].state = State::Gone;
     }
 
-    /// Does to the oldest what the listener wants done.
-    fn expire(&mut self, makes_room: bool) {
+    /// Expires or evicts the oldest, according to `on_timeout`.
+    fn expire(&mut self, is_eviction: bool) {
         let Some(client) = self.parked.pop_front() else {
             return;
         };
         let count = match self.terms.on_timeout {
-            _ if makes_room => &mut self.counts.evicted,
+            _ if is_eviction => &mut self.counts.evicted,
             OnTimeout::Accept => &mut self.counts.timeout_accept,
             OnTimeout::Reset => &mut self.counts.timeout_reset,
             OnTimeout::Drop => &mut self.counts.timeout_drop,
@@ -611,68 +602,56 @@ impl Server {
         }
     }
 
-    /// Whether the oldest's time is up; and if it is, whether that is to make room.
-    fn due(&self) -> Option<bool> {
+    /// Returns whether the oldest is over the limit (`true`), or has expired (`false`); `None` if
+    /// neither.
+    fn expired(&self) -> Option<bool> {
         let &oldest = self.parked.front()?;
         if self.deadline(oldest).is_some_and(|it| it.to <= self.now) {
             Some(false)
         } else {
-            let most = self.most_parked();
+            let most = self.max_parked();
             most.is_some_and(|most| self.parked.len() > most)
                 .then_some(true)
         }
     }
 
-    /// Whether somebody's time is up, but there is no room in the accept queue.
-    fn is_blocked(&self) -> bool {
-        self.terms.on_timeout == OnTimeout::Accept && self.is_full() && self.due().is_some()
+    /// Returns whether the oldest is to be accepted, but the accept queue is full.
+    fn is_waiting_for_room(&self) -> bool {
+        self.terms.on_timeout == OnTimeout::Accept && self.is_full() && self.expired().is_some()
     }
 
-    /// What is due happens.
-    fn settle(&mut self) {
-        while self.is_open && self.room_seen_by.is_none() && !self.is_blocked() {
-            let Some(makes_room) = self.due() else {
+    /// Expires or evicts all clients that are to be.
+    fn expire_all(&mut self) {
+        while self.is_open && self.room_noticed_by.is_none() && !self.is_waiting_for_room() {
+            let Some(is_eviction) = self.expired() else {
                 return;
             };
-            self.expire(makes_room);
+            self.expire(is_eviction);
         }
     }
 
-    /// The kernel's own timers: SYN-ACKs are sent again to who has not acknowledged one.
+    /// Runs TCP's own timers, which retransmit SYN-ACKs that were not acknowledged.
     fn fire_timers(&mut self) {
-        for client in 0..self.clients.len() {
-            let State::HalfOpen {
-                timer,
-                timeouts,
-                let_in,
-            } = self.clients[client].state
-            else {
-                continue;
-            };
-            if timer.to > self.now {
-                continue;
+        for client in &mut self.clients {
+            if let State::HalfOpen(it) = &mut client.state {
+                if it.timer.to <= self.now {
+                    it.timeouts += 1;
+                    it.timer = it.timer.after(SYN_ACK_TIMEOUT << it.timeouts);
+                    it.timer.to += self.timers_late;
+                    client.sent.push(Sent::SynAck);
+                }
             }
-            let pause = SYN_ACK_TIMEOUT << (timeouts + 1);
-            self.send(client, Sent::SynAck);
-            self.clients[client].state = State::HalfOpen {
-                timer: Window {
-                    from: timer.from + pause,
-                    to: timer.to + pause + self.timers_late,
-                },
-                timeouts: timeouts + 1,
-                let_in,
-            };
         }
     }
 
-    /// When the SYN-ACK is sent again that is sent now.
+    /// Returns when a SYN-ACK that is sent now is retransmitted.
     fn timer(&self, timeouts: u32) -> Window {
         let mut timer = self.present().after(SYN_ACK_TIMEOUT << timeouts);
         timer.to += self.timers_late;
         timer
     }
 
-    /// Now, as far as that is known.
+    /// Returns the present time, as exactly as it is known.
     fn present(&self) -> Window {
         Window {
             from: self.now,
@@ -680,11 +659,11 @@ impl Server {
         }
     }
 
-    /// Whether a client that repeats itself is answered; it is noted that it is.
+    /// Returns whether a repeated segment is answered, and notes the answer.
     fn may_answer(&mut self, client: usize) -> bool {
         let present = self.present();
         let answered = &mut self.clients[client].answered;
-        let may = answered.is_none_or(|it| present.from >= it.to + ANSWERS_APART);
+        let may = answered.is_none_or(|it| present.from >= it.to + ANSWER_INTERVAL);
         if may {
             *answered = Some(present);
         }
@@ -702,20 +681,28 @@ impl Server {
         }
     }
 
+    /// Returns the deadlines of the parked clients that have not expired.
+    fn deadlines(&self) -> impl Iterator<Item = Window> + '_ {
+        let deadlines = self.parked.iter();
+        let deadlines = deadlines.filter_map(|&client| self.deadline(client));
+        deadlines.filter(|deadline| deadline.to > self.now)
+    }
+
     fn deadline(&self, client: usize) -> Option<Window> {
         Some(self.parked_at(client)?.after(self.terms.timeout?))
     }
 
-    fn most_parked(&self) -> Option<usize> {
+    fn max_parked(&self) -> Option<usize> {
         (self.terms.max_parked > 0).then_some(self.terms.max_parked as usize)
     }
 
-    fn has_room_for_one(&self) -> bool {
-        self.most_parked()
+    fn may_park_one_more(&self) -> bool {
+        self.max_parked()
             .is_none_or(|most| self.parked.len() < most)
     }
 
-    /// Whether a connection that is made now is refused: a backlog of one is room for two.
+    /// Returns whether the accept queue is full. As in the kernel, a backlog of one has room for
+    /// two.
     fn is_full(&self) -> bool {
         self.queue.len() > self.backlog
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The module's policy plays the scripts, driven as `module/net/` drives it, with as much of a kernel as it needs; and
-//! some properties of the scripts themselves.
+//! Runs scripts with the module's policy, called as `module/net/` calls it, with a minimal kernel
+//! around it; and checks some properties of the scripts themselves.
 
 use std::collections::VecDeque;
 
@@ -22,23 +22,23 @@ const PACE: Pace = Pace {
 
 const MILLI: u64 = 1_000_000;
 
-/// Where a client's request stands for the kernel.
+/// The state of a client's request in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Gone,
-    HalfOpen { let_in: bool },
+    HalfOpen { acked: bool },
     Parked,
     Connected,
 }
 
-/// A listener whose decisions are the policy's.
+/// A listener that follows the policy's decisions.
 struct Listener {
     config: Config,
     backlog: usize,
     now: u64,
     is_open: bool,
     states: Vec<State>,
-    /// Who is parked, and since when.
+    /// The parked clients, and since when.
     parked: VecDeque<(usize, u64)>,
     alarm: Option<u64>,
     queue: VecDeque<usize>,
@@ -86,9 +86,9 @@ impl Listener {
         self.queue.len() > self.backlog
     }
 
-    fn leave(&mut self, client: usize, end: End) {
-        let place = self.parked.iter().position(|it| it.0 == client).unwrap();
-        let (_, at) = self.parked.remove(place).unwrap();
+    fn unpark(&mut self, client: usize, end: End) {
+        let index = self.parked.iter().position(|it| it.0 == client).unwrap();
+        let (_, at) = self.parked.remove(index).unwrap();
         self.stats.end(end, Nanos(self.now - at));
     }
 
@@ -108,13 +108,13 @@ impl Listener {
                 self.resets[client] += usize::from(on_timeout == OnTimeout::Reset);
             }
         }
-        self.leave(client, End::of_expired(expiry, self.config.on_timeout));
+        self.unpark(client, End::of_expired(expiry, self.config.on_timeout));
     }
 
     fn acknowledge(&mut self, client: usize, segment: SegmentKind) {
         let phase = match self.states[client] {
             State::Parked => Phase::Parked,
-            State::HalfOpen { let_in: true } => Phase::Expired,
+            State::HalfOpen { acked: true } => Phase::Expired,
             _ => Phase::Unparked,
         };
         match on_segment(Dataready::verdict(segment), || phase) {
@@ -146,21 +146,21 @@ impl Listener {
 
     fn connect(&mut self, client: usize, segment: SegmentKind) {
         if self.is_full() {
-            if let State::HalfOpen { let_in } = &mut self.states[client] {
-                *let_in = true;
+            if let State::HalfOpen { acked } = &mut self.states[client] {
+                *acked = true;
             }
             return;
         }
         if self.states[client] == State::Parked {
-            self.leave(client, End::of_accepted(segment, None));
+            self.unpark(client, End::of_accepted(segment, None));
         }
         self.states[client] = State::Connected;
         self.queue.push_back(client);
     }
 
-    fn go(&mut self, client: usize) {
+    fn abort(&mut self, client: usize) {
         if self.states[client] == State::Parked {
-            self.leave(client, End::Aborted);
+            self.unpark(client, End::Aborted);
         }
         self.states[client] = State::Gone;
     }
@@ -182,7 +182,7 @@ impl Listener {
         };
     }
 
-    /// The timer runs until `to`.
+    /// Lets time pass, and runs the timer, until `to`.
     fn pass(&mut self, to: u64) {
         while let Some(at) = self.alarm.filter(|at| self.is_open && *at <= to) {
             self.now = self.now.max(at);
@@ -206,7 +206,7 @@ impl Listener {
         match segment {
             Sent::Syn if !is_known => {
                 self.states[client] = match self.is_open && !self.is_full() {
-                    true => State::HalfOpen { let_in: false },
+                    true => State::HalfOpen { acked: false },
                     false => State::Gone,
                 };
             }
@@ -214,8 +214,8 @@ impl Listener {
             Sent::Ack => self.acknowledge(client, SegmentKind::BareAck),
             Sent::Data | Sent::DataFin => self.acknowledge(client, SegmentKind::Data),
             Sent::Fin => self.acknowledge(client, SegmentKind::Fin),
-            Sent::Rst | Sent::SynInWindow => self.go(client),
-            // The kernel deals with it, and does not ask the policy.
+            Sent::Rst | Sent::SynInWindow => self.abort(client),
+            // TCP handles it without the policy.
             _ => {}
         }
     }
@@ -261,7 +261,7 @@ impl Listener {
 
     fn agrees(&self, seen: &Seen) -> Result<(), TestCaseError> {
         if let Some(counts) = seen.counts {
-            // The kernel's own timers are not the policy's business.
+            // TCP's own timers are not part of the policy.
             let expected = Counts {
                 half_open_young: 0,
                 ..counts
@@ -278,10 +278,10 @@ impl Listener {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
-    /// Whatever happens, the policy does what the model says, and does it before or after each move as the model says,
-    /// however long each move takes.
+    /// In any history the policy agrees with the model before and after each move, however long
+    /// each move takes.
     #[test]
-    fn the_policy_does_what_the_model_says(
+    fn the_policy_agrees_with_the_model(
         history in histories(60),
         speeds in prop::collection::vec((0..10_u64, 0..10_u64, 0..10_u64), 1..50),
     ) {
@@ -293,17 +293,17 @@ proptest! {
             match director.next(now).unwrap() {
                 Cue::Wait(until) => now = until,
                 Cue::Act(action, seen) => {
-                    let told = |when: &str| format!("at {now} ms, {when} {action:?}");
+                    let place = |when: &str| format!("at {now} ms, {when} {action:?}");
                     listener.pass((now + before) * MILLI);
                     listener.agrees(&seen).map_err(|error| {
-                        TestCaseError::fail(format!("{}: {error}", told("before")))
+                        TestCaseError::fail(format!("{}: {error}", place("before")))
                     })?;
-                    // It happens in the middle of the time that it takes.
+                    // The action happens in the middle of its duration.
                     listener.pass((now + before) * MILLI + (from + to) * MILLI / 2);
                     listener.act(action);
                     let seen = director.done(now + before, now + before + from + to).unwrap();
                     listener.agrees(&seen).map_err(|error| {
-                        TestCaseError::fail(format!("{}: {error}", told("after")))
+                        TestCaseError::fail(format!("{}: {error}", place("after")))
                     })?;
                     now += before + from + to;
                 }
@@ -312,7 +312,7 @@ proptest! {
         }
     }
 
-    /// Scripts are in order, not too long, and begin with nothing.
+    /// Scripts are in order, end in time, and begin with zero counters.
     #[test]
     fn scripts_are_in_order(history in histories(60)) {
         let script = Script::of(&history, PACE, 2).unwrap();

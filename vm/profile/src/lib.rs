@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A plugin of QEMU that counts how often the guest's one processor executes each instruction.
 //!
-//! `-plugin PATH,out=DIRECTORY`. A program in the guest says with marks (`marks.rs`) what is counted. When a section
-//! ends, its counts go to `DIRECTORY/section-N`, with `N` from 0: lines of an instruction's virtual address, in
-//! hexadecimal, and how often it was executed.
+//! `-plugin PATH,out=DIRECTORY`. A program in the guest selects with marks (`marks.rs`) what is
+//! counted. When a section ends, its counts are written to `DIRECTORY/section-N`, with `N` from 0:
+//! each line has an instruction's virtual address, in hexadecimal, and how often it was executed.
 //!
-//! QEMU translates the guest's code in blocks, which are executed from their first instruction to their last (a block
-//! that an exception leaves early is counted to its end). So it is enough to count blocks.
+//! QEMU translates the guest's code in blocks, which are executed from their first instruction to
+//! their last (a block that an exception leaves early is counted to its end). So it is enough to
+//! count blocks.
 
 #![forbid(unsafe_code)]
 
@@ -33,18 +34,18 @@ const OUT: &str = "out";
 struct Block {
     /// The virtual address of each of its instructions.
     addresses: Vec<u64>,
-    /// How often it was executed in this section. There is one processor, and so nobody else who counts.
+    /// How often it was executed in this section. Only the thread of the one processor writes it.
     executed: AtomicU64,
 }
 
-/// What has been counted.
+/// The counts of the present section.
 #[derive(Debug, Default)]
 struct Counts {
-    /// Instructions are counted now.
+    /// Whether instructions are counted now.
     counting: AtomicBool,
-    /// How many sections have ended.
+    /// The number of sections that have ended.
     sections: AtomicU64,
-    /// All that QEMU has translated so far; what it has translated anew is there twice.
+    /// All blocks so far; code that QEMU has translated again is in several of them.
     blocks: Mutex<Vec<Arc<Block>>>,
     /// The directory for the sections.
     out: Mutex<PathBuf>,
@@ -58,7 +59,7 @@ impl Counts {
         }
     }
 
-    /// Ends a section. Without its file, whoever is to read it knows that this went wrong.
+    /// Ends a section. If its file cannot be written, the host misses it, and reports that.
     fn end(&self) {
         let number = self.sections.fetch_add(1, Relaxed);
         let path = lock(&self.out).join(format!("section-{number}"));
@@ -67,7 +68,7 @@ impl Counts {
         }
     }
 
-    /// Writes what was counted.
+    /// Writes the counts.
     fn write(&self, file: File) -> io::Result<()> {
         let mut instructions: BTreeMap<u64, u64> = BTreeMap::new();
         for block in lock(&self.blocks).iter() {
@@ -85,8 +86,8 @@ impl Counts {
         file.flush()
     }
 
-    /// What is to be done when an instruction with this code is executed, if it is a mark.
-    fn meaning(code: &[u8]) -> Option<fn(&Self)> {
+    /// Returns the action of an instruction with this code, if it is a mark.
+    fn action(code: &[u8]) -> Option<fn(&Self)> {
         // `nop dword ptr [rax + disp32]`
         let [0x0f, 0x1f, 0x80, operand @ ..] = code else {
             return None;
@@ -101,7 +102,7 @@ impl Counts {
     }
 }
 
-/// Locks what no panic leaves half done.
+/// Locks data that a panic cannot leave half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -113,11 +114,11 @@ struct Profile {
 }
 
 impl Profile {
-    /// Has a mark do what it means.
-    fn heed(&self, instruction: &Instruction<'_>) {
-        if let Some(meaning) = Counts::meaning(&instruction.data()) {
+    /// Registers the action of an instruction, if it is a mark.
+    fn register_mark(&self, instruction: &Instruction<'_>) {
+        if let Some(action) = Counts::action(&instruction.data()) {
             let counts = Arc::clone(&self.counts);
-            instruction.register_execute_callback(move |_| meaning(&counts));
+            instruction.register_execute_callback(move |_| action(&counts));
         }
     }
 }
@@ -134,7 +135,7 @@ impl Register for Profile {
         match &info.system {
             Some(system) if system.smp_vcpus == 1 => Ok(()),
             _ => Err(Error::from(io::Error::other(
-                "this takes a machine with one processor",
+                "a machine with one processor is required",
             ))),
         }
     }
@@ -149,7 +150,7 @@ impl HasCallbacks for Profile {
         let mut addresses = Vec::with_capacity(tb.size());
         for instruction in tb.instructions() {
             addresses.push(instruction.vaddr());
-            self.heed(&instruction);
+            self.register_mark(&instruction);
         }
         let block = Arc::new(Block {
             addresses,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Measuring on a machine that stands still now and then, as an emulated one on a busy host does.
+//! Repeats a measurement during which the machine stood still, as an emulated one on a busy host
+//! sometimes does.
 
 use std::time::Duration;
 
@@ -8,17 +9,17 @@ use anyhow::Result;
 
 const RUNS: u32 = 5;
 
-/// The calmest of a few runs.
-pub(crate) struct Calmest<T> {
+/// The run in which the machine was late the least.
+pub(crate) struct BestRun<T> {
     pub(crate) result: T,
-    /// The most by which the machine was late in running a program that was due.
+    /// The most by which the machine was late in running a thread whose sleep was over.
     pub(crate) late: Duration,
-    /// How many runs there were.
+    /// The number of runs.
     pub(crate) runs: u32,
 }
 
-impl<T> Calmest<T> {
-    /// How late the machine was, as the report writes it.
+impl<T> BestRun<T> {
+    /// Returns how late the machine was, as in the report.
     pub(crate) fn late_us(&self) -> u64 {
         u64::try_from(self.late.as_micros()).unwrap_or(u64::MAX)
     }
@@ -26,22 +27,22 @@ impl<T> Calmest<T> {
 
 /// Measures, and measures again if the machine was late by more than `tolerable` meanwhile.
 ///
-/// Whether it was is for a thread to say that has nothing to do with the measurement. The calmest run counts, whatever
-/// its results are.
-pub(crate) fn calmest<T>(
+/// The lateness is measured by a thread that has no part in the measurement. The run with the least
+/// lateness counts, whatever its results are.
+pub(crate) fn best_run<T>(
     pulse: &Pulse,
     tolerable: Duration,
     measure: impl FnMut() -> Result<T>,
-) -> Result<Calmest<T>> {
+) -> Result<BestRun<T>> {
     choose(|from, to| pulse.worst(from, to), tolerable, measure)
 }
 
-/// [`calmest`], with `lateness` to say how late the machine was between two points in time.
+/// Does what [`best_run`] does, with `lateness` for how late the machine was between two times.
 fn choose<T>(
     mut lateness: impl FnMut(Stamp, Stamp) -> Duration,
     tolerable: Duration,
     mut measure: impl FnMut() -> Result<T>,
-) -> Result<Calmest<T>> {
+) -> Result<BestRun<T>> {
     let mut run = || {
         let from = Stamp::now();
         let result = measure()?;
@@ -52,7 +53,7 @@ fn choose<T>(
     let mut latest = late;
     while latest > tolerable && runs < RUNS {
         crate::say(&format!(
-            "the machine stood still for {} ms: once more",
+            "the machine stood still for {} ms: running it again",
             latest.as_millis()
         ));
         let next = run()?;
@@ -62,15 +63,15 @@ fn choose<T>(
             (result, late) = next;
         }
     }
-    Ok(Calmest { result, late, runs })
+    Ok(BestRun { result, late, runs })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Chooses among runs numbered from 1, in which the machine is as late as `script` says.
-    fn scripted(script: &[u64], tolerable: u64) -> Calmest<u32> {
+    /// Chooses among runs numbered from 1, each with its lateness in `script`.
+    fn best_of(script: &[u64], tolerable: u64) -> BestRun<u32> {
         let mut late = script.iter().copied().map(Duration::from_millis);
         let mut number = 0;
         let run = || {
@@ -87,25 +88,25 @@ mod tests {
     }
 
     #[test]
-    fn a_calm_run_is_the_last_one() {
-        let calm = scripted(&[9], 10);
-        assert_eq!((calm.result, calm.runs, calm.late_us()), (1, 1, 9000));
-        let calm = scripted(&[80, 3], 10);
-        assert_eq!((calm.result, calm.runs, calm.late_us()), (2, 2, 3000));
+    fn a_run_without_lateness_is_the_last_one() {
+        let best = best_of(&[9], 10);
+        assert_eq!((best.result, best.runs, best.late_us()), (1, 1, 9000));
+        let best = best_of(&[80, 3], 10);
+        assert_eq!((best.result, best.runs, best.late_us()), (2, 2, 3000));
     }
 
     #[test]
-    fn where_no_run_is_calm_the_calmest_counts() {
-        let calm = scripted(&[80, 30, 50, 40, 60], 10);
-        assert_eq!((calm.result, calm.runs, calm.late_us()), (2, 5, 30_000));
-        let calm = scripted(&[20, 30, 50, 40, 60], 10);
-        assert_eq!((calm.result, calm.runs, calm.late_us()), (1, 5, 20_000));
+    fn if_every_run_is_late_the_least_late_counts() {
+        let best = best_of(&[80, 30, 50, 40, 60], 10);
+        assert_eq!((best.result, best.runs, best.late_us()), (2, 5, 30_000));
+        let best = best_of(&[20, 30, 50, 40, 60], 10);
+        assert_eq!((best.result, best.runs, best.late_us()), (1, 5, 20_000));
     }
 
     #[test]
     fn a_measurement_that_fails_is_not_repeated() {
         let mut runs = 0;
-        let calm = choose(
+        let best = choose(
             |_, _| Duration::MAX,
             Duration::ZERO,
             || -> Result<()> {
@@ -113,7 +114,7 @@ mod tests {
                 anyhow::bail!("no")
             },
         );
-        assert!(calm.is_err());
+        assert!(best.is_err());
         assert_eq!(runs, 1);
     }
 }
