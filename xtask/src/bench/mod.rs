@@ -11,7 +11,7 @@ mod chart;
 mod figures;
 mod guest;
 mod plot;
-mod report;
+mod results;
 #[cfg(test)]
 pub(crate) mod sample;
 mod scale;
@@ -24,7 +24,7 @@ use anyhow::{bail, Context, Result};
 
 pub(crate) use self::bars::{judge, SHORT_RUN_SLACK};
 pub(crate) use self::guest::{build_program, machine, Request};
-use self::report::{Before, Report};
+use self::results::{Before, Report};
 use crate::table::Screen;
 
 /// What came out of the benchmarks.

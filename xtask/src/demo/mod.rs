@@ -10,7 +10,7 @@ mod capture;
 mod checks;
 mod facts;
 mod pcapng;
-mod report;
+mod results;
 #[cfg(test)]
 mod sample;
 mod svg;
@@ -26,7 +26,7 @@ use anyhow::{Context, Result};
 use self::capture::Capture;
 use self::checks::Check;
 use self::facts::Findings;
-use self::report::Report;
+use self::results::Report;
 use crate::table::{self, number, Screen};
 
 /// The file name of the picture.

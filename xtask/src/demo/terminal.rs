@@ -7,7 +7,7 @@ use console::measure_text_width;
 use super::capture::End;
 use super::facts::{Facts, Findings};
 use super::ms;
-use super::report::{
+use super::results::{
     Report, EXCHANGE_COLUMNS, EXCHANGE_NOTE, REQUEST_COLUMNS, SILENT_COLUMNS, SILENT_NOTE,
 };
 use super::timeline::{Ladder, Until};

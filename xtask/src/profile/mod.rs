@@ -8,7 +8,7 @@
 //! ```
 
 mod counts;
-mod report;
+mod results;
 mod symbols;
 
 use std::fs;
@@ -18,7 +18,7 @@ use accf_bench::{Profile, PROFILE_FILE, SCHEMA, SYMBOLS_FILE};
 use anyhow::{ensure, Context, Result};
 
 use self::counts::Counts;
-use self::report::{Part, Report};
+use self::results::{Part, Report};
 use self::symbols::Symbols;
 use crate::table::Screen;
 

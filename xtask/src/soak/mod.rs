@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The host side of the soak: what the guest proved, and what only the host sees: the kernel's log, and leaked memory.
 
-mod report;
+mod results;
 
 use std::ffi::OsString;
 use std::fs;
@@ -18,8 +18,8 @@ use crate::lab::Lab;
 use crate::{program, project};
 
 #[cfg(test)]
-pub(crate) use self::report::sample;
-pub(crate) use self::report::Soak;
+pub(crate) use self::results::sample;
+pub(crate) use self::results::Soak;
 
 /// How long a guest may take to boot, to come to rest and to be looked at.
 const AROUND: Duration = Duration::from_secs(900);
@@ -207,7 +207,7 @@ mod tests {
 
     /// Has a guest leave a record whose only proof held, or did not.
     fn left(out: &Path, held: bool) {
-        let mut record = report::sample();
+        let mut record = results::sample();
         for proof in &mut record.proofs {
             proof.held = held;
         }
