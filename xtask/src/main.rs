@@ -16,6 +16,7 @@ mod module;
 mod profile;
 mod program;
 mod project;
+mod report;
 #[cfg(test)]
 mod scratch;
 mod soak;
@@ -23,6 +24,7 @@ mod sysroot;
 mod table;
 mod tidy;
 mod ui;
+mod verdict;
 
 use std::process::ExitCode;
 

@@ -23,6 +23,7 @@ use plotters::style::{
 
 use super::figures::{title, Statistics};
 use super::scale::{Scale, Tick};
+use crate::report::LICENCE;
 
 /// Width of a picture; a page on GitHub has about as much.
 const WIDTH: u32 = 960;
@@ -200,9 +201,7 @@ impl Picture {
         let title = format!("<title>{}</title>\n", escaped(&self.title));
         let begin = svg.find(">\n").map_or(0, |at| at + 2);
         svg.insert_str(begin, &title);
-        Ok(format!(
-            "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n{svg}"
-        ))
+        Ok(format!("{LICENCE}{svg}"))
     }
 
     /// Draws it into `svg`.

@@ -4,7 +4,7 @@
 use accf_bench::{Bench, Listener, Measurement, Recording, Unit};
 use serde::Serialize;
 
-use crate::table::{fixed, number};
+use crate::table::{fixed, number, percent};
 
 /// What the rounds of one measurement come to.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -96,20 +96,6 @@ impl Comparison {
 
 /// From so many times on, a difference is not told in percent.
 const MANY: f64 = 10.0;
-
-/// A part of 1 in percent, with no more digits than it is worth.
-pub(crate) fn percent(part: f64) -> String {
-    let percent = part.abs() * 100.0;
-    if percent > 0.0 && percent < 0.005 {
-        return "under 0.01 %".into();
-    }
-    let decimals = match percent {
-        size if size >= 100.0 => 0,
-        size if size >= 1.0 => 1,
-        _ => 2,
-    };
-    format!("{} %", fixed(percent, decimals))
-}
 
 /// Which figure is meant.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -341,19 +327,5 @@ mod tests {
             );
         }
         assert_eq!(compare(&[1.0], &[0.0]), None);
-    }
-
-    #[test]
-    fn percentages_have_the_digits_they_are_worth() {
-        for (part, words) in [
-            (0.0004, "0.04 %"),
-            (0.000_01, "under 0.01 %"),
-            (0.0, "0.00 %"),
-            (-0.012, "1.2 %"),
-            (0.5, "50.0 %"),
-            (12.0, "1,200 %"),
-        ] {
-            assert_eq!(percent(part), words);
-        }
     }
 }

@@ -16,24 +16,26 @@ mod results;
 pub(crate) mod sample;
 mod scale;
 
-use std::fs;
 use std::path::Path;
 
 use accf_bench::{Bench, Recording, RECORDING_FILE, SCHEMA};
-use anyhow::{bail, Context, Result};
+use anyhow::Result;
 
 pub(crate) use self::bars::{judge, SHORT_RUN_SLACK};
 pub(crate) use self::guest::{build_program, machine, Request};
+pub(crate) use self::results::closing_line;
 use self::results::{Before, Report};
+use crate::report::{self, check_schema, write, write_both};
 use crate::table::Screen;
+use crate::verdict::Verdict;
 
 /// What came out of the benchmarks.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     /// What to show in the terminal.
     pub(crate) shown: String,
-    /// The bars that were missed, as sentences.
-    pub(crate) missed: Vec<String>,
+    /// The verdicts on all bars.
+    pub(crate) bars: Vec<Verdict>,
     /// The page for people who did not run it.
     pub(crate) page: String,
     /// The plots, by their file names.
@@ -51,22 +53,8 @@ pub(crate) struct Earlier<'a> {
 
 /// Reads what a guest left in `recorded`, which is there only if the guest got to the end.
 pub(crate) fn read(recorded: &Path) -> Result<Recording> {
-    let path = recorded.join(RECORDING_FILE);
-    let text = fs::read_to_string(&path).with_context(|| {
-        format!(
-            "the guest left no recording at {}: it did not get to the end",
-            path.display()
-        )
-    })?;
-    let recording: Recording = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not a recording of the benchmarks", path.display()))?;
-    if recording.schema != SCHEMA {
-        bail!(
-            "{} is a recording of version {}, but this is a host side of version {SCHEMA}: build both anew",
-            path.display(),
-            recording.schema
-        );
-    }
+    let recording: Recording = report::read(recorded, RECORDING_FILE)?;
+    check_schema(RECORDING_FILE, recording.schema, SCHEMA)?;
     Ok(recording)
 }
 
@@ -81,47 +69,36 @@ pub(crate) fn evaluate(
     let recording = read(recorded)?;
     let before = earlier.map(|earlier| {
         let before = read(earlier.recorded)?;
-        Ok::<_, anyhow::Error>(Before::new(
-            earlier.revision.to_owned(),
-            &before,
-            &recording,
-        ))
+        let revision = earlier.revision.to_owned();
+        Ok::<_, anyhow::Error>(Before::new(revision, &before, &recording))
     });
     let bars = judge(&recording, asked);
     let report = Report::new(&recording, asked, bars, before.transpose()?);
+    let document = report.document();
 
-    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    let write = |name: &str, text: &str| {
-        let path = out.join(name);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-    };
-    let mut json = serde_json::to_string_pretty(&report)?;
-    json.push('\n');
-    write("report.json", &json)?;
-    write("report.md", &report.markdown())?;
+    write_both(out, &report, &document)?;
     let mut plots = Vec::new();
     for (bench, picture) in plot::all(&recording) {
         let (name, svg) = (plot::file(bench), picture.render()?);
-        write(&name, &svg)?;
+        write(out, &name, &svg)?;
         plots.push((name, svg));
     }
-    let missed = report
-        .verdicts()
-        .into_iter()
-        .filter(|verdict| !verdict.pass);
     Ok(Outcome {
-        shown: report.terminal(screen),
-        missed: missed.map(|verdict| verdict.to_string()).collect(),
+        shown: document.terminal(screen),
         page: report.page(),
+        bars: report.bars,
         plots,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::sample::sample;
     use super::*;
     use crate::scratch::Scratch;
+    use crate::verdict::failed;
 
     /// Leaves `recording` in a directory as the guest would.
     fn record(directory: &Scratch, recording: &Recording) {
@@ -139,14 +116,14 @@ mod tests {
         let (recorded, out) = (Scratch::new("bench-recorded"), Scratch::new("bench-out"));
         record(&recorded, &sample());
         let outcome = evaluate(&recorded.0, None, &Bench::ALL, &out.0, SCREEN).unwrap();
-        assert_eq!(outcome.missed, [""; 0]);
+        assert_eq!(failed(&outcome.bars).next(), None);
         assert_eq!(outcome.plots.len(), Bench::ALL.len());
         for (name, svg) in &outcome.plots {
             assert_eq!(&out.text(name), svg);
             assert!(outcome.page.contains(&format!("({name})")), "{name}");
         }
         let report = out.text("report.md");
-        assert!(report.contains("every bar holds"), "{report}");
+        assert!(report.contains("Every bar holds."), "{report}");
         for row in [
             "| holds | bytes of a held connection | 387 bytes, 1,000,000 held | ≤ 400 bytes | `holding.bytes.dataready` |",
             "| epoll, client pauses | instructions | 102,345 (0.07 %) | 84,120 (0.07 %) | 84,500 (0.07 %) | −17.4 % | +0.45 % |",
@@ -165,13 +142,10 @@ mod tests {
             .find(|bar| bar["name"] == "holding.bytes.dataready");
         let bytes = bytes.unwrap();
         assert_eq!(
-            (&bytes["value"], &bytes["bar"]),
+            (&bytes["value"], &bytes["bound"]["at_most"]),
             (&387.0.into(), &400.0.into())
         );
-        assert_eq!(
-            (&bytes["comparison"], &bytes["pass"]),
-            (&"<=".into(), &true.into())
-        );
+        assert_eq!(bytes["pass"], true);
         let first = &json["measurements"][0];
         assert_eq!(first["median"], 102_345.0);
         assert_eq!(first["samples"].as_array().unwrap().len(), 3);
@@ -204,9 +178,9 @@ mod tests {
         record(&recorded, &recording);
         let asked = [Bench::Holding];
         let outcome = evaluate(&recorded.0, None, &asked, &out.0, SCREEN).unwrap();
-        assert_eq!(outcome.missed.len(), 2, "{:?}", outcome.missed);
+        assert_eq!(failed(&outcome.bars).count(), 2, "{:?}", outcome.bars);
         assert!(outcome.shown.contains("FAIL"));
-        assert!(out.text("report.md").contains("**MISSED**"));
+        assert!(out.text("report.md").contains("**FAILS**"));
         let json: serde_json::Value = serde_json::from_str(&out.text("report.json")).unwrap();
         assert_eq!(json["pass"], false);
     }
@@ -245,6 +219,6 @@ mod tests {
         let mut recording = sample();
         recording.schema = SCHEMA + 1;
         record(&recorded, &recording);
-        assert!(says(&recorded).contains("build both anew"));
+        assert!(says(&recorded).contains("build both again"));
     }
 }

@@ -2,25 +2,25 @@
 //! The benchmarks' result for programs (`report.json`) and for people (`report.md`, the terminal, `docs/benchmarks.md`).
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 
 use accf_bench::{Bench, Listener, Measurement, Recording, Unit};
 use serde::Serialize;
 
-use super::bars::Bar;
-use super::figures::{case_title, percent, title, value, Comparison, Figures, Key, Statistics};
+use super::figures::{case_title, title, value, Comparison, Figures, Key, Statistics};
 use super::plot;
-use crate::table::{self, markdown_table, number, numeric, words, Column, Screen, Verdict};
+use crate::report::{Document, Section};
+use crate::table::{number, numeric, percent, words, Column, Table};
+use crate::verdict::{self, Verdict};
 
 /// The version of `report.json`.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 
 /// Everything that was measured, and how it was judged.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report<'a> {
     schema: u32,
     /// Every bar holds.
-    pub(crate) pass: bool,
+    pass: bool,
     kernel: &'a str,
     hz: u32,
     rounds: u32,
@@ -28,7 +28,7 @@ pub(crate) struct Report<'a> {
     /// What was asked for.
     benches: &'a [Bench],
     /// What is claimed.
-    pub(crate) bars: Vec<Bar>,
+    pub(crate) bars: Vec<Verdict>,
     /// What was measured.
     measurements: Vec<Row<'a>>,
     /// The same with another version of the module.
@@ -103,7 +103,7 @@ impl Before {
     }
 
     /// The table of changes; where something was measured at several places, of the last one.
-    fn table(&self) -> Cells {
+    fn table(&self) -> Table {
         let columns = vec![
             words("benchmark"),
             words("of dataready"),
@@ -132,7 +132,13 @@ impl Before {
                 change.change.clone(),
             ]
         });
-        without_empty_columns(columns, rows.collect())
+        Table::new(columns, rows).without_empty_columns()
+    }
+
+    /// The section of the changes.
+    fn section(&self) -> Section {
+        let heading = format!("Before ({}) and after", self.revision);
+        Section::new(heading, self.table())
     }
 
     /// The version's commit alone.
@@ -236,15 +242,12 @@ fn about(bench: Bench) -> About {
     }
 }
 
-/// A table: its columns and rows.
-type Cells = (Vec<Column>, Vec<Vec<String>>);
-
 impl<'a> Report<'a> {
     /// Sums everything up.
     pub(crate) fn new(
         recording: &'a Recording,
         benches: &'a [Bench],
-        bars: Vec<Bar>,
+        bars: Vec<Verdict>,
         before: Option<Before>,
     ) -> Self {
         let rows = recording.measurements.iter().map(|measurement| Row {
@@ -253,7 +256,7 @@ impl<'a> Report<'a> {
         });
         Self {
             schema: SCHEMA,
-            pass: bars.iter().all(|bar| bar.pass),
+            pass: verdict::all_hold(&bars),
             kernel: &recording.kernel,
             hz: recording.hz,
             rounds: recording.rounds,
@@ -267,7 +270,7 @@ impl<'a> Report<'a> {
     }
 
     /// The table of a benchmark.
-    fn table(&self, bench: Bench) -> Cells {
+    fn table(&self, bench: Bench) -> Table {
         if bench == Bench::Others {
             return self.others();
         }
@@ -324,7 +327,7 @@ impl<'a> Report<'a> {
             }));
             rows.push(row);
         }
-        without_empty_columns(columns, rows)
+        Table::new(columns, rows).without_empty_columns()
     }
 
     /// The names of a benchmark's figures, but for the listener: those of one kind stand together.
@@ -353,7 +356,7 @@ impl<'a> Report<'a> {
     }
 
     /// The table of plain listeners.
-    fn others(&self) -> Cells {
+    fn others(&self) -> Table {
         let columns = vec![
             words(""),
             numeric("instructions", "instructions"),
@@ -373,7 +376,7 @@ impl<'a> Report<'a> {
                 change,
             ]
         });
-        (columns, rows.collect())
+        Table::new(columns, rows)
     }
 
     /// A figure with its spread, where there is any.
@@ -425,11 +428,6 @@ impl<'a> Report<'a> {
         benches.filter(|bench| self.figures.of(*bench).next().is_some())
     }
 
-    /// The bars in words.
-    pub(crate) fn verdicts(&self) -> Vec<Verdict> {
-        self.bars.iter().map(Bar::verdict).collect()
-    }
-
     /// How it was measured, in a few sentences.
     fn method(&self) -> String {
         let rounds = match self.rounds {
@@ -447,146 +445,74 @@ impl<'a> Report<'a> {
         )
     }
 
-    /// The result for a terminal.
-    pub(crate) fn terminal(&self, screen: Screen) -> String {
-        let mut out = String::new();
-        for bench in self.shown() {
-            let (columns, rows) = self.table(bench);
-            out += &screen.paint(about(bench).heading, |s| s.bold());
-            out += "\n";
-            // A number is not to be parted from its unit.
-            let bound = |cell: String| cell.replace(" %", "\u{a0}%");
-            let rows = rows
-                .into_iter()
-                .map(|row| row.into_iter().map(bound).collect());
-            out += &table::table(screen, &columns, rows.collect());
-            for note in self.notes(bench) {
-                out += &table::prose(&note, screen);
-            }
-            out += "\n";
+    /// The section of a benchmark.
+    fn section(&self, bench: Bench) -> Section {
+        let About { heading, prose, .. } = about(bench);
+        Section {
+            intro: format!("{prose}\n\n![{heading}]({})", plot::file(bench)),
+            notes: self.notes(bench),
+            ..Section::new(heading, self.table(bench))
         }
-        if let Some(before) = &self.before {
-            let heading = format!("Before ({}) and after", before.revision);
-            out += &screen.paint(&heading, |s| s.bold());
-            let (columns, rows) = before.table();
-            out += "\n";
-            out += &table::table(screen, &columns, rows);
-            out += "\n";
-        }
-        out += &table::prose(&self.method(), screen);
-        out += "\n";
-        out + &table::verdicts(screen, "bar", self.verdicts())
     }
 
     /// The report for people.
-    pub(crate) fn markdown(&self) -> String {
-        let verdict = if self.pass {
-            "every bar holds"
-        } else {
-            "**some bars are MISSED**"
+    pub(crate) fn document(&self) -> Document {
+        let sections = self.shown().map(|bench| self.section(bench));
+        let before = self.before.as_ref().map(Before::section);
+        let short = match self.short {
+            true => " This was a short run: fewer connections, shorter times.",
+            false => "",
         };
-        let mut out = format!(
-            "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n\
-             # accf bench: {verdict}\n\n{}{}\n\n",
-            self.method(),
-            if self.short {
-                " This was a short run: fewer connections, shorter times."
-            } else {
-                ""
-            }
-        );
-        out += &self.body();
-        out += "\n## Files\n\n\
-                * `report.json`: every bar and every measurement, with all rounds.\n\
-                * `bench-*.svg`: the plots.\n\
-                * `guest/`: what all of this was computed from.\n";
-        out
+        Document {
+            title: "accf bench".to_owned(),
+            closing_line: closing_line(&self.bars),
+            summary: self.method() + short,
+            intro: String::new(),
+            sections: sections.chain(before).collect(),
+            verdicts: vec![verdict::section("The bars", "bar", &self.bars)],
+            files: &[
+                (
+                    "`report.json`",
+                    "every bar and every measurement, with all rounds",
+                ),
+                ("`bench-*.svg`", "the plots"),
+                ("`guest/`", "what all of this was computed from"),
+            ],
+        }
     }
 
     /// The page for people who did not run it.
     pub(crate) fn page(&self) -> String {
-        let mut out = format!(
-            "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n\
-             # Benchmarks\n\n\
-             What a connection costs at three listeners of the same kernel: a plain one, one with `TCP_DEFER_ACCEPT`, and one \
-             with accf's filter `dataready`. The server and the client are the same programs each time. This page was \
-             written by\n\n\
-             ```console\n\
-             $ cargo xtask bench --update-docs{}\n\
-             ```\n\n\
-             and gives the same numbers on any machine, within about the spread that is shown: instructions, bytes and segments \
-             are *counted*. The virtual machine runs under QEMU's `-icount shift=0`, where every instruction advances all \
-             clocks by one nanosecond and idle time is skipped, so the difference of two readings of the clock is the number \
-             of instructions in between, of the kernel and of programs, however busy the host is.\n\n{}\n\n",
-            match &self.before {
-                Some(before) => format!(" --before {}", before.commit()),
-                None => String::new(),
-            },
-            self.method()
-        );
-        out += &self.body();
-        out
+        let before = self.before.as_ref().map(Before::commit);
+        let before = before.map_or_else(String::new, |commit| format!(" --before {commit}"));
+        let page = Document {
+            title: "Benchmarks".to_owned(),
+            closing_line: String::new(),
+            summary: format!(
+                "What a connection costs at three listeners of the same kernel: a plain one, one \
+                 with `TCP_DEFER_ACCEPT`, and one with accf's filter `dataready`. The server and \
+                 the client are the same programs each time. This page was written by\n\n\
+                 ```console\n$ cargo xtask bench --update-docs{before}\n```\n\n\
+                 and gives the same numbers on any machine, within about the spread that is shown: \
+                 instructions, bytes and segments are *counted*. The virtual machine runs under \
+                 QEMU's `-icount shift=0`, where every instruction advances all clocks by one \
+                 nanosecond and idle time is skipped, so the difference of two readings of the \
+                 clock is the number of instructions in between, of the kernel and of programs, \
+                 however busy the host is."
+            ),
+            intro: self.method(),
+            files: &[],
+            ..self.document()
+        };
+        page.markdown()
     }
+}
 
-    /// The bars, and each benchmark.
-    fn body(&self) -> String {
-        let columns = [
-            words(""),
-            words("bar"),
-            words("found"),
-            words("must be"),
-            words("name in `report.json`"),
-        ];
-        let rows: Vec<Vec<String>> = self
-            .bars
-            .iter()
-            .map(|bar| {
-                let Verdict {
-                    pass,
-                    says,
-                    found,
-                    must_be,
-                } = bar.verdict();
-                vec![
-                    if pass { "holds" } else { "**MISSED**" }.to_owned(),
-                    says,
-                    found,
-                    must_be,
-                    format!("`{}`", bar.name),
-                ]
-            })
-            .collect();
-        let mut out = "## The bars\n\n".to_owned();
-        out += &markdown_table(&columns, &rows);
-        for bench in self.shown() {
-            let About { heading, prose, .. } = about(bench);
-            // Writing to a String cannot fail.
-            let _ = write!(
-                out,
-                "\n## {heading}\n\n{prose}\n\n![{heading}]({})\n\n",
-                plot::file(bench)
-            );
-            let (columns, rows) = self.table(bench);
-            out += &markdown_table(&columns, &rows);
-            let notes = self.notes(bench);
-            if !notes.is_empty() {
-                out.push('\n');
-            }
-            for note in notes {
-                let _ = writeln!(out, "* {note}");
-            }
-        }
-        if let Some(before) = &self.before {
-            let _ = write!(
-                out,
-                "\n## Before and after\n\nThe filter as it was at commit {}, and as it is.\n\n",
-                before.commit()
-            );
-            let (columns, rows) = before.table();
-            out += &markdown_table(&columns, &rows);
-        }
-        out
-    }
+/// The line that the benchmarks end with.
+pub(crate) fn closing_line(bars: &[Verdict]) -> String {
+    let missed = verdict::failed(bars).count();
+    let missed = format!("{missed} of {} bars missed.", bars.len());
+    verdict::closing_line(bars, "Every bar holds.", &missed)
 }
 
 /// Where among a listener's measurements a note belongs: to which figures, and over what they were measured.
@@ -617,28 +543,4 @@ fn places(all: &[&Measurement], note: &str) -> String {
         }
     });
     kinds.collect::<Vec<String>>().join("; ")
-}
-
-/// Leaves out the columns in which nothing stands.
-fn without_empty_columns(columns: Vec<Column>, rows: Vec<Vec<String>>) -> Cells {
-    let used: Vec<bool> = (0..columns.len())
-        .map(|index| {
-            let mut cells = rows.iter().filter_map(|row| row.get(index));
-            cells.any(|cell| !cell.is_empty())
-        })
-        .collect();
-    let kept = |index: usize| used.get(index).copied().unwrap_or(false);
-    let rows = rows.into_iter().map(|row| {
-        let cells = row
-            .into_iter()
-            .enumerate()
-            .filter(|(index, _)| kept(*index));
-        cells.map(|(_, cell)| cell).collect()
-    });
-    let rows = rows.collect();
-    let columns = columns
-        .into_iter()
-        .enumerate()
-        .filter(|(index, _)| kept(*index));
-    (columns.map(|(_, column)| column).collect(), rows)
 }

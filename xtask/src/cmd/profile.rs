@@ -57,7 +57,7 @@ impl Profile {
             lab.run_to_success(&guest, &command, 0)
         })?;
         let shown = profile::evaluate(&recorded, &counted, &out, Screen::stdout())?;
-        println!("\n{shown}");
+        print!("\n{shown}");
         ui::print_timings();
         println!("\nReport: {}", out.display());
         Ok(())

@@ -11,7 +11,7 @@ use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::soak::{self, Request};
 use crate::table::Screen;
-use crate::{project, ui};
+use crate::{project, ui, verdict};
 
 /// Have everything happen at once in a guest with four processors, and prove that nothing is left of it.
 ///
@@ -49,15 +49,10 @@ impl Soak {
         let soak = ui::step("the soak in a guest", |_| {
             request.run(&lab, &program, &out, true)
         })?;
-        print!("{}", soak.terminal(Screen::stdout()));
+        print!("\n{}", soak.document().terminal(Screen::stdout()));
         ui::print_timings();
         println!("\nReport and logs: {}", out.display());
-        println!("\n{}", soak.verdict());
-        Ok(if soak.held() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        })
+        Ok(verdict::conclude(&soak.proofs, &soak.closing_line()))
     }
 }
 

@@ -4,14 +4,11 @@
 //! There are two kinds: a *premise* says that a scenario was what its name says, a *claim* is about accf. A demo whose
 //! premises fail proves nothing, so both kinds count.
 
-use std::fmt;
-
 use accf_demo::{HttpServer, Listener, Scenario};
-use serde::Serialize;
 
 use super::capture::End;
 use super::facts::{Facts, Findings};
-use crate::table::{number, Verdict};
+use crate::verdict::{Bound, Unit, Verdict};
 
 /// The claimed bounds.
 pub(crate) mod bound {
@@ -33,144 +30,41 @@ pub(crate) mod bound {
     pub(crate) const AT_ONCE_MS: f64 = 50.0;
 }
 
-/// What a number has to be.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Bound {
-    /// This number.
-    Exactly(f64),
-    /// This number or less.
-    AtMost(f64),
-    /// This number or more.
-    AtLeast(f64),
-    /// One of the two numbers or between them.
-    Between(f64, f64),
-}
+/// Segments, which are counted.
+const SEGMENTS: Unit = Unit::Count("segments");
 
-impl Bound {
-    fn around(middle: f64, off: f64) -> Self {
-        Self::Between(middle - off, middle + off)
-    }
+/// Connections, which are counted.
+const CONNECTIONS: Unit = Unit::Count("connections");
 
-    /// Whether `value` is within.
-    pub(crate) fn holds(self, value: f64) -> bool {
-        match self {
-            Self::Exactly(wanted) => value == wanted,
-            Self::AtMost(most) => value <= most,
-            Self::AtLeast(least) => value >= least,
-            Self::Between(least, most) => least <= value && value <= most,
-        }
-    }
-}
-
-impl fmt::Display for Bound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let n = number;
-        match *self {
-            Self::Exactly(wanted) => write!(f, "= {}", n(wanted)),
-            Self::AtMost(most) => write!(f, "≤ {}", n(most)),
-            Self::AtLeast(least) => write!(f, "≥ {}", n(least)),
-            Self::Between(least, most) => write!(f, "{} … {}", n(least), n(most)),
-        }
-    }
-}
-
-/// What a check is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Kind {
-    /// The scenario was what its name says.
-    Premise,
-    /// accf does what it says.
-    Claim,
-}
-
-/// One number and what it has to be.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub(crate) struct Check {
-    /// A short stable name.
-    pub(crate) id: String,
-    pub(crate) kind: Kind,
-    /// The sentence that is true if it passes.
-    pub(crate) says: String,
-    /// The number found; none if there was nothing to measure, which fails.
-    pub(crate) value: Option<f64>,
-    pub(crate) unit: &'static str,
-    pub(crate) bound: Bound,
-    pub(crate) pass: bool,
-}
-
-impl Check {
-    /// The same in words.
-    pub(crate) fn verdict(&self) -> Verdict {
-        Verdict {
-            pass: self.pass,
-            says: self.says.clone(),
-            found: self.value.map_or_else(|| "nothing".into(), number),
-            must_be: format!("{} {}", self.bound, self.unit),
-        }
-    }
-}
-
-fn check(
-    kind: Kind,
-    id: impl Into<String>,
-    says: impl Into<String>,
-    value: Option<f64>,
-    unit: &'static str,
-    bound: Bound,
-) -> Check {
-    let pass = value.is_some_and(|value| bound.holds(value));
-    Check {
-        id: id.into(),
-        kind,
-        says: says.into(),
-        value,
-        unit,
-        bound,
-        pass,
-    }
-}
-
-/// Holds everything the demo claims against `findings`.
-pub(crate) fn all(findings: &Findings) -> Vec<Check> {
-    let mut checks = premises(findings);
-    checks.extend(claims(findings));
-    checks
-}
-
-fn premises(findings: &Findings) -> Vec<Check> {
-    use Kind::Premise;
+/// Checks that each scenario was what its name says.
+pub(crate) fn premises(findings: &Findings) -> Vec<Verdict> {
     let mut checks = Vec::new();
 
     let told = 2.0 * f64::from(findings.guest.path.one_way_delay_ms);
-    checks.push(check(
-        Premise,
+    checks.push(Verdict::new(
         "path.rtt",
         "the path has the round-trip time netem was told to give it",
         findings.path_rtt_ms(),
-        "ms",
+        Unit::Milliseconds,
         Bound::Between(told, told + bound::PATH_OFF_MS),
     ));
     for listener in Listener::PATIENT {
         let facts = findings.of(Scenario::Rfc793, listener);
-        checks.push(check(
-            Premise,
+        checks.push(Verdict::new(
             format!("a.{}.silence", listener.key()),
             format!("(a) {listener}: the client acknowledged, was silent for 6 s, then asked"),
             facts.and_then(Facts::silence_ms),
-            "ms",
+            Unit::Milliseconds,
             Bound::AtLeast(bound::SILENCE_MS),
         ));
         let facts = findings.of(Scenario::Piggyback, listener);
-        checks.push(check(
-            Premise,
+        checks.push(Verdict::new(
             format!("b.{}.third_segment", listener.key()),
             format!("(b) {listener}: the third segment carries the request"),
             facts
                 .and_then(Facts::third_segment_len)
                 .map(|len| len as f64),
-            "bytes",
+            Unit::Bytes,
             Bound::AtLeast(1.0),
         ));
     }
@@ -185,28 +79,25 @@ fn premises(findings: &Findings) -> Vec<Check> {
                     .bare_ack()
                     .map(|_| sent.map(|s| s.payload_len).sum::<usize>() as f64)
             });
-            check(
-                Premise,
+            Verdict::new(
                 id,
                 format!("(d) {name}: the client acknowledged and sent no data"),
                 from_client,
-                "bytes",
+                Unit::Bytes,
                 Bound::Exactly(0.0),
             )
         } else {
-            check(
-                Premise,
+            Verdict::new(
                 id,
                 format!("(d) {name}: the client acknowledged, was silent for 10 s, then asked"),
                 facts.and_then(Facts::silence_ms),
-                "ms",
+                Unit::Milliseconds,
                 Bound::AtLeast(bound::LONG_SILENCE_MS),
             )
         });
     }
     for scenario in [Scenario::Rfc793, Scenario::Silent] {
-        checks.push(check(
-            Premise,
+        checks.push(Verdict::new(
             format!("{}.plain.at_once", scenario.key()),
             format!(
                 "({}) plain: accept() returns as soon as the bare ACK arrives",
@@ -215,7 +106,7 @@ fn premises(findings: &Findings) -> Vec<Check> {
             findings
                 .of(scenario, Listener::Plain)
                 .and_then(Facts::accept_after_bare_ack_ms),
-            "ms",
+            Unit::Milliseconds,
             Bound::Between(0.0, bound::AT_ONCE_MS),
         ));
     }
@@ -223,79 +114,70 @@ fn premises(findings: &Findings) -> Vec<Check> {
         // Stuck: it gave up after the limit it was given, or was answered once the server had killed the worker.
         let plain = findings.served(server, Listener::Plain);
         let stuck_for = plain.map(|r| r.time_to_first_byte_ms.unwrap_or(r.total_ms));
-        let at_least = plain.map_or(f64::INFINITY, |r| {
-            r.worker_timeout_ms
-                .map_or(r.max_time_ms, |t| t.min(r.max_time_ms)) as f64
-        });
-        checks.push(check(
-            Premise,
+        let limit = plain.map(|r| r.worker_timeout_ms.unwrap_or(u64::MAX).min(r.max_time_ms));
+        checks.push(Verdict::new(
             format!("c.{}.plain.stuck", server.key()),
             format!(
                 "(c) plain, {}: stuck until a timeout ends it",
                 server.title()
             ),
             stuck_for,
-            "ms",
-            Bound::AtLeast(at_least),
+            Unit::Milliseconds,
+            limit.map(|limit| Bound::AtLeast(limit as f64)),
         ));
     }
     checks
 }
 
-fn claims(findings: &Findings) -> Vec<Check> {
-    use Kind::Claim;
+/// Checks everything that the demo claims of accf.
+pub(crate) fn claims(findings: &Findings) -> Vec<Verdict> {
     let of = |scenario| findings.of(scenario, Listener::Dataready);
     let mut checks = Vec::new();
 
     let rfc793 = of(Scenario::Rfc793);
-    checks.push(check(
-        Claim,
+    checks.push(Verdict::new(
         "a.dataready.syn_acks",
         "(a) dataready: one SYN-ACK, no retransmission",
         rfc793.map(|facts| facts.syn_acks() as f64),
-        "segments",
+        SEGMENTS,
         Bound::Exactly(1.0),
     ));
-    checks.push(check(
-        Claim,
+    checks.push(Verdict::new(
         "a.dataready.accept_after_data",
         "(a) dataready: accept() returns after the request arrived",
         rfc793.and_then(Facts::accept_after_request_ms),
-        "ms",
+        Unit::Milliseconds,
         Bound::AtLeast(0.0),
     ));
     let path = findings.path_rtt_ms();
-    checks.push(check(
-        Claim,
+    checks.push(Verdict::new(
         "a.dataready.rtt",
         "(a) dataready: the accepted socket's RTT is within 10 ms of the path's",
         rfc793.and_then(Facts::rtt_ms),
-        "ms",
-        Bound::around(path.unwrap_or(f64::NAN), bound::RTT_OFF_MS),
+        Unit::Milliseconds,
+        path.map(|path| Bound::around(path, bound::RTT_OFF_MS)),
     ));
     let plain_rto = findings
         .of(Scenario::Rfc793, Listener::Plain)
         .and_then(Facts::rto_ms);
-    let plain_rto = plain_rto.unwrap_or(f64::NAN);
-    checks.push(check(
-        Claim,
+    let rto_bound = plain_rto.map(|rto| Bound::around(rto, rto * bound::RTO_OFF_PERCENT / 100.0));
+    checks.push(Verdict::new(
         "a.dataready.rto",
         "(a) dataready: the accepted socket's RTO is within 10 % of the plain listener's",
         rfc793.and_then(Facts::rto_ms),
-        "ms",
-        Bound::around(plain_rto, plain_rto * bound::RTO_OFF_PERCENT / 100.0),
+        Unit::Milliseconds,
+        rto_bound,
     ));
 
     for server in HttpServer::ALL {
         let served = findings.served(server, Listener::Dataready);
-        checks.push(check(
-            Claim,
+        checks.push(Verdict::new(
             format!("c.{}.dataready.first_byte", server.key()),
             format!("(c) dataready, {}: answered within 500 ms", server.title()),
             served
                 .filter(|r| r.http_status == Some(200))
                 .and_then(|r| r.time_to_first_byte_ms),
-            "ms",
+            Unit::Milliseconds,
             Bound::AtMost(bound::FIRST_BYTE_MS),
         ));
     }
@@ -312,12 +194,11 @@ fn claims(findings: &Findings) -> Vec<Check> {
 }
 
 /// What is claimed of a silent client's connection to a listener that does `on_timeout` at the deadline.
-fn policy(facts: &Facts, on_timeout: &str) -> Vec<Check> {
+fn policy(facts: &Facts, on_timeout: &str) -> Vec<Verdict> {
     let listener = facts.exchange.listener;
     let mut checks = Vec::new();
-    let mut claim = |id: &str, says: &str, value: Option<f64>, unit, bound| {
-        checks.push(check(
-            Kind::Claim,
+    let mut claim = |id: &str, says: &str, value: Option<f64>, unit: Unit, bound: Bound| {
+        checks.push(Verdict::new(
             format!("d.{}.{id}", listener.key()),
             format!("(d) {}: {says}", listener.full_title()),
             value,
@@ -335,7 +216,7 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Check> {
         "syn_acks",
         "one SYN-ACK, no retransmission",
         Some(facts.syn_acks() as f64),
-        "segments",
+        SEGMENTS,
         Bound::Exactly(1.0),
     );
     match on_timeout {
@@ -344,14 +225,14 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Check> {
                 "deadline",
                 "accept() returns at the deadline ± 50 ms",
                 facts.accept_after_bare_ack_ms(),
-                "ms",
+                Unit::Milliseconds,
                 at_the_deadline,
             );
             claim(
                 "served",
                 "the client is still connected, and its late request answered within 500 ms",
                 facts.time_to_first_byte_ms(),
-                "ms",
+                Unit::Milliseconds,
                 Bound::AtMost(bound::FIRST_BYTE_MS),
             );
         }
@@ -360,28 +241,28 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Check> {
                 "deadline",
                 "an RST leaves at the deadline ± 50 ms",
                 facts.reset_after_bare_ack_ms(),
-                "ms",
+                Unit::Milliseconds,
                 at_the_deadline,
             );
             claim(
                 "resets",
                 "one RST",
                 Some(facts.resets().count() as f64),
-                "segments",
+                SEGMENTS,
                 Bound::Exactly(1.0),
             );
             claim(
                 "reset_seq",
                 "the RST has the sequence number that the client expects next",
                 facts.reset_relative_seq().map(f64::from),
-                "after SYN-ACK",
+                Unit::Count("after SYN-ACK"),
                 Bound::Exactly(1.0),
             );
             claim(
                 "told",
                 "the client is told ECONNRESET when the RST arrives",
                 facts.told_after_reset_ms(),
-                "ms",
+                Unit::Milliseconds,
                 at_once,
             );
         }
@@ -390,7 +271,7 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Check> {
                 "deadline",
                 "the listener has forgotten the connection at the deadline ± 50 ms",
                 facts.let_go_after_bare_ack_ms(),
-                "ms",
+                Unit::Milliseconds,
                 at_the_deadline,
             );
             claim(
@@ -400,14 +281,14 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Check> {
                     let answers = facts.resets().filter(|rst| rst.sent() > request.sent());
                     answers.count() as f64
                 }),
-                "segments",
+                SEGMENTS,
                 Bound::Exactly(1.0),
             );
             claim(
                 "told",
                 "the client is told ECONNRESET when that RST arrives",
                 facts.told_after_reset_ms(),
-                "ms",
+                Unit::Milliseconds,
                 at_once,
             );
         }
@@ -417,7 +298,7 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Check> {
             "nothing_else",
             "the server sends nothing but the RST",
             into_silence.map(|sent| sent.iter().filter(|s| !s.flags.rst).count() as f64),
-            "segments",
+            SEGMENTS,
             Bound::Exactly(0.0),
         );
     } else {
@@ -425,7 +306,7 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Check> {
             "nothing_sent",
             "the server sends nothing at the deadline, nor before the client does",
             into_silence.map(|sent| sent.len() as f64),
-            "segments",
+            SEGMENTS,
             Bound::Exactly(0.0),
         );
     }
@@ -434,7 +315,7 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Check> {
             "never_accepted",
             "the server never accepts",
             Some(accepts),
-            "connections",
+            CONNECTIONS,
             Bound::Exactly(0.0),
         );
     }
@@ -447,7 +328,7 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Check> {
         "counter",
         &format!("the listener counts timeout_{on_timeout} = 1"),
         counted.map(|count| count as f64),
-        "connections",
+        CONNECTIONS,
         Bound::Exactly(1.0),
     );
     checks
@@ -460,15 +341,13 @@ mod tests {
     use super::*;
     use crate::demo::capture::Flags;
     use crate::demo::sample::{sample, Sample};
+    use crate::verdict::failed;
 
     /// The names of the checks that fail.
     fn failing(sample: &Sample) -> Vec<String> {
-        let checks = all(&sample.findings());
-        checks
-            .into_iter()
-            .filter(|check| !check.pass)
-            .map(|check| check.id)
-            .collect()
+        let findings = sample.findings();
+        let all = [premises(&findings), claims(&findings)].concat();
+        failed(&all).map(|verdict| verdict.name.clone()).collect()
     }
 
     #[test]

@@ -5,6 +5,7 @@ use accf_demo::{Accepted, Exchange, GuestReport, Listener, Scenario, ServedReque
 use anyhow::{ensure, Context, Result};
 
 use super::capture::{connection, Capture, End, Segment};
+use crate::report::check_schema;
 
 /// One connection, understood.
 #[derive(Clone, Debug, PartialEq)]
@@ -179,12 +180,7 @@ pub(crate) struct Findings {
 impl Findings {
     /// Puts the guest's report and the captures together; fails if any of it is missing.
     pub(crate) fn new(guest: GuestReport, client: &Capture, server: &Capture) -> Result<Self> {
-        ensure!(
-            guest.schema == accf_demo::SCHEMA,
-            "the guest's report has version {}, this xtask reads version {}: rebuild both",
-            guest.schema,
-            accf_demo::SCHEMA
-        );
+        check_schema(accf_demo::REPORT_FILE, guest.schema, accf_demo::SCHEMA)?;
         let mut facts = Vec::new();
         for exchange in &guest.exchanges {
             let (from, to) = (exchange.client_port, exchange.server_port);
@@ -343,7 +339,7 @@ mod tests {
             (no_request, "reported nothing of (c)"),
             (no_packets, "no packet from port"),
             (no_syn, "do not begin with the client's SYN"),
-            (other, "rebuild both"),
+            (other, "build both again"),
         ] {
             let error = Findings::new(broken.guest, &broken.client, &broken.server).unwrap_err();
             assert!(format!("{error:#}").contains(complaint), "{error:#}");

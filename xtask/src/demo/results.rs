@@ -2,27 +2,33 @@
 //! The demo's result for programs (`report.json`) and for people (`report.md`).
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use accf_demo::{Counters, HttpServer, Listener, Scenario, ServedRequest};
 use serde::Serialize;
 
 use super::capture::End;
-use super::checks::{Check, Kind};
 use super::facts::{Facts, Findings};
-use crate::table::{markdown_table, number, numeric, words, Column};
+use super::PICTURE_FILE;
+use crate::report::{Document, Section};
+use crate::table::{number, numeric, words, Column, Table};
+use crate::verdict::{self, Verdict};
+
+/// The version of `report.json`.
+const SCHEMA: u32 = 3;
 
 /// Everything the demo found, and whether that is what it claims.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
     schema: u32,
     /// Every check passed.
-    pub(crate) pass: bool,
+    pass: bool,
     kernel_release: String,
     path: PathNumbers,
     /// By the scenario's letter.
     scenarios: BTreeMap<&'static str, Scene>,
-    pub(crate) checks: Vec<Check>,
+    pub(crate) checks: Vec<Verdict>,
+    /// How many of the checks, the first ones, are premises.
+    premises: usize,
     scenarios_took_ms: u64,
 }
 
@@ -241,7 +247,7 @@ fn or_dash(value: Option<f64>) -> String {
 }
 
 /// The table of scenarios (a) and (b).
-pub(crate) const EXCHANGE_COLUMNS: [Column; 11] = [
+const EXCHANGE_COLUMNS: [Column; 11] = [
     words(""),
     words("listener"),
     numeric("SYN-ACKs sent", "SYN-\nACKs"),
@@ -256,51 +262,46 @@ pub(crate) const EXCHANGE_COLUMNS: [Column; 11] = [
 ];
 
 /// The table of scenario (d).
-pub(crate) const SILENT_COLUMNS: [Column; 7] = [
+const SILENT_COLUMNS: [Column; 7] = [
     words("listener"),
     numeric("SYN-ACKs sent", "SYN-\nACKs"),
     numeric("accept() after bare ACK, ms", "accept()\nafter ACK"),
     numeric("worker blocked, ms", "worker\nblocked"),
-    Column {
-        title: "the server sent meanwhile, ms",
-        short: "the server\nsent meanwhile",
-        numeric: false,
-    },
-    Column {
-        title: "the client, after 10 s",
-        short: "the client,\nafter 10 s",
-        numeric: false,
-    },
-    Column {
-        title: "the listener counted",
-        short: "the listener\ncounted",
-        numeric: false,
-    },
+    words("the server sent meanwhile, ms").short("the server\nsent meanwhile"),
+    words("the client, after 10 s").short("the client,\nafter 10 s"),
+    words("the listener counted").short("the listener\ncounted"),
 ];
 
 /// What the columns of that table mean.
-pub(crate) const SILENT_NOTE: &str = "Times are milliseconds, from the bare ACK arriving at the server; an error's \
+const SILENT_NOTE: &str = "Times are milliseconds, from the bare ACK arriving at the server; an error's \
     counts from the client's SYN leaving. \"Meanwhile\" is while the client was silent. A client that is still connected \
     after 10 s sends its request, and is served or gets an RST. What a listener counted is its ACCF_STATS, read in the \
     end.";
 
 /// The table of scenario (c).
-pub(crate) const REQUEST_COLUMNS: [Column; 4] = [
+const REQUEST_COLUMNS: [Column; 4] = [
     words("server"),
     words("listener"),
     numeric("first byte, ms", "first\nbyte, ms"),
     words("outcome"),
 ];
 
+/// What the columns of that table mean.
+const REQUEST_NOTE: &str = "\"First byte\" is curl's `time_starttransfer`, connecting included. \
+    Where the machine stood still meanwhile, a scenario ran again, and the calmest run counts: \
+    `runs` and `machine_late_ms` in `report.json`.";
+
 /// What the columns of the first table mean.
-pub(crate) const EXCHANGE_NOTE: &str = "Times are milliseconds. accept() counts from the client's SYN leaving, or \
+const EXCHANGE_NOTE: &str = "Times are milliseconds. accept() counts from the client's SYN leaving, or \
     from the bare ACK or the request arriving at the server; a negative time means that accept() came first. \"Worker \
     blocked\" is from accept() to the first byte that could be read. RTT and RTO are TCP_INFO of the accepted \
     socket, read straight after accept(). \"First byte\" counts from the moment the client had a request to make.";
 
 impl Report {
-    /// Sums `findings` and `checks` up.
-    pub(crate) fn new(findings: &Findings, checks: Vec<Check>) -> Self {
+    /// Sums up `findings` and the verdicts on them.
+    pub(crate) fn new(findings: &Findings, premises: Vec<Verdict>, claims: Vec<Verdict>) -> Self {
+        let first_claim = premises.len();
+        let checks = [premises, claims].concat();
         let guest = &findings.guest;
         let scene = |scenario: Scenario| {
             let numbers = |listener| match scenario {
@@ -332,8 +333,8 @@ impl Report {
         };
         let echoes = &guest.path.echo_rtt_us;
         Self {
-            schema: 2,
-            pass: checks.iter().all(|check| check.pass),
+            schema: SCHEMA,
+            pass: verdict::all_hold(&checks),
             kernel_release: guest.kernel_release.clone(),
             path: PathNumbers {
                 description: guest.path.description.clone(),
@@ -344,12 +345,13 @@ impl Report {
             },
             scenarios: Scenario::ALL.into_iter().map(scene).collect(),
             checks,
+            premises: first_claim,
             scenarios_took_ms: guest.took_ms,
         }
     }
 
     /// The path in a sentence.
-    pub(crate) fn path(&self) -> String {
+    fn path(&self) -> String {
         let n = |value: Option<f64>| value.map_or_else(|| "?".into(), number);
         format!(
             "The path: {}. Its own round-trip time, the shortest of {} ICMP echoes: {} ms (the longest: {} ms).",
@@ -384,7 +386,7 @@ impl Report {
     }
 
     /// The rows under [`EXCHANGE_COLUMNS`].
-    pub(crate) fn exchange_rows(&self) -> Vec<Vec<String>> {
+    fn exchange_rows(&self) -> Vec<Vec<String>> {
         self.exchanges(|scenario| scenario != Scenario::Silent)
             .map(|(scenario, listener, e)| {
                 vec![
@@ -405,7 +407,7 @@ impl Report {
     }
 
     /// The rows under [`SILENT_COLUMNS`].
-    pub(crate) fn silent_rows(&self) -> Vec<Vec<String>> {
+    fn silent_rows(&self) -> Vec<Vec<String>> {
         self.exchanges(|scenario| scenario == Scenario::Silent)
             .map(|(_, listener, e)| {
                 vec![
@@ -423,7 +425,7 @@ impl Report {
     }
 
     /// The rows under [`REQUEST_COLUMNS`].
-    pub(crate) fn request_rows(&self) -> Vec<Vec<String>> {
+    fn request_rows(&self) -> Vec<Vec<String>> {
         let mut rows = Vec::new();
         for server in HttpServer::ALL {
             for (_, listener, numbers) in self.numbers() {
@@ -436,9 +438,7 @@ impl Report {
                 rows.push(vec![
                     server.title().to_owned(),
                     listener.title().to_owned(),
-                    request
-                        .time_to_first_byte_ms
-                        .map_or_else(|| "–".into(), number),
+                    or_dash(request.time_to_first_byte_ms),
                     request.outcome(),
                 ]);
             }
@@ -447,98 +447,84 @@ impl Report {
     }
 
     /// How each listener of a scenario was set up, for the report's text.
-    fn settings(&self, scenario: Scenario) -> Vec<String> {
+    fn settings(&self, scenario: Scenario) -> String {
         let of_scenario = self.numbers().filter(|(s, ..)| *s == scenario);
-        of_scenario
-            .filter_map(|(_, _, numbers)| match numbers {
-                Numbers::Exchange(e) => Some(e.setting.clone()),
-                Numbers::Requests(r) => r.values().next().map(|r| r.setting.clone()),
-            })
-            .collect()
+        let settings = of_scenario.filter_map(|(_, _, numbers)| match numbers {
+            Numbers::Exchange(e) => Some(e.setting.as_str()),
+            Numbers::Requests(r) => r.values().next().map(|r| r.setting.as_str()),
+        });
+        format!("Listeners: {}.", settings.collect::<Vec<_>>().join("; "))
+    }
+
+    /// The section of one scenario.
+    fn section(&self, scenario: Scenario, table: Table, note: &str) -> Section {
+        let heading = format!("({}) {}", scenario.key(), scenario.title());
+        Section {
+            intro: self.settings(scenario),
+            notes: vec![note.to_owned()],
+            ..Section::new(heading, table)
+        }
     }
 
     /// The report for people.
-    pub(crate) fn markdown(&self) -> String {
-        let mut out = String::new();
-        let verdict = if self.pass {
-            "every check passed"
-        } else {
-            "**some checks FAILED**"
-        };
-        // Writing to a String cannot fail.
-        let _ = write!(
-            out,
-            "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n\
-             # accf demo: {verdict}\n\n\
-             Kernel {}, unmodified. {}\n\n\
-             ![Scenarios (a), (d) and (c) as a picture](ladder.svg)\n\n\
-             ## Connections\n\n",
-            self.kernel_release,
-            self.path()
-        );
-        for scenario in [Scenario::Rfc793, Scenario::Piggyback] {
-            let _ = writeln!(
-                out,
-                "* ({}) {}. Listeners: {}.",
-                scenario.key(),
-                scenario.title(),
-                self.settings(scenario).join("; ")
-            );
+    pub(crate) fn document(&self) -> Document {
+        let connections = [Scenario::Rfc793, Scenario::Piggyback].map(|scenario| {
+            let (key, title) = (scenario.key(), scenario.title());
+            format!("* ({key}) {title}. {}", self.settings(scenario))
+        });
+        let (premises, claims) = self.checks.split_at(self.premises);
+        Document {
+            title: "accf demo".to_owned(),
+            closing_line: closing_line(&self.checks),
+            summary: format!("Kernel {}, unmodified. {}", self.kernel_release, self.path()),
+            intro: format!("![Scenarios (a), (d) and (c) as a picture]({PICTURE_FILE})"),
+            sections: vec![
+                Section {
+                    intro: connections.join("\n"),
+                    notes: vec![EXCHANGE_NOTE.to_owned()],
+                    ..Section::new(
+                        "Connections",
+                        Table::new(EXCHANGE_COLUMNS, self.exchange_rows()),
+                    )
+                },
+                self.section(
+                    Scenario::LoadBalancer,
+                    Table::new(REQUEST_COLUMNS, self.request_rows()),
+                    REQUEST_NOTE,
+                ),
+                self.section(
+                    Scenario::Silent,
+                    Table::new(SILENT_COLUMNS, self.silent_rows()),
+                    SILENT_NOTE,
+                ),
+            ],
+            verdicts: vec![
+                verdict::section(
+                    "Premises: each scenario was what its name says",
+                    "premise",
+                    premises,
+                ),
+                verdict::section("Claims about accf", "claim", claims),
+            ],
+            files: &[
+                (
+                    "`report.json`",
+                    "every number above, with its unit in its name",
+                ),
+                (
+                    "`plain.pcapng`, `defer_accept.pcapng`, `dataready.pcapng`, \
+                     `dataready_reset.pcapng`, `dataready_drop.pcapng`",
+                    "the packets of each listener at the server's end, with comments, for Wireshark",
+                ),
+                ("`ladder.svg`", "scenarios (a), (c) and (d) as a picture"),
+                ("`guest/`", "what all of this was computed from"),
+            ],
         }
-        out.push('\n');
-        out += &markdown_table(&EXCHANGE_COLUMNS, &self.exchange_rows());
-        let _ = writeln!(out, "\n{EXCHANGE_NOTE}");
-        let _ = write!(
-            out,
-            "\n## (c) {}\n\nListeners: {}.\n\n",
-            Scenario::LoadBalancer.title(),
-            self.settings(Scenario::LoadBalancer).join("; ")
-        );
-        out += &markdown_table(&REQUEST_COLUMNS, &self.request_rows());
-        out += "\n\"First byte\" is curl's `time_starttransfer`, connecting included.\n\n\
-                Where the machine stood still meanwhile, a scenario ran again, and the calmest run \
-                counts: `runs` and `machine_late_ms` in `report.json`.\n";
-        let _ = write!(
-            out,
-            "\n## (d) {}\n\nListeners: {}.\n\n",
-            Scenario::Silent.title(),
-            self.settings(Scenario::Silent).join("; ")
-        );
-        out += &markdown_table(&SILENT_COLUMNS, &self.silent_rows());
-        let _ = write!(out, "\n{SILENT_NOTE}\n\n## Checks\n\n");
-        let columns = [
-            words(""),
-            words("check"),
-            numeric("found", "found"),
-            words("must be"),
-            words("kind"),
-        ];
-        let rows: Vec<Vec<String>> = self
-            .checks
-            .iter()
-            .map(|check| {
-                let kind = match check.kind {
-                    Kind::Premise => "premise",
-                    Kind::Claim => "claim",
-                };
-                vec![
-                    if check.pass { "pass" } else { "**FAIL**" }.to_owned(),
-                    check.says.clone(),
-                    check.value.map_or_else(|| "nothing".into(), number),
-                    format!("{} {}", check.bound, check.unit),
-                    kind.to_owned(),
-                ]
-            })
-            .collect();
-        out += &markdown_table(&columns, &rows);
-        out += "\nA premise says that a scenario was what its name says; a claim is about accf.\n\n\
-                ## Files\n\n\
-                * `report.json`: every number above, with its unit in its name.\n\
-                * `plain.pcapng`, `defer_accept.pcapng`, `dataready.pcapng`, `dataready_reset.pcapng`, \
-                `dataready_drop.pcapng`: the packets of each listener as they passed the server's end, with comments; for \
-                Wireshark.\n\
-                * `ladder.svg`: scenarios (a), (c) and (d) as a picture.\n\
-                * `guest/`: what all of this was computed from.\n";
-        out
     }
+}
+
+/// The line that the demo ends with.
+pub(crate) fn closing_line(checks: &[Verdict]) -> String {
+    let held = "The demo holds: every check passed.";
+    verdict::closing_line(checks, held, "the demo does not hold.")
 }

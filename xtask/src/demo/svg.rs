@@ -13,6 +13,7 @@ use super::capture::End;
 use super::facts::{Facts, Findings};
 use super::ms;
 use super::timeline::{Arrow, Ladder, Scale, Until};
+use crate::report::LICENCE;
 
 const WIDTH: f64 = 1200.0;
 /// Room for the time axis.
@@ -181,7 +182,7 @@ pub(crate) fn render(findings: &Findings) -> String {
         ))
         .add(text("soft", 28.0, 70.0, path))
         .add(body);
-    format!("<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n{picture}\n")
+    format!("{LICENCE}{picture}\n")
 }
 
 /// One scenario: a panel with a time axis and three columns, and its height.

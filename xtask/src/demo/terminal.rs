@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Ladders and tables for a terminal.
+//! Ladders for a terminal.
 
 use accf_demo::Scenario;
 use console::measure_text_width;
@@ -7,11 +7,8 @@ use console::measure_text_width;
 use super::capture::End;
 use super::facts::{Facts, Findings};
 use super::ms;
-use super::results::{
-    Report, EXCHANGE_COLUMNS, EXCHANGE_NOTE, REQUEST_COLUMNS, SILENT_COLUMNS, SILENT_NOTE,
-};
 use super::timeline::{Ladder, Until};
-use crate::table::{prose, table, Screen};
+use crate::table::Screen;
 
 /// Between the lifelines.
 const SPAN: usize = 29;
@@ -151,18 +148,4 @@ fn draw(label: &str, from: End, arrives: bool) -> String {
         (End::Server, true) => format!("◀{}{label}{}", "─".repeat(left), "─".repeat(right)),
         (End::Server, false) => format!("{}✕{label}{}", " ".repeat(left), "─".repeat(right)),
     }
-}
-
-/// The tables of numbers.
-pub(crate) fn tables(report: &Report, screen: Screen) -> String {
-    let exchanges = table(screen, &EXCHANGE_COLUMNS, report.exchange_rows());
-    let requests = table(screen, &REQUEST_COLUMNS, report.request_rows());
-    let heading = format!("(c) {}", Scenario::LoadBalancer.title());
-    let heading = screen.paint(&heading, |s| s.bold());
-    let note = prose(EXCHANGE_NOTE, screen);
-    let silent = table(screen, &SILENT_COLUMNS, report.silent_rows());
-    let silent_heading = format!("(d) {}", Scenario::Silent.title());
-    let silent_heading = screen.paint(&silent_heading, |s| s.bold());
-    let silent_note = prose(SILENT_NOTE, screen);
-    format!("{exchanges}{note}\n{heading}\n{requests}\n{silent_heading}\n{silent}{silent_note}")
 }

@@ -20,6 +20,7 @@ use anyhow::{ensure, Context, Result};
 use self::counts::Counts;
 use self::results::{Part, Report};
 use self::symbols::Symbols;
+use crate::report::{check_schema, read, write_both};
 use crate::table::Screen;
 
 /// The module's name.
@@ -33,14 +34,8 @@ pub(crate) fn evaluate(
     out: &Path,
     screen: Screen,
 ) -> Result<String> {
-    let profile = read_text(&recorded.join(PROFILE_FILE))
-        .context("the guest did not get to the end of its connections")?;
-    let profile: Profile = serde_json::from_str(&profile).context(PROFILE_FILE)?;
-    ensure!(
-        profile.schema == SCHEMA,
-        "the guest's {PROFILE_FILE} is of version {}, but this is a host side of version {SCHEMA}: build both anew",
-        profile.schema
-    );
+    let profile: Profile = read(recorded, PROFILE_FILE)?;
+    check_schema(PROFILE_FILE, profile.schema, SCHEMA)?;
     let symbols = Symbols::parse(&read_text(&recorded.join(SYMBOLS_FILE))?)?;
     ensure!(
         symbols.has_module(MODULE),
@@ -60,16 +55,8 @@ pub(crate) fn evaluate(
         parts.push(Part::new(section, &counts));
     }
     let report = Report::new(profile.kernel, parts);
-
-    let write = |name: &str, text: &str| {
-        let path = out.join(name);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-    };
-    let mut json = serde_json::to_string_pretty(&report)?;
-    json.push('\n');
-    write("report.json", &json)?;
-    write("report.md", &report.markdown())?;
-    Ok(report.shown(screen))
+    write_both(out, &report, &report.all())?;
+    Ok(report.shown().terminal(screen))
 }
 
 /// Reads a text.

@@ -2,15 +2,15 @@
 //! The profile for programs (`report.json`) and for people (`report.md`, the terminal).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 
-use accf_bench::{Listener, Section};
+use accf_bench::Listener;
 use serde::Serialize;
 
 use super::counts::{Cost, Counts};
 use super::symbols::Function;
 use super::MODULE;
-use crate::table::{fixed, markdown_table, numeric, prose, table, words, Column, Screen};
+use crate::report::{Document, Section};
+use crate::table::{fixed, numeric, words, Column, Kind, Table};
 
 /// The version of `report.json`.
 const SCHEMA: u32 = 1;
@@ -76,7 +76,7 @@ struct Difference<'a> {
 
 impl Part {
     /// What was counted in a section.
-    pub(crate) fn new(section: &Section, counts: &Counts) -> Self {
+    pub(crate) fn new(section: &accf_bench::Section, counts: &Counts) -> Self {
         let each = |sum: u64| sum as f64 / f64::from(section.connections.max(1));
         let row = |(function, cost): (&Function, &Cost)| Row {
             function: function.clone(),
@@ -165,56 +165,52 @@ impl Report {
         others.filter_map(|other| Some((filter?, other))).collect()
     }
 
-    /// What to show in a terminal.
-    pub(crate) fn shown(&self, screen: Screen) -> String {
-        let mut out = prose(NOTE, screen);
-        for case in self.cases() {
-            let title = format!("\n{case}\n\n");
-            out += &screen.paint(&title, |words| words.bold());
-            out += &table(screen, &SUMMARY, self.summary(case));
-            if let Some((filter, other)) = self.comparisons(case).first() {
-                let differences = filter.differences(other);
-                let _ = write!(out, "\n{}\n\n", heading(filter, other));
-                let shown = differences.get(..SHOWN).unwrap_or(&differences);
-                let rows = difference_rows(shown, Function::to_string);
-                out += &table(screen, &DIFFERENCES, rows);
-            }
-        }
-        out
+    /// What to show in a terminal: of each case the first comparison, without the smallest
+    /// differences.
+    pub(crate) fn shown(&self) -> Document {
+        let sections = self.cases().into_iter().flat_map(|case| {
+            let comparisons = self.comparisons(case).into_iter().take(1);
+            let comparisons = comparisons.map(|(filter, other)| comparison(filter, other, SHOWN));
+            [self.summary(case)].into_iter().chain(comparisons)
+        });
+        self.document(sections.collect())
     }
 
-    /// The same for a browser, with all that is worth a row.
-    pub(crate) fn markdown(&self) -> String {
-        let mut out = format!(
-            "# What a connection's instructions are spent on\n\n{NOTE}\n\nLinux {}.\n",
-            self.kernel
-        );
-        for case in self.cases() {
-            let _ = write!(out, "\n## {case}\n\n");
-            out += &markdown_table(&SUMMARY, &self.summary(case));
-            for (filter, other) in self.comparisons(case) {
-                let _ = write!(out, "\n### {}\n\n", heading(filter, other));
-                let differences = filter.differences(other);
-                out += &markdown_table(&DIFFERENCES, &difference_rows(&differences, code));
-            }
-            if let Some(filter) = self.part(case, Listener::Dataready) {
-                let _ = write!(out, "\n### All of {}\n\n", filter.listener.key());
-                out += &markdown_table(&FUNCTIONS, &function_rows(filter));
-            }
+    /// Everything that is worth a row.
+    pub(crate) fn all(&self) -> Document {
+        let sections = self.cases().into_iter().flat_map(|case| {
+            let comparisons = self.comparisons(case).into_iter();
+            let comparisons =
+                comparisons.map(|(filter, other)| comparison(filter, other, usize::MAX));
+            let functions = self.part(case, Listener::Dataready).map(functions);
+            [self.summary(case)]
+                .into_iter()
+                .chain(comparisons)
+                .chain(functions)
+        });
+        self.document(sections.collect())
+    }
+
+    /// A report with these sections.
+    fn document(&self, sections: Vec<Section>) -> Document {
+        Document {
+            title: "What a connection's instructions are spent on".to_owned(),
+            summary: format!("Linux {}. {NOTE}", self.kernel),
+            sections,
+            ..Document::default()
         }
-        out
     }
 
     /// The table of a case's listeners.
-    fn summary(&self, case: &str) -> Vec<Vec<String>> {
+    fn summary(&self, case: &str) -> Section {
         let parts = self.sections.iter().filter(|part| part.case == case);
-        let row = |part: &Part| {
+        let rows = parts.map(|part| {
             let mut row = vec![part.listener.key().to_owned()];
             let numbers = [part.instructions, part.programs, part.kernel, part.module];
             row.extend(numbers.map(|value| fixed(value, 0)));
             row
-        };
-        parts.map(row).collect()
+        });
+        Section::new(case, Table::new(SUMMARY, rows))
     }
 }
 
@@ -234,58 +230,46 @@ const DIFFERENCES: [Column; 6] = [
     numeric("at the other", "at the\nother"),
     numeric("calls", "calls"),
     numeric("at the other", "at the\nother"),
-    words("function"),
+    Column::new("function", Kind::Code),
 ];
 
 /// The columns of a listener's functions.
 const FUNCTIONS: [Column; 3] = [
     numeric("instructions", "instructions"),
     numeric("calls", "calls"),
-    words("function"),
+    Column::new("function", Kind::Code),
 ];
 
-/// What a table of differences is about.
-fn heading(filter: &Part, other: &Part) -> String {
+/// The greatest differences between two listeners of a case, `most` of them.
+fn comparison(filter: &Part, other: &Part, most: usize) -> Section {
     let more = filter.instructions - other.instructions;
-    format!(
-        "{} against {}: {} instructions {}",
+    let heading = format!(
+        "{}: {} against {}: {} instructions {}",
+        filter.case,
         filter.listener.key(),
         other.listener.key(),
         fixed(more.abs(), 0),
         if more < 0.0 { "fewer" } else { "more" }
-    )
-}
-
-/// A function's name in Markdown, where Rust's would be taken for markup.
-fn code(function: &Function) -> String {
-    format!("`{function}`")
-}
-
-/// The rows of a table of differences, with the functions written as `name` does.
-fn difference_rows(
-    differences: &[Difference<'_>],
-    name: fn(&Function) -> String,
-) -> Vec<Vec<String>> {
-    let row = |it: &Difference<'_>| {
+    );
+    let differences = filter.differences(other).into_iter().take(most);
+    let rows = differences.map(|it| {
         let [here, there] = it.instructions;
         let mut row: Vec<String> = [it.more, here, there].map(|sum| fixed(sum, 0)).to_vec();
         row.extend(it.calls.map(|calls| fixed(calls, 2)));
-        row.push(name(it.function));
+        row.push(it.function.to_string());
         row
-    };
-    differences.iter().map(row).collect()
+    });
+    Section::new(heading, Table::new(DIFFERENCES, rows))
 }
 
-/// The rows of a table of functions, in Markdown.
-fn function_rows(part: &Part) -> Vec<Vec<String>> {
+/// The functions that are worth a row.
+fn functions(part: &Part) -> Section {
     let rows = part.functions.iter();
-    let worth = rows.take_while(|row| row.instructions >= WORTH_A_ROW);
-    let row = |row: &Row| {
-        vec![
-            fixed(row.instructions, 0),
-            fixed(row.calls, 2),
-            code(&row.function),
-        ]
-    };
-    worth.map(row).collect()
+    let rows = rows.take_while(|row| row.instructions >= WORTH_A_ROW);
+    let rows = rows.map(|row| {
+        let (instructions, calls) = (fixed(row.instructions, 0), fixed(row.calls, 2));
+        vec![instructions, calls, row.function.to_string()]
+    });
+    let heading = format!("{}: all of {}", part.case, part.listener.key());
+    Section::new(heading, Table::new(FUNCTIONS, rows))
 }

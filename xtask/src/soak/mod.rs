@@ -4,21 +4,22 @@
 mod results;
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use accf_soak::{Proof, Record, RECORD_FILE, SCHEMA};
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 use xshell::Shell;
 
 use crate::guest::{Failure, Guest, Report};
 use crate::kernel::Kind;
 use crate::lab::Lab;
+use crate::report::{self as files, check_schema, write, write_both};
+use crate::verdict::Verdict;
 use crate::{program, project};
 
 #[cfg(test)]
-pub(crate) use self::results::sample;
+pub(crate) use self::results::sample_proofs;
 pub(crate) use self::results::Soak;
 
 /// How long a guest may take to boot, to come to rest and to be looked at.
@@ -64,8 +65,7 @@ impl Request {
             ("stdout", &report.stdout),
             ("stderr", &report.stderr),
         ] {
-            fs::write(out.join(name), text)
-                .with_context(|| format!("cannot write the guest's {name}"))?;
+            write(out, name, text)?;
         }
         let soak = Soak {
             kernel: self.kind.name().to_owned(),
@@ -74,7 +74,7 @@ impl Request {
             proofs: self.proofs(&report, out),
             record: read(out).ok(),
         };
-        soak.write(out)?;
+        write_both(out, &soak, &soak.document())?;
         Ok(soak)
     }
 
@@ -95,7 +95,7 @@ impl Request {
     }
 
     /// What the guest proved, and what the host sees.
-    fn proofs(&self, report: &Report, out: &Path) -> Vec<Proof> {
+    fn proofs(&self, report: &Report, out: &Path) -> Vec<Verdict> {
         let of = |is_so: fn(&Failure) -> bool| -> Vec<String> {
             let failures = report.failures.iter();
             failures
@@ -118,18 +118,10 @@ impl Request {
         if report.status.is_some_and(|status| (status == 0) != held) {
             ended.push("the guest's exit status does not agree with its record".to_owned());
         }
-        let mut proofs = record.map(|record| record.proofs).unwrap_or_default();
-        let mut prove = |name: &str, says: &str, found: Vec<String>, otherwise: &str| {
-            proofs.push(Proof {
-                name: name.to_owned(),
-                says: says.to_owned(),
-                held: found.is_empty(),
-                found: if found.is_empty() {
-                    otherwise.to_owned()
-                } else {
-                    found.join("\n")
-                },
-            });
+        let proofs = record.map(|record| record.proofs).unwrap_or_default();
+        let mut proofs: Vec<Verdict> = proofs.into_iter().map(verdict).collect();
+        let mut prove = |name: &str, says: &str, complaints: Vec<String>, otherwise: &str| {
+            proofs.push(Verdict::of_complaints(name, says, &complaints, otherwise));
         };
         let mut how = "it did".to_owned();
         for boot in &report.boots_in_vain {
@@ -158,31 +150,31 @@ impl Request {
     }
 }
 
+/// The verdict on what the guest proved.
+fn verdict(proof: Proof) -> Verdict {
+    Verdict {
+        name: proof.name,
+        says: proof.says,
+        pass: proof.held,
+        found: proof.found,
+        figure: None,
+    }
+}
+
 /// Reads what a guest left in `out`, which is there only if the guest got to the end.
 fn read(out: &Path) -> Result<Record> {
-    let path = out.join(RECORD_FILE);
-    let text = fs::read_to_string(&path).with_context(|| {
-        format!(
-            "the guest left no record at {}: it did not get to the end",
-            path.display()
-        )
-    })?;
-    let record: Record = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not a record of a soak", path.display()))?;
-    if record.schema != SCHEMA {
-        bail!(
-            "{} is a record of version {}, but this is a host side of version {SCHEMA}: build both anew",
-            path.display(),
-            record.schema
-        );
-    }
+    let record: Record = files::read(out, RECORD_FILE)?;
+    check_schema(RECORD_FILE, record.schema, SCHEMA)?;
     Ok(record)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::scratch::Scratch;
+    use crate::verdict;
 
     const REQUEST: Request = Request {
         kind: Kind::Dev,
@@ -218,9 +210,10 @@ mod tests {
         .unwrap();
     }
 
-    fn failed(proofs: &[Proof]) -> Vec<&str> {
-        let failed = proofs.iter().filter(|proof| !proof.held);
-        failed.map(|proof| proof.name.as_str()).collect()
+    fn failed(proofs: &[Verdict]) -> Vec<&str> {
+        verdict::failed(proofs)
+            .map(|proof| proof.name.as_str())
+            .collect()
     }
 
     #[test]

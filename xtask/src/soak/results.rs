@@ -2,14 +2,13 @@
 //! How a soak went, for programs (`report.json`) and for people (`report.md`, the terminal).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
 
-use accf_soak::{Clients, Proof, Record};
-use anyhow::{Context, Result};
+use accf_soak::{Clients, Record};
 use serde::Serialize;
 
-use crate::table::{markdown_table, number, numeric, table, words, Column, Screen};
+use crate::report::{Document, Section};
+use crate::table::{number, numeric, words, Table};
+use crate::verdict::{self, Verdict};
 
 /// How a soak went.
 #[derive(Clone, Debug, Serialize)]
@@ -21,182 +20,103 @@ pub(crate) struct Soak {
     /// How long clients were to come.
     pub(crate) minutes: f64,
     /// What was to be proved, in the guest and outside.
-    pub(crate) proofs: Vec<Proof>,
+    pub(crate) proofs: Vec<Verdict>,
     /// What the guest left, if it came to its end.
     pub(crate) record: Option<Record>,
 }
 
-/// A table's columns and rows.
-struct Cells {
-    title: &'static str,
-    columns: Vec<Column>,
-    rows: Vec<Vec<String>>,
-}
-
 impl Soak {
-    /// Whether everything held.
-    pub(crate) fn held(&self) -> bool {
-        !self.proofs.is_empty() && self.proofs.iter().all(|proof| proof.held)
-    }
-
     /// The line that everything ends with.
-    pub(crate) fn verdict(&self) -> String {
-        let minutes = number(self.minutes);
+    pub(crate) fn closing_line(&self) -> String {
         let connections = self.record.as_ref().map_or(0, Record::connections);
         let what = format!(
-            "{} connections in {minutes} min on the {} kernel, seed {}",
+            "{} connections in {} min on the {} kernel, seed {}.",
             number(connections as f64),
+            number(self.minutes),
             self.kernel,
             self.seed
         );
-        let failed: Vec<&str> = self
-            .proofs
-            .iter()
-            .filter(|proof| !proof.held)
-            .map(|proof| proof.name.as_str())
-            .collect();
-        if self.held() {
-            format!("Everything held: {what}.")
-        } else {
-            format!("FAILED ({}): {what}.", failed.join(", "))
-        }
+        let held = format!("Everything held: {what}");
+        verdict::closing_line(&self.proofs, &held, &what)
     }
 
-    /// Writes the report for programs and the one for people.
-    pub(crate) fn write(&self, out: &Path) -> Result<()> {
-        let json = serde_json::to_string_pretty(self)? + "\n";
-        for (name, text) in [("report.json", json), ("report.md", self.markdown())] {
-            let path = out.join(name);
-            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        Ok(())
-    }
-
-    /// The report in Markdown.
-    fn markdown(&self) -> String {
-        let mut text = String::from("# Soak\n");
-        for cells in self.tables() {
-            text += &format!("\n## {}\n\n", cells.title);
-            // A cell is one line.
-            let rows: Vec<Vec<String>> = cells
-                .rows
-                .into_iter()
-                .map(|row| row.into_iter().map(|cell| one_line(&cell)).collect())
-                .collect();
-            text += &markdown_table(&cells.columns, &rows);
-        }
-        text += &format!("\n{}\n", self.verdict());
-        text
-    }
-
-    /// The report for a terminal.
-    pub(crate) fn terminal(&self, screen: Screen) -> String {
-        let mut text = String::new();
-        for cells in self.tables() {
-            text += &format!("\n{}\n", cells.title);
-            text += &table(screen, &cells.columns, cells.rows);
-        }
-        text
-    }
-
-    fn tables(&self) -> Vec<Cells> {
-        let mut tables = Vec::new();
-        if let Some(record) = &self.record {
-            tables.push(clients(&record.clients));
-            tables.push(counts("What else happened", "event", &record.events));
-            tables.push(counts(
-                "What the module counted, of listeners at rest",
-                "counter",
-                &record.counters,
-            ));
-            tables.push(slabs(record));
-        }
-        tables.push(Cells {
-            title: "What was to be proved",
-            columns: vec![words(""), words("proof"), words("found")],
-            rows: self
-                .proofs
-                .iter()
-                .map(|proof| {
-                    let word = if proof.held { "holds" } else { "FAILS" };
-                    vec![word.to_owned(), proof.says.clone(), proof.found.clone()]
-                })
-                .collect(),
+    /// The report for people.
+    pub(crate) fn document(&self) -> Document {
+        let sections = self.record.as_ref().map(|record| {
+            vec![
+                clients(&record.clients),
+                counts("What else happened", "event", &record.events),
+                counts(
+                    "What the module counted, of listeners at rest",
+                    "counter",
+                    &record.counters,
+                ),
+                slabs(record),
+            ]
         });
-        tables
+        Document {
+            title: "Soak".to_owned(),
+            closing_line: self.closing_line(),
+            verdicts: vec![verdict::section(
+                "What was to be proved",
+                "proof",
+                &self.proofs,
+            )],
+            sections: sections.unwrap_or_default(),
+            ..Document::default()
+        }
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.replace('\n', "<br>").replace('|', "\\|")
 }
 
 /// What clients did, and what became of them.
-fn clients(all: &[Clients]) -> Cells {
-    let rows = all
-        .iter()
-        .map(|clients| {
-            let fates: BTreeSet<(u64, &str)> = clients
-                .fates
-                .iter()
-                .map(|(fate, count)| (*count, fate.as_str()))
-                .collect();
-            let fates: Vec<String> = fates
-                .into_iter()
-                .rev()
-                .map(|(count, fate)| format!("{} {fate}", number(count as f64)))
-                .collect();
-            vec![
-                clients.place.clone(),
-                clients.habit.clone(),
-                number(clients.count() as f64),
-                fates.join(", "),
-            ]
-        })
-        .collect();
-    Cells {
-        title: "What clients did, and what became of them",
-        columns: vec![
-            words("where"),
-            words("what a client does"),
-            numeric("clients", "clients"),
-            words("what became of them"),
-        ],
-        rows,
-    }
+fn clients(all: &[Clients]) -> Section {
+    let rows = all.iter().map(|clients| {
+        let fates = clients.fates.iter();
+        let fates: BTreeSet<(u64, &str)> = fates.map(|(fate, n)| (*n, fate.as_str())).collect();
+        let fates = fates.into_iter().rev();
+        let fates = fates.map(|(count, fate)| format!("{} {fate}", number(count as f64)));
+        vec![
+            clients.place.clone(),
+            clients.habit.clone(),
+            number(clients.count() as f64),
+            fates.collect::<Vec<_>>().join(", "),
+        ]
+    });
+    let columns = [
+        words("where"),
+        words("what a client does"),
+        numeric("clients", "clients"),
+        words("what became of them"),
+    ];
+    let heading = "What clients did, and what became of them";
+    Section::new(heading, Table::new(columns, rows))
 }
 
-fn counts(title: &'static str, of: &'static str, counts: &BTreeMap<String, u64>) -> Cells {
-    Cells {
-        title,
-        columns: vec![words(of), numeric("count", "count")],
-        rows: counts
-            .iter()
-            .map(|(name, count)| vec![name.clone(), number(*count as f64)])
-            .collect(),
-    }
+/// How often each event happened.
+fn counts(heading: &str, of: &'static str, counts: &BTreeMap<String, u64>) -> Section {
+    let columns = [words(of), numeric("count", "count")];
+    let counts = counts.iter();
+    let rows = counts.map(|(name, count)| vec![name.clone(), number(*count as f64)]);
+    Section::new(heading, Table::new(columns, rows))
 }
 
-fn slabs(record: &Record) -> Cells {
-    Cells {
-        title: "The kernel's caches, in bytes in use",
-        columns: vec![
-            words("cache"),
-            numeric("before", "before"),
-            numeric("after", "after"),
-            numeric("growth allowed", "growth\nallowed"),
-        ],
-        rows: record
-            .slabs
-            .iter()
-            .map(|slab| {
-                let numbers = [slab.before, slab.after, slab.allowed];
-                let mut row = vec![slab.cache.clone()];
-                row.extend(numbers.map(|bytes| number(bytes as f64)));
-                row
-            })
-            .collect(),
-    }
+/// The memory that the kernel's caches have in use.
+fn slabs(record: &Record) -> Section {
+    let columns = [
+        words("cache"),
+        numeric("before", "before"),
+        numeric("after", "after"),
+        numeric("growth allowed", "growth\nallowed"),
+    ];
+    let rows = record.slabs.iter().map(|slab| {
+        let numbers = [slab.before, slab.after, slab.allowed];
+        let numbers = numbers.map(|bytes| number(bytes as f64));
+        [slab.cache.clone()].into_iter().chain(numbers).collect()
+    });
+    Section::new(
+        "The kernel's caches, in bytes in use",
+        Table::new(columns, rows),
+    )
 }
 
 /// A record of a soak in which everything held.
@@ -222,7 +142,7 @@ pub(crate) fn sample() -> Record {
             after: 2_432,
             allowed: 0,
         }],
-        proofs: vec![Proof {
+        proofs: vec![accf_soak::Proof {
             name: "fates".to_owned(),
             says: "all is as it has to be".to_owned(),
             held: true,
@@ -231,16 +151,23 @@ pub(crate) fn sample() -> Record {
     }
 }
 
+/// What that record proves.
+#[cfg(test)]
+pub(crate) fn sample_proofs() -> Vec<Verdict> {
+    sample().proofs.into_iter().map(super::verdict).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::table::Screen;
 
     fn soak(record: Option<Record>) -> Soak {
         Soak {
             kernel: "dev".to_owned(),
             seed: 7,
             minutes: 1.0,
-            proofs: sample().proofs,
+            proofs: sample_proofs(),
             record,
         }
     }
@@ -249,8 +176,8 @@ mod tests {
     fn the_report_has_every_number() {
         let soak = soak(Some(sample()));
         for text in [
-            soak.markdown(),
-            soak.terminal(Screen {
+            soak.document().markdown(),
+            soak.document().terminal(Screen {
                 colours: false,
                 width: 120,
             }),
@@ -271,19 +198,22 @@ mod tests {
     fn the_last_line_says_how_it_went() {
         let mut soak = soak(Some(sample()));
         assert_eq!(
-            soak.verdict(),
+            soak.closing_line(),
             "Everything held: 1,234 connections in 1 min on the dev kernel, seed 7."
         );
-        soak.proofs[0].held = false;
-        assert!(soak.verdict().starts_with("FAILED (fates): "));
+        soak.proofs[0].pass = false;
+        assert!(soak.closing_line().starts_with("FAILED (fates): "));
         soak.proofs.clear();
-        assert!(!soak.held());
+        assert!(!soak.closing_line().contains("held"));
     }
 
     #[test]
     fn a_guest_that_left_nothing_has_a_report_too() {
         let mut soak = soak(None);
         soak.proofs[0].found = "the guest hung\nat | once".to_owned();
-        assert!(soak.markdown().contains("the guest hung<br>at \\| once"));
+        assert!(soak
+            .document()
+            .markdown()
+            .contains("the guest hung<br>at \\| once"));
     }
 }
