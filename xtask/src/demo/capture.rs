@@ -260,22 +260,9 @@ pub(crate) fn connection(
     for i in 0..segments.len() {
         let (earlier, this) = (&segments[..i], &segments[i]);
         let takes_room = this.flags.syn || this.flags.fin || this.payload_len > 0;
-        segments[i].retransmission = takes_room
-            && earlier.iter().any(|other| {
-                (
-                    other.from,
-                    other.seq,
-                    other.payload_len,
-                    other.flags.syn,
-                    other.flags.fin,
-                ) == (
-                    this.from,
-                    this.seq,
-                    this.payload_len,
-                    this.flags.syn,
-                    this.flags.fin,
-                )
-            });
+        let place = |s: &Segment| (s.from, s.seq, s.payload_len, s.flags.syn, s.flags.fin);
+        segments[i].retransmission =
+            takes_room && earlier.iter().any(|other| place(other) == place(this));
     }
     segments
 }
@@ -284,19 +271,17 @@ pub(crate) fn connection(
 mod tests {
     use super::*;
     use crate::demo::sample::sample;
+    use crate::scratch::Scratch;
 
     #[test]
     fn a_file_reads_back_as_it_was_written() {
         let sample = sample();
-        let directory =
-            std::env::temp_dir().join(format!("accf-demo-capture-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
-        sample.record(&directory);
-        let path = directory.join(&sample.guest.server_capture);
+        let directory = Scratch::new("demo-capture");
+        sample.record(&directory.0);
+        let path = directory.0.join(&sample.guest.server_capture);
         let read = Capture::read(&path);
         std::fs::write(&path, b"nonsense").unwrap();
         let nonsense = Capture::read(&path);
-        std::fs::remove_dir_all(&directory).unwrap();
         // Not assert_eq: it would print every packet.
         assert!(read.unwrap() == sample.server);
         assert!(format!("{:#}", nonsense.unwrap_err()).contains("not a pcap file"));
@@ -304,12 +289,7 @@ mod tests {
 
     #[test]
     fn flags_have_names() {
-        let flags = Flags {
-            syn: true,
-            ack: true,
-            ..Flags::default()
-        };
-        assert_eq!(flags.to_string(), "SYN-ACK");
+        assert_eq!(Flags::SYN_ACK.to_string(), "SYN-ACK");
         assert_eq!(Flags::default().to_string(), "");
     }
 }

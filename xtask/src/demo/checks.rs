@@ -359,12 +359,8 @@ mod tests {
     fn a_second_syn_ack_fails() {
         for scenario in [Scenario::Rfc793, Scenario::Silent] {
             let mut sample = sample();
-            let again = Flags {
-                syn: true,
-                ack: true,
-                ..Flags::default()
-            };
-            sample.send((scenario, Listener::Dataready), End::Server, again, 1060.0);
+            let connection = (scenario, Listener::Dataready);
+            sample.send(connection, End::Server, Flags::SYN_ACK, 1060.0);
             let mut wanted = vec![format!("{}.dataready.syn_acks", scenario.key())];
             if scenario == Scenario::Silent {
                 wanted.push("d.dataready.nothing_sent".to_owned());
@@ -373,35 +369,28 @@ mod tests {
         }
     }
 
-    const RST: Flags = Flags {
-        syn: false,
-        ack: false,
-        fin: false,
-        rst: true,
-        psh: false,
-    };
     const RESET: (Scenario, Listener) = (Scenario::Silent, Listener::DatareadyReset);
     const DROP: (Scenario, Listener) = (Scenario::Silent, Listener::DatareadyDrop);
 
     #[test]
     fn a_segment_from_the_server_at_the_deadline_fails() {
-        let bare = Flags {
-            ack: true,
-            ..Flags::default()
-        };
         for (listener, flags, wanted) in [
-            (Listener::Dataready, bare, "d.dataready.nothing_sent"),
+            (Listener::Dataready, Flags::ACK, "d.dataready.nothing_sent"),
             (
                 Listener::DatareadyDrop,
-                bare,
+                Flags::ACK,
                 "d.dataready_drop.nothing_sent",
             ),
             (
                 Listener::DatareadyReset,
-                bare,
+                Flags::ACK,
                 "d.dataready_reset.nothing_else",
             ),
-            (Listener::DatareadyReset, RST, "d.dataready_reset.resets"),
+            (
+                Listener::DatareadyReset,
+                Flags::RST,
+                "d.dataready_reset.resets",
+            ),
         ] {
             let mut sample = sample();
             sample.send((Scenario::Silent, listener), End::Server, flags, 5062.5);
@@ -409,25 +398,25 @@ mod tests {
         }
         // An RST at the deadline, where there is to be none but for the late request.
         let mut early = sample();
-        early.send(DROP, End::Server, RST, 5061.0);
+        early.send(DROP, End::Server, Flags::RST, 5061.0);
         assert_eq!(
             failing(&early),
             ["d.dataready_drop.told", "d.dataready_drop.nothing_sent"]
         );
         let mut twice = sample();
-        twice.send(DROP, End::Server, RST, 10_200.0);
+        twice.send(DROP, End::Server, Flags::RST, 10_200.0);
         assert_eq!(failing(&twice), ["d.dataready_drop.resets"]);
     }
 
     #[test]
     fn an_rst_with_another_number_or_at_another_time_fails() {
         let mut wrong = sample();
-        wrong.forge(RESET, RST, |tcp| tcp.seq += 1);
+        wrong.forge(RESET, Flags::RST, |tcp| tcp.seq += 1);
         assert_eq!(failing(&wrong), ["d.dataready_reset.reset_seq"]);
 
         for ms in [-60, 60] {
             let mut shifted = sample();
-            shifted.shift(RESET, RST, ms);
+            shifted.shift(RESET, Flags::RST, ms);
             shifted
                 .exchange(RESET.0, RESET.1)
                 .client
@@ -435,12 +424,12 @@ mod tests {
                 .as_mut()
                 .unwrap()
                 .at
-                .0 = shifted.arrival(RESET, RST).0 + 1_000_000;
+                .0 = shifted.arrival(RESET, Flags::RST).0 + 1_000_000;
             assert_eq!(failing(&shifted), ["d.dataready_reset.deadline"]);
         }
 
         let mut none = sample();
-        none.drop_segment(RESET, RST);
+        none.drop_segment(RESET, Flags::RST);
         let wanted = [
             "d.dataready_reset.deadline",
             "d.dataready_reset.resets",
@@ -449,7 +438,7 @@ mod tests {
         ];
         assert_eq!(failing(&none), wanted);
         let mut none = sample();
-        none.drop_segment(DROP, RST);
+        none.drop_segment(DROP, Flags::RST);
         assert_eq!(
             failing(&none),
             ["d.dataready_drop.resets", "d.dataready_drop.told"]
@@ -624,11 +613,7 @@ mod tests {
         // No piggyback: an ACK of its own came before the data.
         let mut bare = sample();
         let connection = (Scenario::Piggyback, Listener::DeferAccept);
-        let ack = Flags {
-            ack: true,
-            ..Flags::default()
-        };
-        bare.send(connection, End::Client, ack, 40.2);
+        bare.send(connection, End::Client, Flags::ACK, 40.2);
         assert_eq!(failing(&bare), ["b.defer_accept.third_segment"]);
 
         // No delay.
@@ -638,14 +623,7 @@ mod tests {
 
         // The client was not silent for long enough, or not silent at all.
         let mut soon = sample();
-        let (data, plain) = (
-            Flags {
-                ack: true,
-                psh: true,
-                ..Flags::default()
-            },
-            Listener::Plain,
-        );
+        let (data, plain) = (Flags::DATA, Listener::Plain);
         soon.shift_from((Scenario::Silent, plain), End::Client, data, -2000);
         assert_eq!(failing(&soon), ["d.plain.silence"]);
 

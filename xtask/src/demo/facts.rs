@@ -349,15 +349,8 @@ mod tests {
     #[test]
     fn a_segment_lost_on_the_way_is_one_that_did_not_arrive() {
         let mut sample = sample();
-        let request = |tcp: super::super::capture::Tcp| {
-            tcp.source_port == 40_000
-                && tcp.flags
-                    == Flags {
-                        ack: true,
-                        psh: true,
-                        ..Flags::default()
-                    }
-        };
+        let request =
+            |tcp: super::super::capture::Tcp| tcp.source_port == 40_000 && tcp.flags == Flags::DATA;
         sample
             .server
             .frames

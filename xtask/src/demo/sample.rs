@@ -24,49 +24,40 @@ const CLIENT_ISN: u32 = 5_000;
 const REQUEST: usize = 47;
 const RESPONSE: usize = 89;
 
-const SYN: Flags = Flags {
-    syn: true,
-    ack: false,
-    fin: false,
-    rst: false,
-    psh: false,
-};
-const SYN_ACK: Flags = Flags {
-    syn: true,
-    ack: true,
-    fin: false,
-    rst: false,
-    psh: false,
-};
-const ACK: Flags = Flags {
-    syn: false,
-    ack: true,
-    fin: false,
-    rst: false,
-    psh: false,
-};
-const PSH: Flags = Flags {
-    syn: false,
-    ack: true,
-    fin: false,
-    rst: false,
-    psh: true,
-};
-const FIN: Flags = Flags {
-    syn: false,
-    ack: true,
-    fin: true,
-    rst: false,
-    psh: false,
-};
-
-const RST: Flags = Flags {
-    syn: false,
-    ack: false,
-    fin: false,
-    rst: true,
-    psh: false,
-};
+/// The flags that the segments have.
+impl Flags {
+    const NONE: Self = Self {
+        syn: false,
+        ack: false,
+        fin: false,
+        rst: false,
+        psh: false,
+    };
+    pub(crate) const ACK: Self = Self {
+        ack: true,
+        ..Self::NONE
+    };
+    pub(crate) const DATA: Self = Self {
+        psh: true,
+        ..Self::ACK
+    };
+    pub(crate) const FIN: Self = Self {
+        fin: true,
+        ..Self::ACK
+    };
+    pub(crate) const RST: Self = Self {
+        rst: true,
+        ..Self::NONE
+    };
+    pub(crate) const SYN: Self = Self {
+        syn: true,
+        ..Self::NONE
+    };
+    pub(crate) const SYN_ACK: Self = Self {
+        syn: true,
+        ..Self::ACK
+    };
+}
 
 /// What a demo is computed from.
 #[derive(Clone, Debug)]
@@ -425,10 +416,10 @@ fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange
     use End::{Client, Server};
     let piggyback = scenario == Scenario::Piggyback;
     let silent = scenario == Scenario::Silent;
-    talk.segment(Client, SYN, None, 0, 0);
-    talk.segment(Server, SYN_ACK, None, 0, 20_100);
+    talk.segment(Client, Flags::SYN, None, 0, 0);
+    talk.segment(Server, Flags::SYN_ACK, None, 0, 20_100);
     if !piggyback {
-        talk.segment(Client, ACK, None, 0, 40_200);
+        talk.segment(Client, Flags::ACK, None, 0, 40_200);
     }
     let acked = 60_200;
     let deadline = acked + 5_001_000;
@@ -442,8 +433,8 @@ fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange
     let accept_us = match (silent, listener) {
         (_, Listener::Plain) if !piggyback => Some(acked + WAKE_US),
         (true, Listener::DeferAccept) => {
-            talk.segment(Server, SYN_ACK, Some(SERVER_ISN), 0, 7_040_000);
-            talk.segment(Client, ACK, None, 0, 7_060_100);
+            talk.segment(Server, Flags::SYN_ACK, Some(SERVER_ISN), 0, 7_040_000);
+            talk.segment(Client, Flags::ACK, None, 0, 7_060_100);
             Some(7_080_100 + WAKE_US)
         }
         (true, Listener::Dataready) => Some(deadline),
@@ -459,18 +450,24 @@ fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange
         _ => request_at.map(|request| request + DELAY_US + WAKE_US),
     };
     if let Some(request) = request_at {
-        talk.segment(Client, PSH, None, REQUEST, request);
+        talk.segment(Client, Flags::DATA, None, REQUEST, request);
     }
     let served = request_at.filter(|_| accept_us.is_some());
     if let Some(request) = served {
         let arrived = request + DELAY_US;
-        talk.segment(Server, ACK, None, 0, arrived + 100);
-        talk.segment(Server, PSH, None, RESPONSE, arrived + 2 * WAKE_US);
-        talk.segment(Server, FIN, None, 0, arrived + 3 * WAKE_US);
-        talk.segment(Client, FIN, None, 0, arrived + 3 * WAKE_US + DELAY_US);
+        talk.segment(Server, Flags::ACK, None, 0, arrived + 100);
+        talk.segment(Server, Flags::DATA, None, RESPONSE, arrived + 2 * WAKE_US);
+        talk.segment(Server, Flags::FIN, None, 0, arrived + 3 * WAKE_US);
+        talk.segment(
+            Client,
+            Flags::FIN,
+            None,
+            0,
+            arrived + 3 * WAKE_US + DELAY_US,
+        );
     }
     if let Some(reset) = reset_at {
-        talk.segment(Server, RST, None, 0, reset);
+        talk.segment(Server, Flags::RST, None, 0, reset);
     }
     let late_sample = listener == Listener::DeferAccept && scenario == Scenario::Rfc793;
     let tcp_info = if late_sample {
