@@ -57,7 +57,7 @@ pub(crate) fn evaluate(recorded: &Path, out: &Path, screen: Screen) -> Result<Ou
 
     let picture = svg::render(&findings);
     write(out, PICTURE_FILE, &picture)?;
-    write_both(out, &report, &document)?;
+    write_both(out, &report.numbers(), &document)?;
     for listener in Listener::ALL {
         let bytes = pcapng::of_listener(&findings, &server, listener)?;
         write(out, &format!("{}.pcapng", listener.key()), bytes)?;

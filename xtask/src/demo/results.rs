@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The demo's result for programs (`report.json`) and for people (`report.md`).
 
-use std::collections::BTreeMap;
-
-use accf_demo::{Counters, HttpServer, Listener, Scenario, ServedRequest};
-use serde::Serialize;
+use accf_demo::{HttpServer, Scenario, ServedRequest};
+use serde_json::{json, Map, Value};
 
 use super::capture::End;
 use super::facts::{Facts, Findings};
@@ -17,153 +15,101 @@ use crate::verdict::{self, Verdict};
 const SCHEMA: u32 = 3;
 
 /// Everything the demo found, and whether that is what it claims.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Report {
-    schema: u32,
-    /// Every check passed.
-    pass: bool,
-    kernel_release: String,
-    path: PathNumbers,
-    /// By the scenario's letter.
-    scenarios: BTreeMap<&'static str, Scene>,
+#[derive(Debug)]
+pub(crate) struct Report<'a> {
+    findings: &'a Findings,
+    /// The premises and then the claims.
     pub(crate) checks: Vec<Verdict>,
-    /// How many of the checks, the first ones, are premises.
+    /// How many of the checks are premises.
     premises: usize,
-    scenarios_took_ms: u64,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct PathNumbers {
-    description: String,
-    one_way_delay_ms: u32,
-    echoes: usize,
-    rtt_ms: Option<f64>,
-    rtt_longest_ms: Option<f64>,
+/// The numbers of one connection, each with its unit in its name.
+fn exchange_numbers(facts: &Facts) -> Value {
+    let exchange = &facts.exchange;
+    let info = exchange
+        .accepted
+        .as_ref()
+        .map(|accepted| &accepted.tcp_info);
+    json!({
+        "setting": exchange.setting,
+        "deadline_ms": exchange.deadline_ms,
+        "on_timeout": exchange.listener.on_timeout(),
+        "syn_acks_sent": facts.syn_acks(),
+        "segments": facts.segments.len(),
+        "segments_from_client": facts.segments_from(End::Client),
+        "segments_from_server": facts.segments_from(End::Server),
+        "segments_from_server_into_silence": facts.sent_into_silence().map(|sent| sent.len()),
+        "third_segment_data_bytes": facts.third_segment_len(),
+        "client_silence_ms": facts.silence_ms(),
+        "accept_after_syn_ms": facts.accept_after_syn_ms(),
+        "accept_after_bare_ack_ms": facts.accept_after_bare_ack_ms(),
+        "accept_after_request_ms": facts.accept_after_request_ms(),
+        "worker_blocked_ms": facts.worker_idle_ms(),
+        "rtt_ms": facts.rtt_ms(),
+        "rttvar_ms": info.map(|info| f64::from(info.rttvar_us) / 1e3),
+        "rto_ms": facts.rto_ms(),
+        "total_retransmissions": info.map(|info| info.total_retrans),
+        "time_to_first_byte_ms": facts.time_to_first_byte_ms(),
+        "resets_sent": facts.resets().count(),
+        "reset_after_bare_ack_ms": facts.reset_after_bare_ack_ms(),
+        "reset_relative_sequence_number": facts.reset_relative_seq(),
+        "let_go_after_bare_ack_ms": facts.let_go_after_bare_ack_ms(),
+        "client_error": exchange.client.error.as_ref().map(|error| &error.name),
+        "client_error_after_syn_ms": facts.error_after_syn_ms(),
+        "listener_counters": exchange.counters,
+        "machine_late_ms": exchange.machine_late_us as f64 / 1e3,
+        "runs": exchange.runs,
+    })
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Scene {
-    title: &'static str,
-    /// By the listener's key.
-    listeners: BTreeMap<&'static str, Numbers>,
+/// The numbers of one request of scenario (c).
+fn request_numbers(request: &ServedRequest) -> Value {
+    json!({
+        "setting": request.setting,
+        "idle_connections": request.idle_ports.len(),
+        "answered": request.time_to_first_byte_ms.is_some(),
+        "time_to_first_byte_ms": request.time_to_first_byte_ms,
+        "curl_total_ms": request.total_ms,
+        "curl_exit": request.curl_exit,
+        "curl_max_time_ms": request.max_time_ms,
+        "http_status": request.http_status,
+        "worker_timeout_ms": request.worker_timeout_ms,
+        "workers_killed": request.workers_killed,
+        "machine_late_ms": request.machine_late_us as f64 / 1e3,
+        "runs": request.runs,
+    })
 }
 
-#[derive(Clone, Debug, Serialize)]
-#[serde(untagged)]
-enum Numbers {
-    Exchange(Box<ExchangeNumbers>),
-    /// By the server's key.
-    Requests(BTreeMap<&'static str, RequestNumbers>),
-}
-
-#[derive(Clone, Debug, Serialize)]
-struct ExchangeNumbers {
-    setting: String,
-    deadline_ms: Option<u64>,
-    on_timeout: Option<&'static str>,
-    syn_acks_sent: usize,
-    segments: usize,
-    segments_from_client: usize,
-    segments_from_server: usize,
-    segments_from_server_into_silence: Option<usize>,
-    third_segment_data_bytes: Option<usize>,
-    client_silence_ms: Option<f64>,
-    accept_after_syn_ms: Option<f64>,
-    accept_after_bare_ack_ms: Option<f64>,
-    accept_after_request_ms: Option<f64>,
-    worker_blocked_ms: Option<f64>,
-    rtt_ms: Option<f64>,
-    rttvar_ms: Option<f64>,
-    rto_ms: Option<f64>,
-    total_retransmissions: Option<u32>,
-    time_to_first_byte_ms: Option<f64>,
-    resets_sent: usize,
-    reset_after_bare_ack_ms: Option<f64>,
-    reset_relative_sequence_number: Option<u32>,
-    let_go_after_bare_ack_ms: Option<f64>,
-    client_error: Option<String>,
-    client_error_after_syn_ms: Option<f64>,
-    listener_counters: Option<Counters>,
-    machine_late_ms: f64,
-    runs: u32,
-    /// What the server sent while the client was silent, in words.
-    #[serde(skip)]
-    into_silence: String,
-}
-
-impl ExchangeNumbers {
-    fn new(facts: &Facts) -> Self {
-        let exchange = &facts.exchange;
-        let info = exchange
-            .accepted
-            .as_ref()
-            .map(|accepted| &accepted.tcp_info);
-        Self {
-            setting: exchange.setting.clone(),
-            deadline_ms: exchange.deadline_ms,
-            on_timeout: exchange.listener.on_timeout(),
-            syn_acks_sent: facts.syn_acks(),
-            segments: facts.segments.len(),
-            segments_from_client: facts.segments_from(End::Client),
-            segments_from_server: facts.segments_from(End::Server),
-            segments_from_server_into_silence: facts.sent_into_silence().map(|sent| sent.len()),
-            third_segment_data_bytes: facts.third_segment_len(),
-            client_silence_ms: facts.silence_ms(),
-            accept_after_syn_ms: facts.accept_after_syn_ms(),
-            accept_after_bare_ack_ms: facts.accept_after_bare_ack_ms(),
-            accept_after_request_ms: facts.accept_after_request_ms(),
-            worker_blocked_ms: facts.worker_idle_ms(),
-            rtt_ms: facts.rtt_ms(),
-            rttvar_ms: info.map(|info| f64::from(info.rttvar_us) / 1e3),
-            rto_ms: facts.rto_ms(),
-            total_retransmissions: info.map(|info| info.total_retrans),
-            time_to_first_byte_ms: facts.time_to_first_byte_ms(),
-            resets_sent: facts.resets().count(),
-            reset_after_bare_ack_ms: facts.reset_after_bare_ack_ms(),
-            reset_relative_sequence_number: facts.reset_relative_seq(),
-            let_go_after_bare_ack_ms: facts.let_go_after_bare_ack_ms(),
-            client_error: exchange.client.error.as_ref().map(|e| e.name.clone()),
-            client_error_after_syn_ms: facts.error_after_syn_ms(),
-            listener_counters: exchange.counters,
-            machine_late_ms: exchange.machine_late_us as f64 / 1e3,
-            runs: exchange.runs,
-            into_silence: into_silence(facts),
-        }
+/// How long the worker had a connection without anything to read.
+fn blocked(facts: &Facts) -> String {
+    // A worker that never had anything to read has no end to its waiting.
+    match (&facts.exchange.accepted, facts.worker_idle_ms()) {
+        (Some(_), None) => "no end".into(),
+        (_, blocked) => or_dash(blocked),
     }
+}
 
-    /// How long the worker had a connection without anything to read.
-    fn blocked(&self) -> String {
-        // A worker that never had anything to read has no end to its waiting.
-        match (self.accept_after_syn_ms, self.worker_blocked_ms) {
-            (Some(_), None) => "no end".into(),
-            (_, blocked) => or_dash(blocked),
-        }
+/// What the client of scenario (d) met.
+fn ending(facts: &Facts) -> String {
+    let error = facts.exchange.client.error.as_ref();
+    let name = error.map_or("nothing", |error| &error.name);
+    match (facts.time_to_first_byte_ms(), facts.error_after_syn_ms()) {
+        (Some(_), None) => "connected; served".to_owned(),
+        (_, Some(at)) if facts.silence_ms().is_none() => format!("{name}, {}", number(at)),
+        (_, Some(_)) if facts.resets().next().is_some() => "connected; RST".to_owned(),
+        _ => format!("connected; {name}"),
     }
+}
 
-    /// What the client of scenario (d) met.
-    fn ending(&self) -> String {
-        let name = self.client_error.as_deref().unwrap_or("nothing");
-        match (self.time_to_first_byte_ms, self.client_error_after_syn_ms) {
-            (Some(_), None) => "connected; served".to_owned(),
-            (_, Some(at)) if self.client_silence_ms.is_none() => {
-                format!("{name}, {}", number(at))
-            }
-            (_, Some(_)) if self.resets_sent > 0 => "connected; RST".to_owned(),
-            _ => format!("connected; {name}"),
-        }
-    }
-
-    /// What became of the connections, as the listener itself counted.
-    fn counted(&self) -> String {
-        let Some(counters) = self.listener_counters else {
-            return "–".to_owned();
-        };
-        let told = counters.told().into_iter();
-        let told: Vec<_> = told
-            .map(|(name, count)| format!("{name} {count}"))
-            .collect();
-        told.join(", ")
-    }
+/// What became of the connections, as the listener itself counted.
+fn counted(facts: &Facts) -> String {
+    let Some(counters) = facts.exchange.counters else {
+        return "–".to_owned();
+    };
+    let told = counters.told().into_iter();
+    let told = told.map(|(name, count)| format!("{name} {count}"));
+    told.collect::<Vec<_>>().join(", ")
 }
 
 /// What the server sent while the client was silent: how many of which, and when after the bare ACK.
@@ -172,72 +118,33 @@ fn into_silence(facts: &Facts) -> String {
         return "–".to_owned();
     };
     let acked = facts.bare_ack().and_then(|ack| ack.at(End::Server));
-    let told: Vec<String> = sent
-        .into_iter()
-        .map(|segment| {
-            let after = acked.map_or(f64::NAN, |acked| segment.sent().ms_since(acked));
-            format!("{}, {}", segment.name(), number(after))
-        })
-        .collect();
-    if told.is_empty() {
-        "nothing".to_owned()
-    } else {
-        told.join("; ")
+    let told = sent.iter().map(|segment| {
+        let after = acked.map_or(f64::NAN, |acked| segment.sent().ms_since(acked));
+        format!("{}, {}", segment.name(), number(after))
+    });
+    match told.collect::<Vec<_>>().join("; ") {
+        none if none.is_empty() => "nothing".to_owned(),
+        told => told,
     }
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct RequestNumbers {
-    setting: String,
-    idle_connections: usize,
-    answered: bool,
-    time_to_first_byte_ms: Option<f64>,
-    curl_total_ms: f64,
-    curl_exit: i32,
-    curl_max_time_ms: u64,
-    http_status: Option<u16>,
-    worker_timeout_ms: Option<u64>,
-    workers_killed: u32,
-    machine_late_ms: f64,
-    runs: u32,
-}
-
-impl RequestNumbers {
-    fn new(request: &ServedRequest) -> Self {
-        Self {
-            setting: request.setting.clone(),
-            idle_connections: request.idle_ports.len(),
-            answered: request.time_to_first_byte_ms.is_some(),
-            time_to_first_byte_ms: request.time_to_first_byte_ms,
-            curl_total_ms: request.total_ms,
-            curl_exit: request.curl_exit,
-            curl_max_time_ms: request.max_time_ms,
-            http_status: request.http_status,
-            worker_timeout_ms: request.worker_timeout_ms,
-            workers_killed: request.workers_killed,
-            machine_late_ms: request.machine_late_us as f64 / 1e3,
-            runs: request.runs,
+/// What became of a request of scenario (c), in words.
+fn outcome(request: &ServedRequest) -> String {
+    let after = match request.workers_killed {
+        0 => String::new(),
+        1 => ", after 1 hung worker was killed".into(),
+        n => format!(", after {n} hung workers were killed"),
+    };
+    match (request.time_to_first_byte_ms, request.http_status) {
+        (Some(_), Some(status)) => format!("HTTP {status}{after}"),
+        (Some(_), None) => format!("answered without HTTP{after}"),
+        (None, _) if request.curl_exit == 28 => {
+            let limit = number(request.max_time_ms as f64 / 1e3);
+            format!("stuck: curl gave up after {limit} s{after}")
         }
-    }
-
-    /// What became of it, in words.
-    fn outcome(&self) -> String {
-        let after = match self.workers_killed {
-            0 => String::new(),
-            1 => ", after 1 hung worker was killed".into(),
-            n => format!(", after {n} hung workers were killed"),
-        };
-        match (self.answered, self.http_status) {
-            (true, Some(status)) => format!("HTTP {status}{after}"),
-            (true, None) => format!("answered without HTTP{after}"),
-            (false, _) if self.curl_exit == 28 => {
-                let limit = self.curl_max_time_ms as f64 / 1e3;
-                format!("stuck: curl gave up after {} s{after}", number(limit))
-            }
-            (false, _) => format!(
-                "no answer: curl ended with status {}{after}",
-                self.curl_exit
-            ),
+        (None, _) => {
+            let status = request.curl_exit;
+            format!("no answer: curl ended with status {status}{after}")
         }
     }
 }
@@ -297,163 +204,151 @@ const EXCHANGE_NOTE: &str = "Times are milliseconds. accept() counts from the cl
     blocked\" is from accept() to the first byte that could be read. RTT and RTO are TCP_INFO of the accepted \
     socket, read straight after accept(). \"First byte\" counts from the moment the client had a request to make.";
 
-impl Report {
+impl<'a> Report<'a> {
     /// Sums up `findings` and the verdicts on them.
-    pub(crate) fn new(findings: &Findings, premises: Vec<Verdict>, claims: Vec<Verdict>) -> Self {
-        let first_claim = premises.len();
-        let checks = [premises, claims].concat();
-        let guest = &findings.guest;
-        let scene = |scenario: Scenario| {
-            let numbers = |listener| match scenario {
-                Scenario::LoadBalancer => Some(Numbers::Requests(
-                    HttpServer::ALL
-                        .into_iter()
-                        .filter_map(|server| {
-                            let request = findings.served(server, listener)?;
-                            Some((server.key(), RequestNumbers::new(request)))
-                        })
-                        .collect(),
-                )),
-                _ => {
-                    let facts = findings.of(scenario, listener)?;
-                    Some(Numbers::Exchange(Box::new(ExchangeNumbers::new(facts))))
-                }
-            };
-            let listeners = scenario.listeners().iter().copied();
-            let listeners = listeners
-                .filter_map(|listener| Some((listener.key(), numbers(listener)?)))
-                .collect();
-            (
-                scenario.key(),
-                Scene {
-                    title: scenario.title(),
-                    listeners,
-                },
-            )
-        };
-        let echoes = &guest.path.echo_rtt_us;
+    pub(crate) fn new(
+        findings: &'a Findings,
+        premises: Vec<Verdict>,
+        claims: Vec<Verdict>,
+    ) -> Self {
         Self {
-            schema: SCHEMA,
-            pass: verdict::all_hold(&checks),
-            kernel_release: guest.kernel_release.clone(),
-            path: PathNumbers {
-                description: guest.path.description.clone(),
-                one_way_delay_ms: guest.path.one_way_delay_ms,
-                echoes: echoes.len(),
-                rtt_ms: findings.path_rtt_ms(),
-                rtt_longest_ms: echoes.iter().max().map(|us| *us as f64 / 1e3),
-            },
-            scenarios: Scenario::ALL.into_iter().map(scene).collect(),
-            checks,
-            premises: first_claim,
-            scenarios_took_ms: guest.took_ms,
+            findings,
+            premises: premises.len(),
+            checks: [premises, claims].concat(),
         }
+    }
+
+    /// All numbers, for programs.
+    pub(crate) fn numbers(&self) -> Value {
+        let (findings, guest) = (self.findings, &self.findings.guest);
+        let scenarios = Scenario::ALL.into_iter().map(|scenario| {
+            let listeners = scenario.listeners().iter().copied();
+            let listeners = listeners.filter_map(|listener| {
+                let numbers = match scenario {
+                    Scenario::LoadBalancer => {
+                        let requests = HttpServer::ALL.into_iter().filter_map(|server| {
+                            let request = findings.served(server, listener)?;
+                            Some((server.key().to_owned(), request_numbers(request)))
+                        });
+                        Value::Object(requests.collect())
+                    }
+                    _ => exchange_numbers(findings.of(scenario, listener)?),
+                };
+                Some((listener.key().to_owned(), numbers))
+            });
+            let listeners: Map<String, Value> = listeners.collect();
+            let numbers = json!({ "title": scenario.title(), "listeners": listeners });
+            (scenario.key().to_owned(), numbers)
+        });
+        let echoes = &guest.path.echo_rtt_us;
+        json!({
+            "schema": SCHEMA,
+            "pass": verdict::all_hold(&self.checks),
+            "kernel_release": guest.kernel_release,
+            "path": {
+                "description": guest.path.description,
+                "one_way_delay_ms": guest.path.one_way_delay_ms,
+                "echoes": echoes.len(),
+                "rtt_ms": findings.path_rtt_ms(),
+                "rtt_longest_ms": longest(echoes),
+            },
+            "scenarios": scenarios.collect::<Map<String, Value>>(),
+            "checks": self.checks,
+            "premises": self.premises,
+            "scenarios_took_ms": guest.took_ms,
+        })
     }
 
     /// The path in a sentence.
     fn path(&self) -> String {
         let n = |value: Option<f64>| value.map_or_else(|| "?".into(), number);
+        let path = &self.findings.guest.path;
         format!(
-            "The path: {}. Its own round-trip time, the shortest of {} ICMP echoes: {} ms (the longest: {} ms).",
-            self.path.description,
-            self.path.echoes,
-            n(self.path.rtt_ms),
-            n(self.path.rtt_longest_ms),
+            "The path: {}. Its own round-trip time, the shortest of {} ICMP echoes: {} ms (the \
+             longest: {} ms).",
+            path.description,
+            path.echo_rtt_us.len(),
+            n(self.findings.path_rtt_ms()),
+            n(longest(&path.echo_rtt_us)),
         )
     }
 
-    fn numbers(&self) -> impl Iterator<Item = (Scenario, Listener, &Numbers)> {
-        Scenario::ALL.into_iter().flat_map(move |scenario| {
-            let listeners = scenario.listeners().iter().copied();
+    /// The connections of a scenario.
+    fn exchanges(&self, scenario: Scenario) -> impl Iterator<Item = &'a Facts> {
+        let (listeners, findings) = (scenario.listeners().iter(), self.findings);
+        listeners.filter_map(move |listener| findings.of(scenario, *listener))
+    }
+
+    /// The rows under [`EXCHANGE_COLUMNS`].
+    fn exchange_rows(&self, scenario: Scenario) -> impl Iterator<Item = Vec<String>> + use<'_> {
+        self.exchanges(scenario).map(move |facts| {
+            vec![
+                scenario.key().to_owned(),
+                facts.exchange.listener.title().to_owned(),
+                facts.syn_acks().to_string(),
+                facts.segments.len().to_string(),
+                or_dash(facts.accept_after_syn_ms()),
+                or_dash(facts.accept_after_bare_ack_ms()),
+                or_dash(facts.accept_after_request_ms()),
+                blocked(facts),
+                or_dash(facts.rtt_ms()),
+                or_dash(facts.rto_ms()),
+                or_dash(facts.time_to_first_byte_ms()),
+            ]
+        })
+    }
+
+    /// The rows under [`SILENT_COLUMNS`].
+    fn silent_rows(&self) -> impl Iterator<Item = Vec<String>> + use<'_> {
+        self.exchanges(Scenario::Silent).map(|facts| {
+            let accept = facts.accept_after_bare_ack_ms();
+            vec![
+                facts.exchange.listener.full_title().to_owned(),
+                facts.syn_acks().to_string(),
+                accept.map_or_else(|| "never".into(), number),
+                blocked(facts),
+                into_silence(facts),
+                ending(facts),
+                counted(facts),
+            ]
+        })
+    }
+
+    /// The rows under [`REQUEST_COLUMNS`].
+    fn request_rows(&self) -> impl Iterator<Item = Vec<String>> + use<'_> {
+        HttpServer::ALL.into_iter().flat_map(move |server| {
+            let listeners = Scenario::LoadBalancer.listeners().iter();
             listeners.filter_map(move |listener| {
-                let scene = self.scenarios.get(scenario.key())?;
-                Some((scenario, listener, scene.listeners.get(listener.key())?))
+                let request = self.findings.served(server, *listener)?;
+                Some(vec![
+                    server.title().to_owned(),
+                    listener.title().to_owned(),
+                    or_dash(request.time_to_first_byte_ms),
+                    outcome(request),
+                ])
             })
         })
     }
 
-    /// The numbers of every connection in scenarios that `wanted` holds for.
-    fn exchanges(
-        &self,
-        wanted: impl Fn(Scenario) -> bool,
-    ) -> impl Iterator<Item = (Scenario, Listener, &ExchangeNumbers)> {
-        self.numbers()
-            .filter(move |(scenario, ..)| wanted(*scenario))
-            .filter_map(|(scenario, listener, numbers)| match numbers {
-                Numbers::Exchange(numbers) => Some((scenario, listener, numbers.as_ref())),
-                Numbers::Requests(_) => None,
-            })
-    }
-
-    /// The rows under [`EXCHANGE_COLUMNS`].
-    fn exchange_rows(&self) -> Vec<Vec<String>> {
-        self.exchanges(|scenario| scenario != Scenario::Silent)
-            .map(|(scenario, listener, e)| {
-                vec![
-                    scenario.key().to_owned(),
-                    listener.title().to_owned(),
-                    e.syn_acks_sent.to_string(),
-                    e.segments.to_string(),
-                    or_dash(e.accept_after_syn_ms),
-                    or_dash(e.accept_after_bare_ack_ms),
-                    or_dash(e.accept_after_request_ms),
-                    e.blocked(),
-                    or_dash(e.rtt_ms),
-                    or_dash(e.rto_ms),
-                    or_dash(e.time_to_first_byte_ms),
-                ]
-            })
-            .collect()
-    }
-
-    /// The rows under [`SILENT_COLUMNS`].
-    fn silent_rows(&self) -> Vec<Vec<String>> {
-        self.exchanges(|scenario| scenario == Scenario::Silent)
-            .map(|(_, listener, e)| {
-                vec![
-                    listener.full_title().to_owned(),
-                    e.syn_acks_sent.to_string(),
-                    e.accept_after_bare_ack_ms
-                        .map_or_else(|| "never".into(), number),
-                    e.blocked(),
-                    e.into_silence.clone(),
-                    e.ending(),
-                    e.counted(),
-                ]
-            })
-            .collect()
-    }
-
-    /// The rows under [`REQUEST_COLUMNS`].
-    fn request_rows(&self) -> Vec<Vec<String>> {
-        let mut rows = Vec::new();
-        for server in HttpServer::ALL {
-            for (_, listener, numbers) in self.numbers() {
-                let Numbers::Requests(requests) = numbers else {
-                    continue;
-                };
-                let Some(request) = requests.get(server.key()) else {
-                    continue;
-                };
-                rows.push(vec![
-                    server.title().to_owned(),
-                    listener.title().to_owned(),
-                    or_dash(request.time_to_first_byte_ms),
-                    request.outcome(),
-                ]);
-            }
-        }
-        rows
-    }
-
     /// How each listener of a scenario was set up, for the report's text.
     fn settings(&self, scenario: Scenario) -> String {
-        let of_scenario = self.numbers().filter(|(s, ..)| *s == scenario);
-        let settings = of_scenario.filter_map(|(_, _, numbers)| match numbers {
-            Numbers::Exchange(e) => Some(e.setting.as_str()),
-            Numbers::Requests(r) => r.values().next().map(|r| r.setting.as_str()),
-        });
-        format!("Listeners: {}.", settings.collect::<Vec<_>>().join("; "))
+        let settings: Vec<&str> = match scenario {
+            Scenario::LoadBalancer => {
+                let listeners = scenario.listeners().iter();
+                let first = listeners.filter_map(|listener| {
+                    let mut servers = HttpServer::ALL.into_iter();
+                    servers.find_map(|server| self.findings.served(server, *listener))
+                });
+                first.map(|request| request.setting.as_str()).collect()
+            }
+            _ => {
+                let exchanges = self.exchanges(scenario);
+                exchanges
+                    .map(|facts| facts.exchange.setting.as_str())
+                    .collect()
+            }
+        };
+        format!("Listeners: {}.", settings.join("; "))
     }
 
     /// The section of one scenario.
@@ -472,11 +367,13 @@ impl Report {
             let (key, title) = (scenario.key(), scenario.title());
             format!("* ({key}) {title}. {}", self.settings(scenario))
         });
+        let rows = [Scenario::Rfc793, Scenario::Piggyback].into_iter();
+        let rows = rows.flat_map(|scenario| self.exchange_rows(scenario));
         let (premises, claims) = self.checks.split_at(self.premises);
         Document {
             title: "accf demo".to_owned(),
             closing_line: closing_line(&self.checks),
-            summary: format!("Kernel {}, unmodified. {}", self.kernel_release, self.path()),
+            summary: format!("Kernel {}, unmodified. {}", self.findings.guest.kernel_release, self.path()),
             intro: format!("![Scenarios (a), (d) and (c) as a picture]({PICTURE_FILE})"),
             sections: vec![
                 Section {
@@ -484,7 +381,7 @@ impl Report {
                     notes: vec![EXCHANGE_NOTE.to_owned()],
                     ..Section::new(
                         "Connections",
-                        Table::new(EXCHANGE_COLUMNS, self.exchange_rows()),
+                        Table::new(EXCHANGE_COLUMNS, rows),
                     )
                 },
                 self.section(
@@ -521,6 +418,11 @@ impl Report {
             ],
         }
     }
+}
+
+/// The longest of the echoes, in milliseconds.
+fn longest(echoes: &[u64]) -> Option<f64> {
+    echoes.iter().max().map(|us| *us as f64 / 1e3)
 }
 
 /// The line that the demo ends with.
