@@ -275,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_written_for_people() {
+    fn numbers_are_rounded_and_grouped() {
         let cases = [
             (0.0, "0"),
             (1.0, "1"),
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn percentages_have_the_digits_they_are_worth() {
+    fn percentages_have_up_to_two_decimals() {
         for (part, words) in [
             (0.0004, "0.04 %"),
             (0.000_01, "under 0.01 %"),

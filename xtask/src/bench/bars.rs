@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_claimed_misses_nothing() {
+    fn the_sample_clears_every_bar() {
         let bars = judge(&sample(), &Bench::ALL);
         let missed: Vec<&Verdict> = bars.iter().filter(|bar| !bar.pass).collect();
         assert!(missed.is_empty(), "{missed:#?}");
@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bar_notices_what_it_is_about() {
+    fn each_bar_depends_on_its_figures() {
         let key = |bench, metric| Key::new(bench, metric);
         let connection = |case| key(Bench::Connection, "instructions").case(case);
         let segments = |metric, case| key(Bench::Segments, metric).case(case);
@@ -649,7 +649,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_has_failed_unless_nobody_asked_for_it() {
+    fn missing_figures_fail_if_their_benchmark_was_requested() {
         let mut recording = sample();
         let key = Key::new(Bench::Interference, "latency").x(1e4);
         change(&mut recording, key, &[]);
@@ -679,7 +679,7 @@ mod tests {
     }
 
     #[test]
-    fn bars_are_told_in_words() {
+    fn bars_are_written_in_words() {
         let bars = judge(&sample(), &Bench::ALL);
         let says = |name| find(&bars, name).to_string();
         assert_eq!(

@@ -112,7 +112,7 @@ mod tests {
     };
 
     #[test]
-    fn a_recording_becomes_all_the_files_and_a_verdict() {
+    fn a_recording_becomes_all_files_and_verdicts() {
         let (recorded, out) = (Scratch::new("bench-recorded"), Scratch::new("bench-out"));
         record(&recorded, &sample());
         let outcome = evaluate(&recorded.0, None, &Bench::ALL, &out.0, SCREEN).unwrap();
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_become_better_is_shown() {
+    fn changes_since_an_earlier_version_are_shown() {
         let (recorded, before) = (Scratch::new("bench-after"), Scratch::new("bench-before"));
         let out = Scratch::new("bench-compared");
         record(&recorded, &sample());
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_whole_recording_of_this_version_counts() {
+    fn only_complete_recordings_of_this_version_are_read() {
         let recorded = Scratch::new("bench-versions");
         let says = |recorded: &Scratch| format!("{:#}", read(&recorded.0).unwrap_err());
         assert!(says(&recorded).contains("did not get to the end"));

@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_figures_do_not_keep_a_plot_from_being_drawn() {
+    fn odd_figures_can_be_plotted() {
         for odd in [&[0.0, 0.0][..], &[-5.0], &[1e12], &[1.0, 1e9]] {
             let mut recording = sample();
             for measurement in sample().measurements {

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_stand_at_numbers_that_people_count_in() {
+    fn ticks_are_at_round_numbers() {
         assert_eq!(
             labels(&Scale::Linear, &[324.0, 2756.0]),
             ["0", "1k", "2k", "3k"]

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_name_is_answered_by_all_names() {
+    fn the_error_of_an_unknown_name_lists_all_names() {
         assert_eq!(named("pause"), Ok(Name::Pause));
         let error = named("pauses").unwrap_err();
         for name in Name::ALL {

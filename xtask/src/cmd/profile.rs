@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commas_in_paths_are_not_qemus() {
+    fn commas_in_paths_are_doubled_for_qemu() {
         let option = plugin_option(Path::new("/a,b/lib.so"), Path::new("/c d/counts"));
         assert_eq!(option.unwrap(), "/a,,b/lib.so,out=/c d/counts");
     }

@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_claimed_passes() {
+    fn the_sample_passes_every_check() {
         assert_eq!(failing(&sample()), [""; 0]);
     }
 
@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_is_not_told_fails() {
+    fn a_client_without_econnreset_fails() {
         for (scenario, listener) in [RESET, DROP] {
             let id = format!("d.{}.told", listener.key());
             let mut silent = sample();
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_that_say_otherwise_fail() {
+    fn wrong_counters_fail() {
         for listener in [
             Listener::Dataready,
             Listener::DatareadyReset,
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_forgotten_at_another_time_fails() {
+    fn a_connection_dropped_at_another_time_fails() {
         for off_ns in [-55_000_000, 55_000_000_i64] {
             let mut sample = sample();
             let let_go = sample.exchange(DROP.0, DROP.1).let_go.as_mut().unwrap();
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn an_rtt_that_is_not_the_paths_fails() {
+    fn an_rtt_that_differs_from_the_paths_fails() {
         for rtt_us in [30_200, 50_400, 6_040_900] {
             let mut sample = sample();
             let exchange = sample.exchange(Scenario::Rfc793, Listener::Dataready);
@@ -545,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn an_rto_that_is_not_plains_fails() {
+    fn an_rto_that_differs_from_plain_fails() {
         for rto_us in [216_000, 266_000, 18_000_000] {
             let mut sample = sample();
             let exchange = sample.exchange(Scenario::Rfc793, Listener::Dataready);
@@ -584,7 +584,7 @@ mod tests {
     }
 
     #[test]
-    fn no_accept_at_all_fails() {
+    fn a_missing_accept_fails() {
         let mut sample = sample();
         sample
             .exchange(Scenario::Silent, Listener::Dataready)
@@ -603,7 +603,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scenario_that_is_not_what_it_says_fails() {
+    fn a_scenario_that_differs_from_its_name_fails() {
         // Not stuck: the plain listener answered.
         let mut answered = sample();
         let request = answered.request(HttpServer::PythonHttpServer, Listener::Plain);
@@ -639,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_measured_path_nothing_is_near_it() {
+    fn checks_of_the_rtt_need_a_measured_path() {
         let mut sample = sample();
         sample.guest.path.echo_rtt_us.clear();
         assert_eq!(failing(&sample), ["path.rtt", "a.dataready.rtt"]);

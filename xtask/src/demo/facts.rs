@@ -257,7 +257,7 @@ mod tests {
     use crate::demo::sample::sample;
 
     #[test]
-    fn the_numbers_are_the_ones_made_up() {
+    fn the_numbers_are_those_of_the_sample() {
         let findings = sample().findings();
         let plain = findings.of(Scenario::Rfc793, Listener::Plain).unwrap();
         assert_eq!(plain.accept_after_syn_ms(), Some(60.7));
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_policies_do_is_seen() {
+    fn the_effects_of_the_policies_are_found() {
         let findings = sample().findings();
         let of = |listener| findings.of(Scenario::Silent, listener).unwrap();
         let accept = of(Listener::Dataready);
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_lost_on_the_way_is_one_that_did_not_arrive() {
+    fn a_lost_segment_has_no_arrival() {
         let mut sample = sample();
         let request =
             |tcp: super::super::capture::Tcp| tcp.source_port == 40_000 && tcp.flags == Flags::DATA;

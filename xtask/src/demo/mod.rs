@@ -98,7 +98,7 @@ mod tests {
     };
 
     #[test]
-    fn recordings_become_all_the_files_and_a_verdict() {
+    fn recordings_become_all_files_and_verdicts() {
         let (recorded, out) = (Scratch::new("demo-recorded"), Scratch::new("demo-out"));
         let mut sample = sample();
         sample.record(&recorded.0);

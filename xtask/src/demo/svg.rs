@@ -60,10 +60,10 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helveti
 .again { stroke: #d1242f; stroke-width: 2.5; fill: none; }
 .again-tip, .again-text { fill: #d1242f; }
 .again-text { font-weight: 700; }
-.gone { fill: #f6f8fa; stroke: #1a7f37; stroke-width: 2.5; }
-.told { stroke: #d1242f; stroke-width: 3; fill: none; }
+.dropped { fill: #f6f8fa; stroke: #1a7f37; stroke-width: 2.5; }
+.error { stroke: #d1242f; stroke-width: 3; fill: none; }
 .idle { fill: #f0883e; }
-.held { fill: #dafbe1; stroke: #1a7f37; stroke-width: 1.5; }
+.pending { fill: #dafbe1; stroke: #1a7f37; stroke-width: 1.5; }
 .accept { fill: #1a7f37; stroke: #ffffff; stroke-width: 2; }
 @media (prefers-color-scheme: dark) {
 .page { fill: #0d1117; stroke: #30363d; }
@@ -82,10 +82,10 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helveti
 .again { stroke: #ff6a69; }
 .again-tip, .again-text { fill: #ff6a69; }
 .idle { fill: #c9691c; }
-.held { fill: #12341f; stroke: #3fb950; }
+.pending { fill: #12341f; stroke: #3fb950; }
 .accept { fill: #3fb950; stroke: #0d1117; }
-.gone { fill: #151b23; stroke: #3fb950; }
-.told { stroke: #ff6a69; }
+.dropped { fill: #151b23; stroke: #3fb950; }
+.error { stroke: #ff6a69; }
 }
 ";
 
@@ -297,9 +297,9 @@ fn column(
         true => narrow,
         false => wide,
     };
-    if let (Some(acked), Some(until)) = (ladder.bare_ack_ms, ladder.held_until_ms()) {
+    if let (Some(acked), Some(until)) = (ladder.bare_ack_ms, ladder.pending_until_ms()) {
         if noticeable(acked, until) {
-            g.append(bar("held", y(acked), y(until)));
+            g.append(bar("pending", y(acked), y(until)));
             let words = words(
                 ["held in the kernel,", "no worker woken"],
                 ["held in the", "kernel"],
@@ -341,7 +341,7 @@ fn column(
 
     for (at_ms, class, words) in [
         (ladder.accept_ms, "accept", "accept()"),
-        (ladder.forgotten_ms, "gone", "forgotten"),
+        (ladder.dropped_ms, "dropped", "forgotten"),
     ] {
         if let Some(at_ms) = at_ms {
             let at = y(at_ms);
@@ -356,7 +356,7 @@ fn column(
         let at = y(rst.arrived_ms.unwrap_or(rst.sent_ms));
         for side in [-6.0, 6.0] {
             let ends = ((client - 6.0, at - side), (client + 6.0, at + side));
-            g.append(line("told", ends.0, ends.1));
+            g.append(line("error", ends.0, ends.1));
         }
         g.append(text("again-text small", client + 10.0, at + 14.0, name));
     }
@@ -601,8 +601,8 @@ fn legend() -> Group {
         ("arrow", "segment", 134.0),
         ("again", "retransmission", 182.0),
         ("accept", "accept() returned", 164.0),
-        ("gone", "forgotten", 110.0),
-        ("held", "held by the kernel", 190.0),
+        ("dropped", "forgotten", 110.0),
+        ("pending", "held by the kernel", 190.0),
         ("idle", "holds up a worker that has nothing to read", 0.0),
     ] {
         let beside = match class {
@@ -612,7 +612,7 @@ fn legend() -> Group {
                 g.append(tip(class, (x + 38.0, y), sides));
                 46.0
             }
-            "accept" | "gone" => {
+            "accept" | "dropped" => {
                 g.append(circle(class, (x + 8.0, y)));
                 24.0
             }

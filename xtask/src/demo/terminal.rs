@@ -47,7 +47,7 @@ enum Event {
     Arrow(super::timeline::Arrow),
     Accept,
     FirstRead,
-    Forgotten,
+    Dropped,
     /// The client was told of an error.
     Error(String),
 }
@@ -61,8 +61,8 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
         .collect();
     events.extend(ladder.accept_ms.map(|at| (at, Event::Accept)));
     events.extend(ladder.first_read_ms.map(|at| (at, Event::FirstRead)));
-    events.extend(ladder.forgotten_ms.map(|at| (at, Event::Forgotten)));
-    let held_until = ladder.held_until_ms();
+    events.extend(ladder.dropped_ms.map(|at| (at, Event::Dropped)));
+    let pending_until = ladder.pending_until_ms();
     events.extend(ladder.error.map(|(at, name)| (at, Event::Error(name))));
     events.sort_by(|a, b| a.0.total_cmp(&b.0));
 
@@ -74,19 +74,19 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
         format!("{:11}client{:>width$}", "", "server", width = SPAN - 2),
     ];
     let mut before: Option<f64> = None;
-    let mut holds: Option<&str> = None;
+    let mut has_it: Option<&str> = None;
     for (at, event) in events {
         if let Some(quiet) = before
             .map(|before| at - before)
             .filter(|quiet| *quiet > 150.0)
         {
             let words = format!("{:.1} s of silence", quiet / 1e3);
-            let who = match (holds, held_until, ladder.bare_ack_ms) {
-                (Some(holds), _, _) => screen.paint(holds, |s| s.yellow()),
+            let holder = match (has_it, pending_until, ladder.bare_ack_ms) {
+                (Some(words), _, _) => screen.paint(words, |s| s.yellow()),
                 (None, Some(_), Some(_)) => screen.paint("kernel holds it", |s| s.green()),
                 _ => String::new(),
             };
-            let line = format!("{:10} ┊{words:^SPAN$}┊ {who}", "");
+            let line = format!("{:10} ┊{words:^SPAN$}┊ {holder}", "");
             rows.push(line);
         }
         before = Some(before.map_or(at, |before| before.max(at)));
@@ -116,15 +116,15 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
                     let numbers = format!("RTT {}, RTO {}", ms(rtt), ms(rto));
                     rows.push(format!("{:10} │{numbers:>width$} │", "", width = SPAN - 1));
                 }
-                holds = Some("worker blocked");
+                has_it = Some("worker blocked");
             }
             Event::FirstRead => {
-                holds = Some("");
+                has_it = Some("");
             }
-            Event::Forgotten => {
-                let forgotten = screen.paint("○ forgotten", |s| s.green().bold());
-                rows.push(format!("{time} │{:SPAN$}{forgotten}", ""));
-                holds = Some("nobody has it");
+            Event::Dropped => {
+                let dropped = screen.paint("○ forgotten", |s| s.green().bold());
+                rows.push(format!("{time} │{:SPAN$}{dropped}", ""));
+                has_it = Some("nobody has it");
             }
             Event::Error(name) => {
                 let error = screen.paint("✕", |s| s.red().bold());

@@ -39,7 +39,7 @@ pub(crate) struct Ladder {
     /// The bare ACK arrived.
     pub(crate) bare_ack_ms: Option<f64>,
     /// The kernel let go of the connection without a word: the server never had it.
-    pub(crate) forgotten_ms: Option<f64>,
+    pub(crate) dropped_ms: Option<f64>,
     /// The client was told of an error, by this name.
     pub(crate) error: Option<(f64, String)>,
 }
@@ -86,19 +86,19 @@ impl Ladder {
             accept_ms: accepted.map(|accepted| ms(accepted.at)),
             first_read_ms: accepted.and_then(|accepted| accepted.first_read).map(ms),
             bare_ack_ms: facts.bare_ack().and_then(|ack| ack.at(End::Server)).map(ms),
-            forgotten_ms: facts.exchange.let_go.filter(|_| silently).map(ms),
+            dropped_ms: facts.exchange.let_go.filter(|_| silently).map(ms),
             error: error.map(|error| (ms(error.at), error.name.clone())),
         }
     }
 
     /// Until when the kernel held the connection back: for the server, or until it reset or forgot it.
-    pub(crate) fn held_until_ms(&self) -> Option<f64> {
+    pub(crate) fn pending_until_ms(&self) -> Option<f64> {
         let reset = self
             .arrows
             .iter()
             .find(|arrow| arrow.segment.from == End::Server && arrow.segment.flags.rst);
         self.accept_ms
-            .or(self.forgotten_ms)
+            .or(self.dropped_ms)
             .or(reset.map(|arrow| arrow.sent_ms))
     }
 
@@ -108,7 +108,7 @@ impl Ladder {
             .arrows
             .iter()
             .flat_map(|a| [Some(a.sent_ms), a.arrived_ms]);
-        arrows.chain([self.accept_ms, self.forgotten_ms]).flatten()
+        arrows.chain([self.accept_ms, self.dropped_ms]).flatten()
     }
 }
 
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scale_of_nothing_is_flat() {
+    fn an_empty_scale_is_flat() {
         let scale = Scale::new([], 150.0, 2.0, 5.0, 40.0);
         assert_eq!((scale.height(), scale.y(5.0)), (0.0, 0.0));
     }
@@ -265,22 +265,22 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_held_until_it_is_let_go_of_one_way_or_another() {
+    fn a_connection_is_pending_until_it_is_accepted_reset_or_dropped() {
         let findings = sample().findings();
         let ladder = |listener| {
             let facts = findings.of(Scenario::Silent, listener).unwrap();
             Ladder::new(facts, Until::Answer)
         };
         let accept = ladder(Listener::Dataready);
-        assert_eq!(accept.held_until_ms(), Some(5061.2));
-        assert_eq!(accept.forgotten_ms, None);
+        assert_eq!(accept.pending_until_ms(), Some(5061.2));
+        assert_eq!(accept.dropped_ms, None);
         let reset = ladder(Listener::DatareadyReset);
-        assert_eq!(reset.held_until_ms(), Some(5061.2));
-        assert_eq!(reset.forgotten_ms, None);
+        assert_eq!(reset.pending_until_ms(), Some(5061.2));
+        assert_eq!(reset.dropped_ms, None);
         let told = Some((5081.7, "ECONNRESET".to_owned()));
         assert_eq!(reset.error, told);
         let drop = ladder(Listener::DatareadyDrop);
-        assert_eq!(drop.held_until_ms(), Some(5063.2));
-        assert_eq!(drop.forgotten_ms, Some(5063.2));
+        assert_eq!(drop.pending_until_ms(), Some(5063.2));
+        assert_eq!(drop.dropped_ms, Some(5063.2));
     }
 }

@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_count_is_refused() {
+    fn malformed_counts_are_refused() {
         let symbols = Symbols::parse("ffffffff81000000 T memset\n").unwrap();
         for text in ["401000", "401000 x", "y 5", "ffffffff80000000 1"] {
             assert!(Counts::parse(text, &symbols).is_err(), "{text}");

@@ -154,7 +154,7 @@ ffffffffc0000000 t _RNvNtNtCsd5nqjlr6OOH_9accf_main3net5hooks13syn_recv_sock\t[a
     }
 
     #[test]
-    fn a_profile_that_cannot_be_right_is_refused() {
+    fn inconsistent_profiles_are_refused() {
         let recorded = Scratch::new("profile-wrong");
         let says = || {
             let result = evaluate(&recorded.0, &recorded.0, &recorded.0, SCREEN);

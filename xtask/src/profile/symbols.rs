@@ -125,7 +125,7 @@ ffffffffc0000100 t accf_jiffies\t[accf]
 ";
 
     #[test]
-    fn an_instruction_is_one_of_the_function_before_it() {
+    fn an_instruction_belongs_to_the_function_before_it() {
         let symbols = Symbols::parse(KALLSYMS).unwrap();
         let at = |address| {
             let (function, is_entry) = symbols.at(address)?;
@@ -150,7 +150,7 @@ ffffffffc0000100 t accf_jiffies\t[accf]
     }
 
     #[test]
-    fn hidden_addresses_are_noticed() {
+    fn symbols_without_addresses_are_refused() {
         let hidden = "0000000000000000 T memset\n0000000000000000 t tcp_check_req\n";
         let error = Symbols::parse(hidden).unwrap_err().to_string();
         assert!(error.contains("not read by root"), "{error}");

@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_goes_wrong_is_a_proof_that_failed() {
+    fn every_failure_is_a_failed_proof() {
         let out = Scratch::new("soak-proofs");
         let proofs = |status, failures| {
             let proofs = REQUEST.proofs(&report(status, failures, &out.0), &out.0);
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_boot_in_vain_is_told() {
+    fn repeated_boots_are_reported() {
         let out = Scratch::new("soak-boots");
         fs::write(out.0.join("kmemleak"), "").unwrap();
         left(&out.0, true);

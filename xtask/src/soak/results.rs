@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_left_nothing_has_a_report_too() {
+    fn a_soak_without_a_record_has_a_report() {
         let mut soak = soak(None);
         soak.proofs[0].found = "the guest hung\nat | once".to_owned();
         assert!(soak
