@@ -48,12 +48,12 @@ pub(crate) fn write_both(out: &Path, numbers: &impl Serialize, document: &Docume
     write(out, "report.md", document.markdown())
 }
 
-/// A table with its heading and what is to be known of it.
+/// A table with its heading and remarks.
 #[derive(Clone, Debug)]
 pub(crate) struct Section {
     /// The heading.
     pub(crate) heading: String,
-    /// What comes before the table, in Markdown only.
+    /// The text before the table, in Markdown only.
     pub(crate) intro: String,
     /// The table.
     pub(crate) table: Table,
@@ -62,7 +62,7 @@ pub(crate) struct Section {
 }
 
 impl Section {
-    /// A section without an introduction and remarks.
+    /// Returns a section without an introduction and remarks.
     pub(crate) fn new(heading: impl Into<String>, table: Table) -> Self {
         Self {
             heading: heading.into(),
@@ -72,7 +72,7 @@ impl Section {
         }
     }
 
-    /// The section for a terminal.
+    /// Writes the section for a terminal.
     fn terminal(self, screen: Screen) -> String {
         let heading = screen.paint(&self.heading, |s| s.bold());
         let mut out = format!("{heading}\n{}", self.table.terminal(screen));
@@ -82,7 +82,7 @@ impl Section {
         out + "\n"
     }
 
-    /// The section in Markdown.
+    /// Writes the section in Markdown.
     fn markdown(&self) -> String {
         let mut out = format!("\n## {}\n\n", self.heading);
         if !self.intro.is_empty() {
@@ -99,16 +99,16 @@ impl Section {
     }
 }
 
-/// A report for people.
+/// A report.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Document {
     /// The title, in Markdown only.
     pub(crate) title: String,
-    /// How everything went, in Markdown only: a terminal has it as the last line.
+    /// The result, in Markdown only: the commands print it as the last line.
     pub(crate) closing_line: String,
-    /// How the numbers came about.
+    /// How the numbers were obtained.
     pub(crate) summary: String,
-    /// What comes after the summary, in Markdown only.
+    /// The text after the summary, in Markdown only.
     pub(crate) intro: String,
     /// The verdicts: in Markdown the first sections, on a terminal the last.
     pub(crate) verdicts: Vec<Section>,
@@ -119,7 +119,7 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// The report for a terminal.
+    /// Writes the report for a terminal.
     pub(crate) fn terminal(self, screen: Screen) -> String {
         let show = |section: Section| section.terminal(screen);
         let sections = self.sections.into_iter().map(show);
@@ -132,7 +132,7 @@ impl Document {
         out + "\n"
     }
 
-    /// The report in Markdown.
+    /// Writes the report in Markdown.
     pub(crate) fn markdown(&self) -> String {
         let mut out = format!("{LICENCE}# {}\n", self.title);
         for paragraph in [&self.closing_line, &self.summary, &self.intro] {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Tables and numbers for people, on a terminal and in Markdown.
+//! Writes tables and numbers for a terminal and in Markdown.
 
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, LineStyle, TableStyle};
 use console::{style, StyledObject};
@@ -16,14 +16,14 @@ const NARROWEST: usize = 100;
 /// Where output goes, and what it can show.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Screen {
-    /// Colours are wanted.
+    /// Whether to use colours.
     pub(crate) colours: bool,
-    /// Characters in a line.
+    /// The number of characters in a line.
     pub(crate) width: usize,
 }
 
 impl Screen {
-    /// The terminal behind standard output; without one, no colours and a usual width.
+    /// Returns the terminal of standard output; without one, no colours and a width of 120.
     pub(crate) fn stdout() -> Self {
         let term = console::Term::stdout();
         let colours = term.is_term() && console::colors_enabled();
@@ -35,7 +35,7 @@ impl Screen {
         Self { colours, width }
     }
 
-    /// Has `words` look as `how` says, where colours are wanted.
+    /// Styles `words` if colours are used.
     pub(crate) fn paint<'a>(
         self,
         words: &'a str,
@@ -76,7 +76,7 @@ pub(crate) struct Column {
 }
 
 impl Column {
-    /// A column of cells of this kind.
+    /// Returns a column of cells of this kind.
     pub(crate) const fn new(title: &'static str, kind: Kind) -> Self {
         Self {
             title,
@@ -85,18 +85,18 @@ impl Column {
         }
     }
 
-    /// The same with another title on a terminal.
+    /// Sets another title for a terminal.
     pub(crate) const fn short(self, short: &'static str) -> Self {
         Self { short, ..self }
     }
 }
 
-/// A column of words.
+/// Returns a column of words.
 pub(crate) const fn words(title: &'static str) -> Column {
     Column::new(title, Kind::Words)
 }
 
-/// A column of numbers: its title, and the same in two short lines.
+/// Returns a column of numbers with its title, and the title in two short lines.
 pub(crate) const fn numeric(title: &'static str, short: &'static str) -> Column {
     Column::new(title, Kind::Numbers).short(short)
 }
@@ -109,7 +109,7 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// A table with a cell of each column in each row.
+    /// Returns a table. Each row has a cell for each column.
     pub(crate) fn new(
         columns: impl Into<Vec<Column>>,
         rows: impl IntoIterator<Item = Vec<String>>,
@@ -135,7 +135,7 @@ impl Table {
         }
     }
 
-    /// The table for a terminal, at least [`NARROWEST`] and otherwise as wide as the screen.
+    /// Writes the table for a terminal, as wide as the screen but at least [`NARROWEST`].
     pub(crate) fn terminal(self, screen: Screen) -> String {
         let mut table = comfy_table::Table::new();
         table
@@ -175,7 +175,7 @@ impl Table {
         table.trim_fmt() + "\n"
     }
 
-    /// The table in Markdown.
+    /// Writes the table in Markdown.
     pub(crate) fn markdown(&self) -> String {
         let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
         let titles = self.columns.iter().map(|column| column.title.to_owned());
@@ -200,7 +200,7 @@ impl Table {
     }
 }
 
-/// The items whose place in `kept` is true.
+/// Returns the items whose place in `kept` is true.
 fn only<T>(items: Vec<T>, kept: &[bool]) -> Vec<T> {
     let pairs = items.into_iter().zip(kept);
     pairs
@@ -209,7 +209,7 @@ fn only<T>(items: Vec<T>, kept: &[bool]) -> Vec<T> {
         .collect()
 }
 
-/// A cell of a terminal's table.
+/// Returns a cell of a terminal's table.
 fn align(words: impl ToString, kind: Kind) -> Cell {
     Cell::new(words).set_alignment(match kind {
         Kind::Numbers => CellAlignment::Right,
@@ -217,12 +217,12 @@ fn align(words: impl ToString, kind: Kind) -> Cell {
     })
 }
 
-/// Running text, in lines that are easy to read.
+/// Wraps running text.
 pub(crate) fn prose(words: &str, screen: Screen) -> String {
     textwrap::fill(words, screen.width.min(NARROWEST)) + "\n"
 }
 
-/// A number as people write it: no more digits than it is worth, thousands set apart.
+/// Writes a number with one decimal if it is below 100, and with thousands separated by commas.
 pub(crate) fn number(value: f64) -> String {
     let decimals = match value.abs() {
         size if size < 100.0 && value.fract() != 0.0 => 1,
@@ -231,7 +231,7 @@ pub(crate) fn number(value: f64) -> String {
     fixed(value, decimals)
 }
 
-/// A number with so many decimals, thousands set apart.
+/// Writes a number with `decimals` decimals, and with thousands separated by commas.
 pub(crate) fn fixed(value: f64, decimals: usize) -> String {
     if !value.is_finite() {
         return "unknown".into();
@@ -256,7 +256,7 @@ pub(crate) fn fixed(value: f64, decimals: usize) -> String {
     }
 }
 
-/// A part of 1 in percent, with no more digits than it is worth.
+/// Writes a fraction in percent, with up to two decimals.
 pub(crate) fn percent(part: f64) -> String {
     let percent = part.abs() * 100.0;
     if percent > 0.0 && percent < 0.005 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Verdicts: what the demo, the benchmarks and the soak claim, held against what they found.
+//! Verdicts on the claims of the demo, the benchmarks and the soak.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -24,7 +24,7 @@ pub(crate) enum Bound {
 }
 
 impl Bound {
-    /// Everything that is at most `off` from `middle`.
+    /// Returns the range of numbers that are at most `off` from `middle`.
     pub(crate) fn around(middle: f64, off: f64) -> Self {
         Self::Between(middle - off, middle + off)
     }
@@ -208,7 +208,7 @@ impl Verdict {
         }
     }
 
-    /// What the number has to be, in words; empty if the claim is not about a number.
+    /// Writes what the number has to be; empty if the claim is not about a number.
     fn must_be(&self) -> String {
         let Some(figure) = &self.figure else {
             return String::new();
@@ -234,12 +234,12 @@ pub(crate) fn all_hold<'a>(verdicts: impl IntoIterator<Item = &'a Verdict>) -> b
     verdicts.peek().is_some() && verdicts.all(|verdict| verdict.pass)
 }
 
-/// The claims that do not hold.
+/// Returns the claims that do not hold.
 pub(crate) fn failed(verdicts: &[Verdict]) -> impl Iterator<Item = &Verdict> {
     verdicts.iter().filter(|verdict| !verdict.pass)
 }
 
-/// A section with the table of all claims, each of which is a `what`.
+/// Returns a section with the table of all claims, each of which is a `what`.
 pub(crate) fn section(heading: &str, what: &'static str, verdicts: &[Verdict]) -> Section {
     let columns = [
         Column::new("", Kind::Verdicts),
@@ -260,7 +260,7 @@ pub(crate) fn section(heading: &str, what: &'static str, verdicts: &[Verdict]) -
     Section::new(heading, Table::new(columns, rows).without_empty_columns())
 }
 
-/// The line that a report ends with: `held` if all claims hold, and otherwise the names of those
+/// Returns the last line of a report: `held` if all claims hold, and otherwise the names of those
 /// that do not, and `missed`.
 pub(crate) fn closing_line(verdicts: &[Verdict], held: &str, missed: &str) -> String {
     if all_hold(verdicts) {
@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(line(&both), "FAILED (b): after 1 min.");
         assert_eq!(conclude(good, ""), ExitCode::SUCCESS);
         assert_eq!(conclude(&both, ""), ExitCode::FAILURE);
-        // Nothing that was judged is nothing that holds.
+        // Without claims, nothing holds.
         assert_eq!(conclude(&[], ""), ExitCode::FAILURE);
         let table = section("Checks", "check", &both).table.markdown();
         assert!(

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The bars: what accf claims of its costs, held against what was measured.
+//! The bars: the costs that accf claims, compared with what was measured.
 //!
-//! A bar of a benchmark that was not asked for is not judged. One whose figures are missing although its benchmark ran
-//! has failed.
+//! A bar of a benchmark that was not requested is not judged. A bar whose figures are missing
+//! although its benchmark ran has failed.
 
 use accf_bench::{Bench, Listener, Recording};
 
@@ -12,41 +12,43 @@ use crate::verdict::{Bound, Figure, Unit, Verdict};
 
 /// The claimed bounds.
 pub(super) mod bound {
-    /// Instructions of an epoll server whose clients pause, as a part of the plain listener's.
+    /// Instructions of an epoll server whose clients pause, as a fraction of the plain listener's.
     pub(in crate::bench) const CHEAPER: f64 = 0.90;
-    /// Instructions where a filter changes nothing, as a part of the other listener's.
+    /// Instructions where a filter changes nothing, as a fraction of the other listener's.
     pub(in crate::bench) const AS_CHEAP: f64 = 1.01;
-    /// Bytes of a connection that is held.
+    /// Bytes of a parked connection.
     pub(in crate::bench) const BYTES: f64 = 400.0;
-    /// A cost at the most connections, as a part of that at the fewest.
+    /// A cost with the most connections, as a fraction of the cost with the fewest.
     pub(in crate::bench) const FLAT: f64 = 1.1;
-    /// Latency while many think, as a part of that while nobody does.
+    /// Latency while many clients are idle, as a fraction of the latency without idle clients.
     pub(in crate::bench) const UNDISTURBED: f64 = 1.05;
-    /// How far a time after the pause may be from the plain listener's, as a part of it.
+    /// Greatest difference of a time after the pause from the plain listener's, as a fraction of
+    /// the latter.
     pub(in crate::bench) const LIKE_PLAIN: f64 = 0.10;
-    /// How much the time of a listener that mistakes pauses for the network's grows from the shortest pause to the longest.
+    /// How much the RTO of a listener that measures the client's pause as round-trip time grows
+    /// from the shortest pause to the longest.
     pub(in crate::bench) const GROWS: f64 = 2.0;
     /// Clock ticks after the deadline.
     pub(in crate::bench) const LATE_JIFFIES: f64 = 2.0;
-    /// Milliseconds before the deadline: what rounding may do.
+    /// Milliseconds before the deadline, for rounding.
     pub(in crate::bench) const EARLY_MS: f64 = 0.01;
     /// SYN-ACKs of one connection.
     pub(in crate::bench) const SYN_ACKS: f64 = 1.0;
-    /// What counts as equal, as a part: instructions are counted that exactly.
+    /// Relative difference of instruction counts that are taken as equal.
     pub(in crate::bench) const EQUAL: f64 = 0.002;
-    /// The same with the fewer connections of a short run, whose means are less exact.
+    /// The same for a short run, which has fewer connections and therefore less exact means.
     pub(in crate::bench) const EQUAL_IN_SHORT: f64 = 0.01;
-    /// The spread excuses no difference above this.
+    /// A spread of the rounds raises the limit for equality up to this.
     pub(in crate::bench) const EXCUSED: f64 = 0.01;
 }
 
-/// How much a bar may be missed by where there is time for a short run only.
+/// By how much a short run may miss a bar, as a fraction of the bar.
 pub(crate) const SHORT_RUN_SLACK: f64 = 0.05;
 
-/// Segments, which are counted.
+/// Counted segments.
 const SEGMENTS: Unit = Unit::Count("segments");
 
-/// Holds everything that is claimed of the benchmarks `asked` for against `recording`.
+/// Judges all bars of the benchmarks `asked` for by `recording`.
 pub(crate) fn judge(recording: &Recording, asked: &[Bench]) -> Vec<Verdict> {
     let figures = Figures { recording };
     asked
@@ -63,18 +65,18 @@ pub(crate) fn judge(recording: &Recording, asked: &[Bench]) -> Vec<Verdict> {
         .collect()
 }
 
-/// A value with what belongs to it.
+/// A measured value, its spread, and the text that shows it.
 #[derive(Clone, Debug, PartialEq)]
 struct Found {
     value: f64,
     spread: Option<f64>,
     words: String,
-    /// A difference is claimed, and the spread leaves none.
+    /// A difference is claimed, and the spread is larger than the difference.
     unclear: bool,
 }
 
 impl Found {
-    /// A value without a spread.
+    /// Returns a value without a spread.
     fn plain(value: f64, unit: Unit) -> Self {
         Self {
             value,
@@ -84,7 +86,7 @@ impl Found {
         }
     }
 
-    /// A ratio, or that there is no difference.
+    /// Returns a ratio; its text may be that there is no difference.
     fn ratio(comparison: Comparison) -> Self {
         let words = comparison.words();
         Self {
@@ -99,7 +101,7 @@ impl Found {
         }
     }
 
-    /// A ratio of which is claimed that it is below 1.
+    /// Returns a ratio that is claimed to be below 1.
     fn reduction(comparison: Comparison) -> Self {
         Self {
             unclear: !comparison.is_clear(),
@@ -107,7 +109,7 @@ impl Found {
         }
     }
 
-    /// How far a ratio is from 1, or that there is no difference.
+    /// Returns the distance of a ratio from 1; its text may be that there is no difference.
     fn difference(comparison: Comparison) -> Self {
         Self {
             value: comparison.difference(),
@@ -117,7 +119,7 @@ impl Found {
         }
     }
 
-    /// The same, found at a certain place.
+    /// Adds the place of the value to its text.
     fn at(self, place: impl std::fmt::Display) -> Self {
         Self {
             words: format!("{}, {place}", self.words),
@@ -126,10 +128,10 @@ impl Found {
     }
 }
 
-/// Something found, or why it was not.
+/// A value, or why there is none.
 type Finding = Result<Found, String>;
 
-/// The greatest of several findings; if one is missing, that is what was found.
+/// Returns the greatest of several values; if one is missing, returns why.
 fn worst(findings: impl IntoIterator<Item = Finding>) -> Finding {
     let findings: Result<Vec<Found>, String> = findings.into_iter().collect();
     let worst = findings?.into_iter().reduce(|worst, found| {
@@ -162,7 +164,7 @@ fn bar(
     Verdict::of_figure(dotted(&name), says, figure, words)
 }
 
-/// What one connection costs.
+/// Judges the cost of one connection.
 fn connection(figures: Figures<'_>) -> Vec<Verdict> {
     use Listener::{DeferAccept, Plain};
     let bars = [
@@ -190,7 +192,7 @@ fn connection(figures: Figures<'_>) -> Vec<Verdict> {
     bars.collect()
 }
 
-/// What connections cost that are held.
+/// Judges the cost of parked connections.
 fn holding(figures: Figures<'_>) -> Vec<Verdict> {
     let bench = Bench::Holding;
     let bytes = Key::new(bench, "bytes");
@@ -200,16 +202,16 @@ fn holding(figures: Figures<'_>) -> Vec<Verdict> {
         .and_then(|most| {
             let bytes = figures.statistics(bytes.x(most))?;
             let found = Found::plain(bytes.median, Unit::Bytes);
-            Ok(found.at(format_args!("{} held", number(most))))
+            Ok(found.at(format_args!("{} parked", number(most))))
         });
     let about = (
         bench,
         &["bytes.dataready"][..],
-        "bytes of a held connection".to_owned(),
+        "bytes of a parked connection".to_owned(),
     );
     let first = bar(about, Unit::Bytes, Bound::AtMost(bound::BYTES), found);
     let costs = [
-        ("bytes", "", "bytes of a held connection"),
+        ("bytes", "", "bytes of a parked connection"),
         ("park", "", "instructions to park"),
         ("release", "", "instructions to release"),
         ("timer", "accept", "instructions to accept at a deadline"),
@@ -218,19 +220,20 @@ fn holding(figures: Figures<'_>) -> Vec<Verdict> {
     ];
     let flat = costs.into_iter().map(|(metric, case, what)| {
         let key = Key::new(bench, metric).case(case);
-        let found = last_against_first(figures, key, " held").unwrap_or_else(|| {
+        let found = last_against_first(figures, key, " parked").unwrap_or_else(|| {
             Err(format!(
                 "{what}: not measured at two numbers of connections"
             ))
         });
-        let says = format!("{what}: the most held against the fewest");
+        let says = format!("{what}: the most parked against the fewest");
         let about = (bench, &[metric, case, "flat"][..], says);
         bar(about, Unit::Ratio, Bound::AtMost(bound::FLAT), found)
     });
     [first].into_iter().chain(flat).collect()
 }
 
-/// Compares a figure at its last place with the same at its first; `None` if it has one place only.
+/// Compares a figure at its last place with the figure at its first; `None` if there are not two
+/// places.
 fn last_against_first(figures: Figures<'_>, key: Key<'_>, unit: &str) -> Option<Finding> {
     let [first, .., last] = figures.places(key)[..] else {
         return None;
@@ -242,15 +245,15 @@ fn last_against_first(figures: Figures<'_>, key: Key<'_>, unit: &str) -> Option<
     }))
 }
 
-/// What those who think cost the others.
+/// Judges the latency of active clients while others are idle.
 fn interference(figures: Figures<'_>) -> Vec<Verdict> {
     let key = Key::new(Bench::Interference, "latency");
     let others = figures.places(key).into_iter().filter(|place| *place > 0.0);
     let found = worst(others.map(|place| {
         let comparison = figures.compare(key.x(place), key.x(0.0))?;
-        Ok(Found::ratio(comparison).at(format_args!("{} held", number(place))))
+        Ok(Found::ratio(comparison).at(format_args!("{} idle", number(place))))
     }));
-    let says = "latency while others think against that while nobody does, at the worst";
+    let says = "latency with idle clients against latency without, at the worst";
     let about = (
         Bench::Interference,
         &["latency.dataready"][..],
@@ -264,7 +267,7 @@ fn interference(figures: Figures<'_>) -> Vec<Verdict> {
     )]
 }
 
-/// What the client's pause does to its connection.
+/// Judges the effect of the client's pause on its connection.
 fn pause(figures: Figures<'_>) -> Vec<Verdict> {
     let bench = Bench::Pause;
     let mut bars = Vec::new();
@@ -304,7 +307,7 @@ fn pause(figures: Figures<'_>) -> Vec<Verdict> {
     bars
 }
 
-/// The greatest of a line's medians as a part of the least.
+/// Returns the greatest of a line's medians as a fraction of the least.
 fn flatness(figures: Figures<'_>, key: Key<'_>, places: &[f64]) -> Finding {
     let all: Result<Vec<Statistics>, String> = places
         .iter()
@@ -320,7 +323,7 @@ fn flatness(figures: Figures<'_>, key: Key<'_>, places: &[f64]) -> Finding {
     Ok(Found::ratio(comparison))
 }
 
-/// How exact a deadline is: in every round, so these are no medians.
+/// Judges how exact deadlines are. Every round must be within the bar, not only the median.
 fn deadline(figures: Figures<'_>) -> Vec<Verdict> {
     let bench = Bench::Deadline;
     let hz = f64::from(figures.recording.hz);
@@ -335,7 +338,7 @@ fn deadline(figures: Figures<'_>) -> Vec<Verdict> {
                 let samples = figures.samples(key.x(*place))?;
                 let off = samples.iter().map(|late| off(*late)).fold(0.0, f64::max);
                 let found = Found::plain(off, Unit::Milliseconds);
-                Ok(found.at(format_args!("{} ms asked", number(*place))))
+                Ok(found.at(format_args!("deadline {} ms", number(*place))))
             }))
         };
         let what = with_case("a deadline", case);
@@ -356,14 +359,14 @@ fn deadline(figures: Figures<'_>) -> Vec<Verdict> {
     bars
 }
 
-/// A part of a bar's name of several words; those that are empty are left out.
+/// Joins the parts of a bar's name with dots, without the empty ones.
 fn dotted(words: &[&str]) -> String {
     let words = words.iter().filter(|word| !word.is_empty());
     let words: Vec<String> = words.map(|word| word.replace('/', ".")).collect();
     words.join(".")
 }
 
-/// What is told of some circumstances, if there are any.
+/// Appends the title of a case, if there is one.
 fn with_case(what: &str, case: &str) -> String {
     match case {
         "" => what.to_owned(),
@@ -371,7 +374,7 @@ fn with_case(what: &str, case: &str) -> String {
     }
 }
 
-/// How much is sent: in every round, so the counts are no medians.
+/// Judges the number of segments. Every round must be within the bar, not only the median.
 fn segments(figures: Figures<'_>) -> Vec<Verdict> {
     let bench = Bench::Segments;
     let mut bars = Vec::new();
@@ -405,7 +408,7 @@ fn segments(figures: Figures<'_>) -> Vec<Verdict> {
     bars
 }
 
-/// What the module costs those who do not use it.
+/// Judges the cost of the module for listeners without the filter.
 fn others(figures: Figures<'_>) -> Vec<Verdict> {
     let bench = Bench::Others;
     let key = Key::new(bench, "instructions").at(Listener::Plain);
@@ -433,18 +436,18 @@ mod tests {
     use super::*;
     use crate::bench::sample::{change, sample};
 
-    /// The bar of that name.
+    /// Returns the bar of this name.
     fn find<'a>(bars: &'a [Verdict], name: &str) -> &'a Verdict {
         let found = bars.iter().find(|bar| bar.name == name);
         found.unwrap_or_else(|| panic!("no bar {name}"))
     }
 
-    /// The number that a bar was held against.
+    /// Returns the number that was judged.
     fn value(bar: &Verdict) -> Option<f64> {
         bar.figure.as_ref().and_then(|figure| figure.value)
     }
 
-    /// The names of the bars that `recording` misses, if that much slack is given.
+    /// Returns the names of the bars that `recording` misses with this slack.
     fn missed(recording: &Recording, slack: f64) -> Vec<String> {
         let bars = judge(recording, &Bench::ALL).into_iter();
         let missed = bars.filter(|bar| !bar.holds(slack));
@@ -576,7 +579,7 @@ mod tests {
                 &[84_500.0],
                 &["others.with_module_vs_without_module"],
             ),
-            // Less is not equal, either.
+            // Fewer instructions are not equal, either.
             (
                 others("filter_elsewhere"),
                 &[83_500.0],
@@ -611,7 +614,7 @@ mod tests {
         assert!(value(bar).is_some_and(|value| value < bound::CHEAPER));
         assert!(!bar.pass && !bar.holds(SHORT_RUN_SLACK));
         assert_eq!(bar.found, "no difference beyond the spread of 34.3 %");
-        // Whoever claims no difference has none.
+        // A bar that claims equality holds.
         let bar = find(&bars, "connection.epoll.pause.dataready_vs_defer_accept");
         assert!(bar.pass, "{bar:?}");
         assert_eq!(bar.found, "no difference beyond the spread of 34.3 %");
@@ -669,7 +672,7 @@ mod tests {
             "latency of dataready, at 10,000 could not be measured: not served"
         );
 
-        // A benchmark that left nothing.
+        // A benchmark without any figures.
         let all = judge(&sample(), &Bench::ALL).len();
         recording.measurements.clear();
         assert_eq!(missed(&recording, SHORT_RUN_SLACK).len(), all);
@@ -689,11 +692,11 @@ mod tests {
         );
         assert_eq!(
             says("holding.bytes.dataready"),
-            "bytes of a held connection: found 387 bytes, 1,000,000 held, must be ≤ 400 bytes"
+            "bytes of a parked connection: found 387 bytes, 1,000,000 parked, must be ≤ 400 bytes"
         );
         assert_eq!(
             says("deadline.dataready.early"),
-            "a deadline: not early, at the worst: found 0.00 ms, 50 ms asked, must be ≤ 0.01 ms"
+            "a deadline: not early, at the worst: found 0.00 ms, deadline 50 ms, must be ≤ 0.01 ms"
         );
         assert_eq!(
             says("segments.slow.total_vs_plain"),

@@ -29,36 +29,36 @@ use crate::report::{self, check_schema, write, write_both};
 use crate::table::Screen;
 use crate::verdict::Verdict;
 
-/// What came out of the benchmarks.
+/// The results of the benchmarks.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// What to show in the terminal.
+    /// The text for the terminal.
     pub(crate) shown: String,
     /// The verdicts on all bars.
     pub(crate) bars: Vec<Verdict>,
-    /// The page for people who did not run it.
+    /// The text of docs/benchmarks.md.
     pub(crate) page: String,
     /// The plots, by their file names.
     pub(crate) plots: Vec<(String, String)>,
 }
 
-/// Another version of the module, and where the guest left what it measured of it.
+/// Another version of the module, and where its recording is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Earlier<'a> {
-    /// Which version.
+    /// The commit and its first line.
     pub(crate) revision: &'a str,
-    /// The directory.
+    /// The directory of the recording.
     pub(crate) recorded: &'a Path,
 }
 
-/// Reads what a guest left in `recorded`, which is there only if the guest got to the end.
+/// Reads the recording that a guest wrote to `recorded` at its end.
 pub(crate) fn read(recorded: &Path) -> Result<Recording> {
     let recording: Recording = report::read(recorded, RECORDING_FILE)?;
     check_schema(RECORDING_FILE, recording.schema, SCHEMA)?;
     Ok(recording)
 }
 
-/// Judges what the guest left in `recorded` of the benchmarks `asked` for, and writes the results into `out`.
+/// Judges the recording of the benchmarks `asked` for, and writes the results into `out`.
 pub(crate) fn evaluate(
     recorded: &Path,
     earlier: Option<Earlier<'_>>,
@@ -100,7 +100,7 @@ mod tests {
     use crate::scratch::Scratch;
     use crate::verdict::failed;
 
-    /// Leaves `recording` in a directory as the guest would.
+    /// Writes `recording` into a directory, as a guest does.
     fn record(directory: &Scratch, recording: &Recording) {
         let text = serde_json::to_string(recording).unwrap();
         fs::write(directory.0.join(RECORDING_FILE), text).unwrap();
@@ -125,12 +125,15 @@ mod tests {
         let report = out.text("report.md");
         assert!(report.contains("Every bar holds."), "{report}");
         for row in [
-            "| holds | bytes of a held connection | 387 bytes, 1,000,000 held | ≤ 400 bytes | `holding.bytes.dataready` |",
-            "| epoll, client pauses | instructions | 102,345 (0.07 %) | 84,120 (0.07 %) | 84,500 (0.07 %) | −17.4 % | +0.45 % |",
+            "| holds | bytes of a parked connection | 387 bytes, 1,000,000 parked | ≤ 400 bytes | \
+             `holding.bytes.dataready` |",
+            "| epoll, client pauses | instructions | 102,345 (0.07 %) | 84,120 (0.07 %) | 84,500 \
+             (0.07 %) | −17.4 % | +0.45 % |",
             "| RTO, ms | 0.1 | 201 | 501 | 202 | +0.50 % | −59.7 % |",
             "|  | 5 | 201 | 15,201 (15,196 … 15,207) | 202 | +0.50 % | 1/75 |",
-            "* TCP_DEFER_ACCEPT, bytes of a held connection at 1,000,000: syncookies begin",
-            "* plain, TCP_DEFER_ACCEPT, instructions to the response at 1,000 to 100,000: not served within 3 s",
+            "* TCP_DEFER_ACCEPT, bytes of a parked connection at 1,000,000: syncookies begin",
+            "* plain, TCP_DEFER_ACCEPT, instructions to the response at 1,000 to 100,000: not \
+             served within 3 s",
         ] {
             assert!(report.contains(row), "{row}\n{report}");
         }

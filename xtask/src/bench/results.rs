@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The benchmarks' result for programs (`report.json`) and for people (`report.md`, the terminal, `docs/benchmarks.md`).
+//! The results of the benchmarks as JSON, as Markdown, and for a terminal.
 
 use std::collections::BTreeSet;
 
@@ -15,29 +15,29 @@ use crate::verdict::{self, Verdict};
 /// The version of `report.json`.
 const SCHEMA: u32 = 2;
 
-/// Everything that was measured, and how it was judged.
+/// All measurements and verdicts.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report<'a> {
     schema: u32,
-    /// Every bar holds.
+    /// Whether every bar holds.
     pass: bool,
     kernel: &'a str,
     hz: u32,
     rounds: u32,
     short: bool,
-    /// What was asked for.
+    /// The benchmarks that were requested.
     benches: &'a [Bench],
-    /// What is claimed.
+    /// The verdicts on all bars.
     pub(crate) bars: Vec<Verdict>,
-    /// What was measured.
+    /// The measurements.
     measurements: Vec<Row<'a>>,
-    /// The same with another version of the module.
+    /// The comparison with another version of the module.
     before: Option<Before>,
     #[serde(skip)]
     figures: Figures<'a>,
 }
 
-/// A measurement and what its rounds come to.
+/// A measurement and its statistics.
 #[derive(Clone, Debug, Serialize)]
 struct Row<'a> {
     #[serde(flatten)]
@@ -46,15 +46,15 @@ struct Row<'a> {
     statistics: Option<Statistics>,
 }
 
-/// What another version of the module cost.
+/// The comparison with another version of the module.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Before {
-    /// Which version.
+    /// The commit and its first line.
     revision: String,
     changes: Vec<Change>,
 }
 
-/// A figure before and after.
+/// A figure of both versions.
 #[derive(Clone, Debug, Serialize)]
 struct Change {
     bench: Bench,
@@ -66,14 +66,14 @@ struct Change {
     unit: Unit,
     before: Statistics,
     after: Statistics,
-    /// The one after as a part of the one before.
+    /// The figure after as a fraction of the figure before.
     ratio: Option<f64>,
     /// The same in words.
     change: String,
 }
 
 impl Before {
-    /// Puts beside each other what the filter cost in both recordings.
+    /// Compares the costs of the filter in both recordings.
     pub(crate) fn new(revision: String, before: &Recording, after: &Recording) -> Self {
         let figures = Figures { recording: after };
         let changes = before.measurements.iter().filter_map(|measurement| {
@@ -102,7 +102,7 @@ impl Before {
         }
     }
 
-    /// The table of changes; where something was measured at several places, of the last one.
+    /// Returns the table of changes; of a figure with several places it has the last one.
     fn table(&self) -> Table {
         let columns = vec![
             words("benchmark"),
@@ -135,13 +135,13 @@ impl Before {
         Table::new(columns, rows).without_empty_columns()
     }
 
-    /// The section of the changes.
+    /// Returns the section of the changes.
     fn section(&self) -> Section {
         let heading = format!("Before ({}) and after", self.revision);
         Section::new(heading, self.table())
     }
 
-    /// The version's commit alone.
+    /// Returns the commit of the other version.
     fn commit(&self) -> &str {
         let (commit, _) = self
             .revision
@@ -151,7 +151,7 @@ impl Before {
     }
 }
 
-/// What a figure is, for people.
+/// Returns the title of a quantity.
 fn metric_title(metric: &str) -> &str {
     match metric {
         "instructions_ack" => "of them for the bare ACK",
@@ -159,7 +159,7 @@ fn metric_title(metric: &str) -> &str {
         "system_calls" => "system calls",
         "context_switches" => "context switches",
         "wakeups" => "wake-ups",
-        "bytes" => "bytes of a held connection",
+        "bytes" => "bytes of a parked connection",
         "park" => "instructions to park",
         "release" => "instructions to release",
         "timer" => "instructions at the deadline",
@@ -175,75 +175,85 @@ fn metric_title(metric: &str) -> &str {
     }
 }
 
-/// What a benchmark is about.
+/// The description of a benchmark.
 struct About {
     /// Its heading.
     heading: &'static str,
-    /// What was done.
+    /// What was done and counted.
     prose: &'static str,
-    /// What the figures are told against.
+    /// The column of the places, if there are several.
     x: Option<Column>,
 }
 
-/// What a benchmark is about.
+/// Returns the description of a benchmark.
 fn about(bench: Bench) -> About {
     match bench {
         Bench::Connection => About {
             heading: "The cost of one connection",
-            prose: "A server reads a request, answers and closes. One waits with epoll, accepts until nobody is left, and \
-                    tries to read at once; the other waits in `accept()`, and then in `read()`. The client sends its request \
-                    in the segment that completes the handshake (\"with the ACK\"), or completes the handshake and pauses. \
-                    Counted are the instructions of the kernel and of the server, from the SYN to the last ACK. The client, \
-                    which makes its segments itself, is no part of it.",
+            prose: "A server reads a request, answers and closes. One server waits with epoll, \
+                    accepts until the queue is empty, and tries to read at once; the other blocks \
+                    in `accept()`, and then in `read()`. The client sends its request in the \
+                    segment that completes the handshake (\"with the ACK\"), or completes the \
+                    handshake and pauses. The instructions of the kernel and of the server are \
+                    counted, from the SYN to the last ACK, without those of the client, which \
+                    builds its segments itself.",
             x: None,
         },
         Bench::Holding => About {
-            heading: "The cost of a connection that thinks",
-            prose: "Clients complete the handshake and say nothing, and one after another so many are held: parked by the filter, \
-                    as requests whose ACK was thrown away, or, at a plain listener, as accepted sockets. How much memory each \
-                    of them takes (of the objects in use), how many instructions its bare ACK takes (\"to park\"), its request \
-                    (\"to release\"; nobody accepts meanwhile), and what is done with it at its deadline, while so many are \
-                    held.",
-            x: Some(numeric("connections held", "held")),
+            heading: "The cost of a parked connection",
+            prose: "Clients complete the handshake and stay silent. Their connections wait as \
+                    requests that the filter has parked, as requests whose ACK `TCP_DEFER_ACCEPT` \
+                    has dropped, or, at a plain listener, as accepted sockets. For several numbers \
+                    of such connections, the table shows the memory of one (of the objects in \
+                    use), and the instructions for its bare ACK (\"to park\"), for its request \
+                    (\"to release\"; the server does not accept meanwhile), and for its deadline.",
+            x: Some(numeric("idle connections", "idle")),
         },
         Bench::Interference => About {
-            heading: "What those who think cost the others",
-            prose: "While so many clients of a server think, others connect, one at a time, and send their request with the \
-                    ACK. The listener's backlog is 128. The server, with epoll, has accepted those of a plain listener, and \
-                    waits for them. Counted is what the kernel and the server do from the SYN until the response has come.",
-            x: Some(numeric("connections that think", "think")),
+            heading: "The cost of idle clients for active ones",
+            prose: "While many clients of a server are connected and idle, others connect, one at \
+                    a time, and send their request with the ACK. The listener's backlog is 128. \
+                    The server uses epoll; it has accepted the idle clients of a plain listener, \
+                    and waits for their requests. The instructions of the kernel and of the server \
+                    are counted, from the SYN until the response has arrived.",
+            x: Some(numeric("idle connections", "idle")),
         },
         Bench::Pause => About {
             heading: "After the pause",
-            prose: "A client whose round-trip time is 40 ms completes the handshake and sends its request after a pause. What \
-                    the accepted socket then takes for the round-trip time decides how long it waits before it repairs a \
-                    loss: here the first response is lost once. Linux usually repairs such a loss by a tail loss probe; it can \
-                    be told to wait for its retransmission timeout (RTO) instead.",
+            prose: "A client whose round-trip time is 40 ms completes the handshake and sends its \
+                    request after a pause. The round-trip time that the accepted socket has \
+                    measured decides how long it waits before it repairs a loss: here the first \
+                    response is lost once. Linux usually repairs such a loss with a tail loss \
+                    probe; with probes off, it waits for its retransmission timeout (RTO).",
             x: Some(numeric("pause, s", "pause, s")),
         },
         Bench::Deadline => About {
             heading: "How exact a deadline is",
-            prose: "Clients complete the handshake and stay silent. The server accepts them, or they are reset, at the deadline \
-                    that it asked for, or so many milliseconds later: those of the worst client of each round.",
-            x: Some(numeric("asked for, ms", "asked, ms")),
+            prose: "Clients complete the handshake and stay silent. At the deadline that the \
+                    server requested, they are accepted or reset. The table shows by how many \
+                    milliseconds the worst client of each round was late.",
+            x: Some(numeric("deadline, ms", "deadline,\nms")),
         },
         Bench::Segments => About {
             heading: "Segments",
-            prose: "What is sent for a client that connects and stays silent beyond the deadline of 5 s, and for one that \
-                    connects, thinks for 3 s, asks, and is answered.",
+            prose:
+                "The segments of a client that connects and stays silent beyond the deadline of \
+                    5 s, and of a client that connects, pauses for 3 s, sends its request, and \
+                    gets the response.",
             x: None,
         },
         Bench::Others => About {
             heading: "No cost to others",
-            prose: "A connection of a plain listener whose client pauses, with an epoll server: before the module is loaded, \
-                    with it, and while another listener holds connections back.",
+            prose: "A connection of a plain listener whose client pauses, with an epoll server: \
+                    before the module is loaded, with it, and while another listener parks \
+                    connections.",
             x: None,
         },
     }
 }
 
 impl<'a> Report<'a> {
-    /// Sums everything up.
+    /// Puts all results together.
     pub(crate) fn new(
         recording: &'a Recording,
         benches: &'a [Bench],
@@ -269,7 +279,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// The table of a benchmark.
+    /// Returns the table of a benchmark.
     fn table(&self, bench: Bench) -> Table {
         if bench == Bench::Others {
             return self.others();
@@ -288,7 +298,7 @@ impl<'a> Report<'a> {
         let mut rows = Vec::new();
         let mut last = ("", "");
         for key in self.keys(bench) {
-            // What the row above says already is not said again.
+            // Words of the row above are not repeated.
             let above = std::mem::replace(&mut last, (key.metric, key.case));
             let unless = |said: bool, words: &str| match said {
                 true => String::new(),
@@ -330,7 +340,8 @@ impl<'a> Report<'a> {
         Table::new(columns, rows).without_empty_columns()
     }
 
-    /// The names of a benchmark's figures, but for the listener: those of one kind stand together.
+    /// Returns the names of a benchmark's figures without the listener, grouped by quantity and
+    /// case.
     fn keys(&self, bench: Bench) -> Vec<Key<'a>> {
         let mut kinds: Vec<(&str, &str)> = Vec::new();
         let mut keys: Vec<Key<'_>> = Vec::new();
@@ -355,7 +366,7 @@ impl<'a> Report<'a> {
         keys
     }
 
-    /// The table of plain listeners.
+    /// Returns the table of the plain listeners.
     fn others(&self) -> Table {
         let columns = vec![
             words(""),
@@ -379,7 +390,7 @@ impl<'a> Report<'a> {
         Table::new(columns, rows)
     }
 
-    /// A figure with its spread, where there is any.
+    /// Writes a figure with its spread, if there is any.
     fn cell(&self, key: Key<'_>) -> String {
         let Some(measurement) = self.figures.find(key) else {
             return String::new();
@@ -398,7 +409,8 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// What is to be known of a benchmark's figures; what is true of several listeners is said once.
+    /// Returns the remarks on a benchmark's figures; the same remark on several listeners appears
+    /// once.
     fn notes(&self, bench: Bench) -> Vec<String> {
         let mut notes: Vec<(Vec<&str>, String)> = Vec::new();
         for listener in Listener::ALL {
@@ -422,13 +434,13 @@ impl<'a> Report<'a> {
             .collect()
     }
 
-    /// The benchmarks that left something to show.
+    /// Returns the benchmarks that have figures.
     fn shown(&self) -> impl Iterator<Item = Bench> + '_ {
         let benches = self.benches.iter().copied();
         benches.filter(|bench| self.figures.of(*bench).next().is_some())
     }
 
-    /// How it was measured, in a few sentences.
+    /// Describes the measurements in a few sentences.
     fn method(&self) -> String {
         let rounds = match self.rounds {
             1 => "once".to_owned(),
@@ -438,14 +450,15 @@ impl<'a> Report<'a> {
             ),
         };
         format!(
-            "Linux {}, unmodified, in a virtual machine with one processor (HZ={}). Everything was measured {rounds}. In \
-             brackets: how far the rounds are apart, from the least to the greatest, where they are; a comparison that it \
-             exceeds says so instead of a number.",
+            "Linux {}, unmodified, in a virtual machine with one processor (HZ={}). Everything was \
+             measured {rounds}. In brackets: the difference of the least and the greatest round, \
+             if there is any; a comparison whose difference is smaller says so instead of a \
+             number.",
             self.kernel, self.hz
         )
     }
 
-    /// The section of a benchmark.
+    /// Returns the section of a benchmark.
     fn section(&self, bench: Bench) -> Section {
         let About { heading, prose, .. } = about(bench);
         Section {
@@ -455,7 +468,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// The report for people.
+    /// Returns the report.
     pub(crate) fn document(&self) -> Document {
         let sections = self.shown().map(|bench| self.section(bench));
         let before = self.before.as_ref().map(Before::section);
@@ -481,7 +494,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// The page for people who did not run it.
+    /// Returns the text of docs/benchmarks.md.
     pub(crate) fn page(&self) -> String {
         let before = self.before.as_ref().map(Before::commit);
         let before = before.map_or_else(String::new, |commit| format!(" --before {commit}"));
@@ -508,14 +521,14 @@ impl<'a> Report<'a> {
     }
 }
 
-/// The line that the benchmarks end with.
+/// Returns the last line of the benchmarks.
 pub(crate) fn closing_line(bars: &[Verdict]) -> String {
     let missed = verdict::failed(bars).count();
     let missed = format!("{missed} of {} bars missed.", bars.len());
     verdict::closing_line(bars, "Every bar holds.", &missed)
 }
 
-/// Where among a listener's measurements a note belongs: to which figures, and over what they were measured.
+/// Returns the figures and places of a listener that have this note.
 fn places(all: &[&Measurement], note: &str) -> String {
     let has_note = |measurement: &&&Measurement| measurement.note.as_deref() == Some(note);
     let mut kinds: Vec<(String, Vec<f64>)> = Vec::new();
@@ -524,7 +537,7 @@ fn places(all: &[&Measurement], note: &str) -> String {
         let mut same = all
             .iter()
             .filter(|other| other.metric == measurement.metric);
-        // Where it is so under all circumstances, they are not listed.
+        // The case is left out if the note is on all cases.
         if !measurement.case.is_empty() && !same.all(|other| has_note(&other)) {
             kind += &format!(", {}", case_title(&measurement.case));
         }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask bench`: measure what a connection costs at each kind of listener, and hold it against the bars.
+//! `cargo xtask bench`: measures what a connection costs at each kind of listener, and judges the
+//! bars.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,16 +18,17 @@ use crate::{project, ui, verdict};
 /// The page in the checkout.
 const DOCS_PAGE: &str = "docs/benchmarks.md";
 
-/// What is compared with an earlier version of the module.
+/// The benchmarks that are compared with an earlier version of the module.
 const COMPARED: [Name; 3] = [Name::Connection, Name::Holding, Name::Interference];
 
 /// Measure what connections cost at plain, TCP_DEFER_ACCEPT and dataready listeners, side by side.
 ///
-/// Boots the stock kernel on a machine that counts instructions, so the numbers do not depend on this one. report.md,
-/// report.json and a plot of each benchmark go to target/accf/bench/. Fails if a bar is missed.
+/// Boots the stock kernel on a machine that counts instructions, so the numbers do not depend on
+/// the host. report.md, report.json and a plot of each benchmark go to target/accf/bench/. Fails if
+/// a bar is missed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Bench {
-    /// The benchmarks to run; all of them if there are none.
+    /// The benchmarks to run; without any, all.
     #[arg(value_name = "NAME", value_parser = named)]
     names: Vec<Name>,
 
@@ -38,7 +40,7 @@ pub(crate) struct Bench {
     #[arg(long)]
     short: bool,
 
-    /// Also measure the module as it was at this commit, and show what has changed.
+    /// Also measure the module of this commit, and show the changes.
     #[arg(long, value_name = "REV")]
     before: Option<String>,
 
@@ -47,7 +49,7 @@ pub(crate) struct Bench {
     update_docs: bool,
 }
 
-/// The benchmark of that name.
+/// Returns the benchmark of this name.
 fn named(name: &str) -> Result<Name, String> {
     let found = Name::ALL.into_iter().find(|bench| bench.key() == name);
     found.ok_or_else(|| {
@@ -111,7 +113,7 @@ impl Bench {
         Ok(verdict::conclude(&outcome.bars, &closing_line))
     }
 
-    /// What is to be measured.
+    /// Returns the benchmarks to run.
     fn request(&self) -> Request {
         let mut benches: Vec<Name> = Name::ALL.to_vec();
         if !self.names.is_empty() {
@@ -127,14 +129,14 @@ impl Bench {
 
 /// A version of the module.
 struct Version {
-    /// The commit, shortened.
+    /// The abbreviated commit.
     hash: String,
-    /// The commit with its first line.
+    /// The abbreviated commit and its first line.
     title: String,
 }
 
 impl Version {
-    /// The version at a commit.
+    /// Returns the version of a commit.
     fn of(sh: &Shell, revision: &str) -> Result<Self> {
         let _here = sh.push_dir(project::root());
         let commit = format!("{revision}^{{commit}}");
@@ -147,9 +149,9 @@ impl Version {
         Ok(Self { hash, title })
     }
 
-    /// Builds it, beside the checkout's own, and returns where it is.
+    /// Builds the module beside the checkout's own, and returns its path.
     fn build(&self, sh: &Shell, lab: &Lab) -> Result<PathBuf> {
-        // Below the checkout, where compilers see it.
+        // Below the checkout, because compilers see nothing else.
         let output = project::target().join("before");
         project::empty(&output)?;
         let source = output.join("source");
@@ -157,7 +159,7 @@ impl Version {
         lab.build_module(&source, &output)
     }
 
-    /// Extracts its source into `source`.
+    /// Extracts the module's source into `source`.
     fn extract(&self, sh: &Shell, source: &Path) -> Result<()> {
         let _here = sh.push_dir(project::root());
         project::empty(source)?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask demo`: show on the wire what the filter changes, and check it.
+//! `cargo xtask demo`: shows on the wire what the filter changes, and checks it.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -15,10 +15,10 @@ use crate::lab::Lab;
 use crate::table::Screen;
 use crate::{program, project, ui, verdict};
 
-/// How long the guest may take; an emulated one on a busy machine is slow.
+/// The guest's time limit, for an emulated guest on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Where the picture is that the README shows.
+/// The picture in the README.
 const DOCS_PICTURE: &str = "docs/ladder.svg";
 
 /// Show, packet by packet, what plain, TCP_DEFER_ACCEPT and dataready listeners do, and check it.
@@ -63,7 +63,7 @@ fn run_guest(lab: &Lab, program: &Path, recorded: &Path) -> Result<()> {
     let mut guest = lab.guest(&[]);
     guest.timeout = Some(TIMEOUT);
     guest.out = recorded.to_owned();
-    // Where no spinner shows that it goes on, the guest's own words do.
+    // Without a spinner, the guest's output shows the progress.
     guest.echo = !std::io::stderr().is_terminal();
     lab.run_to_success(&guest, &[program], 0)
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From packet captures at the two ends of the path to the segments of one connection.
+//! Reads the packet captures of both ends of the path, and combines them to the segments of one
+//! connection.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,13 +17,13 @@ use pcap_file::DataLink;
 /// An end of the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum End {
-    /// The one that calls `connect()`.
+    /// The end that calls `connect()`.
     Client,
-    /// The one that calls `accept()`.
+    /// The end that calls `accept()`.
     Server,
 }
 
-/// The flags of a TCP segment that matter here.
+/// The flags of a TCP segment that the demo looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Flags {
     pub(crate) syn: bool,
@@ -59,7 +60,7 @@ pub(crate) struct Tcp {
     pub(crate) seq: u32,
     pub(crate) ack: u32,
     pub(crate) payload_len: usize,
-    /// IPv4 identification: tells a retransmission from its original.
+    /// The IPv4 identification, which distinguishes a retransmission from the original.
     pub(crate) ip_id: u16,
 }
 
@@ -69,7 +70,7 @@ pub(crate) struct Frame {
     pub(crate) at: UnixNanos,
     pub(crate) bytes: Vec<u8>,
     pub(crate) original_len: u32,
-    /// Its TCP segment, if it carries one.
+    /// The TCP segment, if the frame has one.
     pub(crate) tcp: Option<Tcp>,
 }
 
@@ -145,16 +146,16 @@ pub(crate) struct Segment {
     pub(crate) seq: u32,
     pub(crate) ack: u32,
     pub(crate) payload_len: usize,
-    /// When it passed the client's end.
+    /// When the segment passed the client's end.
     pub(crate) at_client: Option<UnixNanos>,
-    /// When it passed the server's end.
+    /// When the segment passed the server's end.
     pub(crate) at_server: Option<UnixNanos>,
-    /// An earlier segment from the same end began with the same sequence number and took up as much room.
+    /// Whether an earlier segment from the same end had the same sequence number and length.
     pub(crate) retransmission: bool,
 }
 
 impl Segment {
-    /// When it passed `end`.
+    /// Returns when the segment passed `end`.
     pub(crate) fn at(&self, end: End) -> Option<UnixNanos> {
         match end {
             End::Client => self.at_client,
@@ -162,7 +163,7 @@ impl Segment {
         }
     }
 
-    /// When it was sent; for one seen at the far end alone, when it arrived.
+    /// Returns when the segment was sent; for a segment that only the far end saw, when it arrived.
     pub(crate) fn sent(&self) -> UnixNanos {
         let (near, far) = match self.from {
             End::Client => (self.at_client, self.at_server),
@@ -171,7 +172,7 @@ impl Segment {
         near.or(far).unwrap_or(UnixNanos(0))
     }
 
-    /// When it arrived, if it did.
+    /// Returns when the segment arrived, if it did.
     pub(crate) fn arrived(&self) -> Option<UnixNanos> {
         match self.from {
             End::Client => self.at_server,
@@ -179,7 +180,7 @@ impl Segment {
         }
     }
 
-    /// What kind of segment it is, in a word.
+    /// Returns the kind of the segment in one word.
     pub(crate) fn name(&self) -> &'static str {
         let Flags {
             syn, ack, fin, rst, ..
@@ -194,12 +195,12 @@ impl Segment {
         }
     }
 
-    /// The first answer to a SYN, or a repetition of it.
+    /// Returns whether this is a SYN-ACK, original or retransmitted.
     pub(crate) fn is_syn_ack(&self) -> bool {
         self.from == End::Server && self.flags.syn && self.flags.ack
     }
 
-    /// An acknowledgment and nothing else.
+    /// Returns whether this is an ACK without data and without other flags.
     pub(crate) fn is_bare_ack(&self) -> bool {
         let Flags {
             syn, ack, fin, rst, ..
@@ -225,7 +226,8 @@ pub(crate) fn connection(
             .filter_map(|frame| Some((frame.at, frame.tcp.filter(ours)?)))
             .collect()
     };
-    // The k-th sighting of a segment at one end is the k-th sighting of it at the other: the path keeps the order.
+    // The path keeps the order: the k-th occurrence of a segment at one end is the k-th at the
+    // other.
     let mut at_client: HashMap<Tcp, Vec<UnixNanos>> = HashMap::new();
     for (at, tcp) in of_connection(client).into_iter().rev() {
         at_client.entry(tcp).or_default().push(at);

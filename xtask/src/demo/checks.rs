@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the demo claims, held against what it found.
+//! Checks what the demo claims.
 //!
-//! There are two kinds: a *premise* says that a scenario was what its name says, a *claim* is about accf. A demo whose
-//! premises fail proves nothing, so both kinds count.
+//! There are two kinds of checks: a *premise* says that a scenario was what its name says, a
+//! *claim* is about accf. A demo whose premises fail proves nothing, so both kinds must hold.
 
 use accf_demo::{HttpServer, Listener, Scenario};
 
@@ -12,41 +12,42 @@ use crate::verdict::{Bound, Unit, Verdict};
 
 /// The claimed bounds.
 pub(crate) mod bound {
-    /// (a): the RTT of the accepted socket, from the path's own.
+    /// (a): difference of the accepted socket's RTT from the path's.
     pub(crate) const RTT_OFF_MS: f64 = 10.0;
-    /// (a): the RTO of the accepted socket, from the plain listener's, in percent.
+    /// (a): difference of the accepted socket's RTO from the plain listener's, in percent.
     pub(crate) const RTO_OFF_PERCENT: f64 = 10.0;
     /// (c): time to first byte.
     pub(crate) const FIRST_BYTE_MS: f64 = 500.0;
-    /// (d): what happens at the deadline, from the deadline.
+    /// (d): difference of the expiry from the deadline.
     pub(crate) const DEADLINE_OFF_MS: f64 = 50.0;
     /// (d): the client's silence, at least.
     pub(crate) const LONG_SILENCE_MS: f64 = 10_000.0;
-    /// The path's RTT from what netem was told.
+    /// Difference of the path's RTT from netem's setting.
     pub(crate) const PATH_OFF_MS: f64 = 10.0;
     /// (a): the client's silence, at least.
     pub(crate) const SILENCE_MS: f64 = 6000.0;
-    /// A plain listener's `accept()` after the bare ACK, and the client's error after the RST: "at once".
+    /// A plain listener's `accept()` after the bare ACK, and the client's error after the RST: "at
+    /// once".
     pub(crate) const AT_ONCE_MS: f64 = 50.0;
 }
 
-/// Segments, which are counted.
+/// Counted segments.
 const SEGMENTS: Unit = Unit::Count("segments");
 
-/// Connections, which are counted.
+/// Counted connections.
 const CONNECTIONS: Unit = Unit::Count("connections");
 
 /// Checks that each scenario was what its name says.
 pub(crate) fn premises(findings: &Findings) -> Vec<Verdict> {
     let mut checks = Vec::new();
 
-    let told = 2.0 * f64::from(findings.guest.path.one_way_delay_ms);
+    let delay = 2.0 * f64::from(findings.guest.path.one_way_delay_ms);
     checks.push(Verdict::new(
         "path.rtt",
-        "the path has the round-trip time netem was told to give it",
+        "the path has the round-trip time of netem's setting",
         findings.path_rtt_ms(),
         Unit::Milliseconds,
-        Bound::Between(told, told + bound::PATH_OFF_MS),
+        Bound::Between(delay, delay + bound::PATH_OFF_MS),
     ));
     for listener in Listener::PATIENT {
         let facts = findings.of(Scenario::Rfc793, listener);
@@ -111,7 +112,7 @@ pub(crate) fn premises(findings: &Findings) -> Vec<Verdict> {
         ));
     }
     for server in HttpServer::ALL {
-        // Stuck: it gave up after the limit it was given, or was answered once the server had killed the worker.
+        // Stuck: curl gave up at its limit, or was answered after the server had killed the worker.
         let plain = findings.served(server, Listener::Plain);
         let stuck_for = plain.map(|r| r.time_to_first_byte_ms.unwrap_or(r.total_ms));
         let limit = plain.map(|r| r.worker_timeout_ms.unwrap_or(u64::MAX).min(r.max_time_ms));
@@ -193,7 +194,7 @@ pub(crate) fn claims(findings: &Findings) -> Vec<Verdict> {
     checks
 }
 
-/// What is claimed of a silent client's connection to a listener that does `on_timeout` at the deadline.
+/// Checks a silent client's connection to a listener with the policy `on_timeout`.
 fn policy(facts: &Facts, on_timeout: &str) -> Vec<Verdict> {
     let listener = facts.exchange.listener;
     let mut checks = Vec::new();
@@ -260,7 +261,7 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Verdict> {
             );
             claim(
                 "told",
-                "the client is told ECONNRESET when the RST arrives",
+                "the client gets ECONNRESET when the RST arrives",
                 facts.told_after_reset_ms(),
                 Unit::Milliseconds,
                 at_once,
@@ -269,7 +270,7 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Verdict> {
         _ => {
             claim(
                 "deadline",
-                "the listener has forgotten the connection at the deadline ± 50 ms",
+                "the listener has dropped the connection at the deadline ± 50 ms",
                 facts.let_go_after_bare_ack_ms(),
                 Unit::Milliseconds,
                 at_the_deadline,
@@ -286,7 +287,7 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Verdict> {
             );
             claim(
                 "told",
-                "the client is told ECONNRESET when that RST arrives",
+                "the client gets ECONNRESET when that RST arrives",
                 facts.told_after_reset_ms(),
                 Unit::Milliseconds,
                 at_once,
@@ -343,7 +344,7 @@ mod tests {
     use crate::demo::sample::{sample, Sample};
     use crate::verdict::failed;
 
-    /// The names of the checks that fail.
+    /// Returns the names of the checks that fail.
     fn failing(sample: &Sample) -> Vec<String> {
         let findings = sample.findings();
         let all = [premises(&findings), claims(&findings)].concat();
@@ -396,7 +397,7 @@ mod tests {
             sample.send((Scenario::Silent, listener), End::Server, flags, 5062.5);
             assert_eq!(failing(&sample), [wanted], "{listener} {flags}");
         }
-        // An RST at the deadline, where there is to be none but for the late request.
+        // An RST at the deadline, in addition to the one for the late request.
         let mut early = sample();
         early.send(DROP, End::Server, Flags::RST, 5061.0);
         assert_eq!(
@@ -610,7 +611,7 @@ mod tests {
         request.time_to_first_byte_ms = Some(90.0);
         assert_eq!(failing(&answered), ["c.python_http_server.plain.stuck"]);
 
-        // No piggyback: an ACK of its own came before the data.
+        // No piggyback: a bare ACK came before the data.
         let mut bare = sample();
         let connection = (Scenario::Piggyback, Listener::DeferAccept);
         bare.send(connection, End::Client, Flags::ACK, 40.2);
@@ -627,7 +628,7 @@ mod tests {
         soon.shift_from((Scenario::Silent, plain), End::Client, data, -2000);
         assert_eq!(failing(&soon), ["d.plain.silence"]);
 
-        // Plain is not plain.
+        // The plain listener accepted late.
         let mut late = sample();
         late.exchange(Scenario::Silent, Listener::Plain)
             .accepted

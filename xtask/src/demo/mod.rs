@@ -34,10 +34,10 @@ pub(crate) use self::results::closing_line;
 /// The file name of the picture.
 const PICTURE_FILE: &str = "ladder.svg";
 
-/// What came out of a demo.
+/// The results of a demo.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// What to show in the terminal.
+    /// The text for the terminal.
     pub(crate) shown: String,
     /// The verdicts on all checks.
     pub(crate) checks: Vec<Verdict>,
@@ -78,7 +78,7 @@ pub(crate) fn evaluate(recorded: &Path, out: &Path, screen: Screen) -> Result<Ou
     })
 }
 
-/// Milliseconds as people write them.
+/// Writes milliseconds.
 fn ms(value: f64) -> String {
     format!("{} ms", number(value))
 }
@@ -168,7 +168,7 @@ mod tests {
         let gunicorn = &json["scenarios"]["c"]["listeners"]["plain"]["gunicorn"];
         assert_eq!(gunicorn["answered"], false);
 
-        // The same with a claim that does not hold.
+        // A claim that does not hold.
         sample
             .exchange(Scenario::Rfc793, Listener::Dataready)
             .accepted

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The packets of one listener as a pcapng file, with comments that say what is not in the packets.
+//! Writes the packets of one listener as a pcapng file, with comments on what the packets do not
+//! show.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -22,7 +23,7 @@ use super::ms;
 /// `if_tsresol`: units of 10⁻⁹ seconds, which is what this crate writes.
 const NANOSECONDS: u8 = 9;
 
-/// Everything captured at the server's end that went to or came from a port of `listener`.
+/// Returns a capture of the server's end with all packets to and from the ports of `listener`.
 pub(crate) fn of_listener(
     findings: &Findings,
     server: &Capture,
@@ -87,14 +88,14 @@ pub(crate) fn of_listener(
             .iter()
             .position(|(_, tcp)| ours(tcp) && tcp.flags.rst && tcp.source_port == *server_port);
         if let (Some(_), None) = (reset, &exchange.accepted) {
-            let told = exchange
+            let error = exchange
                 .client
                 .error
                 .as_ref()
                 .map_or("nothing", |error| &error.name);
             comment(
                 reset,
-                format!("accf: the server never accepted; the client is told {told}"),
+                format!("accf: the server never accepted; the client got {error}"),
             );
         }
         if let Some(accepted) = &exchange.accepted {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The demo's result for programs (`report.json`) and for people (`report.md`).
+//! The results of the demo as JSON, as Markdown, and for a terminal.
 
 use accf_demo::{HttpServer, Scenario, ServedRequest};
 use serde_json::{json, Map, Value};
@@ -14,7 +14,7 @@ use crate::verdict::{self, Verdict};
 /// The version of `report.json`.
 const SCHEMA: u32 = 3;
 
-/// Everything the demo found, and whether that is what it claims.
+/// All findings and verdicts of the demo.
 #[derive(Debug)]
 pub(crate) struct Report<'a> {
     findings: &'a Findings,
@@ -24,7 +24,7 @@ pub(crate) struct Report<'a> {
     premises: usize,
 }
 
-/// The numbers of one connection, each with its unit in its name.
+/// Returns the numbers of one connection; each has its unit in its name.
 fn exchange_numbers(facts: &Facts) -> Value {
     let exchange = &facts.exchange;
     let info = exchange
@@ -63,7 +63,7 @@ fn exchange_numbers(facts: &Facts) -> Value {
     })
 }
 
-/// The numbers of one request of scenario (c).
+/// Returns the numbers of one request of scenario (c).
 fn request_numbers(request: &ServedRequest) -> Value {
     json!({
         "setting": request.setting,
@@ -81,16 +81,16 @@ fn request_numbers(request: &ServedRequest) -> Value {
     })
 }
 
-/// How long the worker had a connection without anything to read.
+/// Writes how long the worker had a connection without anything to read.
 fn blocked(facts: &Facts) -> String {
-    // A worker that never had anything to read has no end to its waiting.
+    // A worker that never had anything to read waits without end.
     match (&facts.exchange.accepted, facts.worker_idle_ms()) {
         (Some(_), None) => "no end".into(),
         (_, blocked) => or_dash(blocked),
     }
 }
 
-/// What the client of scenario (d) met.
+/// Writes how the connection ended for the client of scenario (d).
 fn ending(facts: &Facts) -> String {
     let error = facts.exchange.client.error.as_ref();
     let name = error.map_or("nothing", |error| &error.name);
@@ -102,17 +102,17 @@ fn ending(facts: &Facts) -> String {
     }
 }
 
-/// What became of the connections, as the listener itself counted.
+/// Writes the outcomes that the listener counted.
 fn counted(facts: &Facts) -> String {
     let Some(counters) = facts.exchange.counters else {
         return "–".to_owned();
     };
-    let told = counters.told().into_iter();
-    let told = told.map(|(name, count)| format!("{name} {count}"));
-    told.collect::<Vec<_>>().join(", ")
+    let counts = counters.told().into_iter();
+    let counts = counts.map(|(name, count)| format!("{name} {count}"));
+    counts.collect::<Vec<_>>().join(", ")
 }
 
-/// What the server sent while the client was silent: how many of which, and when after the bare ACK.
+/// Writes what the server sent while the client was silent, and how long after the bare ACK.
 fn into_silence(facts: &Facts) -> String {
     let Some(sent) = facts.sent_into_silence() else {
         return "–".to_owned();
@@ -128,7 +128,7 @@ fn into_silence(facts: &Facts) -> String {
     }
 }
 
-/// What became of a request of scenario (c), in words.
+/// Writes the outcome of a request of scenario (c).
 fn outcome(request: &ServedRequest) -> String {
     let after = match request.workers_killed {
         0 => String::new(),
@@ -179,11 +179,11 @@ const SILENT_COLUMNS: [Column; 7] = [
     words("the listener counted").short("the listener\ncounted"),
 ];
 
-/// What the columns of that table mean.
-const SILENT_NOTE: &str = "Times are milliseconds, from the bare ACK arriving at the server; an error's \
-    counts from the client's SYN leaving. \"Meanwhile\" is while the client was silent. A client that is still connected \
-    after 10 s sends its request, and is served or gets an RST. What a listener counted is its ACCF_STATS, read in the \
-    end.";
+/// Explains the columns of that table.
+const SILENT_NOTE: &str = "Times are milliseconds, from the bare ACK arriving at the server; an \
+    error's counts from the client's SYN leaving. \"Meanwhile\" is while the client was silent. A \
+    client that is still connected after 10 s sends its request, and is served or gets an RST. \
+    What a listener counted is its ACCF_STATS, read at the end.";
 
 /// The table of scenario (c).
 const REQUEST_COLUMNS: [Column; 4] = [
@@ -193,19 +193,20 @@ const REQUEST_COLUMNS: [Column; 4] = [
     words("outcome"),
 ];
 
-/// What the columns of that table mean.
+/// Explains the columns of that table.
 const REQUEST_NOTE: &str = "\"First byte\" is curl's `time_starttransfer`, connecting included. \
     Where the machine stood still meanwhile, a scenario ran again, and the calmest run counts: \
     `runs` and `machine_late_ms` in `report.json`.";
 
-/// What the columns of the first table mean.
-const EXCHANGE_NOTE: &str = "Times are milliseconds. accept() counts from the client's SYN leaving, or \
-    from the bare ACK or the request arriving at the server; a negative time means that accept() came first. \"Worker \
-    blocked\" is from accept() to the first byte that could be read. RTT and RTO are TCP_INFO of the accepted \
-    socket, read straight after accept(). \"First byte\" counts from the moment the client had a request to make.";
+/// Explains the columns of the first table.
+const EXCHANGE_NOTE: &str = "Times are milliseconds. accept() counts from the client's SYN \
+    leaving, or from the bare ACK or the request arriving at the server; a negative time means \
+    that accept() came first. \"Worker blocked\" is from accept() to the first byte that could be \
+    read. RTT and RTO are TCP_INFO of the accepted socket, read straight after accept(). \"First \
+    byte\" counts from the moment the client had a request to make.";
 
 impl<'a> Report<'a> {
-    /// Sums up `findings` and the verdicts on them.
+    /// Combines `findings` and the verdicts on them.
     pub(crate) fn new(
         findings: &'a Findings,
         premises: Vec<Verdict>,
@@ -218,7 +219,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// All numbers, for programs.
+    /// Returns all numbers as JSON.
     pub(crate) fn numbers(&self) -> Value {
         let (findings, guest) = (self.findings, &self.findings.guest);
         let scenarios = Scenario::ALL.into_iter().map(|scenario| {
@@ -259,7 +260,7 @@ impl<'a> Report<'a> {
         })
     }
 
-    /// The path in a sentence.
+    /// Describes the path in a sentence.
     fn path(&self) -> String {
         let n = |value: Option<f64>| value.map_or_else(|| "?".into(), number);
         let path = &self.findings.guest.path;
@@ -273,13 +274,13 @@ impl<'a> Report<'a> {
         )
     }
 
-    /// The connections of a scenario.
+    /// Returns the connections of a scenario.
     fn exchanges(&self, scenario: Scenario) -> impl Iterator<Item = &'a Facts> {
         let (listeners, findings) = (scenario.listeners().iter(), self.findings);
         listeners.filter_map(move |listener| findings.of(scenario, *listener))
     }
 
-    /// The rows under [`EXCHANGE_COLUMNS`].
+    /// Returns the rows under [`EXCHANGE_COLUMNS`].
     fn exchange_rows(&self, scenario: Scenario) -> impl Iterator<Item = Vec<String>> + use<'_> {
         self.exchanges(scenario).map(move |facts| {
             vec![
@@ -298,7 +299,7 @@ impl<'a> Report<'a> {
         })
     }
 
-    /// The rows under [`SILENT_COLUMNS`].
+    /// Returns the rows under [`SILENT_COLUMNS`].
     fn silent_rows(&self) -> impl Iterator<Item = Vec<String>> + use<'_> {
         self.exchanges(Scenario::Silent).map(|facts| {
             let accept = facts.accept_after_bare_ack_ms();
@@ -314,7 +315,7 @@ impl<'a> Report<'a> {
         })
     }
 
-    /// The rows under [`REQUEST_COLUMNS`].
+    /// Returns the rows under [`REQUEST_COLUMNS`].
     fn request_rows(&self) -> impl Iterator<Item = Vec<String>> + use<'_> {
         HttpServer::ALL.into_iter().flat_map(move |server| {
             let listeners = Scenario::LoadBalancer.listeners().iter();
@@ -330,7 +331,7 @@ impl<'a> Report<'a> {
         })
     }
 
-    /// How each listener of a scenario was set up, for the report's text.
+    /// Describes how each listener of a scenario was set up.
     fn settings(&self, scenario: Scenario) -> String {
         let settings: Vec<&str> = match scenario {
             Scenario::LoadBalancer => {
@@ -351,7 +352,7 @@ impl<'a> Report<'a> {
         format!("Listeners: {}.", settings.join("; "))
     }
 
-    /// The section of one scenario.
+    /// Returns the section of one scenario.
     fn section(&self, scenario: Scenario, table: Table, note: &str) -> Section {
         let heading = format!("({}) {}", scenario.key(), scenario.title());
         Section {
@@ -361,7 +362,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// The report for people.
+    /// Returns the report.
     pub(crate) fn document(&self) -> Document {
         let connections = [Scenario::Rfc793, Scenario::Piggyback].map(|scenario| {
             let (key, title) = (scenario.key(), scenario.title());
@@ -369,20 +370,18 @@ impl<'a> Report<'a> {
         });
         let rows = [Scenario::Rfc793, Scenario::Piggyback].into_iter();
         let rows = rows.flat_map(|scenario| self.exchange_rows(scenario));
+        let kernel = &self.findings.guest.kernel_release;
         let (premises, claims) = self.checks.split_at(self.premises);
         Document {
             title: "accf demo".to_owned(),
             closing_line: closing_line(&self.checks),
-            summary: format!("Kernel {}, unmodified. {}", self.findings.guest.kernel_release, self.path()),
+            summary: format!("Kernel {kernel}, unmodified. {}", self.path()),
             intro: format!("![Scenarios (a), (d) and (c) as a picture]({PICTURE_FILE})"),
             sections: vec![
                 Section {
                     intro: connections.join("\n"),
                     notes: vec![EXCHANGE_NOTE.to_owned()],
-                    ..Section::new(
-                        "Connections",
-                        Table::new(EXCHANGE_COLUMNS, rows),
-                    )
+                    ..Section::new("Connections", Table::new(EXCHANGE_COLUMNS, rows))
                 },
                 self.section(
                     Scenario::LoadBalancer,
@@ -411,7 +410,8 @@ impl<'a> Report<'a> {
                 (
                     "`plain.pcapng`, `defer_accept.pcapng`, `dataready.pcapng`, \
                      `dataready_reset.pcapng`, `dataready_drop.pcapng`",
-                    "the packets of each listener at the server's end, with comments, for Wireshark",
+                    "the packets of each listener at the server's end, with comments, for \
+                     Wireshark",
                 ),
                 ("`ladder.svg`", "scenarios (a), (c) and (d) as a picture"),
                 ("`guest/`", "what all of this was computed from"),
@@ -420,12 +420,12 @@ impl<'a> Report<'a> {
     }
 }
 
-/// The longest of the echoes, in milliseconds.
+/// Returns the longest of the echoes, in milliseconds.
 fn longest(echoes: &[u64]) -> Option<f64> {
     echoes.iter().max().map(|us| *us as f64 / 1e3)
 }
 
-/// The line that the demo ends with.
+/// Returns the last line of the demo.
 pub(crate) fn closing_line(checks: &[Verdict]) -> String {
     let held = "The demo holds: every check passed.";
     verdict::closing_line(checks, held, "the demo does not hold.")

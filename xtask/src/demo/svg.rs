@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The picture: ladders of the listeners side by side, for people who read the README.
+//! Draws the picture in the README: ladders of the listeners side by side.
 //!
-//! The colours follow the reader's preference for light or dark; the picture brings its own background, so it can be
-//! read on a page that does not.
+//! The colours follow the reader's preference for light or dark; the picture has its own
+//! background, so it is readable on a page that ignores the preference.
 
 use accf_demo::{HttpServer, Listener, Scenario};
 use svg::node::element::{Circle, Group, Line, Path, Polygon, Rectangle, Style, Text, Title, SVG};
@@ -20,23 +20,24 @@ const WIDTH: f64 = 1200.0;
 /// Room for the time axis.
 const AXIS: f64 = 96.0;
 const RIGHT: f64 = 20.0;
-/// What the columns of a panel share.
+/// The width of all columns of a panel.
 const COLUMNS: f64 = WIDTH - AXIS - RIGHT;
 /// Silence longer than this is cut out.
 const QUIET_MS: f64 = 150.0;
 const MARGIN_MS: f64 = 9.0;
-/// Height that a cut leaves.
+/// Height of a cut.
 const GAP: f64 = 58.0;
 /// Height of a line of numbers.
 const ROW: f64 = 22.0;
 const TITLE: f64 = 96.0;
 const HEAD: f64 = 92.0;
-/// Below the numbers.
+/// Room below the numbers.
 const FOOT: f64 = 34.0;
 const LEGEND: f64 = 98.0;
 
 const STYLE: &str = "
-text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif; font-size: 15px; }
+text { font-family: system-ui, 'Segoe UI', 'DejaVu Sans', Arial, sans-serif; }
+text { font-size: 15px; }
 .page { fill: #ffffff; stroke: #d0d7de; }
 .ink { fill: #1f2328; }
 .soft { fill: #59636e; }
@@ -47,7 +48,8 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helveti
 .name { font-size: 17px; font-weight: 700; }
 .bold { font-weight: 700; }
 .small { font-size: 13.5px; }
-.mono { font-family: ui-monospace, SFMono-Regular, Menlo, 'DejaVu Sans Mono', monospace; font-size: 14px; }
+.mono { font-family: ui-monospace, SFMono-Regular, Menlo, 'DejaVu Sans Mono', monospace; }
+.mono { font-size: 14px; }
 .mono.narrow { font-size: 12px; }
 .panel { fill: #f6f8fa; }
 .rule { stroke: #d0d7de; stroke-width: 1; fill: none; }
@@ -89,21 +91,21 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helveti
 }
 ";
 
-/// Where the parts of a column are.
+/// The layout of a column.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
     width: f64,
     /// The lifelines, from the column's left edge.
     client: f64,
     server: f64,
-    /// Height of a millisecond.
+    /// The height of a millisecond.
     per_ms: f64,
-    /// Class of what is written on an arrow.
+    /// The class of the labels of arrows.
     label: &'static str,
 }
 
 impl Layout {
-    /// For three columns, with room for words beside each ladder.
+    /// The layout of three columns, with room for words beside each ladder.
     const WIDE: Self = Self {
         width: COLUMNS / 3.0,
         client: 44.0,
@@ -112,7 +114,7 @@ impl Layout {
         label: "mono",
     };
 
-    /// For five.
+    /// The layout of five columns.
     const NARROW: Self = Self {
         width: COLUMNS / 5.0,
         client: 16.0,
@@ -134,7 +136,7 @@ impl Layout {
     }
 }
 
-/// Draws the scenarios (a) and (d) as ladders, and what became of the requests of (c).
+/// Draws the scenarios (a) and (d) as ladders, and the outcomes of the requests of (c).
 pub(crate) fn render(findings: &Findings) -> String {
     let mut body = Group::new();
     let mut y = TITLE;
@@ -153,8 +155,8 @@ pub(crate) fn render(findings: &Findings) -> String {
     let page = rect("page", (0.5, 0.5), (WIDTH - 1.0, height - 1.0), 10.0);
     let path = findings.path_rtt_ms().map_or_else(String::new, |rtt| {
         format!(
-            "Measured on Linux {} over a path with {} of round-trip time. Time runs downward, to scale; \
-             silence is cut out.",
+            "Measured on Linux {} over a path with {} of round-trip time. Time runs downward, to \
+             scale; silence is cut out.",
             findings.guest.kernel_release,
             ms(rtt)
         )
@@ -180,7 +182,7 @@ pub(crate) fn render(findings: &Findings) -> String {
     format!("{LICENCE}{picture}\n")
 }
 
-/// One scenario: a panel with a time axis and three columns, and its height.
+/// Draws a scenario: a panel with a time axis and its columns. Returns it with its height.
 fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
     let columns: Vec<(&Facts, Ladder)> = scenario
         .listeners()
@@ -204,7 +206,8 @@ fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
             "The client connects, is silent for six seconds, then sends its request"
         }
         Scenario::Silent => {
-            "The client stays silent beyond the deadline of 5 s, then sends its request if it is still connected"
+            "The client stays silent beyond the deadline of 5 s, then sends its request if it is \
+             still connected"
         }
         other => other.title(),
     };
@@ -256,7 +259,7 @@ fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
     (g, bottom + foot)
 }
 
-/// One listener's ladder.
+/// Draws the ladder of one listener.
 fn column(
     g: &mut Group,
     (x, layout): (f64, Layout),
@@ -281,7 +284,7 @@ fn column(
         g.append(line("life", (life, top), (life, bottom)));
     }
 
-    // What the connection waits in, between the bare ACK and the first byte to read.
+    // The bars between the bare ACK and the first byte to read.
     let bar = |class: &str, from: f64, to: f64| {
         rect(
             class,
@@ -292,7 +295,7 @@ fn column(
     };
     let beside = server + 12.0;
     let noticeable = |from: f64, to: f64| to - from > QUIET_MS;
-    // Where several cuts follow on each other, words stand in the first.
+    // Words are in the first of several successive cuts.
     let words = |wide: [&'static str; 2], narrow: [&'static str; 2]| match layout.is_narrow() {
         true => narrow,
         false => wide,
@@ -301,8 +304,8 @@ fn column(
         if noticeable(acked, until) {
             g.append(bar("pending", y(acked), y(until)));
             let words = words(
-                ["held in the kernel,", "no worker woken"],
-                ["held in the", "kernel"],
+                ["waits in the kernel,", "no worker woken"],
+                ["waits in the", "kernel"],
             );
             note(g, "good", beside, cut_after(scale, acked, top), &words);
         }
@@ -325,7 +328,8 @@ fn column(
 
     let mut below: Option<usize> = None;
     for (i, arrow) in ladder.arrows.iter().enumerate() {
-        // Two arrows in the same direction so close that their labels would touch: one above, one below.
+        // Two arrows in the same direction so close that their labels would touch: one above, one
+        // below.
         let close = |other: Option<&Arrow>| {
             other.is_some_and(|other| {
                 other.segment.from == arrow.segment.from
@@ -341,7 +345,7 @@ fn column(
 
     for (at_ms, class, words) in [
         (ladder.accept_ms, "accept", "accept()"),
-        (ladder.dropped_ms, "dropped", "forgotten"),
+        (ladder.dropped_ms, "dropped", "dropped"),
     ] {
         if let Some(at_ms) = at_ms {
             let at = y(at_ms);
@@ -372,7 +376,7 @@ fn column(
     }
 }
 
-/// Scenario (c): a panel with a row for each server, and its height.
+/// Draws scenario (c): a panel with a row for each server. Returns it with its height.
 fn load_balancer(findings: &Findings) -> (Group, f64) {
     let height = 78.0 + 26.0 * HttpServer::ALL.len() as f64;
     let idle = findings
@@ -381,7 +385,8 @@ fn load_balancer(findings: &Findings) -> (Group, f64) {
         .first()
         .map_or(0, |request| request.idle_ports.len());
     let heading = format!(
-        "A load balancer keeps {idle} idle connections open to a one-worker server; then one real request"
+        "A load balancer keeps {idle} idle connections open to a one-worker server; then one real \
+         request"
     );
     let mut g = panel(height, &heading);
     let width = Layout::WIDE.width;
@@ -410,7 +415,7 @@ fn load_balancer(findings: &Findings) -> (Group, f64) {
     (g, height)
 }
 
-/// A line below a column: what, how much, and the class that says whether it is as it should be.
+/// A line below a column: the name, the value, and the class of a good or bad value.
 type Row = (&'static str, String, &'static str);
 
 fn judged(good: bool) -> &'static str {
@@ -421,7 +426,7 @@ fn judged(good: bool) -> &'static str {
     }
 }
 
-/// The numbers below a column.
+/// Returns the numbers below a column.
 fn numbers(facts: &Facts, findings: &Findings) -> Vec<Row> {
     let syn_acks = facts.syn_acks();
     let mut rows = vec![("SYN-ACKs sent", syn_acks.to_string(), judged(syn_acks == 1))];
@@ -458,13 +463,13 @@ fn numbers(facts: &Facts, findings: &Findings) -> Vec<Row> {
     rows
 }
 
-/// How a silent client's connection went on.
+/// Returns how a silent client's connection ended.
 fn ending(facts: &Facts) -> Vec<Row> {
     let silently = matches!(
         facts.exchange.listener,
         Listener::DatareadyReset | Listener::DatareadyDrop
     );
-    // In time: at the deadline that was asked for. A plain listener was not asked for one.
+    // In time is at the requested deadline. A plain listener has none.
     let in_time = |after: Option<f64>| match (after, facts.exchange.deadline_ms) {
         (Some(after), Some(deadline)) => (after - deadline as f64).abs() <= bound::DEADLINE_OFF_MS,
         (after, None) => after.is_some(),
@@ -498,7 +503,7 @@ fn ending(facts: &Facts) -> Vec<Row> {
         (Some(_), None) => "no end".to_owned(),
         (Some(_), Some(idle)) => format!("{:.2} s", idle / 1e3),
     };
-    // No more than what is left of the client's silence after the deadline.
+    // The worker may wait for the rest of the client's silence after the deadline.
     let left = facts.silence_ms().unwrap_or(0.0) - facts.exchange.deadline_ms.unwrap_or(0) as f64;
     let plain = facts.exchange.listener == Listener::Plain;
     let short = facts
@@ -516,7 +521,7 @@ fn ending(facts: &Facts) -> Vec<Row> {
     rows
 }
 
-/// The middle of the first cut after `at_ms`, or shortly below it if there is none.
+/// Returns the middle of the first cut after `at_ms`, or a place below `at_ms` if there is none.
 fn cut_after(scale: &Scale, at_ms: f64, top: f64) -> f64 {
     let cut = scale
         .stretches
@@ -528,7 +533,7 @@ fn cut_after(scale: &Scale, at_ms: f64, top: f64) -> f64 {
     )
 }
 
-/// A few short lines, centred on `y`.
+/// Writes a few short lines, centred on `y`.
 fn note(g: &mut Group, class: &str, x: f64, y: f64, lines: &[&str]) {
     let first = y + 5.0 - 8.5 * (lines.len() as f64 - 1.0);
     for (i, words) in lines.iter().enumerate() {
@@ -601,9 +606,9 @@ fn legend() -> Group {
         ("arrow", "segment", 134.0),
         ("again", "retransmission", 182.0),
         ("accept", "accept() returned", 164.0),
-        ("dropped", "forgotten", 110.0),
-        ("pending", "held by the kernel", 190.0),
-        ("idle", "holds up a worker that has nothing to read", 0.0),
+        ("dropped", "dropped", 110.0),
+        ("pending", "waits in the kernel", 190.0),
+        ("idle", "blocks a worker that has nothing to read", 0.0),
     ] {
         let beside = match class {
             "arrow" | "again" => {
@@ -632,8 +637,8 @@ fn legend() -> Group {
         ),
         (
             55.0,
-            "RTT and RTO are those of the socket that accept() returned. RTO is how long the \
-             server would wait before it repeats an answer that got lost.",
+            "RTT and RTO are those of the socket that accept() returned. The RTO is how long the \
+             server waits before it retransmits a lost response.",
         ),
     ] {
         g.append(text("soft small", 28.0, y + below, words));
@@ -641,7 +646,7 @@ fn legend() -> Group {
     g
 }
 
-/// The background of a panel, with its heading.
+/// Returns the background of a panel with its heading.
 fn panel(height: f64, heading: &str) -> Group {
     let size = (WIDTH - 28.0, height - 14.0);
     Group::new()
@@ -649,11 +654,11 @@ fn panel(height: f64, heading: &str) -> Group {
         .add(text("ink scene", 28.0, 30.0, heading))
 }
 
-/// Round instants within `first..=last`, about as far apart as a line of text needs.
+/// Returns round instants within `first..=last`, at the distance of lines of text.
 fn ticks(first: f64, last: f64) -> Vec<f64> {
     const STEP: f64 = 20.0;
     let mut ticks = Vec::new();
-    // A tick a little outside is still within the margin.
+    // Ticks may be within the margin.
     // `+ 0.0` turns a negative zero into zero.
     let mut tick = ((first - MARGIN_MS / 2.0) / STEP).ceil() * STEP + 0.0;
     while tick <= last + MARGIN_MS / 2.0 {
@@ -695,7 +700,7 @@ fn circle(class: &str, (x, y): (f64, f64)) -> Circle {
         .set("r", 7)
 }
 
-/// The tip of an arrow of this class.
+/// Returns the tip of an arrow of this class.
 fn tip(class: &str, end: (f64, f64), [left, right]: [(f64, f64); 2]) -> Polygon {
     let points = [end, left, right].map(|(x, y)| format!("{x:.1},{y:.1}"));
     Polygon::new()
@@ -728,7 +733,7 @@ fn end_text(class: &str, x: f64, y: f64, words: impl Into<String>) -> Text {
     text(class, x, y, words).set("text-anchor", "end")
 }
 
-/// A coordinate with one decimal: enough, and the file stays readable.
+/// Writes a coordinate with one decimal, which is exact enough.
 fn fixed(value: f64) -> String {
     format!("{value:.1}")
 }

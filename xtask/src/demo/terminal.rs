@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Ladders for a terminal.
+//! Draws ladders for a terminal.
 
 use accf_demo::Scenario;
 use console::measure_text_width;
@@ -10,12 +10,12 @@ use super::ms;
 use super::timeline::{Ladder, Until};
 use crate::table::Screen;
 
-/// Between the lifelines.
+/// Characters between the lifelines.
 const SPAN: usize = 29;
-/// A ladder with its times and remarks.
+/// Width of a ladder with its times and remarks.
 const BLOCK: usize = 60;
 
-/// The ladders of one scenario, as many side by side as the screen is wide enough for.
+/// Draws the ladders of one scenario, side by side if the screen is wide enough.
 pub(crate) fn ladders(findings: &Findings, scenario: Scenario, screen: Screen) -> String {
     let blocks: Vec<Vec<String>> = scenario
         .listeners()
@@ -42,13 +42,13 @@ pub(crate) fn ladders(findings: &Findings, scenario: Scenario, screen: Screen) -
     out
 }
 
-/// One row of a ladder, with its time.
+/// One event of a ladder.
 enum Event {
     Arrow(super::timeline::Arrow),
     Accept,
     FirstRead,
     Dropped,
-    /// The client was told of an error.
+    /// The client got an error.
     Error(String),
 }
 
@@ -83,7 +83,7 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
             let words = format!("{:.1} s of silence", quiet / 1e3);
             let holder = match (has_it, pending_until, ladder.bare_ack_ms) {
                 (Some(words), _, _) => screen.paint(words, |s| s.yellow()),
-                (None, Some(_), Some(_)) => screen.paint("kernel holds it", |s| s.green()),
+                (None, Some(_), Some(_)) => screen.paint("in the kernel", |s| s.green()),
                 _ => String::new(),
             };
             let line = format!("{:10} ┊{words:^SPAN$}┊ {holder}", "");
@@ -122,9 +122,9 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
                 has_it = Some("");
             }
             Event::Dropped => {
-                let dropped = screen.paint("○ forgotten", |s| s.green().bold());
+                let dropped = screen.paint("○ dropped", |s| s.green().bold());
                 rows.push(format!("{time} │{:SPAN$}{dropped}", ""));
-                has_it = Some("nobody has it");
+                has_it = Some("no connection");
             }
             Event::Error(name) => {
                 let error = screen.paint("✕", |s| s.red().bold());
@@ -137,7 +137,7 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
     rows
 }
 
-/// An arrow with its label, [`SPAN`] characters wide.
+/// Draws an arrow with its label, [`SPAN`] characters wide.
 fn draw(label: &str, from: End, arrives: bool) -> String {
     let label = format!(" {label} ");
     let rest = SPAN.saturating_sub(label.chars().count() + 1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A connection as a picture shows it: what happens when, and a time scale that leaves silence out.
+//! The events of a connection for pictures, and a time scale that leaves silence out.
 
 use super::capture::{End, Segment};
 use super::facts::Facts;
@@ -9,12 +9,12 @@ use super::facts::Facts;
 pub(crate) struct Arrow {
     pub(crate) segment: Segment,
     pub(crate) sent_ms: f64,
-    /// `None`: it was not seen to arrive.
+    /// `None` if the segment was not captured at its destination.
     pub(crate) arrived_ms: Option<f64>,
 }
 
 impl Arrow {
-    /// What is written on it.
+    /// Returns the label of the arrow.
     pub(crate) fn label(&self) -> String {
         let Segment {
             flags, payload_len, ..
@@ -27,34 +27,35 @@ impl Arrow {
     }
 }
 
-/// Everything that happens on one connection, and when.
+/// The events of one connection, with their times.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ladder {
-    /// In the order of sending.
+    /// The segments in the order of sending.
     pub(crate) arrows: Vec<Arrow>,
-    /// `accept()` returned.
+    /// When `accept()` returned.
     pub(crate) accept_ms: Option<f64>,
-    /// The worker that called `accept()` had its first byte to read; `None`: it never had one.
+    /// When the worker that called `accept()` had its first byte to read, if ever.
     pub(crate) first_read_ms: Option<f64>,
-    /// The bare ACK arrived.
+    /// When the bare ACK arrived.
     pub(crate) bare_ack_ms: Option<f64>,
-    /// The kernel let go of the connection without a word: the server never had it.
+    /// When the kernel dropped the connection silently.
     pub(crate) dropped_ms: Option<f64>,
-    /// The client was told of an error, by this name.
+    /// When the client got an error, and its name.
     pub(crate) error: Option<(f64, String)>,
 }
 
 /// Where a ladder ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// With the last segment.
+    /// After the last segment.
     End,
-    /// With the first data from the server; without such, with the first RST or before the first FIN.
+    /// After the first data from the server; without data, after the first RST or before the first
+    /// FIN.
     Answer,
 }
 
 impl Ladder {
-    /// The ladder of a connection.
+    /// Returns the ladder of a connection.
     pub(crate) fn new(facts: &Facts, until: Until) -> Self {
         let ms = |at: accf_demo::UnixNanos| at.ms_since(facts.start());
         let all = &facts.segments;
@@ -78,7 +79,7 @@ impl Ladder {
             })
             .collect();
         let accepted = facts.exchange.accepted.as_ref();
-        // One that was accepted, or reset at that time, was let go of for all to see.
+        // Without `accept()` and RST, the end of the request is visible nowhere else.
         let silently = accepted.is_none() && facts.request().is_some();
         let error = facts.exchange.client.error.as_ref();
         Self {
@@ -91,7 +92,8 @@ impl Ladder {
         }
     }
 
-    /// Until when the kernel held the connection back: for the server, or until it reset or forgot it.
+    /// Returns when the connection stops being pending in the kernel: it is accepted, reset or
+    /// dropped.
     pub(crate) fn pending_until_ms(&self) -> Option<f64> {
         let reset = self
             .arrows
@@ -102,7 +104,7 @@ impl Ladder {
             .or(reset.map(|arrow| arrow.sent_ms))
     }
 
-    /// Every instant that has a place in the picture.
+    /// Returns all instants of the picture.
     pub(crate) fn instants(&self) -> impl Iterator<Item = f64> + '_ {
         let arrows = self
             .arrows
@@ -115,22 +117,22 @@ impl Ladder {
 /// A stretch of time that is drawn to scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Stretch {
-    /// Its first and last instant.
+    /// The first and the last instant.
     pub(crate) ms: (f64, f64),
-    /// Where these are drawn.
+    /// The places of both instants.
     pub(crate) y: (f64, f64),
 }
 
-/// A time scale that shows every stretch in which something happens at the same scale, and cuts out the rest.
+/// A time scale that cuts out silence.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Scale {
-    /// In order; between two of them time is cut out.
+    /// The stretches in order; the time between two of them is cut out.
     pub(crate) stretches: Vec<Stretch>,
 }
 
 impl Scale {
-    /// A scale for `instants`. Where nothing happens for more than `quiet_ms`, time is cut out and `gap` units of height
-    /// are left; every stretch gets `margin_ms` on both sides.
+    /// Returns a scale for `instants`. Where nothing happens for more than `quiet_ms`, time is cut
+    /// out and `gap` units of height are left; every stretch gets `margin_ms` on both sides.
     pub(crate) fn new(
         instants: impl IntoIterator<Item = f64>,
         quiet_ms: f64,
@@ -158,7 +160,7 @@ impl Scale {
         Self { stretches }
     }
 
-    /// Where `ms` is drawn.
+    /// Returns the place of `ms`.
     pub(crate) fn y(&self, ms: f64) -> f64 {
         let mut before = (f64::NEG_INFINITY, 0.0);
         for Stretch {
@@ -167,7 +169,7 @@ impl Scale {
         } in &self.stretches
         {
             if ms < *first {
-                // Cut out: somewhere in the gap, in proportion.
+                // Cut out: in proportion within the gap.
                 let part = (ms - before.0) / (first - before.0);
                 return if part.is_finite() {
                     before.1 + part * (top - before.1)
@@ -188,7 +190,7 @@ impl Scale {
         before.1
     }
 
-    /// The whole height.
+    /// Returns the height of the scale.
     pub(crate) fn height(&self) -> f64 {
         self.stretches.last().map_or(0.0, |stretch| stretch.y.1)
     }

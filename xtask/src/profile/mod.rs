@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a connection's instructions are spent on: from the plugin's counts to functions, and to the differences between
+//! Attributes the instructions of a connection to functions, and compares
 //! listeners.
 //!
 //! ```text
@@ -26,8 +26,8 @@ use crate::table::Screen;
 /// The module's name.
 const MODULE: &str = "accf";
 
-/// Reads what a guest left in `recorded` and the plugin in `counted`, writes the results into `out`, and returns what to
-/// show in the terminal.
+/// Reads the recording of the guest and the counts of the plugin, writes the results into `out`,
+/// and returns the text for the terminal.
 pub(crate) fn evaluate(
     recorded: &Path,
     counted: &Path,
@@ -46,11 +46,13 @@ pub(crate) fn evaluate(
         let path = counted.join(format!("section-{number}"));
         let text = read_text(&path).context("the plugin has not seen this section's marks")?;
         let counts = Counts::parse(&text, &symbols).with_context(|| path.display().to_string())?;
-        // The plugin counts from mark to mark, the guest's clock from just before to just after.
+        // The plugin counts between the marks, the guest's clock from just before to just after
+        // them.
         let (counted, elapsed) = (counts.total(), section.instructions);
         ensure!(
             counted.abs_diff(elapsed) <= elapsed / 200,
-            "the plugin has counted {counted} instructions of section {number}, but the guest's clock {elapsed}"
+            "the plugin has counted {counted} instructions of section {number}, but the guest's \
+             clock {elapsed}"
         );
         parts.push(Part::new(section, &counts));
     }
@@ -59,7 +61,7 @@ pub(crate) fn evaluate(
     Ok(report.shown().terminal(screen))
 }
 
-/// Reads a text.
+/// Reads a text file.
 fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
@@ -71,20 +73,20 @@ mod tests {
     use super::*;
     use crate::scratch::Scratch;
 
-    /// A usual screen.
+    /// A screen without colours.
     const SCREEN: Screen = Screen {
         colours: false,
         width: 120,
     };
 
-    /// A kernel with the module.
+    /// The symbols of a kernel with the module.
     const KALLSYMS: &str = "\
 ffffffff81000000 T memset
 ffffffff81000040 t tcp_check_req
 ffffffffc0000000 t _RNvNtNtCsd5nqjlr6OOH_9accf_main3net5hooks13syn_recv_sock\t[accf]
 ";
 
-    /// What the plugin counts of ten connections to each listener.
+    /// The plugin's counts of ten connections to each listener.
     const COUNTED: [&str; 3] = [
         "401000 50\nffffffff81000000 300\nffffffff81000040 20\nffffffff81000044 180\n",
         "401000 30\nffffffff81000000 290\nffffffff81000040 20\nffffffff81000044 180\n",
@@ -92,7 +94,7 @@ ffffffffc0000000 t _RNvNtNtCsd5nqjlr6OOH_9accf_main3net5hooks13syn_recv_sock\t[a
          ffffffffc0000000 20\nffffffffc0000004 400\n",
     ];
 
-    /// What is left of a run, of which the guest's clock says `instructions`.
+    /// Writes the files of a run in which the guest's clock counted `instructions`.
     fn leave(recorded: &Scratch, instructions: [u64; 3]) {
         let sections = Listener::ALL.into_iter().zip(instructions);
         let profile = Profile {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The profile for programs (`report.json`) and for people (`report.md`, the terminal).
+//! The results of the profile as JSON, as Markdown, and for a terminal.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,19 +15,20 @@ use crate::table::{fixed, numeric, words, Column, Kind, Table};
 /// The version of `report.json`.
 const SCHEMA: u32 = 1;
 
-/// A function that costs fewer instructions per connection, or makes less of a difference, is not worth a row.
+/// Functions with fewer instructions per connection, or a smaller difference, have no row.
 const WORTH_A_ROW: f64 = 1.0;
 
-/// How many rows of a table are shown in the terminal.
+/// The number of rows of a table in the terminal.
 const SHOWN: usize = 30;
 
-/// What a reader must know.
-const NOTE: &str = "Instructions of one connection, without the client's own: the mean of all connections. Each function's \
-    are its own, not those of the functions it calls. A string instruction with a repeat prefix counts once for each byte \
-    or word, so memset and memcpy weigh more here than on a real processor. Timers and RCU callbacks hit one listener a \
-    bit more than another, by chance.";
+/// Explains the numbers.
+const NOTE: &str = "Instructions of one connection, without the client's own: the mean of all \
+    connections. Each function's are its own, not those of the functions it calls. A string \
+    instruction with a repeat prefix counts once for each byte or word, so memset and memcpy weigh \
+    more here than on a real processor. Timers and RCU callbacks hit one listener a bit more than \
+    another, by chance.";
 
-/// What each function cost at each listener.
+/// The cost of each function at each listener.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     schema: u32,
@@ -35,21 +36,21 @@ pub(crate) struct Report {
     sections: Vec<Part>,
 }
 
-/// One listener in one case; all numbers are for one connection.
+/// One listener in one case; all numbers are per connection.
 #[derive(Debug, Serialize)]
 pub(crate) struct Part {
     listener: Listener,
     case: String,
     connections: u32,
-    /// All of the following.
+    /// All instructions.
     instructions: f64,
-    /// Those of programs, which are the server.
+    /// Instructions of the server's program.
     programs: f64,
-    /// Those of the kernel and its modules.
+    /// Instructions of the kernel and its modules.
     kernel: f64,
-    /// Those of the module's functions themselves.
+    /// Instructions of the module's functions.
     module: f64,
-    /// The kernel's functions, the dearest first.
+    /// The kernel's functions, the most expensive first.
     functions: Vec<Row>,
 }
 
@@ -58,9 +59,9 @@ pub(crate) struct Part {
 struct Row {
     #[serde(flatten)]
     function: Function,
-    /// Instructions of its own.
+    /// Instructions of the function itself.
     instructions: f64,
-    /// How often it was called.
+    /// How often the function was called.
     calls: f64,
 }
 
@@ -68,14 +69,14 @@ struct Row {
 #[derive(Clone, Debug, PartialEq)]
 struct Difference<'a> {
     function: &'a Function,
-    /// What it cost more at the first one.
+    /// Additional instructions at the first listener.
     more: f64,
     instructions: [f64; 2],
     calls: [f64; 2],
 }
 
 impl Part {
-    /// What was counted in a section.
+    /// Returns the costs of a section.
     pub(crate) fn new(section: &accf_bench::Section, counts: &Counts) -> Self {
         let each = |sum: u64| sum as f64 / f64::from(section.connections.max(1));
         let row = |(function, cost): (&Function, &Cost)| Row {
@@ -97,7 +98,7 @@ impl Part {
         }
     }
 
-    /// What each function costs more than at another listener, the greatest differences first.
+    /// Returns the differences from another listener, the greatest first.
     fn differences<'a>(&'a self, other: &'a Self) -> Vec<Difference<'a>> {
         let by_function = |part: &'a Self| -> BTreeMap<&'a Function, &'a Row> {
             let rows = part.functions.iter();
@@ -127,7 +128,7 @@ impl Part {
 }
 
 impl Report {
-    /// Of these sections.
+    /// Returns the report on these sections.
     pub(crate) fn new(kernel: String, sections: Vec<Part>) -> Self {
         Self {
             schema: SCHEMA,
@@ -136,7 +137,7 @@ impl Report {
         }
     }
 
-    /// The cases, each once, in the order in which they were profiled.
+    /// Returns the cases in the order in which they were profiled.
     fn cases(&self) -> Vec<&str> {
         let mut cases = Vec::new();
         for part in &self.sections {
@@ -147,13 +148,14 @@ impl Report {
         cases
     }
 
-    /// The section of a listener in a case.
+    /// Returns the section of a listener in a case.
     fn part(&self, case: &str, listener: Listener) -> Option<&Part> {
         let mut parts = self.sections.iter();
         parts.find(|part| part.case == case && part.listener == listener)
     }
 
-    /// What the filter's section in a case is compared with: first the listener that it is to be as cheap as.
+    /// Returns what the filter's section in a case is compared with; the listener that must cost
+    /// the same comes first.
     fn comparisons(&self, case: &str) -> Vec<(&Part, &Part)> {
         let others = if case.ends_with("same_trip") {
             [Listener::Plain, Listener::DeferAccept]
@@ -165,7 +167,7 @@ impl Report {
         others.filter_map(|other| Some((filter?, other))).collect()
     }
 
-    /// What to show in a terminal: of each case the first comparison, without the smallest
+    /// Returns the report for a terminal: the first comparison of each case, without the smallest
     /// differences.
     pub(crate) fn shown(&self) -> Document {
         let sections = self.cases().into_iter().flat_map(|case| {
@@ -176,7 +178,7 @@ impl Report {
         self.document(sections.collect())
     }
 
-    /// Everything that is worth a row.
+    /// Returns the complete report.
     pub(crate) fn all(&self) -> Document {
         let sections = self.cases().into_iter().flat_map(|case| {
             let comparisons = self.comparisons(case).into_iter();
@@ -191,7 +193,7 @@ impl Report {
         self.document(sections.collect())
     }
 
-    /// A report with these sections.
+    /// Returns a report with these sections.
     fn document(&self, sections: Vec<Section>) -> Document {
         Document {
             title: "What a connection's instructions are spent on".to_owned(),
@@ -201,7 +203,7 @@ impl Report {
         }
     }
 
-    /// The table of a case's listeners.
+    /// Returns the table of a case's listeners.
     fn summary(&self, case: &str) -> Section {
         let parts = self.sections.iter().filter(|part| part.case == case);
         let rows = parts.map(|part| {
@@ -240,7 +242,7 @@ const FUNCTIONS: [Column; 3] = [
     Column::new("function", Kind::Code),
 ];
 
-/// The greatest differences between two listeners of a case, `most` of them.
+/// Returns the `most` greatest differences between two listeners of a case.
 fn comparison(filter: &Part, other: &Part, most: usize) -> Section {
     let more = filter.instructions - other.instructions;
     let heading = format!(
@@ -262,7 +264,7 @@ fn comparison(filter: &Part, other: &Part, most: usize) -> Section {
     Section::new(heading, Table::new(DIFFERENCES, rows))
 }
 
-/// The functions that are worth a row.
+/// Returns the functions of a listener.
 fn functions(part: &Part) -> Section {
     let rows = part.functions.iter();
     let rows = rows.take_while(|row| row.instructions >= WORTH_A_ROW);

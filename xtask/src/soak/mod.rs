@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The host side of the soak: what the guest proved, and what only the host sees: the kernel's log, and leaked memory.
+//! The host side of the soak: combines what the guest proved with what only the host sees, the
+//! kernel's log and memory leaks.
 
 mod results;
 
@@ -22,32 +23,33 @@ use crate::{program, project};
 pub(crate) use self::results::sample_proofs;
 pub(crate) use self::results::Soak;
 
-/// How long a guest may take to boot, to come to rest and to be looked at.
+/// Time for a guest to boot, to come to rest and to be checked.
 const AROUND: Duration = Duration::from_secs(900);
 
-/// How much longer than asked for the rounds may take: all clients come to their end in each, on a busy machine.
+/// By what factor the rounds may take longer than requested: each waits for the end of all clients,
+/// on a busy machine.
 const SLOWER: u32 = 4;
 
-/// What is asked for.
+/// What to run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
     /// The kernel.
     pub(crate) kind: Kind,
-    /// How long clients come.
+    /// For how long clients connect.
     pub(crate) time: Duration,
-    /// Where all random numbers start.
+    /// The seed of all random numbers.
     pub(crate) seed: u64,
 }
 
-/// Builds the program that soaks.
+/// Builds the guest's program.
 pub(crate) fn build_program(sh: &Shell) -> Result<PathBuf> {
     program::build(sh, "accf-soak")
 }
 
 impl Request {
-    /// Soaks in a guest, and judges it; what the guest leaves and the report go to `out`.
+    /// Runs the soak in a guest and judges it. The guest's files and the report go to `out`.
     ///
-    /// What fails is in the result; an error is that there is none.
+    /// Failures are part of the result; an error means that there is no result.
     pub(crate) fn run(&self, lab: &Lab, program: &Path, out: &Path, echo: bool) -> Result<Soak> {
         project::empty(out)?;
         let seconds = self.time.as_secs();
@@ -78,7 +80,7 @@ impl Request {
         Ok(soak)
     }
 
-    /// The machine: with many processors and little memory. The program loads the module itself.
+    /// Returns a guest with many processors and little memory. Its program loads the module itself.
     fn guest(&self, lab: &Lab, out: &Path, echo: bool) -> Result<Guest> {
         let mut guest = lab.guest(&[]);
         let module = guest.module.take().context("no module was built")?;
@@ -94,7 +96,7 @@ impl Request {
         Ok(guest)
     }
 
-    /// What the guest proved, and what the host sees.
+    /// Returns what the guest proved and what the host sees.
     fn proofs(&self, report: &Report, out: &Path) -> Vec<Verdict> {
         let of = |is_so: fn(&Failure) -> bool| -> Vec<String> {
             let failures = report.failures.iter();
@@ -127,21 +129,21 @@ impl Request {
         for boot in &report.boots_in_vain {
             how += &format!("; {boot}");
         }
-        prove("end", "the guest came to its end", ended, &how);
+        prove("end", "the guest got to its end", ended, &how);
         prove(
             "log",
-            "the kernel's log has nothing that is wrong",
+            "the kernel's log has no warning, splat or panic",
             of(|failure| matches!(failure, Failure::Splat(_) | Failure::Panic(_))),
             &format!("{} lines read", report.dmesg.lines().count()),
         );
         if self.kind == Kind::Dev {
             let mut leaks = of(|failure| matches!(failure, Failure::Leak(_)));
             if !report.run.join("kmemleak").exists() {
-                leaks.push("it did not look".to_owned());
+                leaks.push("the guest did not scan for leaks".to_owned());
             }
             prove(
                 "leaks",
-                "the kernel finds no memory that nobody points to",
+                "the kernel finds no unreferenced memory",
                 leaks,
                 "two scans",
             );
@@ -150,7 +152,7 @@ impl Request {
     }
 }
 
-/// The verdict on what the guest proved.
+/// Returns the verdict on a proof of the guest.
 fn verdict(proof: Proof) -> Verdict {
     Verdict {
         name: proof.name,
@@ -161,7 +163,7 @@ fn verdict(proof: Proof) -> Verdict {
     }
 }
 
-/// Reads what a guest left in `out`, which is there only if the guest got to the end.
+/// Reads the record that a guest wrote to `out` at its end.
 fn read(out: &Path) -> Result<Record> {
     let record: Record = files::read(out, RECORD_FILE)?;
     check_schema(RECORD_FILE, record.schema, SCHEMA)?;
@@ -197,7 +199,7 @@ mod tests {
         }
     }
 
-    /// Has a guest leave a record whose only proof held, or did not.
+    /// Writes a guest's record whose only proof held, or did not.
     fn left(out: &Path, held: bool) {
         let mut record = results::sample();
         for proof in &mut record.proofs {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! How a soak went, for programs (`report.json`) and for people (`report.md`, the terminal).
+//! The results of a soak as JSON, as Markdown, and for a terminal.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,23 +10,23 @@ use crate::report::{Document, Section};
 use crate::table::{number, numeric, words, Table};
 use crate::verdict::{self, Verdict};
 
-/// How a soak went.
+/// The results of a soak.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Soak {
     /// The kernel's name.
     pub(crate) kernel: String,
-    /// Where all random numbers started.
+    /// The seed of all random numbers.
     pub(crate) seed: u64,
-    /// How long clients were to come.
+    /// For how many minutes clients were to connect.
     pub(crate) minutes: f64,
-    /// What was to be proved, in the guest and outside.
+    /// The verdicts on all proofs, of the guest and of the host.
     pub(crate) proofs: Vec<Verdict>,
-    /// What the guest left, if it came to its end.
+    /// The guest's record, if it got to the end.
     pub(crate) record: Option<Record>,
 }
 
 impl Soak {
-    /// The line that everything ends with.
+    /// Returns the last line of the soak.
     pub(crate) fn closing_line(&self) -> String {
         let connections = self.record.as_ref().map_or(0, Record::connections);
         let what = format!(
@@ -40,14 +40,14 @@ impl Soak {
         verdict::closing_line(&self.proofs, &held, &what)
     }
 
-    /// The report for people.
+    /// Returns the report.
     pub(crate) fn document(&self) -> Document {
         let sections = self.record.as_ref().map(|record| {
             vec![
                 clients(&record.clients),
                 counts("What else happened", "event", &record.events),
                 counts(
-                    "What the module counted, of listeners at rest",
+                    "Counters of the module, from listeners at rest",
                     "counter",
                     &record.counters,
                 ),
@@ -57,18 +57,14 @@ impl Soak {
         Document {
             title: "Soak".to_owned(),
             closing_line: self.closing_line(),
-            verdicts: vec![verdict::section(
-                "What was to be proved",
-                "proof",
-                &self.proofs,
-            )],
+            verdicts: vec![verdict::section("Proofs", "proof", &self.proofs)],
             sections: sections.unwrap_or_default(),
             ..Document::default()
         }
     }
 }
 
-/// What clients did, and what became of them.
+/// Returns the table of what clients did and how their connections ended.
 fn clients(all: &[Clients]) -> Section {
     let rows = all.iter().map(|clients| {
         let fates = clients.fates.iter();
@@ -86,13 +82,13 @@ fn clients(all: &[Clients]) -> Section {
         words("where"),
         words("what a client does"),
         numeric("clients", "clients"),
-        words("what became of them"),
+        words("how they ended"),
     ];
-    let heading = "What clients did, and what became of them";
+    let heading = "What clients did, and how they ended";
     Section::new(heading, Table::new(columns, rows))
 }
 
-/// How often each event happened.
+/// Returns a table of counts.
 fn counts(heading: &str, of: &'static str, counts: &BTreeMap<String, u64>) -> Section {
     let columns = [words(of), numeric("count", "count")];
     let counts = counts.iter();
@@ -100,7 +96,7 @@ fn counts(heading: &str, of: &'static str, counts: &BTreeMap<String, u64>) -> Se
     Section::new(heading, Table::new(columns, rows))
 }
 
-/// The memory that the kernel's caches have in use.
+/// Returns the table of the memory that the kernel's caches have in use.
 fn slabs(record: &Record) -> Section {
     let columns = [
         words("cache"),
@@ -119,7 +115,7 @@ fn slabs(record: &Record) -> Section {
     )
 }
 
-/// A record of a soak in which everything held.
+/// Returns a record of a soak in which everything held.
 #[cfg(test)]
 pub(crate) fn sample() -> Record {
     Record {
@@ -131,7 +127,7 @@ pub(crate) fn sample() -> Record {
         rounds: 2,
         clients: vec![Clients {
             place: "a cable".to_owned(),
-            habit: "thinks, speaks".to_owned(),
+            habit: "pauses, speaks".to_owned(),
             fates: BTreeMap::from([("answered".to_owned(), 1_200), ("reset".to_owned(), 34)]),
         }],
         events: BTreeMap::from([("module loaded".to_owned(), 2)]),
@@ -151,7 +147,7 @@ pub(crate) fn sample() -> Record {
     }
 }
 
-/// What that record proves.
+/// Returns the verdicts of that record.
 #[cfg(test)]
 pub(crate) fn sample_proofs() -> Vec<Verdict> {
     sample().proofs.into_iter().map(super::verdict).collect()
