@@ -131,6 +131,84 @@ impl Figure {
     }
 }
 
+/// A claim that is to be judged.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    name: String,
+    says: String,
+}
+
+impl Claim {
+    /// Returns a claim with a short, stable name, and in words.
+    pub(crate) fn new(name: impl Into<String>, says: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            says: says.into(),
+        }
+    }
+
+    /// Judges the claim by a figure that is `found` in words.
+    pub(crate) fn figure(self, figure: Figure, found: String) -> Verdict {
+        Verdict {
+            name: self.name,
+            says: self.says,
+            pass: figure.holds(0.0),
+            found,
+            figure: Some(figure),
+        }
+    }
+
+    /// Judges the claim that `value` is within `bound`.
+    pub(crate) fn number(
+        self,
+        value: Option<f64>,
+        unit: Unit,
+        bound: impl Into<Option<Bound>>,
+    ) -> Verdict {
+        let figure = Figure {
+            value,
+            bound: bound.into(),
+            unit,
+            spread: None,
+            unclear: false,
+        };
+        let found = value.map_or_else(|| "nothing".into(), |value| unit.write(value));
+        self.figure(figure, found)
+    }
+
+    /// Judges the claim that a time in milliseconds is within `bound`.
+    pub(crate) fn ms(self, value: Option<f64>, bound: impl Into<Option<Bound>>) -> Verdict {
+        self.number(value, Unit::Milliseconds, bound)
+    }
+
+    /// Judges the claim that there are `wanted` things of this name.
+    pub(crate) fn count(
+        self,
+        what: &'static str,
+        value: impl Into<Option<usize>>,
+        wanted: u32,
+    ) -> Verdict {
+        let value = value.into().map(|value| value as f64);
+        let bound = Bound::Exactly(f64::from(wanted));
+        self.number(value, Unit::Count(what), bound)
+    }
+
+    /// Judges the claim that there are no `complaints`; without any, `otherwise` is what was found.
+    pub(crate) fn complaints(self, complaints: &[String], otherwise: &str) -> Verdict {
+        let pass = complaints.is_empty();
+        Verdict {
+            name: self.name,
+            says: self.says,
+            pass,
+            found: match pass {
+                true => otherwise.to_owned(),
+                false => complaints.join("\n"),
+            },
+            figure: None,
+        }
+    }
+}
+
 /// One claim, and whether it holds.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Verdict {
@@ -148,57 +226,6 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    /// Judges the claim that `value` is within `bound`.
-    pub(crate) fn new(
-        name: impl Into<String>,
-        says: impl Into<String>,
-        value: impl Into<Option<f64>>,
-        unit: Unit,
-        bound: impl Into<Option<Bound>>,
-    ) -> Self {
-        let value = value.into();
-        let figure = Figure {
-            value,
-            bound: bound.into(),
-            unit,
-            spread: None,
-            unclear: false,
-        };
-        let found = value.map_or_else(|| "nothing".into(), |value| unit.write(value));
-        Self::of_figure(name.into(), says.into(), figure, found)
-    }
-
-    /// Judges a figure that is `found` in words.
-    pub(crate) fn of_figure(name: String, says: String, figure: Figure, found: String) -> Self {
-        Self {
-            name,
-            says,
-            pass: figure.holds(0.0),
-            found,
-            figure: Some(figure),
-        }
-    }
-
-    /// Judges the claim that there are no `complaints`; without any, `otherwise` is what was found.
-    pub(crate) fn of_complaints(
-        name: &str,
-        says: &str,
-        complaints: &[String],
-        otherwise: &str,
-    ) -> Self {
-        let pass = complaints.is_empty();
-        Self {
-            name: name.to_owned(),
-            says: says.to_owned(),
-            pass,
-            found: match pass {
-                true => otherwise.to_owned(),
-                false => complaints.join("\n"),
-            },
-            figure: None,
-        }
-    }
-
     /// Returns whether the claim holds, or its number misses the bound by no more than `slack`
     /// times the bound.
     pub(crate) fn holds(&self, slack: f64) -> bool {
@@ -305,26 +332,33 @@ mod tests {
 
     #[test]
     fn a_claim_needs_a_number_and_a_bound() {
-        let (unit, bound) = (Unit::Milliseconds, Bound::AtMost(20.0));
-        assert!(Verdict::new("a", "it is quick", 20.0, unit, bound).pass);
-        let nothing = Verdict::new("a", "it is quick", None, unit, bound);
+        let quick = Claim::new("a", "it is quick");
+        let bound = Bound::AtMost(20.0);
+        assert!(quick.clone().ms(Some(20.0), bound).pass);
+        let nothing = quick.clone().ms(None, bound);
         assert!(!nothing.holds(1.0));
         assert_eq!(
             nothing.to_string(),
             "it is quick: found nothing, must be ≤ 20 ms"
         );
-        let unbounded = Verdict::new("a", "it is quick", 20.0, unit, None);
+        let unbounded = quick.ms(Some(20.0), None);
         assert!(!unbounded.holds(1.0));
         assert_eq!(
             unbounded.to_string(),
             "it is quick: found 20 ms, must be measured"
+        );
+        let once = |found: usize| Claim::new("b", "once").count("segments", found, 1);
+        assert!(once(1).pass && !once(2).holds(10.0));
+        assert_eq!(
+            once(2).to_string(),
+            "once: found 2 segments, must be = 1 segment"
         );
     }
 
     #[test]
     fn the_closing_line_names_what_failed() {
         let verdict = |name: &str, complaints: &[String]| {
-            Verdict::of_complaints(name, "nothing leaks", complaints, "two scans")
+            Claim::new(name, "nothing leaks").complaints(complaints, "two scans")
         };
         let both = [verdict("a", &[]), verdict("b", &["one object".to_owned()])];
         let good = &both[..1];

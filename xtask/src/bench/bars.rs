@@ -8,7 +8,7 @@ use accf_bench::{Bench, Listener, Recording};
 
 use super::figures::{case_title, title, Comparison, Figures, Key, Statistics};
 use crate::table::{fixed, number};
-use crate::verdict::{Bound, Figure, Unit, Verdict};
+use crate::verdict::{Bound, Claim, Figure, Unit, Verdict};
 
 /// The claimed bounds.
 pub(super) mod bound {
@@ -161,7 +161,7 @@ fn bar(
     };
     let words = found.map_or_else(|why| why, |found| found.words);
     let name = [&[bench.key()], name].concat();
-    Verdict::of_figure(dotted(&name), says, figure, words)
+    Claim::new(dotted(&name), says).figure(figure, words)
 }
 
 /// Judges the cost of one connection.

@@ -6,9 +6,9 @@
 
 use accf_demo::{HttpServer, Listener, Scenario};
 
-use super::capture::End;
+use super::capture::{End, Segment};
 use super::facts::{Facts, Findings};
-use crate::verdict::{Bound, Unit, Verdict};
+use crate::verdict::{Bound, Claim, Unit, Verdict};
 
 /// The claimed bounds.
 pub(crate) mod bound {
@@ -31,163 +31,129 @@ pub(crate) mod bound {
     pub(crate) const AT_ONCE_MS: f64 = 50.0;
 }
 
-/// Counted segments.
-const SEGMENTS: Unit = Unit::Count("segments");
+/// The bound of [`bound::AT_ONCE_MS`].
+const AT_ONCE: Bound = Bound::Between(0.0, bound::AT_ONCE_MS);
 
-/// Counted connections.
-const CONNECTIONS: Unit = Unit::Count("connections");
+/// The bound of [`bound::FIRST_BYTE_MS`].
+const FIRST_BYTE: Bound = Bound::AtMost(bound::FIRST_BYTE_MS);
 
 /// Checks that each scenario was what its name says.
 pub(crate) fn premises(findings: &Findings) -> Vec<Verdict> {
-    let mut checks = Vec::new();
-
     let delay = 2.0 * f64::from(findings.guest.path.one_way_delay_ms);
-    checks.push(Verdict::new(
-        "path.rtt",
-        "the path has the round-trip time of netem's setting",
-        findings.path_rtt_ms(),
-        Unit::Milliseconds,
-        Bound::Between(delay, delay + bound::PATH_OFF_MS),
-    ));
+    let rtt = Bound::Between(delay, delay + bound::PATH_OFF_MS);
+    let says = "the path has the round-trip time of netem's setting";
+    let mut checks = vec![Claim::new("path.rtt", says).ms(findings.path_rtt_ms(), rtt)];
     for listener in Listener::PATIENT {
+        let key = listener.key();
+        let says = format!("(a) {listener}: the client sent its ACK, and its request after 6 s");
         let facts = findings.of(Scenario::Rfc793, listener);
-        checks.push(Verdict::new(
-            format!("a.{}.silence", listener.key()),
-            format!("(a) {listener}: the client acknowledged, was silent for 6 s, then asked"),
-            facts.and_then(Facts::silence_ms),
-            Unit::Milliseconds,
-            Bound::AtLeast(bound::SILENCE_MS),
-        ));
+        let silence = facts.and_then(Facts::silence_ms);
+        checks.push(
+            Claim::new(format!("a.{key}.silence"), says)
+                .ms(silence, Bound::AtLeast(bound::SILENCE_MS)),
+        );
+        let says = format!("(b) {listener}: the third segment carries the request");
         let facts = findings.of(Scenario::Piggyback, listener);
-        checks.push(Verdict::new(
-            format!("b.{}.third_segment", listener.key()),
-            format!("(b) {listener}: the third segment carries the request"),
-            facts
-                .and_then(Facts::third_segment_len)
-                .map(|len| len as f64),
+        let len = facts.and_then(Facts::third_segment_len);
+        checks.push(Claim::new(format!("b.{key}.third_segment"), says).number(
+            len.map(|len| len as f64),
             Unit::Bytes,
             Bound::AtLeast(1.0),
         ));
     }
     for listener in Scenario::Silent.listeners().iter().copied() {
         let facts = findings.of(Scenario::Silent, listener);
-        let name = listener.full_title();
-        let id = format!("d.{}.silence", listener.key());
+        let claim = |says: &str| {
+            let name = format!("d.{}.silence", listener.key());
+            Claim::new(name, format!("(d) {}: {says}", listener.full_title()))
+        };
         checks.push(if listener == Listener::DatareadyReset {
             let from_client = facts.and_then(|facts| {
                 let sent = facts.segments.iter().filter(|s| s.from == End::Client);
-                facts
-                    .bare_ack()
-                    .map(|_| sent.map(|s| s.payload_len).sum::<usize>() as f64)
+                let sent: usize = sent.map(|segment| segment.payload_len).sum();
+                facts.bare_ack().map(|_| sent as f64)
             });
-            Verdict::new(
-                id,
-                format!("(d) {name}: the client acknowledged and sent no data"),
+            claim("the client sent its ACK and no data").number(
                 from_client,
                 Unit::Bytes,
                 Bound::Exactly(0.0),
             )
         } else {
-            Verdict::new(
-                id,
-                format!("(d) {name}: the client acknowledged, was silent for 10 s, then asked"),
-                facts.and_then(Facts::silence_ms),
-                Unit::Milliseconds,
-                Bound::AtLeast(bound::LONG_SILENCE_MS),
-            )
+            let silence = facts.and_then(Facts::silence_ms);
+            claim("the client sent its ACK, and its request after 10 s")
+                .ms(silence, Bound::AtLeast(bound::LONG_SILENCE_MS))
         });
     }
     for scenario in [Scenario::Rfc793, Scenario::Silent] {
-        checks.push(Verdict::new(
-            format!("{}.plain.at_once", scenario.key()),
-            format!(
-                "({}) plain: accept() returns as soon as the bare ACK arrives",
-                scenario.key()
-            ),
-            findings
-                .of(scenario, Listener::Plain)
-                .and_then(Facts::accept_after_bare_ack_ms),
-            Unit::Milliseconds,
-            Bound::Between(0.0, bound::AT_ONCE_MS),
-        ));
+        let key = scenario.key();
+        let says = format!("({key}) plain: accept() returns as soon as the bare ACK arrives");
+        let plain = findings.of(scenario, Listener::Plain);
+        let accept = plain.and_then(Facts::accept_after_bare_ack_ms);
+        checks.push(Claim::new(format!("{key}.plain.at_once"), says).ms(accept, AT_ONCE));
     }
     for server in HttpServer::ALL {
         // Stuck: curl gave up at its limit, or was answered after the server had killed the worker.
         let plain = findings.served(server, Listener::Plain);
         let stuck_for = plain.map(|r| r.time_to_first_byte_ms.unwrap_or(r.total_ms));
         let limit = plain.map(|r| r.worker_timeout_ms.unwrap_or(u64::MAX).min(r.max_time_ms));
-        checks.push(Verdict::new(
-            format!("c.{}.plain.stuck", server.key()),
-            format!(
-                "(c) plain, {}: stuck until a timeout ends it",
-                server.title()
-            ),
-            stuck_for,
-            Unit::Milliseconds,
-            limit.map(|limit| Bound::AtLeast(limit as f64)),
-        ));
+        let limit = limit.map(|limit| Bound::AtLeast(limit as f64));
+        let says = format!("(c) plain, {}: stuck until a timeout", server.title());
+        checks
+            .push(Claim::new(format!("c.{}.plain.stuck", server.key()), says).ms(stuck_for, limit));
     }
     checks
 }
 
 /// Checks everything that the demo claims of accf.
 pub(crate) fn claims(findings: &Findings) -> Vec<Verdict> {
-    let of = |scenario| findings.of(scenario, Listener::Dataready);
-    let mut checks = Vec::new();
-
-    let rfc793 = of(Scenario::Rfc793);
-    checks.push(Verdict::new(
-        "a.dataready.syn_acks",
-        "(a) dataready: one SYN-ACK, no retransmission",
-        rfc793.map(|facts| facts.syn_acks() as f64),
-        SEGMENTS,
-        Bound::Exactly(1.0),
-    ));
-    checks.push(Verdict::new(
-        "a.dataready.accept_after_data",
-        "(a) dataready: accept() returns after the request arrived",
-        rfc793.and_then(Facts::accept_after_request_ms),
-        Unit::Milliseconds,
-        Bound::AtLeast(0.0),
-    ));
+    let claim = |name: &str, says: &str| {
+        Claim::new(
+            format!("a.dataready.{name}"),
+            format!("(a) dataready: {says}"),
+        )
+    };
+    let facts = findings.of(Scenario::Rfc793, Listener::Dataready);
+    let plain = findings.of(Scenario::Rfc793, Listener::Plain);
     let path = findings.path_rtt_ms();
-    checks.push(Verdict::new(
-        "a.dataready.rtt",
-        "(a) dataready: the accepted socket's RTT is within 10 ms of the path's",
-        rfc793.and_then(Facts::rtt_ms),
-        Unit::Milliseconds,
-        path.map(|path| Bound::around(path, bound::RTT_OFF_MS)),
-    ));
-    let plain_rto = findings
-        .of(Scenario::Rfc793, Listener::Plain)
-        .and_then(Facts::rto_ms);
-    let rto_bound = plain_rto.map(|rto| Bound::around(rto, rto * bound::RTO_OFF_PERCENT / 100.0));
-    checks.push(Verdict::new(
-        "a.dataready.rto",
-        "(a) dataready: the accepted socket's RTO is within 10 % of the plain listener's",
-        rfc793.and_then(Facts::rto_ms),
-        Unit::Milliseconds,
-        rto_bound,
-    ));
-
+    let rtt = path.map(|path| Bound::around(path, bound::RTT_OFF_MS));
+    let rto = plain.and_then(Facts::rto_ms);
+    let rto = rto.map(|rto| Bound::around(rto, rto * bound::RTO_OFF_PERCENT / 100.0));
+    let mut checks = vec![
+        claim("syn_acks", "one SYN-ACK, no retransmission").count(
+            "segments",
+            facts.map(Facts::syn_acks),
+            1,
+        ),
+        claim(
+            "accept_after_data",
+            "accept() returns after the request arrived",
+        )
+        .ms(
+            facts.and_then(Facts::accept_after_request_ms),
+            Bound::AtLeast(0.0),
+        ),
+        claim(
+            "rtt",
+            "the accepted socket's RTT is within 10 ms of the path's",
+        )
+        .ms(facts.and_then(Facts::rtt_ms), rtt),
+        claim(
+            "rto",
+            "the accepted socket's RTO is within 10 % of the plain listener's",
+        )
+        .ms(facts.and_then(Facts::rto_ms), rto),
+    ];
     for server in HttpServer::ALL {
         let served = findings.served(server, Listener::Dataready);
-        checks.push(Verdict::new(
-            format!("c.{}.dataready.first_byte", server.key()),
-            format!("(c) dataready, {}: answered within 500 ms", server.title()),
-            served
-                .filter(|r| r.http_status == Some(200))
-                .and_then(|r| r.time_to_first_byte_ms),
-            Unit::Milliseconds,
-            Bound::AtMost(bound::FIRST_BYTE_MS),
-        ));
+        let served = served.filter(|request| request.http_status == Some(200));
+        let first_byte = served.and_then(|request| request.time_to_first_byte_ms);
+        let name = format!("c.{}.dataready.first_byte", server.key());
+        let says = format!("(c) dataready, {}: answered within 500 ms", server.title());
+        checks.push(Claim::new(name, says).ms(first_byte, FIRST_BYTE));
     }
-
     for listener in Scenario::Silent.listeners().iter().copied() {
-        if let (Some(facts), Some(on_timeout)) = (
-            findings.of(Scenario::Silent, listener),
-            listener.on_timeout(),
-        ) {
+        let facts = findings.of(Scenario::Silent, listener);
+        if let (Some(facts), Some(on_timeout)) = (facts, listener.on_timeout()) {
             checks.extend(policy(facts, on_timeout));
         }
     }
@@ -197,141 +163,89 @@ pub(crate) fn claims(findings: &Findings) -> Vec<Verdict> {
 /// Checks a silent client's connection to a listener with the policy `on_timeout`.
 fn policy(facts: &Facts, on_timeout: &str) -> Vec<Verdict> {
     let listener = facts.exchange.listener;
-    let mut checks = Vec::new();
-    let mut claim = |id: &str, says: &str, value: Option<f64>, unit: Unit, bound: Bound| {
-        checks.push(Verdict::new(
-            format!("d.{}.{id}", listener.key()),
-            format!("(d) {}: {says}", listener.full_title()),
-            value,
-            unit,
-            bound,
-        ));
+    let claim = |name: &str, says: &str| {
+        let name = format!("d.{}.{name}", listener.key());
+        Claim::new(name, format!("(d) {}: {says}", listener.full_title()))
     };
-    let deadline = facts.exchange.deadline_ms.map_or(f64::NAN, |ms| ms as f64);
-    let at_the_deadline = Bound::around(deadline, bound::DEADLINE_OFF_MS);
-    let accepts = f64::from(u8::from(facts.exchange.accepted.is_some()));
+    let deadline = facts.exchange.deadline_ms;
+    let deadline = deadline.map(|ms| Bound::around(ms as f64, bound::DEADLINE_OFF_MS));
     let into_silence = facts.sent_into_silence();
-    let at_once = Bound::Between(0.0, bound::AT_ONCE_MS);
+    let sent = |counts: fn(&Segment) -> bool| {
+        let sent = into_silence.as_ref();
+        sent.map(|sent| sent.iter().filter(|segment| counts(segment)).count())
+    };
 
-    claim(
-        "syn_acks",
-        "one SYN-ACK, no retransmission",
-        Some(facts.syn_acks() as f64),
-        SEGMENTS,
-        Bound::Exactly(1.0),
-    );
-    match on_timeout {
-        "accept" => {
-            claim(
-                "deadline",
-                "accept() returns at the deadline ± 50 ms",
-                facts.accept_after_bare_ack_ms(),
-                Unit::Milliseconds,
-                at_the_deadline,
-            );
+    let syn_acks = claim("syn_acks", "one SYN-ACK, no retransmission");
+    let mut checks = vec![syn_acks.count("segments", facts.syn_acks(), 1)];
+    checks.extend(match on_timeout {
+        "accept" => vec![
+            claim("deadline", "accept() returns at the deadline ± 50 ms")
+                .ms(facts.accept_after_bare_ack_ms(), deadline),
             claim(
                 "served",
                 "the client is still connected, and its late request answered within 500 ms",
-                facts.time_to_first_byte_ms(),
-                Unit::Milliseconds,
-                Bound::AtMost(bound::FIRST_BYTE_MS),
-            );
-        }
-        "reset" => {
-            claim(
-                "deadline",
-                "an RST leaves at the deadline ± 50 ms",
-                facts.reset_after_bare_ack_ms(),
-                Unit::Milliseconds,
-                at_the_deadline,
-            );
-            claim(
-                "resets",
-                "one RST",
-                Some(facts.resets().count() as f64),
-                SEGMENTS,
-                Bound::Exactly(1.0),
-            );
+            )
+            .ms(facts.time_to_first_byte_ms(), FIRST_BYTE),
+        ],
+        "reset" => vec![
+            claim("deadline", "an RST leaves at the deadline ± 50 ms")
+                .ms(facts.reset_after_bare_ack_ms(), deadline),
+            claim("resets", "one RST").count("segments", facts.resets().count(), 1),
             claim(
                 "reset_seq",
                 "the RST has the sequence number that the client expects next",
-                facts.reset_relative_seq().map(f64::from),
-                Unit::Count("after SYN-ACK"),
-                Bound::Exactly(1.0),
-            );
-            claim(
-                "told",
-                "the client gets ECONNRESET when the RST arrives",
-                facts.told_after_reset_ms(),
-                Unit::Milliseconds,
-                at_once,
-            );
-        }
+            )
+            .count(
+                "after SYN-ACK",
+                facts.reset_relative_seq().map(|seq| seq as usize),
+                1,
+            ),
+            claim("told", "the client gets ECONNRESET when the RST arrives")
+                .ms(facts.told_after_reset_ms(), AT_ONCE),
+        ],
         _ => {
-            claim(
-                "deadline",
-                "the listener has dropped the connection at the deadline ± 50 ms",
-                facts.let_go_after_bare_ack_ms(),
-                Unit::Milliseconds,
-                at_the_deadline,
-            );
-            claim(
-                "resets",
-                "one RST, in answer to the client's late request",
-                facts.request().map(|request| {
-                    let answers = facts.resets().filter(|rst| rst.sent() > request.sent());
-                    answers.count() as f64
-                }),
-                SEGMENTS,
-                Bound::Exactly(1.0),
-            );
-            claim(
-                "told",
-                "the client gets ECONNRESET when that RST arrives",
-                facts.told_after_reset_ms(),
-                Unit::Milliseconds,
-                at_once,
-            );
+            let answers = facts.request().map(|request| {
+                let answers = facts.resets().filter(|rst| rst.sent() > request.sent());
+                answers.count()
+            });
+            vec![
+                claim(
+                    "deadline",
+                    "the listener has dropped the connection at the deadline ± 50 ms",
+                )
+                .ms(facts.let_go_after_bare_ack_ms(), deadline),
+                claim("resets", "one RST, in answer to the client's late request")
+                    .count("segments", answers, 1),
+                claim("told", "the client gets ECONNRESET when that RST arrives")
+                    .ms(facts.told_after_reset_ms(), AT_ONCE),
+            ]
         }
-    }
-    if on_timeout == "reset" {
-        claim(
-            "nothing_else",
-            "the server sends nothing but the RST",
-            into_silence.map(|sent| sent.iter().filter(|s| !s.flags.rst).count() as f64),
-            SEGMENTS,
-            Bound::Exactly(0.0),
-        );
-    } else {
-        claim(
+    });
+    checks.push(match on_timeout {
+        "reset" => claim("nothing_else", "the server sends nothing but the RST").count(
+            "segments",
+            sent(|segment| !segment.flags.rst),
+            0,
+        ),
+        _ => claim(
             "nothing_sent",
             "the server sends nothing at the deadline, nor before the client does",
-            into_silence.map(|sent| sent.len() as f64),
-            SEGMENTS,
-            Bound::Exactly(0.0),
-        );
-    }
+        )
+        .count("segments", sent(|_| true), 0),
+    });
     if on_timeout != "accept" {
-        claim(
-            "never_accepted",
-            "the server never accepts",
-            Some(accepts),
-            CONNECTIONS,
-            Bound::Exactly(0.0),
-        );
+        let accepts = usize::from(facts.exchange.accepted.is_some());
+        let never = claim("never_accepted", "the server never accepts");
+        checks.push(never.count("connections", accepts, 0));
     }
     let counted = facts.exchange.counters.map(|counters| match on_timeout {
         "accept" => counters.timeout_accept,
         "reset" => counters.timeout_reset,
         _ => counters.timeout_drop,
     });
-    claim(
-        "counter",
-        &format!("the listener counts timeout_{on_timeout} = 1"),
-        counted.map(|count| count as f64),
-        CONNECTIONS,
-        Bound::Exactly(1.0),
-    );
+    let says = format!("the listener counts timeout_{on_timeout} = 1");
+    let counted = counted.map(|count| count as usize);
+    checks.push(claim("counter", &says).count("connections", counted, 1));
     checks
 }
 

@@ -16,7 +16,7 @@ use crate::guest::{Failure, Guest, Report};
 use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::report::{self as files, check_schema, write, write_both};
-use crate::verdict::Verdict;
+use crate::verdict::{Claim, Verdict};
 use crate::{program, project};
 
 #[cfg(test)]
@@ -123,7 +123,7 @@ impl Request {
         let proofs = record.map(|record| record.proofs).unwrap_or_default();
         let mut proofs: Vec<Verdict> = proofs.into_iter().map(verdict).collect();
         let mut prove = |name: &str, says: &str, complaints: Vec<String>, otherwise: &str| {
-            proofs.push(Verdict::of_complaints(name, says, &complaints, otherwise));
+            proofs.push(Claim::new(name, says).complaints(&complaints, otherwise));
         };
         let mut how = "it did".to_owned();
         for boot in &report.boots_in_vain {
