@@ -26,18 +26,18 @@ impl Facts {
 
     /// Counts the SYN-ACKs of the server, with retransmissions.
     pub(crate) fn syn_acks(&self) -> usize {
-        self.segments
-            .iter()
-            .filter(|segment| segment.is_syn_ack())
-            .count()
+        self.segments.iter().filter(|s| s.is_syn_ack()).count()
+    }
+
+    /// Returns the segments from `end`.
+    fn from(&self, end: End) -> impl Iterator<Item = &Segment> {
+        let all = self.segments.iter();
+        all.filter(move |segment| segment.from == end)
     }
 
     /// Counts the segments from `end`.
     pub(crate) fn segments_from(&self, end: End) -> usize {
-        self.segments
-            .iter()
-            .filter(|segment| segment.from == end)
-            .count()
+        self.from(end).count()
     }
 
     /// Returns the bytes of data in the third segment, if there is a third.
@@ -47,20 +47,13 @@ impl Facts {
 
     /// Returns the client's first ACK without data, which completes the handshake.
     pub(crate) fn bare_ack(&self) -> Option<&Segment> {
-        let mut from_client = self
-            .segments
-            .iter()
-            .filter(|segment| segment.from == End::Client);
-        from_client.nth(1).filter(|segment| segment.is_bare_ack())
+        let second = self.from(End::Client).nth(1);
+        second.filter(|segment| segment.is_bare_ack())
     }
 
     /// Returns the client's first segment with data.
     pub(crate) fn request(&self) -> Option<&Segment> {
-        let mut from_client = self
-            .segments
-            .iter()
-            .filter(|segment| segment.from == End::Client);
-        from_client.find(|segment| segment.payload_len > 0)
+        self.from(End::Client).find(|s| s.payload_len > 0)
     }
 
     /// Returns the time from the bare ACK to the request, at the client's end.
@@ -75,16 +68,14 @@ impl Facts {
         let until = self.request().map(Segment::sent);
         let in_silence = |segment: &&Segment| {
             let sent = segment.sent();
-            segment.from == End::Server && sent >= acked && until.is_none_or(|until| sent < until)
+            sent >= acked && until.is_none_or(|until| sent < until)
         };
-        Some(self.segments.iter().filter(in_silence).collect())
+        Some(self.from(End::Server).filter(in_silence).collect())
     }
 
     /// Returns the RSTs of the server.
     pub(crate) fn resets(&self) -> impl Iterator<Item = &Segment> {
-        self.segments
-            .iter()
-            .filter(|segment| segment.from == End::Server && segment.flags.rst)
+        self.from(End::Server).filter(|s| s.flags.rst)
     }
 
     /// Returns the sequence number of the server's first RST relative to its SYN-ACK; the client
@@ -132,21 +123,15 @@ impl Facts {
 
     /// Returns the time from the bare ACK's arrival at the server to the return of `accept()`.
     pub(crate) fn accept_after_bare_ack_ms(&self) -> Option<f64> {
-        Some(
-            self.accepted()?
-                .at
-                .ms_since(self.bare_ack()?.at(End::Server)?),
-        )
+        let arrived = self.bare_ack()?.at(End::Server)?;
+        Some(self.accepted()?.at.ms_since(arrived))
     }
 
     /// Returns the time from the request's arrival at the server to the return of `accept()`;
     /// negative if `accept()` returned first.
     pub(crate) fn accept_after_request_ms(&self) -> Option<f64> {
-        Some(
-            self.accepted()?
-                .at
-                .ms_since(self.request()?.at(End::Server)?),
-        )
+        let arrived = self.request()?.at(End::Server)?;
+        Some(self.accepted()?.at.ms_since(arrived))
     }
 
     /// Returns how long the server's worker had the connection before there was anything to read.
