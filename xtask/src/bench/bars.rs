@@ -134,23 +134,22 @@ type Finding = Result<Found, String>;
 /// Returns the greatest of several values; if one is missing, returns why.
 fn worst(findings: impl IntoIterator<Item = Finding>) -> Finding {
     let findings: Result<Vec<Found>, String> = findings.into_iter().collect();
-    let worst = findings?.into_iter().reduce(|worst, found| {
-        if found.value > worst.value {
-            found
-        } else {
-            worst
-        }
-    });
+    let worst = findings?
+        .into_iter()
+        .reduce(|a, b| if b.value > a.value { b } else { a });
     worst.ok_or_else(|| "nothing was measured".into())
 }
 
-/// Judges the bar of `bench` that has this name and this claim.
-fn bar(
-    (bench, name, says): (Bench, &[&str], String),
-    unit: Unit,
-    bound: impl Into<Option<Bound>>,
-    found: Finding,
-) -> Verdict {
+/// Returns the claim of a bar. Its name has these parts, without the empty ones.
+fn claim(bench: Bench, name: &[&str], says: impl Into<String>) -> Claim {
+    let parts = [&[bench.key()], name].concat();
+    let parts = parts.iter().filter(|part| !part.is_empty());
+    let parts: Vec<String> = parts.map(|part| part.replace('/', ".")).collect();
+    Claim::new(parts.join("."), says)
+}
+
+/// Judges a bar.
+fn bar(claim: Claim, unit: Unit, bound: impl Into<Option<Bound>>, found: Finding) -> Verdict {
     let found_value = found.as_ref().ok();
     let figure = Figure {
         value: found_value.map(|found| found.value),
@@ -160,8 +159,7 @@ fn bar(
         unclear: found_value.is_some_and(|found| found.unclear),
     };
     let words = found.map_or_else(|why| why, |found| found.words);
-    let name = [&[bench.key()], name].concat();
-    Claim::new(dotted(&name), says).figure(figure, words)
+    claim.figure(figure, words)
 }
 
 /// Judges the cost of one connection.
@@ -186,8 +184,8 @@ fn connection(figures: Figures<'_>) -> Vec<Verdict> {
             title(other)
         );
         let versus = format!("dataready_vs_{}", other.key());
-        let about = (Bench::Connection, &[case, &versus][..], says);
-        bar(about, Unit::Ratio, Bound::AtMost(limit), found)
+        let claim = claim(Bench::Connection, &[case, &versus], says);
+        bar(claim, Unit::Ratio, Bound::AtMost(limit), found)
     });
     bars.collect()
 }
@@ -204,12 +202,9 @@ fn holding(figures: Figures<'_>) -> Vec<Verdict> {
             let found = Found::plain(bytes.median, Unit::Bytes);
             Ok(found.at(format_args!("{} parked", number(most))))
         });
-    let about = (
-        bench,
-        &["bytes.dataready"][..],
-        "bytes of a parked connection".to_owned(),
-    );
-    let first = bar(about, Unit::Bytes, Bound::AtMost(bound::BYTES), found);
+    let says = "bytes of a parked connection";
+    let first = claim(bench, &["bytes.dataready"], says);
+    let first = bar(first, Unit::Bytes, Bound::AtMost(bound::BYTES), found);
     let costs = [
         ("bytes", "", "bytes of a parked connection"),
         ("park", "", "instructions to park"),
@@ -226,8 +221,8 @@ fn holding(figures: Figures<'_>) -> Vec<Verdict> {
             ))
         });
         let says = format!("{what}: the most parked against the fewest");
-        let about = (bench, &[metric, case, "flat"][..], says);
-        bar(about, Unit::Ratio, Bound::AtMost(bound::FLAT), found)
+        let claim = claim(bench, &[metric, case, "flat"], says);
+        bar(claim, Unit::Ratio, Bound::AtMost(bound::FLAT), found)
     });
     [first].into_iter().chain(flat).collect()
 }
@@ -254,17 +249,9 @@ fn interference(figures: Figures<'_>) -> Vec<Verdict> {
         Ok(Found::ratio(comparison).at(format_args!("{} idle", number(place))))
     }));
     let says = "latency with idle clients against latency without, at the worst";
-    let about = (
-        Bench::Interference,
-        &["latency.dataready"][..],
-        says.to_owned(),
-    );
-    vec![bar(
-        about,
-        Unit::Ratio,
-        Bound::AtMost(bound::UNDISTURBED),
-        found,
-    )]
+    let claim = claim(Bench::Interference, &["latency.dataready"], says);
+    let limit = Bound::AtMost(bound::UNDISTURBED);
+    vec![bar(claim, Unit::Ratio, limit, found)]
 }
 
 /// Judges the effect of the client's pause on its connection.
@@ -286,14 +273,14 @@ fn pause(figures: Figures<'_>) -> Vec<Verdict> {
                 Ok(found.at(format_args!("after {} s", number(*place))))
             }));
             let says = format!("{what}: difference from plain, at the worst pause");
-            let about = (bench, &[metric, case, "dataready_vs_plain"][..], says);
+            let like_plain = claim(bench, &[metric, case, "dataready_vs_plain"], says);
             let limit = Bound::AtMost(bound::LIKE_PLAIN);
-            bars.push(bar(about, Unit::Difference, limit, found));
+            bars.push(bar(like_plain, Unit::Difference, limit, found));
 
             let found = flatness(figures, key, &places);
             let says = format!("{what}: the greatest of all pauses against the least");
-            let about = (bench, &[metric, case, "flat"][..], says);
-            bars.push(bar(about, Unit::Ratio, Bound::AtMost(bound::FLAT), found));
+            let flat = claim(bench, &[metric, case, "flat"], says);
+            bars.push(bar(flat, Unit::Ratio, Bound::AtMost(bound::FLAT), found));
         }
     }
     let key = Key::new(bench, "rto").at(Listener::DeferAccept);
@@ -302,8 +289,8 @@ fn pause(figures: Figures<'_>) -> Vec<Verdict> {
     // A benchmark whose clients do not pause would find every listener exact.
     let says = "control: TCP_DEFER_ACCEPT's RTO after the longest pause against that after the \
                 shortest";
-    let about = (bench, &["rto.defer_accept_grows"][..], says.to_owned());
-    bars.push(bar(about, Unit::Ratio, Bound::AtLeast(bound::GROWS), found));
+    let grows = claim(bench, &["rto.defer_accept_grows"], says);
+    bars.push(bar(grows, Unit::Ratio, Bound::AtLeast(bound::GROWS), found));
     bars
 }
 
@@ -319,7 +306,7 @@ fn flatness(figures: Figures<'_>, key: Key<'_>, places: &[f64]) -> Finding {
         [least, .., greatest] => Comparison::new(greatest, least),
         _ => return Err(format!("{} was not measured at two pauses", key.metric)),
     };
-    let comparison = comparison.ok_or("nothing compares with 0")?;
+    let comparison = comparison.ok_or("a comparison with 0 has no result")?;
     Ok(Found::ratio(comparison))
 }
 
@@ -344,8 +331,8 @@ fn deadline(figures: Figures<'_>) -> Vec<Verdict> {
         let what = with_case("a deadline", case);
         let mut add = |name: &str, says: &str, limit: f64, found: Finding| {
             let says = format!("{what}: {says}, at the worst");
-            let about = (bench, &["dataready", case, name][..], says);
-            bars.push(bar(about, Unit::Milliseconds, Bound::AtMost(limit), found));
+            let claim = claim(bench, &["dataready", case, name], says);
+            bars.push(bar(claim, Unit::Milliseconds, Bound::AtMost(limit), found));
         };
         let says = format!("at most {ticks} clock ticks late");
         add("late", &says, late, at_worst(|late| late));
@@ -357,13 +344,6 @@ fn deadline(figures: Figures<'_>) -> Vec<Verdict> {
         );
     }
     bars
-}
-
-/// Joins the parts of a bar's name with dots, without the empty ones.
-fn dotted(words: &[&str]) -> String {
-    let words = words.iter().filter(|word| !word.is_empty());
-    let words: Vec<String> = words.map(|word| word.replace('/', ".")).collect();
-    words.join(".")
 }
 
 /// Appends the title of a case, if there is one.
@@ -386,12 +366,14 @@ fn segments(figures: Figures<'_>) -> Vec<Verdict> {
             let worst = worst.max_by(|a, b| off(a).total_cmp(&off(b)));
             Found::plain(worst.unwrap_or(f64::NAN), SEGMENTS)
         });
-        let about = (
-            bench,
-            &[case, "syn_acks"][..],
-            format!("{}: SYN-ACKs", case_title(case)),
-        );
-        bars.push(bar(about, SEGMENTS, Bound::Exactly(bound::SYN_ACKS), found));
+        let says = format!("{}: SYN-ACKs", case_title(case));
+        let once = Bound::Exactly(bound::SYN_ACKS);
+        bars.push(bar(
+            claim(bench, &[case, "syn_acks"], says),
+            SEGMENTS,
+            once,
+            found,
+        ));
 
         let total = |listener| {
             let sum = |metric| figures.statistics(key(metric).at(listener));
@@ -402,8 +384,8 @@ fn segments(figures: Figures<'_>) -> Vec<Verdict> {
         let most = total(Listener::Dataready).map(|(_, most)| Found::plain(most, SEGMENTS));
         let found = least.clone().and(most);
         let says = format!("{}: all segments, against plain", case_title(case));
-        let about = (bench, &[case, "total_vs_plain"][..], says);
-        bars.push(bar(about, SEGMENTS, least.ok(), found));
+        let claim = claim(bench, &[case, "total_vs_plain"], says);
+        bars.push(bar(claim, SEGMENTS, least.ok(), found));
     }
     bars
 }
@@ -426,7 +408,7 @@ fn others(figures: Figures<'_>) -> Vec<Verdict> {
         let says = format!("{}: difference from without it", case_title(case));
         let limit = Bound::AtMost(equal.max(excused));
         let found = comparison.map(Found::difference);
-        bar((bench, &[&name], says), Unit::Difference, limit, found)
+        bar(claim(bench, &[&name], says), Unit::Difference, limit, found)
     });
     bars.collect()
 }
@@ -469,127 +451,89 @@ mod tests {
 
     #[test]
     fn each_bar_depends_on_its_figures() {
-        let key = |bench, metric| Key::new(bench, metric);
-        let connection = |case| key(Bench::Connection, "instructions").case(case);
-        let segments = |metric, case| key(Bench::Segments, metric).case(case);
+        let connection = |case| Key::new(Bench::Connection, "instructions").case(case);
+        let holding = |metric| Key::new(Bench::Holding, metric);
+        let latency = Key::new(Bench::Interference, "latency");
+        let rto = Key::new(Bench::Pause, "rto");
+        let late = Key::new(Bench::Deadline, "late");
+        let segments = |metric, case| Key::new(Bench::Segments, metric).case(case);
         let others = |case| {
-            key(Bench::Others, "instructions")
-                .case(case)
-                .at(Listener::Plain)
+            let key = Key::new(Bench::Others, "instructions").case(case);
+            key.at(Listener::Plain)
         };
+        let like_plain = ["rto.dataready_vs_plain", "rto.flat"];
+        let with_module = "with_module_vs_without_module";
+        let elsewhere = "filter_elsewhere_vs_without_module";
+        // The bars that fail, by their names within the benchmark.
         let cases: &[(Key<'_>, &[f64], &[&str])] = &[
             (
                 connection("epoll/pause"),
                 &[92_200.0],
                 &[
-                    "connection.epoll.pause.dataready_vs_plain",
-                    "connection.epoll.pause.dataready_vs_defer_accept",
+                    "epoll.pause.dataready_vs_plain",
+                    "epoll.pause.dataready_vs_defer_accept",
                 ],
             ),
             (
                 connection("epoll/same_trip"),
                 &[84_800.0],
-                &["connection.epoll.same_trip.dataready_vs_plain"],
+                &["epoll.same_trip.dataready_vs_plain"],
             ),
             (
                 connection("blocking/pause"),
                 &[81_300.0],
-                &["connection.blocking.pause.dataready_vs_defer_accept"],
+                &["blocking.pause.dataready_vs_defer_accept"],
             ),
             (
                 connection("blocking/same_trip"),
                 &[80_900.0],
-                &["connection.blocking.same_trip.dataready_vs_plain"],
+                &["blocking.same_trip.dataready_vs_plain"],
             ),
+            (holding("bytes").x(1e6), &[400.1], &["bytes.dataready"]),
+            (holding("bytes").x(1e3), &[340.0], &["bytes.flat"]),
+            (holding("park").x(1e6), &[4520.0], &["park.flat"]),
+            (holding("release").x(1e6), &[23_500.0], &["release.flat"]),
             (
-                key(Bench::Holding, "bytes").x(1e6),
-                &[400.1],
-                &["holding.bytes.dataready"],
-            ),
-            (
-                key(Bench::Holding, "bytes").x(1e3),
-                &[340.0],
-                &["holding.bytes.flat"],
-            ),
-            (
-                key(Bench::Holding, "park").x(1e6),
-                &[4520.0],
-                &["holding.park.flat"],
-            ),
-            (
-                key(Bench::Holding, "release").x(1e6),
-                &[23_500.0],
-                &["holding.release.flat"],
-            ),
-            (
-                key(Bench::Holding, "timer").case("reset").x(1e6),
+                holding("timer").case("reset").x(1e6),
                 &[13_700.0],
-                &["holding.timer.reset.flat"],
+                &["timer.reset.flat"],
             ),
             // Not the largest number.
-            (key(Bench::Holding, "park").x(1e5), &[9000.0], &[]),
+            (holding("park").x(1e5), &[9000.0], &[]),
+            (latency.x(1e3), &[55_000.0], &["latency.dataready"]),
+            (rto.x(5.0), &[223.0], &like_plain),
+            (rto.x(0.1), &[180.0], &like_plain),
             (
-                key(Bench::Interference, "latency").x(1e3),
-                &[55_000.0],
-                &["interference.latency.dataready"],
-            ),
-            (
-                key(Bench::Pause, "rto").x(5.0),
-                &[223.0],
-                &["pause.rto.dataready_vs_plain", "pause.rto.flat"],
-            ),
-            (
-                key(Bench::Pause, "rto").x(0.1),
-                &[180.0],
-                &["pause.rto.dataready_vs_plain", "pause.rto.flat"],
-            ),
-            (
-                key(Bench::Pause, "rto").x(10.0).at(Listener::DeferAccept),
+                rto.x(10.0).at(Listener::DeferAccept),
                 &[600.0],
-                &["pause.rto.defer_accept_grows"],
+                &["rto.defer_accept_grows"],
             ),
-            (key(Bench::Deadline, "late").x(6e4), &[0.1, 8.0], &[]),
-            (
-                key(Bench::Deadline, "late").x(6e4),
-                &[0.1, 0.2, 8.1],
-                &["deadline.dataready.late"],
-            ),
-            (
-                key(Bench::Deadline, "late").x(50.0),
-                &[0.1, -0.02],
-                &["deadline.dataready.early"],
-            ),
+            (late.x(6e4), &[0.1, 8.0], &[]),
+            (late.x(6e4), &[0.1, 0.2, 8.1], &["dataready.late"]),
+            (late.x(50.0), &[0.1, -0.02], &["dataready.early"]),
             (
                 segments("syn_acks", "silent"),
                 &[1.0, 2.0, 1.0],
-                &["segments.silent.syn_acks"],
+                &["silent.syn_acks"],
             ),
             (
                 segments("syn_acks", "slow"),
                 &[1.0, 0.0, 1.0],
-                &["segments.slow.syn_acks"],
+                &["slow.syn_acks"],
             ),
             (
                 segments("from_client", "slow"),
                 &[5.0, 6.0],
-                &["segments.slow.total_vs_plain"],
+                &["slow.total_vs_plain"],
             ),
-            (
-                others("with_module"),
-                &[84_500.0],
-                &["others.with_module_vs_without_module"],
-            ),
+            (others("with_module"), &[84_500.0], &[with_module]),
             // Fewer instructions are not equal, either.
-            (
-                others("filter_elsewhere"),
-                &[83_500.0],
-                &["others.filter_elsewhere_vs_without_module"],
-            ),
+            (others("filter_elsewhere"), &[83_500.0], &[elsewhere]),
             // Beyond what a spread excuses.
             (
                 others("filter_elsewhere"),
                 &[80_000.0, 85_300.0, 86_000.0],
-                &["others.filter_elsewhere_vs_without_module"],
+                &[elsewhere],
             ),
             (
                 others("filter_elsewhere"),
@@ -597,10 +541,14 @@ mod tests {
                 &[],
             ),
         ];
-        for (key, samples, wanted) in cases {
+        for (key, samples, names) in cases {
             let mut recording = sample();
             change(&mut recording, *key, samples);
-            assert_eq!(missed(&recording, 0.0), *wanted, "{key:?} {samples:?}");
+            let names = names
+                .iter()
+                .map(|name| format!("{}.{name}", key.bench.key()));
+            let names: Vec<String> = names.collect();
+            assert_eq!(missed(&recording, 0.0), names, "{key:?} {samples:?}");
         }
     }
 

@@ -77,7 +77,7 @@ type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64,
 type Drawn = Result<(), DrawingAreaErrorKind<io::Error>>;
 
 /// A picture of one benchmark.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Picture {
     /// The title.
     pub(crate) title: String,
@@ -87,7 +87,7 @@ pub(crate) struct Picture {
     pub(crate) limit: Option<&'static str>,
     /// The panels, row by row.
     pub(crate) panels: Vec<Panel>,
-    /// The number of panels in a row.
+    /// The number of panels in a row; 0 means 1.
     pub(crate) columns: usize,
     /// All panels have the same y axis.
     pub(crate) same_heights: bool,

@@ -98,7 +98,7 @@ impl Comparison {
 const MANY: f64 = 10.0;
 
 /// The name of a figure.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Key<'a> {
     /// The benchmark.
     pub(crate) bench: Bench,

@@ -67,16 +67,14 @@ pub(crate) fn evaluate(
     screen: Screen,
 ) -> Result<Outcome> {
     let recording = read(recorded)?;
-    let before = earlier.map(|earlier| {
-        let before = read(earlier.recorded)?;
-        let revision = earlier.revision.to_owned();
-        Ok::<_, anyhow::Error>(Before::new(revision, &before, &recording))
-    });
-    let bars = judge(&recording, asked);
-    let report = Report::new(&recording, asked, bars, before.transpose()?);
+    let earlier = earlier.map(|it| Ok::<_, anyhow::Error>((it.revision, read(it.recorded)?)));
+    let earlier = earlier.transpose()?;
+    let before = earlier.as_ref();
+    let before = before.map(|(revision, before)| Before::new(revision, before, &recording));
+    let report = Report::new(&recording, asked, judge(&recording, asked), before);
     let document = report.document();
 
-    write_both(out, &report, &document)?;
+    write_both(out, &report.numbers(), &document)?;
     let mut plots = Vec::new();
     for (bench, picture) in plot::all(&recording) {
         let (name, svg) = (plot::file(bench), picture.render()?);

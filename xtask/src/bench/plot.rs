@@ -151,8 +151,6 @@ fn connection(figures: Figures<'_>) -> Picture {
                at each listener."
             .into(),
         limit: Some("dataready must not be above"),
-        columns: 1,
-        same_heights: false,
         panels: vec![Panel {
             title: "Instructions per connection".into(),
             x: Axis::of_things("", names(&CASES)),
@@ -163,6 +161,7 @@ fn connection(figures: Figures<'_>) -> Picture {
             as_columns: true,
             limits: limits.collect(),
         }],
+        ..Picture::default()
     }
 }
 
@@ -216,8 +215,8 @@ fn holding(figures: Figures<'_>) -> Picture {
             .into(),
         limit: Some("dataready must not be above"),
         columns: 3,
-        same_heights: false,
         panels: with_series(panels),
+        ..Picture::default()
     }
 }
 
@@ -239,8 +238,6 @@ fn interference(figures: Figures<'_>) -> Picture {
                128."
             .into(),
         limit: Some("dataready must not be above"),
-        columns: 1,
-        same_heights: false,
         panels: vec![Panel {
             title: "Latency of an active client".into(),
             x: Axis::new("idle connections", Scale::Steps(places), short),
@@ -249,6 +246,7 @@ fn interference(figures: Figures<'_>) -> Picture {
             as_columns: false,
             limits: limit.into_iter().collect(),
         }],
+        ..Picture::default()
     }
 }
 
@@ -356,13 +354,12 @@ fn segments(figures: Figures<'_>) -> Picture {
     Picture {
         title: "Segments on the wire for a client that does not send at once".into(),
         note: "A silent client never sends; a slow one sends its request after a pause.".into(),
-        limit: None,
         columns: 2,
-        same_heights: false,
         panels: vec![
             panel("SYN-ACKs per connection", "SYN-ACKs", syn_acks),
             panel("All segments per connection, both ways", "segments", total),
         ],
+        ..Picture::default()
     }
 }
 
@@ -372,9 +369,6 @@ fn others(figures: Figures<'_>) -> Picture {
     Picture {
         title: "The cost of a connection at a plain listener".into(),
         note: "An epoll server whose clients pause; its listener does not have the filter.".into(),
-        limit: None,
-        columns: 1,
-        same_heights: false,
         panels: vec![Panel {
             title: "Instructions per connection".into(),
             x: Axis::of_things("", names(&CASES)),
@@ -390,6 +384,7 @@ fn others(figures: Figures<'_>) -> Picture {
             as_columns: true,
             limits: Vec::new(),
         }],
+        ..Picture::default()
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use accf_bench::{Bench, Listener, Measurement, Recording, Unit};
 use serde::Serialize;
+use serde_json::{json, Value};
 
 use super::figures::{case_title, title, value, Comparison, Figures, Key, Statistics};
 use super::plot;
@@ -16,29 +17,20 @@ use crate::verdict::{self, Verdict};
 const SCHEMA: u32 = 2;
 
 /// All measurements and verdicts.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Debug)]
 pub(crate) struct Report<'a> {
-    schema: u32,
-    /// Whether every bar holds.
-    pass: bool,
-    kernel: &'a str,
-    hz: u32,
-    rounds: u32,
-    short: bool,
+    recording: &'a Recording,
     /// The benchmarks that were requested.
     benches: &'a [Bench],
     /// The verdicts on all bars.
     pub(crate) bars: Vec<Verdict>,
-    /// The measurements.
-    measurements: Vec<Row<'a>>,
     /// The comparison with another version of the module.
-    before: Option<Before>,
-    #[serde(skip)]
+    before: Option<Before<'a>>,
     figures: Figures<'a>,
 }
 
 /// A measurement and its statistics.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Debug, Serialize)]
 struct Row<'a> {
     #[serde(flatten)]
     measurement: &'a Measurement,
@@ -47,22 +39,18 @@ struct Row<'a> {
 }
 
 /// The comparison with another version of the module.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Before {
+#[derive(Debug, Serialize)]
+pub(crate) struct Before<'a> {
     /// The commit and its first line.
-    revision: String,
-    changes: Vec<Change>,
+    revision: &'a str,
+    changes: Vec<Change<'a>>,
 }
 
 /// A figure of both versions.
-#[derive(Clone, Debug, Serialize)]
-struct Change {
-    bench: Bench,
-    metric: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    case: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    x: Option<f64>,
+#[derive(Debug, Serialize)]
+struct Change<'a> {
+    #[serde(flatten)]
+    key: Key<'a>,
     unit: Unit,
     before: Statistics,
     after: Statistics,
@@ -72,24 +60,22 @@ struct Change {
     change: String,
 }
 
-impl Before {
+impl<'a> Before<'a> {
     /// Compares the costs of the filter in both recordings.
-    pub(crate) fn new(revision: String, before: &Recording, after: &Recording) -> Self {
+    pub(crate) fn new(revision: &'a str, before: &'a Recording, after: &Recording) -> Self {
         let figures = Figures { recording: after };
         let changes = before.measurements.iter().filter_map(|measurement| {
-            let counted = matches!(measurement.unit, Unit::Instructions | Unit::Bytes);
-            if measurement.listener != Listener::Dataready || !counted {
+            let (key, unit) = (Key::of(measurement), measurement.unit);
+            let counted = matches!(unit, Unit::Instructions | Unit::Bytes);
+            if key.listener != Listener::Dataready || !counted {
                 return None;
             }
             let before = Statistics::of(&measurement.samples)?;
-            let after = figures.statistics(Key::of(measurement)).ok()?;
+            let after = figures.statistics(key).ok()?;
             let comparison = Comparison::new(&after, &before);
             Some(Change {
-                bench: measurement.bench,
-                metric: measurement.metric.clone(),
-                case: measurement.case.clone(),
-                x: measurement.x,
-                unit: measurement.unit,
+                key,
+                unit,
                 before,
                 after,
                 ratio: comparison.map(|comparison| comparison.ratio),
@@ -113,20 +99,24 @@ impl Before {
             numeric("after", "after"),
             words("change"),
         ];
-        let is_last = |change: &&Change| {
-            let same = self.changes.iter().filter(|other| {
-                let kind = |it: &Change| (it.bench, it.metric.clone(), it.case.clone());
-                kind(other) == kind(change)
-            });
-            same.filter_map(|other| other.x)
-                .all(|x| Some(x) <= change.x)
+        let is_last = |change: &&Change<'_>| {
+            let mut all = self.changes.iter();
+            let (key, kind) = (
+                change.key,
+                Key {
+                    x: None,
+                    ..change.key
+                },
+            );
+            all.all(|it| Key { x: None, ..it.key } != kind || it.key.x <= key.x)
         };
         let rows = self.changes.iter().filter(is_last).map(|change| {
+            let key = change.key;
             vec![
-                change.bench.key().to_owned(),
-                metric_title(&change.metric).to_owned(),
-                case_title(&change.case).to_owned(),
-                change.x.map_or_else(String::new, number),
+                key.bench.key().to_owned(),
+                metric_title(key.metric).to_owned(),
+                case_title(key.case).to_owned(),
+                key.x.map_or_else(String::new, number),
                 value(change.before.median, change.unit),
                 value(change.after.median, change.unit),
                 change.change.clone(),
@@ -143,11 +133,7 @@ impl Before {
 
     /// Returns the commit of the other version.
     fn commit(&self) -> &str {
-        let (commit, _) = self
-            .revision
-            .split_once(' ')
-            .unwrap_or((&self.revision, ""));
-        commit
+        self.revision.split(' ').next().unwrap_or(self.revision)
     }
 }
 
@@ -258,25 +244,35 @@ impl<'a> Report<'a> {
         recording: &'a Recording,
         benches: &'a [Bench],
         bars: Vec<Verdict>,
-        before: Option<Before>,
+        before: Option<Before<'a>>,
     ) -> Self {
-        let rows = recording.measurements.iter().map(|measurement| Row {
-            measurement,
-            statistics: Statistics::of(&measurement.samples),
-        });
         Self {
-            schema: SCHEMA,
-            pass: verdict::all_hold(&bars),
-            kernel: &recording.kernel,
-            hz: recording.hz,
-            rounds: recording.rounds,
-            short: recording.short,
+            recording,
             benches,
             bars,
-            measurements: rows.collect(),
             before,
             figures: Figures { recording },
         }
+    }
+
+    /// Returns all numbers as JSON.
+    pub(crate) fn numbers(&self) -> Value {
+        let rows = self.recording.measurements.iter().map(|measurement| Row {
+            measurement,
+            statistics: Statistics::of(&measurement.samples),
+        });
+        json!({
+            "schema": SCHEMA,
+            "pass": verdict::all_hold(&self.bars),
+            "kernel": self.recording.kernel,
+            "hz": self.recording.hz,
+            "rounds": self.recording.rounds,
+            "short": self.recording.short,
+            "benches": self.benches,
+            "bars": self.bars,
+            "measurements": rows.collect::<Vec<_>>(),
+            "before": self.before,
+        })
     }
 
     /// Returns the table of a benchmark.
@@ -442,7 +438,7 @@ impl<'a> Report<'a> {
 
     /// Describes the measurements in a few sentences.
     fn method(&self) -> String {
-        let rounds = match self.rounds {
+        let rounds = match self.recording.rounds {
             1 => "once".to_owned(),
             rounds => format!(
                 "{} times, the listeners in another order each time; what is shown is the median",
@@ -454,7 +450,7 @@ impl<'a> Report<'a> {
              measured {rounds}. In brackets: the difference of the least and the greatest round, \
              if there is any; a comparison whose difference is smaller says so instead of a \
              number.",
-            self.kernel, self.hz
+            self.recording.kernel, self.recording.hz
         )
     }
 
@@ -472,7 +468,7 @@ impl<'a> Report<'a> {
     pub(crate) fn document(&self) -> Document {
         let sections = self.shown().map(|bench| self.section(bench));
         let before = self.before.as_ref().map(Before::section);
-        let short = match self.short {
+        let short = match self.recording.short {
             true => " This was a short run: fewer connections, shorter times.",
             false => "",
         };
