@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::Serialize;
 
 use crate::table::{prose, Screen, Table};
+use crate::ui;
 
 /// The first line of every Markdown and SVG file.
 pub(crate) const LICENCE: &str = "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n";
@@ -46,6 +47,13 @@ pub(crate) fn write_both(out: &Path, numbers: &impl Serialize, document: &Docume
     let json = serde_json::to_string_pretty(numbers)? + "\n";
     write(out, "report.json", json)?;
     write(out, "report.md", document.markdown())
+}
+
+/// Prints a report for a terminal, the timings, and where the files are.
+pub(crate) fn show(text: &str, files: &str, out: &Path) {
+    print!("\n{text}");
+    ui::print_timings();
+    println!("\n{files}: {}", out.display());
 }
 
 /// A table with its heading and remarks.

@@ -13,7 +13,7 @@ use crate::bench::{self, Earlier, Outcome, Request};
 use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::table::Screen;
-use crate::{project, ui, verdict};
+use crate::{project, report, ui, verdict};
 
 /// The page in the checkout.
 const DOCS_PAGE: &str = "docs/benchmarks.md";
@@ -103,9 +103,7 @@ impl Bench {
         });
         let outcome =
             bench::evaluate(&recorded, earlier, &request.benches, &out, Screen::stdout())?;
-        print!("\n{}", outcome.shown);
-        ui::print_timings();
-        println!("\nReport and plots: {}", out.display());
+        report::show(&outcome.shown, "Report and plots", &out);
         if self.update_docs {
             update_docs(&outcome)?;
         }

@@ -13,7 +13,7 @@ use crate::demo;
 use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::table::Screen;
-use crate::{program, project, ui, verdict};
+use crate::{program, project, report, ui, verdict};
 
 /// The guest's time limit, for an emulated guest on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -47,9 +47,7 @@ impl Demo {
             run_guest(&lab, &program, &recorded)
         })?;
         let outcome = demo::evaluate(&recorded, &out, Screen::stdout())?;
-        print!("\n{}", outcome.shown);
-        ui::print_timings();
-        println!("\nReport, packets and picture: {}", out.display());
+        report::show(&outcome.shown, "Report, packets and picture", &out);
         if self.update_docs && verdict::all_hold(&outcome.checks) {
             project::replace(DOCS_PICTURE, &outcome.picture)?;
         }

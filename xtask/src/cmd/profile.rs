@@ -10,7 +10,7 @@ use xshell::Shell;
 use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::table::Screen;
-use crate::{bench, profile, program, project, ui};
+use crate::{bench, profile, program, project, report, ui};
 
 /// The guest's memory. The kernel's limit for closed connections in TIME-WAIT depends on it.
 const MEMORY: &str = "3G";
@@ -59,9 +59,7 @@ impl Profile {
             lab.run_to_success(&guest, &command, 0)
         })?;
         let shown = profile::evaluate(&recorded, &counted, &out, Screen::stdout())?;
-        print!("\n{shown}");
-        ui::print_timings();
-        println!("\nReport: {}", out.display());
+        report::show(&shown, "Report", &out);
         Ok(())
     }
 }

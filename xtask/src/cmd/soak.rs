@@ -12,7 +12,7 @@ use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::soak::{self, Request};
 use crate::table::Screen;
-use crate::{project, ui, verdict};
+use crate::{project, report, ui, verdict};
 
 /// Run everything at once in a guest with four processors, and prove that nothing is left of it.
 ///
@@ -52,9 +52,11 @@ impl Soak {
         let soak = ui::step("the soak in a guest", |_| {
             request.run(&lab, &program, &out, true)
         })?;
-        print!("\n{}", soak.document().terminal(Screen::stdout()));
-        ui::print_timings();
-        println!("\nReport and logs: {}", out.display());
+        report::show(
+            &soak.document().terminal(Screen::stdout()),
+            "Report and logs",
+            &out,
+        );
         Ok(verdict::conclude(&soak.proofs, &soak.closing_line()))
     }
 }
