@@ -23,6 +23,16 @@ pub(crate) enum End {
     Server,
 }
 
+impl End {
+    /// Returns the end at the far side of the path.
+    fn far(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}
+
 /// The flags of a TCP segment that the demo looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Flags {
@@ -62,6 +72,14 @@ pub(crate) struct Tcp {
     pub(crate) payload_len: usize,
     /// The IPv4 identification, which distinguishes a retransmission from the original.
     pub(crate) ip_id: u16,
+}
+
+impl Tcp {
+    /// Returns whether this is a segment of the connection of these two ports.
+    pub(crate) fn is_between(&self, client_port: u16, server_port: u16) -> bool {
+        let ports = (self.source_port, self.destination_port);
+        ports == (client_port, server_port) || ports == (server_port, client_port)
+    }
 }
 
 /// A captured frame.
@@ -165,19 +183,13 @@ impl Segment {
 
     /// Returns when the segment was sent; for a segment that only the far end saw, when it arrived.
     pub(crate) fn sent(&self) -> UnixNanos {
-        let (near, far) = match self.from {
-            End::Client => (self.at_client, self.at_server),
-            End::Server => (self.at_server, self.at_client),
-        };
-        near.or(far).unwrap_or(UnixNanos(0))
+        let seen = self.at(self.from).or_else(|| self.arrived());
+        seen.unwrap_or(UnixNanos(0))
     }
 
     /// Returns when the segment arrived, if it did.
     pub(crate) fn arrived(&self) -> Option<UnixNanos> {
-        match self.from {
-            End::Client => self.at_server,
-            End::Server => self.at_client,
-        }
+        self.at(self.from.far())
     }
 
     /// Returns the kind of the segment in one word.
@@ -217,14 +229,10 @@ pub(crate) fn connection(
     server_port: u16,
 ) -> Vec<Segment> {
     let of_connection = |capture: &Capture| -> Vec<(UnixNanos, Tcp)> {
-        let ours = |tcp: &Tcp| {
-            let ports = (tcp.source_port, tcp.destination_port);
-            ports == (client_port, server_port) || ports == (server_port, client_port)
-        };
+        let ours = |tcp: &Tcp| tcp.is_between(client_port, server_port);
         let frames = capture.frames.iter();
-        frames
-            .filter_map(|frame| Some((frame.at, frame.tcp.filter(ours)?)))
-            .collect()
+        let segments = frames.filter_map(|frame| Some((frame.at, frame.tcp.filter(ours)?)));
+        segments.collect()
     };
     // The path keeps the order: the k-th occurrence of a segment at one end is the k-th at the
     // other.
@@ -244,10 +252,9 @@ pub(crate) fn connection(
     let mut segments: Vec<Segment> = seen
         .into_iter()
         .map(|(tcp, at_client, at_server)| Segment {
-            from: if tcp.source_port == client_port {
-                End::Client
-            } else {
-                End::Server
+            from: match tcp.source_port == client_port {
+                true => End::Client,
+                false => End::Server,
             },
             flags: tcp.flags,
             seq: tcp.seq,

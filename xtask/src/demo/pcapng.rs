@@ -51,10 +51,7 @@ impl<'a> Packets<'a> {
     fn comment_on_connection(&mut self, facts: &Facts) {
         let exchange = &facts.exchange;
         let (client, server) = (exchange.client_port, exchange.server_port);
-        let ours = |tcp: &Tcp| {
-            let ends = (tcp.source_port, tcp.destination_port);
-            ends == (client, server) || ends == (server, client)
-        };
+        let ours = |tcp: &Tcp| tcp.is_between(client, server);
         let scenario = exchange.scenario;
         let (key, title, setting) = (scenario.key(), scenario.title(), &exchange.setting);
         let heading = format!("accf ({key}) {title}. Listener: {setting}.");

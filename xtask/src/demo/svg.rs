@@ -13,7 +13,7 @@ use super::capture::End;
 use super::checks::bound;
 use super::facts::{Facts, Findings};
 use super::ms;
-use super::timeline::{Arrow, Ladder, Scale, Until};
+use super::timeline::{Arrow, Ladder, Scale, Until, QUIET_MS};
 use crate::report::LICENCE;
 
 const WIDTH: f64 = 1200.0;
@@ -22,8 +22,6 @@ const AXIS: f64 = 96.0;
 const RIGHT: f64 = 20.0;
 /// The width of all columns of a panel.
 const COLUMNS: f64 = WIDTH - AXIS - RIGHT;
-/// Silence longer than this is cut out.
-const QUIET_MS: f64 = 150.0;
 const MARGIN_MS: f64 = 9.0;
 /// Height of a cut.
 const GAP: f64 = 58.0;
@@ -581,15 +579,11 @@ fn draw_arrow(
         ];
         g.append(tip(class, (x2, y2), sides));
     }
-    let mut label = arrow.label();
-    if again {
-        label += " again";
-    }
     let angle = (dy / dx).atan().to_degrees();
     let (mx, my) = ((x1 + x2) / 2.0, (y1 + y2) / 2.0);
     let shift = if label_below { 17.0 } else { -6.0 };
     g.append(
-        text(&format!("{words} {label_class}"), 0.0, shift, label)
+        text(&format!("{words} {label_class}"), 0.0, shift, arrow.label())
             .set("text-anchor", "middle")
             .set(
                 "transform",

@@ -7,7 +7,7 @@ use console::measure_text_width;
 use super::capture::End;
 use super::facts::{Facts, Findings};
 use super::ms;
-use super::timeline::{Ladder, Until};
+use super::timeline::{Arrow, Ladder, Until, QUIET_MS};
 use crate::table::Screen;
 
 /// Characters between the lifelines.
@@ -17,15 +17,11 @@ const BLOCK: usize = 60;
 
 /// Draws the ladders of one scenario, side by side if the screen is wide enough.
 pub(crate) fn ladders(findings: &Findings, scenario: Scenario, screen: Screen) -> String {
-    let blocks: Vec<Vec<String>> = scenario
-        .listeners()
-        .iter()
-        .filter_map(|listener| findings.of(scenario, *listener))
-        .map(|facts| ladder(facts, screen))
-        .collect();
-    let mut out = screen.paint(&format!("({}) {}", scenario.key(), scenario.title()), |s| {
-        s.bold()
-    });
+    let listeners = scenario.listeners().iter();
+    let facts = listeners.filter_map(|listener| findings.of(scenario, *listener));
+    let blocks: Vec<Vec<String>> = facts.map(|facts| ladder(facts, screen)).collect();
+    let heading = format!("({}) {}", scenario.key(), scenario.title());
+    let mut out = screen.paint(&heading, |s| s.bold());
     out += "\n\n";
     for blocks in blocks.chunks((screen.width / BLOCK).max(1)) {
         for i in 0..blocks.iter().map(Vec::len).max().unwrap_or(0) {
@@ -44,7 +40,7 @@ pub(crate) fn ladders(findings: &Findings, scenario: Scenario, screen: Screen) -
 
 /// One event of a ladder.
 enum Event {
-    Arrow(super::timeline::Arrow),
+    Arrow(Arrow),
     Accept,
     FirstRead,
     Dropped,
@@ -66,45 +62,33 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
     events.extend(ladder.error.map(|(at, name)| (at, Event::Error(name))));
     events.sort_by(|a, b| a.0.total_cmp(&b.0));
 
-    let exchange = &facts.exchange;
+    let setting = format!("{:11}{}", "", facts.exchange.setting);
     let mut rows = vec![
-        screen.paint(&format!("{:11}{}", "", exchange.setting), |s| {
-            s.cyan().bold()
-        }),
+        screen.paint(&setting, |s| s.cyan().bold()),
         format!("{:11}client{:>width$}", "", "server", width = SPAN - 2),
     ];
     let mut before: Option<f64> = None;
     let mut has_it: Option<&str> = None;
     for (at, event) in events {
-        if let Some(quiet) = before
-            .map(|before| at - before)
-            .filter(|quiet| *quiet > 150.0)
-        {
+        let quiet = before.map_or(0.0, |before| at - before);
+        if quiet > QUIET_MS {
             let words = format!("{:.1} s of silence", quiet / 1e3);
             let holder = match (has_it, pending_until, ladder.bare_ack_ms) {
                 (Some(words), _, _) => screen.paint(words, |s| s.yellow()),
                 (None, Some(_), Some(_)) => screen.paint("in the kernel", |s| s.green()),
                 _ => String::new(),
             };
-            let line = format!("{:10} ┊{words:^SPAN$}┊ {holder}", "");
-            rows.push(line);
+            rows.push(format!("{:10} ┊{words:^SPAN$}┊ {holder}", ""));
         }
         before = Some(before.map_or(at, |before| before.max(at)));
         let time = format!("{:>10}", ms(at));
         match event {
             Event::Arrow(arrow) => {
-                let again = arrow.segment.retransmission;
-                let label = if again {
-                    format!("{} again", arrow.label())
-                } else {
-                    arrow.label()
-                };
-                let drawn = draw(&label, arrow.segment.from, arrow.arrived_ms.is_some());
-                let drawn = if again {
-                    screen.paint(&drawn, |s| s.red().bold())
-                } else {
-                    drawn
-                };
+                let segment = arrow.segment;
+                let mut drawn = draw(&arrow.label(), segment.from, arrow.arrived_ms.is_some());
+                if segment.retransmission {
+                    drawn = screen.paint(&drawn, |s| s.red().bold());
+                }
                 rows.push(format!("{time} │{drawn}│"));
                 // What comes next is silence only after the segment has arrived.
                 before = before.map(|at| at.max(arrow.arrived_ms.unwrap_or(at)));

@@ -4,6 +4,9 @@
 use super::capture::{End, Segment};
 use super::facts::Facts;
 
+/// Longer silence is shown as a gap.
+pub(crate) const QUIET_MS: f64 = 150.0;
+
 /// One arrow of a ladder. Times are milliseconds since the client's SYN left.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Arrow {
@@ -16,14 +19,18 @@ pub(crate) struct Arrow {
 impl Arrow {
     /// Returns the label of the arrow.
     pub(crate) fn label(&self) -> String {
-        let Segment {
-            flags, payload_len, ..
-        } = self.segment;
-        match (payload_len > 0, flags.fin) {
-            (true, true) => format!("{payload_len} B of data, FIN"),
-            (true, false) => format!("{payload_len} B of data"),
-            _ => self.segment.name().to_owned(),
+        let segment = self.segment;
+        let mut label = match segment.payload_len {
+            0 => segment.name().to_owned(),
+            len => format!("{len} B of data"),
+        };
+        if segment.payload_len > 0 && segment.flags.fin {
+            label += ", FIN";
         }
+        if segment.retransmission {
+            label += " again";
+        }
+        label
     }
 }
 
@@ -249,7 +256,7 @@ mod tests {
                 "SYN",
                 "SYN-ACK",
                 "ACK",
-                "SYN-ACK",
+                "SYN-ACK again",
                 "ACK",
                 "47 B of data",
                 "ACK",
