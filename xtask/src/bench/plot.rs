@@ -99,6 +99,18 @@ fn values(series: &[Series]) -> Vec<f64> {
     points.flat_map(|(_, y)| [y.min, y.max]).collect()
 }
 
+/// Returns a panel with a group of columns for each case.
+fn column_panel(title: &str, cases: &[&str], y: Axis, series: Vec<Series>) -> Panel {
+    Panel {
+        title: title.into(),
+        x: Axis::of_things("", names(cases)),
+        y,
+        series,
+        as_columns: true,
+        limits: Vec::new(),
+    }
+}
+
 /// Returns the panels that have figures.
 fn with_series(panels: impl Iterator<Item = Panel>) -> Vec<Panel> {
     panels.filter(|panel| !panel.series.is_empty()).collect()
@@ -145,6 +157,10 @@ fn connection(figures: Figures<'_>) -> Picture {
         };
         Some(Limit::Column(f64::from(place), Listener::Dataready, limit))
     });
+    let series = columns(&CASES, |case, listener| {
+        asked(figures, key(case).at(listener))
+    });
+    let y = Axis::new("instructions", Scale::Linear, long);
     Picture {
         title: "The cost of one connection, from the SYN to the last ACK".into(),
         note: "Instructions of the kernel and of the server. The same server and the same client \
@@ -152,14 +168,8 @@ fn connection(figures: Figures<'_>) -> Picture {
             .into(),
         limit: Some("dataready must not be above"),
         panels: vec![Panel {
-            title: "Instructions per connection".into(),
-            x: Axis::of_things("", names(&CASES)),
-            y: Axis::new("instructions", Scale::Linear, long),
-            series: columns(&CASES, |case, listener| {
-                asked(figures, key(case).at(listener))
-            }),
-            as_columns: true,
             limits: limits.collect(),
+            ..column_panel("Instructions per connection", &CASES, y, series)
         }],
         ..Picture::default()
     }
@@ -168,36 +178,21 @@ fn connection(figures: Figures<'_>) -> Picture {
 /// Plots the cost of parked connections.
 fn holding(figures: Figures<'_>) -> Picture {
     let panels = [
-        ("bytes", "", "Memory of one", "bytes"),
-        ("park", "", "Its bare ACK: to park it", "instructions"),
-        ("release", "", "Its request: to release it", "instructions"),
-        (
-            "timer",
-            "accept",
-            "To accept one at its deadline",
-            "instructions",
-        ),
-        (
-            "timer",
-            "reset",
-            "To reset one at its deadline",
-            "instructions",
-        ),
-        (
-            "timer",
-            "drop",
-            "To drop one at its deadline",
-            "instructions",
-        ),
+        ("bytes", "", "Memory of one"),
+        ("park", "", "Its bare ACK: to park it"),
+        ("release", "", "Its request: to release it"),
+        ("timer", "accept", "To accept one at its deadline"),
+        ("timer", "reset", "To reset one at its deadline"),
+        ("timer", "drop", "To drop one at its deadline"),
     ];
-    let panels = panels.into_iter().map(|(metric, case, title, unit)| {
+    let panels = panels.into_iter().map(|(metric, case, title)| {
         let key = Key::new(Bench::Holding, metric).case(case);
-        let limit = if metric == "bytes" {
-            Some(bound::BYTES)
+        let (limit, unit) = if metric == "bytes" {
+            (Some(bound::BYTES), "bytes")
         } else {
             let fewest = figures.places(key).first().copied();
             let cost = fewest.and_then(|fewest| figures.statistics(key.x(fewest)).ok());
-            cost.map(|cost| cost.median * bound::FLAT)
+            (cost.map(|cost| cost.median * bound::FLAT), "instructions")
         };
         Panel {
             title: title.into(),
@@ -332,13 +327,8 @@ fn segments(figures: Figures<'_>) -> Picture {
             Key::new(Bench::Segments, metric).case(case).at(listener),
         )
     };
-    let panel = |title: &str, y: &str, series| Panel {
-        title: title.into(),
-        x: Axis::of_things("", names(&CASES)),
-        y: Axis::new(y, Scale::Whole, long),
-        series,
-        as_columns: true,
-        limits: Vec::new(),
+    let panel = |title: &str, y: &str, series| {
+        column_panel(title, &CASES, Axis::new(y, Scale::Whole, long), series)
     };
     let syn_acks = columns(&CASES, |case, listener| asked("syn_acks", case, listener));
     let total = columns(&CASES, |case, listener| {
@@ -366,24 +356,19 @@ fn segments(figures: Figures<'_>) -> Picture {
 /// Plots the cost of the module for listeners without the filter.
 fn others(figures: Figures<'_>) -> Picture {
     const CASES: [&str; 3] = ["without_module", "with_module", "filter_elsewhere"];
+    let key = Key::new(Bench::Others, "instructions");
+    let series = columns(&CASES, |case, listener| {
+        asked(figures, key.case(case).at(listener))
+    });
     Picture {
         title: "The cost of a connection at a plain listener".into(),
         note: "An epoll server whose clients pause; its listener does not have the filter.".into(),
-        panels: vec![Panel {
-            title: "Instructions per connection".into(),
-            x: Axis::of_things("", names(&CASES)),
-            y: Axis::new("instructions", Scale::Linear, long),
-            series: columns(&CASES, |case, listener| {
-                asked(
-                    figures,
-                    Key::new(Bench::Others, "instructions")
-                        .case(case)
-                        .at(listener),
-                )
-            }),
-            as_columns: true,
-            limits: Vec::new(),
-        }],
+        panels: vec![column_panel(
+            "Instructions per connection",
+            &CASES,
+            Axis::new("instructions", Scale::Linear, long),
+            series,
+        )],
         ..Picture::default()
     }
 }

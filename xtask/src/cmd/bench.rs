@@ -82,7 +82,7 @@ impl Bench {
             if request.benches.is_empty() {
                 let names = COMPARED.map(Name::key);
                 bail!(
-                    "--before compares {}; none of them was asked for",
+                    "--before compares {}; none of them was requested",
                     names.join(", ")
                 );
             }

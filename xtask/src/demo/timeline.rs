@@ -86,7 +86,7 @@ impl Ladder {
             })
             .collect();
         let accepted = facts.exchange.accepted.as_ref();
-        // Without `accept()` and RST, the end of the request is visible nowhere else.
+        // `accept()` or an RST shows the end of the request; a silent drop is shown by itself.
         let silently = accepted.is_none() && facts.request().is_some();
         let error = facts.exchange.client.error.as_ref();
         Self {
@@ -237,39 +237,25 @@ mod tests {
         let labels = |scenario, listener, until| {
             let facts = findings.of(scenario, listener).unwrap();
             let ladder = Ladder::new(facts, until);
-            ladder.arrows.iter().map(Arrow::label).collect::<Vec<_>>()
+            let labels: Vec<String> = ladder.arrows.iter().map(Arrow::label).collect();
+            labels.join(" | ")
         };
+        let served = "47 B of data | ACK | 89 B of data";
         assert_eq!(
             labels(Scenario::Rfc793, Listener::Plain, Until::Answer),
-            [
-                "SYN",
-                "SYN-ACK",
-                "ACK",
-                "47 B of data",
-                "ACK",
-                "89 B of data"
-            ]
+            format!("SYN | SYN-ACK | ACK | {served}")
         );
         assert_eq!(
             labels(Scenario::Silent, Listener::DeferAccept, Until::Answer),
-            [
-                "SYN",
-                "SYN-ACK",
-                "ACK",
-                "SYN-ACK again",
-                "ACK",
-                "47 B of data",
-                "ACK",
-                "89 B of data"
-            ]
+            format!("SYN | SYN-ACK | ACK | SYN-ACK again | ACK | {served}")
         );
         assert_eq!(
             labels(Scenario::Silent, Listener::DatareadyReset, Until::Answer),
-            ["SYN", "SYN-ACK", "ACK", "RST"]
+            "SYN | SYN-ACK | ACK | RST"
         );
         assert_eq!(
             labels(Scenario::Silent, Listener::DatareadyDrop, Until::End),
-            ["SYN", "SYN-ACK", "ACK", "47 B of data", "RST"]
+            "SYN | SYN-ACK | ACK | 47 B of data | RST"
         );
     }
 
