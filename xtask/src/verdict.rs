@@ -256,9 +256,8 @@ impl fmt::Display for Verdict {
 }
 
 /// Returns whether there are claims, and all of them hold.
-pub(crate) fn all_hold<'a>(verdicts: impl IntoIterator<Item = &'a Verdict>) -> bool {
-    let mut verdicts = verdicts.into_iter().peekable();
-    verdicts.peek().is_some() && verdicts.all(|verdict| verdict.pass)
+pub(crate) fn all_hold(verdicts: &[Verdict]) -> bool {
+    !verdicts.is_empty() && verdicts.iter().all(|verdict| verdict.pass)
 }
 
 /// Returns the claims that do not hold.

@@ -2,7 +2,7 @@
 //! The host side of the benchmarks: from what the guest measured to bars, tables and plots.
 //!
 //! ```text
-//! bench.json ─► figures ─► bars ─► report
+//! bench.json ─► figures ─► bars ─► results
 //!                  └─────► plot ─► chart
 //! ```
 

@@ -2,7 +2,7 @@
 //! The host side of the demo: from what the guest recorded to tables, pictures and a verdict.
 //!
 //! ```text
-//! guest.json, client.pcap, server.pcap ─► capture ─► facts ─► checks ─► report, terminal
+//! guest.json, client.pcap, server.pcap ─► capture ─► facts ─► checks ─► results
 //!                                                      └────► timeline ─► svg, terminal
 //! ```
 

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! section-N + kallsyms ─► counts ─┐
-//! profile.json ───────────────────┴─► report
+//! profile.json ───────────────────┴─► results
 //! ```
 
 mod counts;
