@@ -18,7 +18,7 @@ use crate::{project, report, ui, verdict};
 ///
 /// Clients of every kind connect to listeners of every kind while settings change, listeners close,
 /// servers are killed, namespaces are removed, allocations fail (dev kernel), packets are lost, and
-/// a thread tries to unload the module. report.md, report.json and the guest's logs go to
+/// unloading the module is tried all the time. report.md, report.json and the guest's logs go to
 /// target/accf/soak/. Fails if a proof does not hold; the last line says so.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Soak {

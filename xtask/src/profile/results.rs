@@ -196,7 +196,7 @@ impl Report {
     /// Returns a report with these sections.
     fn document(&self, sections: Vec<Section>) -> Document {
         Document {
-            title: "What a connection's instructions are spent on".to_owned(),
+            title: "Instructions of a connection by function".to_owned(),
             summary: format!("Linux {}. {NOTE}", self.kernel),
             sections,
             ..Document::default()
