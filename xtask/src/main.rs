@@ -18,6 +18,7 @@ mod module;
 mod profile;
 mod program;
 mod project;
+mod report;
 #[cfg(test)]
 mod scratch;
 mod soak;
@@ -25,6 +26,7 @@ mod sysroot;
 mod table;
 mod tidy;
 mod ui;
+mod verdict;
 
 use std::process::ExitCode;
 

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Tables and numbers for people, on a terminal and in Markdown.
+//! Writes tables and numbers for a terminal and in Markdown.
 
-use std::fmt;
-
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle};
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, LineStyle, TableStyle};
 use console::{style, StyledObject};
 
 /// A line below the header, and one at each end.
@@ -18,14 +16,14 @@ const NARROWEST: usize = 100;
 /// Where output goes, and what it can show.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Screen {
-    /// Colours are wanted.
+    /// Whether to use colours.
     pub(crate) colours: bool,
-    /// Characters in a line.
+    /// The number of characters in a line.
     pub(crate) width: usize,
 }
 
 impl Screen {
-    /// The terminal behind standard output; without one, no colours and a usual width.
+    /// Returns the terminal of standard output; without one, no colours and a width of 120.
     pub(crate) fn stdout() -> Self {
         let term = console::Term::stdout();
         let colours = term.is_term() && console::colors_enabled();
@@ -37,7 +35,7 @@ impl Screen {
         Self { colours, width }
     }
 
-    /// Has `words` look as `how` says, where colours are wanted.
+    /// Styles `words` if colours are used.
     pub(crate) fn paint<'a>(
         self,
         words: &'a str,
@@ -47,156 +45,184 @@ impl Screen {
     }
 }
 
-/// A column of a table for people.
+/// How the cells of a column are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Words, on the left.
+    Words,
+    /// Numbers, on the right.
+    Numbers,
+    /// [`HOLDS`] or [`FAILS`], in green or red; Markdown has the latter in bold.
+    Verdicts,
+    /// Names from a program, which Markdown shows as code.
+    Code,
+    /// The same, in Markdown only.
+    CodeInMarkdown,
+}
+
+/// The cell of a claim that holds.
+pub(crate) const HOLDS: &str = "holds";
+/// The cell of a claim that does not hold.
+pub(crate) const FAILS: &str = "FAILS";
+
+/// A column of a table.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Column {
-    /// Its title in words.
-    pub(crate) title: &'static str,
-    /// The same in two short lines, for a terminal.
-    pub(crate) short: &'static str,
-    /// Its cells are numbers, which stand to the right.
-    pub(crate) numeric: bool,
+    /// The title.
+    title: &'static str,
+    /// The title in two short lines, for a terminal.
+    short: &'static str,
+    kind: Kind,
 }
 
-/// A column of words.
+impl Column {
+    /// Returns a column of cells of this kind.
+    pub(crate) const fn new(title: &'static str, kind: Kind) -> Self {
+        Self {
+            title,
+            short: title,
+            kind,
+        }
+    }
+
+    /// Sets another title for a terminal.
+    pub(crate) const fn short(self, short: &'static str) -> Self {
+        Self { short, ..self }
+    }
+}
+
+/// Returns a column of words.
 pub(crate) const fn words(title: &'static str) -> Column {
-    Column {
-        title,
-        short: title,
-        numeric: false,
-    }
+    Column::new(title, Kind::Words)
 }
 
-/// A column of numbers: its title, and the same in two short lines.
+/// Returns a column of numbers with its title, and the title in two short lines.
 pub(crate) const fn numeric(title: &'static str, short: &'static str) -> Column {
-    Column {
-        title,
-        short,
-        numeric: true,
-    }
+    Column::new(title, Kind::Numbers).short(short)
 }
 
-/// An empty table as wide as the screen.
-fn empty_table(screen: Screen) -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(RULES)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_width(u16::try_from(screen.width.max(NARROWEST)).unwrap_or(u16::MAX));
-    table
-}
-
-/// A table of `rows` for a terminal.
-pub(crate) fn table(screen: Screen, columns: &[Column], rows: Vec<Vec<String>>) -> String {
-    let mut table = empty_table(screen);
-    table.set_header(columns.iter().map(|column| cell(column.short, column)));
-    for row in rows {
-        table.add_row(
-            row.into_iter()
-                .zip(columns)
-                .map(|(words, column)| cell(&words, column)),
-        );
-    }
-    narrow(&mut table);
-    table.trim_fmt() + "\n"
-}
-
-/// A cell of a column.
-fn cell(words: &str, column: &Column) -> Cell {
-    let alignment = if column.numeric {
-        CellAlignment::Right
-    } else {
-        CellAlignment::Left
-    };
-    Cell::new(words).set_alignment(alignment)
-}
-
-/// Something that held or did not.
+/// A table for a terminal and for Markdown.
 #[derive(Clone, Debug)]
-pub(crate) struct Verdict {
-    /// It held.
-    pub(crate) pass: bool,
-    /// What it is about, as a sentence.
-    pub(crate) says: String,
-    /// What was found, in words.
-    pub(crate) found: String,
-    /// What it has to be, in words.
-    pub(crate) must_be: String,
+pub(crate) struct Table {
+    columns: Vec<Column>,
+    rows: Vec<Vec<String>>,
 }
 
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            says,
-            found,
-            must_be,
-            ..
-        } = self;
-        write!(f, "{says}: found {found}, must be {must_be}")
+impl Table {
+    /// Returns a table. Each row has a cell for each column.
+    pub(crate) fn new(
+        columns: impl Into<Vec<Column>>,
+        rows: impl IntoIterator<Item = Vec<String>>,
+    ) -> Self {
+        Self {
+            columns: columns.into(),
+            rows: rows.into_iter().collect(),
+        }
+    }
+
+    /// Leaves out the columns that have only empty cells.
+    pub(crate) fn without_empty_columns(self) -> Self {
+        let Self { columns, rows } = self;
+        let used: Vec<bool> = (0..columns.len())
+            .map(|index| {
+                rows.iter()
+                    .any(|row| row.get(index).is_some_and(|cell| !cell.is_empty()))
+            })
+            .collect();
+        Self {
+            columns: only(columns, &used),
+            rows: rows.into_iter().map(|row| only(row, &used)).collect(),
+        }
+    }
+
+    /// Writes the table for a terminal, as wide as the screen but at least [`NARROWEST`].
+    pub(crate) fn terminal(self, screen: Screen) -> String {
+        let mut table = comfy_table::Table::new();
+        table
+            .load_style(RULES)
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(u16::try_from(screen.width.max(NARROWEST)).unwrap_or(u16::MAX));
+        if screen.colours {
+            table.enforce_styling();
+        }
+        let shown: Vec<bool> = self
+            .columns
+            .iter()
+            .map(|column| column.kind != Kind::CodeInMarkdown)
+            .collect();
+        let columns = only(self.columns, &shown);
+        table.set_header(
+            columns
+                .iter()
+                .map(|column| align(column.short, column.kind)),
+        );
+        for row in self.rows {
+            let cells = only(row, &shown).into_iter().zip(&columns);
+            table.add_row(cells.map(|(words, column)| {
+                // A number stays on the line of its unit.
+                let cell = align(words.replace(" %", "\u{a0}%"), column.kind);
+                match column.kind {
+                    Kind::Verdicts if screen.colours && words == HOLDS => cell.fg(Color::Green),
+                    Kind::Verdicts if screen.colours => cell.fg(Color::Red),
+                    _ => cell,
+                }
+            }));
+        }
+        // One blank between columns, so that the widest table fits an ordinary terminal.
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 1));
+        }
+        table.trim_fmt() + "\n"
+    }
+
+    /// Writes the table in Markdown.
+    pub(crate) fn markdown(&self) -> String {
+        let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+        let titles = self.columns.iter().map(|column| column.title.to_owned());
+        let rules = self.columns.iter().map(|column| match column.kind {
+            Kind::Numbers => "---:".to_owned(),
+            _ => "---".to_owned(),
+        });
+        let mut out = line(titles.collect()) + &line(rules.collect());
+        for row in &self.rows {
+            let cells = row.iter().zip(&self.columns).map(|(words, column)| {
+                // A cell is one line.
+                let words = words.replace('\n', "<br>").replace('|', "\\|");
+                match column.kind {
+                    Kind::Verdicts if words == FAILS => format!("**{words}**"),
+                    Kind::Code | Kind::CodeInMarkdown => format!("`{words}`"),
+                    _ => words,
+                }
+            });
+            out += &line(cells.collect());
+        }
+        out
     }
 }
 
-/// Verdicts under the name `what`, one per row; those that fail stand out.
-pub(crate) fn verdicts(
-    screen: Screen,
-    what: &str,
-    verdicts: impl IntoIterator<Item = Verdict>,
-) -> String {
-    let mut table = empty_table(screen);
-    table.set_header(["", what, "found", "must be"]);
-    if screen.colours {
-        table.enforce_styling();
-    }
-    for verdict in verdicts {
-        let (word, colour) = if verdict.pass {
-            ("pass", Color::Green)
-        } else {
-            ("FAIL", Color::Red)
-        };
-        let word = Cell::new(word);
-        table.add_row([
-            if screen.colours {
-                word.fg(colour)
-            } else {
-                word
-            },
-            Cell::new(verdict.says),
-            Cell::new(verdict.found).set_alignment(CellAlignment::Right),
-            Cell::new(verdict.must_be),
-        ]);
-    }
-    narrow(&mut table);
-    table.trim_fmt() + "\n"
+/// Returns the items whose place in `kept` is true.
+fn only<T>(items: Vec<T>, kept: &[bool]) -> Vec<T> {
+    let pairs = items.into_iter().zip(kept);
+    pairs
+        .filter(|(_, kept)| **kept)
+        .map(|(item, _)| item)
+        .collect()
 }
 
-/// One blank between columns, so that the widest table fits an ordinary terminal.
-fn narrow(table: &mut Table) {
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 1));
-    }
+/// Returns a cell of a terminal's table.
+fn align(words: impl ToString, kind: Kind) -> Cell {
+    Cell::new(words).set_alignment(match kind {
+        Kind::Numbers => CellAlignment::Right,
+        _ => CellAlignment::Left,
+    })
 }
 
-/// Running text, in lines that are easy to read.
+/// Wraps running text.
 pub(crate) fn prose(words: &str, screen: Screen) -> String {
     textwrap::fill(words, screen.width.min(NARROWEST)) + "\n"
 }
 
-/// A table in Markdown.
-pub(crate) fn markdown_table(columns: &[Column], rows: &[Vec<String>]) -> String {
-    let line = |cells: Vec<&str>| format!("| {} |\n", cells.join(" | "));
-    let mut out = line(columns.iter().map(|column| column.title).collect());
-    out += &line(
-        columns
-            .iter()
-            .map(|c| if c.numeric { "---:" } else { "---" })
-            .collect(),
-    );
-    for row in rows {
-        out += &line(row.iter().map(String::as_str).collect());
-    }
-    out
-}
-
-/// A number as people write it: no more digits than it is worth, thousands set apart.
+/// Writes a number with one decimal if it is below 100, and with thousands separated by commas.
 pub(crate) fn number(value: f64) -> String {
     let decimals = match value.abs() {
         size if size < 100.0 && value.fract() != 0.0 => 1,
@@ -205,7 +231,7 @@ pub(crate) fn number(value: f64) -> String {
     fixed(value, decimals)
 }
 
-/// A number with so many decimals, thousands set apart.
+/// Writes a number with `decimals` decimals, and with thousands separated by commas.
 pub(crate) fn fixed(value: f64, decimals: usize) -> String {
     if !value.is_finite() {
         return "unknown".into();
@@ -230,12 +256,26 @@ pub(crate) fn fixed(value: f64, decimals: usize) -> String {
     }
 }
 
+/// Writes a fraction in percent, with up to two decimals.
+pub(crate) fn percent(part: f64) -> String {
+    let percent = part.abs() * 100.0;
+    if percent > 0.0 && percent < 0.005 {
+        return "under 0.01 %".into();
+    }
+    let decimals = match percent {
+        size if size >= 100.0 => 0,
+        size if size >= 1.0 => 1,
+        _ => 2,
+    };
+    format!("{} %", fixed(percent, decimals))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_written_for_people() {
+    fn numbers_are_rounded_and_grouped() {
         let cases = [
             (0.0, "0"),
             (1.0, "1"),
@@ -252,6 +292,20 @@ mod tests {
         ];
         for (value, wanted) in cases {
             assert_eq!(number(value), wanted, "{value}");
+        }
+    }
+
+    #[test]
+    fn percentages_have_up_to_two_decimals() {
+        for (part, words) in [
+            (0.0004, "0.04 %"),
+            (0.000_01, "under 0.01 %"),
+            (0.0, "0.00 %"),
+            (-0.012, "1.2 %"),
+            (0.5, "50.0 %"),
+            (12.0, "1,200 %"),
+        ] {
+            assert_eq!(percent(part), words);
         }
     }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Drawing a plot: panels with axes, lines or columns with their spread, and the bars as dashed lines.
+//! Draws plots: panels with axes, lines or columns with their spread, and the bars as dashed lines.
 //!
-//! A plot must be readable without the text around it, on a light page and on a dark one, printed without colours, and by
-//! those who do not tell all colours apart: each listener has a shape of its own, too, and lines are named where they end.
+//! A plot must be readable without the text around it, on light and dark pages, printed without
+//! colours, and by readers with colour blindness: each listener also has its own shape, and the
+//! last value of each line stands at its end.
 
 use std::io;
 
@@ -23,35 +24,36 @@ use plotters::style::{
 
 use super::figures::{title, Statistics};
 use super::scale::{Scale, Tick};
+use crate::report::LICENCE;
 
-/// Width of a picture; a page on GitHub has about as much.
+/// Width of a picture, about that of a page on GitHub.
 const WIDTH: u32 = 960;
-/// Title, note and legend.
+/// Height of the title, the note and the legend.
 const HEAD: u32 = 92;
-/// A panel's height, with everything around it.
+/// Height of a panel with its titles and axes.
 const PANEL: u32 = 306;
-/// Around the picture.
+/// Margin of the picture.
 const EDGE: i32 = 22;
-/// Left of a panel's plot: the axis's numbers and its name.
+/// Room left of a panel's plot, for the numbers and the name of the axis.
 const LEFT: i32 = 74;
-/// Below a panel's plot: the same.
+/// Room below a panel's plot, for the same.
 const BELOW: i32 = 64;
-/// Above a panel's plot: the panel's name.
+/// Room above a panel's plot, for its title.
 const ABOVE: i32 = 34;
-/// Right of a panel's plot, where lines are named.
+/// Room right of a panel's plot, for the last values of the lines.
 const NAMES: i32 = 58;
-/// Between lines of text.
+/// Distance of lines of text.
 const LINE: i32 = 15;
-/// Width of a character of small text, more or less.
+/// Approximate width of a character of small text.
 const CHARACTER: f64 = 6.9;
-/// The same of a capital.
+/// Approximate width of a capital.
 const CAPITAL: f64 = 9.4;
-/// How much of a panel's height a row of crosses takes.
+/// Height of a row of crosses, as a fraction of the panel's.
 const CROSSES: f64 = 0.06;
-/// How much of its room a group of columns takes.
+/// Width of a group of columns, as a fraction of its room.
 const GROUP: f64 = 0.8;
 
-/// The colours of the demo's picture.
+/// Colour of text, as in the demo's picture.
 const INK: RGBColor = RGBColor(0x1f, 0x23, 0x28);
 /// See [`INK`].
 const SOFT: RGBColor = RGBColor(0x59, 0x63, 0x6e);
@@ -59,91 +61,91 @@ const SOFT: RGBColor = RGBColor(0x59, 0x63, 0x6e);
 const GRID: RGBColor = RGBColor(0xd8, 0xde, 0xe4);
 /// See [`INK`].
 const PAPER: RGBColor = RGBColor(0xff, 0xff, 0xff);
-/// What a bar allows.
+/// Colour of what a bar allows.
 const ALLOWED: RGBColor = RGBColor(0xda, 0xfb, 0xe1);
 
-/// The fonts that pages use.
+/// Fonts of web pages.
 const FONTS: &str = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif";
 
-/// What is drawn on.
+/// A drawing area.
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 /// A panel's plot.
 type Plot<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// What may go wrong.
+/// The result of drawing.
 type Drawn = Result<(), DrawingAreaErrorKind<io::Error>>;
 
 /// A picture of one benchmark.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Picture {
-    /// What it shows.
+    /// The title.
     pub(crate) title: String,
-    /// What else to know.
+    /// A remark below the title.
     pub(crate) note: String,
-    /// What a dashed line means.
+    /// The meaning of a dashed line.
     pub(crate) limit: Option<&'static str>,
-    /// Side by side, and below each other.
+    /// The panels, row by row.
     pub(crate) panels: Vec<Panel>,
-    /// How many stand side by side.
+    /// The number of panels in a row; 0 means 1.
     pub(crate) columns: usize,
-    /// The same height is the same value in all panels.
+    /// All panels have the same y axis.
     pub(crate) same_heights: bool,
 }
 
 /// One plot of a picture.
 #[derive(Clone, Debug)]
 pub(crate) struct Panel {
-    /// What it shows.
+    /// The title.
     pub(crate) title: String,
-    /// To the right.
+    /// The x axis.
     pub(crate) x: Axis,
-    /// Upward.
+    /// The y axis.
     pub(crate) y: Axis,
-    /// What is shown.
+    /// The figures of each listener.
     pub(crate) series: Vec<Series>,
-    /// Columns, not lines.
+    /// Draws columns instead of lines.
     pub(crate) as_columns: bool,
-    /// What it is held against.
+    /// The bars.
     pub(crate) limits: Vec<Limit>,
 }
 
 /// An axis.
 #[derive(Clone, Debug)]
 pub(crate) struct Axis {
-    /// What is told, in which unit.
+    /// The quantity and its unit.
     pub(crate) label: String,
-    /// How values are spread.
+    /// The scale.
     pub(crate) scale: Scale,
-    /// How a value is written.
+    /// Writes a value.
     pub(crate) words: fn(f64) -> String,
-    /// The names of a [`Scale::Things`]; lines are separated by line ends.
+    /// The names of a [`Scale::Things`], which may have several lines.
     pub(crate) names: Vec<String>,
 }
 
-/// What was measured at a listener.
+/// The figures of one listener.
 #[derive(Clone, Debug)]
 pub(crate) struct Series {
     /// The listener.
     pub(crate) listener: Listener,
-    /// Its figures.
+    /// The figures, by their places.
     pub(crate) points: Vec<(f64, Statistics)>,
-    /// Where there is none, for a reason.
+    /// The places that could not be measured.
     pub(crate) missing: Vec<f64>,
 }
 
-/// What a figure is held against.
+/// A bar in a panel.
 #[derive(Clone, Debug)]
 pub(crate) enum Limit {
-    /// This value, wherever.
+    /// This value, at all places.
     Level(f64),
-    /// This value, for the column of this listener at this place.
+    /// This value, for the column of one listener at one place.
     Column(f64, Listener, f64),
-    /// At each place what is between two values.
+    /// A range of values for each place.
     Between(Vec<(f64, f64, f64)>),
 }
 
-/// A listener's colour; they are told apart by everybody.
+/// Returns a listener's colour. The colours differ for readers with colour blindness, too.
 fn colour(listener: Listener) -> RGBColor {
     match listener {
         Listener::Plain => RGBColor(0x6e, 0x77, 0x81),
@@ -152,9 +154,9 @@ fn colour(listener: Listener) -> RGBColor {
     }
 }
 
-/// Text of that size in pixels.
+/// Returns the style of text of this size in pixels.
 fn text(size: f64, colour: RGBColor, horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
-    // The library divides by this.
+    // The library divides the size by 1.24.
     let font = (FontFamily::Name(FONTS), size * 1.24).into_font();
     TextStyle {
         font,
@@ -163,7 +165,7 @@ fn text(size: f64, colour: RGBColor, horizontal: HPos, vertical: VPos) -> TextSt
     }
 }
 
-/// The same, bold.
+/// Makes a style bold.
 fn bold(style: TextStyle<'static>) -> TextStyle<'static> {
     TextStyle {
         font: style.font.style(FontStyle::Bold),
@@ -171,7 +173,7 @@ fn bold(style: TextStyle<'static>) -> TextStyle<'static> {
     }
 }
 
-/// How wide small text is, more or less.
+/// Returns the approximate width of small text.
 fn width(words: &str) -> i32 {
     let of = |letter: char| {
         if letter.is_uppercase() {
@@ -184,28 +186,26 @@ fn width(words: &str) -> i32 {
 }
 
 impl Picture {
-    /// The listeners it shows, in their usual order.
+    /// Returns the listeners that the picture shows, in their usual order.
     fn listeners(&self) -> Vec<Listener> {
         let series = || self.panels.iter().flat_map(|panel| &panel.series);
         let shown = |listener: &Listener| series().any(|series| series.listener == *listener);
         Listener::ALL.into_iter().filter(shown).collect()
     }
 
-    /// Draws it, as an SVG.
+    /// Draws the picture as an SVG.
     pub(crate) fn render(&self) -> Result<String> {
         let mut svg = String::new();
         self.draw(&mut svg)
             .with_context(|| format!("cannot draw `{}`", self.title))?;
-        // For those who are read to.
+        // For screen readers.
         let title = format!("<title>{}</title>\n", escaped(&self.title));
         let begin = svg.find(">\n").map_or(0, |at| at + 2);
         svg.insert_str(begin, &title);
-        Ok(format!(
-            "<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n{svg}"
-        ))
+        Ok(format!("{LICENCE}{svg}"))
     }
 
-    /// Draws it into `svg`.
+    /// Draws the picture into `svg`.
     fn draw(&self, svg: &mut String) -> Drawn {
         let columns = self.columns.max(1);
         let rows = self.panels.len().div_ceil(columns);
@@ -233,7 +233,7 @@ impl Picture {
         root.present()
     }
 
-    /// Says which colour and shape means what.
+    /// Draws the legend.
     fn legend(&self, root: &Area<'_>) -> Drawn {
         let y = 75;
         let mut x = EDGE + 6;
@@ -270,7 +270,7 @@ impl Picture {
 }
 
 impl Panel {
-    /// Draws it into `area` of `root`, as high as all panels `like` it.
+    /// Draws the panel into `area` of `root`, with the y axis of all panels in `like`.
     fn draw(&self, root: &Area<'_>, area: &Area<'_>, like: &[&Self]) -> Drawn {
         let x_values = self.series.iter().flat_map(|series| {
             let points = series.points.iter().map(|(x, _)| *x);
@@ -314,13 +314,13 @@ impl Panel {
         Ok(())
     }
 
-    /// How many listeners could not be measured somewhere.
+    /// Counts the listeners that could not be measured at all places.
     fn missing_rows(&self) -> usize {
         let missing = |series: &&Series| !series.missing.is_empty() && !self.as_columns;
         self.series.iter().filter(missing).count()
     }
 
-    /// Every value that must be on the paper.
+    /// Returns all values that the y axis must include.
     fn heights(&self) -> Vec<f64> {
         let points = self.series.iter().flat_map(|series| &series.points);
         let mut heights: Vec<f64> = points
@@ -337,7 +337,7 @@ impl Panel {
         heights
     }
 
-    /// Where a point is on the paper.
+    /// Returns the pixel of a point.
     fn pixel(&self, plot: &Plot<'_, '_>, x: f64, y: f64) -> (i32, i32) {
         plot.backend_coord(&(self.x.scale.place(x), self.y.scale.place(y)))
     }
@@ -386,7 +386,7 @@ impl Panel {
         root.draw(&Text::new(self.y.label.as_str(), beside, style))
     }
 
-    /// Draws lines with a mark and the spread at each point, and names each where it ends.
+    /// Draws lines with a mark and the spread at each point, and the last value at the end of each.
     fn lines(&self, root: &Area<'_>, plot: &Plot<'_, '_>) -> Drawn {
         let (xs, ys) = plot.plotting_area().get_pixel_range();
         let mut names = Vec::new();
@@ -411,7 +411,7 @@ impl Panel {
                 let (x, _) = self.pixel(plot, *x, 1.0);
                 cross(root, colour, (x, crosses))?;
             }
-            // One listener's below the other's.
+            // Each listener has its own row of crosses.
             crosses += if series.missing.is_empty() { 0 } else { LINE };
             if let (Some((_, y)), Some(at)) = (series.points.last(), line.last()) {
                 let words = (self.y.words)(y.median);
@@ -423,7 +423,7 @@ impl Panel {
             }
             marks.extend(line);
         }
-        // One that ends before the others has its value there, if there is room.
+        // A line that ends before the others has its last value there, if there is room.
         for ((x, y), words, colour) in ends {
             let near = |mark: &&(i32, i32)| mark.0 == x && (mark.1 - y).abs() < LINE;
             if marks.iter().filter(near).count() == 1 {
@@ -442,7 +442,7 @@ impl Panel {
         Ok(())
     }
 
-    /// The left and the right end of a listener's column.
+    /// Returns the left and the right end of a listener's column.
     fn column(&self, plot: &Plot<'_, '_>, x: f64, listener: Listener) -> (i32, i32) {
         let count = self.series.len().max(1) as f64;
         let series = self.series.iter();
@@ -482,7 +482,7 @@ impl Panel {
         Ok(())
     }
 
-    /// Paints what a limit allows.
+    /// Draws what a limit allows.
     fn allowed(&self, root: &Area<'_>, plot: &Plot<'_, '_>, limit: &Limit) -> Drawn {
         let Limit::Between(places) = limit else {
             return Ok(());
@@ -521,7 +521,7 @@ impl Panel {
 }
 
 impl Axis {
-    /// An axis of values.
+    /// Returns an axis of values.
     pub(crate) fn new(label: impl Into<String>, scale: Scale, words: fn(f64) -> String) -> Self {
         Self {
             label: label.into(),
@@ -531,7 +531,7 @@ impl Axis {
         }
     }
 
-    /// An axis of things with names.
+    /// Returns an axis of things with names.
     pub(crate) fn of_things(label: impl Into<String>, names: Vec<String>) -> Self {
         Self {
             label: label.into(),
@@ -541,7 +541,7 @@ impl Axis {
         }
     }
 
-    /// Its marks between two places.
+    /// Returns the marks between two places.
     fn ticks(&self, range: (f64, f64)) -> Vec<Tick> {
         self.scale.ticks(range, |value| {
             let name = self.names.get(value as usize);
@@ -550,7 +550,8 @@ impl Axis {
     }
 }
 
-/// A listener's mark, for those who cannot go by colours; those drawn later are smaller, so that nobody's is hidden.
+/// Draws a listener's mark, for readers with colour blindness. Marks that are drawn later are
+/// smaller, so that none is hidden.
 fn mark(root: &Area<'_>, listener: Listener, (x, y): (i32, i32)) -> Drawn {
     let style: ShapeStyle = colour(listener).filled();
     match listener {
@@ -560,7 +561,7 @@ fn mark(root: &Area<'_>, listener: Listener, (x, y): (i32, i32)) -> Drawn {
     }
 }
 
-/// A small cross.
+/// Draws a small cross.
 fn cross(root: &Area<'_>, colour: RGBColor, (x, y): (i32, i32)) -> Drawn {
     for (from, to) in [
         ((x - 4, y - 4), (x + 4, y + 4)),
@@ -571,7 +572,7 @@ fn cross(root: &Area<'_>, colour: RGBColor, (x, y): (i32, i32)) -> Drawn {
     Ok(())
 }
 
-/// From the least to the greatest value, where there is anything to see.
+/// Draws the range from the least to the greatest value, if it is large enough to be seen.
 fn whisker(root: &Area<'_>, colour: RGBColor, x: i32, (high, low): (i32, i32)) -> Drawn {
     if low - high < 2 {
         return Ok(());
@@ -584,7 +585,7 @@ fn whisker(root: &Area<'_>, colour: RGBColor, x: i32, (high, low): (i32, i32)) -
     Ok(())
 }
 
-/// A dashed line: a bar.
+/// Draws a bar as a dashed line.
 fn dashed<P>(root: &Area<'_>, points: P) -> Drawn
 where
     P: IntoIterator<Item = (i32, i32)>,
@@ -594,7 +595,7 @@ where
     root.draw(&line)
 }
 
-/// `words` as XML has them.
+/// Escapes `words` for XML.
 fn escaped(words: &str) -> String {
     words
         .replace('&', "&amp;")

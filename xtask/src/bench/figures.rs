@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Figures: what the rounds of a measurement come to, and how two of them compare.
+//! Figures: the statistics of the rounds of a measurement, and comparisons of two figures.
 
 use accf_bench::{Bench, Listener, Measurement, Recording, Unit};
 use serde::Serialize;
 
-use crate::table::{fixed, number};
+use crate::table::{fixed, number, percent};
 
-/// What the rounds of one measurement come to.
+/// The statistics of the rounds of one measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Statistics {
-    /// The middle one, or the mean of the two in the middle.
+    /// The median.
     pub(crate) median: f64,
     /// The least.
     pub(crate) min: f64,
     /// The greatest.
     pub(crate) max: f64,
-    /// From the least to the greatest, as a part of the median; without end where that is 0.
+    /// From the least to the greatest, as a fraction of the median; infinite if the median is 0.
     pub(crate) spread: f64,
 }
 
 impl Statistics {
-    /// Sums `samples` up; there must be one, and no sample may be other than a number.
+    /// Returns the statistics of `samples`; `None` if there are none, or one is not finite.
     pub(crate) fn of(samples: &[f64]) -> Option<Self> {
         if samples.iter().any(|sample| !sample.is_finite()) {
             return None;
@@ -45,17 +45,17 @@ impl Statistics {
     }
 }
 
-/// Two figures side by side.
+/// The comparison of two figures.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Comparison {
-    /// The first one's median as a part of the second one's.
+    /// The first one's median as a fraction of the second one's.
     pub(crate) ratio: f64,
-    /// The larger of both spreads: a smaller difference is none.
+    /// The larger of both spreads; a smaller difference does not count.
     pub(crate) spread: f64,
 }
 
 impl Comparison {
-    /// Compares `this` with `that`; nothing compares with 0.
+    /// Compares `this` with `that`; `None` if `that` is 0.
     pub(crate) fn new(this: &Statistics, that: &Statistics) -> Option<Self> {
         let ratio = this.median / that.median;
         ratio.is_finite().then_some(Self {
@@ -64,17 +64,17 @@ impl Comparison {
         })
     }
 
-    /// How far the ratio is from 1.
+    /// Returns the distance of the ratio from 1.
     pub(crate) fn difference(&self) -> f64 {
         (self.ratio - 1.0).abs()
     }
 
-    /// Whether there is a difference that the spread does not account for.
+    /// Returns whether the difference is larger than the spread.
     pub(crate) fn is_clear(&self) -> bool {
         self.difference() > self.spread
     }
 
-    /// The difference in words, for a table's cell or a sentence.
+    /// Writes the difference in words, for a table's cell or a sentence.
     pub(crate) fn words(&self) -> String {
         if self.ratio == 1.0 && self.spread == 0.0 {
             return "the same".into();
@@ -94,40 +94,26 @@ impl Comparison {
     }
 }
 
-/// From so many times on, a difference is not told in percent.
+/// Ratios from this on are written as `12 ×` or `1/12` instead of in percent.
 const MANY: f64 = 10.0;
 
-/// A part of 1 in percent, with no more digits than it is worth.
-pub(crate) fn percent(part: f64) -> String {
-    let percent = part.abs() * 100.0;
-    if percent > 0.0 && percent < 0.005 {
-        return "under 0.01 %".into();
-    }
-    let decimals = match percent {
-        size if size >= 100.0 => 0,
-        size if size >= 1.0 => 1,
-        _ => 2,
-    };
-    format!("{} %", fixed(percent, decimals))
-}
-
-/// Which figure is meant.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// The name of a figure.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Key<'a> {
     /// The benchmark.
     pub(crate) bench: Bench,
-    /// What was measured.
+    /// The quantity.
     pub(crate) metric: &'a str,
-    /// Under which circumstances.
+    /// The case; empty if there is only one.
     pub(crate) case: &'a str,
-    /// At which listener.
+    /// The listener.
     pub(crate) listener: Listener,
-    /// Against what it is plotted.
+    /// The place on the x axis.
     pub(crate) x: Option<f64>,
 }
 
 impl<'a> Key<'a> {
-    /// A figure of `bench` without circumstances, at a listener with the filter.
+    /// Returns a figure of `bench` without a case, of the listener with the filter.
     pub(crate) fn new(bench: Bench, metric: &'a str) -> Self {
         Self {
             bench,
@@ -138,22 +124,22 @@ impl<'a> Key<'a> {
         }
     }
 
-    /// The same under other circumstances.
+    /// Returns the same figure of another case.
     pub(crate) fn case(self, case: &'a str) -> Self {
         Self { case, ..self }
     }
 
-    /// The same at another listener.
+    /// Returns the same figure of another listener.
     pub(crate) fn at(self, listener: Listener) -> Self {
         Self { listener, ..self }
     }
 
-    /// The same at another place of the plot.
+    /// Returns the same figure at another place.
     pub(crate) fn x(self, x: f64) -> Self {
         Self { x: Some(x), ..self }
     }
 
-    /// The name of a measurement.
+    /// Returns the name of a measurement.
     pub(crate) fn of(measurement: &'a Measurement) -> Self {
         Self {
             bench: measurement.bench,
@@ -168,24 +154,24 @@ impl<'a> Key<'a> {
 /// The figures of a recording, by their names.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures<'a> {
-    /// What they are from.
+    /// The recording.
     pub(crate) recording: &'a Recording,
 }
 
 impl<'a> Figures<'a> {
-    /// All measurements of a benchmark.
+    /// Returns all measurements of a benchmark.
     pub(crate) fn of(self, bench: Bench) -> impl Iterator<Item = &'a Measurement> {
         let all = self.recording.measurements.iter();
         all.filter(move |measurement| measurement.bench == bench)
     }
 
-    /// The measurement of that name.
+    /// Returns the measurement of this name.
     pub(crate) fn find(self, key: Key<'_>) -> Option<&'a Measurement> {
         let mut all = self.recording.measurements.iter();
         all.find(|measurement| Key::of(measurement) == key)
     }
 
-    /// The rounds of the measurement of that name, or why there are none.
+    /// Returns the rounds of the measurement of this name, or why there are none.
     pub(crate) fn samples(self, key: Key<'_>) -> Result<&'a [f64], String> {
         let name = || {
             let mut name = format!("{} of {}", key.metric, title(key.listener));
@@ -207,19 +193,20 @@ impl<'a> Figures<'a> {
         Ok(&measurement.samples)
     }
 
-    /// What the rounds of the measurement of that name come to, or why there is nothing.
+    /// Returns the statistics of the measurement of this name, or why there are none.
     pub(crate) fn statistics(self, key: Key<'_>) -> Result<Statistics, String> {
         let samples = self.samples(key)?;
         Statistics::of(samples).ok_or_else(|| format!("{} has no number", key.metric))
     }
 
-    /// Compares the measurement of that name with the one at another listener or place.
+    /// Compares two measurements.
     pub(crate) fn compare(self, this: Key<'_>, that: Key<'_>) -> Result<Comparison, String> {
         let (this, that) = (self.statistics(this)?, self.statistics(that)?);
-        Comparison::new(&this, &that).ok_or_else(|| "nothing compares with 0".into())
+        Comparison::new(&this, &that).ok_or_else(|| "a comparison with 0 has no result".into())
     }
 
-    /// The circumstances under which a figure like this one was measured, or was to be: none in particular, and others.
+    /// Returns the cases of a figure, whether or not they could be measured; the empty one comes
+    /// first.
     pub(crate) fn cases(self, key: Key<'_>) -> Vec<&'a str> {
         let mut cases = vec![""];
         for measurement in self.of(key.bench) {
@@ -232,7 +219,7 @@ impl<'a> Figures<'a> {
         cases
     }
 
-    /// Where on the plot figures like this one were measured, or were to be, in rising order.
+    /// Returns the places of a figure in rising order, whether or not they could be measured.
     pub(crate) fn places(self, key: Key<'_>) -> Vec<f64> {
         let mut places: Vec<f64> = self
             .of(key.bench)
@@ -248,7 +235,7 @@ impl<'a> Figures<'a> {
     }
 }
 
-/// A listener's name for people.
+/// Returns the title of a listener.
 pub(crate) fn title(listener: Listener) -> &'static str {
     match listener {
         Listener::Plain => "plain",
@@ -257,7 +244,7 @@ pub(crate) fn title(listener: Listener) -> &'static str {
     }
 }
 
-/// The circumstances of a measurement for people.
+/// Returns the title of a case.
 pub(crate) fn case_title(case: &str) -> &str {
     match case {
         "epoll/pause" => "epoll, client pauses",
@@ -277,12 +264,12 @@ pub(crate) fn case_title(case: &str) -> &str {
     }
 }
 
-/// A value as it stands in a table, without its unit.
+/// Writes a value for a table, without its unit.
 pub(crate) fn value(value: f64, unit: Unit) -> String {
     match unit {
         Unit::Milliseconds if value.abs() < 10.0 => fixed(value, 2),
         Unit::Instructions => fixed(value, 0),
-        // A mean of whole numbers may be a little off one.
+        // The mean of whole numbers may be a little off a whole number.
         _ if value.abs() < 100.0 => number((value * 10.0).round() / 10.0),
         _ => number(value),
     }
@@ -321,7 +308,7 @@ mod tests {
             (&[300.0], &[100.0], "+200 %"),
             (&[1234.0], &[100.0], "12.3 ×"),
             (&[100.0], &[1234.0], "1/12"),
-            // 5 % apart, but one of them is by 10 % not sure.
+            // The figures differ by 5 %, and the rounds of one of them by 10 %.
             (
                 &[90.0, 95.0, 99.5],
                 &[100.0],
@@ -341,19 +328,5 @@ mod tests {
             );
         }
         assert_eq!(compare(&[1.0], &[0.0]), None);
-    }
-
-    #[test]
-    fn percentages_have_the_digits_they_are_worth() {
-        for (part, words) in [
-            (0.0004, "0.04 %"),
-            (0.000_01, "under 0.01 %"),
-            (0.0, "0.00 %"),
-            (-0.012, "1.2 %"),
-            (0.5, "50.0 %"),
-            (12.0, "1,200 %"),
-        ] {
-            assert_eq!(percent(part), words);
-        }
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The guest that measures: one processor, whose instructions are its clock.
+//! The guest of the benchmarks: it has one processor, and its clocks count instructions.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -13,16 +13,17 @@ use crate::guest::Guest;
 use crate::lab::Lab;
 use crate::program;
 
-/// How long the guest may take; an emulated one on a busy machine is slow.
+/// The guest's time limit, for an emulated guest on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 
-/// The same for a short run.
+/// The time limit of a short run.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(1200);
 
-/// How often measuring may begin anew: it refuses what was disturbed, by work that the kernel does at times of its own.
+/// How often the program may be started again: it fails if periodic work of the kernel disturbed a
+/// measurement.
 const REPEATS: u32 = 1;
 
-/// The machine that counts: one nanosecond of all clocks is an instruction, and nobody waits while it idles.
+/// Lets each instruction advance all clocks by one nanosecond, and skips idle time.
 const QEMU_ARGUMENTS: [&str; 4] = [
     "-accel",
     "tcg,thread=single",
@@ -30,14 +31,14 @@ const QEMU_ARGUMENTS: [&str; 4] = [
     "shift=0,sleep=off",
 ];
 
-/// What is to be measured.
+/// The benchmarks to run.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
-    /// The benchmarks.
+    /// The names of the benchmarks.
     pub(crate) benches: Vec<Bench>,
-    /// How often each figure is measured.
+    /// The number of rounds.
     pub(crate) rounds: u32,
-    /// Fewer connections and shorter times.
+    /// Whether to run with fewer connections and shorter times.
     pub(crate) short: bool,
 }
 
@@ -46,7 +47,7 @@ pub(crate) fn build_program(sh: &Shell) -> Result<PathBuf> {
     program::build(sh, "accf-bench")
 }
 
-/// A guest that counts. Its command loads `module` itself.
+/// Returns a guest whose clocks count instructions. Its command loads `module` itself.
 pub(crate) fn machine(lab: &Lab, module: &Path) -> Guest {
     let mut guest = lab.guest(&[]);
     guest.module = None;
@@ -55,13 +56,14 @@ pub(crate) fn machine(lab: &Lab, module: &Path) -> Guest {
         .push(("ACCF_KO".to_owned(), module.as_os_str().to_owned()));
     guest.cpus = 1;
     guest.qemu_arguments = QEMU_ARGUMENTS.map(str::to_owned).to_vec();
-    // Where no spinner shows that it goes on, the guest's own words do.
+    // Without a spinner, the guest's output shows the progress.
     guest.echo = !std::io::stderr().is_terminal();
     guest
 }
 
 impl Request {
-    /// Runs the program in a guest, which leaves its recording in `recorded`. It loads `module` itself.
+    /// Runs the program in a guest, which leaves its recording in `recorded`. It loads `module`
+    /// itself.
     pub(crate) fn run(
         &self,
         lab: &Lab,

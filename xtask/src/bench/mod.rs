@@ -2,7 +2,7 @@
 //! The host side of the benchmarks: from what the guest measured to bars, tables and plots.
 //!
 //! ```text
-//! bench.json ─► figures ─► bars ─► report
+//! bench.json ─► figures ─► bars ─► results
 //!                  └─────► plot ─► chart
 //! ```
 
@@ -11,66 +11,54 @@ mod chart;
 mod figures;
 mod guest;
 mod plot;
-mod report;
+mod results;
 #[cfg(test)]
 pub(crate) mod sample;
 mod scale;
 
-use std::fs;
 use std::path::Path;
 
 use accf_bench::{Bench, Recording, RECORDING_FILE, SCHEMA};
-use anyhow::{bail, Context, Result};
+use anyhow::Result;
 
 pub(crate) use self::bars::{judge, SHORT_RUN_SLACK};
 pub(crate) use self::guest::{build_program, machine, Request};
-use self::report::{Before, Report};
+pub(crate) use self::results::closing_line;
+use self::results::{Before, Report};
+use crate::report::{self, check_schema, write, write_both};
 use crate::table::Screen;
+use crate::verdict::Verdict;
 
-/// What came out of the benchmarks.
+/// The results of the benchmarks.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// What to show in the terminal.
+    /// The text for the terminal.
     pub(crate) shown: String,
-    /// The bars that were missed, as sentences.
-    pub(crate) missed: Vec<String>,
-    /// The page for people who did not run it.
+    /// The verdicts on all bars.
+    pub(crate) bars: Vec<Verdict>,
+    /// The text of docs/benchmarks.md.
     pub(crate) page: String,
     /// The plots, by their file names.
     pub(crate) plots: Vec<(String, String)>,
 }
 
-/// Another version of the module, and where the guest left what it measured of it.
+/// Another version of the module, and where its recording is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Earlier<'a> {
-    /// Which version.
+    /// The commit and its first line.
     pub(crate) revision: &'a str,
-    /// The directory.
+    /// The directory of the recording.
     pub(crate) recorded: &'a Path,
 }
 
-/// Reads what a guest left in `recorded`, which is there only if the guest got to the end.
+/// Reads the recording that a guest wrote to `recorded` at its end.
 pub(crate) fn read(recorded: &Path) -> Result<Recording> {
-    let path = recorded.join(RECORDING_FILE);
-    let text = fs::read_to_string(&path).with_context(|| {
-        format!(
-            "the guest left no recording at {}: it did not get to the end",
-            path.display()
-        )
-    })?;
-    let recording: Recording = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not a recording of the benchmarks", path.display()))?;
-    if recording.schema != SCHEMA {
-        bail!(
-            "{} is a recording of version {}, but this is a host side of version {SCHEMA}: build both anew",
-            path.display(),
-            recording.schema
-        );
-    }
+    let recording: Recording = report::read(recorded, RECORDING_FILE)?;
+    check_schema(RECORDING_FILE, recording.schema, SCHEMA)?;
     Ok(recording)
 }
 
-/// Judges what the guest left in `recorded` of the benchmarks `asked` for, and writes the results into `out`.
+/// Judges the recording of the benchmarks `asked` for, and writes the results into `out`.
 pub(crate) fn evaluate(
     recorded: &Path,
     earlier: Option<Earlier<'_>>,
@@ -79,51 +67,38 @@ pub(crate) fn evaluate(
     screen: Screen,
 ) -> Result<Outcome> {
     let recording = read(recorded)?;
-    let before = earlier.map(|earlier| {
-        let before = read(earlier.recorded)?;
-        Ok::<_, anyhow::Error>(Before::new(
-            earlier.revision.to_owned(),
-            &before,
-            &recording,
-        ))
-    });
-    let bars = judge(&recording, asked);
-    let report = Report::new(&recording, asked, bars, before.transpose()?);
+    let earlier = earlier.map(|it| Ok::<_, anyhow::Error>((it.revision, read(it.recorded)?)));
+    let earlier = earlier.transpose()?;
+    let before = earlier.as_ref();
+    let before = before.map(|(revision, before)| Before::new(revision, before, &recording));
+    let report = Report::new(&recording, asked, judge(&recording, asked), before);
+    let document = report.document();
 
-    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    let write = |name: &str, text: &str| {
-        let path = out.join(name);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-    };
-    let mut json = serde_json::to_string_pretty(&report)?;
-    json.push('\n');
-    write("report.json", &json)?;
-    write("report.md", &report.markdown())?;
+    write_both(out, &report.numbers(), &document)?;
     let mut plots = Vec::new();
     for (bench, picture) in plot::all(&recording) {
         let (name, svg) = (plot::file(bench), picture.render()?);
-        write(&name, &svg)?;
+        write(out, &name, &svg)?;
         plots.push((name, svg));
     }
-    let missed = report
-        .verdicts()
-        .into_iter()
-        .filter(|verdict| !verdict.pass);
     Ok(Outcome {
-        shown: report.terminal(screen),
-        missed: missed.map(|verdict| verdict.to_string()).collect(),
+        shown: document.terminal(screen),
         page: report.page(),
+        bars: report.bars,
         plots,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::sample::sample;
     use super::*;
     use crate::scratch::Scratch;
+    use crate::verdict::failed;
 
-    /// Leaves `recording` in a directory as the guest would.
+    /// Writes `recording` into a directory, as a guest does.
     fn record(directory: &Scratch, recording: &Recording) {
         let text = serde_json::to_string(recording).unwrap();
         fs::write(directory.0.join(RECORDING_FILE), text).unwrap();
@@ -135,25 +110,28 @@ mod tests {
     };
 
     #[test]
-    fn a_recording_becomes_all_the_files_and_a_verdict() {
+    fn a_recording_becomes_all_files_and_verdicts() {
         let (recorded, out) = (Scratch::new("bench-recorded"), Scratch::new("bench-out"));
         record(&recorded, &sample());
         let outcome = evaluate(&recorded.0, None, &Bench::ALL, &out.0, SCREEN).unwrap();
-        assert_eq!(outcome.missed, [""; 0]);
+        assert_eq!(failed(&outcome.bars).next(), None);
         assert_eq!(outcome.plots.len(), Bench::ALL.len());
         for (name, svg) in &outcome.plots {
             assert_eq!(&out.text(name), svg);
             assert!(outcome.page.contains(&format!("({name})")), "{name}");
         }
         let report = out.text("report.md");
-        assert!(report.contains("every bar holds"), "{report}");
+        assert!(report.contains("Every bar holds."), "{report}");
         for row in [
-            "| holds | bytes of a held connection | 387 bytes, 1,000,000 held | ≤ 400 bytes | `holding.bytes.dataready` |",
-            "| epoll, client pauses | instructions | 102,345 (0.07 %) | 84,120 (0.07 %) | 84,500 (0.07 %) | −17.4 % | +0.45 % |",
+            "| holds | bytes of a parked connection | 387 bytes, 1,000,000 parked | ≤ 400 bytes | \
+             `holding.bytes.dataready` |",
+            "| epoll, client pauses | instructions | 102,345 (0.07 %) | 84,120 (0.07 %) | 84,500 \
+             (0.07 %) | −17.4 % | +0.45 % |",
             "| RTO, ms | 0.1 | 201 | 501 | 202 | +0.50 % | −59.7 % |",
             "|  | 5 | 201 | 15,201 (15,196 … 15,207) | 202 | +0.50 % | 1/75 |",
-            "* TCP_DEFER_ACCEPT, bytes of a held connection at 1,000,000: syncookies begin",
-            "* plain, TCP_DEFER_ACCEPT, instructions to the response at 1,000 to 100,000: not served within 3 s",
+            "* TCP_DEFER_ACCEPT, bytes of a parked connection at 1,000,000: syncookies begin",
+            "* plain, TCP_DEFER_ACCEPT, instructions to the response at 1,000 to 100,000: not \
+             served within 3 s",
         ] {
             assert!(report.contains(row), "{row}\n{report}");
         }
@@ -165,13 +143,10 @@ mod tests {
             .find(|bar| bar["name"] == "holding.bytes.dataready");
         let bytes = bytes.unwrap();
         assert_eq!(
-            (&bytes["value"], &bytes["bar"]),
+            (&bytes["value"], &bytes["bound"]["at_most"]),
             (&387.0.into(), &400.0.into())
         );
-        assert_eq!(
-            (&bytes["comparison"], &bytes["pass"]),
-            (&"<=".into(), &true.into())
-        );
+        assert_eq!(bytes["pass"], true);
         let first = &json["measurements"][0];
         assert_eq!(first["median"], 102_345.0);
         assert_eq!(first["samples"].as_array().unwrap().len(), 3);
@@ -204,15 +179,15 @@ mod tests {
         record(&recorded, &recording);
         let asked = [Bench::Holding];
         let outcome = evaluate(&recorded.0, None, &asked, &out.0, SCREEN).unwrap();
-        assert_eq!(outcome.missed.len(), 2, "{:?}", outcome.missed);
+        assert_eq!(failed(&outcome.bars).count(), 2, "{:?}", outcome.bars);
         assert!(outcome.shown.contains("FAIL"));
-        assert!(out.text("report.md").contains("**MISSED**"));
+        assert!(out.text("report.md").contains("**FAILS**"));
         let json: serde_json::Value = serde_json::from_str(&out.text("report.json")).unwrap();
         assert_eq!(json["pass"], false);
     }
 
     #[test]
-    fn what_has_become_better_is_shown() {
+    fn changes_since_an_earlier_version_are_shown() {
         let (recorded, before) = (Scratch::new("bench-after"), Scratch::new("bench-before"));
         let out = Scratch::new("bench-compared");
         record(&recorded, &sample());
@@ -236,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_whole_recording_of_this_version_counts() {
+    fn only_complete_recordings_of_this_version_are_read() {
         let recorded = Scratch::new("bench-versions");
         let says = |recorded: &Scratch| format!("{:#}", read(&recorded.0).unwrap_err());
         assert!(says(&recorded).contains("did not get to the end"));
@@ -245,6 +220,6 @@ mod tests {
         let mut recording = sample();
         recording.schema = SCHEMA + 1;
         record(&recorded, &recording);
-        assert!(says(&recorded).contains("build both anew"));
+        assert!(says(&recorded).contains("build both again"));
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which plots there are.
+//! The plots of all benchmarks.
 
 use accf_bench::{Bench, Listener, Recording};
 
@@ -8,12 +8,12 @@ use super::chart::{Axis, Limit, Panel, Picture, Series};
 use super::figures::{case_title, Figures, Key, Statistics};
 use super::scale::{long, short, Scale};
 
-/// The file of a benchmark's picture.
+/// Returns the file name of a benchmark's picture.
 pub(crate) fn file(bench: Bench) -> String {
     format!("bench-{}.svg", bench.key())
 }
 
-/// A picture of each benchmark that `recording` has something of.
+/// Returns a picture of each benchmark that has figures.
 pub(crate) fn all(recording: &Recording) -> Vec<(Bench, Picture)> {
     let figures = Figures { recording };
     let pictures = Bench::ALL.into_iter().map(|bench| {
@@ -37,7 +37,7 @@ pub(crate) fn all(recording: &Recording) -> Vec<(Bench, Picture)> {
         .collect()
 }
 
-/// A line for each listener at which this was measured.
+/// Returns the line of each listener that has such figures.
 fn lines(figures: Figures<'_>, key: Key<'_>) -> Vec<Series> {
     let lines = Listener::ALL.into_iter().map(|listener| {
         let key = key.at(listener);
@@ -52,7 +52,7 @@ fn lines(figures: Figures<'_>, key: Key<'_>) -> Vec<Series> {
     lines.filter(has_anything).collect()
 }
 
-/// Columns for each listener at which this was measured under these circumstances; their places are 0, 1, 2 …
+/// Returns the columns of each listener that has figures of these cases, at the places 0, 1, 2 …
 fn columns<'a>(
     cases: &[&'a str],
     figure: impl Fn(&'a str, Listener) -> Option<Option<Statistics>>,
@@ -66,7 +66,7 @@ fn columns<'a>(
     series.filter(has_anything).collect()
 }
 
-/// The figures of a listener by their places; where there is none, it could not be measured.
+/// Returns the figures of a listener by their places; `None` could not be measured.
 fn series(listener: Listener, figures: impl Iterator<Item = (f64, Option<Statistics>)>) -> Series {
     let (mut points, mut missing) = (Vec::new(), Vec::new());
     for (x, statistics) in figures {
@@ -82,32 +82,44 @@ fn series(listener: Listener, figures: impl Iterator<Item = (f64, Option<Statist
     }
 }
 
-/// Whether a listener took part.
+/// Returns whether a listener was measured, or could not be.
 fn has_anything(series: &Series) -> bool {
     !(series.points.is_empty() && series.missing.is_empty())
 }
 
-/// What was found under that name, if it was asked for; nothing inside if it could not be measured.
+/// Returns the figure of this name if it was requested; the inner `None` could not be measured.
 fn asked(figures: Figures<'_>, key: Key<'_>) -> Option<Option<Statistics>> {
     let measurement = figures.find(key)?;
     Some(Statistics::of(&measurement.samples))
 }
 
-/// The values of all lines.
+/// Returns the values of all lines.
 fn values(series: &[Series]) -> Vec<f64> {
     let points = series.iter().flat_map(|series| &series.points);
     points.flat_map(|(_, y)| [y.min, y.max]).collect()
 }
 
-/// The panels that show anything.
+/// Returns a panel with a group of columns for each case.
+fn column_panel(title: &str, cases: &[&str], y: Axis, series: Vec<Series>) -> Panel {
+    Panel {
+        title: title.into(),
+        x: Axis::of_things("", names(cases)),
+        y,
+        series,
+        as_columns: true,
+        limits: Vec::new(),
+    }
+}
+
+/// Returns the panels that have figures.
 fn with_series(panels: impl Iterator<Item = Panel>) -> Vec<Panel> {
     panels.filter(|panel| !panel.series.is_empty()).collect()
 }
 
-/// The names of circumstances, each in two short lines.
+/// Returns the titles of cases, each in two short lines.
 fn names(cases: &[&str]) -> Vec<String> {
     let halves = |title: &str| {
-        // At a comma, or else at the blank nearest to the middle.
+        // Splits at a comma, or else at the blank nearest to the middle.
         let middle = title.len() / 2;
         let blanks = title.match_indices(' ').map(|(at, _)| at);
         let at = title.find(", ").map(|at| at + 1);
@@ -121,7 +133,7 @@ fn names(cases: &[&str]) -> Vec<String> {
         .collect()
 }
 
-/// What one connection costs.
+/// Plots the cost of one connection.
 fn connection(figures: Figures<'_>) -> Picture {
     const CASES: [&str; 4] = [
         "epoll/pause",
@@ -145,61 +157,46 @@ fn connection(figures: Figures<'_>) -> Picture {
         };
         Some(Limit::Column(f64::from(place), Listener::Dataready, limit))
     });
+    let series = columns(&CASES, |case, listener| {
+        asked(figures, key(case).at(listener))
+    });
+    let y = Axis::new("instructions", Scale::Linear, long);
     Picture {
-        title: "What one connection costs, from SYN to the last FIN".into(),
-        note: "Instructions of the kernel and of the server. The same server and the same client at each listener."
+        title: "The cost of one connection, from the SYN to the last ACK".into(),
+        note: "Instructions of the kernel and of the server. The same server and the same client \
+               at each listener."
             .into(),
         limit: Some("dataready must not be above"),
-        columns: 1,
-        same_heights: false,
         panels: vec![Panel {
-            title: "Instructions per connection".into(),
-            x: Axis::of_things("", names(&CASES)),
-            y: Axis::new("instructions", Scale::Linear, long),
-            series: columns(&CASES, |case, listener| asked(figures, key(case).at(listener))),
-            as_columns: true,
             limits: limits.collect(),
+            ..column_panel("Instructions per connection", &CASES, y, series)
         }],
+        ..Picture::default()
     }
 }
 
-/// What connections cost that are held.
+/// Plots the cost of parked connections.
 fn holding(figures: Figures<'_>) -> Picture {
     let panels = [
-        ("bytes", "", "Memory of one", "bytes"),
-        ("park", "", "Its bare ACK: to park it", "instructions"),
-        ("release", "", "Its request: to release it", "instructions"),
-        (
-            "timer",
-            "accept",
-            "To accept one at its deadline",
-            "instructions",
-        ),
-        (
-            "timer",
-            "reset",
-            "To reset one at its deadline",
-            "instructions",
-        ),
-        (
-            "timer",
-            "drop",
-            "To drop one at its deadline",
-            "instructions",
-        ),
+        ("bytes", "", "Memory of one"),
+        ("park", "", "Its bare ACK: to park it"),
+        ("release", "", "Its request: to release it"),
+        ("timer", "accept", "To accept one at its deadline"),
+        ("timer", "reset", "To reset one at its deadline"),
+        ("timer", "drop", "To drop one at its deadline"),
     ];
-    let panels = panels.into_iter().map(|(metric, case, title, unit)| {
+    let panels = panels.into_iter().map(|(metric, case, title)| {
         let key = Key::new(Bench::Holding, metric).case(case);
-        let limit = if metric == "bytes" {
-            Some(bound::BYTES)
+        let (limit, unit) = if metric == "bytes" {
+            (Some(bound::BYTES), "bytes")
         } else {
             let fewest = figures.places(key).first().copied();
             let cost = fewest.and_then(|fewest| figures.statistics(key.x(fewest)).ok());
-            cost.map(|cost| cost.median * bound::FLAT)
+            (cost.map(|cost| cost.median * bound::FLAT), "instructions")
         };
         Panel {
             title: title.into(),
-            x: Axis::new("connections held", Scale::Log, short),
+            x: Axis::new("idle connections", Scale::Log, short),
             y: Axis::new(unit, Scale::Linear, short),
             series: lines(figures, key),
             as_columns: false,
@@ -207,16 +204,18 @@ fn holding(figures: Figures<'_>) -> Picture {
         }
     });
     Picture {
-        title: "What it costs to hold a connection that thinks, while many are held".into(),
-        note: "Each cost is that of one connection; a flat line does not depend on how many are held. A plain listener holds sockets.".into(),
+        title: "The cost of a parked connection, by the number of parked connections".into(),
+        note: "Each cost is that of one connection; a flat line does not depend on their number. \
+               At a plain listener they are sockets."
+            .into(),
         limit: Some("dataready must not be above"),
         columns: 3,
-        same_heights: false,
         panels: with_series(panels),
+        ..Picture::default()
     }
 }
 
-/// What those who think cost the others.
+/// Plots the latency of active clients while others are idle.
 fn interference(figures: Figures<'_>) -> Picture {
     let key = Key::new(Bench::Interference, "latency");
     let series = lines(figures, key);
@@ -229,27 +228,24 @@ fn interference(figures: Figures<'_>) -> Picture {
     let empty = figures.statistics(key.x(0.0)).ok();
     let limit = empty.map(|empty| Limit::Level(empty.median * bound::UNDISTURBED));
     Picture {
-        title: "How long an active client waits while others think".into(),
-        note: "Instructions of the kernel and of the server from its SYN to its response. Backlog 128.".into(),
+        title: "The latency of an active client while others are idle".into(),
+        note: "Instructions of the kernel and of the server from its SYN to its response. Backlog \
+               128."
+            .into(),
         limit: Some("dataready must not be above"),
-        columns: 1,
-        same_heights: false,
         panels: vec![Panel {
             title: "Latency of an active client".into(),
-            x: Axis::new(
-                "connections that think meanwhile",
-                Scale::Steps(places),
-                short,
-            ),
+            x: Axis::new("idle connections", Scale::Steps(places), short),
             y: Axis::new("instructions", Scale::for_values(values(&series)), short),
             series,
             as_columns: false,
             limits: limit.into_iter().collect(),
         }],
+        ..Picture::default()
     }
 }
 
-/// What the client's pause does to its connection.
+/// Plots the effect of the client's pause on its connection.
 fn pause(figures: Figures<'_>) -> Picture {
     let panels = [
         ("rto", "", "RTO of the accepted socket"),
@@ -276,10 +272,11 @@ fn pause(figures: Figures<'_>) -> Picture {
     });
     let panels = with_series(panels);
     Picture {
-        title: "After the client's pause: what the server believes of the network".into(),
-        note: "A listener that takes the client's pause for the network's round-trip time waits as long again before it \
-               repairs a loss."
-            .into(),
+        title: "After the client's pause: the server's estimate of the network".into(),
+        note:
+            "A listener that takes the client's pause for the round-trip time waits as long again \
+               before it repairs a loss."
+                .into(),
         limit: Some("dataready must be between"),
         columns: panels.len(),
         same_heights: true,
@@ -287,7 +284,7 @@ fn pause(figures: Figures<'_>) -> Picture {
     }
 }
 
-/// How exact a deadline is.
+/// Plots how late deadlines are met.
 fn deadline(figures: Figures<'_>) -> Picture {
     const EVEN_MS: f64 = 1.0;
     let late = bound::LATE_JIFFIES * 1000.0 / f64::from(figures.recording.hz);
@@ -303,7 +300,7 @@ fn deadline(figures: Figures<'_>) -> Picture {
             .collect();
         Panel {
             title: title.into(),
-            x: Axis::new("deadline asked for, s", Scale::Log, |ms| short(ms / 1e3)),
+            x: Axis::new("deadline, s", Scale::Log, |ms| short(ms / 1e3)),
             y: Axis::new("late by, ms", Scale::Symmetric(EVEN_MS), long),
             series: lines(figures, key),
             as_columns: false,
@@ -313,7 +310,7 @@ fn deadline(figures: Figures<'_>) -> Picture {
     let panels = with_series(panels);
     Picture {
         title: "How late a silent client's deadline is met".into(),
-        note: "From the deadline that was asked for; below 0 is before it. The worst client of each round.".into(),
+        note: "The worst client of each round. Negative times are before the deadline.".into(),
         limit: Some("dataready must be between"),
         columns: panels.len(),
         same_heights: true,
@@ -321,7 +318,7 @@ fn deadline(figures: Figures<'_>) -> Picture {
     }
 }
 
-/// How much is sent.
+/// Plots the number of segments.
 fn segments(figures: Figures<'_>) -> Picture {
     const CASES: [&str; 2] = ["silent", "slow"];
     let asked = |metric, case, listener| {
@@ -330,13 +327,8 @@ fn segments(figures: Figures<'_>) -> Picture {
             Key::new(Bench::Segments, metric).case(case).at(listener),
         )
     };
-    let panel = |title: &str, y: &str, series| Panel {
-        title: title.into(),
-        x: Axis::of_things("", names(&CASES)),
-        y: Axis::new(y, Scale::Whole, long),
-        series,
-        as_columns: true,
-        limits: Vec::new(),
+    let panel = |title: &str, y: &str, series| {
+        column_panel(title, &CASES, Axis::new(y, Scale::Whole, long), series)
     };
     let syn_acks = columns(&CASES, |case, listener| asked("syn_acks", case, listener));
     let total = columns(&CASES, |case, listener| {
@@ -352,41 +344,32 @@ fn segments(figures: Figures<'_>) -> Picture {
     Picture {
         title: "Segments on the wire for a client that does not send at once".into(),
         note: "A silent client never sends; a slow one sends its request after a pause.".into(),
-        limit: None,
         columns: 2,
-        same_heights: false,
         panels: vec![
             panel("SYN-ACKs per connection", "SYN-ACKs", syn_acks),
             panel("All segments per connection, both ways", "segments", total),
         ],
+        ..Picture::default()
     }
 }
 
-/// What the module costs those who do not use it.
+/// Plots the cost of the module for listeners without the filter.
 fn others(figures: Figures<'_>) -> Picture {
     const CASES: [&str; 3] = ["without_module", "with_module", "filter_elsewhere"];
+    let key = Key::new(Bench::Others, "instructions");
+    let series = columns(&CASES, |case, listener| {
+        asked(figures, key.case(case).at(listener))
+    });
     Picture {
-        title: "What a connection of a plain listener costs".into(),
-        note: "An epoll server whose clients pause; its listener has not asked for the filter."
-            .into(),
-        limit: None,
-        columns: 1,
-        same_heights: false,
-        panels: vec![Panel {
-            title: "Instructions per connection".into(),
-            x: Axis::of_things("", names(&CASES)),
-            y: Axis::new("instructions", Scale::Linear, long),
-            series: columns(&CASES, |case, listener| {
-                asked(
-                    figures,
-                    Key::new(Bench::Others, "instructions")
-                        .case(case)
-                        .at(listener),
-                )
-            }),
-            as_columns: true,
-            limits: Vec::new(),
-        }],
+        title: "The cost of a connection at a plain listener".into(),
+        note: "An epoll server whose clients pause; its listener does not have the filter.".into(),
+        panels: vec![column_panel(
+            "Instructions per connection",
+            &CASES,
+            Axis::new("instructions", Scale::Linear, long),
+            series,
+        )],
+        ..Picture::default()
     }
 }
 
@@ -395,7 +378,7 @@ mod tests {
     use super::*;
     use crate::bench::sample::{change, sample};
 
-    /// The picture of a benchmark, drawn.
+    /// Draws the picture of a benchmark.
     fn drawn(recording: &Recording, bench: Bench) -> String {
         let mut pictures = all(recording).into_iter();
         let (_, picture) = pictures.find(|(name, _)| *name == bench).unwrap();
@@ -416,7 +399,7 @@ mod tests {
             (
                 Bench::Holding,
                 &[
-                    "connections held",
+                    "idle connections",
                     "1M",
                     "Its bare ACK: to park it",
                     "To drop one at its deadline",
@@ -426,7 +409,7 @@ mod tests {
             ),
             (
                 Bench::Interference,
-                &["connections that think meanwhile", "100k", "not measured"],
+                &["idle connections", "100k", "not measured"],
             ),
             (
                 Bench::Pause,
@@ -438,10 +421,7 @@ mod tests {
                     "dataready must be between",
                 ],
             ),
-            (
-                Bench::Deadline,
-                &["deadline asked for, s", "10", "ms", "0.05"],
-            ),
+            (Bench::Deadline, &["deadline, s", "10", "ms", "0.05"]),
             (
                 Bench::Segments,
                 &["SYN-ACKs", "silent client", "slow client"],
@@ -452,7 +432,7 @@ mod tests {
         for (bench, labels) in cases {
             let svg = drawn(&recording, bench);
             for label in labels.iter().copied().chain(["<title>", "dataready"]) {
-                // A picture of plain listeners alone names those.
+                // This picture has plain listeners only.
                 let label = match (bench, label) {
                     (Bench::Others, "dataready") => "plain",
                     (_, label) => label,
@@ -466,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_figures_do_not_keep_a_plot_from_being_drawn() {
+    fn odd_figures_can_be_plotted() {
         for odd in [&[0.0, 0.0][..], &[-5.0], &[1e12], &[1.0, 1e9]] {
             let mut recording = sample();
             for measurement in sample().measurements {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A made-up recording, for tests, in which everything is as accf claims.
+//! A synthetic recording for tests, in which every bar holds.
 //!
-//! Tests change one thing and see which bar notices.
+//! Tests change one figure and check which bars fail.
 
 use accf_bench::{Bench, Listener, Measurement, Recording, Unit, SCHEMA};
 
 use super::figures::Key;
 
-/// A recording with figures of all benchmarks.
+/// Returns a recording with figures of all benchmarks.
 pub(crate) fn sample() -> Recording {
     let mut recording = Recording {
         schema: SCHEMA,
@@ -27,7 +27,7 @@ pub(crate) fn sample() -> Recording {
     recording
 }
 
-/// Three rounds that are a little apart.
+/// Returns three rounds that differ a little.
 fn around(value: f64) -> [f64; 3] {
     [value * 1.0004, value, value * 0.9997]
 }

@@ -1,42 +1,44 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From values to places on an axis.
+//! The scales and marks of axes.
 
 use crate::table::number;
 
-/// How values are spread over an axis. Whatever the scale, a *place* is a plain number, linear on paper.
+/// The scale of an axis. A *place* is a number that is linear on paper, whatever the scale.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Scale {
-    /// Evenly.
+    /// Linear.
     Linear,
-    /// Evenly, and there is nothing between whole numbers.
+    /// Linear, with marks at whole numbers only.
     Whole,
-    /// By their magnitude; all are above 0.
+    /// Logarithmic; all values are above 0.
     Log,
-    /// By their magnitude on both sides of 0, evenly where they are smaller than this.
+    /// Logarithmic on both sides of 0, and about linear between the negative of this value and the
+    /// value.
     Symmetric(f64),
-    /// These values alone, side by side.
+    /// These values only, side by side.
     Steps(Vec<f64>),
-    /// No values, but so many things side by side: 0, 1, 2 …
+    /// This number of things, side by side at 0, 1, 2 …
     Things(usize),
 }
 
 /// A mark on an axis.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tick {
-    /// Its place.
+    /// The place of the mark.
     pub(crate) place: f64,
-    /// What is written there; nothing on a minor one.
+    /// The label; empty for a minor mark.
     pub(crate) label: String,
 }
 
-/// The most ticks of an even scale.
+/// The greatest number of ticks of a linear scale.
 const TICKS: f64 = 6.0;
 
-/// Scales by magnitude that span fewer decades than this have ticks between them.
+/// Logarithmic scales of fewer decades have labels between the powers of ten, too.
 const FEW_DECADES: f64 = 2.6;
 
 impl Scale {
-    /// The scale for values by whose magnitude people think if they are far apart.
+    /// Returns a logarithmic scale for positive values that are far apart, and a linear one for
+    /// others.
     pub(crate) fn for_values(values: impl IntoIterator<Item = f64>) -> Self {
         const FAR: f64 = 20.0;
         let (least, most) = bounds(values);
@@ -47,7 +49,7 @@ impl Scale {
         }
     }
 
-    /// The place of a value.
+    /// Returns the place of a value.
     pub(crate) fn place(&self, value: f64) -> f64 {
         match self {
             Self::Linear | Self::Whole | Self::Things(_) => value,
@@ -60,7 +62,7 @@ impl Scale {
         }
     }
 
-    /// The places between which `values` are, with some room; an even scale begins at 0 unless values are below it.
+    /// Returns the range of the places of `values`, with some room; a linear scale includes 0.
     pub(crate) fn range(&self, values: impl IntoIterator<Item = f64>) -> (f64, f64) {
         let things = |count: usize| (-0.6, count.max(1) as f64 - 0.4);
         match self {
@@ -84,7 +86,7 @@ impl Scale {
         }
     }
 
-    /// The marks of an axis between two places.
+    /// Returns the marks of an axis between two places.
     pub(crate) fn ticks(&self, (from, to): (f64, f64), label: impl Fn(f64) -> String) -> Vec<Tick> {
         let tick = |value: f64, label: String| Tick {
             place: self.place(value),
@@ -138,7 +140,7 @@ impl Scale {
     }
 }
 
-/// The least and the greatest of `values`; 0 and 1 if there are none.
+/// Returns the least and the greatest of `values`; 0 and 1 if there are none.
 fn bounds(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     let mut values = values.into_iter().filter(|value| value.is_finite());
     let Some(first) = values.next() else {
@@ -149,7 +151,7 @@ fn bounds(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     })
 }
 
-/// The next step from `least` upward that people count in.
+/// Returns the next round step from `least` upward: 1, 2, 2.5, 5 or 10 times a power of ten.
 fn even_step(least: f64) -> f64 {
     if !(least.is_finite() && least > 0.0) {
         return 1.0;
@@ -161,7 +163,7 @@ fn even_step(least: f64) -> f64 {
     step.unwrap_or(10.0) * magnitude
 }
 
-/// A number that is to be read at a glance: `4k`, `1M`, `0.25`.
+/// Writes a number in three digits: `4k`, `1M`, `0.25`.
 pub(crate) fn short(value: f64) -> String {
     let size = value.abs();
     let (scaled, unit) = match size {
@@ -169,7 +171,7 @@ pub(crate) fn short(value: f64) -> String {
         _ if size >= 1000.0 => (value / 1e3, "k"),
         _ => (value, ""),
     };
-    // Three digits tell.
+    // Three digits are shown.
     let digits = scaled.abs().max(1e-9).log10().floor() as i32;
     let decimals = usize::try_from(2 - digits).unwrap_or(0).min(3);
     let text = format!("{scaled:.decimals$}");
@@ -181,7 +183,7 @@ pub(crate) fn short(value: f64) -> String {
     format!("{}{unit}", text.replace('-', "−"))
 }
 
-/// A number with all its digits.
+/// Writes a number with all digits before the decimal point.
 pub(crate) fn long(value: f64) -> String {
     if value != 0.0 && value.abs() < 1.0 {
         short(value)
@@ -194,7 +196,7 @@ pub(crate) fn long(value: f64) -> String {
 mod tests {
     use super::*;
 
-    /// The labels of a scale's ticks over `values`.
+    /// Returns the labels of a scale's ticks over `values`.
     fn labels(scale: &Scale, values: &[f64]) -> Vec<String> {
         let range = scale.range(values.iter().copied());
         let ticks = scale.ticks(range, short).into_iter();
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_stand_at_numbers_that_people_count_in() {
+    fn ticks_are_at_round_numbers() {
         assert_eq!(
             labels(&Scale::Linear, &[324.0, 2756.0]),
             ["0", "1k", "2k", "3k"]
@@ -243,7 +245,7 @@ mod tests {
             let inside = |place: &f64| (from..=to).contains(place);
             assert!(places.iter().all(inside), "{scale:?}");
         }
-        // Nothing to show is no reason to fail.
+        // A scale without values has a range, too.
         let (from, to) = Scale::Log.range([]);
         assert!(from < to);
     }

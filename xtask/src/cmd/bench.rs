@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask bench`: measure what a connection costs at each kind of listener, and hold it against the bars.
+//! `cargo xtask bench`: measures what a connection costs at each kind of listener, and judges the
+//! bars.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,21 +13,22 @@ use crate::bench::{self, Earlier, Outcome, Request};
 use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::table::Screen;
-use crate::{project, ui};
+use crate::{project, report, ui, verdict};
 
 /// The page in the checkout.
 const DOCS_PAGE: &str = "docs/benchmarks.md";
 
-/// What is compared with an earlier version of the module.
+/// The benchmarks that are compared with an earlier version of the module.
 const COMPARED: [Name; 3] = [Name::Connection, Name::Holding, Name::Interference];
 
 /// Measure what connections cost at plain, TCP_DEFER_ACCEPT and dataready listeners, side by side.
 ///
-/// Boots the stock kernel on a machine that counts instructions, so the numbers do not depend on this one. report.md,
-/// report.json and a plot of each benchmark go to target/accf/bench/. Fails if a bar is missed.
+/// Boots the stock kernel on a machine that counts instructions, so the numbers do not depend on
+/// the host. report.md, report.json and a plot of each benchmark go to target/accf/bench/. Fails if
+/// a bar is missed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Bench {
-    /// The benchmarks to run; all of them if there are none.
+    /// The benchmarks to run; without any, all.
     #[arg(value_name = "NAME", value_parser = named)]
     names: Vec<Name>,
 
@@ -38,7 +40,7 @@ pub(crate) struct Bench {
     #[arg(long)]
     short: bool,
 
-    /// Also measure the module as it was at this commit, and show what has changed.
+    /// Also measure the module of this commit, and show the changes.
     #[arg(long, value_name = "REV")]
     before: Option<String>,
 
@@ -47,7 +49,7 @@ pub(crate) struct Bench {
     update_docs: bool,
 }
 
-/// The benchmark of that name.
+/// Returns the benchmark of this name.
 fn named(name: &str) -> Result<Name, String> {
     let found = Name::ALL.into_iter().find(|bench| bench.key() == name);
     found.ok_or_else(|| {
@@ -80,7 +82,7 @@ impl Bench {
             if request.benches.is_empty() {
                 let names = COMPARED.map(Name::key);
                 bail!(
-                    "--before compares {}; none of them was asked for",
+                    "--before compares {}; none of them was requested",
                     names.join(", ")
                 );
             }
@@ -101,16 +103,15 @@ impl Bench {
         });
         let outcome =
             bench::evaluate(&recorded, earlier, &request.benches, &out, Screen::stdout())?;
-        println!("\n{}", outcome.shown);
-        ui::print_timings();
-        println!("\nReport and plots: {}", out.display());
+        report::show(&outcome.shown, "Report and plots", &out);
         if self.update_docs {
             update_docs(&outcome)?;
         }
-        Ok(verdict(&outcome))
+        let closing_line = bench::closing_line(&outcome.bars);
+        Ok(verdict::conclude(&outcome.bars, &closing_line))
     }
 
-    /// What is to be measured.
+    /// Returns the benchmarks to run.
     fn request(&self) -> Request {
         let mut benches: Vec<Name> = Name::ALL.to_vec();
         if !self.names.is_empty() {
@@ -126,14 +127,14 @@ impl Bench {
 
 /// A version of the module.
 struct Version {
-    /// The commit, shortened.
+    /// The abbreviated commit.
     hash: String,
-    /// The commit with its first line.
+    /// The abbreviated commit and its first line.
     title: String,
 }
 
 impl Version {
-    /// The version at a commit.
+    /// Returns the version of a commit.
     fn of(sh: &Shell, revision: &str) -> Result<Self> {
         let _here = sh.push_dir(project::root());
         let commit = format!("{revision}^{{commit}}");
@@ -146,9 +147,9 @@ impl Version {
         Ok(Self { hash, title })
     }
 
-    /// Builds it, beside the checkout's own, and returns where it is.
+    /// Builds the module beside the checkout's own, and returns its path.
     fn build(&self, sh: &Shell, lab: &Lab) -> Result<PathBuf> {
-        // Below the checkout, where compilers see it.
+        // Below the checkout, because compilers see nothing else.
         let output = project::target().join("before");
         project::empty(&output)?;
         let source = output.join("source");
@@ -156,7 +157,7 @@ impl Version {
         lab.build_module(&source, &output)
     }
 
-    /// Extracts its source into `source`.
+    /// Extracts the module's source into `source`.
     fn extract(&self, sh: &Shell, source: &Path) -> Result<()> {
         let _here = sh.push_dir(project::root());
         project::empty(source)?;
@@ -183,43 +184,16 @@ fn update_docs(outcome: &Outcome) -> Result<()> {
     Ok(())
 }
 
-/// Says in one line how it went, and in the exit status.
-fn verdict(outcome: &Outcome) -> ExitCode {
-    let missed = &outcome.missed;
-    if missed.is_empty() {
-        println!("Every bar holds.");
-        return ExitCode::SUCCESS;
-    }
-    eprintln!("\nerror: {} of the bars missed:", missed.len());
-    for bar in missed {
-        eprintln!("  {bar}");
-    }
-    ExitCode::FAILURE
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_name_is_answered_by_all_names() {
+    fn the_error_of_an_unknown_name_lists_all_names() {
         assert_eq!(named("pause"), Ok(Name::Pause));
         let error = named("pauses").unwrap_err();
         for name in Name::ALL {
             assert!(error.contains(name.key()), "{error}");
         }
-    }
-
-    #[test]
-    fn a_missed_bar_is_a_failure() {
-        let mut outcome = Outcome {
-            shown: String::new(),
-            missed: Vec::new(),
-            page: String::new(),
-            plots: Vec::new(),
-        };
-        assert_eq!(verdict(&outcome), ExitCode::SUCCESS);
-        outcome.missed.push("too many bytes".to_owned());
-        assert_eq!(verdict(&outcome), ExitCode::FAILURE);
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask demo`: show on the wire what the filter changes, and check it.
+//! `cargo xtask demo`: shows on the wire what the filter changes, and checks it.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -9,16 +9,16 @@ use std::time::Duration;
 use anyhow::Result;
 use xshell::Shell;
 
-use crate::demo::{self, Outcome};
+use crate::demo;
 use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::table::Screen;
-use crate::{program, project, ui};
+use crate::{program, project, report, ui, verdict};
 
-/// How long the guest may take; an emulated one on a busy machine is slow.
+/// The guest's time limit, for an emulated guest on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Where the picture is that the README shows.
+/// The picture in the README.
 const DOCS_PICTURE: &str = "docs/ladder.svg";
 
 /// Show, packet by packet, what plain, TCP_DEFER_ACCEPT and dataready listeners do, and check it.
@@ -47,13 +47,12 @@ impl Demo {
             run_guest(&lab, &program, &recorded)
         })?;
         let outcome = demo::evaluate(&recorded, &out, Screen::stdout())?;
-        println!("\n{}", outcome.shown);
-        ui::print_timings();
-        println!("\nReport, packets and picture: {}", out.display());
-        if self.update_docs && outcome.failed.is_empty() {
+        report::show(&outcome.shown, "Report, packets and picture", &out);
+        if self.update_docs && verdict::all_hold(&outcome.checks) {
             project::replace(DOCS_PICTURE, &outcome.picture)?;
         }
-        Ok(verdict(&outcome))
+        let closing_line = demo::closing_line(&outcome.checks);
+        Ok(verdict::conclude(&outcome.checks, &closing_line))
     }
 }
 
@@ -62,38 +61,7 @@ fn run_guest(lab: &Lab, program: &Path, recorded: &Path) -> Result<()> {
     let mut guest = lab.guest(&[]);
     guest.timeout = Some(TIMEOUT);
     guest.out = recorded.to_owned();
-    // Where no spinner shows that it goes on, the guest's own words do.
+    // Without a spinner, the guest's output shows the progress.
     guest.echo = !std::io::stderr().is_terminal();
     lab.run_to_success(&guest, &[program], 0)
-}
-
-/// Says in one line how it went, and in the exit status.
-fn verdict(outcome: &Outcome) -> ExitCode {
-    let failed = &outcome.failed;
-    if failed.is_empty() {
-        println!("The demo holds: every check passed.");
-        return ExitCode::SUCCESS;
-    }
-    eprintln!("\nerror: the demo does not hold; {} failed:", failed.len());
-    for check in failed {
-        eprintln!("  {check}");
-    }
-    ExitCode::FAILURE
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_failed_check_is_a_failed_demo() {
-        let mut outcome = Outcome {
-            shown: String::new(),
-            failed: Vec::new(),
-            picture: String::new(),
-        };
-        assert_eq!(verdict(&outcome), ExitCode::SUCCESS);
-        outcome.failed.push("two SYN-ACKs".to_owned());
-        assert_eq!(verdict(&outcome), ExitCode::FAILURE);
-    }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask profile`: tell which functions a connection's instructions are spent in.
+//! `cargo xtask profile`: counts the instructions of a connection by function.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,21 +10,23 @@ use xshell::Shell;
 use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::table::Screen;
-use crate::{bench, profile, program, project, ui};
+use crate::{bench, profile, program, project, report, ui};
 
-/// The guest's memory: the more it has, the more closed connections its kernel remembers.
+/// The guest's memory. The kernel's limit for closed connections in TIME-WAIT depends on it.
 const MEMORY: &str = "3G";
 
-/// How long the guest may take; an emulated one on a busy machine is slow.
+/// The guest's time limit, for an emulated guest on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Tell which functions a connection's instructions are spent in, at each kind of listener, and what is different.
+/// Count the instructions of a connection by function, at each kind of listener, and show the
+/// differences.
 ///
-/// Boots the stock kernel on a machine that counts instructions, with a plugin that counts them by their addresses.
-/// report.md and report.json go to target/accf/profile/. The counts are exact: two runs differ by what timers do.
+/// Boots the stock kernel in QEMU with a plugin that counts instructions by their addresses.
+/// report.md and report.json go to target/accf/profile/. The counts are exact; two runs differ by
+/// the work of timers.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Profile {
-    /// How many connections are made to each listener; the mean counts.
+    /// The number of connections to each listener; the results are means.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
 }
@@ -57,18 +59,16 @@ impl Profile {
             lab.run_to_success(&guest, &command, 0)
         })?;
         let shown = profile::evaluate(&recorded, &counted, &out, Screen::stdout())?;
-        println!("\n{shown}");
-        ui::print_timings();
-        println!("\nReport: {}", out.display());
+        report::show(&shown, "Report", &out);
         Ok(())
     }
 }
 
-/// What QEMU is told of the plugin, and the plugin of where its counts are to go.
+/// Returns QEMU's option for the plugin, with the directory of the counts.
 fn plugin_option(plugin: &Path, counted: &Path) -> Result<String> {
     let quoted = |path: &Path| -> Result<String> {
         let path = path.to_str().context("the checkout's path is not UTF-8")?;
-        // To QEMU, a comma ends an argument, and two of them are one.
+        // QEMU takes a comma as the end of an argument, and two commas as one.
         Ok(path.replace(',', ",,"))
     };
     Ok(format!("{},out={}", quoted(plugin)?, quoted(counted)?))
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commas_in_paths_are_not_qemus() {
+    fn commas_in_paths_are_doubled_for_qemu() {
         let option = plugin_option(Path::new("/a,b/lib.so"), Path::new("/c d/counts"));
         assert_eq!(option.unwrap(), "/a,,b/lib.so,out=/c d/counts");
     }

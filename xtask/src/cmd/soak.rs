@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `cargo xtask soak`: everything at once, for a long time, and nothing left of it.
+//! `cargo xtask soak`: runs everything at once for a long time, and checks that nothing is left of
+//! it.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,16 +12,18 @@ use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::soak::{self, Request};
 use crate::table::Screen;
-use crate::{project, ui};
+use crate::{project, report, ui, verdict};
 
-/// Have everything happen at once in a guest with four processors, and prove that nothing is left of it.
+/// Run everything at once in a guest with four processors, and prove that nothing is left of it.
 ///
-/// Clients of every kind meet listeners of every kind while settings change, listeners close, servers are killed,
-/// namespaces go, memory is short (dev kernel), packets get lost, and somebody tries to unload the module. report.md,
-/// report.json and the guest's logs go to target/accf/soak/. Fails if anything does not hold; the last line says so.
+/// Clients of every kind connect to listeners of every kind while settings change, listeners close,
+/// servers are killed, namespaces are removed, allocations fail (dev kernel), packets are lost, and
+/// unloading the module is tried all the time. report.md, report.json and the guest's logs go to
+/// target/accf/soak/. Fails if a proof does not hold; the last line says so.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Soak {
-    /// How long clients come; booting, and coming to rest after each round, is not counted.
+    /// For how long clients connect, without the time to boot and to wait for the end of each
+    /// round.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     minutes: u64,
 
@@ -28,7 +31,7 @@ pub(crate) struct Soak {
     #[arg(long, value_enum, default_value = "dev")]
     kernel: Kind,
 
-    /// Where all random numbers start; by itself, the time.
+    /// The seed of all random numbers [default: from the clock].
     #[arg(long)]
     seed: Option<u64>,
 }
@@ -45,23 +48,20 @@ impl Soak {
         let lab = Lab::new(self.kernel)?;
         let program = soak::build_program(sh)?;
         let out = project::target().join("soak");
-        println!("seed {seed}: with --seed it is the same again, as far as chance allows");
+        println!("seed {seed}: --seed {seed} repeats the random numbers");
         let soak = ui::step("the soak in a guest", |_| {
             request.run(&lab, &program, &out, true)
         })?;
-        print!("{}", soak.terminal(Screen::stdout()));
-        ui::print_timings();
-        println!("\nReport and logs: {}", out.display());
-        println!("\n{}", soak.verdict());
-        Ok(if soak.held() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        })
+        report::show(
+            &soak.document().terminal(Screen::stdout()),
+            "Report and logs",
+            &out,
+        );
+        Ok(verdict::conclude(&soak.proofs, &soak.closing_line()))
     }
 }
 
-/// A seed that was hardly ever used.
+/// Returns a seed from the clock.
 pub(crate) fn any_seed() -> Result<u64> {
     let time = SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -374,7 +374,7 @@ impl Tally {
         let soak = ui::step(&format!("soak in a guest of the {name} kernel"), |_| {
             request.run(lab, &program, &out, false)
         })?;
-        println!("{}", soak.verdict());
+        println!("{}", soak.closing_line());
         self.proofs(&soak);
         Ok(())
     }
@@ -383,7 +383,7 @@ impl Tally {
     fn proofs(&mut self, soak: &soak::Soak) {
         for proof in &soak.proofs {
             let name = format!("{}/soak/{}", soak.kernel, proof.name);
-            if proof.held {
+            if proof.pass {
                 self.pass(&name);
             } else {
                 let detail = format!("{}\n{}\nseed {}", proof.says, proof.found, soak.seed);
@@ -399,7 +399,7 @@ impl Tally {
             if bar.holds(SHORT_RUN_SLACK) {
                 self.pass(&name);
             } else {
-                self.fail(&name, &bar.verdict().to_string());
+                self.fail(&name, &bar.to_string());
             }
         }
     }
@@ -628,13 +628,13 @@ mod tests {
             kernel: "dev".to_owned(),
             seed: 1,
             minutes: 3.0,
-            proofs: soak::sample().proofs,
+            proofs: soak::sample_proofs(),
             record: None,
         };
         let mut tally = tally();
         tally.proofs(&soak);
         assert_eq!(tally.last_line(), "1 passed, 0 failed");
-        soak.proofs[0].held = false;
+        soak.proofs[0].pass = false;
         tally.proofs(&soak);
         assert_eq!(tally.last_line(), "1 passed, 1 failed");
         assert!(tally.failures().to_string().contains("seed 1"));

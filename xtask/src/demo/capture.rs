@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From packet captures at the two ends of the path to the segments of one connection.
+//! Reads the packet captures of both ends of the path, and combines them to the segments of one
+//! connection.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -16,13 +17,23 @@ use pcap_file::DataLink;
 /// An end of the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum End {
-    /// The one that calls `connect()`.
+    /// The end that calls `connect()`.
     Client,
-    /// The one that calls `accept()`.
+    /// The end that calls `accept()`.
     Server,
 }
 
-/// The flags of a TCP segment that matter here.
+impl End {
+    /// Returns the end at the far side of the path.
+    fn far(self) -> Self {
+        match self {
+            Self::Client => Self::Server,
+            Self::Server => Self::Client,
+        }
+    }
+}
+
+/// The flags of a TCP segment that the demo looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Flags {
     pub(crate) syn: bool,
@@ -59,8 +70,16 @@ pub(crate) struct Tcp {
     pub(crate) seq: u32,
     pub(crate) ack: u32,
     pub(crate) payload_len: usize,
-    /// IPv4 identification: tells a retransmission from its original.
+    /// The IPv4 identification, which distinguishes a retransmission from the original.
     pub(crate) ip_id: u16,
+}
+
+impl Tcp {
+    /// Returns whether this is a segment of the connection of these two ports.
+    pub(crate) fn is_between(&self, client_port: u16, server_port: u16) -> bool {
+        let ports = (self.source_port, self.destination_port);
+        ports == (client_port, server_port) || ports == (server_port, client_port)
+    }
 }
 
 /// A captured frame.
@@ -69,7 +88,7 @@ pub(crate) struct Frame {
     pub(crate) at: UnixNanos,
     pub(crate) bytes: Vec<u8>,
     pub(crate) original_len: u32,
-    /// Its TCP segment, if it carries one.
+    /// The TCP segment, if the frame has one.
     pub(crate) tcp: Option<Tcp>,
 }
 
@@ -145,16 +164,16 @@ pub(crate) struct Segment {
     pub(crate) seq: u32,
     pub(crate) ack: u32,
     pub(crate) payload_len: usize,
-    /// When it passed the client's end.
+    /// When the segment passed the client's end.
     pub(crate) at_client: Option<UnixNanos>,
-    /// When it passed the server's end.
+    /// When the segment passed the server's end.
     pub(crate) at_server: Option<UnixNanos>,
-    /// An earlier segment from the same end began with the same sequence number and took up as much room.
+    /// Whether an earlier segment from the same end had the same sequence number and length.
     pub(crate) retransmission: bool,
 }
 
 impl Segment {
-    /// When it passed `end`.
+    /// Returns when the segment passed `end`.
     pub(crate) fn at(&self, end: End) -> Option<UnixNanos> {
         match end {
             End::Client => self.at_client,
@@ -162,24 +181,18 @@ impl Segment {
         }
     }
 
-    /// When it was sent; for one seen at the far end alone, when it arrived.
+    /// Returns when the segment was sent; for a segment that only the far end saw, when it arrived.
     pub(crate) fn sent(&self) -> UnixNanos {
-        let (near, far) = match self.from {
-            End::Client => (self.at_client, self.at_server),
-            End::Server => (self.at_server, self.at_client),
-        };
-        near.or(far).unwrap_or(UnixNanos(0))
+        let seen = self.at(self.from).or_else(|| self.arrived());
+        seen.unwrap_or(UnixNanos(0))
     }
 
-    /// When it arrived, if it did.
+    /// Returns when the segment arrived, if it did.
     pub(crate) fn arrived(&self) -> Option<UnixNanos> {
-        match self.from {
-            End::Client => self.at_server,
-            End::Server => self.at_client,
-        }
+        self.at(self.from.far())
     }
 
-    /// What kind of segment it is, in a word.
+    /// Returns the kind of the segment in one word.
     pub(crate) fn name(&self) -> &'static str {
         let Flags {
             syn, ack, fin, rst, ..
@@ -194,12 +207,12 @@ impl Segment {
         }
     }
 
-    /// The first answer to a SYN, or a repetition of it.
+    /// Returns whether this is a SYN-ACK, original or retransmitted.
     pub(crate) fn is_syn_ack(&self) -> bool {
         self.from == End::Server && self.flags.syn && self.flags.ack
     }
 
-    /// An acknowledgment and nothing else.
+    /// Returns whether this is an ACK without data and without other flags.
     pub(crate) fn is_bare_ack(&self) -> bool {
         let Flags {
             syn, ack, fin, rst, ..
@@ -216,16 +229,13 @@ pub(crate) fn connection(
     server_port: u16,
 ) -> Vec<Segment> {
     let of_connection = |capture: &Capture| -> Vec<(UnixNanos, Tcp)> {
-        let ours = |tcp: &Tcp| {
-            let ports = (tcp.source_port, tcp.destination_port);
-            ports == (client_port, server_port) || ports == (server_port, client_port)
-        };
+        let ours = |tcp: &Tcp| tcp.is_between(client_port, server_port);
         let frames = capture.frames.iter();
-        frames
-            .filter_map(|frame| Some((frame.at, frame.tcp.filter(ours)?)))
-            .collect()
+        let segments = frames.filter_map(|frame| Some((frame.at, frame.tcp.filter(ours)?)));
+        segments.collect()
     };
-    // The k-th sighting of a segment at one end is the k-th sighting of it at the other: the path keeps the order.
+    // The path keeps the order: the k-th occurrence of a segment at one end is the k-th at the
+    // other.
     let mut at_client: HashMap<Tcp, Vec<UnixNanos>> = HashMap::new();
     for (at, tcp) in of_connection(client).into_iter().rev() {
         at_client.entry(tcp).or_default().push(at);
@@ -242,10 +252,9 @@ pub(crate) fn connection(
     let mut segments: Vec<Segment> = seen
         .into_iter()
         .map(|(tcp, at_client, at_server)| Segment {
-            from: if tcp.source_port == client_port {
-                End::Client
-            } else {
-                End::Server
+            from: match tcp.source_port == client_port {
+                true => End::Client,
+                false => End::Server,
             },
             flags: tcp.flags,
             seq: tcp.seq,
@@ -260,22 +269,9 @@ pub(crate) fn connection(
     for i in 0..segments.len() {
         let (earlier, this) = (&segments[..i], &segments[i]);
         let takes_room = this.flags.syn || this.flags.fin || this.payload_len > 0;
-        segments[i].retransmission = takes_room
-            && earlier.iter().any(|other| {
-                (
-                    other.from,
-                    other.seq,
-                    other.payload_len,
-                    other.flags.syn,
-                    other.flags.fin,
-                ) == (
-                    this.from,
-                    this.seq,
-                    this.payload_len,
-                    this.flags.syn,
-                    this.flags.fin,
-                )
-            });
+        let place = |s: &Segment| (s.from, s.seq, s.payload_len, s.flags.syn, s.flags.fin);
+        segments[i].retransmission =
+            takes_room && earlier.iter().any(|other| place(other) == place(this));
     }
     segments
 }
@@ -284,19 +280,17 @@ pub(crate) fn connection(
 mod tests {
     use super::*;
     use crate::demo::sample::sample;
+    use crate::scratch::Scratch;
 
     #[test]
     fn a_file_reads_back_as_it_was_written() {
         let sample = sample();
-        let directory =
-            std::env::temp_dir().join(format!("accf-demo-capture-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
-        sample.record(&directory);
-        let path = directory.join(&sample.guest.server_capture);
+        let directory = Scratch::new("demo-capture");
+        sample.record(&directory.0);
+        let path = directory.0.join(&sample.guest.server_capture);
         let read = Capture::read(&path);
         std::fs::write(&path, b"nonsense").unwrap();
         let nonsense = Capture::read(&path);
-        std::fs::remove_dir_all(&directory).unwrap();
         // Not assert_eq: it would print every packet.
         assert!(read.unwrap() == sample.server);
         assert!(format!("{:#}", nonsense.unwrap_err()).contains("not a pcap file"));
@@ -304,12 +298,7 @@ mod tests {
 
     #[test]
     fn flags_have_names() {
-        let flags = Flags {
-            syn: true,
-            ack: true,
-            ..Flags::default()
-        };
-        assert_eq!(flags.to_string(), "SYN-ACK");
+        assert_eq!(Flags::SYN_ACK.to_string(), "SYN-ACK");
         assert_eq!(Flags::default().to_string(), "");
     }
 }

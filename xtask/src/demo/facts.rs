@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What happened: the numbers of the table, computed from the captures and the guest's report.
+//! Computes the numbers of the tables from the captures and the guest's report.
 
 use accf_demo::{Accepted, Exchange, GuestReport, Listener, Scenario, ServedRequest, UnixNanos};
 use anyhow::{ensure, Context, Result};
 
 use super::capture::{connection, Capture, End, Segment};
+use crate::report::check_schema;
 
-/// One connection, understood.
+/// What happened on one connection.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Facts {
     /// What the two ends recorded.
@@ -16,102 +17,96 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    /// The client's SYN left: time zero of everything shown.
+    /// Returns when the client's SYN was sent: time zero of everything shown.
     pub(crate) fn start(&self) -> UnixNanos {
         self.segments
             .first()
             .map_or(self.exchange.client.connect_called, Segment::sent)
     }
 
-    /// SYN-ACKs the server sent, retransmissions included.
+    /// Counts the SYN-ACKs of the server, with retransmissions.
     pub(crate) fn syn_acks(&self) -> usize {
-        self.segments
-            .iter()
-            .filter(|segment| segment.is_syn_ack())
-            .count()
+        self.segments.iter().filter(|s| s.is_syn_ack()).count()
     }
 
-    /// Segments `end` sent.
+    /// Returns the segments from `end`.
+    fn from(&self, end: End) -> impl Iterator<Item = &Segment> {
+        let all = self.segments.iter();
+        all.filter(move |segment| segment.from == end)
+    }
+
+    /// Counts the segments from `end`.
     pub(crate) fn segments_from(&self, end: End) -> usize {
-        self.segments
-            .iter()
-            .filter(|segment| segment.from == end)
-            .count()
+        self.from(end).count()
     }
 
-    /// Bytes of data on the third segment of the connection, if there is a third.
+    /// Returns the bytes of data in the third segment, if there is a third.
     pub(crate) fn third_segment_len(&self) -> Option<usize> {
         self.segments.get(2).map(|segment| segment.payload_len)
     }
 
-    /// The client's first acknowledgment without data, which completes the handshake.
+    /// Returns the client's first ACK without data, which completes the handshake.
     pub(crate) fn bare_ack(&self) -> Option<&Segment> {
-        let mut from_client = self
-            .segments
-            .iter()
-            .filter(|segment| segment.from == End::Client);
-        from_client.nth(1).filter(|segment| segment.is_bare_ack())
+        let second = self.from(End::Client).nth(1);
+        second.filter(|segment| segment.is_bare_ack())
     }
 
-    /// The client's first segment with data.
+    /// Returns the client's first segment with data.
     pub(crate) fn request(&self) -> Option<&Segment> {
-        let mut from_client = self
-            .segments
-            .iter()
-            .filter(|segment| segment.from == End::Client);
-        from_client.find(|segment| segment.payload_len > 0)
+        self.from(End::Client).find(|s| s.payload_len > 0)
     }
 
-    /// From the bare ACK to the request, at the client's end.
+    /// Returns the time from the bare ACK to the request, at the client's end.
     pub(crate) fn silence_ms(&self) -> Option<f64> {
         Some(self.request()?.sent().ms_since(self.bare_ack()?.sent()))
     }
 
-    /// What the server sent while the client was silent: after the bare ACK had reached it, and before the client sent
-    /// its request; to the end, if it never did.
+    /// Returns what the server sent while the client was silent: after the bare ACK had arrived,
+    /// and before the client sent its request, if it did.
     pub(crate) fn sent_into_silence(&self) -> Option<Vec<&Segment>> {
         let acked = self.bare_ack()?.at(End::Server)?;
         let until = self.request().map(Segment::sent);
         let in_silence = |segment: &&Segment| {
             let sent = segment.sent();
-            segment.from == End::Server && sent >= acked && until.is_none_or(|until| sent < until)
+            sent >= acked && until.is_none_or(|until| sent < until)
         };
-        Some(self.segments.iter().filter(in_silence).collect())
+        Some(self.from(End::Server).filter(in_silence).collect())
     }
 
-    /// The server's RSTs.
+    /// Returns the RSTs of the server.
     pub(crate) fn resets(&self) -> impl Iterator<Item = &Segment> {
-        self.segments
-            .iter()
-            .filter(|segment| segment.from == End::Server && segment.flags.rst)
+        self.from(End::Server).filter(|s| s.flags.rst)
     }
 
-    /// How far the server's first RST is from its SYN-ACK in sequence numbers; the client expects 1.
+    /// Returns the sequence number of the server's first RST relative to its SYN-ACK; the client
+    /// expects 1.
     pub(crate) fn reset_relative_seq(&self) -> Option<u32> {
         let syn_ack = self.segments.iter().find(|segment| segment.is_syn_ack())?;
         Some(self.resets().next()?.seq.wrapping_sub(syn_ack.seq))
     }
 
-    /// From the bare ACK reaching the server to its first RST leaving.
+    /// Returns the time from the bare ACK's arrival at the server to the server's first RST.
     pub(crate) fn reset_after_bare_ack_ms(&self) -> Option<f64> {
         let acked = self.bare_ack()?.at(End::Server)?;
         Some(self.resets().next()?.sent().ms_since(acked))
     }
 
-    /// From the bare ACK reaching the server to the listener having no parked connection any more.
+    /// Returns the time from the bare ACK's arrival at the server until the listener has no parked
+    /// connection.
     pub(crate) fn let_go_after_bare_ack_ms(&self) -> Option<f64> {
         let acked = self.bare_ack()?.at(End::Server)?;
         Some(self.exchange.let_go?.ms_since(acked))
     }
 
-    /// From the server's first RST reaching the client to the client being told `ECONNRESET`.
+    /// Returns the time from the arrival of the server's first RST at the client to the client's
+    /// `ECONNRESET`.
     pub(crate) fn told_after_reset_ms(&self) -> Option<f64> {
         let error = self.exchange.client.error.as_ref()?;
-        let told = (error.name == "ECONNRESET").then_some(error.at)?;
-        Some(told.ms_since(self.resets().next()?.arrived()?))
+        let at = (error.name == "ECONNRESET").then_some(error.at)?;
+        Some(at.ms_since(self.resets().next()?.arrived()?))
     }
 
-    /// From the client's SYN leaving to the client being told of an error.
+    /// Returns the time from the client's SYN to the client's error.
     pub(crate) fn error_after_syn_ms(&self) -> Option<f64> {
         let error = self.exchange.client.error.as_ref()?;
         Some(error.at.ms_since(self.start()))
@@ -121,70 +116,61 @@ impl Facts {
         self.exchange.accepted.as_ref()
     }
 
-    /// From the client's SYN leaving to `accept()` returning.
+    /// Returns the time from the client's SYN to the return of `accept()`.
     pub(crate) fn accept_after_syn_ms(&self) -> Option<f64> {
         Some(self.accepted()?.at.ms_since(self.start()))
     }
 
-    /// From the bare ACK reaching the server to `accept()` returning.
+    /// Returns the time from the bare ACK's arrival at the server to the return of `accept()`.
     pub(crate) fn accept_after_bare_ack_ms(&self) -> Option<f64> {
-        Some(
-            self.accepted()?
-                .at
-                .ms_since(self.bare_ack()?.at(End::Server)?),
-        )
+        let arrived = self.bare_ack()?.at(End::Server)?;
+        Some(self.accepted()?.at.ms_since(arrived))
     }
 
-    /// From the request reaching the server to `accept()` returning; negative if it came first.
+    /// Returns the time from the request's arrival at the server to the return of `accept()`;
+    /// negative if `accept()` returned first.
     pub(crate) fn accept_after_request_ms(&self) -> Option<f64> {
-        Some(
-            self.accepted()?
-                .at
-                .ms_since(self.request()?.at(End::Server)?),
-        )
+        let arrived = self.request()?.at(End::Server)?;
+        Some(self.accepted()?.at.ms_since(arrived))
     }
 
-    /// How long the server's worker held the connection before it had anything to read.
+    /// Returns how long the server's worker had the connection before there was anything to read.
     pub(crate) fn worker_idle_ms(&self) -> Option<f64> {
         let accepted = self.accepted()?;
         Some(accepted.first_read?.ms_since(accepted.at))
     }
 
-    /// Round-trip time of the accepted socket.
+    /// Returns the round-trip time of the accepted socket.
     pub(crate) fn rtt_ms(&self) -> Option<f64> {
         Some(f64::from(self.accepted()?.tcp_info.rtt_us) / 1e3)
     }
 
-    /// Retransmission timeout of the accepted socket.
+    /// Returns the retransmission timeout of the accepted socket.
     pub(crate) fn rto_ms(&self) -> Option<f64> {
         Some(f64::from(self.accepted()?.tcp_info.rto_us) / 1e3)
     }
 
-    /// From the client having a request to make to the first byte of the response.
+    /// Returns the time from the client's request, or its attempt to connect, to the first byte of
+    /// the response.
     pub(crate) fn time_to_first_byte_ms(&self) -> Option<f64> {
         let client = &self.exchange.client;
         Some(client.first_byte?.ms_since(client.request_ready?))
     }
 }
 
-/// The whole demo, understood.
+/// What happened in the whole demo.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Findings {
     /// What the guest reported.
     pub(crate) guest: GuestReport,
-    /// Its exchanges together with their segments, in the same order.
+    /// The guest's exchanges with their segments, in the same order.
     pub(crate) facts: Vec<Facts>,
 }
 
 impl Findings {
-    /// Puts the guest's report and the captures together; fails if any of it is missing.
+    /// Combines the guest's report and the captures; fails if anything is missing.
     pub(crate) fn new(guest: GuestReport, client: &Capture, server: &Capture) -> Result<Self> {
-        ensure!(
-            guest.schema == accf_demo::SCHEMA,
-            "the guest's report has version {}, this xtask reads version {}: rebuild both",
-            guest.schema,
-            accf_demo::SCHEMA
-        );
+        check_schema(accf_demo::REPORT_FILE, guest.schema, accf_demo::SCHEMA)?;
         let mut facts = Vec::new();
         for exchange in &guest.exchanges {
             let (from, to) = (exchange.client_port, exchange.server_port);
@@ -228,13 +214,13 @@ impl Findings {
         Ok(findings)
     }
 
-    /// The connection of `scenario` to `listener`.
+    /// Returns the connection of `scenario` to `listener`.
     pub(crate) fn of(&self, scenario: Scenario, listener: Listener) -> Option<&Facts> {
         let mut facts = self.facts.iter();
         facts.find(|f| f.exchange.scenario == scenario && f.exchange.listener == listener)
     }
 
-    /// The request of scenario (c) to `server` behind `listener`.
+    /// Returns the request of scenario (c) to `server` behind `listener`.
     pub(crate) fn served(
         &self,
         server: accf_demo::HttpServer,
@@ -244,8 +230,8 @@ impl Findings {
         requests.find(|r| r.server == server && r.listener == listener)
     }
 
-    /// The path's own round-trip time: the shortest of the echoes, for a machine that stands still makes echoes longer,
-    /// and nothing makes them shorter.
+    /// Returns the path's round-trip time, the shortest of the echoes: a pause of the machine makes
+    /// echoes longer, and nothing makes them shorter.
     pub(crate) fn path_rtt_ms(&self) -> Option<f64> {
         let shortest = self.guest.path.echo_rtt_us.iter().min()?;
         Some(*shortest as f64 / 1e3)
@@ -261,7 +247,7 @@ mod tests {
     use crate::demo::sample::sample;
 
     #[test]
-    fn the_numbers_are_the_ones_made_up() {
+    fn the_numbers_are_those_of_the_sample() {
         let findings = sample().findings();
         let plain = findings.of(Scenario::Rfc793, Listener::Plain).unwrap();
         assert_eq!(plain.accept_after_syn_ms(), Some(60.7));
@@ -295,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_policies_do_is_seen() {
+    fn the_effects_of_the_policies_are_found() {
         let findings = sample().findings();
         let of = |listener| findings.of(Scenario::Silent, listener).unwrap();
         let accept = of(Listener::Dataready);
@@ -343,7 +329,7 @@ mod tests {
             (no_request, "reported nothing of (c)"),
             (no_packets, "no packet from port"),
             (no_syn, "do not begin with the client's SYN"),
-            (other, "rebuild both"),
+            (other, "build both again"),
         ] {
             let error = Findings::new(broken.guest, &broken.client, &broken.server).unwrap_err();
             assert!(format!("{error:#}").contains(complaint), "{error:#}");
@@ -351,17 +337,10 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_lost_on_the_way_is_one_that_did_not_arrive() {
+    fn a_lost_segment_has_no_arrival() {
         let mut sample = sample();
-        let request = |tcp: super::super::capture::Tcp| {
-            tcp.source_port == 40_000
-                && tcp.flags
-                    == Flags {
-                        ack: true,
-                        psh: true,
-                        ..Flags::default()
-                    }
-        };
+        let request =
+            |tcp: super::super::capture::Tcp| tcp.source_port == 40_000 && tcp.flags == Flags::DATA;
         sample
             .server
             .frames

@@ -2,7 +2,7 @@
 //! The host side of the demo: from what the guest recorded to tables, pictures and a verdict.
 //!
 //! ```text
-//! guest.json, client.pcap, server.pcap ─► capture ─► facts ─► checks ─► report, terminal
+//! guest.json, client.pcap, server.pcap ─► capture ─► facts ─► checks ─► results
 //!                                                      └────► timeline ─► svg, terminal
 //! ```
 
@@ -10,105 +10,87 @@ mod capture;
 mod checks;
 mod facts;
 mod pcapng;
-mod report;
+mod results;
 #[cfg(test)]
 mod sample;
 mod svg;
 mod terminal;
 mod timeline;
 
-use std::fs;
 use std::path::Path;
 
 use accf_demo::{GuestReport, Listener, Scenario};
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use self::capture::Capture;
-use self::checks::Check;
 use self::facts::Findings;
-use self::report::Report;
-use crate::table::{self, number, Screen};
+use self::results::Report;
+use crate::report::{read, write, write_both};
+use crate::table::{number, Screen};
+use crate::verdict::Verdict;
+
+pub(crate) use self::results::closing_line;
 
 /// The file name of the picture.
-pub(crate) const PICTURE_FILE: &str = "ladder.svg";
+const PICTURE_FILE: &str = "ladder.svg";
 
-/// What came out of a demo.
+/// The results of a demo.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// What to show in the terminal.
+    /// The text for the terminal.
     pub(crate) shown: String,
-    /// The checks that failed, as sentences.
-    pub(crate) failed: Vec<String>,
+    /// The verdicts on all checks.
+    pub(crate) checks: Vec<Verdict>,
     /// The picture.
     pub(crate) picture: String,
 }
 
 /// Reads what the guest left in `recorded`, judges it, and writes the results into `out`.
 pub(crate) fn evaluate(recorded: &Path, out: &Path, screen: Screen) -> Result<Outcome> {
-    let path = recorded.join(accf_demo::REPORT_FILE);
-    let text = fs::read_to_string(&path).with_context(|| {
-        format!(
-            "the guest left no report at {}: it did not get to the end",
-            path.display()
-        )
-    })?;
-    let guest: GuestReport = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not a report of the demo", path.display()))?;
+    let guest: GuestReport = read(recorded, accf_demo::REPORT_FILE)?;
     let client = Capture::read(&recorded.join(&guest.client_capture))?;
     let server = Capture::read(&recorded.join(&guest.server_capture))?;
     let findings = Findings::new(guest, &client, &server)?;
-    let checks = checks::all(&findings);
-    let report = Report::new(&findings, checks);
+    let (premises, claims) = (checks::premises(&findings), checks::claims(&findings));
+    let report = Report::new(&findings, premises, claims);
+    let document = report.document();
 
-    fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    let write = |name: &str, bytes: &[u8]| {
-        let path = out.join(name);
-        fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
-    };
     let picture = svg::render(&findings);
-    write(PICTURE_FILE, picture.as_bytes())?;
-    write("report.md", report.markdown().as_bytes())?;
-    let mut json = serde_json::to_string_pretty(&report)?;
-    json.push('\n');
-    write("report.json", json.as_bytes())?;
+    write(out, PICTURE_FILE, &picture)?;
+    write_both(out, &report.numbers(), &document)?;
     for listener in Listener::ALL {
         let bytes = pcapng::of_listener(&findings, &server, listener)?;
-        write(&format!("{}.pcapng", listener.key()), &bytes)?;
+        write(out, &format!("{}.pcapng", listener.key()), bytes)?;
     }
 
     let mut shown = String::from(
-        "Each time is when a segment was sent, or when accept() returned, since the client's SYN.\n\n",
+        "Each time is when a segment was sent, or when accept() returned, since the client's \
+         SYN.\n\n",
     );
     for scenario in [Scenario::Rfc793, Scenario::Piggyback, Scenario::Silent] {
         shown += &terminal::ladders(&findings, scenario, screen);
     }
-    shown += &terminal::tables(&report, screen);
-    shown += "\n";
-    shown += &table::prose(&report.path(), screen);
-    shown += "\n";
-    let verdicts = report.checks.iter().map(Check::verdict);
-    shown += &table::verdicts(screen, "check", verdicts);
-    let failed = report.checks.iter().filter(|check| !check.pass);
-    let failed = failed.map(|check| check.verdict().to_string()).collect();
+    shown += &document.terminal(screen);
     Ok(Outcome {
         shown,
-        failed,
+        checks: report.checks,
         picture,
     })
 }
 
-/// Milliseconds as people write them.
+/// Writes milliseconds.
 fn ms(value: f64) -> String {
     format!("{} ms", number(value))
 }
 
 #[cfg(test)]
 mod tests {
-    use accf_demo::Listener;
+    use std::fs;
 
     use super::*;
     use crate::demo::sample::sample;
     use crate::scratch::Scratch;
+    use crate::verdict::failed;
 
     const SCREEN: Screen = Screen {
         colours: false,
@@ -116,12 +98,12 @@ mod tests {
     };
 
     #[test]
-    fn recordings_become_all_the_files_and_a_verdict() {
+    fn recordings_become_all_files_and_verdicts() {
         let (recorded, out) = (Scratch::new("demo-recorded"), Scratch::new("demo-out"));
         let mut sample = sample();
         sample.record(&recorded.0);
         let outcome = evaluate(&recorded.0, &out.0, SCREEN).unwrap();
-        assert_eq!(outcome.failed, [""; 0]);
+        assert_eq!(failed(&outcome.checks).next(), None);
         for row in [
             [
                 "dataready, accept",
@@ -186,7 +168,7 @@ mod tests {
         let gunicorn = &json["scenarios"]["c"]["listeners"]["plain"]["gunicorn"];
         assert_eq!(gunicorn["answered"], false);
 
-        // The same with a claim that does not hold.
+        // A claim that does not hold.
         sample
             .exchange(Scenario::Rfc793, Listener::Dataready)
             .accepted
@@ -196,12 +178,12 @@ mod tests {
             .0 -= 2_000_000_000;
         sample.record(&recorded.0);
         let outcome = evaluate(&recorded.0, &out.0, SCREEN).unwrap();
-        assert_eq!(outcome.failed.len(), 1, "{:?}", outcome.failed);
+        assert_eq!(failed(&outcome.checks).count(), 1, "{:?}", outcome.checks);
         assert!(outcome.shown.contains("FAIL"));
         let json = out.text("report.json");
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["pass"], false);
-        assert!(out.text("report.md").contains("**FAIL**"));
+        assert!(out.text("report.md").contains("**FAILS**"));
     }
 
     #[test]
@@ -215,7 +197,7 @@ mod tests {
         fs::write(empty.0.join(accf_demo::REPORT_FILE), "{}").unwrap();
         let error = evaluate(&empty.0, &empty.0, SCREEN).unwrap_err();
         assert!(
-            format!("{error:#}").contains("is not a report"),
+            format!("{error:#}").contains("is not a recording"),
             "{error:#}"
         );
     }

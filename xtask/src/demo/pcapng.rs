@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The packets of one listener as a pcapng file, with comments that say what is not in the packets.
+//! Writes the packets of one listener as a pcapng file, with comments on what the packets do not
+//! show.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::time::Duration;
 
-use accf_demo::{Listener, UnixNanos};
+use accf_demo::{Listener, ServedRequest};
 use anyhow::Result;
 use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
 use pcap_file::pcapng::blocks::interface_description::{
@@ -22,137 +22,122 @@ use super::ms;
 /// `if_tsresol`: units of 10⁻⁹ seconds, which is what this crate writes.
 const NANOSECONDS: u8 = 9;
 
-/// Everything captured at the server's end that went to or came from a port of `listener`.
+/// The packets of one listener, each with its comments.
+struct Packets<'a> {
+    packets: Vec<(&'a Frame, Tcp, Vec<String>)>,
+}
+
+impl<'a> Packets<'a> {
+    /// Selects the packets that `belongs` holds for.
+    fn new(capture: &'a Capture, belongs: impl Fn(&Tcp) -> bool) -> Self {
+        let packets = capture.frames.iter();
+        let packets = packets.filter_map(|frame| {
+            let tcp = frame.tcp.filter(|tcp| belongs(tcp))?;
+            Some((frame, tcp, Vec::new()))
+        });
+        Self {
+            packets: packets.collect(),
+        }
+    }
+
+    /// Adds a comment to the first packet that `wanted` holds for.
+    fn comment(&mut self, wanted: impl Fn(&Tcp) -> bool, words: impl Into<String>) {
+        if let Some((_, _, comments)) = self.packets.iter_mut().find(|(_, tcp, _)| wanted(tcp)) {
+            comments.push(words.into());
+        }
+    }
+
+    /// Adds the comments on a connection.
+    fn comment_on_connection(&mut self, facts: &Facts) {
+        let exchange = &facts.exchange;
+        let (client, server) = (exchange.client_port, exchange.server_port);
+        let ours = |tcp: &Tcp| tcp.is_between(client, server);
+        let scenario = exchange.scenario;
+        let (key, title, setting) = (scenario.key(), scenario.title(), &exchange.setting);
+        let heading = format!("accf ({key}) {title}. Listener: {setting}.");
+        self.comment(|tcp| ours(tcp) && is_syn(tcp), heading);
+        let Some(accepted) = &exchange.accepted else {
+            let error = exchange.client.error.as_ref();
+            let error = error.map_or("no error", |error| &error.name);
+            self.comment(
+                |tcp| ours(tcp) && tcp.flags.rst && tcp.source_port == server,
+                format!("accf: the server never accepted; the client got {error}"),
+            );
+            return;
+        };
+        let mut packets = self.packets.iter_mut().rev();
+        let last = packets.find(|(frame, tcp, _)| ours(tcp) && frame.at <= accepted.at);
+        if let Some((frame, _, comments)) = last {
+            let later = accepted.at.ms_since(frame.at);
+            let rtt = facts.rtt_ms().map_or_else(String::new, ms);
+            let rto = facts.rto_ms().map_or_else(String::new, ms);
+            comments.push(format!(
+                "accf: accept() returned {later:.3} ms later; RTT {rtt}, RTO {rto}"
+            ));
+        }
+    }
+
+    /// Adds the comments on a request of scenario (c) and its idle connections.
+    fn comment_on_request(&mut self, request: &ServedRequest) {
+        let opens = |tcp: &Tcp, port: Option<u16>| {
+            is_syn(tcp)
+                && Some(tcp.source_port) == port
+                && tcp.destination_port == request.server_port
+        };
+        let (server, setting) = (request.server.title(), &request.setting);
+        for (i, port) in (1..).zip(&request.idle_ports) {
+            self.comment(
+                |tcp| opens(tcp, Some(*port)),
+                format!("accf (c) idle connection {i}, {server}, listener: {setting}"),
+            );
+        }
+        let outcome = match request.time_to_first_byte_ms {
+            Some(time) => format!("first byte after {}", ms(time)),
+            None => "curl gave up".to_owned(),
+        };
+        self.comment(
+            |tcp| opens(tcp, request.curl_port),
+            format!("accf (c) the real request, by curl: {outcome}"),
+        );
+    }
+}
+
+/// Returns whether this is a SYN of a client.
+fn is_syn(tcp: &Tcp) -> bool {
+    tcp.flags.syn && !tcp.flags.ack
+}
+
+/// Returns a capture of the server's end with all packets to and from the ports of `listener`.
 pub(crate) fn of_listener(
     findings: &Findings,
     server: &Capture,
     listener: Listener,
 ) -> Result<Vec<u8>> {
-    let connections: HashMap<(u16, u16), &Facts> = findings
-        .facts
-        .iter()
-        .filter(|facts| facts.exchange.listener == listener)
-        .map(|facts| {
-            (
-                (facts.exchange.client_port, facts.exchange.server_port),
-                facts,
-            )
-        })
-        .collect();
-    let served = || {
-        findings
-            .guest
-            .requests
-            .iter()
-            .filter(|r| r.listener == listener)
-    };
-    let ports: Vec<u16> = connections
-        .keys()
-        .map(|(_, server_port)| *server_port)
-        .collect();
-    let belongs = |tcp: &Tcp| {
-        let ends = [tcp.source_port, tcp.destination_port];
-        ends.iter()
-            .any(|port| ports.contains(port) || served().any(|r| r.server_port == *port))
-    };
-    let frames: Vec<(&Frame, Tcp)> = server
-        .frames
-        .iter()
-        .filter_map(|frame| Some((frame, frame.tcp.filter(belongs)?)))
-        .collect();
-
-    let mut comments: Vec<Vec<String>> = vec![Vec::new(); frames.len()];
-    let mut comment = |at: Option<usize>, words: String| {
-        if let Some(comments) = at.and_then(|at| comments.get_mut(at)) {
-            comments.push(words);
-        }
-    };
-    let is_syn = |tcp: &Tcp| tcp.flags.syn && !tcp.flags.ack;
-    for ((client_port, server_port), facts) in &connections {
-        let exchange = &facts.exchange;
-        let ours = |tcp: &Tcp| {
-            let ends = (tcp.source_port, tcp.destination_port);
-            ends == (*client_port, *server_port) || ends == (*server_port, *client_port)
-        };
-        let first = frames.iter().position(|(_, tcp)| ours(tcp) && is_syn(tcp));
-        let scenario = exchange.scenario;
-        let heading = format!(
-            "accf ({}) {}. Listener: {}.",
-            scenario.key(),
-            scenario.title(),
-            exchange.setting
-        );
-        comment(first, heading);
-        let reset = frames
-            .iter()
-            .position(|(_, tcp)| ours(tcp) && tcp.flags.rst && tcp.source_port == *server_port);
-        if let (Some(_), None) = (reset, &exchange.accepted) {
-            let told = exchange
-                .client
-                .error
-                .as_ref()
-                .map_or("nothing", |error| &error.name);
-            comment(
-                reset,
-                format!("accf: the server never accepted; the client is told {told}"),
-            );
-        }
-        if let Some(accepted) = &exchange.accepted {
-            let before = |at: UnixNanos| at <= accepted.at;
-            let last = frames
-                .iter()
-                .rposition(|(frame, tcp)| ours(tcp) && before(frame.at));
-            let later = last
-                .and_then(|i| frames.get(i))
-                .map(|(f, _)| accepted.at.ms_since(f.at));
-            let rtt = facts.rtt_ms().map_or_else(String::new, ms);
-            let rto = facts.rto_ms().map_or_else(String::new, ms);
-            let later = later.map_or_else(String::new, |later| format!("{later:.3} ms"));
-            comment(
-                last,
-                format!("accf: accept() returned {later} later; RTT {rtt}, RTO {rto}"),
-            );
-        }
+    let all = findings.facts.iter();
+    let facts: Vec<&Facts> = all.filter(|it| it.exchange.listener == listener).collect();
+    let all = findings.guest.requests.iter();
+    let requests: Vec<&ServedRequest> = all.filter(|it| it.listener == listener).collect();
+    let ports = facts.iter().map(|facts| facts.exchange.server_port);
+    let ports = ports.chain(requests.iter().map(|request| request.server_port));
+    let ports: Vec<u16> = ports.collect();
+    let mut packets = Packets::new(server, |tcp| {
+        ports.contains(&tcp.source_port) || ports.contains(&tcp.destination_port)
+    });
+    for facts in facts {
+        packets.comment_on_connection(facts);
     }
-    for request in served() {
-        for (i, port) in request.idle_ports.iter().enumerate() {
-            let ends = (*port, request.server_port);
-            let syn = frames.iter().position(|(_, tcp)| {
-                (tcp.source_port, tcp.destination_port) == ends && is_syn(tcp)
-            });
-            let (server, setting) = (request.server.title(), &request.setting);
-            let heading = format!(
-                "accf (c) idle connection {}, {server}, listener: {setting}",
-                i + 1
-            );
-            comment(syn, heading);
-        }
-        let syn = frames.iter().position(|(_, tcp)| {
-            Some(tcp.source_port) == request.curl_port
-                && tcp.destination_port == request.server_port
-                && is_syn(tcp)
-        });
-        let outcome = request.time_to_first_byte_ms.map_or_else(
-            || "curl gave up".into(),
-            |t| format!("first byte after {}", ms(t)),
-        );
-        comment(
-            syn,
-            format!("accf (c) the real request, by curl: {outcome}"),
-        );
+    for request in requests {
+        packets.comment_on_request(request);
     }
 
+    let path = &findings.guest.path.description;
+    let about = format!("{listener} listener, seen at the server's end. {path}.");
+    let kernel = format!("Linux {}", findings.guest.kernel_release);
     let section = SectionHeaderBlock {
         endianness: Endianness::Little,
         options: vec![
-            SectionHeaderOption::Comment(Cow::Owned(format!(
-                "{listener} listener, seen at the server's end. {}.",
-                findings.guest.path.description
-            ))),
-            SectionHeaderOption::OS(Cow::Owned(format!(
-                "Linux {}",
-                findings.guest.kernel_release
-            ))),
+            SectionHeaderOption::Comment(Cow::Owned(about)),
+            SectionHeaderOption::OS(Cow::Owned(kernel)),
             SectionHeaderOption::UserApplication(Cow::Borrowed("accf demo")),
         ],
         ..SectionHeaderBlock::default()
@@ -167,10 +152,9 @@ pub(crate) fn of_listener(
         ],
     };
     writer.write_block(&interface.into_block())?;
-    for ((frame, _), comments) in frames.iter().zip(comments) {
-        let comments = comments
-            .into_iter()
-            .map(|c| EnhancedPacketOption::Comment(Cow::Owned(c)));
+    for (frame, _, comments) in packets.packets {
+        let comments = comments.into_iter();
+        let comments = comments.map(|words| EnhancedPacketOption::Comment(Cow::Owned(words)));
         let packet = EnhancedPacketBlock {
             interface_id: 0,
             timestamp: Duration::from_nanos(frame.at.0),
@@ -185,6 +169,7 @@ pub(crate) fn of_listener(
 
 #[cfg(test)]
 mod tests {
+    use accf_demo::UnixNanos;
     use pcap_file::pcapng::{Block, PcapNgReader};
 
     use super::*;
@@ -204,29 +189,22 @@ mod tests {
                     continue;
                 };
                 let at = UnixNanos(u64::try_from(packet.timestamp.as_nanos()).unwrap());
-                let original = sample
-                    .server
-                    .frames
-                    .iter()
-                    .find(|f| f.at == at && f.bytes == *packet.data);
-                assert!(
-                    original.is_some(),
-                    "{listener}: a packet that was not captured"
-                );
+                let mut frames = sample.server.frames.iter();
+                let captured = frames.any(|f| f.at == at && f.bytes == *packet.data);
+                assert!(captured, "{listener}: a packet that was not captured");
                 in_all_files += 1;
                 comments.extend(packet.options.iter().filter_map(|option| match option {
                     EnhancedPacketOption::Comment(words) => Some(words.to_string()),
                     _ => None,
                 }));
             }
-            let accepts = comments
-                .iter()
-                .filter(|c| c.contains("accept() returned"))
-                .count();
-            let nevers = comments
-                .iter()
-                .filter(|c| c.contains("never accepted"))
-                .count();
+            let count = |words| {
+                comments
+                    .iter()
+                    .filter(|c: &&String| c.contains(words))
+                    .count()
+            };
+            let (accepts, nevers) = (count("accept() returned"), count("never accepted"));
             let wanted = match listener {
                 Listener::DatareadyReset | Listener::DatareadyDrop => (0, 1),
                 _ => (3, 0),

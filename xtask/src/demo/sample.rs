@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A made-up demo, for tests: two captures and a guest's report in which everything is as accf claims.
+//! A synthetic demo for tests: two captures and a guest's report in which every check passes.
 //!
-//! Tests change one thing and see which check notices.
+//! Tests change one detail and check which checks fail.
 
 use std::fs::File;
 use std::time::Duration;
@@ -17,58 +17,49 @@ use pcap_file::{DataLink, TsResolution};
 use super::capture::{Capture, End, Flags, Frame, Tcp};
 use super::facts::Findings;
 
-/// One way.
+/// The delay of the path, one way.
 const DELAY_US: u64 = 20_000;
 const SERVER_ISN: u32 = 9_000;
 const CLIENT_ISN: u32 = 5_000;
 const REQUEST: usize = 47;
 const RESPONSE: usize = 89;
 
-const SYN: Flags = Flags {
-    syn: true,
-    ack: false,
-    fin: false,
-    rst: false,
-    psh: false,
-};
-const SYN_ACK: Flags = Flags {
-    syn: true,
-    ack: true,
-    fin: false,
-    rst: false,
-    psh: false,
-};
-const ACK: Flags = Flags {
-    syn: false,
-    ack: true,
-    fin: false,
-    rst: false,
-    psh: false,
-};
-const PSH: Flags = Flags {
-    syn: false,
-    ack: true,
-    fin: false,
-    rst: false,
-    psh: true,
-};
-const FIN: Flags = Flags {
-    syn: false,
-    ack: true,
-    fin: true,
-    rst: false,
-    psh: false,
-};
+/// The flags that the segments have.
+impl Flags {
+    const NONE: Self = Self {
+        syn: false,
+        ack: false,
+        fin: false,
+        rst: false,
+        psh: false,
+    };
+    pub(crate) const ACK: Self = Self {
+        ack: true,
+        ..Self::NONE
+    };
+    pub(crate) const DATA: Self = Self {
+        psh: true,
+        ..Self::ACK
+    };
+    pub(crate) const FIN: Self = Self {
+        fin: true,
+        ..Self::ACK
+    };
+    pub(crate) const RST: Self = Self {
+        rst: true,
+        ..Self::NONE
+    };
+    pub(crate) const SYN: Self = Self {
+        syn: true,
+        ..Self::NONE
+    };
+    pub(crate) const SYN_ACK: Self = Self {
+        syn: true,
+        ..Self::ACK
+    };
+}
 
-const RST: Flags = Flags {
-    syn: false,
-    ack: false,
-    fin: false,
-    rst: true,
-    psh: false,
-};
-
-/// What a demo is computed from.
+/// The recordings of a demo.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     pub(crate) guest: GuestReport,
@@ -77,12 +68,12 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    /// What the demo makes of it.
+    /// Returns the findings of the demo.
     pub(crate) fn findings(&self) -> Findings {
         Findings::new(self.guest.clone(), &self.client, &self.server).unwrap()
     }
 
-    /// Leaves it in `directory` as the guest would.
+    /// Writes the recordings into `directory`, as a guest does.
     pub(crate) fn record(&self, directory: &std::path::Path) {
         let captures = [
             (&self.guest.client_capture, &self.client),
@@ -106,7 +97,7 @@ impl Sample {
         std::fs::write(directory.join(accf_demo::REPORT_FILE), report).unwrap();
     }
 
-    /// The report's entry of a connection.
+    /// Returns the report's entry of a connection.
     pub(crate) fn exchange(&mut self, scenario: Scenario, listener: Listener) -> &mut Exchange {
         let mut exchanges = self.guest.exchanges.iter_mut();
         exchanges
@@ -114,7 +105,7 @@ impl Sample {
             .unwrap()
     }
 
-    /// The report's entry of a request.
+    /// Returns the report's entry of a request.
     pub(crate) fn request(&mut self, server: HttpServer, listener: Listener) -> &mut ServedRequest {
         let mut requests = self.guest.requests.iter_mut();
         requests
@@ -122,7 +113,7 @@ impl Sample {
             .unwrap()
     }
 
-    /// Lets a connection send one more segment, `ms` after its SYN left.
+    /// Adds a segment to a connection, `ms` after its SYN.
     pub(crate) fn send(
         &mut self,
         (scenario, listener): (Scenario, Listener),
@@ -148,12 +139,12 @@ impl Sample {
     }
 }
 
-/// A scenario and a listener: what names a connection.
+/// The scenario and the listener of a connection.
 type Connection = (Scenario, Listener);
 
-/// Changing what a connection sent.
+/// Changes of what a connection sent.
 impl Sample {
-    /// Every frame of a connection with these flags from one end, at both ends.
+    /// Returns all frames of a connection with these flags from one end, at both ends.
     fn segments(
         &mut self,
         (scenario, listener): Connection,
@@ -189,12 +180,12 @@ impl Sample {
         }
     }
 
-    /// Lets the server send a segment later, or earlier.
+    /// Shifts a segment of the server in time.
     pub(crate) fn shift(&mut self, connection: Connection, flags: Flags, ms: i64) {
         self.shift_from(connection, End::Server, flags, ms);
     }
 
-    /// Lets one end send a segment later, or earlier.
+    /// Shifts a segment of one end in time.
     pub(crate) fn shift_from(&mut self, connection: Connection, from: End, flags: Flags, ms: i64) {
         for frame in self.segments(connection, from, flags) {
             frame.at.0 = frame.at.0.strict_add_signed(ms * 1_000_000);
@@ -203,13 +194,13 @@ impl Sample {
         self.server.frames.sort_by_key(|frame| frame.at);
     }
 
-    /// When a segment from the server reached the client.
+    /// Returns when a segment from the server arrived at the client.
     pub(crate) fn arrival(&mut self, connection: Connection, flags: Flags) -> UnixNanos {
         let seen = self.segments(connection, End::Server, flags);
         seen.map(|frame| frame.at).max().unwrap()
     }
 
-    /// Lets the server not send a segment.
+    /// Removes a segment of the server.
     pub(crate) fn drop_segment(&mut self, connection: Connection, flags: Flags) {
         for frame in self.segments(connection, End::Server, flags) {
             frame.tcp = None;
@@ -217,7 +208,7 @@ impl Sample {
     }
 }
 
-/// A connection that is being made up.
+/// A connection under construction.
 struct Talk {
     ports: (u16, u16),
     start: UnixNanos,
@@ -288,7 +279,7 @@ impl Talk {
     }
 }
 
-/// The bytes of a segment, from the IP header on.
+/// Returns the bytes of a segment, from the IP header on.
 fn frame(tcp: &Tcp) -> Vec<u8> {
     let (client, server) = ([192, 0, 2, 1], [192, 0, 2, 2]);
     let to_server = tcp.destination_port < 10_000;
@@ -333,7 +324,7 @@ fn info(rtt_us: u32, rto_us: u32) -> TcpInfo {
     }
 }
 
-/// How long it takes from the server's kernel to its `accept()` and `read()`.
+/// The time from a segment's arrival at the server to the return of `accept()` and `read()`.
 const WAKE_US: u64 = 500;
 
 fn setting(listener: Listener, seconds: u64) -> String {
@@ -347,7 +338,7 @@ fn setting(listener: Listener, seconds: u64) -> String {
     }
 }
 
-/// A demo in which everything is as claimed.
+/// Returns a demo in which every check passes.
 pub(crate) fn sample() -> Sample {
     let mut exchanges = Vec::new();
     let (mut client, mut server) = (Vec::new(), Vec::new());
@@ -398,9 +389,9 @@ pub(crate) fn sample() -> Sample {
     Sample {
         guest: GuestReport {
             schema: accf_demo::SCHEMA,
-            kernel_release: "7.3.4-made-up".into(),
+            kernel_release: "7.3.4-synthetic".into(),
             path: Path {
-                description: "a made-up cable".into(),
+                description: "a synthetic cable".into(),
                 one_way_delay_ms: 20,
                 echo_rtt_us: vec![40_400, 40_600, 40_500, 41_000, 40_300],
             },
@@ -425,10 +416,10 @@ fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange
     use End::{Client, Server};
     let piggyback = scenario == Scenario::Piggyback;
     let silent = scenario == Scenario::Silent;
-    talk.segment(Client, SYN, None, 0, 0);
-    talk.segment(Server, SYN_ACK, None, 0, 20_100);
+    talk.segment(Client, Flags::SYN, None, 0, 0);
+    talk.segment(Server, Flags::SYN_ACK, None, 0, 20_100);
     if !piggyback {
-        talk.segment(Client, ACK, None, 0, 40_200);
+        talk.segment(Client, Flags::ACK, None, 0, 40_200);
     }
     let acked = 60_200;
     let deadline = acked + 5_001_000;
@@ -437,13 +428,13 @@ fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange
         Scenario::Silent => 10_041_000,
         _ => 6_041_000,
     });
-    // What happens at the deadline, and when the server accepts at the latest.
+    // The effect of the deadline, and when the server accepts.
     let mut reset_at = None;
     let accept_us = match (silent, listener) {
         (_, Listener::Plain) if !piggyback => Some(acked + WAKE_US),
         (true, Listener::DeferAccept) => {
-            talk.segment(Server, SYN_ACK, Some(SERVER_ISN), 0, 7_040_000);
-            talk.segment(Client, ACK, None, 0, 7_060_100);
+            talk.segment(Server, Flags::SYN_ACK, Some(SERVER_ISN), 0, 7_040_000);
+            talk.segment(Client, Flags::ACK, None, 0, 7_060_100);
             Some(7_080_100 + WAKE_US)
         }
         (true, Listener::Dataready) => Some(deadline),
@@ -459,18 +450,24 @@ fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange
         _ => request_at.map(|request| request + DELAY_US + WAKE_US),
     };
     if let Some(request) = request_at {
-        talk.segment(Client, PSH, None, REQUEST, request);
+        talk.segment(Client, Flags::DATA, None, REQUEST, request);
     }
     let served = request_at.filter(|_| accept_us.is_some());
     if let Some(request) = served {
         let arrived = request + DELAY_US;
-        talk.segment(Server, ACK, None, 0, arrived + 100);
-        talk.segment(Server, PSH, None, RESPONSE, arrived + 2 * WAKE_US);
-        talk.segment(Server, FIN, None, 0, arrived + 3 * WAKE_US);
-        talk.segment(Client, FIN, None, 0, arrived + 3 * WAKE_US + DELAY_US);
+        talk.segment(Server, Flags::ACK, None, 0, arrived + 100);
+        talk.segment(Server, Flags::DATA, None, RESPONSE, arrived + 2 * WAKE_US);
+        talk.segment(Server, Flags::FIN, None, 0, arrived + 3 * WAKE_US);
+        talk.segment(
+            Client,
+            Flags::FIN,
+            None,
+            0,
+            arrived + 3 * WAKE_US + DELAY_US,
+        );
     }
     if let Some(reset) = reset_at {
-        talk.segment(Server, RST, None, 0, reset);
+        talk.segment(Server, Flags::RST, None, 0, reset);
     }
     let late_sample = listener == Listener::DeferAccept && scenario == Scenario::Rfc793;
     let tcp_info = if late_sample {

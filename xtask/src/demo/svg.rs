@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The picture: ladders of the listeners side by side, for people who read the README.
+//! Draws the picture in the README: ladders of the listeners side by side.
 //!
-//! The colours follow the reader's preference for light or dark; the picture brings its own background, so it can be
-//! read on a page that does not.
+//! The colours follow the reader's preference for light or dark; the picture has its own
+//! background, so it is readable on a page that ignores the preference.
 
 use accf_demo::{HttpServer, Listener, Scenario};
 use svg::node::element::{Circle, Group, Line, Path, Polygon, Rectangle, Style, Text, Title, SVG};
@@ -10,31 +10,32 @@ use svg::node::Text as Characters;
 use svg::Node;
 
 use super::capture::End;
+use super::checks::bound;
 use super::facts::{Facts, Findings};
 use super::ms;
-use super::timeline::{Arrow, Ladder, Scale, Until};
+use super::timeline::{Arrow, Ladder, Scale, Until, QUIET_MS};
+use crate::report::LICENCE;
 
 const WIDTH: f64 = 1200.0;
 /// Room for the time axis.
 const AXIS: f64 = 96.0;
 const RIGHT: f64 = 20.0;
-/// What the columns of a panel share.
+/// The width of all columns of a panel.
 const COLUMNS: f64 = WIDTH - AXIS - RIGHT;
-/// Silence longer than this is cut out.
-const QUIET_MS: f64 = 150.0;
 const MARGIN_MS: f64 = 9.0;
-/// Height that a cut leaves.
+/// Height of a cut.
 const GAP: f64 = 58.0;
 /// Height of a line of numbers.
 const ROW: f64 = 22.0;
 const TITLE: f64 = 96.0;
 const HEAD: f64 = 92.0;
-/// Below the numbers.
+/// Room below the numbers.
 const FOOT: f64 = 34.0;
 const LEGEND: f64 = 98.0;
 
 const STYLE: &str = "
-text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif; font-size: 15px; }
+text { font-family: system-ui, 'Segoe UI', 'DejaVu Sans', Arial, sans-serif; }
+text { font-size: 15px; }
 .page { fill: #ffffff; stroke: #d0d7de; }
 .ink { fill: #1f2328; }
 .soft { fill: #59636e; }
@@ -45,7 +46,8 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helveti
 .name { font-size: 17px; font-weight: 700; }
 .bold { font-weight: 700; }
 .small { font-size: 13.5px; }
-.mono { font-family: ui-monospace, SFMono-Regular, Menlo, 'DejaVu Sans Mono', monospace; font-size: 14px; }
+.mono { font-family: ui-monospace, SFMono-Regular, Menlo, 'DejaVu Sans Mono', monospace; }
+.mono { font-size: 14px; }
 .mono.narrow { font-size: 12px; }
 .panel { fill: #f6f8fa; }
 .rule { stroke: #d0d7de; stroke-width: 1; fill: none; }
@@ -54,14 +56,14 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helveti
 .cut { fill: #eaeef2; }
 .zigzag { stroke: #8c959f; stroke-width: 1.5; fill: none; }
 .arrow { stroke: #0969da; stroke-width: 2; fill: none; }
-.tip { fill: #0969da; }
+.arrow-tip { fill: #0969da; }
 .again { stroke: #d1242f; stroke-width: 2.5; fill: none; }
 .again-tip, .again-text { fill: #d1242f; }
 .again-text { font-weight: 700; }
-.gone { fill: #f6f8fa; stroke: #1a7f37; stroke-width: 2.5; }
-.told { stroke: #d1242f; stroke-width: 3; fill: none; }
+.dropped { fill: #f6f8fa; stroke: #1a7f37; stroke-width: 2.5; }
+.error { stroke: #d1242f; stroke-width: 3; fill: none; }
 .idle { fill: #f0883e; }
-.held { fill: #dafbe1; stroke: #1a7f37; stroke-width: 1.5; }
+.pending { fill: #dafbe1; stroke: #1a7f37; stroke-width: 1.5; }
 .accept { fill: #1a7f37; stroke: #ffffff; stroke-width: 2; }
 @media (prefers-color-scheme: dark) {
 .page { fill: #0d1117; stroke: #30363d; }
@@ -76,32 +78,32 @@ text { font-family: system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helveti
 .cut { fill: #1c2430; }
 .zigzag { stroke: #656c76; }
 .arrow { stroke: #4493f8; }
-.tip { fill: #4493f8; }
+.arrow-tip { fill: #4493f8; }
 .again { stroke: #ff6a69; }
 .again-tip, .again-text { fill: #ff6a69; }
 .idle { fill: #c9691c; }
-.held { fill: #12341f; stroke: #3fb950; }
+.pending { fill: #12341f; stroke: #3fb950; }
 .accept { fill: #3fb950; stroke: #0d1117; }
-.gone { fill: #151b23; stroke: #3fb950; }
-.told { stroke: #ff6a69; }
+.dropped { fill: #151b23; stroke: #3fb950; }
+.error { stroke: #ff6a69; }
 }
 ";
 
-/// Where the parts of a column are.
+/// The layout of a column.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
     width: f64,
     /// The lifelines, from the column's left edge.
     client: f64,
     server: f64,
-    /// Height of a millisecond.
+    /// The height of a millisecond.
     per_ms: f64,
-    /// Class of what is written on an arrow.
+    /// The class of the labels of arrows.
     label: &'static str,
 }
 
 impl Layout {
-    /// For three columns, with room for words beside each ladder.
+    /// The layout of three columns, with room for words beside each ladder.
     const WIDE: Self = Self {
         width: COLUMNS / 3.0,
         client: 44.0,
@@ -110,7 +112,7 @@ impl Layout {
         label: "mono",
     };
 
-    /// For five.
+    /// The layout of five columns.
     const NARROW: Self = Self {
         width: COLUMNS / 5.0,
         client: 16.0,
@@ -132,7 +134,7 @@ impl Layout {
     }
 }
 
-/// Draws the scenarios (a) and (d) as ladders, and what became of the requests of (c).
+/// Draws the scenarios (a) and (d) as ladders, and the outcomes of the requests of (c).
 pub(crate) fn render(findings: &Findings) -> String {
     let mut body = Group::new();
     let mut y = TITLE;
@@ -148,17 +150,11 @@ pub(crate) fn render(findings: &Findings) -> String {
     body = body.add(legend().set("transform", format!("translate(0 {y:.1})")));
     let height = y + LEGEND;
 
-    let page = Rectangle::new()
-        .set("class", "page")
-        .set("x", 0.5)
-        .set("y", 0.5)
-        .set("width", WIDTH - 1.0)
-        .set("height", height - 1.0)
-        .set("rx", 10);
+    let page = rect("page", (0.5, 0.5), (WIDTH - 1.0, height - 1.0), 10.0);
     let path = findings.path_rtt_ms().map_or_else(String::new, |rtt| {
         format!(
-            "Measured on Linux {} over a path with {} of round-trip time. Time runs downward, to scale; \
-             silence is cut out.",
+            "Measured on Linux {} over a path with {} of round-trip time. Time runs downward, to \
+             scale; silence is cut out.",
             findings.guest.kernel_release,
             ms(rtt)
         )
@@ -181,10 +177,10 @@ pub(crate) fn render(findings: &Findings) -> String {
         ))
         .add(text("soft", 28.0, 70.0, path))
         .add(body);
-    format!("<!-- SPDX-License-Identifier: MIT OR Apache-2.0 -->\n{picture}\n")
+    format!("{LICENCE}{picture}\n")
 }
 
-/// One scenario: a panel with a time axis and three columns, and its height.
+/// Draws a scenario: a panel with a time axis and its columns. Returns it with its height.
 fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
     let columns: Vec<(&Facts, Ladder)> = scenario
         .listeners()
@@ -193,8 +189,8 @@ fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
         .map(|facts| (facts, Ladder::new(facts, Until::Answer)))
         .collect();
     let layout = Layout::of(columns.len());
-    let numbers = columns.iter().map(|(f, _)| numbers(f, findings).len());
-    let foot = FOOT + ROW * numbers.max().unwrap_or(0) as f64;
+    let rows = columns.iter().map(|(f, _)| numbers(f, findings).len());
+    let foot = FOOT + ROW * rows.max().unwrap_or(0) as f64;
     let scale = Scale::new(
         columns.iter().flat_map(|(_, ladder)| ladder.instants()),
         QUIET_MS,
@@ -203,50 +199,30 @@ fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
         GAP,
     );
     let (top, bottom) = (HEAD, HEAD + scale.height());
-    let mut g = Group::new();
-    g.append(
-        Rectangle::new()
-            .set("class", "panel")
-            .set("x", 14)
-            .set("y", 0)
-            .set("width", WIDTH - 28.0)
-            .set("height", bottom + foot - 14.0)
-            .set("rx", 8),
-    );
     let heading = match scenario {
         Scenario::Rfc793 => {
             "The client connects, is silent for six seconds, then sends its request"
         }
         Scenario::Silent => {
-            "The client stays silent beyond the deadline of 5 s, then sends its request if it is still connected"
+            "The client stays silent beyond the deadline of 5 s, then sends its request if it is \
+             still connected"
         }
         other => other.title(),
     };
-    g.append(text("ink scene", 28.0, 30.0, heading));
+    let mut g = panel(bottom + foot, heading);
 
     // Cuts, below everything else.
     for pair in scale.stretches.windows(2) {
         let [before, after] = pair else { continue };
         let (from, to) = (top + before.y.1, top + after.y.0);
-        g.append(
-            Rectangle::new()
-                .set("class", "cut")
-                .set("x", AXIS)
-                .set("y", fixed(from + 8.0))
-                .set("width", WIDTH - AXIS - RIGHT - 8.0)
-                .set("height", fixed(to - from - 16.0)),
-        );
+        let size = (WIDTH - AXIS - RIGHT - 8.0, to - from - 16.0);
+        g.append(rect("cut", (AXIS, from + 8.0), size, 0.0));
         for edge in [from + 8.0, to - 8.0] {
             g.append(zigzag(AXIS, WIDTH - RIGHT - 8.0, edge));
         }
         let silence = after.ms.0 - before.ms.1 + 2.0 * MARGIN_MS;
-        let label = format!("{:.1} s", silence / 1e3);
-        g.append(end_text(
-            "soft bold",
-            AXIS - 12.0,
-            (from + to) / 2.0 + 5.0,
-            label,
-        ));
+        let (label, y) = (format!("{:.1} s", silence / 1e3), (from + to) / 2.0 + 5.0);
+        g.append(end_text("soft bold", AXIS - 12.0, y, label));
     }
     // The time axis.
     for stretch in &scale.stretches {
@@ -265,32 +241,30 @@ fn scene(findings: &Findings, scenario: Scenario) -> (Group, f64) {
     for (i, (facts, ladder)) in columns.iter().enumerate() {
         let x = AXIS + layout.width * i as f64;
         if i > 0 {
-            g.append(line(
-                "rule",
-                (x - 4.0, 46.0),
-                (x - 4.0, bottom + foot - 24.0),
-            ));
+            let ends = (46.0, bottom + foot - 24.0);
+            g.append(line("rule", (x - 4.0, ends.0), (x - 4.0, ends.1)));
         }
+        let rows = numbers(facts, findings);
         column(
             &mut g,
             (x, layout),
             (facts, ladder),
             &scale,
             (top, bottom),
-            findings,
+            rows,
         );
     }
     (g, bottom + foot)
 }
 
-/// One listener's ladder.
+/// Draws the ladder of one listener.
 fn column(
     g: &mut Group,
     (x, layout): (f64, Layout),
     (facts, ladder): (&Facts, &Ladder),
     scale: &Scale,
     (top, bottom): (f64, f64),
-    findings: &Findings,
+    rows: Vec<Row>,
 ) {
     let (client, server) = (x + layout.client, x + layout.server);
     let y = |ms: f64| top + scale.y(ms);
@@ -308,38 +282,30 @@ fn column(
         g.append(line("life", (life, top), (life, bottom)));
     }
 
-    // What the connection waits in, between the bare ACK and the first byte to read.
+    // The bars between the bare ACK and the first byte to read.
     let bar = |class: &str, from: f64, to: f64| {
-        Rectangle::new()
-            .set("class", class)
-            .set("x", fixed(server - 4.5))
-            .set("y", fixed(from))
-            .set("width", 9)
-            .set("height", fixed((to - from).max(0.0)))
-            .set("rx", 3)
+        rect(
+            class,
+            (server - 4.5, from),
+            (9.0, (to - from).max(0.0)),
+            3.0,
+        )
     };
+    let beside = server + 12.0;
     let noticeable = |from: f64, to: f64| to - from > QUIET_MS;
-    // Where several cuts follow on each other, words stand in the first.
-    let words = |wide: [&'static str; 2], narrow: [&'static str; 2]| {
-        if layout.is_narrow() {
-            narrow
-        } else {
-            wide
-        }
+    // Words are in the first of several successive cuts.
+    let words = |wide: [&'static str; 2], narrow: [&'static str; 2]| match layout.is_narrow() {
+        true => narrow,
+        false => wide,
     };
-    if let (Some(acked), Some(until)) = (ladder.bare_ack_ms, ladder.held_until_ms()) {
+    if let (Some(acked), Some(until)) = (ladder.bare_ack_ms, ladder.pending_until_ms()) {
         if noticeable(acked, until) {
-            g.append(bar("held", y(acked), y(until)));
-            note(
-                g,
-                "good",
-                server + 12.0,
-                cut_after(scale, acked, top),
-                &words(
-                    ["held in the kernel,", "no worker woken"],
-                    ["held in the", "kernel"],
-                ),
+            g.append(bar("pending", y(acked), y(until)));
+            let words = words(
+                ["waits in the kernel,", "no worker woken"],
+                ["waits in the", "kernel"],
             );
+            note(g, "good", beside, cut_after(scale, acked, top), &words);
         }
     }
     if let Some(accepted) = ladder.accept_ms {
@@ -347,25 +313,21 @@ fn column(
         if noticeable(accepted, until) {
             let end = if until.is_finite() { y(until) } else { bottom };
             g.append(bar("idle", y(accepted), end));
+            let words = words(
+                ["worker blocked,", "nothing to read"],
+                ["worker", "blocked"],
+            );
             let at = cut_after(scale, accepted, top);
             if at < end {
-                note(
-                    g,
-                    "warn",
-                    server + 12.0,
-                    at,
-                    &words(
-                        ["worker blocked,", "nothing to read"],
-                        ["worker", "blocked"],
-                    ),
-                );
+                note(g, "warn", beside, at, &words);
             }
         }
     }
 
     let mut below: Option<usize> = None;
     for (i, arrow) in ladder.arrows.iter().enumerate() {
-        // Two arrows in the same direction so close that their labels would touch: one above, one below.
+        // Two arrows in the same direction so close that their labels would touch: one above, one
+        // below.
         let close = |other: Option<&Arrow>| {
             other.is_some_and(|other| {
                 other.segment.from == arrow.segment.from
@@ -379,95 +341,52 @@ fn column(
         draw_arrow(g, arrow, (client, server), y, layout.label, under);
     }
 
-    if let Some(accept) = ladder.accept_ms {
-        g.append(
-            Circle::new()
-                .set("class", "accept")
-                .set("cx", fixed(server))
-                .set("cy", fixed(y(accept)))
-                .set("r", 7.5),
-        );
-        g.append(text(
-            "good bold",
-            server + 12.0,
-            y(accept) - 3.0,
-            "accept()",
-        ));
-        g.append(text(
-            "good small",
-            server + 12.0,
-            y(accept) + 14.0,
-            ms(accept),
-        ));
+    for (at_ms, class, words) in [
+        (ladder.accept_ms, "accept", "accept()"),
+        (ladder.dropped_ms, "dropped", "dropped"),
+    ] {
+        if let Some(at_ms) = at_ms {
+            let at = y(at_ms);
+            g.append(circle(class, (server, at)));
+            g.append(text("good bold", beside, at - 3.0, words));
+            g.append(text("good small", beside, at + 14.0, ms(at_ms)));
+        }
     }
-
-    if let Some(forgotten) = ladder.forgotten_ms {
-        g.append(
-            Circle::new()
-                .set("class", "gone")
-                .set("cx", fixed(server))
-                .set("cy", fixed(y(forgotten)))
-                .set("r", 6.5),
-        );
-        let at = y(forgotten);
-        g.append(text("good bold", server + 12.0, at - 3.0, "forgotten"));
-        g.append(text("good small", server + 12.0, at + 14.0, ms(forgotten)));
-    }
-    if let (Some((_, name)), Some(rst)) = (
-        &ladder.error,
-        ladder
-            .arrows
-            .iter()
-            .rev()
-            .find(|arrow| arrow.segment.flags.rst),
-    ) {
+    let mut arrows = ladder.arrows.iter().rev();
+    let rst = arrows.find(|arrow| arrow.segment.flags.rst);
+    if let (Some((_, name)), Some(rst)) = (&ladder.error, rst) {
         let at = y(rst.arrived_ms.unwrap_or(rst.sent_ms));
-        for side in [-1.0, 1.0] {
-            g.append(line(
-                "told",
-                (client - 6.0, at - 6.0 * side),
-                (client + 6.0, at + 6.0 * side),
-            ));
+        for side in [-6.0, 6.0] {
+            let ends = ((client - 6.0, at - side), (client + 6.0, at + side));
+            g.append(line("error", ends.0, ends.1));
         }
         g.append(text("again-text small", client + 10.0, at + 14.0, name));
     }
 
     // The numbers below.
     let mut row = bottom + 26.0;
-    g.append(line(
-        "rule",
-        (x + 8.0, bottom + 4.0),
-        (x + layout.width - 16.0, bottom + 4.0),
-    ));
-    for (name, value, class) in numbers(facts, findings) {
+    let ends = (x + 8.0, x + layout.width - 16.0);
+    g.append(line("rule", (ends.0, bottom + 4.0), (ends.1, bottom + 4.0)));
+    for (name, value, class) in rows {
         g.append(text("soft", x + 12.0, row, name));
         g.append(end_text(class, x + layout.width - 22.0, row, value));
         row += ROW;
     }
 }
 
-/// Scenario (c): a panel with a row for each server, and its height.
+/// Draws scenario (c): a panel with a row for each server. Returns it with its height.
 fn load_balancer(findings: &Findings) -> (Group, f64) {
-    let mut g = Group::new();
     let height = 78.0 + 26.0 * HttpServer::ALL.len() as f64;
-    g.append(
-        Rectangle::new()
-            .set("class", "panel")
-            .set("x", 14)
-            .set("y", 0)
-            .set("width", WIDTH - 28.0)
-            .set("height", height - 14.0)
-            .set("rx", 8),
-    );
     let idle = findings
         .guest
         .requests
         .first()
         .map_or(0, |request| request.idle_ports.len());
     let heading = format!(
-        "A load balancer keeps {idle} idle connections open to a one-worker server; then one real request"
+        "A load balancer keeps {idle} idle connections open to a one-worker server; then one real \
+         request"
     );
-    g.append(text("ink scene", 28.0, 30.0, heading));
+    let mut g = panel(height, &heading);
     let width = Layout::WIDE.width;
     let mut y = 62.0;
     for server in HttpServer::ALL {
@@ -480,16 +399,12 @@ fn load_balancer(findings: &Findings) -> (Group, f64) {
             let Some(request) = findings.served(server, listener) else {
                 continue;
             };
-            let (value, class) = match request.time_to_first_byte_ms {
-                Some(took) if took <= super::checks::bound::FIRST_BYTE_MS => {
-                    (format!("answered in {}", ms(took)), "ink bold")
-                }
-                Some(took) => (format!("answered in {}", ms(took)), "again-text"),
-                None => (
-                    format!("no answer in {} s", request.max_time_ms / 1000),
-                    "again-text",
-                ),
+            let took = request.time_to_first_byte_ms;
+            let value = match took {
+                Some(took) => format!("answered in {}", ms(took)),
+                None => format!("no answer in {} s", request.max_time_ms / 1000),
             };
+            let class = judged(took.is_some_and(|took| took <= bound::FIRST_BYTE_MS));
             g.append(text("soft", x + 12.0, y, server.short_title()));
             g.append(end_text(class, x + width - 22.0, y, value));
         }
@@ -498,7 +413,7 @@ fn load_balancer(findings: &Findings) -> (Group, f64) {
     (g, height)
 }
 
-/// A line below a column: what, how much, and the class that says whether it is as it should be.
+/// A line below a column: the name, the value, and the class of a good or bad value.
 type Row = (&'static str, String, &'static str);
 
 fn judged(good: bool) -> &'static str {
@@ -509,7 +424,7 @@ fn judged(good: bool) -> &'static str {
     }
 }
 
-/// The numbers below a column.
+/// Returns the numbers below a column.
 fn numbers(facts: &Facts, findings: &Findings) -> Vec<Row> {
     let syn_acks = facts.syn_acks();
     let mut rows = vec![("SYN-ACKs sent", syn_acks.to_string(), judged(syn_acks == 1))];
@@ -529,7 +444,7 @@ fn numbers(facts: &Facts, findings: &Findings) -> Vec<Row> {
     ));
     let path = findings.path_rtt_ms().unwrap_or(f64::NAN);
     if let Some(rtt) = facts.rtt_ms() {
-        let good = (rtt - path).abs() <= super::checks::bound::RTT_OFF_MS;
+        let good = (rtt - path).abs() <= bound::RTT_OFF_MS;
         rows.push(("RTT of the socket", ms(rtt), judged(good)));
     }
     let plain = findings
@@ -540,23 +455,21 @@ fn numbers(facts: &Facts, findings: &Findings) -> Vec<Row> {
         rows.push((
             "RTO of the socket",
             ms(rto),
-            judged(off <= super::checks::bound::RTO_OFF_PERCENT),
+            judged(off <= bound::RTO_OFF_PERCENT),
         ));
     }
     rows
 }
 
-/// How a silent client's connection went on.
+/// Returns how a silent client's connection ended.
 fn ending(facts: &Facts) -> Vec<Row> {
     let silently = matches!(
         facts.exchange.listener,
         Listener::DatareadyReset | Listener::DatareadyDrop
     );
-    // In time: at the deadline that was asked for. A plain listener was not asked for one.
+    // In time is at the requested deadline. A plain listener has none.
     let in_time = |after: Option<f64>| match (after, facts.exchange.deadline_ms) {
-        (Some(after), Some(deadline)) => {
-            (after - deadline as f64).abs() <= super::checks::bound::DEADLINE_OFF_MS
-        }
+        (Some(after), Some(deadline)) => (after - deadline as f64).abs() <= bound::DEADLINE_OFF_MS,
         (after, None) => after.is_some(),
         (None, _) => false,
     };
@@ -588,12 +501,12 @@ fn ending(facts: &Facts) -> Vec<Row> {
         (Some(_), None) => "no end".to_owned(),
         (Some(_), Some(idle)) => format!("{:.2} s", idle / 1e3),
     };
-    // No more than what is left of the client's silence after the deadline.
+    // The worker may wait for the rest of the client's silence after the deadline.
     let left = facts.silence_ms().unwrap_or(0.0) - facts.exchange.deadline_ms.unwrap_or(0) as f64;
     let plain = facts.exchange.listener == Listener::Plain;
     let short = facts
         .worker_idle_ms()
-        .is_none_or(|idle| idle <= left + super::checks::bound::DEADLINE_OFF_MS);
+        .is_none_or(|idle| idle <= left + bound::DEADLINE_OFF_MS);
     rows.push(("worker blocked", idle, judged(short && !plain)));
 
     let late = match (facts.request(), facts.exchange.client.first_byte) {
@@ -606,7 +519,7 @@ fn ending(facts: &Facts) -> Vec<Row> {
     rows
 }
 
-/// The middle of the first cut after `at_ms`, or shortly below it if there is none.
+/// Returns the middle of the first cut after `at_ms`, or a place below `at_ms` if there is none.
 fn cut_after(scale: &Scale, at_ms: f64, top: f64) -> f64 {
     let cut = scale
         .stretches
@@ -618,16 +531,12 @@ fn cut_after(scale: &Scale, at_ms: f64, top: f64) -> f64 {
     )
 }
 
-/// A few short lines, centred on `y`.
+/// Writes a few short lines, centred on `y`.
 fn note(g: &mut Group, class: &str, x: f64, y: f64, lines: &[&str]) {
     let first = y + 5.0 - 8.5 * (lines.len() as f64 - 1.0);
     for (i, words) in lines.iter().enumerate() {
-        g.append(text(
-            &format!("{class} small"),
-            x,
-            first + 17.0 * i as f64,
-            *words,
-        ));
+        let y = first + 17.0 * i as f64;
+        g.append(text(&format!("{class} small"), x, y, *words));
     }
 }
 
@@ -640,10 +549,9 @@ fn draw_arrow(
     label_below: bool,
 ) {
     let again = arrow.segment.retransmission;
-    let (stroke, tip, words) = if again {
-        ("again", "again-tip", "again-text")
-    } else {
-        ("arrow", "tip", "ink")
+    let (class, words) = match again {
+        true => ("again", "again-text"),
+        false => ("arrow", "ink"),
     };
     let (from, to) = match arrow.segment.from {
         End::Client => (client, server),
@@ -660,36 +568,22 @@ fn draw_arrow(
     let (dx, dy) = (x2 - x1, y2 - y1);
     let length = dx.hypot(dy);
     let (ux, uy) = (dx / length, dy / length);
-    g.append(line(stroke, (x1, y1), (x2 - 8.0 * ux, y2 - 8.0 * uy)));
+    g.append(line(class, (x1, y1), (x2 - 8.0 * ux, y2 - 8.0 * uy)));
     if lost {
         g.append(middle_text(words, x2, y2 + 5.0, "✕"));
     } else {
         let (bx, by) = (x2 - 11.0 * ux, y2 - 11.0 * uy);
-        let points = [
-            (x2, y2),
+        let sides = [
             (bx - 5.0 * uy, by + 5.0 * ux),
             (bx + 5.0 * uy, by - 5.0 * ux),
         ];
-        let points: Vec<_> = points
-            .iter()
-            .map(|(x, y)| format!("{x:.1},{y:.1}"))
-            .collect();
-        g.append(
-            Polygon::new()
-                .set("class", tip)
-                .set("points", points.join(" ")),
-        );
+        g.append(tip(class, (x2, y2), sides));
     }
-    let label = if again {
-        format!("{} again", arrow.label())
-    } else {
-        arrow.label()
-    };
     let angle = (dy / dx).atan().to_degrees();
     let (mx, my) = ((x1 + x2) / 2.0, (y1 + y2) / 2.0);
     let shift = if label_below { 17.0 } else { -6.0 };
     g.append(
-        text(&format!("{words} {label_class}"), 0.0, shift, label)
+        text(&format!("{words} {label_class}"), 0.0, shift, arrow.label())
             .set("text-anchor", "middle")
             .set(
                 "transform",
@@ -702,96 +596,63 @@ fn legend() -> Group {
     let mut g = Group::new();
     let y = 22.0;
     let mut x = 28.0;
-    g.append(line("arrow", (x, y), (x + 30.0, y)));
-    g.append(Polygon::new().set("class", "tip").set(
-        "points",
-        format!(
-            "{0:.1},{y} {1:.1},{2} {1:.1},{3}",
-            x + 38.0,
-            x + 27.0,
-            y - 5.0,
-            y + 5.0
+    for (class, words, width) in [
+        ("arrow", "segment", 134.0),
+        ("again", "retransmission", 182.0),
+        ("accept", "accept() returned", 164.0),
+        ("dropped", "dropped", 110.0),
+        ("pending", "waits in the kernel", 190.0),
+        ("idle", "blocks a worker that has nothing to read", 0.0),
+    ] {
+        let beside = match class {
+            "arrow" | "again" => {
+                g.append(line(class, (x, y), (x + 30.0, y)));
+                let sides = [(x + 27.0, y - 5.0), (x + 27.0, y + 5.0)];
+                g.append(tip(class, (x + 38.0, y), sides));
+                46.0
+            }
+            "accept" | "dropped" => {
+                g.append(circle(class, (x + 8.0, y)));
+                24.0
+            }
+            _ => {
+                g.append(rect(class, (x, y - 5.0), (30.0, 9.0), 3.0));
+                38.0
+            }
+        };
+        g.append(text("ink small", x + beside, y + 5.0, words));
+        x += width;
+    }
+    for (below, words) in [
+        (
+            33.0,
+            "Both ends were captured: each arrow starts when the segment left and ends when it \
+             arrived. Times count from the client’s SYN.",
         ),
-    ));
-    g.append(text("ink small", x + 46.0, y + 5.0, "segment"));
-    x += 134.0;
-    g.append(line("again", (x, y), (x + 30.0, y)));
-    g.append(Polygon::new().set("class", "again-tip").set(
-        "points",
-        format!(
-            "{0:.1},{y} {1:.1},{2} {1:.1},{3}",
-            x + 38.0,
-            x + 27.0,
-            y - 5.0,
-            y + 5.0
+        (
+            55.0,
+            "RTT and RTO are those of the socket that accept() returned. The RTO is how long the \
+             server waits before it retransmits a lost response.",
         ),
-    ));
-    g.append(text("ink small", x + 46.0, y + 5.0, "retransmission"));
-    x += 182.0;
-    g.append(
-        Circle::new()
-            .set("class", "accept")
-            .set("cx", x + 8.0)
-            .set("cy", y)
-            .set("r", 7.5),
-    );
-    g.append(text("ink small", x + 24.0, y + 5.0, "accept() returned"));
-    x += 164.0;
-    g.append(
-        Circle::new()
-            .set("class", "gone")
-            .set("cx", x + 8.0)
-            .set("cy", y)
-            .set("r", 6.5),
-    );
-    g.append(text("ink small", x + 24.0, y + 5.0, "forgotten"));
-    x += 110.0;
-    g.append(
-        Rectangle::new()
-            .set("class", "held")
-            .set("x", x)
-            .set("y", y - 5.0)
-            .set("width", 30)
-            .set("height", 9)
-            .set("rx", 3),
-    );
-    g.append(text("ink small", x + 38.0, y + 5.0, "held by the kernel"));
-    x += 190.0;
-    g.append(
-        Rectangle::new()
-            .set("class", "idle")
-            .set("x", x)
-            .set("y", y - 5.0)
-            .set("width", 30)
-            .set("height", 9)
-            .set("rx", 3),
-    );
-    g.append(text(
-        "ink small",
-        x + 38.0,
-        y + 5.0,
-        "holds up a worker that has nothing to read",
-    ));
-    g.append(text(
-        "soft small",
-        28.0,
-        y + 33.0,
-        "Both ends were captured: each arrow starts when the segment left and ends when it arrived. Times count from the client’s SYN.",
-    ));
-    g.append(text(
-        "soft small",
-        28.0,
-        y + 55.0,
-        "RTT and RTO are those of the socket that accept() returned. RTO is how long the server would wait before it repeats an answer that got lost.",
-    ));
+    ] {
+        g.append(text("soft small", 28.0, y + below, words));
+    }
     g
 }
 
-/// Round instants within `first..=last`, about as far apart as a line of text needs.
+/// Returns the background of a panel with its heading.
+fn panel(height: f64, heading: &str) -> Group {
+    let size = (WIDTH - 28.0, height - 14.0);
+    Group::new()
+        .add(rect("panel", (14.0, 0.0), size, 8.0))
+        .add(text("ink scene", 28.0, 30.0, heading))
+}
+
+/// Returns round instants within `first..=last`, at the distance of lines of text.
 fn ticks(first: f64, last: f64) -> Vec<f64> {
     const STEP: f64 = 20.0;
     let mut ticks = Vec::new();
-    // A tick a little outside is still within the margin.
+    // Ticks may be within the margin.
     // `+ 0.0` turns a negative zero into zero.
     let mut tick = ((first - MARGIN_MS / 2.0) / STEP).ceil() * STEP + 0.0;
     while tick <= last + MARGIN_MS / 2.0 {
@@ -813,6 +674,32 @@ fn zigzag(from: f64, to: f64, y: f64) -> Path {
         up = !up;
     }
     Path::new().set("class", "zigzag").set("d", d)
+}
+
+fn rect(class: &str, (x, y): (f64, f64), (width, height): (f64, f64), rx: f64) -> Rectangle {
+    Rectangle::new()
+        .set("class", class)
+        .set("x", fixed(x))
+        .set("y", fixed(y))
+        .set("width", fixed(width))
+        .set("height", fixed(height))
+        .set("rx", rx)
+}
+
+fn circle(class: &str, (x, y): (f64, f64)) -> Circle {
+    Circle::new()
+        .set("class", class)
+        .set("cx", fixed(x))
+        .set("cy", fixed(y))
+        .set("r", 7)
+}
+
+/// Returns the tip of an arrow of this class.
+fn tip(class: &str, end: (f64, f64), [left, right]: [(f64, f64); 2]) -> Polygon {
+    let points = [end, left, right].map(|(x, y)| format!("{x:.1},{y:.1}"));
+    Polygon::new()
+        .set("class", format!("{class}-tip"))
+        .set("points", points.join(" "))
 }
 
 fn line(class: &str, (x1, y1): (f64, f64), (x2, y2): (f64, f64)) -> Line {
@@ -840,7 +727,7 @@ fn end_text(class: &str, x: f64, y: f64, words: impl Into<String>) -> Text {
     text(class, x, y, words).set("text-anchor", "end")
 }
 
-/// A coordinate with one decimal: enough, and the file stays readable.
+/// Writes a coordinate with one decimal, which is exact enough.
 fn fixed(value: f64) -> String {
     format!("{value:.1}")
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Ladders and tables for a terminal.
+//! Draws ladders for a terminal.
 
 use accf_demo::Scenario;
 use console::measure_text_width;
@@ -7,28 +7,21 @@ use console::measure_text_width;
 use super::capture::End;
 use super::facts::{Facts, Findings};
 use super::ms;
-use super::report::{
-    Report, EXCHANGE_COLUMNS, EXCHANGE_NOTE, REQUEST_COLUMNS, SILENT_COLUMNS, SILENT_NOTE,
-};
-use super::timeline::{Ladder, Until};
-use crate::table::{prose, table, Screen};
+use super::timeline::{Arrow, Ladder, Until, QUIET_MS};
+use crate::table::Screen;
 
-/// Between the lifelines.
+/// Characters between the lifelines.
 const SPAN: usize = 29;
-/// A ladder with its times and remarks.
+/// Width of a ladder with its times and remarks.
 const BLOCK: usize = 60;
 
-/// The ladders of one scenario, as many side by side as the screen is wide enough for.
+/// Draws the ladders of one scenario, side by side if the screen is wide enough.
 pub(crate) fn ladders(findings: &Findings, scenario: Scenario, screen: Screen) -> String {
-    let blocks: Vec<Vec<String>> = scenario
-        .listeners()
-        .iter()
-        .filter_map(|listener| findings.of(scenario, *listener))
-        .map(|facts| ladder(facts, screen))
-        .collect();
-    let mut out = screen.paint(&format!("({}) {}", scenario.key(), scenario.title()), |s| {
-        s.bold()
-    });
+    let listeners = scenario.listeners().iter();
+    let facts = listeners.filter_map(|listener| findings.of(scenario, *listener));
+    let blocks: Vec<Vec<String>> = facts.map(|facts| ladder(facts, screen)).collect();
+    let heading = format!("({}) {}", scenario.key(), scenario.title());
+    let mut out = screen.paint(&heading, |s| s.bold());
     out += "\n\n";
     for blocks in blocks.chunks((screen.width / BLOCK).max(1)) {
         for i in 0..blocks.iter().map(Vec::len).max().unwrap_or(0) {
@@ -45,13 +38,13 @@ pub(crate) fn ladders(findings: &Findings, scenario: Scenario, screen: Screen) -
     out
 }
 
-/// One row of a ladder, with its time.
+/// One event of a ladder.
 enum Event {
-    Arrow(super::timeline::Arrow),
+    Arrow(Arrow),
     Accept,
     FirstRead,
-    Forgotten,
-    /// The client was told of an error.
+    Dropped,
+    /// The client got an error.
     Error(String),
 }
 
@@ -64,50 +57,38 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
         .collect();
     events.extend(ladder.accept_ms.map(|at| (at, Event::Accept)));
     events.extend(ladder.first_read_ms.map(|at| (at, Event::FirstRead)));
-    events.extend(ladder.forgotten_ms.map(|at| (at, Event::Forgotten)));
-    let held_until = ladder.held_until_ms();
+    events.extend(ladder.dropped_ms.map(|at| (at, Event::Dropped)));
+    let pending_until = ladder.pending_until_ms();
     events.extend(ladder.error.map(|(at, name)| (at, Event::Error(name))));
     events.sort_by(|a, b| a.0.total_cmp(&b.0));
 
-    let exchange = &facts.exchange;
+    let setting = format!("{:11}{}", "", facts.exchange.setting);
     let mut rows = vec![
-        screen.paint(&format!("{:11}{}", "", exchange.setting), |s| {
-            s.cyan().bold()
-        }),
+        screen.paint(&setting, |s| s.cyan().bold()),
         format!("{:11}client{:>width$}", "", "server", width = SPAN - 2),
     ];
     let mut before: Option<f64> = None;
-    let mut holds: Option<&str> = None;
+    let mut has_it: Option<&str> = None;
     for (at, event) in events {
-        if let Some(quiet) = before
-            .map(|before| at - before)
-            .filter(|quiet| *quiet > 150.0)
-        {
+        let quiet = before.map_or(0.0, |before| at - before);
+        if quiet > QUIET_MS {
             let words = format!("{:.1} s of silence", quiet / 1e3);
-            let who = match (holds, held_until, ladder.bare_ack_ms) {
-                (Some(holds), _, _) => screen.paint(holds, |s| s.yellow()),
-                (None, Some(_), Some(_)) => screen.paint("kernel holds it", |s| s.green()),
+            let holder = match (has_it, pending_until, ladder.bare_ack_ms) {
+                (Some(words), _, _) => screen.paint(words, |s| s.yellow()),
+                (None, Some(_), Some(_)) => screen.paint("in the kernel", |s| s.green()),
                 _ => String::new(),
             };
-            let line = format!("{:10} ┊{words:^SPAN$}┊ {who}", "");
-            rows.push(line);
+            rows.push(format!("{:10} ┊{words:^SPAN$}┊ {holder}", ""));
         }
         before = Some(before.map_or(at, |before| before.max(at)));
         let time = format!("{:>10}", ms(at));
         match event {
             Event::Arrow(arrow) => {
-                let again = arrow.segment.retransmission;
-                let label = if again {
-                    format!("{} again", arrow.label())
-                } else {
-                    arrow.label()
-                };
-                let drawn = draw(&label, arrow.segment.from, arrow.arrived_ms.is_some());
-                let drawn = if again {
-                    screen.paint(&drawn, |s| s.red().bold())
-                } else {
-                    drawn
-                };
+                let segment = arrow.segment;
+                let mut drawn = draw(&arrow.label(), segment.from, arrow.arrived_ms.is_some());
+                if segment.retransmission {
+                    drawn = screen.paint(&drawn, |s| s.red().bold());
+                }
                 rows.push(format!("{time} │{drawn}│"));
                 // What comes next is silence only after the segment has arrived.
                 before = before.map(|at| at.max(arrow.arrived_ms.unwrap_or(at)));
@@ -119,15 +100,15 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
                     let numbers = format!("RTT {}, RTO {}", ms(rtt), ms(rto));
                     rows.push(format!("{:10} │{numbers:>width$} │", "", width = SPAN - 1));
                 }
-                holds = Some("worker blocked");
+                has_it = Some("worker blocked");
             }
             Event::FirstRead => {
-                holds = Some("");
+                has_it = Some("");
             }
-            Event::Forgotten => {
-                let forgotten = screen.paint("○ forgotten", |s| s.green().bold());
-                rows.push(format!("{time} │{:SPAN$}{forgotten}", ""));
-                holds = Some("nobody has it");
+            Event::Dropped => {
+                let dropped = screen.paint("○ dropped", |s| s.green().bold());
+                rows.push(format!("{time} │{:SPAN$}{dropped}", ""));
+                has_it = Some("no connection");
             }
             Event::Error(name) => {
                 let error = screen.paint("✕", |s| s.red().bold());
@@ -140,7 +121,7 @@ fn ladder(facts: &Facts, screen: Screen) -> Vec<String> {
     rows
 }
 
-/// An arrow with its label, [`SPAN`] characters wide.
+/// Draws an arrow with its label, [`SPAN`] characters wide.
 fn draw(label: &str, from: End, arrives: bool) -> String {
     let label = format!(" {label} ");
     let rest = SPAN.saturating_sub(label.chars().count() + 1);
@@ -151,18 +132,4 @@ fn draw(label: &str, from: End, arrives: bool) -> String {
         (End::Server, true) => format!("◀{}{label}{}", "─".repeat(left), "─".repeat(right)),
         (End::Server, false) => format!("{}✕{label}{}", " ".repeat(left), "─".repeat(right)),
     }
-}
-
-/// The tables of numbers.
-pub(crate) fn tables(report: &Report, screen: Screen) -> String {
-    let exchanges = table(screen, &EXCHANGE_COLUMNS, report.exchange_rows());
-    let requests = table(screen, &REQUEST_COLUMNS, report.request_rows());
-    let heading = format!("(c) {}", Scenario::LoadBalancer.title());
-    let heading = screen.paint(&heading, |s| s.bold());
-    let note = prose(EXCHANGE_NOTE, screen);
-    let silent = table(screen, &SILENT_COLUMNS, report.silent_rows());
-    let silent_heading = format!("(d) {}", Scenario::Silent.title());
-    let silent_heading = screen.paint(&silent_heading, |s| s.bold());
-    let silent_note = prose(SILENT_NOTE, screen);
-    format!("{exchanges}{note}\n{heading}\n{requests}\n{silent_heading}\n{silent}{silent_note}")
 }

@@ -1,60 +1,68 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A connection as a picture shows it: what happens when, and a time scale that leaves silence out.
+//! The events of a connection for pictures, and a time scale that leaves silence out.
 
 use super::capture::{End, Segment};
 use super::facts::Facts;
+
+/// Longer silence is shown as a gap.
+pub(crate) const QUIET_MS: f64 = 150.0;
 
 /// One arrow of a ladder. Times are milliseconds since the client's SYN left.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Arrow {
     pub(crate) segment: Segment,
     pub(crate) sent_ms: f64,
-    /// `None`: it was not seen to arrive.
+    /// `None` if the segment was not captured at its destination.
     pub(crate) arrived_ms: Option<f64>,
 }
 
 impl Arrow {
-    /// What is written on it.
+    /// Returns the label of the arrow.
     pub(crate) fn label(&self) -> String {
-        let Segment {
-            flags, payload_len, ..
-        } = self.segment;
-        match (payload_len > 0, flags.fin) {
-            (true, true) => format!("{payload_len} B of data, FIN"),
-            (true, false) => format!("{payload_len} B of data"),
-            _ => self.segment.name().to_owned(),
+        let segment = self.segment;
+        let mut label = match segment.payload_len {
+            0 => segment.name().to_owned(),
+            len => format!("{len} B of data"),
+        };
+        if segment.payload_len > 0 && segment.flags.fin {
+            label += ", FIN";
         }
+        if segment.retransmission {
+            label += " again";
+        }
+        label
     }
 }
 
-/// Everything that happens on one connection, and when.
+/// The events of one connection, with their times.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Ladder {
-    /// In the order of sending.
+    /// The segments in the order of sending.
     pub(crate) arrows: Vec<Arrow>,
-    /// `accept()` returned.
+    /// When `accept()` returned.
     pub(crate) accept_ms: Option<f64>,
-    /// The worker that called `accept()` had its first byte to read; `None`: it never had one.
+    /// When the worker that called `accept()` had its first byte to read, if ever.
     pub(crate) first_read_ms: Option<f64>,
-    /// The bare ACK arrived.
+    /// When the bare ACK arrived.
     pub(crate) bare_ack_ms: Option<f64>,
-    /// The kernel let go of the connection without a word: the server never had it.
-    pub(crate) forgotten_ms: Option<f64>,
-    /// The client was told of an error, by this name.
+    /// When the kernel dropped the connection silently.
+    pub(crate) dropped_ms: Option<f64>,
+    /// When the client got an error, and its name.
     pub(crate) error: Option<(f64, String)>,
 }
 
 /// Where a ladder ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// With the last segment.
+    /// After the last segment.
     End,
-    /// With the first data from the server; without such, with the first RST or before the first FIN.
+    /// After the first data from the server; without data, after the first RST or before the first
+    /// FIN.
     Answer,
 }
 
 impl Ladder {
-    /// The ladder of a connection.
+    /// Returns the ladder of a connection.
     pub(crate) fn new(facts: &Facts, until: Until) -> Self {
         let ms = |at: accf_demo::UnixNanos| at.ms_since(facts.start());
         let all = &facts.segments;
@@ -78,7 +86,7 @@ impl Ladder {
             })
             .collect();
         let accepted = facts.exchange.accepted.as_ref();
-        // One that was accepted, or reset at that time, was let go of for all to see.
+        // `accept()` or an RST shows the end of the request; a silent drop is shown by itself.
         let silently = accepted.is_none() && facts.request().is_some();
         let error = facts.exchange.client.error.as_ref();
         Self {
@@ -86,51 +94,52 @@ impl Ladder {
             accept_ms: accepted.map(|accepted| ms(accepted.at)),
             first_read_ms: accepted.and_then(|accepted| accepted.first_read).map(ms),
             bare_ack_ms: facts.bare_ack().and_then(|ack| ack.at(End::Server)).map(ms),
-            forgotten_ms: facts.exchange.let_go.filter(|_| silently).map(ms),
+            dropped_ms: facts.exchange.let_go.filter(|_| silently).map(ms),
             error: error.map(|error| (ms(error.at), error.name.clone())),
         }
     }
 
-    /// Until when the kernel held the connection back: for the server, or until it reset or forgot it.
-    pub(crate) fn held_until_ms(&self) -> Option<f64> {
+    /// Returns when the connection stops being pending in the kernel: it is accepted, reset or
+    /// dropped.
+    pub(crate) fn pending_until_ms(&self) -> Option<f64> {
         let reset = self
             .arrows
             .iter()
             .find(|arrow| arrow.segment.from == End::Server && arrow.segment.flags.rst);
         self.accept_ms
-            .or(self.forgotten_ms)
+            .or(self.dropped_ms)
             .or(reset.map(|arrow| arrow.sent_ms))
     }
 
-    /// Every instant that has a place in the picture.
+    /// Returns all instants of the picture.
     pub(crate) fn instants(&self) -> impl Iterator<Item = f64> + '_ {
         let arrows = self
             .arrows
             .iter()
             .flat_map(|a| [Some(a.sent_ms), a.arrived_ms]);
-        arrows.chain([self.accept_ms, self.forgotten_ms]).flatten()
+        arrows.chain([self.accept_ms, self.dropped_ms]).flatten()
     }
 }
 
 /// A stretch of time that is drawn to scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Stretch {
-    /// Its first and last instant.
+    /// The first and the last instant.
     pub(crate) ms: (f64, f64),
-    /// Where these are drawn.
+    /// The places of both instants.
     pub(crate) y: (f64, f64),
 }
 
-/// A time scale that shows every stretch in which something happens at the same scale, and cuts out the rest.
+/// A time scale that cuts out silence.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Scale {
-    /// In order; between two of them time is cut out.
+    /// The stretches in order; the time between two of them is cut out.
     pub(crate) stretches: Vec<Stretch>,
 }
 
 impl Scale {
-    /// A scale for `instants`. Where nothing happens for more than `quiet_ms`, time is cut out and `gap` units of height
-    /// are left; every stretch gets `margin_ms` on both sides.
+    /// Returns a scale for `instants`. Where nothing happens for more than `quiet_ms`, time is cut
+    /// out and `gap` units of height are left; every stretch gets `margin_ms` on both sides.
     pub(crate) fn new(
         instants: impl IntoIterator<Item = f64>,
         quiet_ms: f64,
@@ -158,7 +167,7 @@ impl Scale {
         Self { stretches }
     }
 
-    /// Where `ms` is drawn.
+    /// Returns the place of `ms`.
     pub(crate) fn y(&self, ms: f64) -> f64 {
         let mut before = (f64::NEG_INFINITY, 0.0);
         for Stretch {
@@ -167,7 +176,7 @@ impl Scale {
         } in &self.stretches
         {
             if ms < *first {
-                // Cut out: somewhere in the gap, in proportion.
+                // Cut out: in proportion within the gap.
                 let part = (ms - before.0) / (first - before.0);
                 return if part.is_finite() {
                     before.1 + part * (top - before.1)
@@ -188,7 +197,7 @@ impl Scale {
         before.1
     }
 
-    /// The whole height.
+    /// Returns the height of the scale.
     pub(crate) fn height(&self) -> f64 {
         self.stretches.last().map_or(0.0, |stretch| stretch.y.1)
     }
@@ -217,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scale_of_nothing_is_flat() {
+    fn an_empty_scale_is_flat() {
         let scale = Scale::new([], 150.0, 2.0, 5.0, 40.0);
         assert_eq!((scale.height(), scale.y(5.0)), (0.0, 0.0));
     }
@@ -228,59 +237,45 @@ mod tests {
         let labels = |scenario, listener, until| {
             let facts = findings.of(scenario, listener).unwrap();
             let ladder = Ladder::new(facts, until);
-            ladder.arrows.iter().map(Arrow::label).collect::<Vec<_>>()
+            let labels: Vec<String> = ladder.arrows.iter().map(Arrow::label).collect();
+            labels.join(" | ")
         };
+        let served = "47 B of data | ACK | 89 B of data";
         assert_eq!(
             labels(Scenario::Rfc793, Listener::Plain, Until::Answer),
-            [
-                "SYN",
-                "SYN-ACK",
-                "ACK",
-                "47 B of data",
-                "ACK",
-                "89 B of data"
-            ]
+            format!("SYN | SYN-ACK | ACK | {served}")
         );
         assert_eq!(
             labels(Scenario::Silent, Listener::DeferAccept, Until::Answer),
-            [
-                "SYN",
-                "SYN-ACK",
-                "ACK",
-                "SYN-ACK",
-                "ACK",
-                "47 B of data",
-                "ACK",
-                "89 B of data"
-            ]
+            format!("SYN | SYN-ACK | ACK | SYN-ACK again | ACK | {served}")
         );
         assert_eq!(
             labels(Scenario::Silent, Listener::DatareadyReset, Until::Answer),
-            ["SYN", "SYN-ACK", "ACK", "RST"]
+            "SYN | SYN-ACK | ACK | RST"
         );
         assert_eq!(
             labels(Scenario::Silent, Listener::DatareadyDrop, Until::End),
-            ["SYN", "SYN-ACK", "ACK", "47 B of data", "RST"]
+            "SYN | SYN-ACK | ACK | 47 B of data | RST"
         );
     }
 
     #[test]
-    fn a_connection_is_held_until_it_is_let_go_of_one_way_or_another() {
+    fn a_connection_is_pending_until_it_is_accepted_reset_or_dropped() {
         let findings = sample().findings();
         let ladder = |listener| {
             let facts = findings.of(Scenario::Silent, listener).unwrap();
             Ladder::new(facts, Until::Answer)
         };
         let accept = ladder(Listener::Dataready);
-        assert_eq!(accept.held_until_ms(), Some(5061.2));
-        assert_eq!(accept.forgotten_ms, None);
+        assert_eq!(accept.pending_until_ms(), Some(5061.2));
+        assert_eq!(accept.dropped_ms, None);
         let reset = ladder(Listener::DatareadyReset);
-        assert_eq!(reset.held_until_ms(), Some(5061.2));
-        assert_eq!(reset.forgotten_ms, None);
+        assert_eq!(reset.pending_until_ms(), Some(5061.2));
+        assert_eq!(reset.dropped_ms, None);
         let told = Some((5081.7, "ECONNRESET".to_owned()));
         assert_eq!(reset.error, told);
         let drop = ladder(Listener::DatareadyDrop);
-        assert_eq!(drop.held_until_ms(), Some(5063.2));
-        assert_eq!(drop.forgotten_ms, Some(5063.2));
+        assert_eq!(drop.pending_until_ms(), Some(5063.2));
+        assert_eq!(drop.dropped_ms, Some(5063.2));
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From how often each instruction was executed to what each function cost.
+//! Adds up the executed instructions of each function.
 
 use std::collections::BTreeMap;
 
@@ -7,29 +7,30 @@ use anyhow::{Context, Result};
 
 use super::symbols::{Function, Symbols};
 
-/// Where the kernel's half of all addresses begins.
+/// The first address of the kernel's half.
 const KERNEL: u64 = 1 << 63;
 
-/// What a function cost.
+/// The cost of a function.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cost {
-    /// Instructions of its own, not of those it calls.
+    /// Instructions of the function itself, without the functions that it calls.
     pub(crate) instructions: u64,
-    /// How often it was entered.
+    /// How often the function was entered.
     pub(crate) calls: u64,
 }
 
-/// What was executed in one section.
+/// The instructions of one section.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
-    /// Instructions of programs.
+    /// The instructions of programs.
     pub(crate) programs: u64,
-    /// What each function of the kernel cost.
+    /// The cost of each function of the kernel.
     pub(crate) functions: BTreeMap<Function, Cost>,
 }
 
 impl Counts {
-    /// Reads what the plugin has left: lines of an instruction's address and how often it was executed.
+    /// Reads the plugin's counts: lines with an instruction's address and how often it was
+    /// executed.
     pub(crate) fn parse(text: &str, symbols: &Symbols) -> Result<Self> {
         let mut counts = Self::default();
         for line in text.lines() {
@@ -41,7 +42,7 @@ impl Counts {
             let (function, is_entry) = symbols
                 .at(address)
                 .with_context(|| format!("no function is at {address:x}"))?;
-            // Most instructions are of a function that is known already.
+            // Most instructions belong to a known function: no clone for these.
             if !counts.functions.contains_key(function) {
                 counts.functions.insert(function.clone(), Cost::default());
             }
@@ -53,19 +54,19 @@ impl Counts {
         Ok(counts)
     }
 
-    /// Instructions of the kernel, modules included.
+    /// Returns the instructions of the kernel and its modules.
     pub(crate) fn kernel(&self) -> u64 {
         self.functions.values().map(|cost| cost.instructions).sum()
     }
 
-    /// Instructions of one module.
+    /// Returns the instructions of one module.
     pub(crate) fn module(&self, module: &str) -> u64 {
         let functions = self.functions.iter();
         let of_module = functions.filter(|(it, _)| it.module.as_deref() == Some(module));
         of_module.map(|(_, cost)| cost.instructions).sum()
     }
 
-    /// All instructions.
+    /// Returns the number of all instructions.
     pub(crate) fn total(&self) -> u64 {
         self.programs + self.kernel()
     }
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_count_is_refused() {
+    fn malformed_counts_are_refused() {
         let symbols = Symbols::parse("ffffffff81000000 T memset\n").unwrap();
         for text in ["401000", "401000 x", "y 5", "ffffffff80000000 1"] {
             assert!(Counts::parse(text, &symbols).is_err(), "{text}");

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a connection's instructions are spent on: from the plugin's counts to functions, and to the differences between
+//! Attributes the instructions of a connection to functions, and compares
 //! listeners.
 //!
 //! ```text
 //! section-N + kallsyms ─► counts ─┐
-//! profile.json ───────────────────┴─► report
+//! profile.json ───────────────────┴─► results
 //! ```
 
 mod counts;
-mod report;
+mod results;
 mod symbols;
 
 use std::fs;
@@ -18,29 +18,24 @@ use accf_bench::{Profile, PROFILE_FILE, SCHEMA, SYMBOLS_FILE};
 use anyhow::{ensure, Context, Result};
 
 use self::counts::Counts;
-use self::report::{Part, Report};
+use self::results::{Part, Report};
 use self::symbols::Symbols;
+use crate::report::{check_schema, read, write_both};
 use crate::table::Screen;
 
 /// The module's name.
 const MODULE: &str = "accf";
 
-/// Reads what a guest left in `recorded` and the plugin in `counted`, writes the results into `out`, and returns what to
-/// show in the terminal.
+/// Reads the recording of the guest and the counts of the plugin, writes the results into `out`,
+/// and returns the text for the terminal.
 pub(crate) fn evaluate(
     recorded: &Path,
     counted: &Path,
     out: &Path,
     screen: Screen,
 ) -> Result<String> {
-    let profile = read_text(&recorded.join(PROFILE_FILE))
-        .context("the guest did not get to the end of its connections")?;
-    let profile: Profile = serde_json::from_str(&profile).context(PROFILE_FILE)?;
-    ensure!(
-        profile.schema == SCHEMA,
-        "the guest's {PROFILE_FILE} is of version {}, but this is a host side of version {SCHEMA}: build both anew",
-        profile.schema
-    );
+    let profile: Profile = read(recorded, PROFILE_FILE)?;
+    check_schema(PROFILE_FILE, profile.schema, SCHEMA)?;
     let symbols = Symbols::parse(&read_text(&recorded.join(SYMBOLS_FILE))?)?;
     ensure!(
         symbols.has_module(MODULE),
@@ -51,28 +46,22 @@ pub(crate) fn evaluate(
         let path = counted.join(format!("section-{number}"));
         let text = read_text(&path).context("the plugin has not seen this section's marks")?;
         let counts = Counts::parse(&text, &symbols).with_context(|| path.display().to_string())?;
-        // The plugin counts from mark to mark, the guest's clock from just before to just after.
+        // The plugin counts between the marks, the guest's clock from just before to just after
+        // them.
         let (counted, elapsed) = (counts.total(), section.instructions);
         ensure!(
             counted.abs_diff(elapsed) <= elapsed / 200,
-            "the plugin has counted {counted} instructions of section {number}, but the guest's clock {elapsed}"
+            "the plugin has counted {counted} instructions of section {number}, but the guest's \
+             clock {elapsed}"
         );
         parts.push(Part::new(section, &counts));
     }
     let report = Report::new(profile.kernel, parts);
-
-    let write = |name: &str, text: &str| {
-        let path = out.join(name);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-    };
-    let mut json = serde_json::to_string_pretty(&report)?;
-    json.push('\n');
-    write("report.json", &json)?;
-    write("report.md", &report.markdown())?;
-    Ok(report.shown(screen))
+    write_both(out, &report, &report.all())?;
+    Ok(report.shown().terminal(screen))
 }
 
-/// Reads a text.
+/// Reads a text file.
 fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
@@ -84,20 +73,20 @@ mod tests {
     use super::*;
     use crate::scratch::Scratch;
 
-    /// A usual screen.
+    /// A screen without colours.
     const SCREEN: Screen = Screen {
         colours: false,
         width: 120,
     };
 
-    /// A kernel with the module.
+    /// The symbols of a kernel with the module.
     const KALLSYMS: &str = "\
 ffffffff81000000 T memset
 ffffffff81000040 t tcp_check_req
 ffffffffc0000000 t _RNvNtNtCsd5nqjlr6OOH_9accf_main3net5hooks13syn_recv_sock\t[accf]
 ";
 
-    /// What the plugin counts of ten connections to each listener.
+    /// The plugin's counts of ten connections to each listener.
     const COUNTED: [&str; 3] = [
         "401000 50\nffffffff81000000 300\nffffffff81000040 20\nffffffff81000044 180\n",
         "401000 30\nffffffff81000000 290\nffffffff81000040 20\nffffffff81000044 180\n",
@@ -105,7 +94,7 @@ ffffffffc0000000 t _RNvNtNtCsd5nqjlr6OOH_9accf_main3net5hooks13syn_recv_sock\t[a
          ffffffffc0000000 20\nffffffffc0000004 400\n",
     ];
 
-    /// What is left of a run, of which the guest's clock says `instructions`.
+    /// Writes the files of a run in which the guest's clock counted `instructions`.
     fn leave(recorded: &Scratch, instructions: [u64; 3]) {
         let sections = Listener::ALL.into_iter().zip(instructions);
         let profile = Profile {
@@ -167,7 +156,7 @@ ffffffffc0000000 t _RNvNtNtCsd5nqjlr6OOH_9accf_main3net5hooks13syn_recv_sock\t[a
     }
 
     #[test]
-    fn a_profile_that_cannot_be_right_is_refused() {
+    fn inconsistent_profiles_are_refused() {
         let recorded = Scratch::new("profile-wrong");
         let says = || {
             let result = evaluate(&recorded.0, &recorded.0, &recorded.0, SCREEN);

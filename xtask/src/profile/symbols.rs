@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The kernel's functions and where they are: its own `/proc/kallsyms`.
+//! The kernel's functions and their addresses, from `/proc/kallsyms`.
 
 use std::fmt;
 
 use anyhow::{ensure, Context, Result};
 use serde::Serialize;
 
-/// A function of the kernel or of a module, by the name that people know it by.
+/// A function of the kernel or of a module.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(crate) struct Function {
-    /// Its name; Rust's with its path.
+    /// The demangled name.
     #[serde(rename = "function")]
     pub(crate) name: String,
-    /// The module it is in, if it is in one.
+    /// The module, if the function is in one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) module: Option<String>,
 }
@@ -27,24 +27,24 @@ impl fmt::Display for Function {
     }
 }
 
-/// Where a function, or its unlikely part, begins.
+/// The beginning of a function, or of its unlikely part.
 #[derive(Debug)]
 struct Symbol {
     address: u64,
     function: Function,
-    /// It is entered here.
+    /// Whether the function is entered here.
     is_entry: bool,
 }
 
 /// All functions of a running kernel.
 #[derive(Debug)]
 pub(crate) struct Symbols {
-    /// In the order of their addresses.
+    /// The symbols in the order of their addresses.
     symbols: Vec<Symbol>,
 }
 
 impl Symbols {
-    /// Reads what `/proc/kallsyms` says to root.
+    /// Reads `/proc/kallsyms`, as root sees it.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let mut found = Vec::new();
         for line in text.lines() {
@@ -66,14 +66,14 @@ impl Symbols {
             found.iter().any(|(address, _, _)| *address != 0),
             "the kernel's symbols have no addresses: they were not read by root"
         );
-        // Of several names for one place, the plainest.
+        // Of several names of one address, the shortest with the fewest underscores.
         found.sort_by_key(|(address, name, _)| {
             let underscores = name.len() - name.trim_start_matches('_').len();
             (*address, underscores, name.len())
         });
         found.dedup_by_key(|(address, _, _)| *address);
         let symbols = found.into_iter().map(|(address, name, module)| {
-            // The compiler moves what is unlikely to a place of its own.
+            // The compiler moves unlikely code to a separate `.cold` symbol.
             let whole = name.strip_suffix(".cold");
             Symbol {
                 address,
@@ -90,13 +90,13 @@ impl Symbols {
         })
     }
 
-    /// Whether there is a function of this module.
+    /// Returns whether there is a function of this module.
     pub(crate) fn has_module(&self, module: &str) -> bool {
         let mut functions = self.symbols.iter().map(|symbol| &symbol.function);
         functions.any(|function| function.module.as_deref() == Some(module))
     }
 
-    /// The function that an instruction belongs to, and whether that is its first one.
+    /// Returns the function of an instruction, and whether the instruction is its first.
     pub(crate) fn at(&self, address: u64) -> Option<(&Function, bool)> {
         let behind = self
             .symbols
@@ -125,7 +125,7 @@ ffffffffc0000100 t accf_jiffies\t[accf]
 ";
 
     #[test]
-    fn an_instruction_is_one_of_the_function_before_it() {
+    fn an_instruction_belongs_to_the_function_before_it() {
         let symbols = Symbols::parse(KALLSYMS).unwrap();
         let at = |address| {
             let (function, is_entry) = symbols.at(address)?;
@@ -150,7 +150,7 @@ ffffffffc0000100 t accf_jiffies\t[accf]
     }
 
     #[test]
-    fn hidden_addresses_are_noticed() {
+    fn symbols_without_addresses_are_refused() {
         let hidden = "0000000000000000 T memset\n0000000000000000 t tcp_check_req\n";
         let error = Symbols::parse(hidden).unwrap_err().to_string();
         assert!(error.contains("not read by root"), "{error}");

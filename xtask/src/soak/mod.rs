@@ -1,52 +1,55 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The host side of the soak: what the guest proved, and what only the host sees: the kernel's log, and leaked memory.
+//! The host side of the soak: combines what the guest proved with what only the host sees, the
+//! kernel's log and memory leaks.
 
-mod report;
+mod results;
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use accf_soak::{Proof, Record, RECORD_FILE, SCHEMA};
-use anyhow::{bail, Context, Result};
+use anyhow::{Context, Result};
 use xshell::Shell;
 
 use crate::guest::{Failure, Guest, Report};
 use crate::kernel::Kind;
 use crate::lab::Lab;
+use crate::report::{self as files, check_schema, write, write_both};
+use crate::verdict::{Claim, Verdict};
 use crate::{program, project};
 
 #[cfg(test)]
-pub(crate) use self::report::sample;
-pub(crate) use self::report::Soak;
+pub(crate) use self::results::sample_proofs;
+pub(crate) use self::results::Soak;
 
-/// How long a guest may take to boot, to come to rest and to be looked at.
+/// Time for a guest to boot, to come to rest and to be checked.
 const AROUND: Duration = Duration::from_secs(900);
 
-/// How much longer than asked for the rounds may take: all clients come to their end in each, on a busy machine.
+/// By what factor the rounds may take longer than requested: each waits for the end of all clients,
+/// on a busy machine.
 const SLOWER: u32 = 4;
 
-/// What is asked for.
+/// What to run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
     /// The kernel.
     pub(crate) kind: Kind,
-    /// How long clients come.
+    /// For how long clients connect.
     pub(crate) time: Duration,
-    /// Where all random numbers start.
+    /// The seed of all random numbers.
     pub(crate) seed: u64,
 }
 
-/// Builds the program that soaks.
+/// Builds the guest's program.
 pub(crate) fn build_program(sh: &Shell) -> Result<PathBuf> {
     program::build(sh, "accf-soak")
 }
 
 impl Request {
-    /// Soaks in a guest, and judges it; what the guest leaves and the report go to `out`.
+    /// Runs the soak in a guest and judges it. The guest's files and the report go to `out`.
     ///
-    /// What fails is in the result; an error is that there is none.
+    /// Failures are part of the result; an error means that there is no result.
     pub(crate) fn run(&self, lab: &Lab, program: &Path, out: &Path, echo: bool) -> Result<Soak> {
         project::empty(out)?;
         let seconds = self.time.as_secs();
@@ -64,8 +67,7 @@ impl Request {
             ("stdout", &report.stdout),
             ("stderr", &report.stderr),
         ] {
-            fs::write(out.join(name), text)
-                .with_context(|| format!("cannot write the guest's {name}"))?;
+            write(out, name, text)?;
         }
         let soak = Soak {
             kernel: self.kind.name().to_owned(),
@@ -74,11 +76,11 @@ impl Request {
             proofs: self.proofs(&report, out),
             record: read(out).ok(),
         };
-        soak.write(out)?;
+        write_both(out, &soak, &soak.document())?;
         Ok(soak)
     }
 
-    /// The machine: with many processors and little memory. The program loads the module itself.
+    /// Returns a guest with many processors and little memory. Its program loads the module itself.
     fn guest(&self, lab: &Lab, out: &Path, echo: bool) -> Result<Guest> {
         let mut guest = lab.guest(&[]);
         let module = guest.module.take().context("no module was built")?;
@@ -94,8 +96,8 @@ impl Request {
         Ok(guest)
     }
 
-    /// What the guest proved, and what the host sees.
-    fn proofs(&self, report: &Report, out: &Path) -> Vec<Proof> {
+    /// Returns what the guest proved and what the host sees.
+    fn proofs(&self, report: &Report, out: &Path) -> Vec<Verdict> {
         let of = |is_so: fn(&Failure) -> bool| -> Vec<String> {
             let failures = report.failures.iter();
             failures
@@ -118,38 +120,30 @@ impl Request {
         if report.status.is_some_and(|status| (status == 0) != held) {
             ended.push("the guest's exit status does not agree with its record".to_owned());
         }
-        let mut proofs = record.map(|record| record.proofs).unwrap_or_default();
-        let mut prove = |name: &str, says: &str, found: Vec<String>, otherwise: &str| {
-            proofs.push(Proof {
-                name: name.to_owned(),
-                says: says.to_owned(),
-                held: found.is_empty(),
-                found: if found.is_empty() {
-                    otherwise.to_owned()
-                } else {
-                    found.join("\n")
-                },
-            });
+        let proofs = record.map(|record| record.proofs).unwrap_or_default();
+        let mut proofs: Vec<Verdict> = proofs.into_iter().map(verdict).collect();
+        let mut prove = |name: &str, says: &str, complaints: Vec<String>, otherwise: &str| {
+            proofs.push(Claim::new(name, says).complaints(&complaints, otherwise));
         };
         let mut how = "it did".to_owned();
         for boot in &report.boots_in_vain {
             how += &format!("; {boot}");
         }
-        prove("end", "the guest came to its end", ended, &how);
+        prove("end", "the guest got to its end", ended, &how);
         prove(
             "log",
-            "the kernel's log has nothing that is wrong",
+            "the kernel's log has no warning, splat or panic",
             of(|failure| matches!(failure, Failure::Splat(_) | Failure::Panic(_))),
             &format!("{} lines read", report.dmesg.lines().count()),
         );
         if self.kind == Kind::Dev {
             let mut leaks = of(|failure| matches!(failure, Failure::Leak(_)));
             if !report.run.join("kmemleak").exists() {
-                leaks.push("it did not look".to_owned());
+                leaks.push("the guest did not scan for leaks".to_owned());
             }
             prove(
                 "leaks",
-                "the kernel finds no memory that nobody points to",
+                "the kernel finds no unreferenced memory",
                 leaks,
                 "two scans",
             );
@@ -158,31 +152,31 @@ impl Request {
     }
 }
 
-/// Reads what a guest left in `out`, which is there only if the guest got to the end.
-fn read(out: &Path) -> Result<Record> {
-    let path = out.join(RECORD_FILE);
-    let text = fs::read_to_string(&path).with_context(|| {
-        format!(
-            "the guest left no record at {}: it did not get to the end",
-            path.display()
-        )
-    })?;
-    let record: Record = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not a record of a soak", path.display()))?;
-    if record.schema != SCHEMA {
-        bail!(
-            "{} is a record of version {}, but this is a host side of version {SCHEMA}: build both anew",
-            path.display(),
-            record.schema
-        );
+/// Returns the verdict on a proof of the guest.
+fn verdict(proof: Proof) -> Verdict {
+    Verdict {
+        name: proof.name,
+        says: proof.says,
+        pass: proof.held,
+        found: proof.found,
+        figure: None,
     }
+}
+
+/// Reads the record that a guest wrote to `out` at its end.
+fn read(out: &Path) -> Result<Record> {
+    let record: Record = files::read(out, RECORD_FILE)?;
+    check_schema(RECORD_FILE, record.schema, SCHEMA)?;
     Ok(record)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::scratch::Scratch;
+    use crate::verdict;
 
     const REQUEST: Request = Request {
         kind: Kind::Dev,
@@ -205,9 +199,9 @@ mod tests {
         }
     }
 
-    /// Has a guest leave a record whose only proof held, or did not.
+    /// Writes a guest's record whose only proof held, or did not.
     fn left(out: &Path, held: bool) {
-        let mut record = report::sample();
+        let mut record = results::sample();
         for proof in &mut record.proofs {
             proof.held = held;
         }
@@ -218,13 +212,14 @@ mod tests {
         .unwrap();
     }
 
-    fn failed(proofs: &[Proof]) -> Vec<&str> {
-        let failed = proofs.iter().filter(|proof| !proof.held);
-        failed.map(|proof| proof.name.as_str()).collect()
+    fn failed(proofs: &[Verdict]) -> Vec<&str> {
+        verdict::failed(proofs)
+            .map(|proof| proof.name.as_str())
+            .collect()
     }
 
     #[test]
-    fn everything_that_goes_wrong_is_a_proof_that_failed() {
+    fn every_failure_is_a_failed_proof() {
         let out = Scratch::new("soak-proofs");
         let proofs = |status, failures| {
             let proofs = REQUEST.proofs(&report(status, failures, &out.0), &out.0);
@@ -246,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_boot_in_vain_is_told() {
+    fn repeated_boots_are_reported() {
         let out = Scratch::new("soak-boots");
         fs::write(out.0.join("kmemleak"), "").unwrap();
         left(&out.0, true);

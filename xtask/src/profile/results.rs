@@ -1,33 +1,34 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The profile for programs (`report.json`) and for people (`report.md`, the terminal).
+//! The results of the profile as JSON, as Markdown, and for a terminal.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 
-use accf_bench::{Listener, Section};
+use accf_bench::Listener;
 use serde::Serialize;
 
 use super::counts::{Cost, Counts};
 use super::symbols::Function;
 use super::MODULE;
-use crate::table::{fixed, markdown_table, numeric, prose, table, words, Column, Screen};
+use crate::report::{Document, Section};
+use crate::table::{fixed, numeric, words, Column, Kind, Table};
 
 /// The version of `report.json`.
 const SCHEMA: u32 = 1;
 
-/// A function that costs fewer instructions per connection, or makes less of a difference, is not worth a row.
+/// Functions with fewer instructions per connection, or a smaller difference, have no row.
 const WORTH_A_ROW: f64 = 1.0;
 
-/// How many rows of a table are shown in the terminal.
+/// The number of rows of a table in the terminal.
 const SHOWN: usize = 30;
 
-/// What a reader must know.
-const NOTE: &str = "Instructions of one connection, without the client's own: the mean of all connections. Each function's \
-    are its own, not those of the functions it calls. A string instruction with a repeat prefix counts once for each byte \
-    or word, so memset and memcpy weigh more here than on a real processor. Timers and RCU callbacks hit one listener a \
-    bit more than another, by chance.";
+/// Explains the numbers.
+const NOTE: &str = "Instructions of one connection, without the client's own: the mean of all \
+    connections. Each function's are its own, not those of the functions it calls. A string \
+    instruction with a repeat prefix counts once for each byte or word, so memset and memcpy weigh \
+    more here than on a real processor. Timers and RCU callbacks hit one listener a bit more than \
+    another, by chance.";
 
-/// What each function cost at each listener.
+/// The cost of each function at each listener.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     schema: u32,
@@ -35,21 +36,21 @@ pub(crate) struct Report {
     sections: Vec<Part>,
 }
 
-/// One listener in one case; all numbers are for one connection.
+/// One listener in one case; all numbers are per connection.
 #[derive(Debug, Serialize)]
 pub(crate) struct Part {
     listener: Listener,
     case: String,
     connections: u32,
-    /// All of the following.
+    /// All instructions.
     instructions: f64,
-    /// Those of programs, which are the server.
+    /// Instructions of the server's program.
     programs: f64,
-    /// Those of the kernel and its modules.
+    /// Instructions of the kernel and its modules.
     kernel: f64,
-    /// Those of the module's functions themselves.
+    /// Instructions of the module's functions.
     module: f64,
-    /// The kernel's functions, the dearest first.
+    /// The kernel's functions, the most expensive first.
     functions: Vec<Row>,
 }
 
@@ -58,9 +59,9 @@ pub(crate) struct Part {
 struct Row {
     #[serde(flatten)]
     function: Function,
-    /// Instructions of its own.
+    /// Instructions of the function itself.
     instructions: f64,
-    /// How often it was called.
+    /// How often the function was called.
     calls: f64,
 }
 
@@ -68,15 +69,15 @@ struct Row {
 #[derive(Clone, Debug, PartialEq)]
 struct Difference<'a> {
     function: &'a Function,
-    /// What it cost more at the first one.
+    /// Additional instructions at the first listener.
     more: f64,
     instructions: [f64; 2],
     calls: [f64; 2],
 }
 
 impl Part {
-    /// What was counted in a section.
-    pub(crate) fn new(section: &Section, counts: &Counts) -> Self {
+    /// Returns the costs of a section.
+    pub(crate) fn new(section: &accf_bench::Section, counts: &Counts) -> Self {
         let each = |sum: u64| sum as f64 / f64::from(section.connections.max(1));
         let row = |(function, cost): (&Function, &Cost)| Row {
             function: function.clone(),
@@ -97,7 +98,7 @@ impl Part {
         }
     }
 
-    /// What each function costs more than at another listener, the greatest differences first.
+    /// Returns the differences from another listener, the greatest first.
     fn differences<'a>(&'a self, other: &'a Self) -> Vec<Difference<'a>> {
         let by_function = |part: &'a Self| -> BTreeMap<&'a Function, &'a Row> {
             let rows = part.functions.iter();
@@ -127,7 +128,7 @@ impl Part {
 }
 
 impl Report {
-    /// Of these sections.
+    /// Returns the report on these sections.
     pub(crate) fn new(kernel: String, sections: Vec<Part>) -> Self {
         Self {
             schema: SCHEMA,
@@ -136,7 +137,7 @@ impl Report {
         }
     }
 
-    /// The cases, each once, in the order in which they were profiled.
+    /// Returns the cases in the order in which they were profiled.
     fn cases(&self) -> Vec<&str> {
         let mut cases = Vec::new();
         for part in &self.sections {
@@ -147,13 +148,14 @@ impl Report {
         cases
     }
 
-    /// The section of a listener in a case.
+    /// Returns the section of a listener in a case.
     fn part(&self, case: &str, listener: Listener) -> Option<&Part> {
         let mut parts = self.sections.iter();
         parts.find(|part| part.case == case && part.listener == listener)
     }
 
-    /// What the filter's section in a case is compared with: first the listener that it is to be as cheap as.
+    /// Returns what the filter's section in a case is compared with; the listener that must cost
+    /// the same comes first.
     fn comparisons(&self, case: &str) -> Vec<(&Part, &Part)> {
         let others = if case.ends_with("same_trip") {
             [Listener::Plain, Listener::DeferAccept]
@@ -165,56 +167,52 @@ impl Report {
         others.filter_map(|other| Some((filter?, other))).collect()
     }
 
-    /// What to show in a terminal.
-    pub(crate) fn shown(&self, screen: Screen) -> String {
-        let mut out = prose(NOTE, screen);
-        for case in self.cases() {
-            let title = format!("\n{case}\n\n");
-            out += &screen.paint(&title, |words| words.bold());
-            out += &table(screen, &SUMMARY, self.summary(case));
-            if let Some((filter, other)) = self.comparisons(case).first() {
-                let differences = filter.differences(other);
-                let _ = write!(out, "\n{}\n\n", heading(filter, other));
-                let shown = differences.get(..SHOWN).unwrap_or(&differences);
-                let rows = difference_rows(shown, Function::to_string);
-                out += &table(screen, &DIFFERENCES, rows);
-            }
-        }
-        out
+    /// Returns the report for a terminal: the first comparison of each case, without the smallest
+    /// differences.
+    pub(crate) fn shown(&self) -> Document {
+        let sections = self.cases().into_iter().flat_map(|case| {
+            let comparisons = self.comparisons(case).into_iter().take(1);
+            let comparisons = comparisons.map(|(filter, other)| comparison(filter, other, SHOWN));
+            [self.summary(case)].into_iter().chain(comparisons)
+        });
+        self.document(sections.collect())
     }
 
-    /// The same for a browser, with all that is worth a row.
-    pub(crate) fn markdown(&self) -> String {
-        let mut out = format!(
-            "# What a connection's instructions are spent on\n\n{NOTE}\n\nLinux {}.\n",
-            self.kernel
-        );
-        for case in self.cases() {
-            let _ = write!(out, "\n## {case}\n\n");
-            out += &markdown_table(&SUMMARY, &self.summary(case));
-            for (filter, other) in self.comparisons(case) {
-                let _ = write!(out, "\n### {}\n\n", heading(filter, other));
-                let differences = filter.differences(other);
-                out += &markdown_table(&DIFFERENCES, &difference_rows(&differences, code));
-            }
-            if let Some(filter) = self.part(case, Listener::Dataready) {
-                let _ = write!(out, "\n### All of {}\n\n", filter.listener.key());
-                out += &markdown_table(&FUNCTIONS, &function_rows(filter));
-            }
-        }
-        out
+    /// Returns the complete report.
+    pub(crate) fn all(&self) -> Document {
+        let sections = self.cases().into_iter().flat_map(|case| {
+            let comparisons = self.comparisons(case).into_iter();
+            let comparisons =
+                comparisons.map(|(filter, other)| comparison(filter, other, usize::MAX));
+            let functions = self.part(case, Listener::Dataready).map(functions);
+            [self.summary(case)]
+                .into_iter()
+                .chain(comparisons)
+                .chain(functions)
+        });
+        self.document(sections.collect())
     }
 
-    /// The table of a case's listeners.
-    fn summary(&self, case: &str) -> Vec<Vec<String>> {
+    /// Returns a report with these sections.
+    fn document(&self, sections: Vec<Section>) -> Document {
+        Document {
+            title: "Instructions of a connection by function".to_owned(),
+            summary: format!("Linux {}. {NOTE}", self.kernel),
+            sections,
+            ..Document::default()
+        }
+    }
+
+    /// Returns the table of a case's listeners.
+    fn summary(&self, case: &str) -> Section {
         let parts = self.sections.iter().filter(|part| part.case == case);
-        let row = |part: &Part| {
+        let rows = parts.map(|part| {
             let mut row = vec![part.listener.key().to_owned()];
             let numbers = [part.instructions, part.programs, part.kernel, part.module];
             row.extend(numbers.map(|value| fixed(value, 0)));
             row
-        };
-        parts.map(row).collect()
+        });
+        Section::new(case, Table::new(SUMMARY, rows))
     }
 }
 
@@ -234,58 +232,46 @@ const DIFFERENCES: [Column; 6] = [
     numeric("at the other", "at the\nother"),
     numeric("calls", "calls"),
     numeric("at the other", "at the\nother"),
-    words("function"),
+    Column::new("function", Kind::Code),
 ];
 
 /// The columns of a listener's functions.
 const FUNCTIONS: [Column; 3] = [
     numeric("instructions", "instructions"),
     numeric("calls", "calls"),
-    words("function"),
+    Column::new("function", Kind::Code),
 ];
 
-/// What a table of differences is about.
-fn heading(filter: &Part, other: &Part) -> String {
+/// Returns the `most` greatest differences between two listeners of a case.
+fn comparison(filter: &Part, other: &Part, most: usize) -> Section {
     let more = filter.instructions - other.instructions;
-    format!(
-        "{} against {}: {} instructions {}",
+    let heading = format!(
+        "{}: {} against {}: {} instructions {}",
+        filter.case,
         filter.listener.key(),
         other.listener.key(),
         fixed(more.abs(), 0),
         if more < 0.0 { "fewer" } else { "more" }
-    )
-}
-
-/// A function's name in Markdown, where Rust's would be taken for markup.
-fn code(function: &Function) -> String {
-    format!("`{function}`")
-}
-
-/// The rows of a table of differences, with the functions written as `name` does.
-fn difference_rows(
-    differences: &[Difference<'_>],
-    name: fn(&Function) -> String,
-) -> Vec<Vec<String>> {
-    let row = |it: &Difference<'_>| {
+    );
+    let differences = filter.differences(other).into_iter().take(most);
+    let rows = differences.map(|it| {
         let [here, there] = it.instructions;
         let mut row: Vec<String> = [it.more, here, there].map(|sum| fixed(sum, 0)).to_vec();
         row.extend(it.calls.map(|calls| fixed(calls, 2)));
-        row.push(name(it.function));
+        row.push(it.function.to_string());
         row
-    };
-    differences.iter().map(row).collect()
+    });
+    Section::new(heading, Table::new(DIFFERENCES, rows))
 }
 
-/// The rows of a table of functions, in Markdown.
-fn function_rows(part: &Part) -> Vec<Vec<String>> {
+/// Returns the functions of a listener.
+fn functions(part: &Part) -> Section {
     let rows = part.functions.iter();
-    let worth = rows.take_while(|row| row.instructions >= WORTH_A_ROW);
-    let row = |row: &Row| {
-        vec![
-            fixed(row.instructions, 0),
-            fixed(row.calls, 2),
-            code(&row.function),
-        ]
-    };
-    worth.map(row).collect()
+    let rows = rows.take_while(|row| row.instructions >= WORTH_A_ROW);
+    let rows = rows.map(|row| {
+        let (instructions, calls) = (fixed(row.instructions, 0), fixed(row.calls, 2));
+        vec![instructions, calls, row.function.to_string()]
+    });
+    let heading = format!("{}: all of {}", part.case, part.listener.key());
+    Section::new(heading, Table::new(FUNCTIONS, rows))
 }
