@@ -37,35 +37,191 @@ macro_rules! expect_in {
     };
 }
 
-pub(crate) use {expect_eq, expect_in};
+/// Registers a case of the table, or one for each of several families: a stage, a name
+/// (`area.what`, unique), and how it runs.
+///
+/// Stands right above the function that it runs. Cases of a stage run in the order of their files'
+/// names, and of their lines.
+macro_rules! case {
+    ($stage:ident, $name:literal => $run:expr) => {
+        ::inventory::submit! {
+            $crate::case::Entry {
+                stage: $crate::case::Stage::$stage,
+                name: $name,
+                run: $run,
+                file: file!(),
+                line: line!(),
+            }
+        }
+    };
+}
 
-/// What state the module is in while a case runs, and whether other cases run beside it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) use {case, expect_eq, expect_in};
+
+/// The state that the module is in while a case runs, and whether other cases run beside it.
+///
+/// In the order in which stages run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
-    /// Not loaded; with others.
+    /// Not loaded; with other cases.
     Unloaded,
-    /// Loaded with these parameters; with others.
-    Loaded(&'static str),
-    /// The case loads and unloads it itself; alone.
+    /// Loaded without parameters; with other cases.
+    Default,
+    /// The same for cases that feed the kernel random input ([`crate::fuzz`]) for as long as they
+    /// are told to; one that fails does not run a second time.
+    Fuzz,
+    /// Loaded with a deadline short enough to wait for; with other cases.
+    TwoSeconds,
+    /// Loaded without a deadline; with other cases.
+    NoDeadline,
+    /// Loaded so that each network namespace may park four; with other cases.
+    FourPerNetns,
+    /// The case loads and unloads the module itself; alone.
     Alone,
-    /// The same, but it may not be possible to unload it any more afterwards.
+    /// The same, but the module can perhaps not be unloaded after it; alone.
     Last,
+}
+
+impl Stage {
+    /// Returns the parameters that the module is loaded with for the cases of this stage.
+    pub(crate) fn parameters(self) -> Option<&'static str> {
+        match self {
+            Self::Default | Self::Fuzz => Some(""),
+            Self::TwoSeconds => Some("timeout_ms=2000"),
+            Self::NoDeadline => Some("timeout_ms=0"),
+            Self::FourPerNetns => Some("max_parked_netns=4"),
+            Self::Unloaded | Self::Alone | Self::Last => None,
+        }
+    }
+
+    /// Returns whether each case runs alone, in the order of the table.
+    pub(crate) fn one_by_one(self) -> bool {
+        matches!(self, Self::Alone | Self::Last)
+    }
 }
 
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unloaded => f.write_str("module not loaded"),
-            Self::Loaded("") => f.write_str("module loaded"),
-            Self::Loaded(parameters) => write!(f, "module loaded with {parameters}"),
-            Self::Alone => f.write_str("one by one"),
-            Self::Last => f.write_str("at the very end"),
+        match (self, self.parameters()) {
+            (_, Some("")) => f.write_str("module loaded"),
+            (_, Some(parameters)) => write!(f, "module loaded with {parameters}"),
+            (Self::Unloaded, None) => f.write_str("module not loaded"),
+            (Self::Last, None) => f.write_str("at the very end"),
+            (_, None) => f.write_str("one by one"),
+        }
+    }
+}
+
+/// The function of a registered case.
+#[derive(Clone, Copy)]
+enum Body {
+    Once(fn(&Context) -> Result<()>),
+    Families(&'static [Family], fn(&Context, Family) -> Result<()>),
+}
+
+/// How a registered case runs: its function, and what the runner has to know.
+#[derive(Clone, Copy)]
+pub(crate) struct Run {
+    body: Body,
+    limit: Limit,
+    early: bool,
+}
+
+/// How long a case may take on a fast kernel.
+#[derive(Clone, Copy)]
+enum Limit {
+    Fixed(Duration),
+    Computed(fn() -> Duration),
+}
+
+/// Runs once. It needs no more than a few seconds; its limit is for busy machines.
+pub(crate) const fn once(body: fn(&Context) -> Result<()>) -> Run {
+    Run::of(Body::Once(body))
+}
+
+/// Runs once for each family; `.{family}` is added to the name.
+pub(crate) const fn each_family(body: fn(&Context, Family) -> Result<()>) -> Run {
+    families(&Family::ALL, body)
+}
+
+/// Runs once for each of these families; `.{family}` is added to the name.
+pub(crate) const fn families(
+    families: &'static [Family],
+    body: fn(&Context, Family) -> Result<()>,
+) -> Run {
+    Run::of(Body::Families(families, body))
+}
+
+impl Run {
+    const fn of(body: Body) -> Self {
+        Self {
+            body,
+            limit: Limit::Fixed(Duration::from_secs(60)),
+            early: false,
+        }
+    }
+
+    /// Sets another limit; the case starts before others of its stage.
+    pub(crate) const fn long(mut self, limit: Duration) -> Self {
+        self.limit = Limit::Fixed(limit);
+        self.early = true;
+        self
+    }
+
+    /// The same for a limit that is known only when the suite runs.
+    pub(crate) const fn long_as(mut self, limit: fn() -> Duration) -> Self {
+        self.limit = Limit::Computed(limit);
+        self.early = true;
+        self
+    }
+}
+
+/// What [`case!`] registers.
+pub(crate) struct Entry {
+    pub(crate) stage: Stage,
+    pub(crate) name: &'static str,
+    pub(crate) run: Run,
+    pub(crate) file: &'static str,
+    pub(crate) line: u32,
+}
+
+inventory::collect!(Entry);
+
+impl Entry {
+    /// Returns all entries, in the order in which they run.
+    pub(crate) fn all() -> Vec<&'static Self> {
+        let mut all: Vec<_> = inventory::iter::<Self>().collect();
+        all.sort_by_key(|entry| (entry.stage, entry.file, entry.line));
+        all
+    }
+
+    /// Returns the entry's cases.
+    pub(crate) fn cases(&self) -> Vec<Case> {
+        let case = |name, body| Case {
+            name,
+            stage: self.stage,
+            limit: match self.run.limit {
+                Limit::Fixed(limit) => limit,
+                Limit::Computed(limit) => limit(),
+            },
+            early: self.run.early,
+            body,
+        };
+        match self.run.body {
+            Body::Once(body) => vec![case(self.name.to_owned(), Box::new(body))],
+            Body::Families(families, body) => families
+                .iter()
+                .map(|&family| {
+                    let name = format!("{}.{family}", self.name);
+                    case(name, Box::new(move |context| body(context, family)))
+                })
+                .collect(),
         }
     }
 }
 
 /// What a case does.
-type Body = Box<dyn Fn(&Context) -> Result<()>>;
+type Test = Box<dyn Fn(&Context) -> Result<()>>;
 
 /// One test.
 pub(crate) struct Case {
@@ -75,59 +231,10 @@ pub(crate) struct Case {
     pub(crate) stage: Stage,
     /// How long it may take on a fast kernel.
     pub(crate) limit: Duration,
-    /// Whether it takes so long that it had better start first.
+    /// Whether it takes so long that it should start first.
     pub(crate) early: bool,
-    /// Whether it goes on for as long as it is told to, and what it finds counts, be it only once.
-    pub(crate) fuzz: bool,
-    /// What it does.
-    pub(crate) body: Body,
-}
-
-impl Case {
-    /// A case that needs no more than a few seconds; its limit is for busy machines.
-    pub(crate) fn new(
-        stage: Stage,
-        name: impl Into<String>,
-        body: impl Fn(&Context) -> Result<()> + 'static,
-    ) -> Self {
-        Self {
-            name: name.into(),
-            stage,
-            limit: Duration::from_secs(60),
-            early: false,
-            fuzz: false,
-            body: Box::new(body),
-        }
-    }
-
-    /// The same for one that feeds the kernel random input ([`crate::fuzz`]).
-    pub(crate) fn fuzz(mut self) -> Self {
-        self.fuzz = true;
-        self
-    }
-
-    /// The same with another limit, started before others.
-    pub(crate) fn long(mut self, limit: Duration) -> Self {
-        self.limit = limit;
-        self.early = true;
-        self
-    }
-}
-
-/// One case for each family.
-pub(crate) fn each_family(
-    stage: Stage,
-    name: &str,
-    body: impl Fn(&Context, Family) -> Result<()> + Copy + 'static,
-) -> Vec<Case> {
-    Family::ALL
-        .into_iter()
-        .map(|family| {
-            Case::new(stage, format!("{name}.{family}"), move |context| {
-                body(context, family)
-            })
-        })
-        .collect()
+    /// Its function.
+    pub(crate) body: Test,
 }
 
 /// The kernels the suite knows, for what may be asked of them.

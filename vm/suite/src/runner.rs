@@ -105,7 +105,7 @@ struct Orders {
 impl Orders {
     /// How long a case may take.
     fn limit(&self, case: &Case) -> Duration {
-        let fuzz_time = self.fuzz_time.filter(|_| case.fuzz);
+        let fuzz_time = self.fuzz_time.filter(|_| case.stage == Stage::Fuzz);
         case.limit * self.patience + fuzz_time.unwrap_or_default()
     }
 }
@@ -166,10 +166,7 @@ pub(crate) fn run(
             batch.push(case);
         }
         let stage_start = Instant::now();
-        let width = match stage {
-            Stage::Alone | Stage::Last => 1,
-            Stage::Unloaded | Stage::Loaded(_) => jobs,
-        };
+        let width = if stage.one_by_one() { 1 } else { jobs };
         match prepare(stage) {
             Ok(()) => run_batch(&batch, width, &orders, &mut writer)?,
             Err(error) => {
@@ -201,8 +198,7 @@ pub(crate) fn run(
 fn prepare(stage: Stage) -> Result<()> {
     match stage {
         Stage::Unloaded if module::is_loaded()? => module::unload(Duration::from_secs(10)),
-        Stage::Loaded(parameters) => module::reload(parameters),
-        Stage::Unloaded | Stage::Alone | Stage::Last => Ok(()),
+        _ => stage.parameters().map_or(Ok(()), module::reload),
     }
 }
 
@@ -252,7 +248,7 @@ fn run_batch<W: std::io::Write>(
             let first = run_process(&name, limit, orders)
                 .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
             let outcome = match first.verdict {
-                Verdict::Failed if !case.fuzz => once_more(case, &first, orders),
+                Verdict::Failed if case.stage != Stage::Fuzz => once_more(case, &first, orders),
                 _ => first,
             };
             report(writer, case, &outcome)?;
@@ -271,7 +267,9 @@ fn run_batch<W: std::io::Write>(
         }
         drop(sender);
         for (index, outcome) in receiver {
-            let is_fuzz = batch.get(index).is_some_and(|case| case.fuzz);
+            let is_fuzz = batch
+                .get(index)
+                .is_some_and(|case| case.stage == Stage::Fuzz);
             if matches!(outcome.verdict, Verdict::Failed) && !is_fuzz {
                 failed.push((index, outcome));
             } else if let Some(slot) = outcomes.get_mut(index) {

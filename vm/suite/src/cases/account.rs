@@ -11,21 +11,9 @@ use accf_kit::endpoint::{connect_here, reset_on_close, Family, Listen};
 use accf_kit::segment::Segment;
 use anyhow::{anyhow, ensure, Context as _, Result};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context};
+use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{consistent, counted, counts, describe, stats};
 use crate::scene::{rest, RawScene, Scene, REQUEST};
-
-pub(crate) fn cases() -> Vec<Case> {
-    [
-        each_family(DEFAULT, "account.how_long_clients_wait", histogram),
-        each_family(DEFAULT, "account.consistent_at_any_time", consistent_always),
-        each_family(DEFAULT, "account.every_end_once", every_end),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
 
 /// Which bucket of the histogram one has got more than another.
 fn bucket(before: &Stats, after: &Stats) -> Result<accf_kit::control::WaitBucket> {
@@ -38,6 +26,7 @@ fn bucket(before: &Stats, after: &Stats) -> Result<accf_kit::control::WaitBucket
     Ok(bucket)
 }
 
+case!(Default, "account.how_long_clients_wait" => each_family(histogram));
 /// The time that a client takes is counted where it belongs: by what was on the wire, data or the end.
 fn histogram(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -85,6 +74,7 @@ fn histogram(context: &Context, family: Family) -> Result<()> {
     .map(drop)
 }
 
+case!(Default, "account.consistent_at_any_time" => each_family(consistent_always));
 /// While clients come and go on all processors, whoever reads finds sums that are right, and counts that only grow.
 fn consistent_always(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 120;
@@ -221,6 +211,7 @@ fn only_grown(before: &Stats, after: &Stats) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "account.every_end_once" => each_family(every_end));
 /// One client for each way to end, and the counts after each.
 fn every_end(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;

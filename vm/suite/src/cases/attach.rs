@@ -12,44 +12,8 @@ use anyhow::{bail, ensure, Context as _, Result};
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context, Stage};
+use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::scene::Scene;
-
-pub(crate) fn cases_unloaded() -> Vec<Case> {
-    vec![Case::new(
-        Stage::Unloaded,
-        "attach.enoent_without_the_module",
-        not_loaded,
-    )]
-}
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(DEFAULT, "attach.before_listen", before_listen),
-        each_family(DEFAULT, "attach.after_listen", after_listen),
-        each_family(DEFAULT, "attach.twice", twice),
-        each_family(DEFAULT, "attach.connected", connected),
-        each_family(DEFAULT, "attach.then_connect", then_connect),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    cases.extend([
-        Case::new(DEFAULT, "attach.unknown_name", unknown_name),
-        Case::new(DEFAULT, "attach.mptcp.v4", |context| {
-            mptcp(context, Domain::IPV4)
-        }),
-        Case::new(DEFAULT, "attach.mptcp.v6", |context| {
-            mptcp(context, Domain::IPV6)
-        }),
-        Case::new(DEFAULT, "attach.smc", smc),
-        Case::new(DEFAULT, "attach.smc_fallen_back", smc_fallen_back),
-        Case::new(DEFAULT, "attach.listed_in_sysctl", listed),
-        Case::new(DEFAULT, "attach.shown_by_ss", shown_by_ss),
-    ]);
-    cases
-}
 
 /// Attaches, and returns the errno that came of it.
 fn errno_of_attaching(socket: impl AsFd, name: &str) -> Result<Option<Errno>> {
@@ -62,6 +26,7 @@ fn errno_of_attaching(socket: impl AsFd, name: &str) -> Result<Option<Errno>> {
     }
 }
 
+case!(Unloaded, "attach.enoent_without_the_module" => once(not_loaded));
 fn not_loaded(_: &Context) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::plain(Family::V4).open(&ns)?;
@@ -74,6 +39,7 @@ fn not_loaded(_: &Context) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "attach.before_listen" => each_family(before_listen));
 fn before_listen(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let socket = ns.run(|| bound(family, 0, false))?;
@@ -93,6 +59,7 @@ fn before_listen(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "attach.after_listen" => each_family(after_listen));
 fn after_listen(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::plain(family).open(&ns)?;
@@ -110,6 +77,7 @@ fn after_listen(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "attach.twice" => each_family(twice));
 fn twice(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     for listener in [
@@ -132,6 +100,7 @@ fn twice(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "attach.unknown_name" => once(unknown_name));
 fn unknown_name(_: &Context) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::plain(Family::V4).open(&ns)?;
@@ -151,6 +120,7 @@ fn unknown_name(_: &Context) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "attach.connected" => each_family(connected));
 /// Neither end of a connection takes a filter, and trying does it no harm.
 fn connected(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::plain(family))?;
@@ -167,6 +137,7 @@ fn connected(context: &Context, family: Family) -> Result<()> {
     crate::scene::exchange_and_close(client, accepted)
 }
 
+case!(Default, "attach.then_connect" => each_family(then_connect));
 /// A bound socket takes the filter, as it may listen later; if it connects instead, it works as any other.
 fn then_connect(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::plain(family))?;
@@ -208,6 +179,8 @@ fn then_connect(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "attach.mptcp.v4" => once(|context| mptcp(context, Domain::IPV4)));
+case!(Default, "attach.mptcp.v6" => once(|context| mptcp(context, Domain::IPV6)));
 fn mptcp(context: &Context, domain: Domain) -> Result<()> {
     let ns = Netns::new()?;
     ns.run(|| {
@@ -261,6 +234,7 @@ fn smc_socket() -> Result<Option<Socket>> {
     }
 }
 
+case!(Default, "attach.smc_fallen_back" => once(smc_fallen_back));
 /// Even one that is TCP by now: SMC still has a hand in it.
 fn smc_fallen_back(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
@@ -280,6 +254,7 @@ fn smc_fallen_back(context: &Context) -> Result<()> {
     })
 }
 
+case!(Default, "attach.smc" => once(smc));
 fn smc(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
     ns.run(|| {
@@ -298,6 +273,7 @@ fn smc(context: &Context) -> Result<()> {
     })
 }
 
+case!(Default, "attach.listed_in_sysctl" => once(listed));
 fn listed(_: &Context) -> Result<()> {
     let names = ulp::available().context("net.ipv4.tcp_available_ulp")?;
     ensure!(
@@ -307,6 +283,7 @@ fn listed(_: &Context) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "attach.shown_by_ss" => once(shown_by_ss));
 /// `ss` names the filter of a listener that has one, and of no other.
 fn shown_by_ss(_: &Context) -> Result<()> {
     let ns = Netns::new()?;

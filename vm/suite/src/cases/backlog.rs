@@ -15,43 +15,9 @@ use accf_kit::swarm::Swarm;
 use accf_kit::{module, sockets, wait};
 use anyhow::{bail, ensure, Context as _, Result};
 
-use crate::case::{each_family, expect_eq, expect_in, Case, Context, Kernel, Skip, Stage};
+use crate::case::{case, each_family, expect_eq, expect_in, Context, Kernel, Skip};
 use crate::count::{counted, counts, describe, stats};
 use crate::scene::{serve, RawScene, REQUEST};
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for family in Family::ALL {
-        cases.push(
-            Case::new(
-                Stage::Alone,
-                format!("backlog.thousands_of_idle_clients.{family}"),
-                move |context| thousands(context, family),
-            )
-            .long(Duration::from_secs(300)),
-        );
-    }
-    cases.extend(
-        [
-            each_family(
-                Stage::Alone,
-                "backlog.the_kernels_own_deferral_fills_it",
-                deferred,
-            ),
-            each_family(Stage::Alone, "backlog.syns_only", syns_only),
-            each_family(Stage::Alone, "backlog.flood_beside_the_parked", flood),
-            each_family(Stage::Alone, "backlog.of_one", of_one),
-            each_family(
-                Stage::Alone,
-                "backlog.memory_of_a_parked_connection",
-                memory,
-            ),
-        ]
-        .into_iter()
-        .flatten(),
-    );
-    cases
-}
 
 /// How long a swarm waits for a segment that will surely come.
 fn limit(context: &Context) -> Duration {
@@ -67,6 +33,10 @@ fn no_growth(ns: &Netns, before: &Counters, counters: &[&str]) -> Result<()> {
     Ok(())
 }
 
+case!(
+    Alone, "backlog.thousands_of_idle_clients" =>
+    each_family(thousands).long(Duration::from_secs(300))
+);
 /// Thousands of idle clients, a backlog of 128: a client that speaks is served as if it were alone.
 fn thousands(context: &Context, family: Family) -> Result<()> {
     const SPEAKERS: usize = 40;
@@ -159,6 +129,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
     module::unload(context.patience())
 }
 
+case!(Alone, "backlog.the_kernels_own_deferral_fills_it" => each_family(deferred));
 /// The same with what Linux has of its own: that the case above can fail.
 fn deferred(context: &Context, family: Family) -> Result<()> {
     const COUNT: u32 = 500;
@@ -177,6 +148,7 @@ fn deferred(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Alone, "backlog.syns_only" => each_family(syns_only));
 /// Those who have sent nothing but a SYN are what the backlog is for, and are counted exactly.
 fn syns_only(context: &Context, family: Family) -> Result<()> {
     const SYNS: u32 = 60;
@@ -263,6 +235,7 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
     module::unload(context.patience())
 }
 
+case!(Alone, "backlog.flood_beside_the_parked" => each_family(flood));
 /// SYNs that nobody stands behind fill the backlog beside the parked, who do not notice; cookies do for the rest.
 fn flood(context: &Context, family: Family) -> Result<()> {
     const PARKED: u32 = 300;
@@ -312,6 +285,7 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     module::unload(context.patience())
 }
 
+case!(Alone, "backlog.of_one" => each_family(of_one));
 /// The smallest backlog there is holds any number of idle clients, and turns nobody away.
 fn of_one(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: u32 = 30;
@@ -341,6 +315,7 @@ fn of_one(context: &Context, family: Family) -> Result<()> {
     module::unload(context.patience())
 }
 
+case!(Alone, "backlog.memory_of_a_parked_connection" => each_family(memory));
 /// What a parked connection costs, all told.
 fn memory(context: &Context, family: Family) -> Result<()> {
     const MOST: f64 = 400.0;

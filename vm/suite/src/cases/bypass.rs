@@ -16,41 +16,11 @@ use anyhow::{bail, Context as _, Result};
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context, Stage};
+use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{counted, counts, stats};
 use crate::scene::{
     accept_while, exchange_and_close, serve, Client, RawScene, Scene, REQUEST, RESPONSE,
 };
-
-pub(crate) fn cases() -> Vec<Case> {
-    [
-        each_family(DEFAULT, "bypass.syncookie", syncookie),
-        each_family(DEFAULT, "bypass.fastopen", fastopen),
-        each_family(DEFAULT, "bypass.fastopen_not_asked_for", no_fastopen),
-        each_family(DEFAULT, "bypass.abort_on_overflow", abort_on_overflow),
-        each_family(DEFAULT, "bypass.accept_queue_full", accept_queue_full),
-        each_family(DEFAULT, "bypass.signed_md5", |context, family| {
-            signed(context, family, "TCP-MD5", MD5)
-        }),
-        each_family(DEFAULT, "bypass.signed_ao", |context, family| {
-            signed(context, family, "TCP-AO", AO)
-        }),
-        each_family(DEFAULT, "bypass.signed_md5_of_a_raw_client", raw_signed),
-        each_family(
-            DEFAULT,
-            "bypass.signed_for_somebody_else",
-            signed_for_another,
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-pub(crate) fn cases_alone() -> Vec<Case> {
-    each_family(Stage::Alone, "bypass.no_memory", no_memory)
-}
 
 /// A silent client is accepted at once, works, and is counted; so is the next one.
 fn silent_at_once(context: &Context, scene: Scene, count: impl Fn(u64) -> Stats) -> Result<()> {
@@ -84,6 +54,7 @@ fn speaker_does_not_count(context: &Context, scene: &RawScene) -> Result<()> {
     counts(context, &scene.listener, before).map(drop)
 }
 
+case!(Default, "bypass.syncookie" => each_family(syncookie));
 fn syncookie(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
     wire.server.set_sysctl("net.ipv4.tcp_syncookies", "2")?;
@@ -100,6 +71,7 @@ const TCP_FASTOPEN: i32 = 23;
 /// The server's side of Fast Open, without asking for a cookie.
 const SERVER_WITHOUT_COOKIE: &str = "514";
 
+case!(Default, "bypass.fastopen" => each_family(fastopen));
 fn fastopen(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     scene
@@ -137,6 +109,7 @@ fn fastopen(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "bypass.fastopen_not_asked_for" => each_family(no_fastopen));
 /// Data on a SYN that nobody has asked for is not Fast Open: the client is parked as any other.
 fn no_fastopen(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -160,6 +133,7 @@ fn no_fastopen(context: &Context, family: Family) -> Result<()> {
     counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
 }
 
+case!(Default, "bypass.abort_on_overflow" => each_family(abort_on_overflow));
 fn abort_on_overflow(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
     wire.server
@@ -202,6 +176,7 @@ fn abort_on_overflow(context: &Context, family: Family) -> Result<()> {
     .map(drop)
 }
 
+case!(Default, "bypass.accept_queue_full" => each_family(accept_queue_full));
 /// The oldest cannot make room, as there is none where it would have to go.
 fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family)
@@ -264,6 +239,14 @@ const AO: Sign = |socket, peer, key| signature::ao(socket, peer, key);
 
 const KEY: &[u8] = b"only the two of us know this";
 
+case!(
+    Default, "bypass.signed_md5" =>
+    each_family(|context, family| signed(context, family, "TCP-MD5", MD5))
+);
+case!(
+    Default, "bypass.signed_ao" =>
+    each_family(|context, family| signed(context, family, "TCP-AO", AO))
+);
 /// Whose segments are signed cannot be asked again at the deadline: they are not parked.
 fn signed(context: &Context, family: Family, what: &str, sign: Sign) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -311,6 +294,7 @@ fn count_signed(nth: u64) -> Stats {
     counted!(bypass_signed: nth)
 }
 
+case!(Default, "bypass.signed_md5_of_a_raw_client" => each_family(raw_signed));
 /// The same segment by segment: what is not signed, or not with the key, is not heard; and what is, is not parked.
 fn raw_signed(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -377,6 +361,7 @@ fn raw_signed(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "bypass.signed_for_somebody_else" => each_family(signed_for_another));
 /// A listener that checks somebody's signatures parks nobody.
 fn signed_for_another(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -394,6 +379,7 @@ fn signed_for_another(context: &Context, family: Family) -> Result<()> {
     silent_at_once(context, scene, count_signed)
 }
 
+case!(Alone, "bypass.no_memory" => each_family(no_memory));
 /// With no memory for what has to be remembered of a parked connection, it is not parked.
 fn no_memory(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;

@@ -9,28 +9,9 @@ use accf_kit::endpoint::{Family, Listen};
 use accf_kit::netns::Netns;
 use anyhow::{ensure, Context as _, Result};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context, Stage};
+use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::count::{counted, counts};
 use crate::scene::RawScene;
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = each_family(DEFAULT, "command.shows_listeners", shows);
-    cases.push(Case::new(
-        DEFAULT,
-        "command.says_that_there_is_none",
-        |_| says_none(0),
-    ));
-    cases
-}
-
-pub(crate) fn cases_unloaded() -> Vec<Case> {
-    vec![Case::new(
-        Stage::Unloaded,
-        "command.says_that_the_module_is_not_loaded",
-        |_| says_none(4),
-    )]
-}
 
 /// Runs the command in a namespace.
 fn accf(ns: &Netns, arguments: &[&str]) -> Result<Output> {
@@ -54,6 +35,7 @@ fn shown(ns: &Netns, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
+case!(Default, "command.shows_listeners" => each_family(shows));
 /// A listener with a past is shown with it, and one without a filter is not.
 fn shows(context: &Context, family: Family) -> Result<()> {
     let config = settings(61_500, 9, OnTimeout::Drop);
@@ -121,6 +103,8 @@ fn shows(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "command.says_that_there_is_none" => once(|_| says_none(0)));
+case!(Unloaded, "command.says_that_the_module_is_not_loaded" => once(|_| says_none(4)));
 /// Where no listener has a filter, the command says so in words, and with this status.
 fn says_none(status: i32) -> Result<()> {
     let output = accf(&Netns::new()?, &["list"])?;

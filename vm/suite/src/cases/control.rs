@@ -25,53 +25,9 @@ use nix::libc;
 use nix::unistd::setresuid;
 use socket2::SockRef;
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, expect_in, Case, Context, Stage};
+use crate::case::{case, each_family, expect_eq, expect_in, once, Context};
 use crate::count::{counted, counts, describe};
 use crate::scene::{exchange_and_close, RawScene, Scene};
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(DEFAULT, "control.defaults", defaults),
-        each_family(DEFAULT, "control.set_and_get", set_and_get),
-        each_family(DEFAULT, "control.sizes_of_set", sizes_of_set),
-        each_family(DEFAULT, "control.sizes_of_get", sizes_of_get),
-        each_family(DEFAULT, "control.refused", refused),
-        each_family(DEFAULT, "control.no_filter", no_filter),
-        each_family(DEFAULT, "control.other_levels", other_levels),
-        each_family(DEFAULT, "control.each_listener_its_own", each_its_own),
-        each_family(DEFAULT, "control.kept_while_not_listening", kept),
-        each_family(DEFAULT, "control.shorter_while_parked", shorter),
-        each_family(DEFAULT, "control.overdue_at_once", overdue),
-        each_family(
-            DEFAULT,
-            "control.shorter_with_nobody_parked",
-            shorter_with_nobody,
-        ),
-        each_family(DEFAULT, "control.longer_while_parked", longer),
-        each_family(DEFAULT, "control.no_deadline_while_parked", no_deadline),
-        each_family(DEFAULT, "control.policy_while_parked", policy),
-        each_family(DEFAULT, "control.fewer_while_parked", fewer),
-        each_family(DEFAULT, "control.told_by_inet_diag", told_by_diag),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    cases.push(Case::new(
-        DEFAULT,
-        "control.long_deadlines.v4",
-        long_deadlines,
-    ));
-    cases
-}
-
-pub(crate) fn cases_alone() -> Vec<Case> {
-    vec![
-        Case::new(Stage::Alone, "control.parameters", parameters),
-        Case::new(Stage::Alone, "control.unprivileged", unprivileged),
-        Case::new(Stage::Alone, "control.bad_parameters", bad_parameters),
-    ]
-}
 
 /// What the module's parameters are by default.
 const DEFAULTS: (u32, u32, u32) = (60_000, 16_384, 0);
@@ -111,6 +67,7 @@ fn errno<T>(result: io::Result<T>) -> Result<Option<Errno>> {
     }
 }
 
+case!(Default, "control.defaults" => each_family(defaults));
 fn defaults(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let socket = ns.run(|| bound(family, 0, false))?;
@@ -135,6 +92,7 @@ fn defaults(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "control.set_and_get" => each_family(set_and_get));
 fn set_and_get(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).open(&ns)?;
@@ -171,6 +129,7 @@ fn set_and_get(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "control.sizes_of_set" => each_family(sizes_of_set));
 /// A shorter structure than the module's is one with zeros behind it, a longer one may have only zeros there.
 fn sizes_of_set(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
@@ -239,6 +198,7 @@ fn sizes_of_set(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "control.sizes_of_get" => each_family(sizes_of_get));
 /// What there is room for is filled in, and no byte more.
 fn sizes_of_get(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
@@ -285,6 +245,7 @@ fn sizes_of_get(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "control.refused" => each_family(refused));
 /// What is not allowed, and that it changes nothing.
 fn refused(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
@@ -334,6 +295,7 @@ fn refused(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "control.no_filter" => each_family(no_filter));
 /// Plain sockets and accepted ones do not know the level, nor does a listener know another one.
 fn no_filter(context: &Context, family: Family) -> Result<()> {
     let config = timeout(300);
@@ -385,6 +347,7 @@ fn no_filter(context: &Context, family: Family) -> Result<()> {
     exchange_and_close(silent, by_deadline)
 }
 
+case!(Default, "control.other_levels" => each_family(other_levels));
 /// All other options of the socket are the kernel's, as before.
 fn other_levels(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
@@ -426,6 +389,7 @@ fn other_levels(context: &Context, family: Family) -> Result<()> {
     counts(context, &listener, counted!()).map(drop)
 }
 
+case!(Default, "control.each_listener_its_own" => each_family(each_its_own));
 fn each_its_own(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let second = Listen::filtered(family)
@@ -453,6 +417,7 @@ fn each_its_own(context: &Context, family: Family) -> Result<()> {
     crate::scene::close(client, accepted)
 }
 
+case!(Default, "control.kept_while_not_listening" => each_family(kept));
 /// Settings belong to the socket, whether it listens or not.
 fn kept(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
@@ -478,6 +443,7 @@ fn kept(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "control.shorter_while_parked" => each_family(shorter));
 /// A new deadline counts from the bare ACK of those that are parked already.
 fn shorter(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -493,6 +459,7 @@ fn shorter(context: &Context, family: Family) -> Result<()> {
     exchange_and_close(client, accepted)
 }
 
+case!(Default, "control.overdue_at_once" => each_family(overdue));
 /// Whose new deadline has been, meets it now.
 fn overdue(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -517,6 +484,7 @@ fn overdue(context: &Context, family: Family) -> Result<()> {
     counts(context, &scene.listener, counted!(timeout_accept: 5)).map(drop)
 }
 
+case!(Default, "control.shorter_with_nobody_parked" => each_family(shorter_with_nobody));
 /// A new deadline holds for those who come after it, whatever was to happen for those who are gone.
 fn shorter_with_nobody(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -541,6 +509,7 @@ fn shorter_with_nobody(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "control.longer_while_parked" => each_family(longer));
 fn longer(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(timeout(900));
     let scene = Scene::new(context, family, &listen)?;
@@ -552,6 +521,7 @@ fn longer(context: &Context, family: Family) -> Result<()> {
     exchange_and_close(client, accepted)
 }
 
+case!(Default, "control.no_deadline_while_parked" => each_family(no_deadline));
 /// A deadline is taken away, and a later one set.
 fn no_deadline(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(timeout(900));
@@ -568,6 +538,7 @@ fn no_deadline(context: &Context, family: Family) -> Result<()> {
     exchange_and_close(client, accepted)
 }
 
+case!(Default, "control.policy_while_parked" => each_family(policy));
 /// What becomes of the silent is up to the settings at their deadline, not at their handshake.
 fn policy(context: &Context, family: Family) -> Result<()> {
     const DEADLINE: Duration = Duration::from_millis(1500);
@@ -614,6 +585,7 @@ fn policy(context: &Context, family: Family) -> Result<()> {
     .map(drop)
 }
 
+case!(Default, "control.fewer_while_parked" => each_family(fewer));
 /// With room for fewer, the oldest meet their deadline now, and the others stay.
 fn fewer(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -653,6 +625,7 @@ fn fewer(context: &Context, family: Family) -> Result<()> {
     .map(drop)
 }
 
+case!(Default, "control.long_deadlines.v4" => once(long_deadlines));
 /// Deadlines of days are kept: nothing happens before.
 fn long_deadlines(context: &Context) -> Result<()> {
     let family = Family::V4;
@@ -676,6 +649,7 @@ fn long_deadlines(context: &Context) -> Result<()> {
     counts(context, &scene.listener, counted!(timeout_accept: count)).map(drop)
 }
 
+case!(Default, "control.told_by_inet_diag" => each_family(told_by_diag));
 /// Another process reads the same as the server itself.
 fn told_by_diag(context: &Context, family: Family) -> Result<()> {
     let config = settings(60_000, 9, OnTimeout::Reset);
@@ -737,6 +711,7 @@ pub(crate) fn diag(port: u16) -> Result<()> {
     Ok(())
 }
 
+case!(Alone, "control.parameters" => once(parameters));
 /// The module's parameters are what listeners begin with, and what "0: the default" means.
 fn parameters(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
@@ -766,6 +741,7 @@ fn parameters(context: &Context) -> Result<()> {
     module::unload(context.patience())
 }
 
+case!(Alone, "control.unprivileged" => once(unprivileged));
 /// Who may not administer the network may hold back fewer than the module's default, and not more.
 fn unprivileged(_: &Context) -> Result<()> {
     const NOBODY: u32 = 65_534;
@@ -803,6 +779,7 @@ fn unprivileged(_: &Context) -> Result<()> {
     Ok(())
 }
 
+case!(Alone, "control.bad_parameters" => once(bad_parameters));
 /// A module that cannot do what it is told does not load.
 fn bad_parameters(context: &Context) -> Result<()> {
     if module::is_loaded()? {

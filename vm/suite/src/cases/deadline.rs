@@ -16,79 +16,13 @@ use anyhow::{anyhow, ensure, Context as _, Result};
 use socket2::SockRef;
 
 use super::hold::{path_ms, rto_is_the_paths, rtt_is_the_paths};
-use super::{ktls, DEFAULT, NEVER, TWO_SECONDS};
-use crate::case::{each_family, expect_eq, expect_in, Case, Context};
+use crate::case::{case, each_family, expect_eq, expect_in, once, Context};
 use crate::scene::{
     bare_ack, established, exchange_and_close, rest, serve, Client, RawScene, Scene, REQUEST,
 };
 
 /// The deadline of [`TWO_SECONDS`].
 const DEADLINE: Duration = Duration::from_secs(2);
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(TWO_SECONDS, "deadline.silent", silent),
-        each_family(TWO_SECONDS, "deadline.many_at_once", many),
-        each_family(TWO_SECONDS, "deadline.one_after_another", one_after_another),
-        each_family(TWO_SECONDS, "deadline.data_before", data_before),
-        each_family(
-            TWO_SECONDS,
-            "deadline.data_at_that_moment",
-            data_at_that_moment,
-        ),
-        each_family(TWO_SECONDS, "deadline.rst_before", rst_before),
-        each_family(TWO_SECONDS, "deadline.bound_to_a_device", bound_to_device),
-        each_family(TWO_SECONDS, "deadline.rtt", rtt),
-        each_family(TWO_SECONDS, "deadline.after_a_retransmitted_syn", after_syn),
-        each_family(
-            TWO_SECONDS,
-            "deadline.after_odd_segments",
-            after_odd_segments,
-        ),
-        each_family(TWO_SECONDS, "deadline.of_a_late_bare_ack", late_ack),
-        each_family(TWO_SECONDS, "deadline.near_before_slow", near_before_slow),
-        ktls::cases_at_the_deadline(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    for retries in ["0", "1"] {
-        cases.extend(each_family(
-            TWO_SECONDS,
-            &format!("deadline.syn_ack_retries_{retries}"),
-            move |context, family| {
-                with_sysctl(context, family, "net.ipv4.tcp_synack_retries", retries)
-            },
-        ));
-    }
-    cases.extend([
-        Case::new(TWO_SECONDS, "deadline.strict_reverse_path.v4", |context| {
-            with_sysctl(context, Family::V4, "net.ipv4.conf.all.rp_filter", "1")
-        }),
-        Case::new(TWO_SECONDS, "deadline.link_local.v6", link_local),
-        Case::new(TWO_SECONDS, "deadline.loopback.v4", |context| {
-            loopback(context, Family::V4)
-        }),
-        Case::new(TWO_SECONDS, "deadline.loopback.v6", |context| {
-            loopback(context, Family::V6)
-        }),
-        Case::new(TWO_SECONDS, "deadline.loopback.mapped", |context| {
-            loopback(context, Family::Mapped)
-        }),
-    ]);
-    cases
-}
-
-pub(crate) fn cases_default() -> Vec<Case> {
-    vec![
-        Case::new(DEFAULT, "deadline.default_is_a_minute", default_is_a_minute)
-            .long(Duration::from_secs(150)),
-    ]
-}
-
-pub(crate) fn cases_never() -> Vec<Case> {
-    each_family(NEVER, "deadline.zero_holds_until_data", never)
-}
 
 /// Accepted at the deadline as any connection would have been at once: no segment tells that there was one.
 fn silent_on(context: &Context, scene: Scene) -> Result<()> {
@@ -125,6 +59,7 @@ fn silent_on(context: &Context, scene: Scene) -> Result<()> {
     })
 }
 
+case!(TwoSeconds, "deadline.silent" => each_family(silent));
 fn silent(context: &Context, family: Family) -> Result<()> {
     silent_on(
         context,
@@ -132,6 +67,18 @@ fn silent(context: &Context, family: Family) -> Result<()> {
     )
 }
 
+case!(
+    TwoSeconds, "deadline.strict_reverse_path.v4" =>
+    once(|context| with_sysctl(context, Family::V4, "net.ipv4.conf.all.rp_filter", "1"))
+);
+case!(
+    TwoSeconds, "deadline.syn_ack_retries_0" =>
+    each_family(|context, family| with_sysctl(context, family, "net.ipv4.tcp_synack_retries", "0"))
+);
+case!(
+    TwoSeconds, "deadline.syn_ack_retries_1" =>
+    each_family(|context, family| with_sysctl(context, family, "net.ipv4.tcp_synack_retries", "1"))
+);
 /// The same in a namespace with a setting that must make no difference.
 fn with_sysctl(context: &Context, family: Family, name: &str, value: &str) -> Result<()> {
     let wire = Wire::new()?;
@@ -142,6 +89,7 @@ fn with_sysctl(context: &Context, family: Family, name: &str, value: &str) -> Re
     )
 }
 
+case!(TwoSeconds, "deadline.bound_to_a_device" => each_family(bound_to_device));
 /// The same for a listener that only hears one interface.
 fn bound_to_device(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -151,6 +99,7 @@ fn bound_to_device(context: &Context, family: Family) -> Result<()> {
     silent_on(context, scene)
 }
 
+case!(TwoSeconds, "deadline.link_local.v6" => once(link_local));
 /// The same between addresses that mean nothing without their interface.
 fn link_local(context: &Context) -> Result<()> {
     let family = Family::V6;
@@ -178,6 +127,7 @@ fn link_local(context: &Context) -> Result<()> {
     })
 }
 
+case!(TwoSeconds, "deadline.loopback" => each_family(loopback));
 /// The same inside one machine.
 fn loopback(context: &Context, family: Family) -> Result<()> {
     let ns = accf_kit::netns::Netns::new()?;
@@ -253,6 +203,7 @@ fn all_on_time(
     Ok((clients, accepted))
 }
 
+case!(TwoSeconds, "deadline.many_at_once" => each_family(many));
 fn many(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 200;
     let scene = Scene::new(context, family, &Listen::filtered(family).backlog(1024))?;
@@ -280,6 +231,7 @@ fn many(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(TwoSeconds, "deadline.one_after_another" => each_family(one_after_another));
 /// Deadlines that follow one another are met each for itself.
 fn one_after_another(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 12;
@@ -295,6 +247,7 @@ fn one_after_another(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(TwoSeconds, "deadline.data_before" => each_family(data_before));
 /// Data in time is the end of it: the deadline passes without a second connection.
 fn data_before(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -319,6 +272,7 @@ fn data_before(context: &Context, family: Family) -> Result<()> {
     exchange_and_close(client, accepted)
 }
 
+case!(TwoSeconds, "deadline.data_at_that_moment" => each_family(data_at_that_moment));
 /// Data that arrives as the time runs out: whichever is first, the connection is accepted once, with its data.
 fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 40;
@@ -357,6 +311,7 @@ fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(TwoSeconds, "deadline.rst_before" => each_family(rst_before));
 /// A client that has reset is not accepted at its deadline.
 fn rst_before(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -371,6 +326,7 @@ fn rst_before(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(TwoSeconds, "deadline.rtt" => each_family(rtt));
 /// The path's round-trip time is known at the deadline too.
 fn rtt(context: &Context, family: Family) -> Result<()> {
     const PATH: Duration = Duration::from_millis(40);
@@ -394,6 +350,7 @@ fn rtt(context: &Context, family: Family) -> Result<()> {
     exchange_and_close(client, accepted)
 }
 
+case!(TwoSeconds, "deadline.after_a_retransmitted_syn" => each_family(after_syn));
 /// A SYN sent again while parked is answered, and moves the deadline nowhere.
 fn after_syn(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -414,6 +371,7 @@ fn after_syn(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(TwoSeconds, "deadline.after_odd_segments" => each_family(after_odd_segments));
 /// Duplicate ACKs and keepalive probes buy no time.
 fn after_odd_segments(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -431,6 +389,7 @@ fn after_odd_segments(context: &Context, family: Family) -> Result<()> {
     serve(&accepted)
 }
 
+case!(TwoSeconds, "deadline.of_a_late_bare_ack" => each_family(late_ack));
 /// A bare ACK that comes only after the SYN-ACK was sent again: its time begins with it.
 fn late_ack(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -452,6 +411,7 @@ fn late_ack(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(TwoSeconds, "deadline.near_before_slow" => each_family(near_before_slow));
 /// A client whose SYN-ACK had to be sent again does not overtake one that was parked just before, and whose request's own timer
 /// has not fired yet.
 fn near_before_slow(context: &Context, family: Family) -> Result<()> {
@@ -478,6 +438,10 @@ fn near_before_slow(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(
+    Default, "deadline.default_is_a_minute" =>
+    once(default_is_a_minute).long(Duration::from_secs(150))
+);
 /// Without a parameter a silent client is held for a minute, and then accepted like any other.
 fn default_is_a_minute(context: &Context) -> Result<()> {
     let family = Family::V4;
@@ -502,6 +466,7 @@ fn default_is_a_minute(context: &Context) -> Result<()> {
     })
 }
 
+case!(NoDeadline, "deadline.zero_holds_until_data" => each_family(never));
 /// A deadline of zero is none.
 fn never(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;

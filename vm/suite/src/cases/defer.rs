@@ -13,38 +13,9 @@ use accf_kit::ulp;
 use accf_kit::wire::Wire;
 use anyhow::{Context as _, Result};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context};
+use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{counted, counts};
 use crate::scene::{exchange_and_close, serve, RawScene, Scene};
-
-pub(crate) fn cases() -> Vec<Case> {
-    [
-        each_family(DEFAULT, "defer.before_attach", |context, family| {
-            let listen = Listen::filtered(family).defer_accept(1);
-            taken_over(context, family, &listen)
-        }),
-        each_family(
-            DEFAULT,
-            "defer.attach_while_listening",
-            |context, family| {
-                let listen = Listen::filtered(family)
-                    .defer_accept(1)
-                    .filter_after_listen();
-                taken_over(context, family, &listen)
-            },
-        ),
-        each_family(DEFAULT, "defer.rounded_as_the_kernel_does", rounded),
-        each_family(DEFAULT, "defer.after_attach", after_attach),
-        each_family(DEFAULT, "defer.after_listen", after_listen),
-        each_family(DEFAULT, "defer.while_parked", while_parked),
-        each_family(DEFAULT, "defer.between_syn_and_ack", between_syn_and_ack),
-        each_family(DEFAULT, "defer.again_and_again", again_and_again),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
 
 /// The deadline in milliseconds that a listener has now, and what is left of `TCP_DEFER_ACCEPT`.
 fn deadlines(listener: &impl std::os::fd::AsFd) -> Result<(Option<u128>, i32)> {
@@ -89,6 +60,19 @@ fn waits_a_second(context: &Context, scene: Scene) -> Result<()> {
     })
 }
 
+case!(Default, "defer.before_attach" => each_family(before_attach));
+fn before_attach(context: &Context, family: Family) -> Result<()> {
+    taken_over(context, family, &Listen::filtered(family).defer_accept(1))
+}
+
+case!(Default, "defer.attach_while_listening" => each_family(attach_while_listening));
+fn attach_while_listening(context: &Context, family: Family) -> Result<()> {
+    let listen = Listen::filtered(family)
+        .defer_accept(1)
+        .filter_after_listen();
+    taken_over(context, family, &listen)
+}
+
 fn taken_over(context: &Context, family: Family, listen: &Listen) -> Result<()> {
     let scene = Scene::new(context, family, listen)?;
     expect_eq!(
@@ -99,6 +83,7 @@ fn taken_over(context: &Context, family: Family, listen: &Listen) -> Result<()> 
     waits_a_second(context, scene)
 }
 
+case!(Default, "defer.rounded_as_the_kernel_does" => each_family(rounded));
 /// The kernel rounds up to the times at which it would send its SYN-ACK again.
 fn rounded(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
@@ -139,6 +124,7 @@ fn rounded(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "defer.after_attach" => each_family(after_attach));
 fn after_attach(context: &Context, family: Family) -> Result<()> {
     const PORT: u16 = 4002;
     let wire = Wire::new()?;
@@ -159,6 +145,7 @@ fn after_attach(context: &Context, family: Family) -> Result<()> {
     waits_a_second(context, scene)
 }
 
+case!(Default, "defer.after_listen" => each_family(after_listen));
 fn after_listen(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(
         context,
@@ -192,6 +179,7 @@ fn after_listen(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "defer.while_parked" => each_family(while_parked));
 /// From the next SYN on it holds for those, too, who are parked already; the policy stays.
 fn while_parked(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(settings(60_000, 50, OnTimeout::Accept));
@@ -218,6 +206,7 @@ fn while_parked(context: &Context, family: Family) -> Result<()> {
     counts(context, &scene.listener, counted!(timeout_accept: 2)).map(drop)
 }
 
+case!(Default, "defer.between_syn_and_ack" => each_family(between_syn_and_ack));
 /// The ACK of a SYN that came before is still the kernel's to drop; nobody is lost.
 fn between_syn_and_ack(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -236,6 +225,7 @@ fn between_syn_and_ack(context: &Context, family: Family) -> Result<()> {
     scene.serve(context, &mut next)
 }
 
+case!(Default, "defer.again_and_again" => each_family(again_and_again));
 /// Whoever speaks last is heard: the option, the configuration, the option.
 fn again_and_again(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;

@@ -13,40 +13,9 @@ use accf_kit::raw::{RawClient, RawHost};
 use accf_kit::segment::Segment;
 use anyhow::{Context as _, Result};
 
-use super::{DEFAULT, FEW_EACH};
-use crate::case::{each_family, expect_eq, Case, Context};
+use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::count::{counted, counts};
 use crate::scene::{serve, RawScene, REQUEST};
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(DEFAULT, "evict.oldest_first.accept", accepted_in_order),
-        each_family(DEFAULT, "evict.oldest_first.reset", reset_in_order),
-        each_family(DEFAULT, "evict.oldest_first.drop", dropped_in_order),
-        each_family(DEFAULT, "evict.who_has_gone_makes_room", gone),
-        each_family(DEFAULT, "evict.room_for_one", room_for_one),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    cases.push(Case::new(
-        DEFAULT,
-        "evict.hundreds_in_order.v4",
-        hundreds_in_order,
-    ));
-    cases
-}
-
-/// With the module loaded so that a namespace has room for four.
-pub(crate) fn cases_few_each() -> Vec<Case> {
-    [
-        each_family(FEW_EACH, "evict.namespace_ceiling", namespace_ceiling),
-        each_family(FEW_EACH, "evict.namespaces_share_nothing", namespaces),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
 
 /// How many may be parked.
 const ROOM: usize = 3;
@@ -71,6 +40,7 @@ fn all_served(
     scene.accept_nothing(Duration::from_millis(200), "all have been served")
 }
 
+case!(Default, "evict.oldest_first.accept" => each_family(accepted_in_order));
 fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
     let scene = crowded(context, family, OnTimeout::Accept)?;
     let mut parked = VecDeque::new();
@@ -105,6 +75,7 @@ fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "evict.oldest_first.reset" => each_family(reset_in_order));
 fn reset_in_order(context: &Context, family: Family) -> Result<()> {
     let scene = crowded(context, family, OnTimeout::Reset)?;
     let mut parked = VecDeque::new();
@@ -137,6 +108,7 @@ fn reset_in_order(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "evict.oldest_first.drop" => each_family(dropped_in_order));
 fn dropped_in_order(context: &Context, family: Family) -> Result<()> {
     let scene = crowded(context, family, OnTimeout::Drop)?;
     let mut parked = VecDeque::new();
@@ -166,6 +138,7 @@ fn dropped_in_order(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "evict.who_has_gone_makes_room" => each_family(gone));
 /// Who has spoken, or reset, is nobody's oldest any more.
 fn gone(context: &Context, family: Family) -> Result<()> {
     let scene = crowded(context, family, OnTimeout::Reset)?;
@@ -201,6 +174,7 @@ fn gone(context: &Context, family: Family) -> Result<()> {
     all_served(context, &scene, [fifth, sixth, seventh])
 }
 
+case!(Default, "evict.room_for_one" => each_family(room_for_one));
 /// Without a deadline, a newcomer is the only thing that ends the wait.
 fn room_for_one(context: &Context, family: Family) -> Result<()> {
     let config = settings(0, 1, OnTimeout::Accept);
@@ -223,6 +197,7 @@ fn room_for_one(context: &Context, family: Family) -> Result<()> {
     all_served(context, &scene, [last])
 }
 
+case!(Default, "evict.hundreds_in_order.v4" => once(hundreds_in_order));
 /// Many more come than there is room for, without a pause: all are accepted, in the order in which they came.
 fn hundreds_in_order(context: &Context) -> Result<()> {
     const MANY: usize = 300;
@@ -262,6 +237,7 @@ fn hundreds_in_order(context: &Context) -> Result<()> {
     .map(drop)
 }
 
+case!(FourPerNetns, "evict.namespace_ceiling" => each_family(namespace_ceiling));
 /// The room of a namespace is for all of its listeners. Whoever has too many of them has his own oldest accepted; nobody
 /// is turned away for the sake of somebody else.
 fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
@@ -359,6 +335,7 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
     .map(drop)
 }
 
+case!(FourPerNetns, "evict.namespaces_share_nothing" => each_family(namespaces));
 /// What one namespace has parked is none of another's business.
 fn namespaces(context: &Context, family: Family) -> Result<()> {
     let first = RawScene::new(context, family, &Listen::filtered(family))?;

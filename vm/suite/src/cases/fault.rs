@@ -12,47 +12,53 @@ use accf_kit::module;
 use accf_kit::traffic::Fate;
 use anyhow::{bail, ensure, Result};
 
-use crate::case::{Case, Context, Kernel, Stage};
+use crate::case::{case, once, Context, Kernel};
 use crate::count::describe;
 
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for percent in [1, 10] {
-        for (name, whose) in [("module", Whose::Module), ("network", Whose::Network)] {
-            cases.push(case(
-                format!("fault.memory_of_the_{name}.{percent}_percent"),
-                move |context| no_memory(context, whose, percent),
-            ));
-        }
-    }
-    cases.push(case("fault.lossy_cable.20_percent", |context| {
-        let trouble = Trouble {
-            disturbed: 20,
-            ..Trouble::default()
-        };
-        meet(context, trouble).map(drop)
-    }));
-    cases.push(case("fault.connection_tracking", |context| {
-        let trouble = Trouble {
-            tracked: true,
-            ..Trouble::default()
-        };
-        meet(context, trouble).map(drop)
-    }));
-    cases
+/// How long a case may take.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// Loads the module, runs a test, and unloads the module: requests whose memory failed are gone, too.
+fn with_module<T>(context: &Context, test: impl FnOnce() -> Result<T>) -> Result<()> {
+    module::reload("")?;
+    test()?;
+    module::unload(context.patience() * 2)
 }
 
-/// Alone, as memory is everybody's.
-fn case(name: impl Into<String>, body: impl Fn(&Context) -> Result<()> + 'static) -> Case {
-    Case::new(Stage::Alone, name, move |context| {
-        module::reload("")?;
-        body(context)?;
-        // Nothing is left of those whose memory failed, either.
-        module::unload(context.patience() * 2)
-    })
-    .long(Duration::from_secs(180))
+case!(Alone, "fault.lossy_cable.20_percent" => once(lossy_cable).long(LIMIT));
+fn lossy_cable(context: &Context) -> Result<()> {
+    let trouble = Trouble {
+        disturbed: 20,
+        ..Trouble::default()
+    };
+    with_module(context, || meet(context, trouble))
 }
 
+case!(Alone, "fault.connection_tracking" => once(connection_tracking).long(LIMIT));
+fn connection_tracking(context: &Context) -> Result<()> {
+    let trouble = Trouble {
+        tracked: true,
+        ..Trouble::default()
+    };
+    with_module(context, || meet(context, trouble))
+}
+
+case!(
+    Alone, "fault.memory_of_the_module.1_percent" =>
+    once(|context| with_module(context, || no_memory(context, Whose::Module, 1))).long(LIMIT)
+);
+case!(
+    Alone, "fault.memory_of_the_network.1_percent" =>
+    once(|context| with_module(context, || no_memory(context, Whose::Network, 1))).long(LIMIT)
+);
+case!(
+    Alone, "fault.memory_of_the_module.10_percent" =>
+    once(|context| with_module(context, || no_memory(context, Whose::Module, 10))).long(LIMIT)
+);
+case!(
+    Alone, "fault.memory_of_the_network.10_percent" =>
+    once(|context| with_module(context, || no_memory(context, Whose::Network, 10))).long(LIMIT)
+);
 /// Memory runs out for so many of a hundred allocations.
 fn no_memory(context: &Context, whose: Whose, percent: u8) -> Result<()> {
     let Some(failing) = Failing::some(whose, percent)? else {

@@ -21,50 +21,12 @@ use anyhow::{ensure, Context as _, Result};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, expect_in, Case, Context, Kernel};
+use crate::case::{case, each_family, expect_eq, expect_in, families, once, Context, Kernel};
 use crate::scene::{
     accept_while, bare_ack, close, established, exchange_and_close, rest, serve, Scene,
 };
 
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(DEFAULT, "hold.bare_ack_then_data", bare_ack_then_data),
-        each_family(DEFAULT, "hold.byte_at_a_time", byte_at_a_time),
-        each_family(DEFAULT, "hold.a_megabyte_each_way", megabyte),
-        each_family(DEFAULT, "hold.rtt", |context, family| {
-            rtt(context, family, Timestamps::On)
-        }),
-        each_family(DEFAULT, "hold.epoll_wakes_once", epoll_wakes_once),
-        each_family(DEFAULT, "hold.reuseport", reuse_port),
-        each_family(DEFAULT, "hold.keepalive", keepalive),
-        each_family(DEFAULT, "hold.counters", counters),
-        each_family(
-            DEFAULT,
-            "hold.attached_while_listening",
-            attached_while_listening,
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    cases.extend([
-        Case::new(DEFAULT, "hold.rtt_without_timestamps.v4", |context| {
-            rtt(context, Family::V4, Timestamps::Off)
-        }),
-        Case::new(DEFAULT, "hold.outlives_syn_ack_retries.v4", |context| {
-            outlives_retries(context, Family::V4)
-        }),
-        Case::new(DEFAULT, "hold.outlives_syn_ack_retries.v6", |context| {
-            outlives_retries(context, Family::V6)
-        }),
-        Case::new(DEFAULT, "hold.several_threads_accept", several_threads),
-        Case::new(DEFAULT, "hold.backlog_of_one", backlog_of_one),
-        Case::new(DEFAULT, "hold.plain_listener_beside", plain_beside),
-    ]);
-    cases
-}
-
+case!(Default, "hold.bare_ack_then_data" => each_family(bare_ack_then_data));
 /// The case of the report that started it: handshake, silence, then a request.
 fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -104,6 +66,7 @@ fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "hold.byte_at_a_time" => each_family(byte_at_a_time));
 /// The first byte is enough, and none is lost or doubled.
 fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -135,6 +98,7 @@ fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "hold.a_megabyte_each_way" => each_family(megabyte));
 /// A window's worth and more, both ways, on a connection that was held back.
 fn megabyte(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -184,6 +148,11 @@ enum Timestamps {
     Off,
 }
 
+case!(Default, "hold.rtt" => each_family(|context, family| rtt(context, family, Timestamps::On)));
+case!(
+    Default, "hold.rtt_without_timestamps.v4" =>
+    once(|context| rtt(context, Family::V4, Timestamps::Off))
+);
 /// The time a client thinks is not part of the path's: RTT and RTO are those of a plain listener.
 fn rtt(context: &Context, family: Family, timestamps: Timestamps) -> Result<()> {
     const PATH: Duration = Duration::from_millis(40);
@@ -292,6 +261,7 @@ pub(super) fn rto_is_the_paths(info: &TcpInfo) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "hold.epoll_wakes_once" => each_family(epoll_wakes_once));
 /// A server asleep in `epoll_wait()` is woken once for each connection, and not for a bare ACK.
 fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 8;
@@ -363,6 +333,7 @@ fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "hold.reuseport" => each_family(reuse_port));
 /// Two filtered listeners share a port: each of them holds its connections back, and none is lost.
 fn reuse_port(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 24;
@@ -403,6 +374,7 @@ fn reuse_port(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "hold.keepalive" => each_family(keepalive));
 /// A client that keeps its idle connection alive is answered while it is held, and is served when it speaks.
 ///
 /// The answers carry timestamps newer than the SYN-ACK's, and the client's next segments echo them.
@@ -436,6 +408,7 @@ fn keepalive(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "hold.counters" => each_family(counters));
 /// The kernel's books say that nothing was dropped, retransmitted or overflowed.
 fn counters(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 10;
@@ -482,6 +455,7 @@ fn counters(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "hold.attached_while_listening" => each_family(attached_while_listening));
 /// A filter that comes while clients are already waiting does not touch those it finds in the queue.
 fn attached_while_listening(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::plain(family))?;
@@ -508,6 +482,10 @@ fn attached_while_listening(context: &Context, family: Family) -> Result<()> {
     close(late, accepted)
 }
 
+case!(
+    Default, "hold.outlives_syn_ack_retries" =>
+    families(&[Family::V4, Family::V6], outlives_retries)
+);
 /// A parked request is not given up when the kernel would have stopped retransmitting its SYN-ACK.
 fn outlives_retries(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
@@ -528,6 +506,7 @@ fn outlives_retries(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "hold.several_threads_accept" => once(several_threads));
 /// Several threads wait in `accept()`: each connection comes out once.
 fn several_threads(context: &Context) -> Result<()> {
     const CLIENTS: usize = 40;
@@ -586,6 +565,7 @@ fn several_threads(context: &Context) -> Result<()> {
     })
 }
 
+case!(Default, "hold.backlog_of_one" => once(backlog_of_one));
 /// The smallest backlog: clients who speak are served, one after another and side by side.
 fn backlog_of_one(context: &Context) -> Result<()> {
     let family = Family::V4;
@@ -615,6 +595,7 @@ fn backlog_of_one(context: &Context) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "hold.plain_listener_beside" => once(plain_beside));
 /// A plain listener of the same process and namespace knows nothing of its neighbour's filter.
 fn plain_beside(context: &Context) -> Result<()> {
     let family = Family::V4;

@@ -11,24 +11,12 @@ use accf_kit::ulp;
 use anyhow::{ensure, Context as _, Result};
 use nix::errno::Errno;
 
-use super::{DEFAULT, TWO_SECONDS};
-use crate::case::{each_family, expect_eq, Case, Context};
+use crate::case::{case, each_family, expect_eq, Context};
 use crate::scene::{Client, Scene};
 
 const SECRET: &[u8] = b"a secret nobody on the wire may read";
 
-pub(crate) fn cases() -> Vec<Case> {
-    each_family(DEFAULT, "ktls.on_an_accepted_socket", after_data)
-}
-
-pub(crate) fn cases_at_the_deadline() -> Vec<Case> {
-    each_family(
-        TWO_SECONDS,
-        "ktls.on_a_socket_accepted_at_the_deadline",
-        at_the_deadline,
-    )
-}
-
+case!(Default, "ktls.on_an_accepted_socket" => each_family(after_data));
 fn after_data(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.connect_and_ack(context)?;
@@ -42,6 +30,7 @@ fn after_data(context: &Context, family: Family) -> Result<()> {
     encrypt(context, scene, client, accepted)
 }
 
+case!(TwoSeconds, "ktls.on_a_socket_accepted_at_the_deadline" => each_family(at_the_deadline));
 fn at_the_deadline(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
     let (client, _) = scene.connect_and_ack(context)?;

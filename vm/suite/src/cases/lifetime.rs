@@ -20,91 +20,8 @@ use accf_kit::{module, sockets, ulp, wait};
 use anyhow::{ensure, Context as _, Result};
 use nix::errno::Errno;
 
-use crate::case::{each_family, expect_eq, Case, Context, Kernel, Stage};
+use crate::case::{case, each_family, expect_eq, once, Context, Kernel};
 use crate::scene::{exchange_and_close, requests, rest, serve, RawScene, Scene, REQUEST};
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(
-            Stage::Alone,
-            "lifetime.unload_with_a_request_parked",
-            unload_parked,
-        ),
-        each_family(
-            Stage::Alone,
-            "lifetime.unload_with_an_accepted_socket_open",
-            unload_accepted,
-        ),
-        each_family(Stage::Alone, "lifetime.server_killed", server_killed),
-        each_family(Stage::Alone, "lifetime.namespace_gone", namespace_gone),
-        each_family(
-            Stage::Alone,
-            "lifetime.interface_gone_before_the_deadline",
-            interface_gone,
-        ),
-        each_family(
-            Stage::Alone,
-            "lifetime.shut_down_and_listen_again",
-            listen_again,
-        ),
-        each_family(
-            Stage::Alone,
-            "lifetime.attached_between_two_lives",
-            attached_between,
-        ),
-        each_family(
-            Stage::Alone,
-            "lifetime.shut_down_before_the_deadline",
-            stopped_at_the_deadline,
-        ),
-        each_family(Stage::Alone, "lifetime.reuseport_migration", migration),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    cases.extend([
-        Case::new(
-            Stage::Alone,
-            "lifetime.unload_is_refused_while_listening",
-            refused,
-        ),
-        Case::new(
-            Stage::Alone,
-            "lifetime.connected_in_vain_and_listening_again",
-            listen_without_hooks,
-        ),
-        Case::new(
-            Stage::Alone,
-            "lifetime.unload_after_a_reset",
-            unload_after_reset,
-        ),
-        Case::new(
-            Stage::Alone,
-            "lifetime.attached_and_closed_at_once",
-            closed_at_once,
-        ),
-        Case::new(
-            Stage::Alone,
-            "lifetime.load_and_unload_again_and_again",
-            again_and_again,
-        )
-        .long(Duration::from_secs(120)),
-        Case::new(Stage::Alone, "lifetime.unload_under_traffic", under_traffic),
-        Case::new(
-            Stage::Alone,
-            "lifetime.unload_at_the_deadline",
-            unload_at_the_deadline,
-        )
-        .long(Duration::from_secs(120)),
-        Case::new(
-            Stage::Alone,
-            "lifetime.closed_while_clients_reset_at_the_deadline",
-            closed_at_the_deadline,
-        )
-        .long(Duration::from_secs(120)),
-    ]);
-    cases
-}
 
 /// The module has to be unloadable: soon, as what is closed may take a grace period or two to be gone.
 fn unloads(context: &Context) -> Result<()> {
@@ -122,6 +39,7 @@ fn refcount_is_zero(context: &Context) -> Result<()> {
     Ok(())
 }
 
+case!(Alone, "lifetime.unload_is_refused_while_listening" => once(refused));
 fn refused(context: &Context) -> Result<()> {
     module::reload("")?;
     refcount_is_zero(context)?;
@@ -156,6 +74,7 @@ fn refused(context: &Context) -> Result<()> {
     unloads(context)
 }
 
+case!(Alone, "lifetime.unload_with_a_request_parked" => each_family(unload_parked));
 /// A listener closes over a parked request: the module is free, and the client learns of it as from any kernel.
 fn unload_parked(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
@@ -192,6 +111,7 @@ fn unload_parked(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Alone, "lifetime.unload_with_an_accepted_socket_open" => each_family(unload_accepted));
 /// An accepted socket has nothing of the module: it lives on without it.
 fn unload_accepted(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=500")?;
@@ -212,6 +132,7 @@ fn unload_accepted(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Alone, "lifetime.unload_after_a_reset" => once(unload_after_reset));
 fn unload_after_reset(context: &Context) -> Result<()> {
     module::reload("")?;
     let scene = RawScene::new(context, Family::V6, &Listen::filtered(Family::V6))?;
@@ -228,6 +149,7 @@ fn unload_after_reset(context: &Context) -> Result<()> {
     unloads(context)
 }
 
+case!(Alone, "lifetime.attached_and_closed_at_once" => once(closed_at_once));
 /// A filter on a socket that never listens, or never gets a client.
 fn closed_at_once(context: &Context) -> Result<()> {
     module::reload("")?;
@@ -248,6 +170,10 @@ fn closed_at_once(context: &Context) -> Result<()> {
     unloads(context)
 }
 
+case!(
+    Alone, "lifetime.load_and_unload_again_and_again" =>
+    once(again_and_again).long(Duration::from_secs(120))
+);
 /// A whole life of the module, several times.
 fn again_and_again(context: &Context) -> Result<()> {
     let rounds = match context.kernel {
@@ -274,6 +200,7 @@ fn again_and_again(context: &Context) -> Result<()> {
     Ok(())
 }
 
+case!(Alone, "lifetime.unload_under_traffic" => once(under_traffic));
 /// Somebody tries to unload all the time while clients come and go.
 fn under_traffic(context: &Context) -> Result<()> {
     const CLIENTS: usize = 60;
@@ -321,6 +248,10 @@ fn under_traffic(context: &Context) -> Result<()> {
     unloads(context)
 }
 
+case!(
+    Alone, "lifetime.unload_at_the_deadline" =>
+    once(unload_at_the_deadline).long(Duration::from_secs(120))
+);
 /// The listener closes and the module goes just as deadlines are met.
 fn unload_at_the_deadline(context: &Context) -> Result<()> {
     const CLIENTS: usize = 20;
@@ -348,6 +279,10 @@ fn unload_at_the_deadline(context: &Context) -> Result<()> {
     Ok(())
 }
 
+case!(
+    Alone, "lifetime.closed_while_clients_reset_at_the_deadline" =>
+    once(closed_at_the_deadline).long(Duration::from_secs(120))
+);
 /// A listener is closed while deadlines are met and the same clients reset: each of the three wants what the others have.
 fn closed_at_the_deadline(context: &Context) -> Result<()> {
     const CLIENTS: u32 = 200;
@@ -394,6 +329,7 @@ fn closed_at_the_deadline(context: &Context) -> Result<()> {
     unloads(context)
 }
 
+case!(Alone, "lifetime.server_killed" => each_family(server_killed));
 /// A server that is killed leaves nothing behind, and its clients hear of it.
 fn server_killed(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 20;
@@ -465,6 +401,7 @@ pub(crate) fn hold(_: &Context, family: &str) -> Result<()> {
     }
 }
 
+case!(Alone, "lifetime.namespace_gone" => each_family(namespace_gone));
 /// Both namespaces go while requests are parked and deadlines near.
 fn namespace_gone(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 20;
@@ -483,6 +420,7 @@ fn namespace_gone(context: &Context, family: Family) -> Result<()> {
     unloads(context)
 }
 
+case!(Alone, "lifetime.interface_gone_before_the_deadline" => each_family(interface_gone));
 /// The interface a client came through is taken away before its deadline.
 ///
 /// Whether the connection is accepted then is the kernel's to say, as its address is gone, too; it may not harm it.
@@ -514,6 +452,7 @@ fn interface_gone(context: &Context, family: Family) -> Result<()> {
     unloads(context)
 }
 
+case!(Alone, "lifetime.shut_down_and_listen_again" => each_family(listen_again));
 /// A listener is shut down and listens again, with the filter it had.
 ///
 /// As for any half-open request, `shutdown()` does not end the wait of a parked one: it finds a listener again, or not.
@@ -551,6 +490,7 @@ fn listen_again(context: &Context, family: Family) -> Result<()> {
     unloads(context)
 }
 
+case!(Alone, "lifetime.attached_between_two_lives" => each_family(attached_between));
 /// A plain listener is shut down, gets the filter, and listens again: a client that is half open since its first life is held back
 /// in its second.
 fn attached_between(context: &Context, family: Family) -> Result<()> {
@@ -582,6 +522,7 @@ fn attached_between(context: &Context, family: Family) -> Result<()> {
     unloads(context)
 }
 
+case!(Alone, "lifetime.shut_down_before_the_deadline" => each_family(stopped_at_the_deadline));
 /// A listener that was shut down accepts nobody at a deadline: the kernel drops the request, without a word, as on a plain listener.
 fn stopped_at_the_deadline(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=500")?;
@@ -602,6 +543,7 @@ fn stopped_at_the_deadline(context: &Context, family: Family) -> Result<()> {
     unloads(context)
 }
 
+case!(Alone, "lifetime.connected_in_vain_and_listening_again" => once(listen_without_hooks));
 /// A listener for both families is shut down, tries to connect to an IPv4 address, and listens again: the kernel has given it
 /// other operations meanwhile, and makes connections without asking the filter.
 ///
@@ -639,6 +581,7 @@ fn listen_without_hooks(context: &Context) -> Result<()> {
     unloads(context)
 }
 
+case!(Alone, "lifetime.reuseport_migration" => each_family(migration));
 /// A listener of a reuseport group closes, and the kernel moves its requests to another one.
 ///
 /// Moved or dropped: no client is served twice, none holds the module, and the other listener goes on.

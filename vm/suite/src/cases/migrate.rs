@@ -14,73 +14,9 @@ use accf_kit::segment::Segment;
 use accf_kit::{module, netns::Netns, wait};
 use anyhow::{ensure, Context as _, Result};
 
-use crate::case::{each_family, expect_eq, Case, Context, Stage};
+use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::count::{counted, counts, describe, stats};
 use crate::scene::{requests, serve, REQUEST};
-
-pub(crate) fn cases() -> Vec<Case> {
-    [
-        each_family(
-            Stage::Alone,
-            "migrate.closed_then_data.to_filtered",
-            |context, family| then_data(context, family, Heir::Filtered, End::Close),
-        ),
-        each_family(
-            Stage::Alone,
-            "migrate.closed_then_data.to_plain",
-            |context, family| then_data(context, family, Heir::Plain, End::Close),
-        ),
-        each_family(
-            Stage::Alone,
-            "migrate.shut_down_then_data.to_filtered",
-            |context, family| then_data(context, family, Heir::Filtered, End::Shutdown),
-        ),
-        each_family(
-            Stage::Alone,
-            "migrate.shut_down_then_deadline.to_filtered",
-            |context, family| then_deadline(context, family, Heir::Filtered),
-        ),
-        each_family(
-            Stage::Alone,
-            "migrate.shut_down_then_reset.to_filtered",
-            |context, family| then_reset(context, family, &[]),
-        ),
-        each_family(
-            Stage::Alone,
-            "migrate.shut_down_then_reset.beside_closed",
-            |context, family| then_reset(context, family, &[Heir::Plain, Heir::Filtered]),
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-/// Those after which the module may not be unloaded any more: the last ones.
-pub(crate) fn cases_last() -> Vec<Case> {
-    let first = Case::new(
-        Stage::Last,
-        "migrate.listens_again_then_reset.beside_plain.v4",
-        listens_again_then_reset,
-    );
-    [
-        // Before the module is kept.
-        vec![first],
-        each_family(
-            Stage::Last,
-            "migrate.shut_down_then_data.to_plain",
-            |context, family| then_data(context, family, Heir::Plain, End::Shutdown),
-        ),
-        each_family(
-            Stage::Last,
-            "migrate.shut_down_then_deadline.to_plain",
-            |context, family| then_deadline(context, family, Heir::Plain),
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
 
 /// Who takes over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,6 +134,51 @@ fn accounts_of(context: &Context, second: &Listener, heir: Heir) -> Result<()> {
     Ok(())
 }
 
+// The first of the last ones: it expects that no case before it has pinned the module.
+case!(Last, "migrate.listens_again_then_reset.beside_plain.v4" => once(listens_again_then_reset));
+/// The same beside a plain listener, but that the first one listens again before its clients give up. Somebody may have had a reference to
+/// such a request while it was not listening, and a copy may be left at the plain one: the module stays.
+fn listens_again_then_reset(context: &Context) -> Result<()> {
+    let Group {
+        ns,
+        host,
+        first,
+        second,
+        mut clients,
+        pinned,
+    } = Group::new(context, Family::V4, Heir::Plain, 60_000)?;
+    expect_eq!(pinned, 0, "references that others have left");
+    let port = second.port();
+    first.socket().shutdown(Shutdown::Both)?;
+    first.socket().listen(64)?;
+    for client in &mut clients {
+        client.rst()?;
+    }
+    counts(
+        context,
+        &first,
+        counted!(parked_total: CLIENTS as u64, aborted: CLIENTS as u64),
+    )?;
+    drop((first, second, clients));
+    nothing_is_left(context, ns, host, port, KEPT)
+}
+
+case!(
+    Alone, "migrate.closed_then_data.to_filtered" =>
+    each_family(|context, family| then_data(context, family, Heir::Filtered, End::Close))
+);
+case!(
+    Alone, "migrate.closed_then_data.to_plain" =>
+    each_family(|context, family| then_data(context, family, Heir::Plain, End::Close))
+);
+case!(
+    Alone, "migrate.shut_down_then_data.to_filtered" =>
+    each_family(|context, family| then_data(context, family, Heir::Filtered, End::Shutdown))
+);
+case!(
+    Last, "migrate.shut_down_then_data.to_plain" =>
+    each_family(|context, family| then_data(context, family, Heir::Plain, End::Shutdown))
+);
 /// Every client speaks once the first listener is gone; the other one serves it, once.
 fn then_data(context: &Context, family: Family, heir: Heir, end: End) -> Result<()> {
     let Group {
@@ -275,6 +256,14 @@ fn then_data(context: &Context, family: Family, heir: Heir, end: End) -> Result<
     nothing_is_left(context, ns, host, port, left)
 }
 
+case!(
+    Alone, "migrate.shut_down_then_deadline.to_filtered" =>
+    each_family(|context, family| then_deadline(context, family, Heir::Filtered))
+);
+case!(
+    Last, "migrate.shut_down_then_deadline.to_plain" =>
+    each_family(|context, family| then_deadline(context, family, Heir::Plain))
+);
 /// Nobody speaks: at the deadline each connection is accepted by the other one, or it is gone; never twice, never both.
 fn then_deadline(context: &Context, family: Family, heir: Heir) -> Result<()> {
     let Group {
@@ -327,6 +316,14 @@ fn then_deadline(context: &Context, family: Family, heir: Heir) -> Result<()> {
     nothing_is_left(context, ns, host, port, left)
 }
 
+case!(
+    Alone, "migrate.shut_down_then_reset.to_filtered" =>
+    each_family(|context, family| then_reset(context, family, &[]))
+);
+case!(
+    Alone, "migrate.shut_down_then_reset.beside_closed" =>
+    each_family(|context, family| then_reset(context, family, &[Heir::Plain, Heir::Filtered]))
+);
 /// Every client gives up once the first listener is shut down. Whoever took their requests could have made copies; but among
 /// those that have a filter, or are closed, there is nobody who would keep one: the module can go.
 fn then_reset(context: &Context, family: Family, closed: &[Heir]) -> Result<()> {
@@ -372,31 +369,4 @@ fn then_reset(context: &Context, family: Family, closed: &[Heir]) -> Result<()> 
     );
     drop((first, second, clients));
     nothing_is_left(context, ns, host, port, pinned)
-}
-
-/// The same beside a plain listener, but that the first one listens again before its clients give up. Somebody may have had a reference to
-/// such a request while it was not listening, and a copy may be left at the plain one: the module stays.
-fn listens_again_then_reset(context: &Context) -> Result<()> {
-    let Group {
-        ns,
-        host,
-        first,
-        second,
-        mut clients,
-        pinned,
-    } = Group::new(context, Family::V4, Heir::Plain, 60_000)?;
-    expect_eq!(pinned, 0, "references that others have left");
-    let port = second.port();
-    first.socket().shutdown(Shutdown::Both)?;
-    first.socket().listen(64)?;
-    for client in &mut clients {
-        client.rst()?;
-    }
-    counts(
-        context,
-        &first,
-        counted!(parked_total: CLIENTS as u64, aborted: CLIENTS as u64),
-    )?;
-    drop((first, second, clients));
-    nothing_is_left(context, ns, host, port, KEPT)
 }

@@ -17,7 +17,7 @@ use anyhow::{anyhow, bail, ensure, Result};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::case::{Case, Context, Kernel, Stage};
+use crate::case::{case, families, Context, Kernel};
 use crate::play::{Done, Outcome, Theatre};
 
 /// How long histories are made up.
@@ -30,18 +30,9 @@ const ATTEMPTS: usize = 6;
 const SMALLER: usize = 80;
 const SHRINKING: Duration = Duration::from_secs(90);
 
-pub(crate) fn cases() -> Vec<Case> {
-    [Family::V4, Family::V6]
-        .into_iter()
-        .map(|family| {
-            Case::new(
-                Stage::Alone,
-                format!("model.random_histories.{family}"),
-                move |context| random_histories(context, family),
-            )
-            .long(Duration::from_secs(seconds() + 120) + SHRINKING)
-        })
-        .collect()
+/// Returns how long a case may take.
+fn limit() -> Duration {
+    Duration::from_secs(seconds() + 120) + SHRINKING
 }
 
 fn seconds() -> u64 {
@@ -73,6 +64,10 @@ fn pace(kernel: Kernel) -> (Pace, usize) {
     }
 }
 
+case!(
+    Alone, "model.random_histories" =>
+    families(&[Family::V4, Family::V6], random_histories).long_as(limit)
+);
 fn random_histories(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
     let ns = Netns::new()?;

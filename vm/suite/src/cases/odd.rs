@@ -15,46 +15,9 @@ use accf_kit::wait;
 use anyhow::{bail, ensure, Context as _, Result};
 
 use super::plain::unanswered;
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context};
+use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{counted, counts};
 use crate::scene::{rest, serve, RawScene, REQUEST};
-
-pub(crate) fn cases() -> Vec<Case> {
-    [
-        each_family(DEFAULT, "odd.unanswered_syn_ack", |context, family| {
-            unanswered(context, family, &Listen::filtered(family))
-        }),
-        each_family(DEFAULT, "odd.duplicate_bare_acks", duplicate_acks),
-        each_family(DEFAULT, "odd.keepalive_probes", |context, family| {
-            keepalive(context, family, false)
-        }),
-        each_family(
-            DEFAULT,
-            "odd.keepalive_probes_with_timestamps",
-            |context, family| keepalive(context, family, true),
-        ),
-        each_family(DEFAULT, "odd.retransmitted_syn", retransmitted_syn),
-        each_family(DEFAULT, "odd.wrong_ack_number", wrong_ack),
-        each_family(DEFAULT, "odd.second_segment_first", second_segment_first),
-        each_family(DEFAULT, "odd.end_before_the_data", end_first),
-        each_family(DEFAULT, "odd.beyond_the_window", beyond_the_window),
-        each_family(DEFAULT, "odd.old_timestamp", old_timestamp),
-        each_family(DEFAULT, "odd.inexact_reset", inexact_rst),
-        each_family(DEFAULT, "odd.stray_segments", stray),
-        each_family(DEFAULT, "odd.syn_in_the_window", syn_in_window),
-        each_family(DEFAULT, "odd.killed_by_ss", killed_by_ss),
-        each_family(DEFAULT, "odd.icmp_error", icmp_error),
-        each_family(DEFAULT, "odd.counted_once", counted_once),
-        each_family(DEFAULT, "odd.save_syn", save_syn),
-        each_family(DEFAULT, "odd.low_water_mark", low_water_mark),
-        each_family(DEFAULT, "odd.urgent_data", urgent_data),
-        each_family(DEFAULT, "odd.zero_window", zero_window),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
 
 /// How long silence is watched for: long enough for an answer, too short for a retransmission.
 const SILENCE: Duration = Duration::from_millis(400);
@@ -86,6 +49,13 @@ fn still_parked(context: &Context, scene: &RawScene, client: &mut RawClient) -> 
     scene.serve(context, client)
 }
 
+case!(Default, "odd.unanswered_syn_ack" => each_family(unanswered_syn_ack));
+/// A SYN-ACK that no client answers is sent again as for a plain listener.
+fn unanswered_syn_ack(context: &Context, family: Family) -> Result<()> {
+    unanswered(context, family, &Listen::filtered(family))
+}
+
+case!(Default, "odd.duplicate_bare_acks" => each_family(duplicate_acks));
 fn duplicate_acks(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
@@ -103,6 +73,14 @@ fn duplicate_acks(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(
+    Default, "odd.keepalive_probes" =>
+    each_family(|context, family| keepalive(context, family, false))
+);
+case!(
+    Default, "odd.keepalive_probes_with_timestamps" =>
+    each_family(|context, family| keepalive(context, family, true))
+);
 /// A probe asks "are you there?", with no byte or with one of garbage before the window: the answer is an ACK.
 ///
 /// With timestamps, what the client sends after that echoes the answer's, which is newer than the SYN-ACK's.
@@ -138,6 +116,7 @@ fn keepalive(context: &Context, family: Family, timestamps: bool) -> Result<()> 
     })
 }
 
+case!(Default, "odd.retransmitted_syn" => each_family(retransmitted_syn));
 /// A client that sends its SYN again has not seen the SYN-ACK, whatever else came: it gets it again, once.
 fn retransmitted_syn(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -175,6 +154,7 @@ fn retransmitted_syn(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "odd.wrong_ack_number" => each_family(wrong_ack));
 /// An ACK of something never sent is answered by a reset, before and after the right one; the request stays.
 fn wrong_ack(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -199,6 +179,7 @@ fn wrong_ack(context: &Context, family: Family) -> Result<()> {
     still_parked(context, &scene, &mut client)
 }
 
+case!(Default, "odd.second_segment_first" => each_family(second_segment_first));
 /// The second half of a request overtakes the first: released by it, but the bytes are in order.
 fn second_segment_first(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -224,6 +205,7 @@ fn second_segment_first(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "odd.end_before_the_data" => each_family(end_first));
 /// The end of the stream overtakes the request: released by it, but the request comes first.
 fn end_first(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -258,6 +240,7 @@ fn end_first(context: &Context, family: Family) -> Result<()> {
     counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
 }
 
+case!(Default, "odd.beyond_the_window" => each_family(beyond_the_window));
 /// Data and an end beyond the window are not for this connection: acknowledged as such, and neither data nor the end.
 fn beyond_the_window(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -275,6 +258,7 @@ fn beyond_the_window(context: &Context, family: Family) -> Result<()> {
     still_parked(context, &scene, &mut client)
 }
 
+case!(Default, "odd.old_timestamp" => each_family(old_timestamp));
 /// Data with a timestamp older than the bare ACK's is from the past: acknowledged as such, and not data.
 fn old_timestamp(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -294,6 +278,7 @@ fn old_timestamp(context: &Context, family: Family) -> Result<()> {
     still_parked(context, &scene, &mut client)
 }
 
+case!(Default, "odd.inexact_reset" => each_family(inexact_rst));
 /// A reset inside the window that is not exactly at its edge is not believed without asking back (RFC 5961).
 fn inexact_rst(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -307,6 +292,7 @@ fn inexact_rst(context: &Context, family: Family) -> Result<()> {
     still_parked(context, &scene, &mut client)
 }
 
+case!(Default, "odd.stray_segments" => each_family(stray));
 /// A reset and data outside the window, and a SYN of long ago: the connection is none of their business.
 fn stray(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -375,6 +361,7 @@ fn ends(
     scene.serve(context, &mut client)
 }
 
+case!(Default, "odd.syn_in_the_window" => each_family(syn_in_window));
 /// A SYN inside the window: somebody else has the client's address now. The connection is reset, as the kernel does.
 fn syn_in_window(context: &Context, family: Family) -> Result<()> {
     ends(context, family, |context, _, client| {
@@ -387,6 +374,7 @@ fn syn_in_window(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "odd.killed_by_ss" => each_family(killed_by_ss));
 /// The administrator ends it.
 fn killed_by_ss(context: &Context, family: Family) -> Result<()> {
     ends(context, family, |_, scene, client| {
@@ -411,6 +399,7 @@ fn killed_by_ss(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "odd.icmp_error" => each_family(icmp_error));
 /// A router says that the client cannot be reached, of the SYN-ACK or of something else.
 fn icmp_error(context: &Context, family: Family) -> Result<()> {
     ends(context, family, |context, scene, client| {
@@ -504,6 +493,7 @@ fn folded(bytes: &[u8], start: u32) -> u16 {
     !(sum as u16)
 }
 
+case!(Default, "odd.counted_once" => each_family(counted_once));
 /// Whatever a parked client sends that is neither data nor the end, it is one parked connection.
 fn counted_once(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -533,6 +523,7 @@ fn counted_once(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "odd.save_syn" => each_family(save_syn));
 /// A server that wants to see its clients' SYNs gets them, of those who spoke and of those who did not.
 fn save_syn(context: &Context, family: Family) -> Result<()> {
     const TCP_SAVE_SYN: i32 = 27;
@@ -571,6 +562,7 @@ fn save_syn(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "odd.low_water_mark" => each_family(low_water_mark));
 /// A server that wants to be woken for ten bytes gets the connection with the first, and is woken for ten.
 fn low_water_mark(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -601,6 +593,7 @@ fn low_water_mark(context: &Context, family: Family) -> Result<()> {
     counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
 }
 
+case!(Default, "odd.urgent_data" => each_family(urgent_data));
 /// A byte out of band is data as any other, and is where it was sent.
 fn urgent_data(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -627,6 +620,7 @@ fn urgent_data(context: &Context, family: Family) -> Result<()> {
     counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
 }
 
+case!(Default, "odd.zero_window" => each_family(zero_window));
 /// A client that has no room for an answer is accepted, and gets it once it has.
 fn zero_window(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(timeout(700));

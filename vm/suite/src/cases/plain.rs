@@ -10,26 +10,13 @@ use accf_kit::endpoint::{Family, Listen};
 use accf_kit::ulp;
 use anyhow::{bail, Context as _, Result};
 
-use crate::case::{each_family, expect_eq, expect_in, Case, Context, Stage};
+use crate::case::{case, each_family, expect_eq, expect_in, Context};
 use crate::scene::{
     accept_while, bare_ack, close, established, exchange_and_close, serve, RawScene, Scene,
 };
 
-pub(crate) fn cases(stage: Stage, prefix: &str) -> Vec<Case> {
-    [
-        each_family(stage, &format!("{prefix}plain.accepted_at_once"), at_once),
-        each_family(stage, &format!("{prefix}plain.defer_accept"), defer_accept),
-        each_family(
-            stage,
-            &format!("{prefix}plain.unanswered_syn_ack"),
-            unanswered_syn_ack,
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
+case!(Unloaded, "unloaded.plain.accepted_at_once" => each_family(at_once));
+case!(Default, "plain.accepted_at_once" => each_family(at_once));
 /// A silent client is accepted as soon as its bare ACK is there, and nothing more is sent.
 fn at_once(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::plain(family))?;
@@ -57,6 +44,8 @@ fn at_once(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Unloaded, "unloaded.plain.defer_accept" => each_family(defer_accept));
+case!(Default, "plain.defer_accept" => each_family(defer_accept));
 /// The kernel's own deferral: it drops the bare ACK, and asks for it again when the time is up.
 fn defer_accept(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::deferred(family, 1))?;
@@ -100,6 +89,8 @@ fn defer_accept(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Unloaded, "unloaded.plain.unanswered_syn_ack" => each_family(unanswered_syn_ack));
+case!(Default, "plain.unanswered_syn_ack" => each_family(unanswered_syn_ack));
 /// A SYN-ACK nobody answers is sent again, after one second and two more.
 fn unanswered_syn_ack(context: &Context, family: Family) -> Result<()> {
     unanswered(context, family, &Listen::plain(family))

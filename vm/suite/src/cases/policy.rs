@@ -22,70 +22,9 @@ use accf_kit::wire::{Wire, INTERFACE};
 use anyhow::{anyhow, bail, ensure, Context as _, Result};
 use socket2::SockRef;
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context};
+use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::count::{counted, counts, describe, stats};
 use crate::scene::{bare_ack, exchange_and_close, rest, serve, Client, RawScene, Scene, REQUEST};
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(DEFAULT, "policy.reset", reset),
-        each_family(
-            DEFAULT,
-            "policy.reset_of_a_raw_client",
-            |context, family| raw_reset(context, family, false),
-        ),
-        each_family(
-            DEFAULT,
-            "policy.reset_of_a_raw_client_with_timestamps",
-            |context, family| raw_reset(context, family, true),
-        ),
-        each_family(DEFAULT, "policy.reset_and_come_again", come_again),
-        each_family(DEFAULT, "policy.reset_on_loopback", reset_on_loopback),
-        each_family(DEFAULT, "policy.reset_bound_to_a_device", reset_on_device),
-        each_family(DEFAULT, "policy.reset_after_odd_segments", reset_after_odd),
-        each_family(DEFAULT, "policy.drop", drop_silently),
-        each_family(DEFAULT, "policy.drop_of_a_raw_client", raw_drop),
-        each_family(DEFAULT, "policy.fifty_milliseconds", fifty_milliseconds),
-        each_family(DEFAULT, "policy.four_deadlines.accept", four_accept),
-        each_family(DEFAULT, "policy.four_deadlines.reset", four_reset),
-        each_family(DEFAULT, "policy.accept_queue_full", accept_queue_full),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    for on_timeout in [OnTimeout::Reset, OnTimeout::Drop] {
-        cases.extend(each_family(
-            DEFAULT,
-            &format!("policy.{on_timeout}.data_before"),
-            move |context, family| data_before(context, family, on_timeout),
-        ));
-        cases.extend(each_family(
-            DEFAULT,
-            &format!("policy.{on_timeout}.fin_and_rst_before"),
-            move |context, family| fin_and_rst_before(context, family, on_timeout),
-        ));
-        cases.extend(each_family(
-            DEFAULT,
-            &format!("policy.{on_timeout}.data_at_that_moment"),
-            move |context, family| data_at_that_moment(context, family, on_timeout),
-        ));
-        cases.extend(each_family(
-            DEFAULT,
-            &format!("policy.{on_timeout}.many_at_once"),
-            move |context, family| many(context, family, on_timeout),
-        ));
-    }
-    cases.push(
-        Case::new(
-            DEFAULT,
-            "policy.deadline_beyond_seven_bits_of_timeouts.v4",
-            beyond_seven_bits,
-        )
-        .long(Duration::from_secs(240)),
-    );
-    cases
-}
 
 /// A deadline long enough to tell it from "at once", and short enough to wait for.
 const DEADLINE: Duration = Duration::from_millis(600);
@@ -176,6 +115,7 @@ fn reset_in(
     Ok(())
 }
 
+case!(Default, "policy.reset" => each_family(reset));
 fn reset(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
     let client = scene.connect()?;
@@ -183,6 +123,7 @@ fn reset(context: &Context, family: Family) -> Result<()> {
     scene.requests(context, 0)
 }
 
+case!(Default, "policy.reset_bound_to_a_device" => each_family(reset_on_device));
 fn reset_on_device(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
     SockRef::from(scene.listener.socket())
@@ -192,6 +133,7 @@ fn reset_on_device(context: &Context, family: Family) -> Result<()> {
     reset_in(context, &scene.listener, &scene.capture, client)
 }
 
+case!(Default, "policy.reset_on_loopback" => each_family(reset_on_loopback));
 fn reset_on_loopback(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = listen(family, DEADLINE, OnTimeout::Reset).open(&ns)?;
@@ -207,6 +149,14 @@ fn reset_on_loopback(context: &Context, family: Family) -> Result<()> {
     reset_in(context, &listener, &capture, Client { stream, local })
 }
 
+case!(
+    Default, "policy.reset_of_a_raw_client" =>
+    each_family(|context, family| raw_reset(context, family, false))
+);
+case!(
+    Default, "policy.reset_of_a_raw_client_with_timestamps" =>
+    each_family(|context, family| raw_reset(context, family, true))
+);
 /// The same for a client that shows each segment.
 fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> {
     let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
@@ -245,6 +195,7 @@ fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> 
     counts(context, &scene.listener, counted!(timeout_reset: 1)).map(drop)
 }
 
+case!(Default, "policy.reset_after_odd_segments" => each_family(reset_after_odd));
 /// The numbers of the reset are those of the handshake, whatever came after it.
 fn reset_after_odd(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
@@ -268,6 +219,7 @@ fn reset_after_odd(context: &Context, family: Family) -> Result<()> {
     counts(context, &scene.listener, counted!(timeout_reset: 1)).map(drop)
 }
 
+case!(Default, "policy.reset_and_come_again" => each_family(come_again));
 /// A client that was reset connects again from the same port, and is any client.
 fn come_again(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
@@ -305,6 +257,7 @@ fn dropped_at(context: &Context, listener: &Listener) -> Result<Stamp> {
     }
 }
 
+case!(Default, "policy.drop" => each_family(drop_silently));
 /// Not a word at the deadline; what the client says later is answered as anything that nobody knows of.
 fn drop_silently(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &listen(family, DEADLINE, OnTimeout::Drop))?;
@@ -330,6 +283,7 @@ fn drop_silently(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "policy.drop_of_a_raw_client" => each_family(raw_drop));
 /// The same for a client that shows each segment, and that comes again.
 fn raw_drop(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Drop))?;
@@ -363,6 +317,7 @@ fn raw_drop(context: &Context, family: Family) -> Result<()> {
     .map(drop)
 }
 
+case!(Default, "policy.fifty_milliseconds" => each_family(fifty_milliseconds));
 /// The shortest deadline that is promised, with each policy.
 fn fifty_milliseconds(context: &Context, family: Family) -> Result<()> {
     const SHORT: Duration = Duration::from_millis(50);
@@ -457,6 +412,7 @@ fn connect_in_turn(
     })
 }
 
+case!(Default, "policy.four_deadlines.accept" => each_family(four_accept));
 /// Listeners with deadlines of their own, each met for itself.
 fn four_accept(context: &Context, family: Family) -> Result<()> {
     let (wire, capture, listeners) = four_listeners(context, family, OnTimeout::Accept)?;
@@ -502,6 +458,7 @@ fn four_accept(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "policy.four_deadlines.reset" => each_family(four_reset));
 fn four_reset(context: &Context, family: Family) -> Result<()> {
     let (wire, capture, listeners) = four_listeners(context, family, OnTimeout::Reset)?;
     let _clients = connect_in_turn(&wire, family, &listeners)?;
@@ -532,6 +489,14 @@ fn four_reset(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(
+    Default, "policy.reset.data_before" =>
+    each_family(|context, family| data_before(context, family, OnTimeout::Reset))
+);
+case!(
+    Default, "policy.drop.data_before" =>
+    each_family(|context, family| data_before(context, family, OnTimeout::Drop))
+);
 /// A client that speaks in time has nothing to do with the policy.
 fn data_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     let deadline = Duration::from_millis(1500);
@@ -553,6 +518,14 @@ fn data_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Resu
     })
 }
 
+case!(
+    Default, "policy.reset.fin_and_rst_before" =>
+    each_family(|context, family| fin_and_rst_before(context, family, OnTimeout::Reset))
+);
+case!(
+    Default, "policy.drop.fin_and_rst_before" =>
+    each_family(|context, family| fin_and_rst_before(context, family, OnTimeout::Drop))
+);
 /// Nor one that is done, or gone, in time.
 fn fin_and_rst_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     let deadline = Duration::from_millis(1500);
@@ -585,6 +558,14 @@ fn fin_and_rst_before(context: &Context, family: Family, on_timeout: OnTimeout) 
     })
 }
 
+case!(
+    Default, "policy.reset.data_at_that_moment" =>
+    each_family(|context, family| data_at_that_moment(context, family, OnTimeout::Reset))
+);
+case!(
+    Default, "policy.drop.data_at_that_moment" =>
+    each_family(|context, family| data_at_that_moment(context, family, OnTimeout::Drop))
+);
 /// Data that arrives as the time runs out: the client is served, or it is not and hears of it; nothing in between.
 fn data_at_that_moment(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     const CLIENTS: usize = 40;
@@ -657,6 +638,14 @@ fn data_at_that_moment(context: &Context, family: Family, on_timeout: OnTimeout)
     scene.requests(context, 0)
 }
 
+case!(
+    Default, "policy.reset.many_at_once" =>
+    each_family(|context, family| many(context, family, OnTimeout::Reset))
+);
+case!(
+    Default, "policy.drop.many_at_once" =>
+    each_family(|context, family| many(context, family, OnTimeout::Drop))
+);
 /// All at once: each exactly once, and nobody is left.
 fn many(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     const CLIENTS: usize = 150;
@@ -696,6 +685,7 @@ fn many(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> 
     })
 }
 
+case!(Default, "policy.accept_queue_full" => each_family(accept_queue_full));
 /// Who is to be accepted waits until there is room; who is to be reset does not.
 fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(1))?;
@@ -762,6 +752,10 @@ fn fill_accept_queue(context: &Context, scene: &RawScene) -> Result<Vec<RawClien
     Ok(speakers)
 }
 
+case!(
+    Default, "policy.deadline_beyond_seven_bits_of_timeouts.v4" =>
+    once(beyond_seven_bits).long(Duration::from_secs(240))
+);
 /// The kernel counts a request's timeouts in seven bits: none of them may end, or wake, a client that waits.
 fn beyond_seven_bits(context: &Context) -> Result<()> {
     const TCP_RTO_MAX_MS: i32 = 44;

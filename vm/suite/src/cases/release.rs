@@ -13,31 +13,12 @@ use accf_kit::tcp_info::{State, TcpInfo};
 use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context};
+use crate::case::{case, each_family, expect_eq, Context};
 use crate::scene::{
     close, exchange_and_close, rest, serve, Client, RawScene, Scene, REQUEST, RESPONSE,
 };
 
-pub(crate) fn cases() -> Vec<Case> {
-    [
-        each_family(DEFAULT, "release.piggyback", piggyback),
-        each_family(
-            DEFAULT,
-            "release.piggyback_of_a_kernel_client",
-            kernel_piggyback,
-        ),
-        each_family(DEFAULT, "release.fin", fin),
-        each_family(DEFAULT, "release.fin_at_once", fin_at_once),
-        each_family(DEFAULT, "release.data_with_fin", data_with_fin),
-        each_family(DEFAULT, "release.rst", rst),
-        each_family(DEFAULT, "release.rst_of_a_raw_client", raw_rst),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
+case!(Default, "release.piggyback" => each_family(piggyback));
 /// Data on the third segment: accepted at once, and nothing was ever held.
 fn piggyback(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -64,6 +45,7 @@ fn piggyback(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "release.piggyback_of_a_kernel_client" => each_family(kernel_piggyback));
 /// The same from a Linux client that is told to wait with its acknowledgement.
 fn kernel_piggyback(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -107,6 +89,7 @@ fn trace_port(trace: &accf_kit::capture::Trace) -> Result<u16> {
     Ok(syn.segment.destination.port())
 }
 
+case!(Default, "release.fin" => each_family(fin));
 /// A client that says nothing and is done: the server reads the end of the stream, and may still speak.
 fn fin(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -145,6 +128,7 @@ fn fin(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "release.fin_at_once" => each_family(fin_at_once));
 /// A client that closes as soon as it is connected.
 fn fin_at_once(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -165,6 +149,7 @@ fn fin_at_once(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "release.data_with_fin" => each_family(data_with_fin));
 /// Request and end of stream in one segment, of a parked client and on the third segment.
 fn data_with_fin(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -205,6 +190,7 @@ fn data_with_fin(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "release.rst" => each_family(rst));
 /// A parked client that resets: never accepted, gone from the kernel's tables, and nobody else is the worse for it.
 fn rst(context: &Context, family: Family) -> Result<()> {
     let scene = Scene::new(context, family, &Listen::filtered(family))?;
@@ -237,6 +223,7 @@ fn rst(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "release.rst_of_a_raw_client" => each_family(raw_rst));
 /// The same with the exact segment, which is not answered; a second connection from the same port is a new one.
 fn raw_rst(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;

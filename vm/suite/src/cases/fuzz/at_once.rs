@@ -23,21 +23,17 @@ use anyhow::{anyhow, bail, ensure, Context as _, Result};
 use nix::errno::Errno;
 use nix::libc;
 
-use crate::case::{each_family, expect_eq, Case, Context};
-use crate::cases::DEFAULT;
+use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{describe, stats};
 use crate::fuzz::{self, bytes, Fed};
 use crate::scene::{serve, REQUEST};
-
-pub(crate) fn cases() -> Vec<Case> {
-    each_family(DEFAULT, "fuzz.options_at_once", at_once)
-}
 
 /// How long a round takes.
 const ROUND: Duration = Duration::from_millis(500);
 /// What `TCP_DEFER_ACCEPT` is set to, in seconds, and stays.
 const DEFERRED: [u32; 3] = [1, 3, 7];
 
+case!(Fuzz, "fuzz.options_at_once" => each_family(at_once));
 fn at_once(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     ns.enter()?;

@@ -22,14 +22,9 @@ use netlink_sys::Socket;
 use nix::libc;
 use serde_json::Value;
 
-use crate::case::{expect_eq, Case, Context};
-use crate::cases::DEFAULT;
+use crate::case::{case, expect_eq, once, Context};
 use crate::count::{consistent, counted, counts, describe};
 use crate::fuzz::{self, bytes, Fed};
-
-pub(crate) fn cases() -> Vec<Case> {
-    vec![Case::new(DEFAULT, "fuzz.dumps", dumps)]
-}
 
 /// How many threads make and close listeners.
 const CHURNERS: u64 = 2;
@@ -64,6 +59,7 @@ struct Landmark {
     _clients: Vec<TcpStream>,
 }
 
+case!(Fuzz, "fuzz.dumps" => once(dumps));
 fn dumps(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
     ns.enter()?;

@@ -20,14 +20,9 @@ use accf_kit::wait;
 use anyhow::{ensure, Context as _, Result};
 
 use super::segments::{forge, odd, options};
-use crate::case::{each_family, expect_eq, Case, Context};
-use crate::cases::DEFAULT;
+use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{describe, stats};
 use crate::fuzz::{self, Fed};
-
-pub(crate) fn cases() -> Vec<Case> {
-    each_family(DEFAULT, "fuzz.like_plain", like_plain)
-}
 
 /// How many clients of each listener a round has.
 const PAIRS: usize = 8;
@@ -75,6 +70,7 @@ struct Stage<'a> {
     slow: u64,
 }
 
+case!(Fuzz, "fuzz.like_plain" => each_family(like_plain));
 fn like_plain(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     for (name, value) in [

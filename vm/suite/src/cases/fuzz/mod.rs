@@ -7,19 +7,3 @@ mod dumps;
 mod like_plain;
 mod options;
 mod segments;
-
-use crate::case::Case;
-
-pub(crate) fn cases() -> Vec<Case> {
-    [
-        options::cases(),
-        at_once::cases(),
-        dumps::cases(),
-        segments::cases(),
-        like_plain::cases(),
-    ]
-    .into_iter()
-    .flatten()
-    .map(Case::fuzz)
-    .collect()
-}

@@ -21,21 +21,8 @@ use nix::libc;
 use nix::unistd::setresuid;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::case::{each_family, expect_eq, Case, Context};
-use crate::cases::DEFAULT;
+use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::fuzz::{self, bytes, special, Fed};
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = each_family(DEFAULT, "fuzz.options", |context, family| {
-        options(context, family, true)
-    });
-    cases.push(Case::new(
-        DEFAULT,
-        "fuzz.options_unprivileged.v4",
-        |context| options(context, Family::V4, false),
-    ));
-    cases
-}
 
 /// The size of `struct accf_config`.
 const CONFIG: usize = 12;
@@ -151,6 +138,8 @@ impl fmt::Display for Op {
     }
 }
 
+case!(Fuzz, "fuzz.options" => each_family(|context, family| options(context, family, true)));
+case!(Fuzz, "fuzz.options_unprivileged.v4" => once(|context| options(context, Family::V4, false)));
 fn options(context: &Context, family: Family, privileged: bool) -> Result<()> {
     const NOBODY: u32 = 65_534;
     let ns = Netns::new()?;

@@ -21,15 +21,10 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::Socket;
 
-use crate::case::{each_family, expect_eq, expect_in, Case, Context};
-use crate::cases::DEFAULT;
+use crate::case::{case, each_family, expect_eq, expect_in, Context};
 use crate::count::{describe, stats};
 use crate::fuzz::{self, bytes, Fed};
 use crate::scene::{REQUEST, RESPONSE};
-
-pub(crate) fn cases() -> Vec<Case> {
-    each_family(DEFAULT, "fuzz.segments", segments)
-}
 
 /// How many clients of a round send whatever comes to mind.
 const POKERS: u32 = 24;
@@ -205,6 +200,7 @@ struct Stage<'a> {
     sure: u64,
 }
 
+case!(Fuzz, "fuzz.segments" => each_family(segments));
 fn segments(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).backlog(1024).open(&ns)?;
