@@ -12,8 +12,8 @@ use accf_kit::segment::Segment;
 use anyhow::{anyhow, ensure, Context as _, Result};
 
 use crate::case::{case, each_family, expect_eq, Context};
-use crate::count::{consistent, counted, counts, describe, stats};
-use crate::scene::{rest, RawScene, Scene, REQUEST};
+use crate::count::{consistent, counted, describe, stats};
+use crate::scene::{rest, RawScene, Scene, WireScene, REQUEST};
 
 /// Which bucket of the histogram one has got more than another.
 fn bucket(before: &Stats, after: &Stats) -> Result<accf_kit::control::WaitBucket> {
@@ -66,12 +66,9 @@ fn histogram(context: &Context, family: Family) -> Result<()> {
         before = after;
     }
     context.note(format!("buckets from {buckets:?}"));
-    counts(
-        context,
-        &scene.listener,
-        counted!(released_data: 3, released_fin: 3),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(released_data: 3, released_fin: 3))
+        .map(drop)
 }
 
 case!(Default, "account.consistent_at_any_time" => each_family(consistent_always));
@@ -82,7 +79,7 @@ fn consistent_always(context: &Context, family: Family) -> Result<()> {
         Listen::filtered(family)
             .backlog(1024)
             .config(settings(150, 10, OnTimeout::Accept));
-    let scene = Scene::new(context, family, &listen)?;
+    let scene = WireScene::new(context, family, &listen)?;
     let server = scene.wire.server_address(family, scene.port());
     let over = AtomicBool::new(false);
     let reads = thread::scope(|scope| {
@@ -219,19 +216,19 @@ fn every_end(context: &Context, family: Family) -> Result<()> {
     let (mut client, _) = scene.parked(context)?;
     scene.serve(context, &mut client)?;
     expected.released_data = 1;
-    counts(context, &scene.listener, expected)?;
+    scene.counts(context, expected)?;
 
     let (mut client, _) = scene.parked(context)?;
     client.fin()?;
     let mut accepted = scene.accept(context)?;
     expect_eq!(rest(&mut accepted.stream)?.len(), 0, "bytes before the end");
     expected.released_fin = 1;
-    counts(context, &scene.listener, expected)?;
+    scene.counts(context, expected)?;
 
     let (mut client, _) = scene.parked(context)?;
     client.rst()?;
     expected.aborted = 1;
-    counts(context, &scene.listener, expected)?;
+    scene.counts(context, expected)?;
 
     for on_timeout in [OnTimeout::Accept, OnTimeout::Reset, OnTimeout::Drop] {
         control::set_config(&scene.listener, &settings(60_000, 1, on_timeout))?;
@@ -239,7 +236,7 @@ fn every_end(context: &Context, family: Family) -> Result<()> {
         let (_newcomer, _) = scene.parked(context)?;
         expected.evicted += 1;
         expected.parked = 1;
-        counts(context, &scene.listener, expected)?;
+        scene.counts(context, expected)?;
         control::set_config(&scene.listener, &settings(1, 1, on_timeout))?;
         expected.parked = 0;
         match on_timeout {
@@ -247,17 +244,16 @@ fn every_end(context: &Context, family: Family) -> Result<()> {
             OnTimeout::Reset => expected.timeout_reset = 1,
             _ => expected.timeout_drop = 1,
         }
-        counts(context, &scene.listener, expected)?;
+        scene.counts(context, expected)?;
     }
     for _ in 0..2 {
         drop(scene.accept(context)?);
     }
     scene.accept_nothing(Duration::from_millis(200), "two were to be accepted")?;
     // Who spoke with the third segment is none of all these.
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    let mut client = scene.half_open(context)?;
     scene.serve(context, &mut client)?;
-    counts(context, &scene.listener, expected)?;
+    scene.counts(context, expected)?;
     scene.judge(|trace| {
         let evicted_and_due = 2;
         let sent = trace.filter(|packet| packet.direction == accf_kit::capture::Direction::Out);

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::case::{case, each_family, expect_eq, once, Context};
-use crate::scene::Scene;
+use crate::scene::{exchange_and_close, rest, Scene, WireScene};
 
 /// Attaches, and returns the errno that came of it.
 fn errno_of_attaching(socket: impl AsFd, name: &str) -> Result<Option<Errno>> {
@@ -123,7 +123,7 @@ fn unknown_name(_: &Context) -> Result<()> {
 case!(Default, "attach.connected" => each_family(connected));
 /// Neither end of a connection takes a filter, and trying does it no harm.
 fn connected(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::plain(family))?;
+    let scene = WireScene::new(context, family, &Listen::plain(family))?;
     let client = scene.connect()?;
     let accepted = scene.accept(context)?;
     for (end, stream) in [("client", &client.stream), ("server", &accepted.stream)] {
@@ -134,13 +134,13 @@ fn connected(context: &Context, family: Family) -> Result<()> {
         );
         expect_eq!(ulp::attached(stream)?, None, "the {end}'s filter");
     }
-    crate::scene::exchange_and_close(client, accepted)
+    exchange_and_close(client, accepted)
 }
 
 case!(Default, "attach.then_connect" => each_family(then_connect));
 /// A bound socket takes the filter, as it may listen later; if it connects instead, it works as any other.
 fn then_connect(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::plain(family))?;
+    let scene = WireScene::new(context, family, &Listen::plain(family))?;
     let server = scene.wire.server_address(family, scene.port());
     let socket = scene.wire.client.run(|| {
         let socket = bound(family, 0, false)?;
@@ -171,11 +171,7 @@ fn then_connect(context: &Context, family: Family) -> Result<()> {
     client.read_exact(&mut buffer).context("client reads")?;
     expect_eq!(&buffer, b"pong", "what the client reads");
     drop(accepted);
-    expect_eq!(
-        crate::scene::rest(&mut client)?.len(),
-        0,
-        "bytes before the end"
-    );
+    expect_eq!(rest(&mut client)?.len(), 0, "bytes before the end");
     Ok(())
 }
 

@@ -16,8 +16,8 @@ use accf_kit::{module, sockets, wait};
 use anyhow::{bail, ensure, Context as _, Result};
 
 use crate::case::{case, each_family, expect_eq, expect_in, Context, Kernel, Skip};
-use crate::count::{counted, counts, describe, stats};
-use crate::scene::{serve, RawScene, REQUEST};
+use crate::count::{counted, describe, stats};
+use crate::scene::{requests, serve, RawScene, Scene, REQUEST};
 
 /// How long a swarm waits for a segment that will surely come.
 fn limit(context: &Context) -> Duration {
@@ -49,7 +49,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
     let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     let mut members = swarm.open(0..count, limit(context))?;
-    let seen = counts(context, &scene.listener, counted!(parked: count.into()))?;
+    let seen = scene.counts(context, counted!(parked: count.into()))?;
     context.note(describe(&seen));
     expect_eq!(
         sockets::requests(&scene.ns, scene.port())?,
@@ -97,12 +97,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
     rng.shuffle(&mut members);
     for member in members.iter_mut().take(SPEAKERS) {
         swarm.push(member, Flags::PSH_ACK, REQUEST)?;
-        let accepted = scene.accept(context)?;
-        expect_eq!(
-            accepted.peer.port(),
-            swarm.address(member.nth).port(),
-            "the client that was accepted"
-        );
+        let accepted = scene.accept_from_port(context, swarm.address(member.nth).port())?;
         serve(&accepted)?;
         swarm.push(member, Flags::RST, b"")?;
     }
@@ -111,9 +106,8 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
         swarm.push(member, Flags::RST, b"")?;
     }
     let spoken = SPEAKERS as u64;
-    counts(
+    scene.counts(
         context,
-        &scene.listener,
         counted!(
             parked: u64::from(count) - 2 * spoken,
             released_data: spoken + 1,
@@ -124,7 +118,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
     let RawScene { ns, listener, .. } = scene;
     let port = listener.port();
     drop(listener);
-    crate::scene::requests(&ns, port, context, 0)?;
+    requests(&ns, port, context, 0)?;
     drop(swarm);
     module::unload(context.patience())
 }
@@ -157,7 +151,7 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
     let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
     swarm.open(1000..1100, limit(context))?;
     // One of them may still count as half-open, but not for long: it makes room for the next.
-    counts(context, &scene.listener, counted!(parked: 100))?;
+    scene.counts(context, counted!(parked: 100))?;
     let spare = stats(&scene.listener)?.half_open;
     let mut members: Vec<_> = (0..SYNS).map(|nth| swarm.member(nth)).collect();
     for member in &mut members {
@@ -213,7 +207,7 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
             swarm.push(member, Flags::PSH_ACK, REQUEST)?;
         }
     }
-    counts(context, &scene.listener, counted!(parked: 130))?;
+    scene.counts(context, counted!(parked: 130))?;
     for _ in 0..data {
         serve(&scene.accept(context)?)?;
     }
@@ -223,7 +217,7 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
     for _ in 0..130 {
         drop(scene.accept(context)?);
     }
-    counts(context, &scene.listener, counted!(timeout_accept: 130))?;
+    scene.counts(context, counted!(timeout_accept: 130))?;
     let seen = stats(&scene.listener)?;
     expect_eq!(
         (seen.half_open, seen.half_open_young),
@@ -245,7 +239,7 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     let mut parked = swarm.open(0..PARKED, limit(context))?;
-    counts(context, &scene.listener, counted!(parked: PARKED.into()))?;
+    scene.counts(context, counted!(parked: PARKED.into()))?;
     for nth in 10_000..10_000 + SYNS {
         let mut member = swarm.member(nth);
         swarm.syn(&mut member)?;
@@ -269,12 +263,7 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     // Who was parked before is still there.
     for member in parked.iter_mut().take(50) {
         swarm.push(member, Flags::PSH_ACK, REQUEST)?;
-        let accepted = scene.accept(context)?;
-        expect_eq!(
-            accepted.peer.port(),
-            swarm.address(member.nth).port(),
-            "the client that was accepted"
-        );
+        let accepted = scene.accept_from_port(context, swarm.address(member.nth).port())?;
         serve(&accepted)?;
     }
     let seen = stats(&scene.listener)?;
@@ -297,9 +286,8 @@ fn of_one(context: &Context, family: Family) -> Result<()> {
         // One by one: two handshakes at once are one too many.
         swarm.open(nth..nth + 1, limit(context))?;
     }
-    counts(context, &scene.listener, counted!(parked: CLIENTS.into()))?;
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    scene.counts(context, counted!(parked: CLIENTS.into()))?;
+    let mut client = scene.half_open(context)?;
     // Before it is served: it answers late on a slow machine, and the response is sent again.
     let after = Counters::read(&scene.ns)?;
     scene.serve(context, &mut client)?;
@@ -329,15 +317,11 @@ fn memory(context: &Context, family: Family) -> Result<()> {
     // What there is once for each address, and in stock for each processor, is not counted.
     let first = 1_000;
     swarm.open(0..first, limit(context))?;
-    counts(context, &scene.listener, counted!(parked: first.into()))?;
+    scene.counts(context, counted!(parked: first.into()))?;
     sleep(Duration::from_millis(300));
     let before = Slabs::read()?;
     swarm.open(first..first + COUNT, limit(context))?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(parked: u64::from(first + COUNT)),
-    )?;
+    scene.counts(context, counted!(parked: u64::from(first + COUNT)))?;
     sleep(Duration::from_millis(300));
     let growth = Slabs::read()?.growth(&before);
     let each = |bytes: i64| bytes as f64 / f64::from(COUNT);

@@ -6,10 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 use accf_kit::control::{settings, OnTimeout, Stats};
-use accf_kit::endpoint::{set_tcp_option, Family, Listen};
+use accf_kit::endpoint::{set_tcp_option, Family, Listen, Listener};
 use accf_kit::fault::NoMemory;
 use accf_kit::segment::{Flags, Segment};
-use accf_kit::tcp_info::TcpInfo;
 use accf_kit::wire::Wire;
 use accf_kit::{module, signature, sockets, wait};
 use anyhow::{bail, Context as _, Result};
@@ -17,13 +16,14 @@ use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::case::{case, each_family, expect_eq, Context};
-use crate::count::{counted, counts, stats};
+use crate::count::{counted, stats};
 use crate::scene::{
-    accept_while, exchange_and_close, serve, Client, RawScene, Scene, REQUEST, RESPONSE,
+    accept_queue_holds, accept_while, exchange_and_close, receives_nothing, serve, Client, Peer,
+    RawScene, Scene, WireScene, REQUEST, RESPONSE,
 };
 
 /// A silent client is accepted at once, works, and is counted; so is the next one.
-fn silent_at_once(context: &Context, scene: Scene, count: impl Fn(u64) -> Stats) -> Result<()> {
+fn silent_at_once(context: &Context, scene: WireScene, count: impl Fn(u64) -> Stats) -> Result<()> {
     for nth in 1..=2 {
         let (accepted, client) =
             accept_while(&scene.listener, context, || scene.connect_and_ack(context))?;
@@ -34,31 +34,26 @@ fn silent_at_once(context: &Context, scene: Scene, count: impl Fn(u64) -> Stats)
             client.local.port(),
             "the client that was accepted"
         );
-        counts(context, &scene.listener, count(nth))?;
+        scene.counts(context, count(nth))?;
         exchange_and_close(client, accepted)?;
     }
     scene.requests(context, 0)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(2, 0)
 }
 
 /// Who speaks with the third segment would not have been parked anyway: that is no bypass.
 fn speaker_does_not_count(context: &Context, scene: &RawScene) -> Result<()> {
     let before = stats(&scene.listener)?;
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    let mut client = scene.half_open(context)?;
     scene.serve(context, &mut client)?;
-    counts(context, &scene.listener, before).map(drop)
+    scene.counts(context, before).map(drop)
 }
 
 case!(Default, "bypass.syncookie" => each_family(syncookie));
 fn syncookie(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
     wire.server.set_sysctl("net.ipv4.tcp_syncookies", "2")?;
-    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
+    let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
     silent_at_once(context, scene, |nth| counted!(bypass_syncookie: nth))?;
 
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -96,15 +91,12 @@ fn fastopen(context: &Context, family: Family) -> Result<()> {
         );
         let accepted = scene.accept(context)?;
         context.at_once(sent, accepted.at, "from the SYN to accept()")?;
-        counts(context, &scene.listener, counted!(bypass_fastopen: nth))?;
+        scene.counts(context, counted!(bypass_fastopen: nth))?;
         // Its bare ACK is not the filter's business any more.
         client.ack()?;
         serve(&accepted)?;
-        let answer = client
-            .receive_until(context.patience(), Segment::has_data)?
-            .context("no response")?;
-        expect_eq!(answer.segment.payload, RESPONSE, "the response");
-        counts(context, &scene.listener, counted!(bypass_fastopen: nth))?;
+        client.read_response(context)?;
+        scene.counts(context, counted!(bypass_fastopen: nth))?;
     }
     Ok(())
 }
@@ -128,9 +120,9 @@ fn no_fastopen(context: &Context, family: Family) -> Result<()> {
         "what the SYN-ACK acknowledges: not the data"
     );
     client.ack()?;
-    counts(context, &scene.listener, counted!(parked: 1))?;
+    scene.counts(context, counted!(parked: 1))?;
     scene.serve(context, &mut client)?;
-    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+    scene.counts(context, counted!(released_data: 1)).map(drop)
 }
 
 case!(Default, "bypass.abort_on_overflow" => each_family(abort_on_overflow));
@@ -138,7 +130,7 @@ fn abort_on_overflow(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
     wire.server
         .set_sysctl("net.ipv4.tcp_abort_on_overflow", "1")?;
-    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
+    let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
     silent_at_once(
         context,
         scene,
@@ -158,22 +150,14 @@ fn abort_on_overflow(context: &Context, family: Family) -> Result<()> {
         "the clients were parked when the setting changed",
     )?;
     client.ack()?;
-    let accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        client.local.port(),
-        "the client that was accepted"
-    );
+    let accepted = scene.accept_from(context, &client)?;
     client.data(REQUEST)?;
     serve(&accepted)?;
-    counts(context, &scene.listener, counted!(parked: 1, fallback: 1))?;
+    scene.counts(context, counted!(parked: 1, fallback: 1))?;
     scene.serve(context, &mut other)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(released_data: 1, fallback: 1),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(released_data: 1, fallback: 1))
+        .map(drop)
 }
 
 case!(Default, "bypass.accept_queue_full" => each_family(accept_queue_full));
@@ -185,23 +169,16 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &listen)?;
     let (mut oldest, _) = scene.parked(context)?;
     // While there is room in the accept queue, SYNs are answered; two fill it. One by one, for want of a larger backlog.
-    let mut newcomer = scene.client();
-    newcomer.half_open(context.patience())?;
+    let mut newcomer = scene.half_open(context)?;
     let mut clients = vec![scene.client(), scene.client()];
     for client in &mut clients {
         client.half_open(context.patience())?;
         client.data(REQUEST)?;
     }
-    let mut queued = 0;
-    wait::until(context.patience(), || {
-        queued = TcpInfo::of(&scene.listener)?.unacked;
-        Ok(queued == 2)
-    })?;
-    expect_eq!(queued, 2, "connections that wait for accept()");
+    accept_queue_holds(&scene.listener, context, 2)?;
     newcomer.ack()?;
-    counts(
+    scene.counts(
         context,
-        &scene.listener,
         counted!(parked: 1, half_open: 1, bypass_accept_queue_full: 1),
     )?;
     expect_eq!(
@@ -214,21 +191,16 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     }
     // As on a plain listener whose queue was full: once the client says something, it is accepted. It counts once.
     newcomer.ack()?;
-    let accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        newcomer.local.port(),
-        "the client that was accepted"
-    );
+    let accepted = scene.accept_from(context, &newcomer)?;
     newcomer.data(REQUEST)?;
     serve(&accepted)?;
     scene.serve(context, &mut oldest)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(released_data: 1, bypass_accept_queue_full: 1),
-    )
-    .map(drop)
+    scene
+        .counts(
+            context,
+            counted!(released_data: 1, bypass_accept_queue_full: 1),
+        )
+        .map(drop)
 }
 
 /// Signs one direction of a connection: its socket, the other side's address, the key.
@@ -236,6 +208,9 @@ type Sign = fn(&Socket, IpAddr, &[u8]) -> std::io::Result<()>;
 
 const MD5: Sign = |socket, peer, key| signature::md5(socket, peer, key);
 const AO: Sign = |socket, peer, key| signature::ao(socket, peer, key);
+
+/// TCP-MD5, and the error of a kernel without it.
+const ONLY_MD5: (&str, Sign, &[Errno]) = ("TCP-MD5", MD5, &[Errno::ENOPROTOOPT]);
 
 const KEY: &[u8] = b"only the two of us know this";
 
@@ -247,19 +222,34 @@ case!(
     Default, "bypass.signed_ao" =>
     each_family(|context, family| signed(context, family, "TCP-AO", AO))
 );
+/// Has a listener check the signatures of a peer.
+///
+/// Ends the case if the kernel cannot; it says so by one of the errors in `missing`.
+fn sign_listener(
+    context: &Context,
+    listener: &Listener,
+    peer: IpAddr,
+    (what, sign, missing): (&str, Sign, &[Errno]),
+) -> Result<()> {
+    match sign(listener.socket(), peer, KEY) {
+        Ok(()) => Ok(()),
+        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+            Some(errno) if missing.contains(&errno) => context.lacks(what),
+            _ => bail!("{what}: {error}"),
+        },
+    }
+}
+
 /// Whose segments are signed cannot be asked again at the deadline: they are not parked.
 fn signed(context: &Context, family: Family, what: &str, sign: Sign) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let as_seen_by_the_server = match (family, scene.wire.client_ip(family)) {
         (Family::Mapped, IpAddr::V4(ip)) => ip.to_ipv6_mapped().into(),
         (_, ip) => ip,
     };
-    if let Err(error) = sign(scene.listener.socket(), as_seen_by_the_server, KEY) {
-        return match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOPROTOOPT | Errno::ENOENT) => context.lacks(what),
-            _ => bail!("{what}: {error}"),
-        };
-    }
+    let missing = &[Errno::ENOPROTOOPT, Errno::ENOENT];
+    let signature: (_, _, &[_]) = (what, sign, missing);
+    sign_listener(context, &scene.listener, as_seen_by_the_server, signature)?;
     let server = scene.wire.server_address(family, scene.port());
     for nth in 1..=2 {
         let (accepted, client) = accept_while(&scene.listener, context, || {
@@ -275,19 +265,14 @@ fn signed(context: &Context, family: Family, what: &str, sign: Sign) -> Result<(
                     .with_context(|| format!("connect with {what}"))?;
                 let stream = TcpStream::from(socket);
                 stream.set_read_timeout(Some(context.patience()))?;
-                let local = stream.local_addr()?;
-                Ok(Client { stream, local })
+                Client::new(stream)
             })
         })?;
-        counts(context, &scene.listener, count_signed(nth))?;
+        scene.counts(context, count_signed(nth))?;
         exchange_and_close(client, accepted)?;
     }
     scene.requests(context, 0)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(2, 0)
 }
 
 fn count_signed(nth: u64) -> Stats {
@@ -303,12 +288,7 @@ fn raw_signed(context: &Context, family: Family) -> Result<()> {
         (Family::Mapped, IpAddr::V4(ip)) => ip.to_ipv6_mapped().into(),
         (_, ip) => ip,
     };
-    if let Err(error) = MD5(scene.listener.socket(), as_seen_by_the_server, KEY) {
-        return match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOPROTOOPT) => context.lacks("TCP-MD5"),
-            _ => bail!("TCP-MD5: {error}"),
-        };
-    }
+    sign_listener(context, &scene.listener, as_seen_by_the_server, ONLY_MD5)?;
     let send = |segment: &Segment, key: Option<&[u8]>| {
         let packet = segment.build_signed(key)?;
         scene.host.inject(&packet)
@@ -319,9 +299,8 @@ fn raw_signed(context: &Context, family: Family) -> Result<()> {
     let syn = client.segment(Flags::SYN, b"");
     for key in [None, Some(WRONG)] {
         send(&syn, key)?;
-        let answer = client.receive(SILENCE)?;
-        let answer = answer.map(|received| received.segment.to_string());
-        expect_eq!(answer, None, "an answer to a SYN signed with {key:?}");
+        let what = format!("an answer to a SYN signed with {key:?}");
+        receives_nothing(&mut client, SILENCE, &what)?;
     }
     send(&syn, Some(KEY))?;
     client.snd_nxt = syn.end_seq();
@@ -333,12 +312,12 @@ fn raw_signed(context: &Context, family: Family) -> Result<()> {
     for key in [None, Some(WRONG)] {
         send(&ack, key)?;
         scene.accept_nothing(SILENCE, "nobody has signed the ACK")?;
-        counts(context, &scene.listener, counted!(half_open: 1))?;
+        scene.counts(context, counted!(half_open: 1))?;
     }
     let sent = send(&ack, Some(KEY))?;
     let accepted = scene.accept(context)?;
     context.at_once(sent, accepted.at, "from the bare ACK to accept()")?;
-    counts(context, &scene.listener, count_signed(1))?;
+    scene.counts(context, count_signed(1))?;
 
     let request = client.segment(Flags::PSH_ACK, REQUEST);
     send(&request, Some(WRONG))?;
@@ -364,18 +343,13 @@ fn raw_signed(context: &Context, family: Family) -> Result<()> {
 case!(Default, "bypass.signed_for_somebody_else" => each_family(signed_for_another));
 /// A listener that checks somebody's signatures parks nobody.
 fn signed_for_another(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let stranger = Ipv4Addr::new(203, 0, 113, 9);
     let stranger: IpAddr = match family {
         Family::V4 => stranger.into(),
         Family::V6 | Family::Mapped => stranger.to_ipv6_mapped().into(),
     };
-    if let Err(error) = MD5(scene.listener.socket(), stranger, KEY) {
-        return match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOPROTOOPT) => context.lacks("TCP-MD5"),
-            _ => bail!("TCP-MD5: {error}"),
-        };
-    }
+    sign_listener(context, &scene.listener, stranger, ONLY_MD5)?;
     silent_at_once(context, scene, count_signed)
 }
 
@@ -385,8 +359,7 @@ fn no_memory(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     for nth in 1..=3 {
-        let mut client = scene.client();
-        client.half_open(context.patience())?;
+        let mut client = scene.half_open(context)?;
         let Some(failing) = NoMemory::for_the_next(1)? else {
             return context.lacks("failslab");
         };
@@ -395,17 +368,13 @@ fn no_memory(context: &Context, family: Family) -> Result<()> {
         expect_eq!(failing.left()?, 0, "allocations that are still to fail");
         drop(failing);
         context.at_once(sent, accepted.at, "from the bare ACK to accept()")?;
-        counts(context, &scene.listener, counted!(bypass_no_memory: nth))?;
+        scene.counts(context, counted!(bypass_no_memory: nth))?;
         client.data(REQUEST)?;
         serve(&accepted)?;
     }
     // With memory again, the next one is parked.
     let (mut client, _) = scene.parked(context)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(parked: 1, bypass_no_memory: 3),
-    )?;
+    scene.counts(context, counted!(parked: 1, bypass_no_memory: 3))?;
     scene.serve(context, &mut client)?;
     drop(scene);
     module::unload(context.patience())

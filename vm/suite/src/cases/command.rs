@@ -10,8 +10,7 @@ use accf_kit::netns::Netns;
 use anyhow::{ensure, Context as _, Result};
 
 use crate::case::{case, each_family, expect_eq, once, Context};
-use crate::count::{counted, counts};
-use crate::scene::RawScene;
+use crate::scene::{RawScene, Scene};
 
 /// Runs the command in a namespace.
 fn accf(ns: &Netns, arguments: &[&str]) -> Result<Output> {
@@ -41,16 +40,7 @@ fn shows(context: &Context, family: Family) -> Result<()> {
     let config = settings(61_500, 9, OnTimeout::Drop);
     let scene = RawScene::new(context, family, &Listen::filtered(family).config(config))?;
     let plain = Listen::plain(family).open(&scene.ns)?;
-    let (mut first, _) = scene.parked(context)?;
-    let (mut second, _) = scene.parked(context)?;
-    let (_third, _) = scene.parked(context)?;
-    scene.serve(context, &mut first)?;
-    second.rst()?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(parked: 1, released_data: 1, aborted: 1),
-    )?;
+    let (_parked, _) = scene.served_reset_and_parked(context)?;
     let port = format!(":{}", scene.port());
 
     let list = shown(&scene.ns, &["list"])?;

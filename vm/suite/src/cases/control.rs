@@ -27,7 +27,9 @@ use socket2::SockRef;
 
 use crate::case::{case, each_family, expect_eq, expect_in, once, Context};
 use crate::count::{counted, counts, describe};
-use crate::scene::{exchange_and_close, RawScene, Scene};
+use crate::scene::{
+    close, exchange_and_close, receives_nothing, serve, RawScene, Scene, WireScene,
+};
 
 /// What the module's parameters are by default.
 const DEFAULTS: (u32, u32, u32) = (60_000, 16_384, 0);
@@ -299,12 +301,12 @@ case!(Default, "control.no_filter" => each_family(no_filter));
 /// Plain sockets and accepted ones do not know the level, nor does a listener know another one.
 fn no_filter(context: &Context, family: Family) -> Result<()> {
     let config = timeout(300);
-    let scene = Scene::new(context, family, &Listen::filtered(family).config(config))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family).config(config))?;
     let plain = Listen::plain(family).open(&scene.wire.server)?;
     let (mut speaker, _) = scene.connect_and_ack(context)?;
     speaker.request()?;
     let by_data = scene.accept(context)?;
-    crate::scene::serve(&by_data)?;
+    serve(&by_data)?;
     speaker.response()?;
     let (silent, _) = scene.connect_and_ack(context)?;
     let by_deadline = scene.accept(context)?;
@@ -391,20 +393,17 @@ fn other_levels(context: &Context, family: Family) -> Result<()> {
 
 case!(Default, "control.each_listener_its_own" => each_family(each_its_own));
 fn each_its_own(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let second = Listen::filtered(family)
         .config(settings(400, 5, OnTimeout::Reset))
         .open(&scene.wire.server)?;
     expect_eq!(numbers(&scene.listener)?, DEFAULTS, "the first listener's");
     expect_eq!(numbers(&second)?, (400, 5, 1), "the second listener's");
     let (mut client, _) = scene.connect_and_ack(context)?;
-    counts(context, &scene.listener, counted!(parked: 1))?;
+    scene.counts(context, counted!(parked: 1))?;
     counts(context, &second, counted!())?;
-    client.request()?;
-    let accepted = scene.accept(context)?;
-    crate::scene::serve(&accepted)?;
-    client.response()?;
-    counts(context, &scene.listener, counted!(released_data: 1))?;
+    let accepted = scene.serve_parked(context, &mut client)?;
+    scene.counts(context, counted!(released_data: 1))?;
     counts(context, &second, counted!())?;
     // A new listener on the port of one that is gone begins anew.
     let port = second.port();
@@ -414,7 +413,7 @@ fn each_its_own(context: &Context, family: Family) -> Result<()> {
         .port(port)
         .open(&scene.wire.server)?;
     expect_eq!(numbers(&third)?, DEFAULTS, "the third listener's");
-    crate::scene::close(client, accepted)
+    close(client, accepted)
 }
 
 case!(Default, "control.kept_while_not_listening" => each_family(kept));
@@ -446,25 +445,21 @@ fn kept(context: &Context, family: Family) -> Result<()> {
 case!(Default, "control.shorter_while_parked" => each_family(shorter));
 /// A new deadline counts from the bare ACK of those that are parked already.
 fn shorter(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let (client, ack) = scene.connect_and_ack(context)?;
-    scene.accept_nothing(
-        Duration::from_millis(200),
-        "the client has not sent anything",
-    )?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let (client, ack) = scene.connect_and_pause(context, Duration::from_millis(200))?;
     control::set_config(&scene.listener, &timeout(1200))?;
     let accepted = scene.accept(context)?;
     context.on_time(ack.at, &accepted, Duration::from_millis(1200))?;
-    counts(context, &scene.listener, counted!(timeout_accept: 1))?;
+    scene.counts(context, counted!(timeout_accept: 1))?;
     exchange_and_close(client, accepted)
 }
 
 case!(Default, "control.overdue_at_once" => each_family(overdue));
 /// Whose new deadline has been, meets it now.
 fn overdue(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let clients = scene.connect_many(5)?;
-    counts(context, &scene.listener, counted!(parked: 5))?;
+    scene.counts(context, counted!(parked: 5))?;
     scene.accept_nothing(
         Duration::from_millis(500),
         "the clients have not sent anything",
@@ -472,38 +467,26 @@ fn overdue(context: &Context, family: Family) -> Result<()> {
     let set = Stamp::now();
     control::set_config(&scene.listener, &timeout(50))?;
     for client in clients {
-        let accepted = scene.accept(context)?;
+        let accepted = scene.accept_from(context, &client)?;
         context.at_once(set, accepted.at, "from the shorter deadline to accept()")?;
-        expect_eq!(
-            accepted.peer.port(),
-            client.local.port(),
-            "the client that was accepted"
-        );
         exchange_and_close(client, accepted)?;
     }
-    counts(context, &scene.listener, counted!(timeout_accept: 5)).map(drop)
+    scene.counts(context, counted!(timeout_accept: 5)).map(drop)
 }
 
 case!(Default, "control.shorter_with_nobody_parked" => each_family(shorter_with_nobody));
 /// A new deadline holds for those who come after it, whatever was to happen for those who are gone.
 fn shorter_with_nobody(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.connect_and_ack(context)?;
-    client.request()?;
-    let accepted = scene.accept(context)?;
-    crate::scene::serve(&accepted)?;
-    client.response()?;
-    crate::scene::close(client, accepted)?;
+    let accepted = scene.serve_parked(context, &mut client)?;
+    close(client, accepted)?;
     for (nth, deadline_ms) in [(1, 1200), (2, 500), (3, 800)] {
         control::set_config(&scene.listener, &timeout(deadline_ms))?;
         let (client, ack) = scene.connect_and_ack(context)?;
         let accepted = scene.accept(context)?;
         context.on_time(ack.at, &accepted, Duration::from_millis(deadline_ms.into()))?;
-        counts(
-            context,
-            &scene.listener,
-            counted!(released_data: 1, timeout_accept: nth),
-        )?;
+        scene.counts(context, counted!(released_data: 1, timeout_accept: nth))?;
         exchange_and_close(client, accepted)?;
     }
     Ok(())
@@ -512,12 +495,12 @@ fn shorter_with_nobody(context: &Context, family: Family) -> Result<()> {
 case!(Default, "control.longer_while_parked" => each_family(longer));
 fn longer(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(timeout(900));
-    let scene = Scene::new(context, family, &listen)?;
+    let scene = WireScene::new(context, family, &listen)?;
     let (client, ack) = scene.connect_and_ack(context)?;
     control::set_config(&scene.listener, &timeout(2100))?;
     let accepted = scene.accept(context)?;
     context.on_time(ack.at, &accepted, Duration::from_millis(2100))?;
-    counts(context, &scene.listener, counted!(timeout_accept: 1))?;
+    scene.counts(context, counted!(timeout_accept: 1))?;
     exchange_and_close(client, accepted)
 }
 
@@ -525,7 +508,7 @@ case!(Default, "control.no_deadline_while_parked" => each_family(no_deadline));
 /// A deadline is taken away, and a later one set.
 fn no_deadline(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(timeout(900));
-    let scene = Scene::new(context, family, &listen)?;
+    let scene = WireScene::new(context, family, &listen)?;
     let (client, ack) = scene.connect_and_ack(context)?;
     control::set_config(&scene.listener, &timeout(0))?;
     scene.accept_nothing(
@@ -555,34 +538,29 @@ fn policy(context: &Context, family: Family) -> Result<()> {
         .wait_for(context.patience(), |packet| packet.segment.is_rst())?
         .context("no reset at the deadline")?;
     context.happened_on_time(ack.at, rst.at, DEADLINE, "to the reset")?;
-    counts(context, &scene.listener, counted!(timeout_reset: 1))?;
+    scene.counts(context, counted!(timeout_reset: 1))?;
     drop(client);
 
     let (mut client, _) = scene.parked(context)?;
     control::set_config(&scene.listener, &settings(deadline_ms, 0, OnTimeout::Drop))?;
     scene.requests(context, 0)?;
-    let drained = client.receive(Duration::from_millis(200))?;
-    expect_eq!(
-        drained.map(|received| received.segment.to_string()),
-        None,
-        "what a dropped client is sent"
-    );
-    counts(
-        context,
-        &scene.listener,
-        counted!(timeout_reset: 1, timeout_drop: 1),
+    receives_nothing(
+        &mut client,
+        Duration::from_millis(200),
+        "what a dropped client is sent",
     )?;
+    scene.counts(context, counted!(timeout_reset: 1, timeout_drop: 1))?;
 
     let (_silent, ack) = scene.parked(context)?;
     control::set_config(&scene.listener, &timeout(deadline_ms))?;
     let accepted = scene.accept(context)?;
     context.on_time(ack.at, &accepted, DEADLINE)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(timeout_reset: 1, timeout_drop: 1, timeout_accept: 1),
-    )
-    .map(drop)
+    scene
+        .counts(
+            context,
+            counted!(timeout_reset: 1, timeout_drop: 1, timeout_accept: 1),
+        )
+        .map(drop)
 }
 
 case!(Default, "control.fewer_while_parked" => each_family(fewer));
@@ -593,43 +571,35 @@ fn fewer(context: &Context, family: Family) -> Result<()> {
     for _ in 0..6 {
         clients.push(scene.parked(context)?.0);
     }
-    counts(context, &scene.listener, counted!(parked: 6))?;
+    scene.counts(context, counted!(parked: 6))?;
     let set = Stamp::now();
     control::set_config(&scene.listener, &settings(60_000, 4, OnTimeout::Accept))?;
     for client in clients.iter().take(2) {
-        let accepted = scene.accept(context)?;
+        let accepted = scene.accept_from(context, client)?;
         context.at_once(set, accepted.at, "from the smaller number to accept()")?;
-        expect_eq!(
-            accepted.peer.port(),
-            client.local.port(),
-            "the client that was accepted"
-        );
     }
-    counts(context, &scene.listener, counted!(parked: 4, evicted: 2))?;
+    scene.counts(context, counted!(parked: 4, evicted: 2))?;
     control::set_config(&scene.listener, &settings(60_000, 3, OnTimeout::Reset))?;
     let third = clients.get_mut(2).context("no third client")?;
     third
         .receive_until(context.patience(), Segment::is_rst)?
         .context("no reset for the third client")?;
-    counts(context, &scene.listener, counted!(parked: 3, evicted: 3))?;
+    scene.counts(context, counted!(parked: 3, evicted: 3))?;
     control::set_config(&scene.listener, &settings(60_000, 1, OnTimeout::Drop))?;
-    counts(context, &scene.listener, counted!(parked: 1, evicted: 5))?;
+    scene.counts(context, counted!(parked: 1, evicted: 5))?;
     scene.accept_nothing(Duration::from_millis(300), "the others were not accepted")?;
     let last = clients.last_mut().context("no last client")?;
     scene.serve(context, last)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(evicted: 5, released_data: 1),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(evicted: 5, released_data: 1))
+        .map(drop)
 }
 
 case!(Default, "control.long_deadlines.v4" => once(long_deadlines));
 /// Deadlines of days are kept: nothing happens before.
 fn long_deadlines(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let mut clients = Vec::new();
     for days in [1, 3, 7, 25, 49] {
         control::set_config(&scene.listener, &timeout(days * 86_400_000))?;
@@ -639,14 +609,16 @@ fn long_deadlines(context: &Context) -> Result<()> {
     control::set_config(&scene.listener, &timeout(u32::MAX))?;
     scene.accept_nothing(Duration::from_millis(700), "its deadline is weeks away")?;
     let count = clients.len() as u64;
-    counts(context, &scene.listener, counted!(parked: count))?;
+    scene.counts(context, counted!(parked: count))?;
     let set = Stamp::now();
     control::set_config(&scene.listener, &timeout(100))?;
     for _ in 0..count {
         let accepted = scene.accept(context)?;
         context.at_once(set, accepted.at, "from the shorter deadline to accept()")?;
     }
-    counts(context, &scene.listener, counted!(timeout_accept: count)).map(drop)
+    scene
+        .counts(context, counted!(timeout_accept: count))
+        .map(drop)
 }
 
 case!(Default, "control.told_by_inet_diag" => each_family(told_by_diag));
@@ -655,16 +627,7 @@ fn told_by_diag(context: &Context, family: Family) -> Result<()> {
     let config = settings(60_000, 9, OnTimeout::Reset);
     let scene = RawScene::new(context, family, &Listen::filtered(family).config(config))?;
     let plain = Listen::plain(family).open(&scene.ns)?;
-    let (mut first, _) = scene.parked(context)?;
-    let (mut second, _) = scene.parked(context)?;
-    let (_third, _) = scene.parked(context)?;
-    scene.serve(context, &mut first)?;
-    second.rst()?;
-    let own = counts(
-        context,
-        &scene.listener,
-        counted!(parked: 1, released_data: 1, aborted: 1),
-    )?;
+    let (_parked, own) = scene.served_reset_and_parked(context)?;
     let told = control::from_diag(&scene.ns, scene.port())?
         .context("inet_diag does not tell of the listener")?;
     expect_eq!(told.filter, ulp::DATAREADY, "the filter's name");
@@ -731,12 +694,12 @@ fn parameters(context: &Context) -> Result<()> {
     client
         .receive_until(context.patience(), Segment::is_rst)?
         .context("no reset at the deadline")?;
-    counts(context, &scene.listener, counted!(timeout_reset: 1))?;
+    scene.counts(context, counted!(timeout_reset: 1))?;
     drop(scene);
     module::reload("on_timeout=2 timeout_ms=300")?;
     let scene = RawScene::new(context, Family::V4, &Listen::filtered(Family::V4))?;
     let (_client, _) = scene.parked(context)?;
-    counts(context, &scene.listener, counted!(timeout_drop: 1))?;
+    scene.counts(context, counted!(timeout_drop: 1))?;
     drop(scene);
     module::unload(context.patience())
 }

@@ -2,12 +2,11 @@
 
 //! Clients that stay silent until their time is up.
 
-use std::collections::HashMap;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
 use accf_kit::clock::Stamp;
-use accf_kit::endpoint::{connect_here, Accepted, Family, Listen};
+use accf_kit::endpoint::{Accepted, Family, Listen};
 use accf_kit::segment::{Flags, Segment};
 use accf_kit::tcp_info::TcpInfo;
 use accf_kit::wire::{Wire, INTERFACE};
@@ -18,14 +17,15 @@ use socket2::SockRef;
 use super::hold::{path_ms, rto_is_the_paths, rtt_is_the_paths};
 use crate::case::{case, each_family, expect_eq, expect_in, once, Context};
 use crate::scene::{
-    bare_ack, established, exchange_and_close, rest, serve, Client, RawScene, Scene, REQUEST,
+    bare_acks, close, established, exchange_and_close, rest, serve, totals, Client, LoopbackScene,
+    RawScene, Scene, WireScene, REQUEST, RESPONSE,
 };
 
 /// The deadline of [`TWO_SECONDS`].
 const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Accepted at the deadline as any connection would have been at once: no segment tells that there was one.
-fn silent_on(context: &Context, scene: Scene) -> Result<()> {
+fn silent_on(context: &Context, scene: WireScene) -> Result<()> {
     let (client, ack) = scene.connect_and_ack(context)?;
     let accepted = scene.accept(context)?;
     let after = context.on_time(ack.at, &accepted, DEADLINE)?;
@@ -51,8 +51,7 @@ fn silent_on(context: &Context, scene: Scene) -> Result<()> {
     exchange_and_close(client, accepted)?;
     scene.requests(context, 0)?;
     scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
+        totals(trace, 1, 0)?;
         let silence = trace.between(ack.at, spoken);
         expect_eq!(silence.packets.len(), 0, "segments around the deadline");
         Ok(())
@@ -63,7 +62,7 @@ case!(TwoSeconds, "deadline.silent" => each_family(silent));
 fn silent(context: &Context, family: Family) -> Result<()> {
     silent_on(
         context,
-        Scene::new(context, family, &Listen::filtered(family))?,
+        WireScene::new(context, family, &Listen::filtered(family))?,
     )
 }
 
@@ -85,14 +84,14 @@ fn with_sysctl(context: &Context, family: Family, name: &str, value: &str) -> Re
     wire.server.set_sysctl(name, value)?;
     silent_on(
         context,
-        Scene::on(context, wire, family, &Listen::filtered(family))?,
+        WireScene::on(context, wire, family, &Listen::filtered(family))?,
     )
 }
 
 case!(TwoSeconds, "deadline.bound_to_a_device" => each_family(bound_to_device));
 /// The same for a listener that only hears one interface.
 fn bound_to_device(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     SockRef::from(scene.listener.socket())
         .bind_device(Some(INTERFACE.as_bytes()))
         .context("SO_BINDTODEVICE")?;
@@ -106,7 +105,7 @@ fn link_local(context: &Context) -> Result<()> {
     let wire = Wire::new()?;
     let (_, server) = wire.add_link_local()?;
     let scope = wire.client.interface_index(INTERFACE)?;
-    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
+    let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
     let server = std::net::SocketAddrV6::new(server, scene.port(), 0, scope);
     let stream = scene.wire.client.run(|| {
         let socket = accf_kit::endpoint::bound(family, 0, false)?;
@@ -114,63 +113,30 @@ fn link_local(context: &Context) -> Result<()> {
         Ok(std::net::TcpStream::from(socket))
     })?;
     stream.set_read_timeout(Some(context.patience()))?;
-    let local = stream.local_addr()?;
-    let client = Client { stream, local };
-    let ack = bare_ack(&scene.capture, context, local.port())?;
+    let client = Client::new(stream)?;
+    let ack = scene.bare_ack(context, &client)?;
     let accepted = scene.accept(context)?;
     context.on_time(ack.at, &accepted, DEADLINE)?;
     exchange_and_close(client, accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
 
 case!(TwoSeconds, "deadline.loopback" => each_family(loopback));
 /// The same inside one machine.
 fn loopback(context: &Context, family: Family) -> Result<()> {
-    let ns = accf_kit::netns::Netns::new()?;
-    let listener = Listen::filtered(family).open(&ns)?;
-    let capture = accf_kit::capture::Capture::start(&ns, "lo")?;
-    context.show_on_failure(&capture);
-    let server: std::net::SocketAddr = if family.is_v4_on_the_wire() {
-        ([127, 0, 0, 1], listener.port()).into()
-    } else {
-        (std::net::Ipv6Addr::LOCALHOST, listener.port()).into()
-    };
-    let stream = ns.run(|| connect_here(server))?;
-    let local = stream.local_addr()?;
-    let client = Client { stream, local };
-    let ack = bare_ack(&capture, context, local.port())?;
-    let accepted = listener
-        .accept(context.patience())?
-        .context("no connection to accept")?;
+    let scene = LoopbackScene::new(context, family, &Listen::filtered(family))?;
+    let client = scene.connect()?;
+    let ack = scene.bare_ack(context, &client)?;
+    let accepted = scene.accept(context)?;
     context.on_time(ack.at, &accepted, DEADLINE)?;
     exchange_and_close(client, accepted)?;
-    let trace = capture.stop()?.of_port(listener.port());
-    expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-    expect_eq!(trace.resets(), 0, "resets");
-    Ok(())
-}
-
-/// When the bare ACK of each client was seen, by the client's port.
-fn bare_acks(scene: &Scene) -> Result<HashMap<u16, Stamp>> {
-    let trace = scene.capture.so_far()?.to_port(scene.port());
-    let mut acks = HashMap::new();
-    for packet in trace.packets {
-        if packet.segment.is_bare_ack() {
-            acks.entry(packet.segment.source.port())
-                .or_insert(packet.at);
-        }
-    }
-    Ok(acks)
+    scene.judge_totals(1, 0)
 }
 
 /// Connects clients, accepts them all the while, and judges each against its own bare ACK.
 fn all_on_time(
     context: &Context,
-    scene: &Scene,
+    scene: &WireScene,
     count: usize,
     connect: impl FnOnce() -> Result<Vec<Client>>,
 ) -> Result<(Vec<Client>, Vec<Accepted>)> {
@@ -188,7 +154,7 @@ fn all_on_time(
         let accepted = server.join().map_err(|_| anyhow!("the server panicked"))?;
         Ok::<_, anyhow::Error>((accepted?, clients?))
     })?;
-    let acks = bare_acks(scene)?;
+    let acks = bare_acks(&scene.capture.so_far()?.to_port(scene.port()));
     let mut latest = 0.0_f64;
     for connection in &accepted {
         let ack = acks
@@ -206,7 +172,7 @@ fn all_on_time(
 case!(TwoSeconds, "deadline.many_at_once" => each_family(many));
 fn many(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 200;
-    let scene = Scene::new(context, family, &Listen::filtered(family).backlog(1024))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family).backlog(1024))?;
     let (mut clients, accepted) =
         all_on_time(context, &scene, CLIENTS, || scene.connect_many(CLIENTS))?;
     for client in &mut clients {
@@ -217,25 +183,17 @@ fn many(context: &Context, family: Family) -> Result<()> {
     }
     drop(accepted);
     for client in &mut clients {
-        expect_eq!(
-            rest(&mut client.stream)?,
-            crate::scene::RESPONSE,
-            "the response"
-        );
+        expect_eq!(rest(&mut client.stream)?, RESPONSE, "the response");
     }
     scene.requests(context, 0)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), CLIENTS, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(CLIENTS, 0)
 }
 
 case!(TwoSeconds, "deadline.one_after_another" => each_family(one_after_another));
 /// Deadlines that follow one another are met each for itself.
 fn one_after_another(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 12;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     all_on_time(context, &scene, CLIENTS, || {
         (0..CLIENTS)
             .map(|_| {
@@ -250,7 +208,7 @@ fn one_after_another(context: &Context, family: Family) -> Result<()> {
 case!(TwoSeconds, "deadline.data_before" => each_family(data_before));
 /// Data in time is the end of it: the deadline passes without a second connection.
 fn data_before(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     scene.accept_nothing(
         Duration::from_millis(1500).saturating_sub(Stamp::now().since(ack.at)),
@@ -276,10 +234,10 @@ case!(TwoSeconds, "deadline.data_at_that_moment" => each_family(data_at_that_mom
 /// Data that arrives as the time runs out: whichever is first, the connection is accepted once, with its data.
 fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 40;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let mut clients = scene.connect_many(CLIENTS)?;
     scene.requests(context, CLIENTS)?;
-    let acks = bare_acks(&scene)?;
+    let acks = bare_acks(&scene.capture.so_far()?.to_port(scene.port()));
     let mut rng = context.rng();
     let spread = i64::from(context.kernel.patience()) * 10_000;
     for client in &mut clients {
@@ -304,11 +262,7 @@ fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
     seen.dedup();
     expect_eq!(seen.len(), CLIENTS, "different clients accepted");
     scene.requests(context, 0)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), CLIENTS, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(CLIENTS, 0)
 }
 
 case!(TwoSeconds, "deadline.rst_before" => each_family(rst_before));
@@ -330,7 +284,7 @@ case!(TwoSeconds, "deadline.rtt" => each_family(rtt));
 /// The path's round-trip time is known at the deadline too.
 fn rtt(context: &Context, family: Family) -> Result<()> {
     const PATH: Duration = Duration::from_millis(40);
-    let scene = Scene::on(
+    let scene = WireScene::on(
         context,
         Wire::with_rtt(PATH)?,
         family,
@@ -364,11 +318,7 @@ fn after_syn(context: &Context, family: Family) -> Result<()> {
     context.on_time(ack.at, &accepted, DEADLINE)?;
     client.data(REQUEST)?;
     serve(&accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(2, 0)
 }
 
 case!(TwoSeconds, "deadline.after_odd_segments" => each_family(after_odd_segments));
@@ -393,22 +343,17 @@ case!(TwoSeconds, "deadline.of_a_late_bare_ack" => each_family(late_ack));
 /// A bare ACK that comes only after the SYN-ACK was sent again: its time begins with it.
 fn late_ack(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    let mut client = scene.half_open(context)?;
     client
         .receive_until(context.patience(), Segment::is_syn_ack)?
         .context("the SYN-ACK was not sent again")?;
     client.ack()?;
-    let ack = bare_ack(&scene.capture, context, client.local.port())?;
+    let ack = scene.bare_ack(context, &client)?;
     let accepted = scene.accept(context)?;
     context.on_time(ack.at, &accepted, DEADLINE)?;
     client.data(REQUEST)?;
     serve(&accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(2, 0)
 }
 
 case!(TwoSeconds, "deadline.near_before_slow" => each_family(near_before_slow));
@@ -416,15 +361,14 @@ case!(TwoSeconds, "deadline.near_before_slow" => each_family(near_before_slow));
 /// has not fired yet.
 fn near_before_slow(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
-    let mut slow = scene.client();
-    slow.half_open(context.patience())?;
+    let mut slow = scene.half_open(context)?;
     slow.receive_until(context.patience(), Segment::is_syn_ack)?
         .context("the SYN-ACK was not sent again")?;
     let mut near = scene.client();
     near.open(context.patience())?;
     slow.ack()?;
     for (client, name) in [(&mut near, "near"), (&mut slow, "slow")] {
-        let ack = bare_ack(&scene.capture, context, client.local.port())?;
+        let ack = scene.bare_ack(context, client)?;
         let accepted = scene.accept(context)?;
         expect_eq!(
             accepted.peer.port(),
@@ -445,7 +389,7 @@ case!(
 /// Without a parameter a silent client is held for a minute, and then accepted like any other.
 fn default_is_a_minute(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let (client, ack) = scene.connect_and_ack(context)?;
     scene.accept_nothing(Duration::from_secs(55), "its minute is not over")?;
     let accepted = scene
@@ -459,11 +403,7 @@ fn default_is_a_minute(context: &Context) -> Result<()> {
         accepted.at.ms_after(ack.at)
     ));
     exchange_and_close(client, accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
 
 case!(NoDeadline, "deadline.zero_holds_until_data" => each_family(never));
@@ -471,7 +411,7 @@ case!(NoDeadline, "deadline.zero_holds_until_data" => each_family(never));
 fn never(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
     wire.server.set_sysctl("net.ipv4.tcp_synack_retries", "0")?;
-    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
+    let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     scene.accept_nothing(Duration::from_secs(8), "there is no deadline")?;
     ensure!(
@@ -482,11 +422,8 @@ fn never(context: &Context, family: Family) -> Result<()> {
         "the parked request is gone"
     );
     let spoken = Stamp::now();
-    client.request()?;
-    let accepted = scene.accept(context)?;
-    serve(&accepted)?;
-    client.response()?;
-    crate::scene::close(client, accepted)?;
+    let accepted = scene.serve_parked(context, &mut client)?;
+    close(client, accepted)?;
     scene.judge(|trace| {
         expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
         expect_eq!(

@@ -14,8 +14,8 @@ use accf_kit::wire::Wire;
 use anyhow::{Context as _, Result};
 
 use crate::case::{case, each_family, expect_eq, Context};
-use crate::count::{counted, counts};
-use crate::scene::{exchange_and_close, serve, RawScene, Scene};
+use crate::count::counted;
+use crate::scene::{exchange_and_close, RawScene, Scene, WireScene};
 
 /// The deadline in milliseconds that a listener has now, and what is left of `TCP_DEFER_ACCEPT`.
 fn deadlines(listener: &impl std::os::fd::AsFd) -> Result<(Option<u128>, i32)> {
@@ -27,7 +27,7 @@ fn deadlines(listener: &impl std::os::fd::AsFd) -> Result<(Option<u128>, i32)> {
 }
 
 /// A silent client waits for exactly a second, and is asked nothing.
-fn waits_a_second(context: &Context, scene: Scene) -> Result<()> {
+fn waits_a_second(context: &Context, scene: WireScene) -> Result<()> {
     let before = Counters::read(&scene.wire.server)?;
     let (client, ack) = scene.connect_and_ack(context)?;
     expect_eq!(
@@ -35,10 +35,10 @@ fn waits_a_second(context: &Context, scene: Scene) -> Result<()> {
         (Some(1000), 0),
         "timeout_ms and TCP_DEFER_ACCEPT"
     );
-    counts(context, &scene.listener, counted!(parked: 1))?;
+    scene.counts(context, counted!(parked: 1))?;
     let accepted = scene.accept(context)?;
     context.on_time(ack.at, &accepted, Duration::from_secs(1))?;
-    counts(context, &scene.listener, counted!(timeout_accept: 1))?;
+    scene.counts(context, counted!(timeout_accept: 1))?;
     let after = Counters::read(&scene.wire.server)?;
     expect_eq!(
         after.growth(&before, "TcpExtTCPDeferAcceptDrop")?,
@@ -48,16 +48,8 @@ fn waits_a_second(context: &Context, scene: Scene) -> Result<()> {
     exchange_and_close(client, accepted)?;
     // And one that speaks.
     let (mut client, _) = scene.connect_and_ack(context)?;
-    let sent = client.request()?;
-    let accepted = scene.accept(context)?;
-    context.at_once(sent, accepted.at, "from the request to accept()")?;
-    serve(&accepted)?;
-    client.response()?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.serve(context, &mut client)?;
+    scene.judge_totals(2, 0)
 }
 
 case!(Default, "defer.before_attach" => each_family(before_attach));
@@ -74,7 +66,7 @@ fn attach_while_listening(context: &Context, family: Family) -> Result<()> {
 }
 
 fn taken_over(context: &Context, family: Family, listen: &Listen) -> Result<()> {
-    let scene = Scene::new(context, family, listen)?;
+    let scene = WireScene::new(context, family, listen)?;
     expect_eq!(
         deadlines(&scene.listener)?,
         (Some(1000), 0),
@@ -135,7 +127,7 @@ fn after_attach(context: &Context, family: Family) -> Result<()> {
         socket.listen(16)?;
         Ok(socket)
     })?;
-    let scene = Scene {
+    let scene = WireScene {
         capture: wire.watch_server()?,
         wire,
         family,
@@ -147,16 +139,13 @@ fn after_attach(context: &Context, family: Family) -> Result<()> {
 
 case!(Default, "defer.after_listen" => each_family(after_listen));
 fn after_listen(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(
+    let scene = WireScene::new(
         context,
         family,
         &Listen::filtered(family).filter_after_listen(),
     )?;
     let (mut client, _) = scene.connect_and_ack(context)?;
-    client.request()?;
-    let accepted = scene.accept(context)?;
-    serve(&accepted)?;
-    client.response()?;
+    let accepted = scene.serve_parked(context, &mut client)?;
     drop((client, accepted));
     set_defer_accept(&scene.listener, 2)?;
     let (client, ack) = scene.connect_and_ack(context)?;
@@ -167,11 +156,7 @@ fn after_listen(context: &Context, family: Family) -> Result<()> {
     );
     let accepted = scene.accept(context)?;
     context.on_time(ack.at, &accepted, Duration::from_secs(3))?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(released_data: 1, timeout_accept: 1),
-    )?;
+    scene.counts(context, counted!(released_data: 1, timeout_accept: 1))?;
     exchange_and_close(client, accepted)?;
     scene.judge(|trace| {
         expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
@@ -183,7 +168,7 @@ case!(Default, "defer.while_parked" => each_family(while_parked));
 /// From the next SYN on it holds for those, too, who are parked already; the policy stays.
 fn while_parked(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(settings(60_000, 50, OnTimeout::Accept));
-    let scene = Scene::new(context, family, &listen)?;
+    let scene = WireScene::new(context, family, &listen)?;
     let (first, first_ack) = scene.connect_and_ack(context)?;
     set_defer_accept(&scene.listener, 2)?;
     sleep(Duration::from_millis(400));
@@ -194,24 +179,18 @@ fn while_parked(context: &Context, family: Family) -> Result<()> {
         "configuration"
     );
     for (client, ack) in [(first, first_ack), (second, second_ack)] {
-        let accepted = scene.accept(context)?;
-        expect_eq!(
-            accepted.peer.port(),
-            client.local.port(),
-            "the client that was accepted"
-        );
+        let accepted = scene.accept_from(context, &client)?;
         context.on_time(ack.at, &accepted, Duration::from_secs(3))?;
         exchange_and_close(client, accepted)?;
     }
-    counts(context, &scene.listener, counted!(timeout_accept: 2)).map(drop)
+    scene.counts(context, counted!(timeout_accept: 2)).map(drop)
 }
 
 case!(Default, "defer.between_syn_and_ack" => each_family(between_syn_and_ack));
 /// The ACK of a SYN that came before is still the kernel's to drop; nobody is lost.
 fn between_syn_and_ack(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    let mut client = scene.half_open(context)?;
     set_defer_accept(&scene.listener, 1)?;
     client.ack()?;
     sleep(Duration::from_millis(200));

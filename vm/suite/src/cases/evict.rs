@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result};
 
 use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::count::{counted, counts};
-use crate::scene::{serve, RawScene, REQUEST};
+use crate::scene::{accept_from_port, serve, RawScene, Scene, REQUEST};
 
 /// How many may be parked.
 const ROOM: usize = 3;
@@ -50,20 +50,12 @@ fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
         if nth < ROOM {
             continue;
         }
-        let accepted = scene.accept(context)?;
-        context.at_once(ack.at, accepted.at, "from the newcomer's ACK to accept()")?;
         let mut oldest = parked.pop_front().context("nobody is parked")?;
-        expect_eq!(
-            accepted.peer.port(),
-            oldest.local.port(),
-            "the client that was accepted"
-        );
+        let accepted = scene.accept_from(context, &oldest)?;
+        context.at_once(ack.at, accepted.at, "from the newcomer's ACK to accept()")?;
+
         let evicted = (nth - ROOM + 1) as u64;
-        counts(
-            context,
-            &scene.listener,
-            counted!(parked: ROOM as u64, evicted: evicted),
-        )?;
+        scene.counts(context, counted!(parked: ROOM as u64, evicted: evicted))?;
         oldest.data(REQUEST)?;
         serve(&accepted)?;
     }
@@ -93,11 +85,7 @@ fn reset_in_order(context: &Context, family: Family) -> Result<()> {
         context.at_once(ack.at, reset.at, "from the newcomer's ACK to the reset")?;
         expect_eq!(reset.segment.seq, expected, "sequence number of the reset");
         let evicted = (nth - ROOM + 1) as u64;
-        counts(
-            context,
-            &scene.listener,
-            counted!(parked: ROOM as u64, evicted: evicted),
-        )?;
+        scene.counts(context, counted!(parked: ROOM as u64, evicted: evicted))?;
     }
     scene.accept_nothing(Duration::from_millis(200), "nobody has spoken")?;
     all_served(context, &scene, parked)?;
@@ -115,9 +103,8 @@ fn dropped_in_order(context: &Context, family: Family) -> Result<()> {
     for nth in 0..CLIENTS {
         parked.push_back(scene.parked(context)?.0);
         let evicted = (nth + 1).saturating_sub(ROOM) as u64;
-        counts(
+        scene.counts(
             context,
-            &scene.listener,
             counted!(parked: (nth + 1).min(ROOM) as u64, evicted: evicted),
         )?;
     }
@@ -142,23 +129,10 @@ case!(Default, "evict.who_has_gone_makes_room" => each_family(gone));
 /// Who has spoken, or reset, is nobody's oldest any more.
 fn gone(context: &Context, family: Family) -> Result<()> {
     let scene = crowded(context, family, OnTimeout::Reset)?;
-    let (mut first, _) = scene.parked(context)?;
-    let (mut second, _) = scene.parked(context)?;
-    let (mut third, _) = scene.parked(context)?;
-    scene.serve(context, &mut first)?;
-    second.rst()?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(parked: 1, released_data: 1, aborted: 1),
-    )?;
+    let (mut third, _) = scene.served_reset_and_parked(context)?;
     let (mut fourth, _) = scene.parked(context)?;
     let (fifth, _) = scene.parked(context)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(parked: 3, released_data: 1, aborted: 1),
-    )?;
+    scene.counts(context, counted!(parked: 3, released_data: 1, aborted: 1))?;
     fourth.fin()?;
     drop(scene.accept(context)?);
     let (sixth, _) = scene.parked(context)?;
@@ -166,9 +140,8 @@ fn gone(context: &Context, family: Family) -> Result<()> {
     third
         .receive_until(context.patience(), Segment::is_rst)?
         .context("no reset for the oldest")?;
-    counts(
+    scene.counts(
         context,
-        &scene.listener,
         counted!(parked: 3, released_data: 1, released_fin: 1, aborted: 1, evicted: 1),
     )?;
     all_served(context, &scene, [fifth, sixth, seventh])
@@ -182,14 +155,9 @@ fn room_for_one(context: &Context, family: Family) -> Result<()> {
     let (mut last, _) = scene.parked(context)?;
     for nth in 1..=4 {
         let (client, ack) = scene.parked(context)?;
-        let accepted = scene.accept(context)?;
+        let accepted = scene.accept_from(context, &last)?;
         context.at_once(ack.at, accepted.at, "from the newcomer's ACK to accept()")?;
-        expect_eq!(
-            accepted.peer.port(),
-            last.local.port(),
-            "the client that was accepted"
-        );
-        counts(context, &scene.listener, counted!(parked: 1, evicted: nth))?;
+        scene.counts(context, counted!(parked: 1, evicted: nth))?;
         last.data(REQUEST)?;
         serve(&accepted)?;
         last = client;
@@ -214,27 +182,18 @@ fn hundreds_in_order(context: &Context) -> Result<()> {
         client.open(context.patience())?;
         clients.push(client);
     }
-    counts(
-        context,
-        &scene.listener,
-        counted!(parked: 10, evicted: MANY as u64 - 10),
-    )?;
+    scene.counts(context, counted!(parked: 10, evicted: MANY as u64 - 10))?;
     for client in clients.iter().take(MANY - 10) {
-        let accepted = scene.accept(context)?;
-        expect_eq!(
-            accepted.peer.port(),
-            client.local.port(),
-            "the client that was accepted"
-        );
+        scene.accept_from(context, client)?;
     }
     scene.accept_nothing(Duration::from_millis(200), "the others are parked")?;
     control::set_config(&scene.listener, &settings(1, 10, OnTimeout::Drop))?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(timeout_drop: 10, evicted: MANY as u64 - 10),
-    )
-    .map(drop)
+    scene
+        .counts(
+            context,
+            counted!(timeout_drop: 10, evicted: MANY as u64 - 10),
+        )
+        .map(drop)
 }
 
 case!(FourPerNetns, "evict.namespace_ceiling" => each_family(namespace_ceiling));
@@ -247,48 +206,35 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
     for _ in 0..4 {
         parked.push_back(scene.parked(context)?.0);
     }
-    counts(context, &scene.listener, counted!(parked: 4))?;
+    scene.counts(context, counted!(parked: 4))?;
 
     // The second listener has nobody who could make room: its client is accepted as on a plain one.
     let mut stranger = scene.host.client(family, second.port());
     let sent = stranger.open(context.patience())?;
-    let accepted = second
-        .accept(context.patience())?
-        .context("no connection to accept on the second listener")?;
+    let accepted = accept_from_port(&second, context, stranger.local.port())?;
     context.at_once(sent, accepted.at, "from the bare ACK to accept()")?;
     stranger.data(REQUEST)?;
     serve(&accepted)?;
     counts(context, &second, counted!(bypass_namespace_limit: 1))?;
-    counts(context, &scene.listener, counted!(parked: 4))?;
+    scene.counts(context, counted!(parked: 4))?;
 
     // The first one has.
     parked.push_back(scene.parked(context)?.0);
     let mut oldest = parked.pop_front().context("nobody is parked")?;
-    let accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        oldest.local.port(),
-        "the client that was accepted"
-    );
+    let accepted = scene.accept_from(context, &oldest)?;
     oldest.data(REQUEST)?;
     serve(&accepted)?;
-    counts(context, &scene.listener, counted!(parked: 4, evicted: 1))?;
+    scene.counts(context, counted!(parked: 4, evicted: 1))?;
 
     // But not if it would have to reset, or to drop, somebody who has not had his time.
     for (nth, on_timeout) in [(1, OnTimeout::Reset), (2, OnTimeout::Drop)] {
         control::set_config(&scene.listener, &settings(60_000, 0, on_timeout))?;
         let (mut newcomer, _) = scene.parked(context)?;
-        let accepted = scene.accept(context)?;
-        expect_eq!(
-            accepted.peer.port(),
-            newcomer.local.port(),
-            "the client that was accepted"
-        );
+        let accepted = scene.accept_from(context, &newcomer)?;
         newcomer.data(REQUEST)?;
         serve(&accepted)?;
-        counts(
+        scene.counts(
             context,
-            &scene.listener,
             counted!(parked: 4, evicted: 1, bypass_namespace_limit: nth),
         )?;
     }
@@ -311,14 +257,7 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
         &second,
         counted!(parked: 1, evicted: 1, bypass_namespace_limit: 1),
     )?;
-    let accepted = second
-        .accept(context.patience())?
-        .context("no connection to accept on the second listener")?;
-    expect_eq!(
-        accepted.peer.port(),
-        stranger.local.port(),
-        "the client that was accepted"
-    );
+    accept_from_port(&second, context, stranger.local.port())?;
     // A listener that closes takes its clients along.
     drop(scene.listener);
     let mut latecomers = Vec::new();
@@ -346,7 +285,7 @@ fn namespaces(context: &Context, family: Family) -> Result<()> {
         clients.push(second.parked(context)?.0);
     }
     for scene in [&first, &second] {
-        counts(context, &scene.listener, counted!(parked: 4))?;
+        scene.counts(context, counted!(parked: 4))?;
     }
     drop(first);
     // A new namespace has all of its room, whoever had it before.
@@ -355,13 +294,13 @@ fn namespaces(context: &Context, family: Family) -> Result<()> {
         clients.push(third.parked(context)?.0);
     }
     for scene in [&second, &third] {
-        counts(context, &scene.listener, counted!(parked: 4))?;
+        scene.counts(context, counted!(parked: 4))?;
     }
     let other: &RawHost = &third.host;
     let mut fifth = other.client(family, third.port());
     fifth.open(context.patience())?;
-    counts(context, &third.listener, counted!(parked: 4, evicted: 1))?;
-    counts(context, &second.listener, counted!(parked: 4))?;
+    third.counts(context, counted!(parked: 4, evicted: 1))?;
+    second.counts(context, counted!(parked: 4))?;
     sleep(Duration::from_millis(100));
     second.accept_nothing(Duration::ZERO, "its clients have not sent anything")
 }

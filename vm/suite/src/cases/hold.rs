@@ -11,6 +11,7 @@ use std::thread::{self, sleep};
 use std::time::Duration;
 
 use accf_kit::capture::{Direction, Trace};
+use accf_kit::clock::Stamp;
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{connect, keep_alive, Family, Listen};
 use accf_kit::segment::Segment;
@@ -23,16 +24,16 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::case::{case, each_family, expect_eq, expect_in, families, once, Context, Kernel};
 use crate::scene::{
-    accept_while, bare_ack, close, established, exchange_and_close, rest, serve, Scene,
+    accept_while, bare_ack, close, established, exchange_and_close, rest, serve, totals, Scene,
+    WireScene,
 };
 
 case!(Default, "hold.bare_ack_then_data" => each_family(bare_ack_then_data));
 /// The case of the report that started it: handshake, silence, then a request.
 fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let (mut client, ack) = scene.connect_and_ack(context)?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     // The kernel would have sent its SYN-ACK again after 1 s and after 3 s.
-    scene.accept_nothing(Duration::from_secs(4), "the client has not sent anything")?;
+    let (mut client, ack) = scene.connect_and_pause(context, Duration::from_secs(4))?;
     scene.requests(context, 1)?;
     let sent = client.request()?;
     let accepted = scene.accept(context)?;
@@ -53,8 +54,7 @@ fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
     established(&client, &accepted)?;
     close(client, accepted)?;
     scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
+        totals(trace, 1, 0)?;
         expect_eq!(trace.count(Segment::is_fin), 2, "FINs");
         let silence = trace.between(ack.at, sent);
         expect_eq!(
@@ -69,12 +69,8 @@ fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
 case!(Default, "hold.byte_at_a_time" => each_family(byte_at_a_time));
 /// The first byte is enough, and none is lost or doubled.
 fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let (mut client, _) = scene.connect_and_ack(context)?;
-    scene.accept_nothing(
-        Duration::from_millis(300),
-        "the client has not sent anything",
-    )?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(300))?;
     let text = b"one byte at a time";
     let mut accepted = None;
     for byte in text {
@@ -90,8 +86,7 @@ fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
     drop(accepted);
     expect_eq!(rest(&mut client.stream)?.len(), 0, "bytes the client reads");
     scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
+        totals(trace, 1, 0)?;
         let first = trace.first(Segment::has_data).context("no data")?;
         expect_eq!(first.segment.payload, b"o", "the first segment with data");
         Ok(())
@@ -101,12 +96,8 @@ fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
 case!(Default, "hold.a_megabyte_each_way" => each_family(megabyte));
 /// A window's worth and more, both ways, on a connection that was held back.
 fn megabyte(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let (mut client, _) = scene.connect_and_ack(context)?;
-    scene.accept_nothing(
-        Duration::from_millis(300),
-        "the client has not sent anything",
-    )?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(300))?;
     let mut rng = context.rng();
     let bytes: Vec<u8> = std::iter::repeat_with(|| rng.u8(..))
         .take(1 << 20)
@@ -160,7 +151,7 @@ fn rtt(context: &Context, family: Family, timestamps: Timestamps) -> Result<()> 
     if timestamps == Timestamps::Off {
         wire.client.set_sysctl("net.ipv4.tcp_timestamps", "0")?;
     }
-    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
+    let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
     let plain = Listen::plain(family).open(&scene.wire.server)?;
 
     let (mut client, _) = scene.connect_and_ack(context)?;
@@ -265,7 +256,7 @@ case!(Default, "hold.epoll_wakes_once" => each_family(epoll_wakes_once));
 /// A server asleep in `epoll_wait()` is woken once for each connection, and not for a bare ACK.
 fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 8;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     // Edge-triggered: each event is one call of the listener's wake-up.
     epoll.add(
@@ -338,7 +329,7 @@ case!(Default, "hold.reuseport" => each_family(reuse_port));
 fn reuse_port(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 24;
     let listen = Listen::filtered(family).reuse_port();
-    let scene = Scene::new(context, family, &listen)?;
+    let scene = WireScene::new(context, family, &listen)?;
     let second = listen.port(scene.port()).open(&scene.wire.server)?;
     let mut clients = scene.connect_many(CLIENTS)?;
     scene.requests(context, CLIENTS)?;
@@ -379,22 +370,18 @@ case!(Default, "hold.keepalive" => each_family(keepalive));
 ///
 /// The answers carry timestamps newer than the SYN-ACK's, and the client's next segments echo them.
 fn keepalive(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     keep_alive(&client.stream)?;
     scene.accept_nothing(
         Duration::from_millis(3500),
         "the client has only asked whether the server is there",
     )?;
-    let sent = client.request()?;
-    let accepted = scene.accept(context)?;
-    context.at_once(sent, accepted.at, "from the request to accept()")?;
-    serve(&accepted)?;
-    client.response()?;
+    let sent = Stamp::now();
+    let accepted = scene.serve_parked(context, &mut client)?;
     close(client, accepted)?;
     scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
+        totals(trace, 1, 0)?;
         let silence = trace.between(ack.at, sent);
         let probes = silence.filter(|packet| packet.direction == Direction::In);
         let answers = silence.filter(|packet| packet.direction == Direction::Out);
@@ -412,17 +399,14 @@ case!(Default, "hold.counters" => each_family(counters));
 /// The kernel's books say that nothing was dropped, retransmitted or overflowed.
 fn counters(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 10;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let before = Counters::read(&scene.wire.server)?;
     let clients = scene.connect_many(CLIENTS)?;
     scene.requests(context, CLIENTS)?;
     // Over the time of the first retransmission.
     sleep(Duration::from_millis(1500));
     for mut client in clients {
-        client.request()?;
-        let accepted = scene.accept(context)?;
-        serve(&accepted)?;
-        client.response()?;
+        let accepted = scene.serve_parked(context, &mut client)?;
         close(client, accepted)?;
     }
     let after = Counters::read(&scene.wire.server)?;
@@ -458,27 +442,19 @@ fn counters(context: &Context, family: Family) -> Result<()> {
 case!(Default, "hold.attached_while_listening" => each_family(attached_while_listening));
 /// A filter that comes while clients are already waiting does not touch those it finds in the queue.
 fn attached_while_listening(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::plain(family))?;
+    let scene = WireScene::new(context, family, &Listen::plain(family))?;
     let (early, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 0)?;
     ulp::attach(&scene.listener, ulp::DATAREADY).context("attach")?;
     let (late, _) = scene.connect_and_ack(context)?;
-    let accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        early.local.port(),
-        "the client that was accepted"
-    );
+    let accepted = scene.accept_from(context, &early)?;
     scene.accept_nothing(
         Duration::from_millis(500),
         "the second client has not sent anything",
     )?;
     exchange_and_close(early, accepted)?;
     let mut late = late;
-    late.request()?;
-    let accepted = scene.accept(context)?;
-    serve(&accepted)?;
-    late.response()?;
+    let accepted = scene.serve_parked(context, &mut late)?;
     close(late, accepted)
 }
 
@@ -491,19 +467,11 @@ fn outlives_retries(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
     // The kernel would drop the request after 3 s.
     wire.server.set_sysctl("net.ipv4.tcp_synack_retries", "1")?;
-    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
-    let (mut client, _) = scene.connect_and_ack(context)?;
-    scene.accept_nothing(Duration::from_secs(8), "the client has not sent anything")?;
-    client.request()?;
-    let accepted = scene.accept(context)?;
-    serve(&accepted)?;
-    client.response()?;
+    let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.connect_and_pause(context, Duration::from_secs(8))?;
+    let accepted = scene.serve_parked(context, &mut client)?;
     close(client, accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
 
 case!(Default, "hold.several_threads_accept" => once(several_threads));
@@ -512,7 +480,7 @@ fn several_threads(context: &Context) -> Result<()> {
     const CLIENTS: usize = 40;
     const THREADS: usize = 4;
     let family = Family::V6;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let listener = &scene.listener;
     let over = &AtomicBool::new(false);
     thread::scope(|scope| {
@@ -569,17 +537,10 @@ case!(Default, "hold.backlog_of_one" => once(backlog_of_one));
 /// The smallest backlog: clients who speak are served, one after another and side by side.
 fn backlog_of_one(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = Scene::new(context, family, &Listen::filtered(family).backlog(1))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family).backlog(1))?;
     for _ in 0..3 {
-        let (mut client, _) = scene.connect_and_ack(context)?;
-        scene.accept_nothing(
-            Duration::from_millis(300),
-            "the client has not sent anything",
-        )?;
-        client.request()?;
-        let accepted = scene.accept(context)?;
-        serve(&accepted)?;
-        client.response()?;
+        let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(300))?;
+        let accepted = scene.serve_parked(context, &mut client)?;
         close(client, accepted)?;
     }
     let mut clients = scene.connect_many(3)?;
@@ -599,7 +560,7 @@ case!(Default, "hold.plain_listener_beside" => once(plain_beside));
 /// A plain listener of the same process and namespace knows nothing of its neighbour's filter.
 fn plain_beside(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let plain = Listen::plain(family).open(&scene.wire.server)?;
     let (held, _) = scene.connect_and_ack(context)?;
     let server = scene.wire.server_address(family, plain.port());
@@ -621,8 +582,5 @@ fn plain_beside(context: &Context) -> Result<()> {
     );
     drop((accepted, client));
     let mut held = held;
-    held.request()?;
-    let accepted = scene.accept(context)?;
-    serve(&accepted)?;
-    held.response()
+    scene.serve(context, &mut held)
 }

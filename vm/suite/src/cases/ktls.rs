@@ -12,18 +12,14 @@ use anyhow::{ensure, Context as _, Result};
 use nix::errno::Errno;
 
 use crate::case::{case, each_family, expect_eq, Context};
-use crate::scene::{Client, Scene};
+use crate::scene::{Client, Scene, WireScene};
 
 const SECRET: &[u8] = b"a secret nobody on the wire may read";
 
 case!(Default, "ktls.on_an_accepted_socket" => each_family(after_data));
 fn after_data(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let (mut client, _) = scene.connect_and_ack(context)?;
-    scene.accept_nothing(
-        Duration::from_millis(300),
-        "the client has not sent anything",
-    )?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(300))?;
     client.stream.write_all(b"!")?;
     let mut accepted = scene.accept(context)?;
     accepted.stream.read_exact(&mut [0])?;
@@ -32,7 +28,7 @@ fn after_data(context: &Context, family: Family) -> Result<()> {
 
 case!(TwoSeconds, "ktls.on_a_socket_accepted_at_the_deadline" => each_family(at_the_deadline));
 fn at_the_deadline(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let (client, _) = scene.connect_and_ack(context)?;
     scene.accept_nothing(Duration::from_secs(1), "its deadline is not over")?;
     let accepted = scene.accept(context)?;
@@ -42,7 +38,7 @@ fn at_the_deadline(context: &Context, family: Family) -> Result<()> {
 /// Encrypts both directions, and sees that the other end reads what was written, and the wire something else.
 fn encrypt(
     context: &Context,
-    scene: Scene,
+    scene: WireScene,
     mut client: Client,
     mut accepted: Accepted,
 ) -> Result<()> {

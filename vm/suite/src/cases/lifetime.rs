@@ -21,7 +21,9 @@ use anyhow::{ensure, Context as _, Result};
 use nix::errno::Errno;
 
 use crate::case::{case, each_family, expect_eq, once, Context, Kernel};
-use crate::scene::{exchange_and_close, requests, rest, serve, RawScene, Scene, REQUEST};
+use crate::scene::{
+    exchange_and_close, reads_reset, requests, serve, RawScene, Scene, WireScene, REQUEST,
+};
 
 /// The module has to be unloadable: soon, as what is closed may take a grace period or two to be gone.
 fn unloads(context: &Context) -> Result<()> {
@@ -115,13 +117,13 @@ case!(Alone, "lifetime.unload_with_an_accepted_socket_open" => each_family(unloa
 /// An accepted socket has nothing of the module: it lives on without it.
 fn unload_accepted(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=500")?;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let (mut spoken, _) = scene.connect_and_ack(context)?;
     spoken.request()?;
     let by_data = scene.accept(context)?;
     let (silent, _) = scene.connect_and_ack(context)?;
     let by_deadline = scene.accept(context)?;
-    let Scene { listener, wire, .. } = scene;
+    let WireScene { listener, wire, .. } = scene;
     drop(listener);
     unloads(context)?;
     serve(&by_data)?;
@@ -186,14 +188,11 @@ fn again_and_again(context: &Context) -> Result<()> {
         let family = *Family::ALL
             .get(round % Family::ALL.len())
             .context("no family")?;
-        let scene = Scene::on(context, wire.clone(), family, &Listen::filtered(family))?;
+        let scene = WireScene::on(context, wire.clone(), family, &Listen::filtered(family))?;
         let (mut client, _) = scene.connect_and_ack(context)?;
         let (parked, _) = scene.connect_and_ack(context)?;
         scene.requests(context, 2)?;
-        client.request()?;
-        let accepted = scene.accept(context)?;
-        serve(&accepted)?;
-        client.response()?;
+        let accepted = scene.serve_parked(context, &mut client)?;
         drop((scene, accepted, client, parked));
         module::unload(context.patience()).with_context(|| format!("round {}", round + 1))?;
     }
@@ -206,7 +205,7 @@ fn under_traffic(context: &Context) -> Result<()> {
     const CLIENTS: usize = 60;
     module::reload("")?;
     let family = Family::V4;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let over = AtomicBool::new(false);
     let attempts = thread::scope(|scope| {
         let unloader = scope.spawn(|| -> Result<usize> {
@@ -229,10 +228,7 @@ fn under_traffic(context: &Context) -> Result<()> {
                     accf_kit::endpoint::reset_on_close(&client.stream)?;
                     continue;
                 }
-                client.request()?;
-                let accepted = scene.accept(context)?;
-                serve(&accepted)?;
-                client.response()?;
+                scene.serve(context, &mut client)?;
             }
             Ok(())
         })();
@@ -261,7 +257,7 @@ fn unload_at_the_deadline(context: &Context) -> Result<()> {
     for round in 0..6_i64 {
         module::reload(&format!("timeout_ms={}", DEADLINE.as_millis()))?;
         let family = Family::V6;
-        let scene = Scene::on(context, wire.clone(), family, &Listen::filtered(family))?;
+        let scene = WireScene::on(context, wire.clone(), family, &Listen::filtered(family))?;
         let server = wire.server_address(family, scene.port());
         let (clients, ack) = wire.client.run(|| {
             let clients = (0..CLIENTS)
@@ -270,7 +266,7 @@ fn unload_at_the_deadline(context: &Context) -> Result<()> {
             Ok((clients, accf_kit::clock::Stamp::now()))
         })?;
         let aim = DEADLINE + Duration::from_millis(rng.u64(..20));
-        let Scene { listener, .. } = scene;
+        let WireScene { listener, .. } = scene;
         sleep(aim.saturating_sub(accf_kit::clock::Stamp::now().since(ack)));
         drop(listener);
         module::unload(context.patience()).with_context(|| format!("round {}", round + 1))?;
@@ -354,14 +350,7 @@ fn server_killed(context: &Context, family: Family) -> Result<()> {
     for mut client in clients {
         // Nobody listens any more: the first data is answered by a reset.
         client.write_all(REQUEST)?;
-        let error = rest(&mut client)
-            .err()
-            .map(|error| error.downcast_ref::<io::Error>().map(io::Error::kind));
-        expect_eq!(
-            error,
-            Some(Some(io::ErrorKind::ConnectionReset)),
-            "what the client reads"
-        );
+        reads_reset(&mut client)?;
     }
     Ok(())
 }
@@ -406,7 +395,7 @@ case!(Alone, "lifetime.namespace_gone" => each_family(namespace_gone));
 fn namespace_gone(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 20;
     module::reload("timeout_ms=1500")?;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let clients = scene.connect_many(CLIENTS)?;
     scene.requests(context, CLIENTS)?;
     ensure!(
@@ -426,10 +415,10 @@ case!(Alone, "lifetime.interface_gone_before_the_deadline" => each_family(interf
 /// Whether the connection is accepted then is the kernel's to say, as its address is gone, too; it may not harm it.
 fn interface_gone(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=1500")?;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let clients = scene.connect_many(5)?;
     scene.requests(context, clients.len())?;
-    let Scene {
+    let WireScene {
         wire,
         listener,
         capture,
@@ -460,7 +449,7 @@ fn listen_again(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
     // A port the kernel has chosen would be given back.
     let listen = Listen::filtered(family).port(4000);
-    let scene = Scene::new(context, family, &listen)?;
+    let scene = WireScene::new(context, family, &listen)?;
     let (parked, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 1)?;
     scene.listener.socket().shutdown(Shutdown::Both)?;
@@ -475,17 +464,8 @@ fn listen_again(context: &Context, family: Family) -> Result<()> {
         "the filter after shutdown()"
     );
     scene.listener.socket().listen(16)?;
-    let (mut client, _) = scene.connect_and_ack(context)?;
-    scene.accept_nothing(Duration::from_secs(1), "the client has not sent anything")?;
-    client.request()?;
-    let accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        client.local.port(),
-        "the client that was accepted"
-    );
-    serve(&accepted)?;
-    client.response()?;
+    let (mut client, _) = scene.connect_and_pause(context, Duration::from_secs(1))?;
+    let accepted = scene.serve_parked(context, &mut client)?;
     drop((scene, accepted, client, parked));
     unloads(context)
 }
@@ -497,8 +477,7 @@ fn attached_between(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
     // A port the kernel has chosen would be given back.
     let scene = RawScene::new(context, family, &Listen::plain(family).port(4000))?;
-    let mut half_open = scene.client();
-    half_open.half_open(context.patience())?;
+    let mut half_open = scene.half_open(context)?;
     scene.requests(context, 1)?;
     scene.listener.socket().shutdown(Shutdown::Both)?;
     ulp::attach(&scene.listener, ulp::DATAREADY)?;
@@ -553,7 +532,7 @@ fn listen_without_hooks(context: &Context) -> Result<()> {
     module::reload("timeout_ms=5000")?;
     // A port the kernel has chosen would be given back.
     let listen = Listen::filtered(Family::Mapped).port(4000);
-    let scene = Scene::new(context, Family::Mapped, &listen)?;
+    let scene = WireScene::new(context, Family::Mapped, &listen)?;
     let (mut sends, _) = scene.connect_and_ack(context)?;
     let (silent, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 2)?;
@@ -592,7 +571,7 @@ fn migration(context: &Context, family: Family) -> Result<()> {
     wire.server.set_sysctl("net.ipv4.tcp_migrate_req", "1")?;
     for other in ["filtered", "plain"] {
         let filtered = Listen::filtered(family).reuse_port();
-        let scene = Scene::on(context, wire.clone(), family, &filtered)?;
+        let scene = WireScene::on(context, wire.clone(), family, &filtered)?;
         let listen = if other == "filtered" {
             filtered
         } else {
@@ -604,7 +583,7 @@ fn migration(context: &Context, family: Family) -> Result<()> {
         let parked = sockets::requests(&wire.server, scene.port())?;
         ensure!(parked > 0, "no request is parked on the first listener");
         let port = scene.port();
-        let Scene {
+        let WireScene {
             listener, capture, ..
         } = scene;
         drop(listener);

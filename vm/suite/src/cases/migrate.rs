@@ -41,7 +41,8 @@ const KEPT: u64 = 1;
 struct Group {
     ns: Netns,
     host: RawHost,
-    first: Listener,
+    /// Until the test closes it.
+    first: Option<Listener>,
     second: Listener,
     clients: Vec<RawClient>,
     /// How many references to the module others have left.
@@ -80,38 +81,39 @@ impl Group {
         Ok(Self {
             ns,
             host,
-            first,
+            first: Some(first),
             second,
             clients,
             pinned,
         })
     }
-}
 
-/// Nothing of it all is left, and the module goes.
-///
-/// Beside a plain heir, the kernel copies requests to where nothing tells the module that they are over: it stays for good
-/// rather than to be called when it is gone.
-fn nothing_is_left(
-    context: &Context,
-    ns: Netns,
-    host: RawHost,
-    port: u16,
-    expected: u64,
-) -> Result<()> {
-    requests(&ns, port, context, 0)?;
-    drop(host);
-    drop(ns);
-    let mut seen = 0;
-    wait::until(context.patience(), || {
-        seen = module::refcount()?.unwrap_or(0);
-        Ok(seen == expected)
-    })?;
-    expect_eq!(seen, expected, "the module's reference count");
-    if seen == 0 && module::is_loaded()? {
-        module::unload(context.patience())?;
+    fn first(&self) -> Result<&Listener> {
+        self.first.as_ref().context("the first listener is closed")
     }
-    Ok(())
+
+    /// Closes everything, and checks that nothing is left but `expected` references to the module.
+    /// Unloads it if there are none.
+    ///
+    /// Beside a plain listener, TCP clones requests to where no callback tells the module that they
+    /// are over: the module stays pinned, as its code could be called after it is unloaded.
+    fn end(self, context: &Context, expected: u64) -> Result<()> {
+        let port = self.second.port();
+        drop((self.first, self.second, self.clients));
+        requests(&self.ns, port, context, 0)?;
+        drop(self.host);
+        drop(self.ns);
+        let mut seen = 0;
+        wait::until(context.patience(), || {
+            seen = module::refcount()?.unwrap_or(0);
+            Ok(seen == expected)
+        })?;
+        expect_eq!(seen, expected, "the module's reference count");
+        if seen == 0 && module::is_loaded()? {
+            module::unload(context.patience())?;
+        }
+        Ok(())
+    }
 }
 
 /// The heir has nothing that it does not know of.
@@ -139,28 +141,19 @@ case!(Last, "migrate.listens_again_then_reset.beside_plain.v4" => once(listens_a
 /// The same beside a plain listener, but that the first one listens again before its clients give up. Somebody may have had a reference to
 /// such a request while it was not listening, and a copy may be left at the plain one: the module stays.
 fn listens_again_then_reset(context: &Context) -> Result<()> {
-    let Group {
-        ns,
-        host,
-        first,
-        second,
-        mut clients,
-        pinned,
-    } = Group::new(context, Family::V4, Heir::Plain, 60_000)?;
-    expect_eq!(pinned, 0, "references that others have left");
-    let port = second.port();
-    first.socket().shutdown(Shutdown::Both)?;
-    first.socket().listen(64)?;
-    for client in &mut clients {
+    let mut group = Group::new(context, Family::V4, Heir::Plain, 60_000)?;
+    expect_eq!(group.pinned, 0, "references that others have left");
+    group.first()?.socket().shutdown(Shutdown::Both)?;
+    group.first()?.socket().listen(64)?;
+    for client in &mut group.clients {
         client.rst()?;
     }
     counts(
         context,
-        &first,
+        group.first()?,
         counted!(parked_total: CLIENTS as u64, aborted: CLIENTS as u64),
     )?;
-    drop((first, second, clients));
-    nothing_is_left(context, ns, host, port, KEPT)
+    group.end(context, KEPT)
 }
 
 case!(
@@ -181,36 +174,21 @@ case!(
 );
 /// Every client speaks once the first listener is gone; the other one serves it, once.
 fn then_data(context: &Context, family: Family, heir: Heir, end: End) -> Result<()> {
-    let Group {
-        ns,
-        host,
-        first,
-        second,
-        mut clients,
-        pinned,
-    } = Group::new(context, family, heir, 60_000)?;
-    let port = second.port();
+    let mut group = Group::new(context, family, heir, 60_000)?;
     // Open, so that its counts can be read, or closed.
-    let first = match end {
-        End::Close => {
-            drop(first);
-            None
-        }
-        End::Shutdown => {
-            first.socket().shutdown(Shutdown::Both)?;
-            Some(first)
-        }
-    };
+    match end {
+        End::Close => drop(group.first.take()),
+        End::Shutdown => group.first()?.socket().shutdown(Shutdown::Both)?,
+    }
     // The timers of those that a closed listener left move them, one tick later.
     sleep(Duration::from_millis(300));
-    for client in &mut clients {
+    for client in &mut group.clients {
         client.data(REQUEST)?;
     }
     // Where nothing but the kernel's copies of requests is left, which wait in the accept queue of the other listener, the
     // module must know of them, or have nothing to do with them: whether it is refused to go, or goes, they come out.
-    let mut first = first;
     if (heir, end) == (Heir::Plain, End::Shutdown) {
-        let seen = first.take().map(stats).transpose()?;
+        let seen = group.first.take().map(stats).transpose()?;
         if let Some(seen) = seen {
             context.note(format!("the first listener: {}", describe(&seen)));
             expect_eq!(seen.parked, 0, "parked on the first listener");
@@ -220,12 +198,12 @@ fn then_data(context: &Context, family: Family, heir: Heir, end: End) -> Result<
         context.note(format!("unloading while they wait: {gone:?}"));
     }
     let mut served = Vec::new();
-    while let Some(accepted) = second.accept(Duration::from_millis(700))? {
+    while let Some(accepted) = group.second.accept(Duration::from_millis(700))? {
         serve(&accepted)?;
         served.push(accepted.peer.port());
     }
     let mut answered = Vec::new();
-    for client in &mut clients {
+    for client in &mut group.clients {
         let answer = client.receive_until(Duration::from_millis(200), |segment| {
             segment.is_rst() || segment.has_data()
         })?;
@@ -237,9 +215,9 @@ fn then_data(context: &Context, family: Family, heir: Heir, end: End) -> Result<
     answered.sort_unstable();
     expect_eq!(served, answered, "clients served, and clients answered");
     expect_eq!(served.len(), CLIENTS, "clients served");
-    accounts_of(context, &second, heir)?;
-    if let Some(first) = first {
-        let seen = stats(&first)?;
+    accounts_of(context, &group.second, heir)?;
+    if let Some(first) = &group.first {
+        let seen = stats(first)?;
         context.note(format!("the first listener: {}", describe(&seen)));
         expect_eq!(seen.parked, 0, "parked on the first listener");
         expect_eq!(
@@ -248,12 +226,11 @@ fn then_data(context: &Context, family: Family, heir: Heir, end: End) -> Result<
             "connections that were parked there"
         );
     }
-    drop((second, clients));
     let left = match (heir, end) {
         (Heir::Plain, End::Shutdown) => KEPT,
-        _ => pinned,
+        _ => group.pinned,
     };
-    nothing_is_left(context, ns, host, port, left)
+    group.end(context, left)
 }
 
 case!(
@@ -266,21 +243,13 @@ case!(
 );
 /// Nobody speaks: at the deadline each connection is accepted by the other one, or it is gone; never twice, never both.
 fn then_deadline(context: &Context, family: Family, heir: Heir) -> Result<()> {
-    let Group {
-        ns,
-        host,
-        first,
-        second,
-        mut clients,
-        pinned,
-    } = Group::new(context, family, heir, 2500)?;
-    let port = second.port();
-    first.socket().shutdown(Shutdown::Both)?;
+    let mut group = Group::new(context, family, heir, 2500)?;
+    group.first()?.socket().shutdown(Shutdown::Both)?;
     let mut accepted = Vec::new();
-    while let Some(connection) = second.accept(Duration::from_millis(3500))? {
+    while let Some(connection) = group.second.accept(Duration::from_millis(3500))? {
         accepted.push(connection);
     }
-    let seen = stats(&first)?;
+    let seen = stats(group.first()?)?;
     context.note(format!(
         "{} accepted; the first listener: {}",
         accepted.len(),
@@ -296,7 +265,8 @@ fn then_deadline(context: &Context, family: Family, heir: Heir) -> Result<()> {
     expect_eq!(ports.len(), accepted.len(), "different clients accepted");
     // Whoever was accepted is served.
     for connection in accepted {
-        let client = clients
+        let client = group
+            .clients
             .iter_mut()
             .find(|client| client.local.port() == connection.peer.port())
             .context("nobody's connection")?;
@@ -307,13 +277,12 @@ fn then_deadline(context: &Context, family: Family, heir: Heir) -> Result<()> {
             .context("no response")?;
     }
     ensure!(!ports.is_empty(), "nobody was accepted");
-    accounts_of(context, &second, heir)?;
-    drop((first, second, clients));
+    accounts_of(context, &group.second, heir)?;
     let left = match heir {
         Heir::Plain => KEPT,
-        Heir::Filtered => pinned,
+        Heir::Filtered => group.pinned,
     };
-    nothing_is_left(context, ns, host, port, left)
+    group.end(context, left)
 }
 
 case!(
@@ -327,36 +296,33 @@ case!(
 /// Every client gives up once the first listener is shut down. Whoever took their requests could have made copies; but among
 /// those that have a filter, or are closed, there is nobody who would keep one: the module can go.
 fn then_reset(context: &Context, family: Family, closed: &[Heir]) -> Result<()> {
-    let Group {
-        ns,
-        host,
-        first,
-        second,
-        mut clients,
-        pinned,
-    } = Group::new(context, family, Heir::Filtered, 60_000)?;
-    let port = second.port();
+    let mut group = Group::new(context, family, Heir::Filtered, 60_000)?;
     for heir in closed {
         let third = match heir {
             Heir::Filtered => Listen::filtered(family),
             Heir::Plain => Listen::plain(family),
         };
-        drop(third.reuse_port().port(port).open(&ns)?);
+        drop(
+            third
+                .reuse_port()
+                .port(group.second.port())
+                .open(&group.ns)?,
+        );
     }
-    first.socket().shutdown(Shutdown::Both)?;
-    for client in &mut clients {
+    group.first()?.socket().shutdown(Shutdown::Both)?;
+    for client in &mut group.clients {
         client.rst()?;
     }
-    let mut seen = stats(&first)?;
+    let mut seen = stats(group.first()?)?;
     wait::until(context.patience(), || {
-        seen = stats(&first)?;
+        seen = stats(group.first()?)?;
         Ok(seen.parked == 0)
     })?;
     context.note(format!("the first listener: {}", describe(&seen)));
     expect_eq!(seen.parked, 0, "parked on the first listener");
     expect_eq!(seen.aborted, CLIENTS as u64, "connections given up");
     // The kernel counts them off the other one, where they never were.
-    let heir = control::stats(&second)?;
+    let heir = control::stats(&group.second)?;
     context.note(format!("the second listener: {}", describe(&heir)));
     expect_eq!(heir.parked, 0, "parked on the second listener");
     expect_eq!(
@@ -367,6 +333,6 @@ fn then_reset(context: &Context, family: Family, closed: &[Heir]) -> Result<()> 
         (0, 0),
         "half-open and young requests of both listeners"
     );
-    drop((first, second, clients));
-    nothing_is_left(context, ns, host, port, pinned)
+    let pinned = group.pinned;
+    group.end(context, pinned)
 }

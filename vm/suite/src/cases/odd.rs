@@ -16,22 +16,17 @@ use anyhow::{bail, ensure, Context as _, Result};
 
 use super::plain::unanswered;
 use crate::case::{case, each_family, expect_eq, Context};
-use crate::count::{counted, counts};
-use crate::scene::{rest, serve, RawScene, REQUEST};
+use crate::count::counted;
+use crate::scene::{
+    connect_again, receives_nothing, rest, serve, Peer, RawScene, Scene, REQUEST, RESPONSE,
+};
 
 /// How long silence is watched for: long enough for an answer, too short for a retransmission.
 const SILENCE: Duration = Duration::from_millis(400);
 
 /// Makes sure that the server sends nothing.
 fn no_answer(client: &mut RawClient, to: &str) -> Result<()> {
-    expect_eq!(
-        client
-            .receive(SILENCE)?
-            .map(|received| received.segment.to_string()),
-        None,
-        "an answer to {to}"
-    );
-    Ok(())
+    receives_nothing(client, SILENCE, &format!("an answer to {to}"))
 }
 
 /// Waits for the server's answer.
@@ -66,11 +61,7 @@ fn duplicate_acks(context: &Context, family: Family) -> Result<()> {
     no_answer(&mut client, "duplicate bare ACKs")?;
     client.window = u16::MAX;
     still_parked(context, &scene, &mut client)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
 
 case!(
@@ -109,11 +100,7 @@ fn keepalive(context: &Context, family: Family, timestamps: bool) -> Result<()> 
         no_answer(&mut client, "nothing")?;
     }
     still_parked(context, &scene, &mut client)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
 
 case!(Default, "odd.retransmitted_syn" => each_family(retransmitted_syn));
@@ -158,8 +145,7 @@ case!(Default, "odd.wrong_ack_number" => each_family(wrong_ack));
 /// An ACK of something never sent is answered by a reset, before and after the right one; the request stays.
 fn wrong_ack(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    let mut client = scene.half_open(context)?;
     for parked in [false, true] {
         if parked {
             client.ack()?;
@@ -194,14 +180,7 @@ fn second_segment_first(context: &Context, family: Family) -> Result<()> {
     client.snd_nxt = late.end_seq();
     let accepted = scene.accept(context)?;
     serve(&accepted)?;
-    let answer = client
-        .receive_until(context.patience(), Segment::has_data)?
-        .context("no response")?;
-    expect_eq!(
-        answer.segment.ack,
-        client.snd_nxt,
-        "what the response acknowledges"
-    );
+    client.read_response(context)?;
     Ok(())
 }
 
@@ -228,16 +207,9 @@ fn end_first(context: &Context, family: Family) -> Result<()> {
         0,
         "bytes behind the request"
     );
-    let answer = client
-        .receive_until(context.patience(), Segment::has_data)?
-        .context("no response")?;
-    expect_eq!(
-        answer.segment.ack,
-        client.snd_nxt,
-        "what the response acknowledges"
-    );
+    client.read_response(context)?;
     // A gap before it: something is still to come.
-    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+    scene.counts(context, counted!(released_data: 1)).map(drop)
 }
 
 case!(Default, "odd.beyond_the_window" => each_family(beyond_the_window));
@@ -253,7 +225,7 @@ fn beyond_the_window(context: &Context, family: Family) -> Result<()> {
         let reply = answer(context, &mut client, &what)?;
         expect_eq!(reply.flags, Flags::ACK, "flags of the answer to {what}");
         expect_eq!(reply.ack, client.snd_nxt, "what is acknowledged to {what}");
-        counts(context, &scene.listener, counted!(parked: 1))?;
+        scene.counts(context, counted!(parked: 1))?;
     }
     still_parked(context, &scene, &mut client)
 }
@@ -345,19 +317,13 @@ fn ends(
     let (mut other, _) = scene.parked(context)?;
     end(context, &scene, &mut client)?;
     scene.requests(context, 1)?;
-    counts(context, &scene.listener, counted!(parked: 1, aborted: 1))?;
+    scene.counts(context, counted!(parked: 1, aborted: 1))?;
     scene.accept_nothing(SILENCE, "one client is gone, and the other is silent")?;
     scene.serve(context, &mut other)?;
-    let seen = counts(
-        context,
-        &scene.listener,
-        counted!(released_data: 1, aborted: 1),
-    )?;
+    let seen = scene.counts(context, counted!(released_data: 1, aborted: 1))?;
     expect_eq!(seen.half_open, 0, "half-open requests in the end");
     // The same client may come again.
-    client.isn = client.isn.wrapping_add(100_000);
-    client.snd_nxt = client.isn;
-    client.open(context.patience())?;
+    connect_again(context, &mut client)?;
     scene.serve(context, &mut client)
 }
 
@@ -414,7 +380,7 @@ fn icmp_error(context: &Context, family: Family) -> Result<()> {
         // Of a segment that was never sent: not believed.
         syn_ack.seq = client.rcv_nxt.wrapping_add(5000);
         scene.host.inject(&unreachable(&syn_ack)?)?;
-        counts(context, &scene.listener, counted!(parked: 2))?;
+        scene.counts(context, counted!(parked: 2))?;
         syn_ack.seq = client.rcv_nxt.wrapping_sub(1);
         scene.host.inject(&unreachable(&syn_ack)?)?;
         Ok(())
@@ -510,11 +476,12 @@ fn counted_once(context: &Context, family: Family) -> Result<()> {
         let mut far = client.segment(Flags::RST, b"");
         far.seq = client.snd_nxt.wrapping_sub(1_000_000);
         client.send(&far)?;
-        counts(context, &scene.listener, counted!(parked: 1))
+        scene
+            .counts(context, counted!(parked: 1))
             .with_context(|| format!("round {round}"))?;
     }
     scene.serve(context, &mut client)?;
-    let seen = counts(context, &scene.listener, counted!(released_data: 1))?;
+    let seen = scene.counts(context, counted!(released_data: 1))?;
     expect_eq!(
         (seen.half_open, seen.half_open_young),
         (0, 0),
@@ -590,7 +557,7 @@ fn low_water_mark(context: &Context, family: Family) -> Result<()> {
         "whether more than ten do"
     );
     serve(&accepted)?;
-    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+    scene.counts(context, counted!(released_data: 1)).map(drop)
 }
 
 case!(Default, "odd.urgent_data" => each_family(urgent_data));
@@ -617,7 +584,7 @@ fn urgent_data(context: &Context, family: Family) -> Result<()> {
     expect_eq!(length, 1, "bytes out of band");
     client.data(REQUEST)?;
     serve(&accepted)?;
-    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+    scene.counts(context, counted!(released_data: 1)).map(drop)
 }
 
 case!(Default, "odd.zero_window" => each_family(zero_window));
@@ -650,16 +617,9 @@ fn zero_window(context: &Context, family: Family) -> Result<()> {
             .with_context(|| {
                 format!("no response into an open window (speaks at once: {speaks})")
             })?;
-        expect_eq!(
-            response.segment.payload,
-            crate::scene::RESPONSE,
-            "the response"
-        );
+        expect_eq!(response.segment.payload, RESPONSE, "the response");
     }
-    counts(
-        context,
-        &scene.listener,
-        counted!(released_data: 1, timeout_accept: 1),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(released_data: 1, timeout_accept: 1))
+        .map(drop)
 }

@@ -12,16 +12,16 @@ use anyhow::{bail, Context as _, Result};
 
 use crate::case::{case, each_family, expect_eq, expect_in, Context};
 use crate::scene::{
-    accept_while, bare_ack, close, established, exchange_and_close, serve, RawScene, Scene,
+    accept_while, close, established, exchange_and_close, RawScene, Scene, WireScene,
 };
 
 case!(Unloaded, "unloaded.plain.accepted_at_once" => each_family(at_once));
 case!(Default, "plain.accepted_at_once" => each_family(at_once));
 /// A silent client is accepted as soon as its bare ACK is there, and nothing more is sent.
 fn at_once(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::plain(family))?;
+    let scene = WireScene::new(context, family, &Listen::plain(family))?;
     let (accepted, client) = accept_while(&scene.listener, context, || scene.connect())?;
-    let ack = bare_ack(&scene.capture, context, client.local.port())?;
+    let ack = scene.bare_ack(context, &client)?;
     context.at_once(ack.at, accepted.at, "from the bare ACK to accept()")?;
     expect_eq!(
         ulp::attached(&scene.listener)?,
@@ -37,26 +37,18 @@ fn at_once(context: &Context, family: Family) -> Result<()> {
     sleep(Duration::from_millis(1500));
     established(&client, &accepted)?;
     exchange_and_close(client, accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
 
 case!(Unloaded, "unloaded.plain.defer_accept" => each_family(defer_accept));
 case!(Default, "plain.defer_accept" => each_family(defer_accept));
 /// The kernel's own deferral: it drops the bare ACK, and asks for it again when the time is up.
 fn defer_accept(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::deferred(family, 1))?;
+    let scene = WireScene::new(context, family, &Listen::deferred(family, 1))?;
 
     let (mut client, _) = scene.connect_and_ack(context)?;
     sleep(Duration::from_millis(400));
-    let sent = client.request()?;
-    let accepted = scene.accept(context)?;
-    context.at_once(sent, accepted.at, "from the request to accept()")?;
-    serve(&accepted)?;
-    client.response()?;
+    let accepted = scene.serve_parked(context, &mut client)?;
     close(client, accepted)?;
 
     let (client, _) = scene.connect_and_ack(context)?;
@@ -99,8 +91,7 @@ fn unanswered_syn_ack(context: &Context, family: Family) -> Result<()> {
 /// The same for any listener: no filter has a say before the third segment.
 pub(crate) fn unanswered(context: &Context, family: Family, listen: &Listen) -> Result<()> {
     let scene = RawScene::new(context, family, listen)?;
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    let mut client = scene.half_open(context)?;
     let third = |packets: &[_]| packets.len() >= 3;
     let mut seen = Vec::new();
     accf_kit::wait::until(Duration::from_secs(3) + context.patience(), || {

@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::Duration;
@@ -13,10 +12,8 @@ use accf_kit::capture::{Capture, Direction, Packet, Trace};
 use accf_kit::clock::Stamp;
 use accf_kit::control::{self, settings, timeout, OnTimeout};
 use accf_kit::endpoint::{connect_here, set_tcp_option, Family, Listen, Listener};
-use accf_kit::netns::Netns;
 use accf_kit::raw::RawClient;
 use accf_kit::segment::{Flags, Segment};
-use accf_kit::tcp_info::TcpInfo;
 use accf_kit::wait;
 use accf_kit::wire::{Wire, INTERFACE};
 use anyhow::{anyhow, bail, ensure, Context as _, Result};
@@ -24,7 +21,11 @@ use socket2::SockRef;
 
 use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::count::{counted, counts, describe, stats};
-use crate::scene::{bare_ack, exchange_and_close, rest, serve, Client, RawScene, Scene, REQUEST};
+use crate::scene::{
+    accept_queue_holds, bare_acks, connect_again, exchange_and_close, reads_reset,
+    receives_nothing, rest, serve, totals, Client, LoopbackScene, RawScene, Scene, WireScene,
+    REQUEST,
+};
 
 /// A deadline long enough to tell it from "at once", and short enough to wait for.
 const DEADLINE: Duration = Duration::from_millis(600);
@@ -64,42 +65,20 @@ fn is_exact(reset: &Segment, syn_ack: &Segment) -> Result<()> {
     Ok(())
 }
 
-/// What a client reads from a connection that is reset.
-fn reads_reset(client: &mut Client) -> Result<()> {
-    let error = rest(&mut client.stream)
-        .err()
-        .map(|error| error.downcast_ref::<io::Error>().map(io::Error::kind));
-    expect_eq!(
-        error,
-        Some(Some(io::ErrorKind::ConnectionReset)),
-        "what the client reads"
-    );
-    Ok(())
-}
-
 /// One reset, at the deadline, that the client's kernel believes; the server never hears of the client.
-fn reset_in(
-    context: &Context,
-    listener: &Listener,
-    capture: &Capture,
-    mut client: Client,
-) -> Result<()> {
+fn reset_in(context: &Context, scene: &impl Scene, mut client: Client) -> Result<()> {
     let port = client.local.port();
-    let ack = bare_ack(capture, context, port)?;
-    reads_reset(&mut client)?;
+    let ack = scene.bare_ack(context, &client)?;
+    reads_reset(&mut client.stream)?;
     let read = Stamp::now();
-    let packet = reset_of(capture, context, port)?;
+    let packet = reset_of(scene.capture(), context, port)?;
     let after = context.happened_on_time(ack.at, packet.at, DEADLINE, "to the reset")?;
     context.note(format!("reset {after:.1} ms after the bare ACK"));
     context.at_once(packet.at, read, "from the reset to the client's error")?;
-    counts(context, listener, counted!(timeout_reset: 1))?;
+    scene.counts(context, counted!(timeout_reset: 1))?;
     // Time for whatever else might be sent because of the deadline.
-    let accepted = listener.accept(Duration::from_millis(300))?;
-    ensure!(
-        accepted.is_none(),
-        "the server accepted a client that was reset"
-    );
-    let trace = capture.so_far()?.of_port(listener.port());
+    scene.accept_nothing(Duration::from_millis(300), "the client was reset")?;
+    let trace = scene.capture().so_far()?.of_port(scene.port());
     let syn_ack = trace.first(Segment::is_syn_ack).context("no SYN-ACK")?;
     expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
     let resets = resets(&trace);
@@ -117,36 +96,28 @@ fn reset_in(
 
 case!(Default, "policy.reset" => each_family(reset));
 fn reset(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
+    let scene = WireScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
     let client = scene.connect()?;
-    reset_in(context, &scene.listener, &scene.capture, client)?;
+    reset_in(context, &scene, client)?;
     scene.requests(context, 0)
 }
 
 case!(Default, "policy.reset_bound_to_a_device" => each_family(reset_on_device));
 fn reset_on_device(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
+    let scene = WireScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
     SockRef::from(scene.listener.socket())
         .bind_device(Some(INTERFACE.as_bytes()))
         .context("SO_BINDTODEVICE")?;
     let client = scene.connect()?;
-    reset_in(context, &scene.listener, &scene.capture, client)
+    reset_in(context, &scene, client)
 }
 
 case!(Default, "policy.reset_on_loopback" => each_family(reset_on_loopback));
 fn reset_on_loopback(context: &Context, family: Family) -> Result<()> {
-    let ns = Netns::new()?;
-    let listener = listen(family, DEADLINE, OnTimeout::Reset).open(&ns)?;
-    let capture = Capture::start(&ns, "lo")?;
-    context.show_on_failure(&capture);
-    let server: SocketAddr = if family.is_v4_on_the_wire() {
-        ([127, 0, 0, 1], listener.port()).into()
-    } else {
-        (std::net::Ipv6Addr::LOCALHOST, listener.port()).into()
-    };
-    let stream = ns.run(|| connect_here(server))?;
-    let local = stream.local_addr()?;
-    reset_in(context, &listener, &capture, Client { stream, local })
+    let listen = listen(family, DEADLINE, OnTimeout::Reset);
+    let scene = LoopbackScene::new(context, family, &listen)?;
+    let client = scene.connect()?;
+    reset_in(context, &scene, client)
 }
 
 case!(
@@ -166,7 +137,7 @@ fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> 
     }
     client.open(context.patience())?;
     let expected = client.rcv_nxt;
-    let ack = bare_ack(&scene.capture, context, client.local.port())?;
+    let ack = scene.bare_ack(context, &client)?;
     let reset = client
         .receive(context.patience())?
         .context("nothing came at the deadline")?
@@ -175,16 +146,14 @@ fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> 
     expect_eq!(reset.seq, expected, "sequence number of the reset");
     let packet = reset_of(&scene.capture, context, client.local.port())?;
     context.happened_on_time(ack.at, packet.at, DEADLINE, "to the reset")?;
-    counts(context, &scene.listener, counted!(timeout_reset: 1))?;
+    scene.counts(context, counted!(timeout_reset: 1))?;
     scene.requests(context, 0)?;
     scene.accept_nothing(Duration::from_millis(300), "the client was reset")?;
-    expect_eq!(
-        client
-            .receive(Duration::from_millis(300))?
-            .map(|received| received.segment.to_string()),
-        None,
-        "what came after the reset"
-    );
+    receives_nothing(
+        &mut client,
+        Duration::from_millis(300),
+        "what came after the reset",
+    )?;
     // Nobody knows the connection any more.
     client.data(REQUEST)?;
     let answer = client
@@ -192,7 +161,7 @@ fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> 
         .context("no answer to data after the reset")?
         .segment;
     expect_eq!(answer.is_rst(), true, "whether {answer} is a reset");
-    counts(context, &scene.listener, counted!(timeout_reset: 1)).map(drop)
+    scene.counts(context, counted!(timeout_reset: 1)).map(drop)
 }
 
 case!(Default, "policy.reset_after_odd_segments" => each_family(reset_after_odd));
@@ -202,7 +171,7 @@ fn reset_after_odd(context: &Context, family: Family) -> Result<()> {
     let mut client = scene.client().with_timestamps();
     client.open(context.patience())?;
     let expected = client.rcv_nxt;
-    let ack = bare_ack(&scene.capture, context, client.local.port())?;
+    let ack = scene.bare_ack(context, &client)?;
     client.window = 0;
     client.ack()?;
     let mut probe = client.segment(Flags::ACK, b"");
@@ -216,7 +185,7 @@ fn reset_after_odd(context: &Context, family: Family) -> Result<()> {
     expect_eq!(reset.flags, Flags::RST, "flags of the reset");
     let packet = reset_of(&scene.capture, context, client.local.port())?;
     context.happened_on_time(ack.at, packet.at, DEADLINE, "to the reset")?;
-    counts(context, &scene.listener, counted!(timeout_reset: 1)).map(drop)
+    scene.counts(context, counted!(timeout_reset: 1)).map(drop)
 }
 
 case!(Default, "policy.reset_and_come_again" => each_family(come_again));
@@ -228,18 +197,13 @@ fn come_again(context: &Context, family: Family) -> Result<()> {
         client
             .receive_until(context.patience(), Segment::is_rst)?
             .with_context(|| format!("no reset at the deadline, round {round}"))?;
-        counts(context, &scene.listener, counted!(timeout_reset: round))?;
-        client.isn = client.isn.wrapping_add(100_000);
-        client.snd_nxt = client.isn;
-        client.open(context.patience())?;
+        scene.counts(context, counted!(timeout_reset: round))?;
+        connect_again(context, &mut client)?;
     }
     scene.serve(context, &mut client)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(timeout_reset: 3, released_data: 1),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(timeout_reset: 3, released_data: 1))
+        .map(drop)
 }
 
 /// Watches the counts for the moment at which a client is dropped.
@@ -260,7 +224,7 @@ fn dropped_at(context: &Context, listener: &Listener) -> Result<Stamp> {
 case!(Default, "policy.drop" => each_family(drop_silently));
 /// Not a word at the deadline; what the client says later is answered as anything that nobody knows of.
 fn drop_silently(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &listen(family, DEADLINE, OnTimeout::Drop))?;
+    let scene = WireScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Drop))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     let dropped = dropped_at(context, &scene.listener)?;
     let after = context.happened_on_time(ack.at, dropped, DEADLINE, "to the drop")?;
@@ -268,9 +232,9 @@ fn drop_silently(context: &Context, family: Family) -> Result<()> {
     scene.requests(context, 0)?;
     scene.accept_nothing(Duration::from_millis(400), "the client was dropped")?;
     let spoken = client.request()?;
-    reads_reset(&mut client)?;
+    reads_reset(&mut client.stream)?;
     scene.accept_nothing(Duration::from_millis(200), "the client was dropped")?;
-    counts(context, &scene.listener, counted!(timeout_drop: 1))?;
+    scene.counts(context, counted!(timeout_drop: 1))?;
     scene.judge(|trace| {
         expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
         expect_eq!(
@@ -290,13 +254,11 @@ fn raw_drop(context: &Context, family: Family) -> Result<()> {
     let (mut client, ack) = scene.parked(context)?;
     let dropped = dropped_at(context, &scene.listener)?;
     context.happened_on_time(ack.at, dropped, DEADLINE, "to the drop")?;
-    expect_eq!(
-        client
-            .receive(Duration::from_millis(1200))?
-            .map(|received| received.segment.to_string()),
-        None,
-        "what a dropped client is sent"
-    );
+    receives_nothing(
+        &mut client,
+        Duration::from_millis(1200),
+        "what a dropped client is sent",
+    )?;
     let expected = client.rcv_nxt;
     client.data(REQUEST)?;
     let answer = client
@@ -305,16 +267,11 @@ fn raw_drop(context: &Context, family: Family) -> Result<()> {
         .segment;
     expect_eq!(answer.is_rst(), true, "whether {answer} is a reset");
     expect_eq!(answer.seq, expected, "sequence number of the reset");
-    client.isn = client.isn.wrapping_add(100_000);
-    client.snd_nxt = client.isn;
-    client.open(context.patience())?;
+    connect_again(context, &mut client)?;
     scene.serve(context, &mut client)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(timeout_drop: 1, released_data: 1),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(timeout_drop: 1, released_data: 1))
+        .map(drop)
 }
 
 case!(Default, "policy.fifty_milliseconds" => each_family(fifty_milliseconds));
@@ -322,7 +279,7 @@ case!(Default, "policy.fifty_milliseconds" => each_family(fifty_milliseconds));
 fn fifty_milliseconds(context: &Context, family: Family) -> Result<()> {
     const SHORT: Duration = Duration::from_millis(50);
     let wire = Wire::new()?;
-    let scene = Scene::on(
+    let scene = WireScene::on(
         context,
         wire.clone(),
         family,
@@ -333,25 +290,20 @@ fn fifty_milliseconds(context: &Context, family: Family) -> Result<()> {
     let after = context.on_time(ack.at, &accepted, SHORT)?;
     context.note(format!("connection {after:.1} ms after the bare ACK"));
     exchange_and_close(client, accepted)?;
-    counts(context, &scene.listener, counted!(timeout_accept: 1))?;
+    scene.counts(context, counted!(timeout_accept: 1))?;
 
     let resetting = listen(family, SHORT, OnTimeout::Reset).open(&wire.server)?;
-    let server = wire.server_address(family, resetting.port());
-    let stream = wire.client.run(|| connect_here(server))?;
-    let local = stream.local_addr()?;
-    let mut client = Client { stream, local };
-    reads_reset(&mut client)?;
-    let ack = bare_ack(&scene.capture, context, local.port())?;
-    let packet = reset_of(&scene.capture, context, local.port())?;
+    let mut client = scene.connect_to(&resetting)?;
+    reads_reset(&mut client.stream)?;
+    let ack = scene.bare_ack(context, &client)?;
+    let packet = reset_of(&scene.capture, context, client.local.port())?;
     let after = context.happened_on_time(ack.at, packet.at, SHORT, "to the reset")?;
     context.note(format!("reset {after:.1} ms after the bare ACK"));
 
     let dropping = listen(family, SHORT, OnTimeout::Drop).open(&wire.server)?;
-    let server = wire.server_address(family, dropping.port());
-    let stream = wire.client.run(|| connect_here(server))?;
-    let local = stream.local_addr()?;
+    let client = scene.connect_to(&dropping)?;
     let dropped = dropped_at(context, &dropping)?;
-    let ack = bare_ack(&scene.capture, context, local.port())?;
+    let ack = scene.bare_ack(context, &client)?;
     let after = context.happened_on_time(ack.at, dropped, SHORT, "to the drop")?;
     context.note(format!("dropped {after:.1} ms after the bare ACK"));
     Ok(())
@@ -366,18 +318,6 @@ const FOUR: [Duration; 4] = [
 ];
 /// How many clients each of them has.
 const EACH: usize = 5;
-
-/// When each client's bare ACK was seen.
-fn bare_acks(trace: &Trace) -> HashMap<u16, Stamp> {
-    let mut acks = HashMap::new();
-    for packet in &trace.packets {
-        if packet.segment.is_bare_ack() && packet.direction == Direction::In {
-            acks.entry(packet.segment.source.port())
-                .or_insert(packet.at);
-        }
-    }
-    acks
-}
 
 /// Opens four listeners on one cable, and has clients connect to all of them in turn, and stay silent.
 fn four_listeners(
@@ -500,7 +440,7 @@ case!(
 /// A client that speaks in time has nothing to do with the policy.
 fn data_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     let deadline = Duration::from_millis(1500);
-    let scene = Scene::new(context, family, &listen(family, deadline, on_timeout))?;
+    let scene = WireScene::new(context, family, &listen(family, deadline, on_timeout))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     sleep(Duration::from_millis(1000).saturating_sub(Stamp::now().since(ack.at)));
     let sent = client.request()?;
@@ -510,12 +450,8 @@ fn data_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Resu
     serve(&accepted)?;
     client.response()?;
     exchange_and_close(client, accepted)?;
-    counts(context, &scene.listener, counted!(released_data: 1))?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.counts(context, counted!(released_data: 1))?;
+    scene.judge_totals(1, 0)
 }
 
 case!(
@@ -534,23 +470,14 @@ fn fin_and_rst_before(context: &Context, family: Family, on_timeout: OnTimeout) 
     let (mut breaker, _) = scene.parked(context)?;
     leaver.fin()?;
     breaker.rst()?;
-    let mut accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        leaver.local.port(),
-        "the client that was accepted"
-    );
+    let mut accepted = scene.accept_from(context, &leaver)?;
     expect_eq!(
         rest(&mut accepted.stream)?.len(),
         0,
         "bytes before the end of the stream"
     );
     scene.accept_nothing(Duration::from_millis(1800), "the other client has reset")?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(released_fin: 1, aborted: 1),
-    )?;
+    scene.counts(context, counted!(released_fin: 1, aborted: 1))?;
     scene.judge(|trace| {
         let sent = trace.filter(|packet| packet.direction == Direction::Out);
         expect_eq!(sent.resets(), 0, "resets of the server");
@@ -570,7 +497,7 @@ case!(
 fn data_at_that_moment(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     const CLIENTS: usize = 40;
     let deadline = Duration::from_millis(1500);
-    let scene = Scene::new(context, family, &listen(family, deadline, on_timeout))?;
+    let scene = WireScene::new(context, family, &listen(family, deadline, on_timeout))?;
     let clients = scene.connect_many(CLIENTS)?;
     let acks = bare_acks(&scene.capture.so_far()?.to_port(scene.port()));
     let mut rng = context.rng();
@@ -634,7 +561,7 @@ fn data_at_that_moment(context: &Context, family: Family, on_timeout: OnTimeout)
     } else {
         counted!(released_data: served, timeout_drop: refused)
     };
-    counts(context, &scene.listener, expected)?;
+    scene.counts(context, expected)?;
     scene.requests(context, 0)
 }
 
@@ -650,7 +577,7 @@ case!(
 fn many(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     const CLIENTS: usize = 150;
     let deadline = Duration::from_millis(800);
-    let scene = Scene::new(
+    let scene = WireScene::new(
         context,
         family,
         &listen(family, deadline, on_timeout).backlog(1024),
@@ -661,7 +588,7 @@ fn many(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> 
     } else {
         counted!(timeout_drop: CLIENTS as u64)
     };
-    counts(context, &scene.listener, expected)?;
+    scene.counts(context, expected)?;
     scene.requests(context, 0)?;
     scene.accept_nothing(Duration::from_millis(100), "no client was accepted")?;
     let spoken = Stamp::now();
@@ -669,11 +596,10 @@ fn many(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> 
         if on_timeout == OnTimeout::Drop {
             client.request()?;
         }
-        reads_reset(&mut client)?;
+        reads_reset(&mut client.stream)?;
     }
     scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), CLIENTS, "SYN-ACKs");
-        expect_eq!(trace.resets(), CLIENTS, "resets");
+        totals(trace, CLIENTS, CLIENTS)?;
         let before = trace.filter(|packet| packet.at <= spoken).resets();
         let expected = if on_timeout == OnTimeout::Reset {
             CLIENTS
@@ -696,7 +622,7 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     let speakers = fill_accept_queue(context, &scene)?;
     control::set_config(&scene.listener, &timeout(50))?;
     sleep(Duration::from_millis(500));
-    counts(context, &scene.listener, counted!(parked: 2))?;
+    scene.counts(context, counted!(parked: 2))?;
     for _ in &speakers {
         serve(&scene.accept(context)?)?;
     }
@@ -711,7 +637,7 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
             accepted.peer
         );
     }
-    counts(context, &scene.listener, counted!(timeout_accept: 2))?;
+    scene.counts(context, counted!(timeout_accept: 2))?;
 
     control::set_config(&scene.listener, &timeout(60_000))?;
     let mut third = scene.parked(context)?.0;
@@ -725,12 +651,9 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     for _ in &speakers {
         serve(&scene.accept(context)?)?;
     }
-    counts(
-        context,
-        &scene.listener,
-        counted!(timeout_accept: 2, timeout_reset: 1),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(timeout_accept: 2, timeout_reset: 1))
+        .map(drop)
 }
 
 /// Fills the accept queue of a listener with a backlog of 1 with clients that spoke at once.
@@ -743,12 +666,7 @@ fn fill_accept_queue(context: &Context, scene: &RawScene) -> Result<Vec<RawClien
     for speaker in &mut speakers {
         speaker.data(REQUEST)?;
     }
-    let mut queued = 0;
-    wait::until(context.patience(), || {
-        queued = TcpInfo::of(&scene.listener)?.unacked;
-        Ok(queued == 2)
-    })?;
-    expect_eq!(queued, 2, "connections that wait for accept()");
+    accept_queue_holds(&scene.listener, context, 2)?;
     Ok(speakers)
 }
 
@@ -763,7 +681,7 @@ fn beyond_seven_bits(context: &Context) -> Result<()> {
     let family = Family::V4;
     let wire = Wire::new()?;
     wire.server.set_sysctl("net.ipv4.tcp_synack_retries", "2")?;
-    let scene = Scene::on(
+    let scene = WireScene::on(
         context,
         wire,
         family,
@@ -782,12 +700,8 @@ fn beyond_seven_bits(context: &Context) -> Result<()> {
     );
     let accepted = scene.accept(context)?;
     context.on_time(ack.at, &accepted, LONG)?;
-    let seen = counts(context, &scene.listener, counted!(timeout_accept: 1))?;
+    let seen = scene.counts(context, counted!(timeout_accept: 1))?;
     context.note(describe(&seen));
     exchange_and_close(client, accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
