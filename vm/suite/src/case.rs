@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a case is, and what it is given.
+//! Cases: how they are registered, and the context they run in.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ use accf_kit::clock::{Pulse, Stamp};
 use accf_kit::endpoint::{Accepted, Family};
 use anyhow::{bail, Result};
 
-/// Fails unless a value is the one expected, and says which it is.
+/// Fails unless a value is the one expected; the error says both.
 macro_rules! expect_eq {
     ($seen:expr, $expected:expr, $($what:tt)+) => {
         match (&$seen, &$expected) {
@@ -24,7 +24,7 @@ macro_rules! expect_eq {
     };
 }
 
-/// Fails unless a value is in a range, and says which it is.
+/// Fails unless a value is in a range; the error says both.
 macro_rules! expect_in {
     ($seen:expr, $range:expr, $($what:tt)+) => {
         match (&$seen, &($range)) {
@@ -237,7 +237,7 @@ pub(crate) struct Case {
     pub(crate) body: Test,
 }
 
-/// The kernels the suite knows, for what may be asked of them.
+/// The kernels that the suite tells apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kernel {
     /// A distribution's.
@@ -247,7 +247,7 @@ pub(crate) enum Kernel {
 }
 
 impl Kernel {
-    /// The one this guest runs, as its environment says.
+    /// Returns the kernel of this guest, which its environment names.
     pub(crate) fn of_this_guest() -> Self {
         match std::env::var("ACCF_KERNEL").as_deref() {
             Ok("dev" | "kcsan" | "rt") => Self::Dev,
@@ -255,7 +255,7 @@ impl Kernel {
         }
     }
 
-    /// How many times longer than on a stock kernel a step may take.
+    /// Returns how many times longer than on a stock kernel a step may take.
     pub(crate) fn patience(self) -> u32 {
         match self {
             Self::Stock => 1,
@@ -264,13 +264,13 @@ impl Kernel {
     }
 }
 
-/// What a case is given.
+/// The context that a case runs in.
 pub(crate) struct Context {
     /// The kernel it runs on.
     pub(crate) kernel: Kernel,
-    /// Where its random numbers start from.
+    /// The seed of its random numbers.
     pub(crate) seed: u64,
-    /// How long to feed the kernel random input, if that was said.
+    /// How long to feed the kernel random input, if the command line says.
     pub(crate) fuzz_time: Option<Duration>,
     pub(crate) name: String,
     captures: Mutex<Vec<Viewer>>,
@@ -278,7 +278,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// The context of the case called `name`.
+    /// Returns the context of the case `name`.
     pub(crate) fn new(name: &str, seed: u64) -> Self {
         Self {
             kernel: Kernel::of_this_guest(),
@@ -290,13 +290,13 @@ impl Context {
         }
     }
 
-    /// Says how long to feed the kernel random input.
+    /// Sets how long to feed the kernel random input.
     pub(crate) fn fuzz_for(mut self, time: Option<Duration>) -> Self {
         self.fuzz_time = time;
         self
     }
 
-    /// Random numbers that are the same for the same case and seed.
+    /// Returns random numbers that depend on the case and the seed only.
     pub(crate) fn rng(&self) -> fastrand::Rng {
         self.rng_from(self.seed)
     }
@@ -309,9 +309,9 @@ impl Context {
         fastrand::Rng::with_seed(name)
     }
 
-    /// How soon is "at once".
+    /// Returns how soon "at once" is.
     ///
-    /// Well below the second after which the first timer of TCP could be what made it happen.
+    /// Well below a second, after which TCP's first timer fires.
     pub(crate) fn prompt(&self) -> Duration {
         match self.kernel {
             Kernel::Stock => Duration::from_millis(300),
@@ -319,7 +319,7 @@ impl Context {
         }
     }
 
-    /// Makes sure that `then` came at once after `since`, by the standards of this machine at that moment.
+    /// Checks that `then` came at once after `since`, allowing for what this machine was late.
     pub(crate) fn at_once(&self, since: Stamp, then: Stamp, what: &str) -> Result<()> {
         let late = self.pulse.worst(since, then);
         let allowed = self.prompt() + late;
@@ -331,18 +331,18 @@ impl Context {
         Ok(())
     }
 
-    /// Makes sure that `accept()` returned a connection as soon as there was one.
+    /// Checks that `accept()` returned a connection as soon as there was one.
     pub(crate) fn accepted_at_once(&self, accepted: &Accepted) -> Result<()> {
         // A tick may make the connection look later than it was.
         let made = accepted.made.min(accepted.at);
         self.at_once(made, accepted.at, "from the connection to accept()")
     }
 
-    /// Makes sure that a connection came as long after its bare ACK as a deadline asks for; returns the milliseconds.
+    /// Checks that a connection came at its deadline after the bare ACK; returns the milliseconds.
     ///
-    /// Too early is wrong in any amount that two clock ticks do not explain. Too late is wrong beyond the tolerance
-    /// and what this machine was late by itself just then. What counts is when the connection could be accepted:
-    /// whether it was, at once, is for [`Self::accepted_at_once`].
+    /// Early by more than two clock ticks is wrong. Late is wrong beyond the tolerance and what
+    /// this machine was late at that time. What counts is when the connection was made;
+    /// [`Self::accepted_at_once`] checks when it was accepted.
     pub(crate) fn on_time(
         &self,
         ack: Stamp,
@@ -352,7 +352,8 @@ impl Context {
         self.happened_on_time(ack, accepted.made, deadline, "to the connection")
     }
 
-    /// The same for what else is to happen at a deadline; `what` ends the sentence "milliseconds from the bare ACK …".
+    /// The same for other events at a deadline; `what` ends the sentence "milliseconds from the
+    /// bare ACK …".
     pub(crate) fn happened_on_time(
         &self,
         ack: Stamp,
@@ -376,22 +377,22 @@ impl Context {
         Ok(after)
     }
 
-    /// The most that a program was late in a time.
+    /// Returns the most that this machine was late between two times.
     pub(crate) fn late(&self, from: Stamp, to: Stamp) -> Duration {
         self.pulse.worst(from, to)
     }
 
-    /// How long to wait for what will surely happen: only a failure ever takes that long.
+    /// Returns how long to wait for what has to happen: only a failure takes that long.
     pub(crate) fn patience(&self) -> Duration {
         Duration::from_secs(5) * self.kernel.patience()
     }
 
-    /// Tells something about the run that a reader of the results may want.
+    /// Prints a note on the run for the reader of the results.
     pub(crate) fn note(&self, text: impl fmt::Display) {
         println!("{text}");
     }
 
-    /// Makes what a capture saw part of the diagnostics, should the case fail.
+    /// Adds what a capture saw to the diagnostics of a failure.
     pub(crate) fn show_on_failure(&self, capture: &Capture) {
         self.captures
             .lock()
@@ -399,7 +400,7 @@ impl Context {
             .push(capture.viewer());
     }
 
-    /// What the captures of this case saw, as far as one wants to read it.
+    /// Returns the first packets that the captures of this case saw.
     pub(crate) fn on_the_wire(&self) -> String {
         const ENOUGH: usize = 60;
         let mut text = String::new();
@@ -417,7 +418,8 @@ impl Context {
         text
     }
 
-    /// Ends the case because the kernel lacks `what`: a skip on a stock kernel, a failure on ours, which has it all.
+    /// Ends the case because the kernel lacks `what`: a skip on a stock kernel, a failure on ours,
+    /// which has every feature.
     pub(crate) fn lacks(&self, what: &str) -> Result<()> {
         match self.kernel {
             Kernel::Stock => Err(Skip(format!("this kernel has no {what}")).into()),
@@ -426,7 +428,7 @@ impl Context {
     }
 }
 
-/// The error of a case that does not apply.
+/// The error of a case that does not apply to this kernel.
 #[derive(Debug)]
 pub(crate) struct Skip(pub(crate) String);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What most cases start from: a listener at one end of something, a client at the other, a capture in between.
+//! Scenes that cases start from: a listener, its clients, and a capture between them.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -23,9 +23,9 @@ use anyhow::{anyhow, ensure, Context as _, Result};
 use crate::case::{expect_eq, Context};
 use crate::count::{counted, counts};
 
-/// What clients say.
+/// The request of clients.
 pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
-/// What servers answer.
+/// The response of servers.
 pub(crate) const RESPONSE: &[u8] = b"HTTP/1.0 200 OK\r\n\r\nhello\n";
 
 /// The client's end of a connection.
@@ -157,7 +157,7 @@ macro_rules! scene {
     };
 }
 
-/// A server and clients that are the kernel's own, on the two ends of a cable, with a capture at
+/// A server and clients that use the kernel's TCP, on the two ends of a cable, with a capture at
 /// the server's.
 pub(crate) struct WireScene {
     pub(crate) wire: Wire,
@@ -168,7 +168,7 @@ pub(crate) struct WireScene {
 
 scene!(WireScene, wire.server);
 
-/// A client whose TCP is the kernel's own.
+/// A client that uses the kernel's TCP.
 pub(crate) struct Client {
     pub(crate) stream: TcpStream,
     pub(crate) local: SocketAddr,
@@ -238,7 +238,7 @@ impl WireScene {
     }
 }
 
-/// A server and clients that are the kernel's own, inside one machine.
+/// A server and clients that use the kernel's TCP, inside one machine.
 pub(crate) struct LoopbackScene {
     pub(crate) ns: Netns,
     pub(crate) family: Family,
@@ -275,7 +275,7 @@ impl LoopbackScene {
     }
 }
 
-/// A server whose clients decide on every segment themselves, with a capture at the server's side.
+/// A server whose clients are programs that make each segment, with a capture at the server's side.
 pub(crate) struct RawScene {
     pub(crate) ns: Netns,
     pub(crate) family: Family,
@@ -399,7 +399,7 @@ pub(crate) fn bare_ack(capture: &Capture, context: &Context, client_port: u16) -
         .context("the client's bare ACK did not reach the server")
 }
 
-/// Waits in `accept()` already while something is done to get a connection there.
+/// Waits in `accept()` while `connect` runs.
 pub(crate) fn accept_while<T>(
     listener: &Listener,
     context: &Context,
@@ -442,7 +442,7 @@ pub(crate) fn accept_queue_holds(listener: &Listener, context: &Context, count: 
     Ok(())
 }
 
-/// Waits until a port has `expected` requests, and no more and no less.
+/// Waits until a port has exactly `expected` requests.
 pub(crate) fn requests(ns: &Netns, port: u16, context: &Context, expected: usize) -> Result<()> {
     let mut seen = 0;
     wait::until(context.patience(), || {
@@ -513,7 +513,7 @@ pub(crate) fn exchange_and_close(mut client: Client, accepted: Accepted) -> Resu
     close(client, accepted)
 }
 
-/// Closes a connection from both ends and sees each end hear of it.
+/// Closes a connection from both ends, and checks that each end reads the end of the stream.
 pub(crate) fn close(mut client: Client, mut accepted: Accepted) -> Result<()> {
     client.stream.shutdown(Shutdown::Write)?;
     expect_eq!(
@@ -552,7 +552,7 @@ pub(crate) fn reads_reset(stream: &mut TcpStream) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that both ends of a connection are what they are after any handshake.
+/// Checks that both ends of a connection are established without retransmissions.
 pub(crate) fn established(client: &Client, accepted: &Accepted) -> Result<()> {
     let server = TcpInfo::of(&accepted.stream)?;
     expect_eq!(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The counts are one picture: whenever it is taken, and whoever takes it.
+//! Reading the counts: one consistent snapshot, at any time and by any way of reading.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
@@ -15,7 +15,7 @@ use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{consistent, counted, describe, stats};
 use crate::scene::{rest, RawScene, Scene, WireScene, REQUEST};
 
-/// Which bucket of the histogram one has got more than another.
+/// Returns the bucket of the histogram that has one wait more than before.
 fn bucket(before: &Stats, after: &Stats) -> Result<accf_kit::control::WaitBucket> {
     let mut grown = before
         .waits()
@@ -27,7 +27,8 @@ fn bucket(before: &Stats, after: &Stats) -> Result<accf_kit::control::WaitBucket
 }
 
 case!(Default, "account.how_long_clients_wait" => each_family(histogram));
-/// The time that a client takes is counted where it belongs: by what was on the wire, data or the end.
+/// Checks that a client's wait is counted in the right bucket, ended by data or by the end of the
+/// stream.
 fn histogram(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut before = stats(&scene.listener)?;
@@ -51,7 +52,8 @@ fn histogram(context: &Context, family: Family) -> Result<()> {
         let after = stats(&scene.listener)?;
         let bucket = bucket(&before, &after)
             .with_context(|| format!("{} after {}", describe(&after), describe(&before)))?;
-        // The capture sees both a little earlier than the module does, and stamps them by another clock.
+        // The capture sees both a little earlier than the module does, and stamps them by another
+        // clock.
         let waited = end.at.since(ack.at);
         let slack = Duration::from_millis(4) + waited / 50;
         let late = context.late(ack.at, end.at);
@@ -72,7 +74,8 @@ fn histogram(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "account.consistent_at_any_time" => each_family(consistent_always));
-/// While clients come and go on all processors, whoever reads finds sums that are right, and counts that only grow.
+/// Checks, while clients come and go on all processors, that every reading has correct sums, and
+/// counts that only grow.
 fn consistent_always(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 120;
     let listen =
@@ -100,7 +103,7 @@ fn consistent_always(context: &Context, family: Family) -> Result<()> {
                     while !over.load(Ordering::Relaxed) {
                         let seen = if diag {
                             control::from_diag(&scene.wire.server, scene.port())?
-                                .context("inet_diag does not tell of the listener")?
+                                .context("inet_diag does not report the listener")?
                                 .stats
                         } else {
                             control::stats(&scene.listener)?
@@ -180,7 +183,7 @@ fn consistent_always(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Totals never shrink.
+/// Checks that no total has shrunk.
 fn only_grown(before: &Stats, after: &Stats) -> Result<()> {
     let totals = |stats: &Stats| {
         [
@@ -209,7 +212,7 @@ fn only_grown(before: &Stats, after: &Stats) -> Result<()> {
 }
 
 case!(Default, "account.every_end_once" => each_family(every_end));
-/// One client for each way to end, and the counts after each.
+/// Checks the counts after each way in which a parked connection can end.
 fn every_end(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut expected = counted!();
@@ -250,7 +253,7 @@ fn every_end(context: &Context, family: Family) -> Result<()> {
         drop(scene.accept(context)?);
     }
     scene.accept_nothing(Duration::from_millis(200), "two were to be accepted")?;
-    // Who spoke with the third segment is none of all these.
+    // A client that sends data with the third segment is not counted by any of these.
     let mut client = scene.half_open(context)?;
     scene.serve(context, &mut client)?;
     scene.counts(context, expected)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Asking for the filter, and who may not.
+//! Attaching the filter: which sockets take it, and which refuse it.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -15,7 +15,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::scene::{exchange_and_close, rest, Scene, WireScene};
 
-/// Attaches, and returns the errno that came of it.
+/// Attaches a filter and returns the errno of the call.
 fn errno_of_attaching(socket: impl AsFd, name: &str) -> Result<Option<Errno>> {
     match ulp::attach(socket, name) {
         Ok(()) => Ok(None),
@@ -107,7 +107,7 @@ fn unknown_name(_: &Context) -> Result<()> {
     for name in ["nosuchfilter", "datareadyy", ""] {
         expect_eq!(
             errno_of_attaching(&listener, name)?,
-            // The kernel takes no empty name at all.
+            // TCP refuses an empty name before it looks for a filter.
             Some(if name.is_empty() {
                 Errno::EINVAL
             } else {
@@ -121,7 +121,7 @@ fn unknown_name(_: &Context) -> Result<()> {
 }
 
 case!(Default, "attach.connected" => each_family(connected));
-/// Neither end of a connection takes a filter, and trying does it no harm.
+/// Checks that neither end of a connection takes a filter, and that trying does no harm.
 fn connected(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::plain(family))?;
     let client = scene.connect()?;
@@ -138,14 +138,15 @@ fn connected(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "attach.then_connect" => each_family(then_connect));
-/// A bound socket takes the filter, as it may listen later; if it connects instead, it works as any other.
+/// Checks that a bound socket takes the filter, as it may listen later, and that it works like any
+/// other socket if it connects instead.
 fn then_connect(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::plain(family))?;
     let server = scene.wire.server_address(family, scene.port());
     let socket = scene.wire.client.run(|| {
         let socket = bound(family, 0, false)?;
         ulp::attach(&socket, DATAREADY).context("attach")?;
-        // Through the mapped address where the socket is of the other family.
+        // A mapped address, as the socket is an IPv6 one.
         let address = match (family, server.ip()) {
             (Family::Mapped, std::net::IpAddr::V4(ip)) => {
                 (ip.to_ipv6_mapped(), server.port()).into()
@@ -203,14 +204,14 @@ fn mptcp(context: &Context, domain: Domain) -> Result<()> {
                 socket.listen(16)?;
             }
             let errno = errno_of_attaching(&socket, DATAREADY)?;
-            // MPTCP itself knows no such option.
+            // MPTCP has no such option.
             ensure!(
                 matches!(errno, Some(Errno::EOPNOTSUPP | Errno::ENOPROTOOPT)),
-                "attaching to an MPTCP socket (listening: {listens}): expected EOPNOTSUPP or ENOPROTOOPT, \
-                 saw {errno:?}"
+                "attaching to an MPTCP socket (listening: {listens}): expected EOPNOTSUPP or \
+                 ENOPROTOOPT, saw {errno:?}"
             );
         }
-        // The refusal does the listener no harm.
+        // The listener works after the refusal.
         let server = socket.local_addr()?.as_socket().context("no address")?;
         let _client = connect_here(server)?;
         socket.accept().context("accept on the MPTCP listener")?;
@@ -218,7 +219,7 @@ fn mptcp(context: &Context, domain: Domain) -> Result<()> {
     })
 }
 
-/// A socket of SMC, unless the kernel has none.
+/// Returns an SMC socket, or nothing if the kernel has no SMC.
 fn smc_socket() -> Result<Option<Socket>> {
     const AF_SMC: i32 = 43;
     match Socket::new(Domain::from(AF_SMC), Type::STREAM, None) {
@@ -231,14 +232,15 @@ fn smc_socket() -> Result<Option<Socket>> {
 }
 
 case!(Default, "attach.smc_fallen_back" => once(smc_fallen_back));
-/// Even one that is TCP by now: SMC still has a hand in it.
+/// Checks that an SMC socket that fell back to TCP refuses the filter, too: its callbacks are still
+/// SMC's.
 fn smc_fallen_back(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
     ns.run(|| {
         let Some(socket) = smc_socket()? else {
             return context.lacks("SMC");
         };
-        // What SMC cannot do (smc_setsockopt()).
+        // SMC cannot do this, and falls back (smc_setsockopt()).
         const TCP_FASTOPEN: i32 = 23;
         set_tcp_option(&socket, TCP_FASTOPEN, 16).context("TCP_FASTOPEN")?;
         expect_eq!(
@@ -280,7 +282,7 @@ fn listed(_: &Context) -> Result<()> {
 }
 
 case!(Default, "attach.shown_by_ss" => once(shown_by_ss));
-/// `ss` names the filter of a listener that has one, and of no other.
+/// Checks that `ss` names the filter of a listener that has one, and of no other.
 fn shown_by_ss(_: &Context) -> Result<()> {
     let ns = Netns::new()?;
     let mut listeners = Vec::new();
@@ -301,7 +303,7 @@ fn shown_by_ss(_: &Context) -> Result<()> {
             "whether `ss -ltni` shows the filter ({family}): {line}"
         );
     }
-    // A look at every socket of the namespace, parked requests among them, does no harm.
+    // Dumping every socket of the namespace, parked requests among them, does no harm.
     let (_, listener, _) = listeners.first().context("no listener")?;
     let _client = connect(&ns, ([127, 0, 0, 1], listener.port()).into())?;
     let text = ns.command("ss", &["-Htnie", "state", "syn-recv"])?;

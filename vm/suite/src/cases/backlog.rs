@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Who is parked takes no room from who comes: the SYN backlog is for those who have not answered yet.
+//! Parked requests take no room from new ones: the SYN backlog is for requests that have not been
+//! acknowledged.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -19,12 +20,12 @@ use crate::case::{case, each_family, expect_eq, expect_in, Context, Kernel, Skip
 use crate::count::{counted, describe, stats};
 use crate::scene::{requests, serve, RawScene, Scene, REQUEST};
 
-/// How long a swarm waits for a segment that will surely come.
+/// Returns how long a swarm waits for a segment that has to come.
 fn limit(context: &Context) -> Duration {
     context.patience()
 }
 
-/// Makes sure that counters of a namespace are what they were.
+/// Checks that counters of a namespace have not grown.
 fn no_growth(ns: &Netns, before: &Counters, counters: &[&str]) -> Result<()> {
     let after = Counters::read(ns)?;
     for counter in counters {
@@ -37,7 +38,8 @@ case!(
     Alone, "backlog.thousands_of_idle_clients" =>
     each_family(thousands).long(Duration::from_secs(300))
 );
-/// Thousands of idle clients, a backlog of 128: a client that speaks is served as if it were alone.
+/// Checks that a client that sends data is served as if it were alone, beside thousands of idle
+/// clients and with a backlog of 128.
 fn thousands(context: &Context, family: Family) -> Result<()> {
     const SPEAKERS: usize = 40;
     let count: u32 = match context.kernel {
@@ -57,7 +59,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
         "requests in SYN_RECV"
     );
 
-    // Nobody is asked again, and no timer of theirs even fires.
+    // No SYN-ACK is sent again, and no timer of theirs fires.
     let quiet = swarm.pump(Duration::from_millis(1500), |nth, segment| {
         bail!("client {nth} got {segment}, out of nothing")
     })?;
@@ -68,7 +70,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
         &["TcpRetransSegs", "TcpExtTCPSynRetrans", "TcpExtTCPTimeouts"],
     )?;
 
-    // One that speaks with the third segment, and one that thinks.
+    // One client that sends data with the third segment, and one that pauses first.
     let mut direct = scene.client();
     let syn = direct.syn()?;
     let answer = direct
@@ -76,9 +78,9 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
         .context("no answer to the SYN of the active client")?;
     context.at_once(syn, answer.at, "from the SYN to the SYN-ACK")?;
     scene.serve(context, &mut direct)?;
-    let (mut thinker, _) = scene.parked(context)?;
-    scene.serve(context, &mut thinker)?;
-    // Nobody was answered with a cookie, nobody was turned away.
+    let (mut pausing, _) = scene.parked(context)?;
+    scene.serve(context, &mut pausing)?;
+    // No client was answered with a cookie, and none was refused.
     no_growth(
         &scene.ns,
         &before,
@@ -92,7 +94,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
         ],
     )?;
 
-    // Any of them is served as soon as it speaks.
+    // Each of them is served as soon as it sends data.
     let mut rng = context.rng();
     rng.shuffle(&mut members);
     for member in members.iter_mut().take(SPEAKERS) {
@@ -101,7 +103,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
         serve(&accepted)?;
         swarm.push(member, Flags::RST, b"")?;
     }
-    // And another one resets.
+    // The same number reset.
     for member in members.iter_mut().skip(SPEAKERS).take(SPEAKERS) {
         swarm.push(member, Flags::RST, b"")?;
     }
@@ -114,7 +116,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
             aborted: spoken
         ),
     )?;
-    // Those that are left go with the listener.
+    // Closing the listener ends the requests that are left.
     let RawScene { ns, listener, .. } = scene;
     let port = listener.port();
     drop(listener);
@@ -124,7 +126,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Alone, "backlog.the_kernels_own_deferral_fills_it" => each_family(deferred));
-/// The same with what Linux has of its own: that the case above can fail.
+/// Checks that `TCP_DEFER_ACCEPT` fails the test above, so that it can fail.
 fn deferred(context: &Context, family: Family) -> Result<()> {
     const COUNT: u32 = 500;
     let scene = RawScene::new(context, family, &Listen::deferred(family, 60).backlog(128))?;
@@ -143,14 +145,14 @@ fn deferred(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Alone, "backlog.syns_only" => each_family(syns_only));
-/// Those who have sent nothing but a SYN are what the backlog is for, and are counted exactly.
+/// Checks that requests with a SYN only fill the backlog, and are counted exactly.
 fn syns_only(context: &Context, family: Family) -> Result<()> {
     const SYNS: u32 = 60;
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(256))?;
     let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
     swarm.open(1000..1100, limit(context))?;
-    // One of them may still count as half-open, but not for long: it makes room for the next.
+    // One of them may still count as half-open until the next one is parked.
     scene.counts(context, counted!(parked: 100))?;
     let spare = stats(&scene.listener)?.half_open;
     let mut members: Vec<_> = (0..SYNS).map(|nth| swarm.member(nth)).collect();
@@ -162,7 +164,7 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
         let any = swarm.pump(limit(context), |nth, segment| {
             let member = members
                 .get_mut(nth as usize)
-                .context("a segment for somebody else")?;
+                .context("a segment for another client")?;
             ensure!(segment.is_syn_ack(), "not a SYN-ACK: {segment}");
             member.rcv_nxt = segment.end_seq();
             answers += 1;
@@ -178,7 +180,7 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
         "half-open requests, of {}",
         describe(&seen)
     );
-    // A second later each SYN-ACK has been sent again, and none is young.
+    // A second later each SYN-ACK has been sent again, and no request is young.
     let mut seen = seen;
     wait::until(context.patience(), || {
         seen = stats(&scene.listener)?;
@@ -196,7 +198,7 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
         "half-open requests, of {}",
         describe(&seen)
     );
-    // Some reset, some acknowledge, some speak.
+    // Some reset, some acknowledge, some send data.
     let (resets, acks, data) = (10, 30, 20);
     for (index, member) in members.iter_mut().enumerate() {
         if index < resets {
@@ -211,7 +213,7 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
     for _ in 0..data {
         serve(&scene.accept(context)?)?;
     }
-    // Who was accepted with the third segment was never parked.
+    // A client that was accepted with the third segment was never parked.
     scene.accept_nothing(Duration::from_millis(100), "the others are silent")?;
     control::set_config(&scene.listener, &timeout(1))?;
     for _ in 0..130 {
@@ -230,7 +232,8 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Alone, "backlog.flood_beside_the_parked" => each_family(flood));
-/// SYNs that nobody stands behind fill the backlog beside the parked, who do not notice; cookies do for the rest.
+/// Checks that a SYN flood fills the backlog without touching parked requests, and that later
+/// clients get cookies.
 fn flood(context: &Context, family: Family) -> Result<()> {
     const PARKED: u32 = 300;
     const SYNS: u32 = 400;
@@ -250,7 +253,7 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     expect_in!(seen.half_open, 100..=130, "half-open requests");
     let cookies = Counters::read(&scene.ns)?.growth(&before, "TcpExtSyncookiesSent")?;
     expect_in!(cookies, 200..=i64::from(SYNS), "cookies sent");
-    // Who comes now gets a cookie, and is accepted at once: the filter fails open.
+    // A client that connects now gets a cookie and is accepted at once: the filter fails open.
     let mut client = scene.client();
     let acked = client.open(context.patience())?;
     let accepted = scene.accept(context)?;
@@ -260,7 +263,7 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     let seen = stats(&scene.listener)?;
     expect_eq!(seen.bypass_syncookie, 1, "connections made of cookies");
     expect_eq!(seen.parked, u64::from(PARKED), "parked connections");
-    // Who was parked before is still there.
+    // The requests parked before are still there.
     for member in parked.iter_mut().take(50) {
         swarm.push(member, Flags::PSH_ACK, REQUEST)?;
         let accepted = scene.accept_from_port(context, swarm.address(member.nth).port())?;
@@ -275,7 +278,7 @@ fn flood(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Alone, "backlog.of_one" => each_family(of_one));
-/// The smallest backlog there is holds any number of idle clients, and turns nobody away.
+/// Checks that the smallest backlog holds any number of idle clients and refuses none.
 fn of_one(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: u32 = 30;
     module::reload("")?;
@@ -283,12 +286,13 @@ fn of_one(context: &Context, family: Family) -> Result<()> {
     let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     for nth in 0..CLIENTS {
-        // One by one: two handshakes at once are one too many.
+        // One by one: two handshakes at once exceed the backlog.
         swarm.open(nth..nth + 1, limit(context))?;
     }
     scene.counts(context, counted!(parked: CLIENTS.into()))?;
     let mut client = scene.half_open(context)?;
-    // Before it is served: it answers late on a slow machine, and the response is sent again.
+    // Read before the client is served: on a slow machine it answers late, and the response is sent
+    // again.
     let after = Counters::read(&scene.ns)?;
     scene.serve(context, &mut client)?;
     for counter in [
@@ -304,7 +308,7 @@ fn of_one(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Alone, "backlog.memory_of_a_parked_connection" => each_family(memory));
-/// What a parked connection costs, all told.
+/// Measures the memory of a parked connection, in all slab caches.
 fn memory(context: &Context, family: Family) -> Result<()> {
     const MOST: f64 = 400.0;
     const COUNT: u32 = 6_000;
@@ -314,7 +318,7 @@ fn memory(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
     let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
-    // What there is once for each address, and in stock for each processor, is not counted.
+    // Not counted: what is allocated once for each address, and in stock for each processor.
     let first = 1_000;
     swarm.open(0..first, limit(context))?;
     scene.counts(context, counted!(parked: first.into()))?;
@@ -335,7 +339,7 @@ fn memory(context: &Context, family: Family) -> Result<()> {
         "{:.1} bytes for each of {COUNT} parked connections",
         each(total)
     ));
-    // Fewer than a request takes: it was not measured.
+    // Fewer bytes than a request has mean that the measurement failed.
     expect_in!(
         each(total),
         200.0..=MOST,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What cannot be parked is accepted as on a plain listener, and counted by its cause.
+//! Connections that cannot be parked: accepted as on a plain listener, and counted by cause.
 
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::scene::{
     RawScene, Scene, WireScene, REQUEST, RESPONSE,
 };
 
-/// A silent client is accepted at once, works, and is counted; so is the next one.
+/// Checks that two silent clients are each accepted at once, work, and are counted.
 fn silent_at_once(context: &Context, scene: WireScene, count: impl Fn(u64) -> Stats) -> Result<()> {
     for nth in 1..=2 {
         let (accepted, client) =
@@ -41,7 +41,8 @@ fn silent_at_once(context: &Context, scene: WireScene, count: impl Fn(u64) -> St
     scene.judge_totals(2, 0)
 }
 
-/// Who speaks with the third segment would not have been parked anyway: that is no bypass.
+/// Checks that a client that sends data with the third segment is no bypass: it would not have been
+/// parked.
 fn speaker_does_not_count(context: &Context, scene: &RawScene) -> Result<()> {
     let before = stats(&scene.listener)?;
     let mut client = scene.half_open(context)?;
@@ -63,7 +64,7 @@ fn syncookie(context: &Context, family: Family) -> Result<()> {
 
 const TCP_FASTOPEN: i32 = 23;
 
-/// The server's side of Fast Open, without asking for a cookie.
+/// Fast Open for servers, without a cookie.
 const SERVER_WITHOUT_COOKIE: &str = "514";
 
 case!(Default, "bypass.fastopen" => each_family(fastopen));
@@ -92,7 +93,7 @@ fn fastopen(context: &Context, family: Family) -> Result<()> {
         let accepted = scene.accept(context)?;
         context.at_once(sent, accepted.at, "from the SYN to accept()")?;
         scene.counts(context, counted!(bypass_fastopen: nth))?;
-        // Its bare ACK is not the filter's business any more.
+        // The filter ignores its bare ACK, as the connection exists already.
         client.ack()?;
         serve(&accepted)?;
         client.read_response(context)?;
@@ -102,7 +103,7 @@ fn fastopen(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "bypass.fastopen_not_asked_for" => each_family(no_fastopen));
-/// Data on a SYN that nobody has asked for is not Fast Open: the client is parked as any other.
+/// Checks that data on a SYN without Fast Open is ignored, and that the client is parked.
 fn no_fastopen(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut client = scene.client();
@@ -140,7 +141,8 @@ fn abort_on_overflow(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     scene.ns.set_sysctl("net.ipv4.tcp_abort_on_overflow", "1")?;
     speaker_does_not_count(context, &scene)?;
-    // Set while somebody is parked: who says nothing stays so, and nobody is reset for an ACK that is sent twice.
+    // Set while requests are parked: a silent one stays parked, and an ACK that is sent twice
+    // resets none.
     scene.ns.set_sysctl("net.ipv4.tcp_abort_on_overflow", "0")?;
     let (mut client, _) = scene.parked(context)?;
     let (mut other, _) = scene.parked(context)?;
@@ -161,14 +163,15 @@ fn abort_on_overflow(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "bypass.accept_queue_full" => each_family(accept_queue_full));
-/// The oldest cannot make room, as there is none where it would have to go.
+/// Checks that the oldest is not evicted if the accept queue has no room for it.
 fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family)
         .backlog(1)
         .config(settings(60_000, 1, OnTimeout::Accept));
     let scene = RawScene::new(context, family, &listen)?;
     let (mut oldest, _) = scene.parked(context)?;
-    // While there is room in the accept queue, SYNs are answered; two fill it. One by one, for want of a larger backlog.
+    // SYNs are answered while the accept queue has room; two connections fill it. One by one, as
+    // the backlog is 1.
     let mut newcomer = scene.half_open(context)?;
     let mut clients = vec![scene.client(), scene.client()];
     for client in &mut clients {
@@ -189,7 +192,8 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     for _ in &clients {
         serve(&scene.accept(context)?)?;
     }
-    // As on a plain listener whose queue was full: once the client says something, it is accepted. It counts once.
+    // As on a plain listener whose queue was full, the client is accepted with its next segment. It
+    // is counted once.
     newcomer.ack()?;
     let accepted = scene.accept_from(context, &newcomer)?;
     newcomer.data(REQUEST)?;
@@ -203,7 +207,7 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
         .map(drop)
 }
 
-/// Signs one direction of a connection: its socket, the other side's address, the key.
+/// Sets the key for one direction of a connection: its socket, the peer's address, the key.
 type Sign = fn(&Socket, IpAddr, &[u8]) -> std::io::Result<()>;
 
 const MD5: Sign = |socket, peer, key| signature::md5(socket, peer, key);
@@ -212,7 +216,7 @@ const AO: Sign = |socket, peer, key| signature::ao(socket, peer, key);
 /// TCP-MD5, and the error of a kernel without it.
 const ONLY_MD5: (&str, Sign, &[Errno]) = ("TCP-MD5", MD5, &[Errno::ENOPROTOOPT]);
 
-const KEY: &[u8] = b"only the two of us know this";
+const KEY: &[u8] = b"a key of both ends";
 
 case!(
     Default, "bypass.signed_md5" =>
@@ -222,9 +226,9 @@ case!(
     Default, "bypass.signed_ao" =>
     each_family(|context, family| signed(context, family, "TCP-AO", AO))
 );
-/// Has a listener check the signatures of a peer.
+/// Makes a listener check the signatures of a peer.
 ///
-/// Ends the case if the kernel cannot; it says so by one of the errors in `missing`.
+/// Ends the case if the kernel cannot, which fails with one of the errors in `missing`.
 fn sign_listener(
     context: &Context,
     listener: &Listener,
@@ -240,7 +244,8 @@ fn sign_listener(
     }
 }
 
-/// Whose segments are signed cannot be asked again at the deadline: they are not parked.
+/// Checks that connections with signed segments are not parked: the ACK rebuilt at the deadline
+/// could not be signed.
 fn signed(context: &Context, family: Family, what: &str, sign: Sign) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let as_seen_by_the_server = match (family, scene.wire.client_ip(family)) {
@@ -280,7 +285,8 @@ fn count_signed(nth: u64) -> Stats {
 }
 
 case!(Default, "bypass.signed_md5_of_a_raw_client" => each_family(raw_signed));
-/// The same segment by segment: what is not signed, or not with the key, is not heard; and what is, is not parked.
+/// The same segment by segment: a segment without a valid signature is ignored, and a signed ACK is
+/// not parked.
 fn raw_signed(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut client = scene.client();
@@ -293,7 +299,7 @@ fn raw_signed(context: &Context, family: Family) -> Result<()> {
         let packet = segment.build_signed(key)?;
         scene.host.inject(&packet)
     };
-    const WRONG: &[u8] = b"nobody knows this";
+    const WRONG: &[u8] = b"an unknown key";
     const SILENCE: Duration = Duration::from_millis(200);
 
     let syn = client.segment(Flags::SYN, b"");
@@ -311,7 +317,7 @@ fn raw_signed(context: &Context, family: Family) -> Result<()> {
     let ack = client.segment(Flags::ACK, b"");
     for key in [None, Some(WRONG)] {
         send(&ack, key)?;
-        scene.accept_nothing(SILENCE, "nobody has signed the ACK")?;
+        scene.accept_nothing(SILENCE, "the ACK has no valid signature")?;
         scene.counts(context, counted!(half_open: 1))?;
     }
     let sent = send(&ack, Some(KEY))?;
@@ -341,7 +347,7 @@ fn raw_signed(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "bypass.signed_for_somebody_else" => each_family(signed_for_another));
-/// A listener that checks somebody's signatures parks nobody.
+/// Checks that a listener with a key for any peer parks no client.
 fn signed_for_another(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let stranger = Ipv4Addr::new(203, 0, 113, 9);
@@ -354,7 +360,7 @@ fn signed_for_another(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Alone, "bypass.no_memory" => each_family(no_memory));
-/// With no memory for what has to be remembered of a parked connection, it is not parked.
+/// Checks that a connection is not parked if the memory for its list entry cannot be allocated.
 fn no_memory(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -372,7 +378,7 @@ fn no_memory(context: &Context, family: Family) -> Result<()> {
         client.data(REQUEST)?;
         serve(&accepted)?;
     }
-    // With memory again, the next one is parked.
+    // The next allocation succeeds, and its connection is parked.
     let (mut client, _) = scene.parked(context)?;
     scene.counts(context, counted!(parked: 1, bypass_no_memory: 3))?;
     scene.serve(context, &mut client)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The command `accf`: what it shows of other processes' listeners, and the status that it ends with.
+//! The command `accf`: what it prints of other processes' listeners, and its exit status.
 
 use std::process::{Command, Output};
 
@@ -22,7 +22,7 @@ fn accf(ns: &Netns, arguments: &[&str]) -> Result<Output> {
     })
 }
 
-/// Returns what the command says where it succeeds.
+/// Returns what the command prints; fails if it does not succeed.
 fn shown(ns: &Netns, arguments: &[&str]) -> Result<String> {
     let output = accf(ns, arguments)?;
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -35,7 +35,7 @@ fn shown(ns: &Netns, arguments: &[&str]) -> Result<String> {
 }
 
 case!(Default, "command.shows_listeners" => each_family(shows));
-/// A listener with a past is shown with it, and one without a filter is not.
+/// Checks that a listener with a filter is listed with its counts, and one without is not.
 fn shows(context: &Context, family: Family) -> Result<()> {
     let config = settings(61_500, 9, OnTimeout::Drop);
     let scene = RawScene::new(context, family, &Listen::filtered(family).config(config))?;
@@ -70,7 +70,10 @@ fn shows(context: &Context, family: Family) -> Result<()> {
             .any(|said| said.split_whitespace().eq(line.split_whitespace()));
         ensure!(said, "not said: {line}, but\n{page}");
     }
-    ensure!(page.contains('█'), "no bar for the one who sent in\n{page}");
+    ensure!(
+        page.contains('█'),
+        "no bar for the client that sent data in\n{page}"
+    );
 
     let json = shown(&scene.ns, &["stats", "--json", &port])?;
     for line in [
@@ -95,7 +98,7 @@ fn shows(context: &Context, family: Family) -> Result<()> {
 
 case!(Default, "command.says_that_there_is_none" => once(|_| says_none(0)));
 case!(Unloaded, "command.says_that_the_module_is_not_loaded" => once(|_| says_none(4)));
-/// Where no listener has a filter, the command says so in words, and with this status.
+/// Checks that the command says in words that no listener has a filter, and its exit status.
 fn says_none(status: i32) -> Result<()> {
     let output = accf(&Netns::new()?, &["list"])?;
     expect_eq!(output.status.code(), Some(status), "status");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a server may say to its filter, and ask of it: `SOL_ACCF`, the module's parameters, `inet_diag`.
+//! What a server can set and read: `SOL_ACCF`, the module's parameters, `inet_diag`.
 
 use std::io;
 use std::net::Shutdown;
@@ -31,10 +31,10 @@ use crate::scene::{
     close, exchange_and_close, receives_nothing, serve, RawScene, Scene, WireScene,
 };
 
-/// What the module's parameters are by default.
+/// The defaults of the module's parameters.
 const DEFAULTS: (u32, u32, u32) = (60_000, 16_384, 0);
 
-/// A configuration as the three numbers that user space and kernel exchange.
+/// Returns a configuration as the three numbers that user space and kernel exchange.
 fn bytes(numbers: (u32, u32, u32)) -> Vec<u8> {
     [numbers.0, numbers.1, numbers.2]
         .into_iter()
@@ -42,7 +42,7 @@ fn bytes(numbers: (u32, u32, u32)) -> Vec<u8> {
         .collect()
 }
 
-/// The configuration of a listener, as three numbers.
+/// Returns the configuration of a listener as three numbers.
 fn numbers(listener: impl AsFd) -> Result<(u32, u32, u32)> {
     const SIZE: usize = size_of::<accf_config>();
     let mut value = [0; SIZE];
@@ -58,7 +58,7 @@ fn numbers(listener: impl AsFd) -> Result<(u32, u32, u32)> {
     }
 }
 
-/// The errno that a system call ended with, if it failed.
+/// Returns the errno of a system call that failed.
 fn errno<T>(result: io::Result<T>) -> Result<Option<Errno>> {
     match result {
         Ok(_) => Ok(None),
@@ -109,7 +109,7 @@ fn set_and_get(_: &Context, family: Family) -> Result<()> {
             .with_context(|| format!("set {wanted:?}"))?;
         expect_eq!(numbers(&listener)?, wanted, "configuration that was set");
     }
-    // As the crate has it.
+    // The same through the crate's type.
     let wanted = Config {
         timeout: Some(Duration::from_millis(1234)),
         max_parked: NonZeroU32::new(77),
@@ -132,7 +132,8 @@ fn set_and_get(_: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "control.sizes_of_set" => each_family(sizes_of_set));
-/// A shorter structure than the module's is one with zeros behind it, a longer one may have only zeros there.
+/// Checks that a structure shorter than the module's is extended with zeros, and a longer one must
+/// have zeros at its end.
 fn sizes_of_set(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).open(&ns)?;
@@ -201,7 +202,7 @@ fn sizes_of_set(_: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "control.sizes_of_get" => each_family(sizes_of_get));
-/// What there is room for is filled in, and no byte more.
+/// Checks that the buffer is filled as far as it reaches, and no byte more.
 fn sizes_of_get(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).open(&ns)?;
@@ -237,7 +238,7 @@ fn sizes_of_get(_: &Context, family: Family) -> Result<()> {
                 );
             }
         }
-        // As a number with a sign, which is what the kernel takes it for, it is negative.
+        // The length is a signed number to the kernel, and so it is negative.
         expect_eq!(
             errno(control::get_nowhere(&listener, SOL_ACCF, option, 1 << 31))?,
             Some(Errno::EINVAL),
@@ -248,7 +249,7 @@ fn sizes_of_get(_: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "control.refused" => each_family(refused));
-/// What is not allowed, and that it changes nothing.
+/// Checks that invalid calls fail and change nothing.
 fn refused(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).open(&ns)?;
@@ -298,7 +299,8 @@ fn refused(_: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "control.no_filter" => each_family(no_filter));
-/// Plain sockets and accepted ones do not know the level, nor does a listener know another one.
+/// Checks that plain and accepted sockets do not know the level, and that a listener knows no other
+/// level.
 fn no_filter(context: &Context, family: Family) -> Result<()> {
     let config = timeout(300);
     let scene = WireScene::new(context, family, &Listen::filtered(family).config(config))?;
@@ -313,11 +315,12 @@ fn no_filter(context: &Context, family: Family) -> Result<()> {
     let unaware = |what: &str, socket: std::os::fd::BorrowedFd<'_>, level: i32| -> Result<()> {
         for name in [ACCF_CONFIG, ACCF_STATS] {
             let error = errno(control::get_bytes(socket, level, name, &mut [0; 64]))?;
-            // What IPv4 says to a level that it does not know.
+            // IPv4's error for an unknown level.
             let is_v4s = family != Family::V6 && error == Some(Errno::EOPNOTSUPP);
             ensure!(
                 is_v4s || error == Some(Errno::ENOPROTOOPT),
-                "getting option {name} of level {level:#x} of {what}: expected ENOPROTOOPT, saw {error:?}"
+                "getting option {name} of level {level:#x} of {what}: expected ENOPROTOOPT, \
+                 saw {error:?}"
             );
         }
         expect_eq!(
@@ -350,7 +353,7 @@ fn no_filter(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "control.other_levels" => each_family(other_levels));
-/// All other options of the socket are the kernel's, as before.
+/// Checks that all other socket options work as before.
 fn other_levels(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).open(&ns)?;
@@ -371,7 +374,7 @@ fn other_levels(context: &Context, family: Family) -> Result<()> {
         "setting an option that IP does not know"
     );
     if family != Family::V4 {
-        // An IPv6 socket understands IPv4's level, too.
+        // An IPv6 socket takes options of IPv4's level, too.
         control::set_bytes(
             &listener,
             libc::IPPROTO_IP,
@@ -405,7 +408,7 @@ fn each_its_own(context: &Context, family: Family) -> Result<()> {
     let accepted = scene.serve_parked(context, &mut client)?;
     scene.counts(context, counted!(released_data: 1))?;
     counts(context, &second, counted!())?;
-    // A new listener on the port of one that is gone begins anew.
+    // A new listener on the port of a closed one begins with the defaults.
     let port = second.port();
     control::set_config(&second, &timeout(1))?;
     drop(second);
@@ -417,7 +420,7 @@ fn each_its_own(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "control.kept_while_not_listening" => each_family(kept));
-/// Settings belong to the socket, whether it listens or not.
+/// Checks that a socket keeps its settings while it does not listen.
 fn kept(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let socket = ns.run(|| bound(family, 4001, false))?;
@@ -443,7 +446,7 @@ fn kept(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "control.shorter_while_parked" => each_family(shorter));
-/// A new deadline counts from the bare ACK of those that are parked already.
+/// Checks that a new deadline counts from the bare ACK of requests that are already parked.
 fn shorter(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let (client, ack) = scene.connect_and_pause(context, Duration::from_millis(200))?;
@@ -455,7 +458,7 @@ fn shorter(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "control.overdue_at_once" => each_family(overdue));
-/// Whose new deadline has been, meets it now.
+/// Checks that requests whose new deadline has passed expire at once.
 fn overdue(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let clients = scene.connect_many(5)?;
@@ -475,7 +478,8 @@ fn overdue(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "control.shorter_with_nobody_parked" => each_family(shorter_with_nobody));
-/// A new deadline holds for those who come after it, whatever was to happen for those who are gone.
+/// Checks that a new deadline holds for later clients, although the timer was armed for earlier
+/// ones.
 fn shorter_with_nobody(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.connect_and_ack(context)?;
@@ -505,7 +509,7 @@ fn longer(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "control.no_deadline_while_parked" => each_family(no_deadline));
-/// A deadline is taken away, and a later one set.
+/// Checks that a deadline can be removed, and a later one set.
 fn no_deadline(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(timeout(900));
     let scene = WireScene::new(context, family, &listen)?;
@@ -522,7 +526,8 @@ fn no_deadline(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "control.policy_while_parked" => each_family(policy));
-/// What becomes of the silent is up to the settings at their deadline, not at their handshake.
+/// Checks that the settings at the deadline decide what happens to a silent client, not those at
+/// its handshake.
 fn policy(context: &Context, family: Family) -> Result<()> {
     const DEADLINE: Duration = Duration::from_millis(1500);
     let deadline_ms = DEADLINE.as_millis() as u32;
@@ -564,7 +569,7 @@ fn policy(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "control.fewer_while_parked" => each_family(fewer));
-/// With room for fewer, the oldest meet their deadline now, and the others stay.
+/// Checks that a smaller `max_parked` evicts the oldest, and keeps the others.
 fn fewer(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut clients = Vec::new();
@@ -596,7 +601,7 @@ fn fewer(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "control.long_deadlines.v4" => once(long_deadlines));
-/// Deadlines of days are kept: nothing happens before.
+/// Checks that nothing happens before deadlines of days.
 fn long_deadlines(context: &Context) -> Result<()> {
     let family = Family::V4;
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
@@ -622,14 +627,14 @@ fn long_deadlines(context: &Context) -> Result<()> {
 }
 
 case!(Default, "control.told_by_inet_diag" => each_family(told_by_diag));
-/// Another process reads the same as the server itself.
+/// Checks that another process reads through `inet_diag` what the server reads.
 fn told_by_diag(context: &Context, family: Family) -> Result<()> {
     let config = settings(60_000, 9, OnTimeout::Reset);
     let scene = RawScene::new(context, family, &Listen::filtered(family).config(config))?;
     let plain = Listen::plain(family).open(&scene.ns)?;
     let (_parked, own) = scene.served_reset_and_parked(context)?;
     let told = control::from_diag(&scene.ns, scene.port())?
-        .context("inet_diag does not tell of the listener")?;
+        .context("inet_diag does not report the listener")?;
     expect_eq!(told.filter, ulp::DATAREADY, "the filter's name");
     expect_eq!(told.config, config, "configuration by inet_diag");
     expect_eq!(describe(&told.stats), describe(&own), "counts by inet_diag");
@@ -640,9 +645,9 @@ fn told_by_diag(context: &Context, family: Family) -> Result<()> {
     );
     ensure!(
         control::from_diag(&scene.ns, plain.port())?.is_none(),
-        "inet_diag tells of a filter of a plain listener"
+        "inet_diag reports a filter of a plain listener"
     );
-    // Really another process, which has nothing of ours open.
+    // Another process, which shares no file descriptor with this one.
     let port = scene.port();
     let output = scene.ns.run(|| {
         Command::new("/proc/self/exe")
@@ -657,7 +662,7 @@ fn told_by_diag(context: &Context, family: Family) -> Result<()> {
         "what another process reads ({})",
         output.status
     );
-    // Any other look at the sockets, with all that can be asked for, does no harm.
+    // Other dumps of the sockets, with every extension, do no harm.
     scene.ns.command("ss", &["-Htaniemo"])?;
     expect_eq!(
         sockets::requests(&scene.ns, port)?,
@@ -667,7 +672,7 @@ fn told_by_diag(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// What that other process does.
+/// Prints the counts of a listener: what the other process does.
 pub(crate) fn diag(port: u16) -> Result<()> {
     let listener = control::from_diag(&Netns::current()?, port)?.context("no such listener")?;
     println!("{}", describe(&listener.stats));
@@ -675,7 +680,8 @@ pub(crate) fn diag(port: u16) -> Result<()> {
 }
 
 case!(Alone, "control.parameters" => once(parameters));
-/// The module's parameters are what listeners begin with, and what "0: the default" means.
+/// Checks that listeners begin with the module's parameters, and that 0 for `max_parked` means its
+/// parameter.
 fn parameters(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
     module::reload("timeout_ms=400 max_parked=3 on_timeout=1")?;
@@ -705,7 +711,8 @@ fn parameters(context: &Context) -> Result<()> {
 }
 
 case!(Alone, "control.unprivileged" => once(unprivileged));
-/// Who may not administer the network may hold back fewer than the module's default, and not more.
+/// Checks that a user without `CAP_NET_ADMIN` can lower `max_parked` below the module's parameter,
+/// and not raise it.
 fn unprivileged(_: &Context) -> Result<()> {
     const NOBODY: u32 = 65_534;
     module::reload("max_parked=100")?;
@@ -718,8 +725,8 @@ fn unprivileged(_: &Context) -> Result<()> {
         control::set_config(listener, &settings(1, 101, OnTimeout::Accept))
             .context("as an administrator")?;
     }
-    // This process has no more to do than this.
-    setresuid(NOBODY.into(), NOBODY.into(), NOBODY.into()).context("become nobody")?;
+    // The process does nothing after this that needs privileges.
+    setresuid(NOBODY.into(), NOBODY.into(), NOBODY.into()).context("become the user nobody")?;
     for listener in &listeners {
         for (max_parked, error) in [
             (101, Some(Errno::EPERM)),
@@ -743,7 +750,7 @@ fn unprivileged(_: &Context) -> Result<()> {
 }
 
 case!(Alone, "control.bad_parameters" => once(bad_parameters));
-/// A module that cannot do what it is told does not load.
+/// Checks that the module does not load with invalid parameters.
 fn bad_parameters(context: &Context) -> Result<()> {
     if module::is_loaded()? {
         module::unload(context.patience())?;
@@ -768,7 +775,7 @@ fn bad_parameters(context: &Context) -> Result<()> {
         expect_eq!(
             module::is_loaded()?,
             false,
-            "whether the module is there after `{parameter}`"
+            "whether the module is loaded after `{parameter}`"
         );
     }
     for parameter in ["timeout_ms=-1", "timeout_ms=4294967296", "max_parked=-5"] {
@@ -777,7 +784,7 @@ fn bad_parameters(context: &Context) -> Result<()> {
             "the module loads with `{parameter}`"
         );
     }
-    // What was refused leaves nothing behind that a good one would trip over.
+    // A failed load leaves nothing behind that a valid one would trip over.
     module::load("timeout_ms=4294967295 max_parked=1 max_parked_netns=0 on_timeout=2")?;
     let ns = Netns::new()?;
     let listener = Listen::filtered(Family::V4).open(&ns)?;

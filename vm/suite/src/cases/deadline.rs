@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Clients that stay silent until their time is up.
+//! Clients that stay silent until their deadline.
 
 use std::thread::{self, sleep};
 use std::time::Duration;
@@ -21,10 +21,11 @@ use crate::scene::{
     RawScene, Scene, WireScene, REQUEST, RESPONSE,
 };
 
-/// The deadline of [`TWO_SECONDS`].
+/// The deadline that the module is loaded with in the stage `TwoSeconds`.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// Accepted at the deadline as any connection would have been at once: no segment tells that there was one.
+/// Checks that a silent client is accepted at the deadline, without a segment on the wire, and that
+/// the connection is like any other.
 fn silent_on(context: &Context, scene: WireScene) -> Result<()> {
     let (client, ack) = scene.connect_and_ack(context)?;
     let accepted = scene.accept(context)?;
@@ -45,7 +46,7 @@ fn silent_on(context: &Context, scene: WireScene) -> Result<()> {
         "the accepted socket's filter"
     );
     established(&client, &accepted)?;
-    // Time for whatever might have been sent because of the deadline.
+    // Time for any segment that was sent because of the deadline.
     sleep(Duration::from_millis(300));
     let spoken = Stamp::now();
     exchange_and_close(client, accepted)?;
@@ -78,7 +79,7 @@ case!(
     TwoSeconds, "deadline.syn_ack_retries_1" =>
     each_family(|context, family| with_sysctl(context, family, "net.ipv4.tcp_synack_retries", "1"))
 );
-/// The same in a namespace with a setting that must make no difference.
+/// The same with a sysctl that must make no difference.
 fn with_sysctl(context: &Context, family: Family, name: &str, value: &str) -> Result<()> {
     let wire = Wire::new()?;
     wire.server.set_sysctl(name, value)?;
@@ -89,7 +90,7 @@ fn with_sysctl(context: &Context, family: Family, name: &str, value: &str) -> Re
 }
 
 case!(TwoSeconds, "deadline.bound_to_a_device" => each_family(bound_to_device));
-/// The same for a listener that only hears one interface.
+/// The same for a listener bound to an interface.
 fn bound_to_device(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     SockRef::from(scene.listener.socket())
@@ -99,7 +100,7 @@ fn bound_to_device(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(TwoSeconds, "deadline.link_local.v6" => once(link_local));
-/// The same between addresses that mean nothing without their interface.
+/// The same between link-local addresses.
 fn link_local(context: &Context) -> Result<()> {
     let family = Family::V6;
     let wire = Wire::new()?;
@@ -122,7 +123,7 @@ fn link_local(context: &Context) -> Result<()> {
 }
 
 case!(TwoSeconds, "deadline.loopback" => each_family(loopback));
-/// The same inside one machine.
+/// The same over the loopback interface.
 fn loopback(context: &Context, family: Family) -> Result<()> {
     let scene = LoopbackScene::new(context, family, &Listen::filtered(family))?;
     let client = scene.connect()?;
@@ -133,7 +134,7 @@ fn loopback(context: &Context, family: Family) -> Result<()> {
     scene.judge_totals(1, 0)
 }
 
-/// Connects clients, accepts them all the while, and judges each against its own bare ACK.
+/// Connects clients, accepts them meanwhile, and checks each against its own bare ACK.
 fn all_on_time(
     context: &Context,
     scene: &WireScene,
@@ -190,7 +191,7 @@ fn many(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(TwoSeconds, "deadline.one_after_another" => each_family(one_after_another));
-/// Deadlines that follow one another are met each for itself.
+/// Checks that each of several consecutive deadlines is met.
 fn one_after_another(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 12;
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
@@ -206,7 +207,7 @@ fn one_after_another(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(TwoSeconds, "deadline.data_before" => each_family(data_before));
-/// Data in time is the end of it: the deadline passes without a second connection.
+/// Checks that no second connection comes at the deadline after data has released the first.
 fn data_before(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
@@ -231,7 +232,7 @@ fn data_before(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(TwoSeconds, "deadline.data_at_that_moment" => each_family(data_at_that_moment));
-/// Data that arrives as the time runs out: whichever is first, the connection is accepted once, with its data.
+/// Checks that a client that sends data as its deadline expires is accepted once, with its data.
 fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 40;
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
@@ -266,7 +267,7 @@ fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(TwoSeconds, "deadline.rst_before" => each_family(rst_before));
-/// A client that has reset is not accepted at its deadline.
+/// Checks that a client that has reset is not accepted at its deadline.
 fn rst_before(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
@@ -281,7 +282,7 @@ fn rst_before(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(TwoSeconds, "deadline.rtt" => each_family(rtt));
-/// The path's round-trip time is known at the deadline too.
+/// Checks that a socket accepted at the deadline knows the path's round-trip time.
 fn rtt(context: &Context, family: Family) -> Result<()> {
     const PATH: Duration = Duration::from_millis(40);
     let scene = WireScene::on(
@@ -305,7 +306,7 @@ fn rtt(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(TwoSeconds, "deadline.after_a_retransmitted_syn" => each_family(after_syn));
-/// A SYN sent again while parked is answered, and moves the deadline nowhere.
+/// Checks that a SYN sent again while parked is answered, and does not move the deadline.
 fn after_syn(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, ack) = scene.parked(context)?;
@@ -322,7 +323,7 @@ fn after_syn(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(TwoSeconds, "deadline.after_odd_segments" => each_family(after_odd_segments));
-/// Duplicate ACKs and keepalive probes buy no time.
+/// Checks that duplicate ACKs and keepalive probes do not move the deadline.
 fn after_odd_segments(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, ack) = scene.parked(context)?;
@@ -340,7 +341,8 @@ fn after_odd_segments(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(TwoSeconds, "deadline.of_a_late_bare_ack" => each_family(late_ack));
-/// A bare ACK that comes only after the SYN-ACK was sent again: its time begins with it.
+/// Checks that the time of a bare ACK that comes after a retransmitted SYN-ACK counts from that
+/// ACK.
 fn late_ack(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut client = scene.half_open(context)?;
@@ -357,8 +359,8 @@ fn late_ack(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(TwoSeconds, "deadline.near_before_slow" => each_family(near_before_slow));
-/// A client whose SYN-ACK had to be sent again does not overtake one that was parked just before, and whose request's own timer
-/// has not fired yet.
+/// Checks the order of two clients: one was parked and its SYN-ACK timer has not fired yet; the
+/// SYN-ACK of the other, parked later, was retransmitted.
 fn near_before_slow(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut slow = scene.half_open(context)?;
@@ -386,7 +388,7 @@ case!(
     Default, "deadline.default_is_a_minute" =>
     once(default_is_a_minute).long(Duration::from_secs(150))
 );
-/// Without a parameter a silent client is held for a minute, and then accepted like any other.
+/// Checks that by default a silent client is parked for a minute and then accepted.
 fn default_is_a_minute(context: &Context) -> Result<()> {
     let family = Family::V4;
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
@@ -407,7 +409,7 @@ fn default_is_a_minute(context: &Context) -> Result<()> {
 }
 
 case!(NoDeadline, "deadline.zero_holds_until_data" => each_family(never));
-/// A deadline of zero is none.
+/// Checks that a deadline of zero means none.
 fn never(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
     wire.server.set_sysctl("net.ipv4.tcp_synack_retries", "0")?;

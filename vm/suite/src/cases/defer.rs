@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A server that sets `TCP_DEFER_ACCEPT` and has a filter: it meant a deadline, and gets one.
+//! `TCP_DEFER_ACCEPT` on a filtered listener: its value becomes the filter's deadline.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::counted;
 use crate::scene::{exchange_and_close, RawScene, Scene, WireScene};
 
-/// The deadline in milliseconds that a listener has now, and what is left of `TCP_DEFER_ACCEPT`.
+/// Returns a listener's deadline in milliseconds, and the value of `TCP_DEFER_ACCEPT`.
 fn deadlines(listener: &impl std::os::fd::AsFd) -> Result<(Option<u128>, i32)> {
     let timeout = control::config(listener)?.timeout;
     Ok((
@@ -26,7 +26,7 @@ fn deadlines(listener: &impl std::os::fd::AsFd) -> Result<(Option<u128>, i32)> {
     ))
 }
 
-/// A silent client waits for exactly a second, and is asked nothing.
+/// Checks that a silent client is accepted after exactly a second, and that its ACK is not dropped.
 fn waits_a_second(context: &Context, scene: WireScene) -> Result<()> {
     let before = Counters::read(&scene.wire.server)?;
     let (client, ack) = scene.connect_and_ack(context)?;
@@ -46,7 +46,7 @@ fn waits_a_second(context: &Context, scene: WireScene) -> Result<()> {
         "ACKs that the kernel dropped"
     );
     exchange_and_close(client, accepted)?;
-    // And one that speaks.
+    // The same for a client that sends data.
     let (mut client, _) = scene.connect_and_ack(context)?;
     scene.serve(context, &mut client)?;
     scene.judge_totals(2, 0)
@@ -76,7 +76,7 @@ fn taken_over(context: &Context, family: Family, listen: &Listen) -> Result<()> 
 }
 
 case!(Default, "defer.rounded_as_the_kernel_does" => each_family(rounded));
-/// The kernel rounds up to the times at which it would send its SYN-ACK again.
+/// Checks that a value is rounded as TCP does it, up to the times of SYN-ACK retransmissions.
 fn rounded(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     for (asked, rounded) in [
@@ -106,7 +106,7 @@ fn rounded(_: &Context, family: Family) -> Result<()> {
             "on_timeout after {asked} s"
         );
     }
-    // None is none, and the deadline is the module's own.
+    // 0 sets no deadline: the module's default stays.
     let listener = Listen::filtered(family).defer_accept(0).open(&ns)?;
     expect_eq!(
         deadlines(&listener)?,
@@ -165,7 +165,8 @@ fn after_listen(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "defer.while_parked" => each_family(while_parked));
-/// From the next SYN on it holds for those, too, who are parked already; the policy stays.
+/// Checks that the value holds from the next SYN on, also for requests already parked, and that the
+/// policy stays.
 fn while_parked(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(settings(60_000, 50, OnTimeout::Accept));
     let scene = WireScene::new(context, family, &listen)?;
@@ -187,7 +188,8 @@ fn while_parked(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "defer.between_syn_and_ack" => each_family(between_syn_and_ack));
-/// The ACK of a SYN that came before is still the kernel's to drop; nobody is lost.
+/// Checks that TCP may drop the ACK of a SYN that came before the option was set, and that the
+/// client is served.
 fn between_syn_and_ack(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut client = scene.half_open(context)?;
@@ -205,7 +207,7 @@ fn between_syn_and_ack(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "defer.again_and_again" => each_family(again_and_again));
-/// Whoever speaks last is heard: the option, the configuration, the option.
+/// Checks that the last call wins: the option, the configuration, the option again.
 fn again_and_again(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     for (asked, expected_ms) in [(1, 1000), (10, 15_000), (3, 3000)] {
@@ -217,7 +219,7 @@ fn again_and_again(context: &Context, family: Family) -> Result<()> {
             "timeout_ms and TCP_DEFER_ACCEPT after {asked} s"
         );
         scene.serve(context, &mut client)?;
-        // None is not a deadline to take over.
+        // A value of 0 is not taken over.
         set_defer_accept(&scene.listener, 0)?;
         let (mut client, _) = scene.parked(context)?;
         expect_eq!(
@@ -226,7 +228,7 @@ fn again_and_again(context: &Context, family: Family) -> Result<()> {
             "timeout_ms and TCP_DEFER_ACCEPT after 0 s"
         );
         scene.serve(context, &mut client)?;
-        // An option that nobody has taken over yet is older than what is set now.
+        // A value that is not taken over yet is older than this configuration.
         set_defer_accept(&scene.listener, asked)?;
         control::set_config(&scene.listener, &timeout(40_000)).context("ACCF_CONFIG")?;
         let (mut client, _) = scene.parked(context)?;

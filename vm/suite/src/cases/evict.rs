@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! More clients than may be parked: the oldest meets its deadline now.
+//! More clients than may be parked: the oldest is evicted.
 
 use std::collections::VecDeque;
 use std::thread::sleep;
@@ -19,7 +19,7 @@ use crate::scene::{accept_from_port, serve, RawScene, Scene, REQUEST};
 
 /// How many may be parked.
 const ROOM: usize = 3;
-/// How many come.
+/// How many clients connect.
 const CLIENTS: usize = 7;
 
 fn crowded(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<RawScene> {
@@ -27,7 +27,7 @@ fn crowded(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<R
     RawScene::new(context, family, &Listen::filtered(family).config(config))
 }
 
-/// Who is left is parked as before.
+/// Checks that the clients that were not evicted are still parked, and serves them.
 fn all_served(
     context: &Context,
     scene: &RawScene,
@@ -50,7 +50,7 @@ fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
         if nth < ROOM {
             continue;
         }
-        let mut oldest = parked.pop_front().context("nobody is parked")?;
+        let mut oldest = parked.pop_front().context("no client is parked")?;
         let accepted = scene.accept_from(context, &oldest)?;
         context.at_once(ack.at, accepted.at, "from the newcomer's ACK to accept()")?;
 
@@ -77,7 +77,7 @@ fn reset_in_order(context: &Context, family: Family) -> Result<()> {
         if nth < ROOM {
             continue;
         }
-        let mut oldest = parked.pop_front().context("nobody is parked")?;
+        let mut oldest = parked.pop_front().context("no client is parked")?;
         let expected = oldest.rcv_nxt;
         let reset = oldest
             .receive_until(context.patience(), Segment::is_rst)?
@@ -87,7 +87,7 @@ fn reset_in_order(context: &Context, family: Family) -> Result<()> {
         let evicted = (nth - ROOM + 1) as u64;
         scene.counts(context, counted!(parked: ROOM as u64, evicted: evicted))?;
     }
-    scene.accept_nothing(Duration::from_millis(200), "nobody has spoken")?;
+    scene.accept_nothing(Duration::from_millis(200), "no client has sent anything")?;
     all_served(context, &scene, parked)?;
     scene.judge(|trace| {
         let sent = trace.filter(|packet| packet.direction == Direction::Out);
@@ -108,10 +108,10 @@ fn dropped_in_order(context: &Context, family: Family) -> Result<()> {
             counted!(parked: (nth + 1).min(ROOM) as u64, evicted: evicted),
         )?;
     }
-    scene.accept_nothing(Duration::from_millis(200), "nobody has spoken")?;
-    // Now the oldest hear of it, and only they.
+    scene.accept_nothing(Duration::from_millis(200), "no client has sent anything")?;
+    // The evicted clients, and only they, now get a reset.
     for _ in ROOM..CLIENTS {
-        let mut dropped = parked.pop_front().context("nobody is left")?;
+        let mut dropped = parked.pop_front().context("no client is left")?;
         dropped.data(REQUEST)?;
         dropped
             .receive_until(context.patience(), Segment::is_rst)?
@@ -126,7 +126,7 @@ fn dropped_in_order(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "evict.who_has_gone_makes_room" => each_family(gone));
-/// Who has spoken, or reset, is nobody's oldest any more.
+/// Checks that clients that sent data or reset are not evicted.
 fn gone(context: &Context, family: Family) -> Result<()> {
     let scene = crowded(context, family, OnTimeout::Reset)?;
     let (mut third, _) = scene.served_reset_and_parked(context)?;
@@ -148,7 +148,7 @@ fn gone(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "evict.room_for_one" => each_family(room_for_one));
-/// Without a deadline, a newcomer is the only thing that ends the wait.
+/// Checks eviction without a deadline and with room for one.
 fn room_for_one(context: &Context, family: Family) -> Result<()> {
     let config = settings(0, 1, OnTimeout::Accept);
     let scene = RawScene::new(context, family, &Listen::filtered(family).config(config))?;
@@ -166,7 +166,8 @@ fn room_for_one(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "evict.hundreds_in_order.v4" => once(hundreds_in_order));
-/// Many more come than there is room for, without a pause: all are accepted, in the order in which they came.
+/// Checks that hundreds of clients, connecting without a pause, are evicted in the order in which
+/// they came.
 fn hundreds_in_order(context: &Context) -> Result<()> {
     const MANY: usize = 300;
     let family = Family::V4;
@@ -197,8 +198,8 @@ fn hundreds_in_order(context: &Context) -> Result<()> {
 }
 
 case!(FourPerNetns, "evict.namespace_ceiling" => each_family(namespace_ceiling));
-/// The room of a namespace is for all of its listeners. Whoever has too many of them has his own oldest accepted; nobody
-/// is turned away for the sake of somebody else.
+/// Checks the limit of a namespace, which all of its listeners share. A listener evicts its own
+/// oldest only; it never evicts another listener's.
 fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let second = Listen::filtered(family).open(&scene.ns)?;
@@ -208,7 +209,7 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
     }
     scene.counts(context, counted!(parked: 4))?;
 
-    // The second listener has nobody who could make room: its client is accepted as on a plain one.
+    // The second listener has no request to evict: its client is accepted as on a plain one.
     let mut stranger = scene.host.client(family, second.port());
     let sent = stranger.open(context.patience())?;
     let accepted = accept_from_port(&second, context, stranger.local.port())?;
@@ -218,15 +219,15 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
     counts(context, &second, counted!(bypass_namespace_limit: 1))?;
     scene.counts(context, counted!(parked: 4))?;
 
-    // The first one has.
+    // The first listener evicts its oldest.
     parked.push_back(scene.parked(context)?.0);
-    let mut oldest = parked.pop_front().context("nobody is parked")?;
+    let mut oldest = parked.pop_front().context("no client is parked")?;
     let accepted = scene.accept_from(context, &oldest)?;
     oldest.data(REQUEST)?;
     serve(&accepted)?;
     scene.counts(context, counted!(parked: 4, evicted: 1))?;
 
-    // But not if it would have to reset, or to drop, somebody who has not had his time.
+    // It does not evict if the policy is to reset or to drop: the oldest has not had its time.
     for (nth, on_timeout) in [(1, OnTimeout::Reset), (2, OnTimeout::Drop)] {
         control::set_config(&scene.listener, &settings(60_000, 0, on_timeout))?;
         let (mut newcomer, _) = scene.parked(context)?;
@@ -239,8 +240,8 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
         )?;
     }
 
-    // Whoever goes leaves room for anybody.
-    let mut speaker = parked.pop_front().context("nobody is parked")?;
+    // A request that ends makes room for any listener of the namespace.
+    let mut speaker = parked.pop_front().context("no client is parked")?;
     scene.serve(context, &mut speaker)?;
     let mut stranger = scene.host.client(family, second.port());
     stranger.open(context.patience())?;
@@ -249,7 +250,7 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
         &second,
         counted!(parked: 1, bypass_namespace_limit: 1),
     )?;
-    // And now the second one has somebody, too.
+    // Now the second listener has a request to evict.
     let mut newcomer = scene.host.client(family, second.port());
     newcomer.open(context.patience())?;
     counts(
@@ -258,7 +259,7 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
         counted!(parked: 1, evicted: 1, bypass_namespace_limit: 1),
     )?;
     accept_from_port(&second, context, stranger.local.port())?;
-    // A listener that closes takes its clients along.
+    // Closing a listener ends its parked requests.
     drop(scene.listener);
     let mut latecomers = Vec::new();
     for _ in 0..3 {
@@ -275,7 +276,7 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(FourPerNetns, "evict.namespaces_share_nothing" => each_family(namespaces));
-/// What one namespace has parked is none of another's business.
+/// Checks that the limit counts each namespace separately.
 fn namespaces(context: &Context, family: Family) -> Result<()> {
     let first = RawScene::new(context, family, &Listen::filtered(family))?;
     let second = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -288,7 +289,7 @@ fn namespaces(context: &Context, family: Family) -> Result<()> {
         scene.counts(context, counted!(parked: 4))?;
     }
     drop(first);
-    // A new namespace has all of its room, whoever had it before.
+    // A new namespace starts with a count of zero.
     let third = RawScene::new(context, family, &Listen::filtered(family))?;
     for _ in 0..4 {
         clients.push(third.parked(context)?.0);

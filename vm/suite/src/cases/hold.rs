@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A client that does its handshake and thinks before it speaks.
+//! A client that does its handshake and pauses before it sends data.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -29,10 +29,10 @@ use crate::scene::{
 };
 
 case!(Default, "hold.bare_ack_then_data" => each_family(bare_ack_then_data));
-/// The case of the report that started it: handshake, silence, then a request.
+/// Checks the sequence of the report to netdev: handshake, silence, then a request.
 fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
-    // The kernel would have sent its SYN-ACK again after 1 s and after 3 s.
+    // A deferring listener would have sent its SYN-ACK again after 1 s and after 3 s.
     let (mut client, ack) = scene.connect_and_pause(context, Duration::from_secs(4))?;
     scene.requests(context, 1)?;
     let sent = client.request()?;
@@ -67,7 +67,7 @@ fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "hold.byte_at_a_time" => each_family(byte_at_a_time));
-/// The first byte is enough, and none is lost or doubled.
+/// Checks that the first byte releases the connection, and that none is lost or doubled.
 fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(300))?;
@@ -94,7 +94,7 @@ fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "hold.a_megabyte_each_way" => each_family(megabyte));
-/// A window's worth and more, both ways, on a connection that was held back.
+/// Checks that a megabyte goes each way on a connection that was parked.
 fn megabyte(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(300))?;
@@ -108,7 +108,7 @@ fn megabyte(context: &Context, family: Family) -> Result<()> {
             let bytes = &bytes;
             move || {
                 let mut sender = sender;
-                // A failure shows at the other end, as bytes that are missing.
+                // A failure shows as missing bytes at the other end.
                 let _ = sender.write_all(bytes);
                 let _ = sender.shutdown(Shutdown::Write);
             }
@@ -144,7 +144,7 @@ case!(
     Default, "hold.rtt_without_timestamps.v4" =>
     once(|context| rtt(context, Family::V4, Timestamps::Off))
 );
-/// The time a client thinks is not part of the path's: RTT and RTO are those of a plain listener.
+/// Checks that RTT and RTO are those of a plain listener: a client's pause is not part of them.
 fn rtt(context: &Context, family: Family, timestamps: Timestamps) -> Result<()> {
     const PATH: Duration = Duration::from_millis(40);
     let wire = Wire::with_rtt(PATH)?;
@@ -201,10 +201,10 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// How long the path of a trace's first handshake was, at least and at most, in milliseconds.
+/// Returns bounds of the path's round-trip time of a trace's first handshake, in milliseconds.
 ///
-/// The capture sees a SYN-ACK when it has been through the delay of the server's side, which is half of the path's and
-/// never less. It was made at some time between the SYN and that.
+/// The capture sees a SYN-ACK when it has been through the delay of the server's side, which is
+/// half of the path's and never less. It was made at some time between the SYN and that.
 pub(super) fn path_ms(trace: &Trace, rtt: Duration) -> Result<RangeInclusive<f64>> {
     let syn = trace.first(Segment::is_syn).context("no SYN")?;
     let syn_ack = trace.first(Segment::is_syn_ack).context("no SYN-ACK")?;
@@ -218,7 +218,7 @@ pub(super) fn path_ms(trace: &Trace, rtt: Duration) -> Result<RangeInclusive<f64
     Ok(least..=most)
 }
 
-/// Compares a socket's round-trip time with what the path's was.
+/// Checks a socket's round-trip time against the path's.
 pub(super) fn rtt_is_the_paths(
     context: &Context,
     rtt: Duration,
@@ -236,12 +236,13 @@ pub(super) fn rtt_is_the_paths(
     Ok(())
 }
 
-/// The retransmission timeout after the first sample of a round-trip time (RFC 6298, and the least the kernel adds).
+/// Returns the retransmission timeout after the first sample of a round-trip time (RFC 6298, with
+/// TCP's minimum).
 fn first_rto(rtt: Duration) -> Duration {
     rtt + (2 * rtt).max(Duration::from_millis(200))
 }
 
-/// Compares a socket's retransmission timeout with its round-trip time.
+/// Checks a socket's retransmission timeout against its round-trip time.
 pub(super) fn rto_is_the_paths(info: &TcpInfo) -> Result<()> {
     let expected = ms(first_rto(info.rtt));
     expect_in!(
@@ -253,7 +254,7 @@ pub(super) fn rto_is_the_paths(info: &TcpInfo) -> Result<()> {
 }
 
 case!(Default, "hold.epoll_wakes_once" => each_family(epoll_wakes_once));
-/// A server asleep in `epoll_wait()` is woken once for each connection, and not for a bare ACK.
+/// Checks that `epoll_wait()` wakes once for each connection, and not for a bare ACK.
 fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 8;
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
@@ -282,7 +283,8 @@ fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
                             while listener.accept_now()?.is_some() {
                                 count += 1;
                             }
-                            // Only now, so that the next client finds the queue seen to be empty.
+                            // Added after the loop, so that the queue is empty when the next client
+                            // sends.
                             accepted.fetch_add(count, Ordering::Relaxed);
                         }
                         _ => last = true,
@@ -299,13 +301,13 @@ fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
             sleep(Duration::from_millis(300));
             for (index, client) in clients.iter_mut().enumerate() {
                 client.request()?;
-                // One after another, for each to be a wake-up of its own.
+                // One after another, so that each causes a wake-up.
                 let woken = wait::until(context.patience(), || {
                     Ok(accepted.load(Ordering::Relaxed) == index + 1)
                 })?;
                 ensure!(woken, "connection {} was not accepted", index + 1);
             }
-            // A wake-up too many would come now.
+            // Time for a superfluous wake-up.
             sleep(Duration::from_millis(300));
             Ok(())
         })();
@@ -325,7 +327,7 @@ fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "hold.reuseport" => each_family(reuse_port));
-/// Two filtered listeners share a port: each of them holds its connections back, and none is lost.
+/// Checks that two filtered listeners that share a port each park their connections, and lose none.
 fn reuse_port(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 24;
     let listen = Listen::filtered(family).reuse_port();
@@ -366,7 +368,8 @@ fn reuse_port(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "hold.keepalive" => each_family(keepalive));
-/// A client that keeps its idle connection alive is answered while it is held, and is served when it speaks.
+/// Checks that keepalive probes of a parked client are answered, and that it is served when it
+/// sends data.
 ///
 /// The answers carry timestamps newer than the SYN-ACK's, and the client's next segments echo them.
 fn keepalive(context: &Context, family: Family) -> Result<()> {
@@ -375,7 +378,7 @@ fn keepalive(context: &Context, family: Family) -> Result<()> {
     keep_alive(&client.stream)?;
     scene.accept_nothing(
         Duration::from_millis(3500),
-        "the client has only asked whether the server is there",
+        "the client has only sent keepalive probes",
     )?;
     let sent = Stamp::now();
     let accepted = scene.serve_parked(context, &mut client)?;
@@ -396,7 +399,8 @@ fn keepalive(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "hold.counters" => each_family(counters));
-/// The kernel's books say that nothing was dropped, retransmitted or overflowed.
+/// Checks that no counter of the kernel says that something was dropped, retransmitted or
+/// overflowed.
 fn counters(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 10;
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
@@ -440,7 +444,7 @@ fn counters(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "hold.attached_while_listening" => each_family(attached_while_listening));
-/// A filter that comes while clients are already waiting does not touch those it finds in the queue.
+/// Checks that attaching a filter does not affect connections that are in the accept queue already.
 fn attached_while_listening(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::plain(family))?;
     let (early, _) = scene.connect_and_ack(context)?;
@@ -462,10 +466,11 @@ case!(
     Default, "hold.outlives_syn_ack_retries" =>
     families(&[Family::V4, Family::V6], outlives_retries)
 );
-/// A parked request is not given up when the kernel would have stopped retransmitting its SYN-ACK.
+/// Checks that a request stays parked beyond the time after which TCP gives up retransmitting its
+/// SYN-ACK.
 fn outlives_retries(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
-    // The kernel would drop the request after 3 s.
+    // TCP would drop the request after 3 s.
     wire.server.set_sysctl("net.ipv4.tcp_synack_retries", "1")?;
     let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.connect_and_pause(context, Duration::from_secs(8))?;
@@ -475,7 +480,7 @@ fn outlives_retries(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "hold.several_threads_accept" => once(several_threads));
-/// Several threads wait in `accept()`: each connection comes out once.
+/// Checks that each connection is accepted once while several threads wait in `accept()`.
 fn several_threads(context: &Context) -> Result<()> {
     const CLIENTS: usize = 40;
     const THREADS: usize = 4;
@@ -490,7 +495,7 @@ fn several_threads(context: &Context) -> Result<()> {
                     let mut peers = Vec::new();
                     while !over.load(Ordering::Relaxed) {
                         if let Some(accepted) = listener.accept(Duration::from_millis(100))? {
-                            // Without data there is no request to read, and this is an error.
+                            // Without data this fails.
                             serve(&accepted)?;
                             peers.push(accepted.peer.port());
                         }
@@ -510,7 +515,7 @@ fn several_threads(context: &Context) -> Result<()> {
             }
             Ok(clients)
         })();
-        // Time for a connection nobody asked for to come out.
+        // Time for a superfluous connection.
         sleep(Duration::from_millis(300));
         over.store(true, Ordering::Relaxed);
         let mut served = Vec::new();
@@ -527,14 +532,14 @@ fn several_threads(context: &Context) -> Result<()> {
         expect_eq!(
             served.into_iter().collect::<BTreeSet<_>>(),
             expected,
-            "who was served"
+            "the clients that were served"
         );
         Ok(())
     })
 }
 
 case!(Default, "hold.backlog_of_one" => once(backlog_of_one));
-/// The smallest backlog: clients who speak are served, one after another and side by side.
+/// Checks that the smallest backlog serves clients one after another and side by side.
 fn backlog_of_one(context: &Context) -> Result<()> {
     let family = Family::V4;
     let scene = WireScene::new(context, family, &Listen::filtered(family).backlog(1))?;
@@ -557,7 +562,7 @@ fn backlog_of_one(context: &Context) -> Result<()> {
 }
 
 case!(Default, "hold.plain_listener_beside" => once(plain_beside));
-/// A plain listener of the same process and namespace knows nothing of its neighbour's filter.
+/// Checks that a filter does not affect a plain listener of the same process and namespace.
 fn plain_beside(context: &Context) -> Result<()> {
     let family = Family::V4;
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;

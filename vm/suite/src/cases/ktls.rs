@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! An accepted socket is nobody's: TLS in the kernel attaches to it and works.
+//! Kernel TLS attaches to an accepted socket and works.
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use crate::case::{case, each_family, expect_eq, Context};
 use crate::scene::{Client, Scene, WireScene};
 
-const SECRET: &[u8] = b"a secret nobody on the wire may read";
+const SECRET: &[u8] = b"a secret that must not be on the wire";
 
 case!(Default, "ktls.on_an_accepted_socket" => each_family(after_data));
 fn after_data(context: &Context, family: Family) -> Result<()> {
@@ -35,7 +35,8 @@ fn at_the_deadline(context: &Context, family: Family) -> Result<()> {
     encrypt(context, scene, client, accepted)
 }
 
-/// Encrypts both directions, and sees that the other end reads what was written, and the wire something else.
+/// Encrypts both directions; checks that the other end reads what was written, and that it is not
+/// on the wire in plain.
 fn encrypt(
     context: &Context,
     scene: WireScene,

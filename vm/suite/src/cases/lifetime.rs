@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The module goes when nothing of it is in use, and not before; nothing of it stays behind.
+//! Unloading: the module can be unloaded if and only if nothing uses it, and leaves nothing behind.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -25,12 +25,12 @@ use crate::scene::{
     exchange_and_close, reads_reset, requests, serve, RawScene, Scene, WireScene, REQUEST,
 };
 
-/// The module has to be unloadable: soon, as what is closed may take a grace period or two to be gone.
+/// Unloads the module, which may take a grace period or two after the last close.
 fn unloads(context: &Context) -> Result<()> {
     module::unload(context.patience())
 }
 
-/// Nothing but the module itself may hold it now.
+/// Checks that nothing refers to the module any longer.
 fn refcount_is_zero(context: &Context) -> Result<()> {
     let mut seen = None;
     wait::until(context.patience(), || {
@@ -77,7 +77,8 @@ fn refused(context: &Context) -> Result<()> {
 }
 
 case!(Alone, "lifetime.unload_with_a_request_parked" => each_family(unload_parked));
-/// A listener closes over a parked request: the module is free, and the client learns of it as from any kernel.
+/// Checks that closing a listener ends a parked request, releases the module, and that the client
+/// gets a reset as from any kernel.
 fn unload_parked(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -98,7 +99,7 @@ fn unload_parked(context: &Context, family: Family) -> Result<()> {
     drop(listener);
     requests(&ns, port, context, 0)?;
     unloads(context)?;
-    // With the module's code gone: what the client still sends is answered by a reset.
+    // The module is unloaded: TCP answers the client's data with a reset.
     client.data(REQUEST)?;
     let answer = client
         .receive_until(context.patience(), |segment| segment.is_rst())?
@@ -114,7 +115,7 @@ fn unload_parked(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Alone, "lifetime.unload_with_an_accepted_socket_open" => each_family(unload_accepted));
-/// An accepted socket has nothing of the module: it lives on without it.
+/// Checks that an accepted socket works after the module is unloaded.
 fn unload_accepted(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=500")?;
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
@@ -143,7 +144,7 @@ fn unload_after_reset(context: &Context) -> Result<()> {
         client.rst()?;
     }
     scene.requests(context, 0)?;
-    // As `ss` sees it, too.
+    // The same by `ss`.
     let text = scene.ns.command("ss", &["-Htn", "state", "syn-recv"])?;
     expect_eq!(text.trim(), "", "half-open requests in `ss`");
     drop(scene.listener);
@@ -152,7 +153,7 @@ fn unload_after_reset(context: &Context) -> Result<()> {
 }
 
 case!(Alone, "lifetime.attached_and_closed_at_once" => once(closed_at_once));
-/// A filter on a socket that never listens, or never gets a client.
+/// Checks filters of sockets that never listen, or never get a client.
 fn closed_at_once(context: &Context) -> Result<()> {
     module::reload("")?;
     let ns = Netns::new()?;
@@ -176,7 +177,7 @@ case!(
     Alone, "lifetime.load_and_unload_again_and_again" =>
     once(again_and_again).long(Duration::from_secs(120))
 );
-/// A whole life of the module, several times.
+/// Loads, uses and unloads the module several times.
 fn again_and_again(context: &Context) -> Result<()> {
     let rounds = match context.kernel {
         Kernel::Stock => 12,
@@ -200,7 +201,7 @@ fn again_and_again(context: &Context) -> Result<()> {
 }
 
 case!(Alone, "lifetime.unload_under_traffic" => once(under_traffic));
-/// Somebody tries to unload all the time while clients come and go.
+/// Checks that unloading fails at any time while clients come and go.
 fn under_traffic(context: &Context) -> Result<()> {
     const CLIENTS: usize = 60;
     module::reload("")?;
@@ -248,7 +249,7 @@ case!(
     Alone, "lifetime.unload_at_the_deadline" =>
     once(unload_at_the_deadline).long(Duration::from_secs(120))
 );
-/// The listener closes and the module goes just as deadlines are met.
+/// Closes the listener and unloads the module just as deadlines expire.
 fn unload_at_the_deadline(context: &Context) -> Result<()> {
     const CLIENTS: usize = 20;
     const DEADLINE: Duration = Duration::from_millis(600);
@@ -279,7 +280,8 @@ case!(
     Alone, "lifetime.closed_while_clients_reset_at_the_deadline" =>
     once(closed_at_the_deadline).long(Duration::from_secs(120))
 );
-/// A listener is closed while deadlines are met and the same clients reset: each of the three wants what the others have.
+/// Closes a listener while deadlines expire and the same clients reset: all three end the same
+/// requests.
 fn closed_at_the_deadline(context: &Context) -> Result<()> {
     const CLIENTS: u32 = 200;
     module::reload("")?;
@@ -326,7 +328,7 @@ fn closed_at_the_deadline(context: &Context) -> Result<()> {
 }
 
 case!(Alone, "lifetime.server_killed" => each_family(server_killed));
-/// A server that is killed leaves nothing behind, and its clients hear of it.
+/// Checks that killing a server leaves nothing behind, and that its clients get resets.
 fn server_killed(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 20;
     module::reload("")?;
@@ -348,7 +350,7 @@ fn server_killed(context: &Context, family: Family) -> Result<()> {
     requests(&wire.server, port, context, 0)?;
     unloads(context)?;
     for mut client in clients {
-        // Nobody listens any more: the first data is answered by a reset.
+        // No listener is left: the first data is answered by a reset.
         client.write_all(REQUEST)?;
         reads_reset(&mut client)?;
     }
@@ -375,7 +377,7 @@ fn start_holder(ns: &Netns, family: Family) -> Result<(Child, u16)> {
     })
 }
 
-/// What the other process does.
+/// Holds a listener open until killed: what the other process does.
 pub(crate) fn hold(_: &Context, family: &str) -> Result<()> {
     let family = Family::ALL
         .into_iter()
@@ -384,14 +386,15 @@ pub(crate) fn hold(_: &Context, family: &str) -> Result<()> {
     let listener = Listen::filtered(family).open_here()?;
     println!("{}", listener.port());
     io::stdout().flush()?;
-    // Until killed: this never becomes readable for long, as nobody accepts.
+    // Never accepts, and ends when it is killed.
     loop {
         sleep(Duration::from_secs(3600));
     }
 }
 
 case!(Alone, "lifetime.namespace_gone" => each_family(namespace_gone));
-/// Both namespaces go while requests are parked and deadlines near.
+/// Checks that both namespaces can be destroyed while requests are parked and close to their
+/// deadlines.
 fn namespace_gone(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 20;
     module::reload("timeout_ms=1500")?;
@@ -404,15 +407,16 @@ fn namespace_gone(context: &Context, family: Family) -> Result<()> {
     );
     drop((scene, clients));
     refcount_is_zero(context)?;
-    // Over the deadline, with the code still there to be called if anything were left to call it.
+    // Past the deadline, with the module loaded: nothing must be left that calls it.
     sleep(Duration::from_secs(2));
     unloads(context)
 }
 
 case!(Alone, "lifetime.interface_gone_before_the_deadline" => each_family(interface_gone));
-/// The interface a client came through is taken away before its deadline.
+/// Removes the interface that clients came through, before their deadline.
 ///
-/// Whether the connection is accepted then is the kernel's to say, as its address is gone, too; it may not harm it.
+/// Whether the connections are accepted then is up to the kernel, as their address is gone, too; it
+/// must do no harm.
 fn interface_gone(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=1500")?;
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
@@ -442,12 +446,13 @@ fn interface_gone(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Alone, "lifetime.shut_down_and_listen_again" => each_family(listen_again));
-/// A listener is shut down and listens again, with the filter it had.
+/// Checks that a listener that is shut down and listens again keeps its filter.
 ///
-/// As for any half-open request, `shutdown()` does not end the wait of a parked one: it finds a listener again, or not.
+/// As for any half-open request, `shutdown()` does not end the wait of a parked one: at its
+/// deadline it finds a listener again, or not.
 fn listen_again(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
-    // A port the kernel has chosen would be given back.
+    // A port that the kernel has chosen would be released by shutdown().
     let listen = Listen::filtered(family).port(4000);
     let scene = WireScene::new(context, family, &listen)?;
     let (parked, _) = scene.connect_and_ack(context)?;
@@ -471,11 +476,11 @@ fn listen_again(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Alone, "lifetime.attached_between_two_lives" => each_family(attached_between));
-/// A plain listener is shut down, gets the filter, and listens again: a client that is half open since its first life is held back
-/// in its second.
+/// Shuts a plain listener down, attaches the filter, and listens again; checks that a client that
+/// is half-open since before is parked.
 fn attached_between(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
-    // A port the kernel has chosen would be given back.
+    // A port that the kernel has chosen would be released by shutdown().
     let scene = RawScene::new(context, family, &Listen::plain(family).port(4000))?;
     let mut half_open = scene.half_open(context)?;
     scene.requests(context, 1)?;
@@ -502,7 +507,8 @@ fn attached_between(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Alone, "lifetime.shut_down_before_the_deadline" => each_family(stopped_at_the_deadline));
-/// A listener that was shut down accepts nobody at a deadline: the kernel drops the request, without a word, as on a plain listener.
+/// Checks that TCP silently drops a request at its deadline if the listener was shut down, as on a
+/// plain listener.
 fn stopped_at_the_deadline(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=500")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
@@ -510,7 +516,7 @@ fn stopped_at_the_deadline(context: &Context, family: Family) -> Result<()> {
     scene.requests(context, 1)?;
     scene.listener.socket().shutdown(Shutdown::Both)?;
     scene.requests(context, 0)?;
-    // What was said would be here by now.
+    // Time for a segment that was sent to arrive.
     let more = client.receive_until(Duration::from_millis(500), |_| true)?;
     ensure!(more.is_none(), "the client got {more:?}");
     drop(client);
@@ -523,14 +529,15 @@ fn stopped_at_the_deadline(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Alone, "lifetime.connected_in_vain_and_listening_again" => once(listen_without_hooks));
-/// A listener for both families is shut down, tries to connect to an IPv4 address, and listens again: the kernel has given it
-/// other operations meanwhile, and makes connections without asking the filter.
+/// Shuts a listener for both families down, tries to connect to an IPv4 address, and listens again:
+/// meanwhile TCP has replaced the socket's operations, and makes connections without calling the
+/// filter.
 ///
-/// Also of clients that were parked before: they are accepted, and nothing of them stays behind.
+/// Clients that were parked before are accepted, too, and nothing of them is left.
 fn listen_without_hooks(context: &Context) -> Result<()> {
     const NOWHERE: &str = "[::ffff:255.255.255.255]:1";
     module::reload("timeout_ms=5000")?;
-    // A port the kernel has chosen would be given back.
+    // A port that the kernel has chosen would be released by shutdown().
     let listen = Listen::filtered(Family::Mapped).port(4000);
     let scene = WireScene::new(context, Family::Mapped, &listen)?;
     let (mut sends, _) = scene.connect_and_ack(context)?;
@@ -549,21 +556,30 @@ fn listen_without_hooks(context: &Context) -> Result<()> {
     sends.request()?;
     let accepted = scene.accept(context)?;
     let peer = accepted.peer.port();
-    expect_eq!(peer, sends.local.port(), "who was accepted first");
+    expect_eq!(
+        peer,
+        sends.local.port(),
+        "the client that was accepted first"
+    );
     serve(&accepted)?;
     sends.response()?;
-    // At its deadline.
+    // The silent client is accepted at its deadline.
     let accepted = scene.accept(context)?;
     let peer = accepted.peer.port();
-    expect_eq!(peer, silent.local.port(), "who was accepted then");
+    expect_eq!(
+        peer,
+        silent.local.port(),
+        "the client that was accepted then"
+    );
     drop((scene, accepted, sends, silent));
     unloads(context)
 }
 
 case!(Alone, "lifetime.reuseport_migration" => each_family(migration));
-/// A listener of a reuseport group closes, and the kernel moves its requests to another one.
+/// Closes a listener of a reuseport group, so that TCP migrates its requests to another one.
 ///
-/// Moved or dropped: no client is served twice, none holds the module, and the other listener goes on.
+/// Migrated or dropped: no client is served twice, none pins the module, and the other listener
+/// works.
 fn migration(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 16;
     module::reload("")?;

@@ -64,7 +64,7 @@ fn nothing_left(stage: &str) -> Case {
     }
 }
 
-/// Unloads the module that the cases of a stage have used; of a stage left out, there is none.
+/// Unloads the module after the cases of a stage. If that stage was filtered out, it is not loaded.
 fn unload(context: &Context) -> Result<()> {
     if !module::is_loaded()? {
         return Err(

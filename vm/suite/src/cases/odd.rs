@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Segments a parked request may get that are neither data nor the end: answered as the kernel would, and still parked.
+//! Segments that neither carry data nor end a parked request: answered as TCP does, and the request
+//! stays parked.
 
 use std::io::Read;
 use std::net::IpAddr;
@@ -21,10 +22,10 @@ use crate::scene::{
     connect_again, receives_nothing, rest, serve, Peer, RawScene, Scene, REQUEST, RESPONSE,
 };
 
-/// How long silence is watched for: long enough for an answer, too short for a retransmission.
+/// How long to wait for an answer that must not come: too short for a retransmission.
 const SILENCE: Duration = Duration::from_millis(400);
 
-/// Makes sure that the server sends nothing.
+/// Checks that the server sends nothing.
 fn no_answer(client: &mut RawClient, to: &str) -> Result<()> {
     receives_nothing(client, SILENCE, &format!("an answer to {to}"))
 }
@@ -37,7 +38,8 @@ fn answer(context: &Context, client: &mut RawClient, to: &str) -> Result<Segment
         .segment)
 }
 
-/// The request is still there, nothing was accepted, and the client is served once it speaks.
+/// Checks that the request is still parked, that nothing was accepted, and that the client is
+/// served once it sends data.
 fn still_parked(context: &Context, scene: &RawScene, client: &mut RawClient) -> Result<()> {
     scene.requests(context, 1)?;
     scene.accept_nothing(SILENCE, "the client has not sent anything new")?;
@@ -45,7 +47,7 @@ fn still_parked(context: &Context, scene: &RawScene, client: &mut RawClient) -> 
 }
 
 case!(Default, "odd.unanswered_syn_ack" => each_family(unanswered_syn_ack));
-/// A SYN-ACK that no client answers is sent again as for a plain listener.
+/// Checks that an unanswered SYN-ACK is sent again as on a plain listener.
 fn unanswered_syn_ack(context: &Context, family: Family) -> Result<()> {
     unanswered(context, family, &Listen::filtered(family))
 }
@@ -72,9 +74,11 @@ case!(
     Default, "odd.keepalive_probes_with_timestamps" =>
     each_family(|context, family| keepalive(context, family, true))
 );
-/// A probe asks "are you there?", with no byte or with one of garbage before the window: the answer is an ACK.
+/// Checks that a keepalive probe, without data or with one byte before the window, is answered by
+/// an ACK.
 ///
-/// With timestamps, what the client sends after that echoes the answer's, which is newer than the SYN-ACK's.
+/// With timestamps, what the client sends after that echoes the answer's, which is newer than the
+/// SYN-ACK's.
 fn keepalive(context: &Context, family: Family, timestamps: bool) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut client = scene.client();
@@ -96,7 +100,7 @@ fn keepalive(context: &Context, family: Family, timestamps: bool) -> Result<()> 
             client.rcv_nxt,
             "sequence number of the answer to {what}"
         );
-        // The kernel answers probes without data no oftener than every half second.
+        // TCP answers probes without data at most every half second.
         no_answer(&mut client, "nothing")?;
     }
     still_parked(context, &scene, &mut client)?;
@@ -104,11 +108,12 @@ fn keepalive(context: &Context, family: Family, timestamps: bool) -> Result<()> 
 }
 
 case!(Default, "odd.retransmitted_syn" => each_family(retransmitted_syn));
-/// A client that sends its SYN again has not seen the SYN-ACK, whatever else came: it gets it again, once.
+/// Checks that a client that sends its SYN again gets the SYN-ACK again, once: it has perhaps not
+/// seen it.
 fn retransmitted_syn(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
-    // Past the time within which the kernel keeps quiet about repeated SYNs.
+    // Past TCP's rate limit for answers to repeated SYNs.
     std::thread::sleep(Duration::from_millis(600));
     client.syn()?;
     let again = answer(context, &mut client, "the retransmitted SYN")?;
@@ -120,7 +125,7 @@ fn retransmitted_syn(context: &Context, family: Family) -> Result<()> {
     );
     client.ack()?;
     scene.requests(context, 1)?;
-    // Longer than the timer of a SYN-ACK just sent.
+    // Longer than the timer of a SYN-ACK that was just sent.
     scene.accept_nothing(
         Duration::from_secs(4),
         "the client has not sent anything new",
@@ -142,7 +147,8 @@ fn retransmitted_syn(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "odd.wrong_ack_number" => each_family(wrong_ack));
-/// An ACK of something never sent is answered by a reset, before and after the right one; the request stays.
+/// Checks that an ACK of something never sent is answered by a reset, before and after the right
+/// one, and that the request stays.
 fn wrong_ack(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut client = scene.half_open(context)?;
@@ -166,7 +172,8 @@ fn wrong_ack(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "odd.second_segment_first" => each_family(second_segment_first));
-/// The second half of a request overtakes the first: released by it, but the bytes are in order.
+/// Checks that the second half of a request, if it overtakes the first, releases the connection,
+/// and that the bytes are in order.
 fn second_segment_first(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
@@ -185,7 +192,8 @@ fn second_segment_first(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "odd.end_before_the_data" => each_family(end_first));
-/// The end of the stream overtakes the request: released by it, but the request comes first.
+/// Checks that the end of the stream, if it overtakes the request, releases the connection, and
+/// that the request comes first.
 fn end_first(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
@@ -208,12 +216,12 @@ fn end_first(context: &Context, family: Family) -> Result<()> {
         "bytes behind the request"
     );
     client.read_response(context)?;
-    // A gap before it: something is still to come.
+    // Counted as data: the FIN comes after a gap.
     scene.counts(context, counted!(released_data: 1)).map(drop)
 }
 
 case!(Default, "odd.beyond_the_window" => each_family(beyond_the_window));
-/// Data and an end beyond the window are not for this connection: acknowledged as such, and neither data nor the end.
+/// Checks that data and a FIN beyond the window are answered by an ACK and otherwise ignored.
 fn beyond_the_window(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
@@ -231,7 +239,8 @@ fn beyond_the_window(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "odd.old_timestamp" => each_family(old_timestamp));
-/// Data with a timestamp older than the bare ACK's is from the past: acknowledged as such, and not data.
+/// Checks that data with a timestamp older than the bare ACK's is answered by an ACK and otherwise
+/// ignored.
 fn old_timestamp(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut client = scene.client().with_timestamps();
@@ -251,7 +260,7 @@ fn old_timestamp(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "odd.inexact_reset" => each_family(inexact_rst));
-/// A reset inside the window that is not exactly at its edge is not believed without asking back (RFC 5961).
+/// Checks that a reset inside the window, but not at its edge, gets a challenge ACK (RFC 5961).
 fn inexact_rst(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
@@ -265,7 +274,7 @@ fn inexact_rst(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "odd.stray_segments" => each_family(stray));
-/// A reset and data outside the window, and a SYN of long ago: the connection is none of their business.
+/// Checks that a reset, data and a SYN outside the window do not end the request.
 fn stray(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
@@ -306,7 +315,7 @@ fn stray(context: &Context, family: Family) -> Result<()> {
     still_parked(context, &scene, &mut client)
 }
 
-/// A segment that ends a parked request without a word of the client's own: what it is, and whether the client hears.
+/// Checks that `end` ends a parked request and no other one, and that the client can connect again.
 fn ends(
     context: &Context,
     family: Family,
@@ -322,13 +331,14 @@ fn ends(
     scene.serve(context, &mut other)?;
     let seen = scene.counts(context, counted!(released_data: 1, aborted: 1))?;
     expect_eq!(seen.half_open, 0, "half-open requests in the end");
-    // The same client may come again.
+    // The same client connects again.
     connect_again(context, &mut client)?;
     scene.serve(context, &mut client)
 }
 
 case!(Default, "odd.syn_in_the_window" => each_family(syn_in_window));
-/// A SYN inside the window: somebody else has the client's address now. The connection is reset, as the kernel does.
+/// Checks that a SYN inside the window, from a later user of the client's address, resets the
+/// connection as TCP does.
 fn syn_in_window(context: &Context, family: Family) -> Result<()> {
     ends(context, family, |context, _, client| {
         let mut syn = client.segment(Flags::SYN, b"");
@@ -341,7 +351,7 @@ fn syn_in_window(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "odd.killed_by_ss" => each_family(killed_by_ss));
-/// The administrator ends it.
+/// Checks a request that the administrator ends with `ss -K`.
 fn killed_by_ss(context: &Context, family: Family) -> Result<()> {
     ends(context, family, |_, scene, client| {
         let (server, port) = (scene.port(), client.local.port());
@@ -366,7 +376,7 @@ fn killed_by_ss(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "odd.icmp_error" => each_family(icmp_error));
-/// A router says that the client cannot be reached, of the SYN-ACK or of something else.
+/// Checks ICMP errors from a router: about the SYN-ACK, and about another segment.
 fn icmp_error(context: &Context, family: Family) -> Result<()> {
     ends(context, family, |context, scene, client| {
         let mut syn_ack = Segment::new(
@@ -377,7 +387,7 @@ fn icmp_error(context: &Context, family: Family) -> Result<()> {
                 ..Flags::ACK
             },
         );
-        // Of a segment that was never sent: not believed.
+        // About a segment that was never sent: ignored.
         syn_ack.seq = client.rcv_nxt.wrapping_add(5000);
         scene.host.inject(&unreachable(&syn_ack)?)?;
         scene.counts(context, counted!(parked: 2))?;
@@ -387,7 +397,7 @@ fn icmp_error(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// An ICMP error about a segment, as the router next to its destination sends it.
+/// Builds an ICMP error about a segment, as the router next to its destination sends it.
 fn unreachable(segment: &Segment) -> Result<Vec<u8>> {
     let (server, client) = (segment.source.ip(), segment.destination.ip());
     let original = segment.build()?;
@@ -432,7 +442,7 @@ fn unreachable(segment: &Segment) -> Result<Vec<u8>> {
     Ok(packet)
 }
 
-/// Fills in the checksum of an ICMP message, which is in its third and fourth byte.
+/// Fills in the checksum of an ICMP message, its third and fourth byte.
 fn checksum(icmp: &mut [u8], pseudo: u32) {
     let sum = folded(icmp, pseudo);
     if let Some(field) = icmp.get_mut(2..4) {
@@ -460,7 +470,7 @@ fn folded(bytes: &[u8], start: u32) -> u16 {
 }
 
 case!(Default, "odd.counted_once" => each_family(counted_once));
-/// Whatever a parked client sends that is neither data nor the end, it is one parked connection.
+/// Checks that a client that sends neither data nor the end is counted once.
 fn counted_once(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
@@ -491,16 +501,16 @@ fn counted_once(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "odd.save_syn" => each_family(save_syn));
-/// A server that wants to see its clients' SYNs gets them, of those who spoke and of those who did not.
+/// Checks that `TCP_SAVED_SYN` works for clients that sent data and for silent ones.
 fn save_syn(context: &Context, family: Family) -> Result<()> {
     const TCP_SAVE_SYN: i32 = 27;
     const TCP_SAVED_SYN: i32 = 28;
     let listen = Listen::filtered(family).config(timeout(500));
     let scene = RawScene::new(context, family, &listen)?;
     set_tcp_option(&scene.listener, TCP_SAVE_SYN, 1).context("TCP_SAVE_SYN")?;
-    for speaks in [true, false] {
+    for sends in [true, false] {
         let (mut client, _) = scene.parked(context)?;
-        if speaks {
+        if sends {
             client.data(REQUEST)?;
         }
         let accepted = scene.accept(context)?;
@@ -519,9 +529,9 @@ fn save_syn(context: &Context, family: Family) -> Result<()> {
         expect_eq!(
             syn.source.port(),
             client.local.port(),
-            "who sent the saved SYN"
+            "the port that the saved SYN is from"
         );
-        if !speaks {
+        if !sends {
             client.data(REQUEST)?;
         }
         serve(&accepted)?;
@@ -530,7 +540,8 @@ fn save_syn(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "odd.low_water_mark" => each_family(low_water_mark));
-/// A server that wants to be woken for ten bytes gets the connection with the first, and is woken for ten.
+/// Checks that the first byte releases a connection, and that the accepted socket wakes at its
+/// low-water mark of ten.
 fn low_water_mark(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let ten = 10_i32.to_ne_bytes();
@@ -561,7 +572,7 @@ fn low_water_mark(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "odd.urgent_data" => each_family(urgent_data));
-/// A byte out of band is data as any other, and is where it was sent.
+/// Checks that an urgent byte releases the connection, and is read out of band.
 fn urgent_data(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;
@@ -588,19 +599,20 @@ fn urgent_data(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "odd.zero_window" => each_family(zero_window));
-/// A client that has no room for an answer is accepted, and gets it once it has.
+/// Checks that a client with a window of zero is accepted, and gets the response once its window
+/// opens.
 fn zero_window(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(timeout(700));
     let scene = RawScene::new(context, family, &listen)?;
-    for speaks in [true, false] {
+    for sends in [true, false] {
         let mut client = scene.client();
         client.window = 0;
         client.open(context.patience())?;
-        if speaks {
+        if sends {
             client.data(REQUEST)?;
         }
         let accepted = scene.accept(context)?;
-        if !speaks {
+        if !sends {
             client.data(REQUEST)?;
         }
         serve(&accepted)?;
@@ -608,15 +620,13 @@ fn zero_window(context: &Context, family: Family) -> Result<()> {
         expect_eq!(
             early.map(|received| received.segment.to_string()),
             None,
-            "data into a window of zero (speaks at once: {speaks})"
+            "data into a window of zero (sends at once: {sends})"
         );
         client.window = 2000;
         client.ack()?;
         let response = client
             .receive_until(context.patience(), |segment| segment.payload.len() > 1)?
-            .with_context(|| {
-                format!("no response into an open window (speaks at once: {speaks})")
-            })?;
+            .with_context(|| format!("no response into an open window (sends at once: {sends})"))?;
         expect_eq!(response.segment.payload, RESPONSE, "the response");
     }
     scene

@@ -17,7 +17,8 @@ use crate::scene::{
 
 case!(Unloaded, "unloaded.plain.accepted_at_once" => each_family(at_once));
 case!(Default, "plain.accepted_at_once" => each_family(at_once));
-/// A silent client is accepted as soon as its bare ACK is there, and nothing more is sent.
+/// Checks that a silent client is accepted as soon as its bare ACK is there, and that nothing more
+/// is sent.
 fn at_once(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::plain(family))?;
     let (accepted, client) = accept_while(&scene.listener, context, || scene.connect())?;
@@ -42,7 +43,8 @@ fn at_once(context: &Context, family: Family) -> Result<()> {
 
 case!(Unloaded, "unloaded.plain.defer_accept" => each_family(defer_accept));
 case!(Default, "plain.defer_accept" => each_family(defer_accept));
-/// The kernel's own deferral: it drops the bare ACK, and asks for it again when the time is up.
+/// Checks `TCP_DEFER_ACCEPT` without a filter: TCP drops the bare ACK, and sends the SYN-ACK again
+/// when the time is up.
 fn defer_accept(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::deferred(family, 1))?;
 
@@ -75,7 +77,7 @@ fn defer_accept(context: &Context, family: Family) -> Result<()> {
         expect_eq!(
             counts,
             [1, 2],
-            "SYN-ACKs to the client that speaks, and to the silent one"
+            "SYN-ACKs to the client that sends, and to the silent one"
         );
         Ok(())
     })
@@ -83,12 +85,12 @@ fn defer_accept(context: &Context, family: Family) -> Result<()> {
 
 case!(Unloaded, "unloaded.plain.unanswered_syn_ack" => each_family(unanswered_syn_ack));
 case!(Default, "plain.unanswered_syn_ack" => each_family(unanswered_syn_ack));
-/// A SYN-ACK nobody answers is sent again, after one second and two more.
+/// Checks that an unanswered SYN-ACK is sent again after one second and after two more.
 fn unanswered_syn_ack(context: &Context, family: Family) -> Result<()> {
     unanswered(context, family, &Listen::plain(family))
 }
 
-/// The same for any listener: no filter has a say before the third segment.
+/// The same for any listener: no filter acts before the third segment.
 pub(crate) fn unanswered(context: &Context, family: Family, listen: &Listen) -> Result<()> {
     let scene = RawScene::new(context, family, listen)?;
     let mut client = scene.half_open(context)?;

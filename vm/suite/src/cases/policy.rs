@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What becomes of the silent at their deadline: accepted, reset, dropped.
+//! The policy for silent clients at their deadline: accept, reset, drop.
 
 use std::collections::HashMap;
 use std::io;
@@ -35,7 +35,7 @@ fn listen(family: Family, deadline: Duration, on_timeout: OnTimeout) -> Listen {
     Listen::filtered(family).config(settings(deadline_ms, 0, on_timeout))
 }
 
-/// What the server sends around a deadline.
+/// Returns the resets of a trace.
 fn resets(trace: &Trace) -> Vec<&Packet> {
     trace
         .packets
@@ -53,7 +53,8 @@ fn reset_of(capture: &Capture, context: &Context, client: u16) -> Result<Packet>
         .context("no reset at the deadline")
 }
 
-/// Makes sure that a reset is one that every client believes: exactly at the byte it expects next (RFC 5961).
+/// Checks that every client accepts a reset: it has exactly the sequence number that the client
+/// expects next (RFC 5961).
 fn is_exact(reset: &Segment, syn_ack: &Segment) -> Result<()> {
     expect_eq!(reset.flags, Flags::RST, "flags of the reset {reset}");
     expect_eq!(
@@ -65,7 +66,8 @@ fn is_exact(reset: &Segment, syn_ack: &Segment) -> Result<()> {
     Ok(())
 }
 
-/// One reset, at the deadline, that the client's kernel believes; the server never hears of the client.
+/// Checks that the client gets one reset, at the deadline, that its kernel accepts, and that the
+/// server does not get the connection.
 fn reset_in(context: &Context, scene: &impl Scene, mut client: Client) -> Result<()> {
     let port = client.local.port();
     let ack = scene.bare_ack(context, &client)?;
@@ -76,7 +78,7 @@ fn reset_in(context: &Context, scene: &impl Scene, mut client: Client) -> Result
     context.note(format!("reset {after:.1} ms after the bare ACK"));
     context.at_once(packet.at, read, "from the reset to the client's error")?;
     scene.counts(context, counted!(timeout_reset: 1))?;
-    // Time for whatever else might be sent because of the deadline.
+    // Time for any other segment that is sent because of the deadline.
     scene.accept_nothing(Duration::from_millis(300), "the client was reset")?;
     let trace = scene.capture().so_far()?.of_port(scene.port());
     let syn_ack = trace.first(Segment::is_syn_ack).context("no SYN-ACK")?;
@@ -128,7 +130,7 @@ case!(
     Default, "policy.reset_of_a_raw_client_with_timestamps" =>
     each_family(|context, family| raw_reset(context, family, true))
 );
-/// The same for a client that shows each segment.
+/// The same for a raw client, segment by segment.
 fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> {
     let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
     let mut client = scene.client();
@@ -154,7 +156,7 @@ fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> 
         Duration::from_millis(300),
         "what came after the reset",
     )?;
-    // Nobody knows the connection any more.
+    // The connection is unknown now.
     client.data(REQUEST)?;
     let answer = client
         .receive(context.patience())?
@@ -165,7 +167,7 @@ fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> 
 }
 
 case!(Default, "policy.reset_after_odd_segments" => each_family(reset_after_odd));
-/// The numbers of the reset are those of the handshake, whatever came after it.
+/// Checks that the reset has the sequence number of the handshake, whatever came after it.
 fn reset_after_odd(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
     let mut client = scene.client().with_timestamps();
@@ -189,7 +191,7 @@ fn reset_after_odd(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "policy.reset_and_come_again" => each_family(come_again));
-/// A client that was reset connects again from the same port, and is any client.
+/// Checks that a client that was reset can connect again from the same port.
 fn come_again(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
     let (mut client, _) = scene.parked(context)?;
@@ -206,7 +208,7 @@ fn come_again(context: &Context, family: Family) -> Result<()> {
         .map(drop)
 }
 
-/// Watches the counts for the moment at which a client is dropped.
+/// Polls the counts and returns when a client was dropped.
 fn dropped_at(context: &Context, listener: &Listener) -> Result<Stamp> {
     let limit = Stamp::now();
     loop {
@@ -222,7 +224,8 @@ fn dropped_at(context: &Context, listener: &Listener) -> Result<Stamp> {
 }
 
 case!(Default, "policy.drop" => each_family(drop_silently));
-/// Not a word at the deadline; what the client says later is answered as anything that nobody knows of.
+/// Checks that nothing is sent at the deadline, and that later data is answered as for an unknown
+/// connection.
 fn drop_silently(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Drop))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
@@ -248,7 +251,7 @@ fn drop_silently(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "policy.drop_of_a_raw_client" => each_family(raw_drop));
-/// The same for a client that shows each segment, and that comes again.
+/// The same for a raw client, which then connects again.
 fn raw_drop(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Drop))?;
     let (mut client, ack) = scene.parked(context)?;
@@ -275,7 +278,7 @@ fn raw_drop(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "policy.fifty_milliseconds" => each_family(fifty_milliseconds));
-/// The shortest deadline that is promised, with each policy.
+/// Checks the shortest deadline that is promised, with each policy.
 fn fifty_milliseconds(context: &Context, family: Family) -> Result<()> {
     const SHORT: Duration = Duration::from_millis(50);
     let wire = Wire::new()?;
@@ -319,7 +322,7 @@ const FOUR: [Duration; 4] = [
 /// How many clients each of them has.
 const EACH: usize = 5;
 
-/// Opens four listeners on one cable, and has clients connect to all of them in turn, and stay silent.
+/// Opens four listeners, each with its own deadline, on one cable.
 fn four_listeners(
     context: &Context,
     family: Family,
@@ -353,7 +356,7 @@ fn connect_in_turn(
 }
 
 case!(Default, "policy.four_deadlines.accept" => each_family(four_accept));
-/// Listeners with deadlines of their own, each met for itself.
+/// Checks that each of four listeners meets its own deadline.
 fn four_accept(context: &Context, family: Family) -> Result<()> {
     let (wire, capture, listeners) = four_listeners(context, family, OnTimeout::Accept)?;
     let (accepted, _clients) = thread::scope(|scope| {
@@ -417,7 +420,7 @@ fn four_reset(context: &Context, family: Family) -> Result<()> {
         let nth = listeners
             .iter()
             .position(|listener| listener.port() == reset.segment.source.port())
-            .context("a reset of nobody's")?;
+            .context("a reset from another port")?;
         let deadline = *FOUR.get(nth).context("no deadline")?;
         let after = context
             .happened_on_time(*ack, reset.at, deadline, "to the reset")
@@ -437,7 +440,7 @@ case!(
     Default, "policy.drop.data_before" =>
     each_family(|context, family| data_before(context, family, OnTimeout::Drop))
 );
-/// A client that speaks in time has nothing to do with the policy.
+/// Checks that the policy does not affect a client that sends data in time.
 fn data_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     let deadline = Duration::from_millis(1500);
     let scene = WireScene::new(context, family, &listen(family, deadline, on_timeout))?;
@@ -462,7 +465,7 @@ case!(
     Default, "policy.drop.fin_and_rst_before" =>
     each_family(|context, family| fin_and_rst_before(context, family, OnTimeout::Drop))
 );
-/// Nor one that is done, or gone, in time.
+/// The same for clients that end the stream or reset in time.
 fn fin_and_rst_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     let deadline = Duration::from_millis(1500);
     let scene = RawScene::new(context, family, &listen(family, deadline, on_timeout))?;
@@ -493,7 +496,7 @@ case!(
     Default, "policy.drop.data_at_that_moment" =>
     each_family(|context, family| data_at_that_moment(context, family, OnTimeout::Drop))
 );
-/// Data that arrives as the time runs out: the client is served, or it is not and hears of it; nothing in between.
+/// Checks that a client that sends data as its deadline expires is either served, or gets a reset.
 fn data_at_that_moment(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     const CLIENTS: usize = 40;
     let deadline = Duration::from_millis(1500);
@@ -526,7 +529,7 @@ fn data_at_that_moment(context: &Context, family: Family, on_timeout: OnTimeout)
                 sleep(aim.saturating_sub(Stamp::now().since(*ack)));
                 match client.request() {
                     Ok(_) => spoken.push(client),
-                    // It has heard already.
+                    // The client has got its reset already.
                     Err(_) => refused += 1,
                 }
             }
@@ -573,7 +576,7 @@ case!(
     Default, "policy.drop.many_at_once" =>
     each_family(|context, family| many(context, family, OnTimeout::Drop))
 );
-/// All at once: each exactly once, and nobody is left.
+/// Checks that each of many clients is reset or dropped once, and that none is left.
 fn many(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     const CLIENTS: usize = 150;
     let deadline = Duration::from_millis(800);
@@ -612,7 +615,8 @@ fn many(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> 
 }
 
 case!(Default, "policy.accept_queue_full" => each_family(accept_queue_full));
-/// Who is to be accepted waits until there is room; who is to be reset does not.
+/// Checks that clients to be accepted wait until the accept queue has room, and that clients to be
+/// reset do not.
 fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(1))?;
     let mut silent = Vec::new();
@@ -656,9 +660,9 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
         .map(drop)
 }
 
-/// Fills the accept queue of a listener with a backlog of 1 with clients that spoke at once.
+/// Fills the accept queue of a listener with a backlog of 1, with clients that send data at once.
 fn fill_accept_queue(context: &Context, scene: &RawScene) -> Result<Vec<RawClient>> {
-    // One more than asked for: that is how the kernel counts.
+    // One more than the backlog: the kernel allows it.
     let mut speakers = vec![scene.client(), scene.client()];
     for speaker in &mut speakers {
         speaker.half_open(context.patience())?;
@@ -674,7 +678,7 @@ case!(
     Default, "policy.deadline_beyond_seven_bits_of_timeouts.v4" =>
     once(beyond_seven_bits).long(Duration::from_secs(240))
 );
-/// The kernel counts a request's timeouts in seven bits: none of them may end, or wake, a client that waits.
+/// Checks that no overflow of the request's seven-bit timeout count ends or wakes a parked client.
 fn beyond_seven_bits(context: &Context) -> Result<()> {
     const TCP_RTO_MAX_MS: i32 = 44;
     const LONG: Duration = Duration::from_secs(137);
@@ -687,7 +691,7 @@ fn beyond_seven_bits(context: &Context) -> Result<()> {
         family,
         &Listen::filtered(family).config(timeout(u32::try_from(LONG.as_millis())?)),
     )?;
-    // A request's timer fires every second from now on, if it is the kernel's.
+    // If TCP's SYN-ACK timer runs, it fires every second from now on.
     if let Err(error) = set_tcp_option(&scene.listener, TCP_RTO_MAX_MS, 1000) {
         bail!("TCP_RTO_MAX_MS: {error}");
     }

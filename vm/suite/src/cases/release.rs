@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What ends the wait: data, the end of the stream, a reset.
+//! What releases or ends a parked connection: data, the end of the stream, a reset.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -20,7 +20,7 @@ use crate::scene::{
 };
 
 case!(Default, "release.piggyback" => each_family(piggyback));
-/// Data on the third segment: accepted at once, and nothing was ever held.
+/// Checks that data on the third segment is accepted at once.
 fn piggyback(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let mut client = scene.half_open(context)?;
@@ -45,7 +45,7 @@ fn piggyback(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "release.piggyback_of_a_kernel_client" => each_family(kernel_piggyback));
-/// The same from a Linux client that is told to wait with its acknowledgement.
+/// The same from a Linux client that delays its ACK.
 fn kernel_piggyback(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let server = scene.wire.server_address(family, scene.port());
@@ -81,14 +81,14 @@ fn kernel_piggyback(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// The server's port of a trace that begins with a SYN.
+/// Returns the server's port of a trace that begins with a SYN.
 fn trace_port(trace: &accf_kit::capture::Trace) -> Result<u16> {
     let syn = trace.first(Segment::is_syn).context("no SYN")?;
     Ok(syn.segment.destination.port())
 }
 
 case!(Default, "release.fin" => each_family(fin));
-/// A client that says nothing and is done: the server reads the end of the stream, and may still speak.
+/// Checks that a client that ends the stream without data is accepted, and still gets a response.
 fn fin(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(700))?;
@@ -119,7 +119,7 @@ fn fin(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "release.fin_at_once" => each_family(fin_at_once));
-/// A client that closes as soon as it is connected.
+/// Checks clients that close as soon as they are connected.
 fn fin_at_once(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     for _ in 0..10 {
@@ -136,7 +136,8 @@ fn fin_at_once(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "release.data_with_fin" => each_family(data_with_fin));
-/// Request and end of stream in one segment, of a parked client and on the third segment.
+/// Checks a request and the end of the stream in one segment, from a parked client and on the third
+/// segment.
 fn data_with_fin(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (parked, _) = scene.parked(context)?;
@@ -163,7 +164,7 @@ fn data_with_fin(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "release.rst" => each_family(rst));
-/// A parked client that resets: never accepted, gone from the kernel's tables, and nobody else is the worse for it.
+/// Checks that a parked client that resets is not accepted, and that the next one is not affected.
 fn rst(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &Listen::filtered(family))?;
     let (client, _) = scene.connect_and_ack(context)?;
@@ -187,7 +188,8 @@ fn rst(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "release.rst_of_a_raw_client" => each_family(raw_rst));
-/// The same with the exact segment, which is not answered; a second connection from the same port is a new one.
+/// The same with the exact segment, which is not answered; a second connection from the same port
+/// is a new one.
 fn raw_rst(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family))?;
     let (mut client, _) = scene.parked(context)?;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Whatever user space and the network feed the module, at random, judged by what `module/uapi/accf.h` and the README say.
+//! Random input from user space and the network, judged by what `module/uapi/accf.h` and the README
+//! say.
 
 mod at_once;
 mod dumps;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Segments of every kind, aimed at parked requests, while well-behaved clients beside them want to be served.
+//! Segments of every kind, aimed at parked requests, while well-behaved clients beside them must be
+//! served.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -26,22 +27,22 @@ use crate::count::{describe, stats};
 use crate::fuzz::{self, bytes, Fed};
 use crate::scene::{REQUEST, RESPONSE};
 
-/// How many clients of a round send whatever comes to mind.
+/// How many clients of a round send random segments.
 const POKERS: u32 = 24;
-/// How many behave well.
+/// How many clients behave well.
 const HONEST: u32 = 8;
-/// How often each of them may do something.
+/// How many steps each of them has.
 const STEPS: usize = 14;
 /// A handshake that took no longer than this was done before the SYN-ACK's first retransmission.
 const IN_TIME: Duration = Duration::from_millis(700);
 
-/// An ACK sent so long after its SYN may find the request forgotten, which is after 3 s, by the time that it is looked at.
+/// An ACK this late after its SYN may arrive when the request is gone, which is after 3 s.
 const TOO_LATE: Duration = Duration::from_secs(2);
 
-/// What is not to be seen where there is time.
+/// What a machine that is fast enough does not see.
 const LATE: &str = "well-behaved clients that were too late";
 
-/// What is to be seen at all.
+/// What every run must see.
 const SURE: &str = "parked for sure";
 
 /// The settings of a round.
@@ -72,13 +73,13 @@ impl Place {
         }
     }
 
-    /// Whether everybody who acknowledges is parked.
+    /// Returns whether every client that acknowledges is parked.
     fn parks(&self) -> bool {
         self.cookies < 2 && self.fast_open == 1 && !self.abort
     }
 
-    /// Whether a client that thinks is served in any case.
-    fn serves_thinkers(&self) -> bool {
+    /// Returns whether a client that pauses is served in any case.
+    fn serves_pausing(&self) -> bool {
         self.on_timeout == OnTimeout::Accept
             || (self.timeout_ms != 40 && self.max_parked == 0)
             || self.cookies == 2
@@ -88,13 +89,13 @@ impl Place {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Has not been answered.
+    /// Has got no answer.
     Asking,
     /// Has a SYN-ACK.
     HalfOpen,
     /// Has acknowledged it.
     Parked,
-    /// Whatever.
+    /// In any other state.
     Open,
 }
 
@@ -104,13 +105,13 @@ struct Poker {
     member: Member,
     /// The sequence numbers of all SYNs that it sent.
     isns: Vec<u32>,
-    /// Whether it has sent a SYN, of those that belong together.
+    /// Whether it has sent a SYN in this attempt.
     asked: bool,
     phase: Phase,
     began: Instant,
     /// Whether it has sent nothing but a SYN, and then a bare ACK.
     clean: bool,
-    /// Whether its bare ACK must have been taken, and it has not sent another SYN since.
+    /// Whether its bare ACK must have been accepted, and it has not sent another SYN since.
     taken: bool,
     timestamps: Option<Timestamps>,
     /// The step at which it speaks, if it is well-behaved.
@@ -121,7 +122,7 @@ struct Poker {
     acknowledged: Option<Duration>,
     /// Whether it was reset.
     reset: bool,
-    /// When it came to be: what is in the log is so many seconds later.
+    /// When it was created: times in the log count from here.
     born: Instant,
     log: VecDeque<String>,
 }
@@ -155,14 +156,16 @@ impl Poker {
         self.speaks.is_some()
     }
 
-    /// Whether the machine was too slow for it to acknowledge in time, and it has been told so.
+    /// Returns whether the machine was too slow for it to acknowledge in time, and it was reset for
+    /// that.
     fn was_late(&self) -> bool {
         let late = self.acknowledged.is_some_and(|after| after >= TOO_LATE);
         self.is_honest() && !self.served && self.reset && late
     }
 
-    /// Back to before its SYN, with another sequence number: who is reset connects anew.
-    fn start_anew(&mut self, isn: u32) {
+    /// Starts again before the SYN, with another sequence number: a client that is reset connects
+    /// again.
+    fn start_again(&mut self, isn: u32) {
         self.member.snd_nxt = isn;
         self.member.rcv_nxt = 0;
         self.phase = Phase::Asking;
@@ -187,16 +190,16 @@ impl Poker {
     }
 }
 
-/// Everything that lasts longer than a round.
+/// The state that lasts longer than a round.
 struct Stage<'a> {
     context: &'a Context,
     ns: Netns,
     swarm: Swarm,
     listener: Listener,
     next: u32,
-    /// At most so many requests were parked, as so many SYNs were sent.
+    /// The SYNs that were sent: at most this many requests were parked.
     syns: u64,
-    /// At least so many were.
+    /// At least this many requests were parked.
     sure: u64,
 }
 
@@ -204,7 +207,7 @@ case!(Fuzz, "fuzz.segments" => each_family(segments));
 fn segments(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).backlog(1024).open(&ns)?;
-    // Who is not answered is forgotten after 3 s; nobody is told off for asking often.
+    // A request that is not acknowledged is dropped after 3 s; answers have no rate limit.
     for (name, value) in [("tcp_synack_retries", "1"), ("tcp_invalid_ratelimit", "0")] {
         ns.set_sysctl(&format!("net.ipv4.{name}"), value)?;
     }
@@ -294,7 +297,7 @@ impl Stage<'_> {
                 }
             }
             self.hear(pokers, Duration::ZERO)?;
-            // Some do not wait with their ACK, however slow this machine is.
+            // Some acknowledge at once, however slow this machine is.
             for poker in pokers.iter_mut() {
                 if poker.clean && poker.phase == Phase::HalfOpen && !poker.is_honest() && rng.bool()
                 {
@@ -303,16 +306,16 @@ impl Stage<'_> {
             }
         }
         fed.many(SURE, self.sure - sure_before);
-        // Whoever behaved well is served now, if not before.
+        // Well-behaved clients must be served by now.
         let must_be_served = |poker: &Poker| {
             let is_eager = poker.speaks.is_some_and(|step| step % 4 == 0);
-            poker.is_honest() && !poker.served && (is_eager || place.serves_thinkers())
+            poker.is_honest() && !poker.served && (is_eager || place.serves_pausing())
         };
         let limit = Instant::now() + self.context.patience() * 4;
         while pokers.iter().any(must_be_served) && Instant::now() < limit {
             for poker in pokers.iter_mut().filter(|poker| poker.was_late()) {
                 fed.one(LATE);
-                poker.start_anew(rng.u32(..));
+                poker.start_again(rng.u32(..));
             }
             for poker in pokers.iter_mut().filter(|poker| poker.is_honest()) {
                 self.behave(poker, place, STEPS)?;
@@ -321,13 +324,13 @@ impl Stage<'_> {
         }
         if let Some(poker) = pokers.iter().find(|poker| must_be_served(poker)) {
             bail!(
-                "a well-behaved client was not served (phase {:?}, spoke: {}), {}",
+                "a well-behaved client was not served (phase {:?}, sent its request: {}), {}",
                 poker.phase,
                 poker.spoke,
                 poker.story()
             );
         }
-        // A while in which nothing must come that should not: sometimes one in which SYN-ACKs would be sent again.
+        // Listens for unexpected segments, sometimes as long as a SYN-ACK retransmission takes.
         let while_longer = if rng.u8(..6) == 0 {
             IN_TIME * 2
         } else {
@@ -344,12 +347,12 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Hears what the server says.
+    /// Receives what the server sends.
     fn hear(&mut self, pokers: &mut [Poker], limit: Duration) -> Result<()> {
         let first = pokers.first().map_or(0, |poker| poker.member.nth);
         self.swarm.pump(limit, |nth, segment| {
             let index = nth.wrapping_sub(first) as usize;
-            // Those of earlier rounds are over.
+            // Segments for clients of earlier rounds are ignored.
             let Some(poker) = pokers.get_mut(index) else {
                 return Ok(());
             };
@@ -433,7 +436,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// A well-behaved client: every fourth sends its request with its ACK.
+    /// Makes a step of a well-behaved client: every fourth sends its request with its ACK.
     fn behave(&mut self, poker: &mut Poker, place: &Place, step: usize) -> Result<()> {
         let Some(speaks) = poker.speaks else {
             return Ok(());
@@ -455,7 +458,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Does something to the server.
+    /// Sends a segment to the server.
     fn poke(
         &mut self,
         rng: &mut fastrand::Rng,
@@ -504,7 +507,7 @@ impl Stage<'_> {
         self.send(poker, &forged)
     }
 
-    /// Has everybody leave, and looks whether anything is left.
+    /// Ends all clients, and checks that nothing is left.
     fn end(&mut self, pokers: &[Poker]) -> Result<()> {
         control::set_config(&self.listener, &settings(1, 0, OnTimeout::Drop))?;
         let (mut seen, mut requests) = (Stats::default(), 0);
@@ -523,7 +526,7 @@ impl Stage<'_> {
         })?;
         ensure!(
             gone,
-            "somebody is still there, {requests} requests in SYN_RECV: {}",
+            "clients are left, {requests} requests in SYN_RECV: {}",
             describe(&seen)
         );
         expect_in!(
@@ -542,7 +545,7 @@ impl Stage<'_> {
     }
 }
 
-/// What is odd about a forged segment.
+/// Describes how a forged segment differs from a plain one.
 pub(super) fn odd(forged: &Forged) -> String {
     let plain = Forged::from(forged.segment.clone());
     if *forged == plain {
@@ -553,7 +556,7 @@ pub(super) fn odd(forged: &Forged) -> String {
     format!("{short:?}")
 }
 
-/// A number near another, or anywhere.
+/// Returns a number near another, or any.
 fn near(rng: &mut fastrand::Rng, number: u32) -> u32 {
     // Up to the largest windows, scaled or not.
     const EDGES: [u32; 6] = [64_240, 65_535, 65_536, 1 << 20, 1 << 30, 1 << 31];
@@ -574,7 +577,7 @@ fn near(rng: &mut fastrand::Rng, number: u32) -> u32 {
     }
 }
 
-/// Makes something else of a segment.
+/// Forges a segment from another.
 pub(super) fn forge(rng: &mut fastrand::Rng, mut segment: Segment) -> Forged {
     segment.flags = flags(rng);
     segment.seq = near(rng, segment.seq);
@@ -623,7 +626,7 @@ pub(super) fn forge(rng: &mut fastrand::Rng, mut segment: Segment) -> Forged {
     }
     forged.envelope = match rng.u8(..40) {
         0 => {
-            // Hop-by-hop and destination options, routing, and what nobody knows.
+            // Hop-by-hop and destination options, routing, mobility, an unknown one.
             let kind = rng.choice([0, 43, 60, 135, 253]).unwrap_or_default();
             Envelope::Extended(kind, bytes(rng, 40))
         }
@@ -658,9 +661,10 @@ fn flags(rng: &mut fastrand::Rng) -> Flags {
     }
 }
 
-/// TCP options that exist, with right and wrong lengths, and cut off somewhere.
+/// Returns known TCP options, with right and wrong lengths, cut off somewhere.
 pub(super) fn options(rng: &mut fastrand::Rng) -> Vec<u8> {
-    // MSS, window scale, SACK permitted, SACK, timestamps, MD5, AO, MPTCP, Fast Open, AccECN, experiments; with their lengths.
+    // MSS, window scale, SACK permitted, SACK, timestamps, MD5, AO, MPTCP, Fast Open, AccECN,
+    // experiments; with their lengths.
     const KNOWN: [(u8, u8); 14] = [
         (2, 4),
         (3, 3),
@@ -709,11 +713,11 @@ pub(super) fn options(rng: &mut fastrand::Rng) -> Vec<u8> {
     list
 }
 
-/// Accepts everybody, and answers whoever makes a request.
+/// A server that accepts every connection, and answers each request.
 struct Server<'a> {
     listener: &'a Socket,
     over: AtomicBool,
-    /// Reset all connections.
+    /// Whether to reset all connections.
     hang_up: AtomicBool,
 }
 
@@ -731,7 +735,7 @@ impl Server<'_> {
         let mut buffer = [0; 4096];
         while !self.over.load(Ordering::Relaxed) {
             let count = match epoll.wait(&mut events, EpollTimeout::from(20_u8)) {
-                // Whoever stops this process for a while to see it late, interrupts it (signal(7)).
+                // A stop and a continue of this process interrupt it (signal(7)).
                 Err(Errno::EINTR) => continue,
                 count => count?,
             };
@@ -750,7 +754,7 @@ impl Server<'_> {
                 match connection.read(&mut buffer) {
                     Ok(length) if length > 0 => {
                         if buffer.get(..length) == Some(REQUEST) {
-                            // Who sent a request may be gone by now.
+                            // The client may be gone by now.
                             let _ = connection.write(RESPONSE);
                         }
                     }
@@ -774,7 +778,7 @@ impl Server<'_> {
                 Err(error) => return Err(error).context("accept"),
             };
             connection.set_nonblocking(true)?;
-            // Its close is a reset, and leaves nothing behind.
+            // Closing it sends a reset, and leaves nothing behind.
             connection.set_linger(Some(Duration::ZERO))?;
             let number = u64::try_from(connections.len())?;
             epoll.add(
@@ -791,7 +795,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_acknowledged_in_time_is_not_late() {
+    fn a_client_that_acknowledged_in_time_is_not_late() {
         let member = Member {
             nth: 0,
             port: 80,
@@ -811,7 +815,7 @@ mod tests {
         assert!(was_late(Some(1), late, true, false));
         assert!(!was_late(Some(1), in_time, true, false));
         assert!(!was_late(Some(1), None, true, false));
-        // It may be served yet, it was, or it is up to anything.
+        // It may still be served, it was served, or it is not well-behaved.
         assert!(!was_late(Some(1), late, false, false));
         assert!(!was_late(Some(1), late, true, true));
         assert!(!was_late(None, late, true, false));
