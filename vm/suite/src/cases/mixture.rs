@@ -50,13 +50,16 @@ const HESITATION: Range<Duration> = Duration::from_millis(990)..Duration::from_m
 /// How many clients are there at once.
 const AT_ONCE: usize = 800;
 
+/// How long a case may take.
+const LIMIT: Duration = Duration::from_secs(600);
+
 case!(
     Alone, "mixture.every_connection_is_accounted_for" =>
-    each_family(|context, family| mixture(context, family, None)).long(Duration::from_secs(600))
+    each_family(|context, family| mixture(context, family, None)).long(LIMIT)
 );
 case!(
     Alone, "mixture.acknowledged_as_the_syn_ack_is_sent_again" =>
-    each_family(|context, family| mixture(context, family, Some(HESITATION))).long(Duration::from_secs(600))
+    each_family(|context, family| mixture(context, family, Some(HESITATION))).long(LIMIT)
 );
 fn mixture(context: &Context, family: Family, hesitation: Option<Range<Duration>>) -> Result<()> {
     let count: usize = match (context.kernel, family) {

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The table of all cases.
+//!
+//! A new case needs nothing here: `case!` above its function registers it. A new file needs its
+//! `mod`.
 
 mod account;
 mod attach;
