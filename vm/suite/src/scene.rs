@@ -74,6 +74,20 @@ pub(crate) trait Scene: Sized {
         accept_from_port(self.listener(), context, port)
     }
 
+    /// Waits for the connection from `client`, and checks that it comes at its deadline after the
+    /// bare ACK.
+    fn accept_on_time(
+        &self,
+        context: &Context,
+        client: &impl Peer,
+        ack: Stamp,
+        deadline: Duration,
+    ) -> Result<Accepted> {
+        let accepted = self.accept_from(context, client)?;
+        context.on_time(ack, &accepted, deadline)?;
+        Ok(accepted)
+    }
+
     /// Checks that no connection comes for a while.
     fn accept_nothing(&self, time: Duration, why: &str) -> Result<()> {
         let accepted = self.listener().accept(time)?;
@@ -175,6 +189,11 @@ pub(crate) struct Client {
 }
 
 impl WireScene {
+    /// Opens a filtered listener on a new cable.
+    pub(crate) fn filtered(context: &Context, family: Family) -> Result<Self> {
+        Self::new(context, family, &Listen::filtered(family))
+    }
+
     /// Opens a listener on a new cable.
     pub(crate) fn new(context: &Context, family: Family, listen: &Listen) -> Result<Self> {
         Self::on(context, Wire::new()?, family, listen)
@@ -249,6 +268,11 @@ pub(crate) struct LoopbackScene {
 scene!(LoopbackScene, ns);
 
 impl LoopbackScene {
+    /// Opens a filtered listener in a new namespace.
+    pub(crate) fn filtered(context: &Context, family: Family) -> Result<Self> {
+        Self::new(context, family, &Listen::filtered(family))
+    }
+
     /// Opens a listener in a new namespace.
     pub(crate) fn new(context: &Context, family: Family, listen: &Listen) -> Result<Self> {
         let ns = Netns::new()?;
@@ -287,6 +311,11 @@ pub(crate) struct RawScene {
 scene!(RawScene, ns);
 
 impl RawScene {
+    /// Opens a filtered listener in a new namespace.
+    pub(crate) fn filtered(context: &Context, family: Family) -> Result<Self> {
+        Self::new(context, family, &Listen::filtered(family))
+    }
+
     /// Opens a listener in a new namespace.
     pub(crate) fn new(context: &Context, family: Family, listen: &Listen) -> Result<Self> {
         let ns = Netns::new()?;

@@ -30,7 +30,7 @@ case!(Default, "account.how_long_clients_wait" => each_family(histogram));
 /// Checks that a client's wait is counted in the right bucket, ended by data or by the end of the
 /// stream.
 fn histogram(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut before = stats(&scene.listener)?;
     let mut buckets = Vec::new();
     for (nth, pause_ms) in [0, 10, 45, 180, 700, 1500].into_iter().enumerate() {
@@ -214,7 +214,7 @@ fn only_grown(before: &Stats, after: &Stats) -> Result<()> {
 case!(Default, "account.every_end_once" => each_family(every_end));
 /// Checks the counts after each way in which a parked connection can end.
 fn every_end(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut expected = counted!();
     let (mut client, _) = scene.parked(context)?;
     scene.serve(context, &mut client)?;

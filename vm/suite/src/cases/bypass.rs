@@ -57,7 +57,7 @@ fn syncookie(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
     silent_at_once(context, scene, |nth| counted!(bypass_syncookie: nth))?;
 
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     scene.ns.set_sysctl("net.ipv4.tcp_syncookies", "2")?;
     speaker_does_not_count(context, &scene)
 }
@@ -69,7 +69,7 @@ const SERVER_WITHOUT_COOKIE: &str = "514";
 
 case!(Default, "bypass.fastopen" => each_family(fastopen));
 fn fastopen(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     scene
         .ns
         .set_sysctl("net.ipv4.tcp_fastopen", SERVER_WITHOUT_COOKIE)?;
@@ -105,7 +105,7 @@ fn fastopen(context: &Context, family: Family) -> Result<()> {
 case!(Default, "bypass.fastopen_not_asked_for" => each_family(no_fastopen));
 /// Checks that data on a SYN without Fast Open is ignored, and that the client is parked.
 fn no_fastopen(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut client = scene.client();
     let mut syn = client.segment(Flags::SYN, REQUEST);
     syn.mss = Some(1460);
@@ -138,7 +138,7 @@ fn abort_on_overflow(context: &Context, family: Family) -> Result<()> {
         |nth| counted!(bypass_abort_on_overflow: nth),
     )?;
 
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     scene.ns.set_sysctl("net.ipv4.tcp_abort_on_overflow", "1")?;
     speaker_does_not_count(context, &scene)?;
     // Set while requests are parked: a silent one stays parked, and an ACK that is sent twice
@@ -247,7 +247,7 @@ fn sign_listener(
 /// Checks that connections with signed segments are not parked: the ACK rebuilt at the deadline
 /// could not be signed.
 fn signed(context: &Context, family: Family, what: &str, sign: Sign) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let as_seen_by_the_server = match (family, scene.wire.client_ip(family)) {
         (Family::Mapped, IpAddr::V4(ip)) => ip.to_ipv6_mapped().into(),
         (_, ip) => ip,
@@ -288,7 +288,7 @@ case!(Default, "bypass.signed_md5_of_a_raw_client" => each_family(raw_signed));
 /// The same segment by segment: a segment without a valid signature is ignored, and a signed ACK is
 /// not parked.
 fn raw_signed(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut client = scene.client();
     let as_seen_by_the_server = match (family, client.local.ip()) {
         (Family::Mapped, IpAddr::V4(ip)) => ip.to_ipv6_mapped().into(),
@@ -349,7 +349,7 @@ fn raw_signed(context: &Context, family: Family) -> Result<()> {
 case!(Default, "bypass.signed_for_somebody_else" => each_family(signed_for_another));
 /// Checks that a listener with a key for any peer parks no client.
 fn signed_for_another(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let stranger = Ipv4Addr::new(203, 0, 113, 9);
     let stranger: IpAddr = match family {
         Family::V4 => stranger.into(),
@@ -363,7 +363,7 @@ case!(Alone, "bypass.no_memory" => each_family(no_memory));
 /// Checks that a connection is not parked if the memory for its list entry cannot be allocated.
 fn no_memory(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     for nth in 1..=3 {
         let mut client = scene.half_open(context)?;
         let Some(failing) = NoMemory::for_the_next(1)? else {

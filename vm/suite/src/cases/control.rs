@@ -396,7 +396,7 @@ fn other_levels(context: &Context, family: Family) -> Result<()> {
 
 case!(Default, "control.each_listener_its_own" => each_family(each_its_own));
 fn each_its_own(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let second = Listen::filtered(family)
         .config(settings(400, 5, OnTimeout::Reset))
         .open(&scene.wire.server)?;
@@ -448,11 +448,10 @@ fn kept(context: &Context, family: Family) -> Result<()> {
 case!(Default, "control.shorter_while_parked" => each_family(shorter));
 /// Checks that a new deadline counts from the bare ACK of requests that are already parked.
 fn shorter(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (client, ack) = scene.connect_and_pause(context, Duration::from_millis(200))?;
     control::set_config(&scene.listener, &timeout(1200))?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, Duration::from_millis(1200))?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_millis(1200))?;
     scene.counts(context, counted!(timeout_accept: 1))?;
     exchange_and_close(client, accepted)
 }
@@ -460,7 +459,7 @@ fn shorter(context: &Context, family: Family) -> Result<()> {
 case!(Default, "control.overdue_at_once" => each_family(overdue));
 /// Checks that requests whose new deadline has passed expire at once.
 fn overdue(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let clients = scene.connect_many(5)?;
     scene.counts(context, counted!(parked: 5))?;
     scene.accept_nothing(
@@ -481,7 +480,7 @@ case!(Default, "control.shorter_with_nobody_parked" => each_family(shorter_with_
 /// Checks that a new deadline holds for later clients, although the timer was armed for earlier
 /// ones.
 fn shorter_with_nobody(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (mut client, _) = scene.connect_and_ack(context)?;
     let accepted = scene.serve_parked(context, &mut client)?;
     close(client, accepted)?;
@@ -502,8 +501,7 @@ fn longer(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &listen)?;
     let (client, ack) = scene.connect_and_ack(context)?;
     control::set_config(&scene.listener, &timeout(2100))?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, Duration::from_millis(2100))?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_millis(2100))?;
     scene.counts(context, counted!(timeout_accept: 1))?;
     exchange_and_close(client, accepted)
 }
@@ -520,8 +518,7 @@ fn no_deadline(context: &Context, family: Family) -> Result<()> {
         "its deadline was taken away",
     )?;
     control::set_config(&scene.listener, &timeout(2500))?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, Duration::from_millis(2500))?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_millis(2500))?;
     exchange_and_close(client, accepted)
 }
 
@@ -556,10 +553,9 @@ fn policy(context: &Context, family: Family) -> Result<()> {
     )?;
     scene.counts(context, counted!(timeout_reset: 1, timeout_drop: 1))?;
 
-    let (_silent, ack) = scene.parked(context)?;
+    let (silent, ack) = scene.parked(context)?;
     control::set_config(&scene.listener, &timeout(deadline_ms))?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, DEADLINE)?;
+    scene.accept_on_time(context, &silent, ack.at, DEADLINE)?;
     scene
         .counts(
             context,
@@ -571,7 +567,7 @@ fn policy(context: &Context, family: Family) -> Result<()> {
 case!(Default, "control.fewer_while_parked" => each_family(fewer));
 /// Checks that a smaller `max_parked` evicts the oldest, and keeps the others.
 fn fewer(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut clients = Vec::new();
     for _ in 0..6 {
         clients.push(scene.parked(context)?.0);
@@ -604,7 +600,7 @@ case!(Default, "control.long_deadlines.v4" => once(long_deadlines));
 /// Checks that nothing happens before deadlines of days.
 fn long_deadlines(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let mut clients = Vec::new();
     for days in [1, 3, 7, 25, 49] {
         control::set_config(&scene.listener, &timeout(days * 86_400_000))?;
@@ -695,7 +691,7 @@ fn parameters(context: &Context) -> Result<()> {
     );
     drop(listener);
     module::reload("timeout_ms=400 on_timeout=1")?;
-    let scene = RawScene::new(context, Family::V6, &Listen::filtered(Family::V6))?;
+    let scene = RawScene::filtered(context, Family::V6)?;
     let (mut client, _) = scene.parked(context)?;
     client
         .receive_until(context.patience(), Segment::is_rst)?
@@ -703,7 +699,7 @@ fn parameters(context: &Context) -> Result<()> {
     scene.counts(context, counted!(timeout_reset: 1))?;
     drop(scene);
     module::reload("on_timeout=2 timeout_ms=300")?;
-    let scene = RawScene::new(context, Family::V4, &Listen::filtered(Family::V4))?;
+    let scene = RawScene::filtered(context, Family::V4)?;
     let (_client, _) = scene.parked(context)?;
     scene.counts(context, counted!(timeout_drop: 1))?;
     drop(scene);

@@ -61,10 +61,7 @@ fn silent_on(context: &Context, scene: WireScene) -> Result<()> {
 
 case!(TwoSeconds, "deadline.silent" => each_family(silent));
 fn silent(context: &Context, family: Family) -> Result<()> {
-    silent_on(
-        context,
-        WireScene::new(context, family, &Listen::filtered(family))?,
-    )
+    silent_on(context, WireScene::filtered(context, family)?)
 }
 
 case!(
@@ -92,7 +89,7 @@ fn with_sysctl(context: &Context, family: Family, name: &str, value: &str) -> Re
 case!(TwoSeconds, "deadline.bound_to_a_device" => each_family(bound_to_device));
 /// The same for a listener bound to an interface.
 fn bound_to_device(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     SockRef::from(scene.listener.socket())
         .bind_device(Some(INTERFACE.as_bytes()))
         .context("SO_BINDTODEVICE")?;
@@ -116,8 +113,7 @@ fn link_local(context: &Context) -> Result<()> {
     stream.set_read_timeout(Some(context.patience()))?;
     let client = Client::new(stream)?;
     let ack = scene.bare_ack(context, &client)?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, DEADLINE)?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, DEADLINE)?;
     exchange_and_close(client, accepted)?;
     scene.judge_totals(1, 0)
 }
@@ -125,11 +121,10 @@ fn link_local(context: &Context) -> Result<()> {
 case!(TwoSeconds, "deadline.loopback" => each_family(loopback));
 /// The same over the loopback interface.
 fn loopback(context: &Context, family: Family) -> Result<()> {
-    let scene = LoopbackScene::new(context, family, &Listen::filtered(family))?;
+    let scene = LoopbackScene::filtered(context, family)?;
     let client = scene.connect()?;
     let ack = scene.bare_ack(context, &client)?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, DEADLINE)?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, DEADLINE)?;
     exchange_and_close(client, accepted)?;
     scene.judge_totals(1, 0)
 }
@@ -194,7 +189,7 @@ case!(TwoSeconds, "deadline.one_after_another" => each_family(one_after_another)
 /// Checks that each of several consecutive deadlines is met.
 fn one_after_another(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 12;
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     all_on_time(context, &scene, CLIENTS, || {
         (0..CLIENTS)
             .map(|_| {
@@ -209,7 +204,7 @@ fn one_after_another(context: &Context, family: Family) -> Result<()> {
 case!(TwoSeconds, "deadline.data_before" => each_family(data_before));
 /// Checks that no second connection comes at the deadline after data has released the first.
 fn data_before(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     scene.accept_nothing(
         Duration::from_millis(1500).saturating_sub(Stamp::now().since(ack.at)),
@@ -235,7 +230,7 @@ case!(TwoSeconds, "deadline.data_at_that_moment" => each_family(data_at_that_mom
 /// Checks that a client that sends data as its deadline expires is accepted once, with its data.
 fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 40;
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let mut clients = scene.connect_many(CLIENTS)?;
     scene.requests(context, CLIENTS)?;
     let acks = bare_acks(&scene.capture.so_far()?.to_port(scene.port()));
@@ -269,7 +264,7 @@ fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
 case!(TwoSeconds, "deadline.rst_before" => each_family(rst_before));
 /// Checks that a client that has reset is not accepted at its deadline.
 fn rst_before(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     sleep(Duration::from_millis(500));
     client.rst()?;
@@ -308,15 +303,14 @@ fn rtt(context: &Context, family: Family) -> Result<()> {
 case!(TwoSeconds, "deadline.after_a_retransmitted_syn" => each_family(after_syn));
 /// Checks that a SYN sent again while parked is answered, and does not move the deadline.
 fn after_syn(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, ack) = scene.parked(context)?;
     sleep(Duration::from_millis(700));
     client.syn()?;
     client
         .receive_until(context.patience(), Segment::is_syn_ack)?
         .context("no answer to the retransmitted SYN")?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, DEADLINE)?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, DEADLINE)?;
     client.data(REQUEST)?;
     serve(&accepted)?;
     scene.judge_totals(2, 0)
@@ -325,7 +319,7 @@ fn after_syn(context: &Context, family: Family) -> Result<()> {
 case!(TwoSeconds, "deadline.after_odd_segments" => each_family(after_odd_segments));
 /// Checks that duplicate ACKs and keepalive probes do not move the deadline.
 fn after_odd_segments(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, ack) = scene.parked(context)?;
     for _ in 0..3 {
         sleep(Duration::from_millis(500));
@@ -334,8 +328,7 @@ fn after_odd_segments(context: &Context, family: Family) -> Result<()> {
         probe.seq = client.snd_nxt.wrapping_sub(1);
         client.send(&probe)?;
     }
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, DEADLINE)?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, DEADLINE)?;
     client.data(REQUEST)?;
     serve(&accepted)
 }
@@ -344,15 +337,14 @@ case!(TwoSeconds, "deadline.of_a_late_bare_ack" => each_family(late_ack));
 /// Checks that the time of a bare ACK that comes after a retransmitted SYN-ACK counts from that
 /// ACK.
 fn late_ack(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut client = scene.half_open(context)?;
     client
         .receive_until(context.patience(), Segment::is_syn_ack)?
         .context("the SYN-ACK was not sent again")?;
     client.ack()?;
     let ack = scene.bare_ack(context, &client)?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, DEADLINE)?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, DEADLINE)?;
     client.data(REQUEST)?;
     serve(&accepted)?;
     scene.judge_totals(2, 0)
@@ -362,7 +354,7 @@ case!(TwoSeconds, "deadline.near_before_slow" => each_family(near_before_slow));
 /// Checks the order of two clients: one was parked and its SYN-ACK timer has not fired yet; the
 /// SYN-ACK of the other, parked later, was retransmitted.
 fn near_before_slow(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut slow = scene.half_open(context)?;
     slow.receive_until(context.patience(), Segment::is_syn_ack)?
         .context("the SYN-ACK was not sent again")?;
@@ -391,7 +383,7 @@ case!(
 /// Checks that by default a silent client is parked for a minute and then accepted.
 fn default_is_a_minute(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (client, ack) = scene.connect_and_ack(context)?;
     scene.accept_nothing(Duration::from_secs(55), "its minute is not over")?;
     let accepted = scene

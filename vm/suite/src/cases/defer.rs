@@ -36,8 +36,7 @@ fn waits_a_second(context: &Context, scene: WireScene) -> Result<()> {
         "timeout_ms and TCP_DEFER_ACCEPT"
     );
     scene.counts(context, counted!(parked: 1))?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, Duration::from_secs(1))?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_secs(1))?;
     scene.counts(context, counted!(timeout_accept: 1))?;
     let after = Counters::read(&scene.wire.server)?;
     expect_eq!(
@@ -154,8 +153,7 @@ fn after_listen(context: &Context, family: Family) -> Result<()> {
         (Some(3000), 0),
         "timeout_ms and TCP_DEFER_ACCEPT"
     );
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, Duration::from_secs(3))?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_secs(3))?;
     scene.counts(context, counted!(released_data: 1, timeout_accept: 1))?;
     exchange_and_close(client, accepted)?;
     scene.judge(|trace| {
@@ -180,8 +178,7 @@ fn while_parked(context: &Context, family: Family) -> Result<()> {
         "configuration"
     );
     for (client, ack) in [(first, first_ack), (second, second_ack)] {
-        let accepted = scene.accept_from(context, &client)?;
-        context.on_time(ack.at, &accepted, Duration::from_secs(3))?;
+        let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_secs(3))?;
         exchange_and_close(client, accepted)?;
     }
     scene.counts(context, counted!(timeout_accept: 2)).map(drop)
@@ -191,7 +188,7 @@ case!(Default, "defer.between_syn_and_ack" => each_family(between_syn_and_ack));
 /// Checks that TCP may drop the ACK of a SYN that came before the option was set, and that the
 /// client is served.
 fn between_syn_and_ack(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut client = scene.half_open(context)?;
     set_defer_accept(&scene.listener, 1)?;
     client.ack()?;
@@ -209,7 +206,7 @@ fn between_syn_and_ack(context: &Context, family: Family) -> Result<()> {
 case!(Default, "defer.again_and_again" => each_family(again_and_again));
 /// Checks that the last call wins: the option, the configuration, the option again.
 fn again_and_again(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     for (asked, expected_ms) in [(1, 1000), (10, 15_000), (3, 3000)] {
         set_defer_accept(&scene.listener, asked)?;
         let (mut client, _) = scene.parked(context)?;

@@ -7,6 +7,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use accf_kit::capture::Direction;
+use accf_kit::clock::Stamp;
 use accf_kit::control::{self, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen};
 use accf_kit::raw::{RawClient, RawHost};
@@ -40,9 +41,13 @@ fn all_served(
     scene.accept_nothing(Duration::from_millis(200), "all have been served")
 }
 
-case!(Default, "evict.oldest_first.accept" => each_family(accepted_in_order));
-fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
-    let scene = crowded(context, family, OnTimeout::Accept)?;
+/// Parks one client after another; from the first that is over the limit, checks what happens to
+/// the oldest, and the counts. Returns the clients that are parked at the end.
+fn evict_oldest(
+    context: &Context,
+    scene: &RawScene,
+    check: impl Fn(&mut RawClient, Stamp) -> Result<()>,
+) -> Result<VecDeque<RawClient>> {
     let mut parked = VecDeque::new();
     for nth in 0..CLIENTS {
         let (client, ack) = scene.parked(context)?;
@@ -51,14 +56,31 @@ fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
             continue;
         }
         let mut oldest = parked.pop_front().context("no client is parked")?;
-        let accepted = scene.accept_from(context, &oldest)?;
-        context.at_once(ack.at, accepted.at, "from the newcomer's ACK to accept()")?;
-
+        check(&mut oldest, ack.at)?;
         let evicted = (nth - ROOM + 1) as u64;
         scene.counts(context, counted!(parked: ROOM as u64, evicted: evicted))?;
-        oldest.data(REQUEST)?;
-        serve(&accepted)?;
     }
+    Ok(parked)
+}
+
+/// Checks how many resets the server sent.
+fn resets_sent(scene: RawScene, expected: usize) -> Result<()> {
+    scene.judge(|trace| {
+        let sent = trace.filter(|packet| packet.direction == Direction::Out);
+        expect_eq!(sent.resets(), expected, "resets");
+        Ok(())
+    })
+}
+
+case!(Default, "evict.oldest_first.accept" => each_family(accepted_in_order));
+fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
+    let scene = crowded(context, family, OnTimeout::Accept)?;
+    let parked = evict_oldest(context, &scene, |oldest, ack| {
+        let accepted = scene.accept_from(context, oldest)?;
+        context.at_once(ack, accepted.at, "from the newcomer's ACK to accept()")?;
+        oldest.data(REQUEST)?;
+        serve(&accepted)
+    })?;
     all_served(context, &scene, parked)?;
     scene.judge(|trace| {
         let sent = trace.filter(|packet| packet.direction == Direction::Out);
@@ -70,30 +92,18 @@ fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
 case!(Default, "evict.oldest_first.reset" => each_family(reset_in_order));
 fn reset_in_order(context: &Context, family: Family) -> Result<()> {
     let scene = crowded(context, family, OnTimeout::Reset)?;
-    let mut parked = VecDeque::new();
-    for nth in 0..CLIENTS {
-        let (client, ack) = scene.parked(context)?;
-        parked.push_back(client);
-        if nth < ROOM {
-            continue;
-        }
-        let mut oldest = parked.pop_front().context("no client is parked")?;
+    let parked = evict_oldest(context, &scene, |oldest, ack| {
         let expected = oldest.rcv_nxt;
         let reset = oldest
             .receive_until(context.patience(), Segment::is_rst)?
             .context("no reset for the oldest")?;
-        context.at_once(ack.at, reset.at, "from the newcomer's ACK to the reset")?;
+        context.at_once(ack, reset.at, "from the newcomer's ACK to the reset")?;
         expect_eq!(reset.segment.seq, expected, "sequence number of the reset");
-        let evicted = (nth - ROOM + 1) as u64;
-        scene.counts(context, counted!(parked: ROOM as u64, evicted: evicted))?;
-    }
+        Ok(())
+    })?;
     scene.accept_nothing(Duration::from_millis(200), "no client has sent anything")?;
     all_served(context, &scene, parked)?;
-    scene.judge(|trace| {
-        let sent = trace.filter(|packet| packet.direction == Direction::Out);
-        expect_eq!(sent.resets(), CLIENTS - ROOM, "resets");
-        Ok(())
-    })
+    resets_sent(scene, CLIENTS - ROOM)
 }
 
 case!(Default, "evict.oldest_first.drop" => each_family(dropped_in_order));
@@ -118,11 +128,7 @@ fn dropped_in_order(context: &Context, family: Family) -> Result<()> {
             .context("no reset for data of a client that was dropped")?;
     }
     all_served(context, &scene, parked)?;
-    scene.judge(|trace| {
-        let sent = trace.filter(|packet| packet.direction == Direction::Out);
-        expect_eq!(sent.resets(), CLIENTS - ROOM, "resets");
-        Ok(())
-    })
+    resets_sent(scene, CLIENTS - ROOM)
 }
 
 case!(Default, "evict.who_has_gone_makes_room" => each_family(gone));
@@ -201,7 +207,7 @@ case!(FourPerNetns, "evict.namespace_ceiling" => each_family(namespace_ceiling))
 /// Checks the limit of a namespace, which all of its listeners share. A listener evicts its own
 /// oldest only; it never evicts another listener's.
 fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let second = Listen::filtered(family).open(&scene.ns)?;
     let mut parked = VecDeque::new();
     for _ in 0..4 {
@@ -278,8 +284,8 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
 case!(FourPerNetns, "evict.namespaces_share_nothing" => each_family(namespaces));
 /// Checks that the limit counts each namespace separately.
 fn namespaces(context: &Context, family: Family) -> Result<()> {
-    let first = RawScene::new(context, family, &Listen::filtered(family))?;
-    let second = RawScene::new(context, family, &Listen::filtered(family))?;
+    let first = RawScene::filtered(context, family)?;
+    let second = RawScene::filtered(context, family)?;
     let mut clients = Vec::new();
     for _ in 0..4 {
         clients.push(first.parked(context)?.0);
@@ -290,7 +296,7 @@ fn namespaces(context: &Context, family: Family) -> Result<()> {
     }
     drop(first);
     // A new namespace starts with a count of zero.
-    let third = RawScene::new(context, family, &Listen::filtered(family))?;
+    let third = RawScene::filtered(context, family)?;
     for _ in 0..4 {
         clients.push(third.parked(context)?.0);
     }

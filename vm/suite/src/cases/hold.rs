@@ -31,7 +31,7 @@ use crate::scene::{
 case!(Default, "hold.bare_ack_then_data" => each_family(bare_ack_then_data));
 /// Checks the sequence of the report to netdev: handshake, silence, then a request.
 fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     // A deferring listener would have sent its SYN-ACK again after 1 s and after 3 s.
     let (mut client, ack) = scene.connect_and_pause(context, Duration::from_secs(4))?;
     scene.requests(context, 1)?;
@@ -69,7 +69,7 @@ fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
 case!(Default, "hold.byte_at_a_time" => each_family(byte_at_a_time));
 /// Checks that the first byte releases the connection, and that none is lost or doubled.
 fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(300))?;
     let text = b"one byte at a time";
     let mut accepted = None;
@@ -96,7 +96,7 @@ fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
 case!(Default, "hold.a_megabyte_each_way" => each_family(megabyte));
 /// Checks that a megabyte goes each way on a connection that was parked.
 fn megabyte(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(300))?;
     let mut rng = context.rng();
     let bytes: Vec<u8> = std::iter::repeat_with(|| rng.u8(..))
@@ -257,7 +257,7 @@ case!(Default, "hold.epoll_wakes_once" => each_family(epoll_wakes_once));
 /// Checks that `epoll_wait()` wakes once for each connection, and not for a bare ACK.
 fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 8;
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     // Edge-triggered: each event is one call of the listener's wake-up.
     epoll.add(
@@ -373,7 +373,7 @@ case!(Default, "hold.keepalive" => each_family(keepalive));
 ///
 /// The answers carry timestamps newer than the SYN-ACK's, and the client's next segments echo them.
 fn keepalive(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     keep_alive(&client.stream)?;
     scene.accept_nothing(
@@ -403,7 +403,7 @@ case!(Default, "hold.counters" => each_family(counters));
 /// overflowed.
 fn counters(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 10;
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let before = Counters::read(&scene.wire.server)?;
     let clients = scene.connect_many(CLIENTS)?;
     scene.requests(context, CLIENTS)?;
@@ -485,7 +485,7 @@ fn several_threads(context: &Context) -> Result<()> {
     const CLIENTS: usize = 40;
     const THREADS: usize = 4;
     let family = Family::V6;
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let listener = &scene.listener;
     let over = &AtomicBool::new(false);
     thread::scope(|scope| {
@@ -565,7 +565,7 @@ case!(Default, "hold.plain_listener_beside" => once(plain_beside));
 /// Checks that a filter does not affect a plain listener of the same process and namespace.
 fn plain_beside(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let plain = Listen::plain(family).open(&scene.wire.server)?;
     let (held, _) = scene.connect_and_ack(context)?;
     let server = scene.wire.server_address(family, plain.port());

@@ -5,7 +5,7 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use accf_kit::endpoint::{Accepted, Family, Listen};
+use accf_kit::endpoint::{Accepted, Family};
 use accf_kit::ktls::{self, Key, Side};
 use accf_kit::ulp;
 use anyhow::{ensure, Context as _, Result};
@@ -18,7 +18,7 @@ const SECRET: &[u8] = b"a secret that must not be on the wire";
 
 case!(Default, "ktls.on_an_accepted_socket" => each_family(after_data));
 fn after_data(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(300))?;
     client.stream.write_all(b"!")?;
     let mut accepted = scene.accept(context)?;
@@ -28,7 +28,7 @@ fn after_data(context: &Context, family: Family) -> Result<()> {
 
 case!(TwoSeconds, "ktls.on_a_socket_accepted_at_the_deadline" => each_family(at_the_deadline));
 fn at_the_deadline(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (client, _) = scene.connect_and_ack(context)?;
     scene.accept_nothing(Duration::from_secs(1), "its deadline is not over")?;
     let accepted = scene.accept(context)?;

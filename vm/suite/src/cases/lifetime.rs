@@ -81,7 +81,7 @@ case!(Alone, "lifetime.unload_with_a_request_parked" => each_family(unload_parke
 /// gets a reset as from any kernel.
 fn unload_parked(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     scene.requests(context, 1)?;
     ensure!(
@@ -118,7 +118,7 @@ case!(Alone, "lifetime.unload_with_an_accepted_socket_open" => each_family(unloa
 /// Checks that an accepted socket works after the module is unloaded.
 fn unload_accepted(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=500")?;
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (mut spoken, _) = scene.connect_and_ack(context)?;
     spoken.request()?;
     let by_data = scene.accept(context)?;
@@ -138,7 +138,7 @@ fn unload_accepted(context: &Context, family: Family) -> Result<()> {
 case!(Alone, "lifetime.unload_after_a_reset" => once(unload_after_reset));
 fn unload_after_reset(context: &Context) -> Result<()> {
     module::reload("")?;
-    let scene = RawScene::new(context, Family::V6, &Listen::filtered(Family::V6))?;
+    let scene = RawScene::filtered(context, Family::V6)?;
     for _ in 0..10 {
         let (mut client, _) = scene.parked(context)?;
         client.rst()?;
@@ -206,7 +206,7 @@ fn under_traffic(context: &Context) -> Result<()> {
     const CLIENTS: usize = 60;
     module::reload("")?;
     let family = Family::V4;
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let over = AtomicBool::new(false);
     let attempts = thread::scope(|scope| {
         let unloader = scope.spawn(|| -> Result<usize> {
@@ -398,7 +398,7 @@ case!(Alone, "lifetime.namespace_gone" => each_family(namespace_gone));
 fn namespace_gone(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 20;
     module::reload("timeout_ms=1500")?;
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let clients = scene.connect_many(CLIENTS)?;
     scene.requests(context, CLIENTS)?;
     ensure!(
@@ -419,7 +419,7 @@ case!(Alone, "lifetime.interface_gone_before_the_deadline" => each_family(interf
 /// must do no harm.
 fn interface_gone(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=1500")?;
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let clients = scene.connect_many(5)?;
     scene.requests(context, clients.len())?;
     let WireScene {
@@ -511,7 +511,7 @@ case!(Alone, "lifetime.shut_down_before_the_deadline" => each_family(stopped_at_
 /// plain listener.
 fn stopped_at_the_deadline(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=500")?;
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     scene.requests(context, 1)?;
     scene.listener.socket().shutdown(Shutdown::Both)?;

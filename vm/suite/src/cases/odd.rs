@@ -54,7 +54,7 @@ fn unanswered_syn_ack(context: &Context, family: Family) -> Result<()> {
 
 case!(Default, "odd.duplicate_bare_acks" => each_family(duplicate_acks));
 fn duplicate_acks(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     for window in [u16::MAX, u16::MAX, 1000, 0, 2000] {
         client.window = window;
@@ -80,7 +80,7 @@ case!(
 /// With timestamps, what the client sends after that echoes the answer's, which is newer than the
 /// SYN-ACK's.
 fn keepalive(context: &Context, family: Family, timestamps: bool) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut client = scene.client();
     if timestamps {
         client = client.with_timestamps();
@@ -111,7 +111,7 @@ case!(Default, "odd.retransmitted_syn" => each_family(retransmitted_syn));
 /// Checks that a client that sends its SYN again gets the SYN-ACK again, once: it has perhaps not
 /// seen it.
 fn retransmitted_syn(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     // Past TCP's rate limit for answers to repeated SYNs.
     std::thread::sleep(Duration::from_millis(600));
@@ -150,7 +150,7 @@ case!(Default, "odd.wrong_ack_number" => each_family(wrong_ack));
 /// Checks that an ACK of something never sent is answered by a reset, before and after the right
 /// one, and that the request stays.
 fn wrong_ack(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut client = scene.half_open(context)?;
     for parked in [false, true] {
         if parked {
@@ -175,7 +175,7 @@ case!(Default, "odd.second_segment_first" => each_family(second_segment_first));
 /// Checks that the second half of a request, if it overtakes the first, releases the connection,
 /// and that the bytes are in order.
 fn second_segment_first(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     let (first, second) = crate::scene::REQUEST.split_at(5);
     let first = client.segment(Flags::PSH_ACK, first);
@@ -195,7 +195,7 @@ case!(Default, "odd.end_before_the_data" => each_family(end_first));
 /// Checks that the end of the stream, if it overtakes the request, releases the connection, and
 /// that the request comes first.
 fn end_first(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     let request = client.segment(Flags::PSH_ACK, REQUEST);
     let mut fin = client.segment(Flags::FIN_ACK, b"");
@@ -223,7 +223,7 @@ fn end_first(context: &Context, family: Family) -> Result<()> {
 case!(Default, "odd.beyond_the_window" => each_family(beyond_the_window));
 /// Checks that data and a FIN beyond the window are answered by an ACK and otherwise ignored.
 fn beyond_the_window(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     for (flags, payload) in [(Flags::PSH_ACK, &b"too far"[..]), (Flags::FIN_ACK, b"")] {
         let mut far = client.segment(flags, payload);
@@ -242,7 +242,7 @@ case!(Default, "odd.old_timestamp" => each_family(old_timestamp));
 /// Checks that data with a timestamp older than the bare ACK's is answered by an ACK and otherwise
 /// ignored.
 fn old_timestamp(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut client = scene.client().with_timestamps();
     client.open(context.patience())?;
     scene.requests(context, 1)?;
@@ -262,7 +262,7 @@ fn old_timestamp(context: &Context, family: Family) -> Result<()> {
 case!(Default, "odd.inexact_reset" => each_family(inexact_rst));
 /// Checks that a reset inside the window, but not at its edge, gets a challenge ACK (RFC 5961).
 fn inexact_rst(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     let mut rst = client.segment(Flags::RST, b"");
     rst.seq = client.snd_nxt.wrapping_add(100);
@@ -276,7 +276,7 @@ fn inexact_rst(context: &Context, family: Family) -> Result<()> {
 case!(Default, "odd.stray_segments" => each_family(stray));
 /// Checks that a reset, data and a SYN outside the window do not end the request.
 fn stray(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     let far = client.snd_nxt.wrapping_sub(1_000_000);
 
@@ -321,7 +321,7 @@ fn ends(
     family: Family,
     end: impl Fn(&Context, &RawScene, &mut RawClient) -> Result<()>,
 ) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     let (mut other, _) = scene.parked(context)?;
     end(context, &scene, &mut client)?;
@@ -472,7 +472,7 @@ fn folded(bytes: &[u8], start: u32) -> u16 {
 case!(Default, "odd.counted_once" => each_family(counted_once));
 /// Checks that a client that sends neither data nor the end is counted once.
 fn counted_once(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     for round in 0..3 {
         std::thread::sleep(Duration::from_millis(600));
@@ -543,7 +543,7 @@ case!(Default, "odd.low_water_mark" => each_family(low_water_mark));
 /// Checks that the first byte releases a connection, and that the accepted socket wakes at its
 /// low-water mark of ten.
 fn low_water_mark(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let ten = 10_i32.to_ne_bytes();
     control::set_bytes(
         &scene.listener,
@@ -574,7 +574,7 @@ fn low_water_mark(context: &Context, family: Family) -> Result<()> {
 case!(Default, "odd.urgent_data" => each_family(urgent_data));
 /// Checks that an urgent byte releases the connection, and is read out of band.
 fn urgent_data(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     let mut urgent = client.segment(Flags::PSH_ACK, b"abc!");
     urgent.flags.urg = true;

@@ -702,8 +702,7 @@ fn beyond_seven_bits(context: &Context) -> Result<()> {
         "the client is not parked any more: {}",
         describe(&stats(&scene.listener)?)
     );
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, LONG)?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, LONG)?;
     let seen = scene.counts(context, counted!(timeout_accept: 1))?;
     context.note(describe(&seen));
     exchange_and_close(client, accepted)?;

@@ -7,7 +7,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use accf_kit::clock::Stamp;
-use accf_kit::endpoint::{let_data_carry_the_ack, reset_on_close, Family, Listen};
+use accf_kit::endpoint::{let_data_carry_the_ack, reset_on_close, Family};
 use accf_kit::segment::{Flags, Segment};
 use accf_kit::tcp_info::{State, TcpInfo};
 use anyhow::{Context as _, Result};
@@ -22,7 +22,7 @@ use crate::scene::{
 case!(Default, "release.piggyback" => each_family(piggyback));
 /// Checks that data on the third segment is accepted at once.
 fn piggyback(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut client = scene.half_open(context)?;
     scene.serve(context, &mut client)?;
     client.ack()?;
@@ -47,7 +47,7 @@ fn piggyback(context: &Context, family: Family) -> Result<()> {
 case!(Default, "release.piggyback_of_a_kernel_client" => each_family(kernel_piggyback));
 /// The same from a Linux client that delays its ACK.
 fn kernel_piggyback(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let server = scene.wire.server_address(family, scene.port());
     let stream = scene.wire.client.run(|| {
         let socket = Socket::new(
@@ -90,7 +90,7 @@ fn trace_port(trace: &accf_kit::capture::Trace) -> Result<u16> {
 case!(Default, "release.fin" => each_family(fin));
 /// Checks that a client that ends the stream without data is accepted, and still gets a response.
 fn fin(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(700))?;
     let sent = Stamp::now();
     client.stream.shutdown(Shutdown::Write)?;
@@ -121,7 +121,7 @@ fn fin(context: &Context, family: Family) -> Result<()> {
 case!(Default, "release.fin_at_once" => each_family(fin_at_once));
 /// Checks clients that close as soon as they are connected.
 fn fin_at_once(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     for _ in 0..10 {
         drop(scene.connect()?);
         let mut accepted = scene.accept(context)?;
@@ -139,7 +139,7 @@ case!(Default, "release.data_with_fin" => each_family(data_with_fin));
 /// Checks a request and the end of the stream in one segment, from a parked client and on the third
 /// segment.
 fn data_with_fin(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (parked, _) = scene.parked(context)?;
     let direct = scene.half_open(context)?;
     for mut client in [parked, direct] {
@@ -166,7 +166,7 @@ fn data_with_fin(context: &Context, family: Family) -> Result<()> {
 case!(Default, "release.rst" => each_family(rst));
 /// Checks that a parked client that resets is not accepted, and that the next one is not affected.
 fn rst(context: &Context, family: Family) -> Result<()> {
-    let scene = WireScene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (client, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 1)?;
     reset_on_close(&client.stream)?;
@@ -191,7 +191,7 @@ case!(Default, "release.rst_of_a_raw_client" => each_family(raw_rst));
 /// The same with the exact segment, which is not answered; a second connection from the same port
 /// is a new one.
 fn raw_rst(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     scene.requests(context, 1)?;
     client.rst()?;
