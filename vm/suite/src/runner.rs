@@ -96,14 +96,14 @@ impl Outcome {
 }
 
 /// What the processes of cases need.
-struct Orders {
+struct RunOptions {
     program: Program,
     seed: u64,
     patience: u32,
     fuzz_time: Option<Duration>,
 }
 
-impl Orders {
+impl RunOptions {
     /// How long a case may take.
     fn limit(&self, case: &Case) -> Duration {
         let fuzz_time = self.fuzz_time.filter(|_| case.stage == Stage::Fuzz);
@@ -144,7 +144,7 @@ pub(crate) fn run(
     fuzz_time: Option<Duration>,
 ) -> Result<ExitCode> {
     let kernel = Kernel::of_this_guest();
-    let orders = Orders {
+    let options = RunOptions {
         program: Program::load()?,
         seed,
         patience: kernel.patience(),
@@ -171,7 +171,7 @@ pub(crate) fn run(
         let stage_start = Instant::now();
         let width = if stage.one_by_one() { 1 } else { jobs };
         match prepare(stage) {
-            Ok(()) => run_batch(&batch, width, &orders, &mut writer)?,
+            Ok(()) => run_batch(&batch, width, &options, &mut writer)?,
             Err(error) => {
                 let text = format!("the stage \"{stage}\" could not be prepared: {error:#}");
                 for case in &batch {
@@ -206,8 +206,8 @@ fn prepare(stage: Stage) -> Result<()> {
 }
 
 /// Runs a case that failed a second time, alone.
-fn once_more(case: &Case, first: &Outcome, orders: &Orders) -> Outcome {
-    let mut again = run_process(&case.name, orders.limit(case), orders)
+fn once_more(case: &Case, first: &Outcome, options: &RunOptions) -> Outcome {
+    let mut again = run_process(&case.name, options.limit(case), options)
         .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
     again.diagnostics = format!(
         "failed at first ({:.1} s):\n{}\nonce more, by itself:\n{}",
@@ -227,7 +227,7 @@ fn once_more(case: &Case, first: &Outcome, orders: &Orders) -> Outcome {
 fn run_batch<W: std::io::Write>(
     batch: &[Case],
     width: usize,
-    orders: &Orders,
+    options: &RunOptions,
     writer: &mut Writer<W>,
 ) -> Result<()> {
     let mut order: Vec<usize> = (0..batch.len()).collect();
@@ -240,7 +240,7 @@ fn run_batch<W: std::io::Write>(
         .into_iter()
         .filter_map(|index| {
             let case = batch.get(index)?;
-            Some((index, case.name.clone(), orders.limit(case)))
+            Some((index, case.name.clone(), options.limit(case)))
         })
         .collect();
     if width == 1 {
@@ -249,10 +249,10 @@ fn run_batch<W: std::io::Write>(
             let Some(case) = batch.get(index) else {
                 continue;
             };
-            let first = run_process(&name, limit, orders)
+            let first = run_process(&name, limit, options)
                 .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
             let outcome = match first.verdict {
-                Verdict::Failed if case.stage != Stage::Fuzz => once_more(case, &first, orders),
+                Verdict::Failed if case.stage != Stage::Fuzz => once_more(case, &first, options),
                 _ => first,
             };
             report(writer, case, &outcome)?;
@@ -267,7 +267,7 @@ fn run_batch<W: std::io::Write>(
         let (sender, receiver) = channel();
         for _ in 0..width.max(1) {
             let sender = sender.clone();
-            scope.spawn(|| work(&queue, orders, sender));
+            scope.spawn(|| work(&queue, options, sender));
         }
         drop(sender);
         for (index, outcome) in receiver {
@@ -287,7 +287,7 @@ fn run_batch<W: std::io::Write>(
         let (Some(case), Some(slot)) = (batch.get(index), outcomes.get_mut(index)) else {
             continue;
         };
-        *slot = Some(once_more(case, &first, orders));
+        *slot = Some(once_more(case, &first, options));
         printed = report_ready(writer, batch, &outcomes, printed)?;
     }
     Ok(())
@@ -311,7 +311,7 @@ fn report_ready<W: std::io::Write>(
 /// Takes cases from the queue until it is empty.
 fn work(
     queue: &Mutex<VecDeque<(usize, String, Duration)>>,
-    orders: &Orders,
+    options: &RunOptions,
     results: Sender<(usize, Outcome)>,
 ) {
     loop {
@@ -322,7 +322,7 @@ fn work(
         let Some((index, name, limit)) = next else {
             return;
         };
-        let outcome = run_process(&name, limit, orders)
+        let outcome = run_process(&name, limit, options)
             .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
         if results.send((index, outcome)).is_err() {
             return;
@@ -341,11 +341,11 @@ fn report<W: std::io::Write>(writer: &mut Writer<W>, case: &Case, outcome: &Outc
 }
 
 /// Runs one case in a process of its own, and ends the process if it does not end by itself.
-fn run_process(name: &str, limit: Duration, orders: &Orders) -> Result<Outcome> {
+fn run_process(name: &str, limit: Duration, options: &RunOptions) -> Result<Outcome> {
     let start = Instant::now();
-    let mut command = Command::new(orders.program.path());
-    command.args(["case", name, "--seed", &orders.seed.to_string()]);
-    if let Some(time) = orders.fuzz_time {
+    let mut command = Command::new(options.program.path());
+    command.args(["case", name, "--seed", &options.seed.to_string()]);
+    if let Some(time) = options.fuzz_time {
         command.args(["--fuzz-seconds", &time.as_secs().to_string()]);
     }
     let mut child = command

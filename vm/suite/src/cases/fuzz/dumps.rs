@@ -247,11 +247,11 @@ fn command(rng: &mut fastrand::Rng, landmarks: &[Landmark]) -> Result<()> {
     let all = all.as_array().context("not an array")?;
     for landmark in landmarks {
         let port = landmark.listener.port();
-        let mut told = all.iter().filter(|one| one["port"] == port);
-        let one = told
+        let mut reported = all.iter().filter(|one| one["port"] == port);
+        let one = reported
             .next()
             .with_context(|| format!("no {port} in\n{text}"))?;
-        ensure!(told.next().is_none(), "two on port {port} in\n{text}");
+        ensure!(reported.next().is_none(), "two on port {port} in\n{text}");
         let max_parked = landmark.config.max_parked.map_or(0, |max| max.get());
         expect_eq!(
             one["config"]["max_parked"],
@@ -330,9 +330,9 @@ fn question(
         match socket.recv(&mut answer, libc::MSG_TRUNC) {
             Ok(length) if length == answer.len() => {
                 fed.one("answers");
-                let told = read(&answer, landmarks)
+                let reported = read(&answer, landmarks)
                     .map_err(|error| anyhow!("{error:#}; the answer was {answer:?}"))?;
-                fed.many(REPORTED, told);
+                fed.many(REPORTED, reported);
             }
             Ok(_) => fed.one("answers cut short"),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -434,7 +434,7 @@ fn request(rng: &mut fastrand::Rng, landmarks: &[Landmark]) -> Vec<u8> {
 
 /// Parses an answer; returns how many filtered listeners it describes.
 fn read(mut answer: &[u8], landmarks: &[Landmark]) -> Result<u64> {
-    let mut told = 0;
+    let mut reported = 0;
     while let Some(header) = answer.first_chunk::<HEADER>() {
         let [a, b, c, d, e, f, ..] = *header;
         let length = u32::from_ne_bytes([a, b, c, d]) as usize;
@@ -443,11 +443,11 @@ fn read(mut answer: &[u8], landmarks: &[Landmark]) -> Result<u64> {
             .get(HEADER..length)
             .with_context(|| format!("a message of {length} bytes in {}", answer.len()))?;
         if kind == BY_FAMILY {
-            told += u64::from(socket(message, landmarks)?);
+            reported += u64::from(socket(message, landmarks)?);
         }
         answer = answer.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Ok(told)
+    Ok(reported)
 }
 
 /// Parses the message for one socket; returns whether it has a filter, with complete data.
@@ -459,7 +459,7 @@ fn socket(message: &[u8], landmarks: &[Landmark]) -> Result<bool> {
         bail!("a message about a socket is cut short");
     };
     let port = u16::from_be_bytes([port_high, port_low]);
-    let mut told = false;
+    let mut reported = false;
     for attribute in NlasIterator::new(attributes) {
         let attribute = attribute.context("an attribute of a socket")?;
         if attribute.kind() != INET_DIAG_ULP_INFO {
@@ -503,7 +503,7 @@ fn socket(message: &[u8], landmarks: &[Landmark]) -> Result<bool> {
             expect_eq!(config, landmark.numbers, "settings of port {port}");
             expect_eq!((*parked, *total), (PARKED, PARKED), "parked, now and ever");
         }
-        told = true;
+        reported = true;
     }
-    Ok(told)
+    Ok(reported)
 }

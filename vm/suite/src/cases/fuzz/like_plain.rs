@@ -62,7 +62,7 @@ struct Answer {
 }
 
 /// The two listeners, and the sender.
-struct Stage<'a> {
+struct Fuzzer<'a> {
     context: &'a Context,
     swarm: Swarm,
     plain: Listener,
@@ -97,7 +97,7 @@ fn like_plain(context: &Context, family: Family) -> Result<()> {
         let route = ["route", "add", network, "dev", swarm::INTERFACE];
         ns.command("ip", &[&route[..], &["quickack", "1"]].concat())?;
     }
-    let mut stage = Stage {
+    let mut fuzzer = Fuzzer {
         context,
         swarm,
         plain,
@@ -106,16 +106,16 @@ fn like_plain(context: &Context, family: Family) -> Result<()> {
         slow: 0,
     };
     let needed = ["segments", "segments to the parked", "answers"];
-    fuzz::rounds(context, &needed, |rng, fed| stage.round(rng, fed))?;
-    let seen = stats(&stage.filtered)?;
+    fuzz::rounds(context, &needed, |rng, fed| fuzzer.round(rng, fed))?;
+    let seen = stats(&fuzzer.filtered)?;
     context.note(describe(&seen));
     // The bare ACK may have come while the SYN-ACK timer was running, which happens only with a
     // slow pair.
     let bypassed = seen.bypassed();
     ensure!(
-        bypassed <= stage.slow,
+        bypassed <= fuzzer.slow,
         "{bypassed} connections could not be parked, with {} slow pairs",
-        stage.slow
+        fuzzer.slow
     );
     Ok(())
 }
@@ -127,7 +127,7 @@ const HOLD: control::Config = control::Config {
     on_timeout: OnTimeout::Accept,
 };
 
-impl Stage<'_> {
+impl Fuzzer<'_> {
     fn round(&mut self, rng: &mut fastrand::Rng, fed: &mut Fed) -> Result<()> {
         for _ in 0..PAIRS {
             self.pair(rng, fed)?;
@@ -213,14 +213,14 @@ impl Stage<'_> {
                     self.swarm.inject(&packet)?;
                 }
             }
-            self.hear(&mut sides, &mut answers, is_parked)?;
+            self.receive(&mut sides, &mut answers, is_parked)?;
             if began.elapsed() >= SYN_ACK_AGAIN {
                 // An answer may be a retransmission.
                 fed.one("pairs too slow to compare");
                 self.slow += 1;
                 break;
             }
-            let story = || {
+            let log_text = || {
                 format!(
                     "to {} segments from {isn}, with the server's numbers counted from its \
                      SYN-ACK (parked before the last: {is_parked}):\n  {}\n",
@@ -230,13 +230,13 @@ impl Stage<'_> {
             };
             let [plain, filtered] = &answers;
             fed.many("answers", plain.len() as u64);
-            expect_eq!(filtered, plain, "the answers {}", story());
+            expect_eq!(filtered, plain, "the answers {}", log_text());
             let after = stats(&self.filtered)?;
             let was_parked = is_parked;
             is_parked = match after.parked_total - before.parked_total {
                 0 => is_parked && after.parked == before.parked,
                 1 => true,
-                more => anyhow::bail!("{more} were parked at once {}", story()),
+                more => anyhow::bail!("{more} were parked at once {}", log_text()),
             };
             if is_parked && !was_parked {
                 // The SYN's or the ACK's timestamp may be ahead, and none may be older from now on:
@@ -283,7 +283,7 @@ impl Stage<'_> {
     }
 
     /// Receives the answers of both listeners, up to the answer of a port without a listener.
-    fn hear(
+    fn receive(
         &mut self,
         sides: &mut [Side; 2],
         answers: &mut [Vec<Answer>; 2],
@@ -297,7 +297,7 @@ impl Stage<'_> {
                 over |= nth == FENCE;
                 for (side, answers) in sides.iter_mut().zip(answers.iter_mut()) {
                     if side.member.nth == nth {
-                        side.hear(segment, answers, is_parked);
+                        side.receive(segment, answers, is_parked);
                     }
                 }
                 Ok(())
@@ -309,7 +309,7 @@ impl Stage<'_> {
 }
 
 impl Side {
-    fn hear(&mut self, segment: &Segment, answers: &mut Vec<Answer>, is_parked: bool) {
+    fn receive(&mut self, segment: &Segment, answers: &mut Vec<Answer>, is_parked: bool) {
         if segment.is_syn_ack() {
             self.isn = segment.seq;
             self.member.snd_nxt = segment.ack;

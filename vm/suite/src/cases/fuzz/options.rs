@@ -182,7 +182,7 @@ fn round(
             log.pop_front();
         }
         log.push_back(op.to_string());
-        let told = |log: &VecDeque<String>| Vec::from(log.clone()).join("\n  ");
+        let text = |log: &VecDeque<String>| Vec::from(log.clone()).join("\n  ");
         subject
             .apply(memory, fed, peer, &op)
             .and_then(|()| match op {
@@ -190,7 +190,7 @@ fn round(
                 Op::Set { level, .. } if level == libc::IPPROTO_TCP && rng.bool() => Ok(()),
                 _ => subject.is_as_expected(),
             })
-            .with_context(|| format!("the last calls:\n  {}\n", told(&log)))?;
+            .with_context(|| format!("the last calls:\n  {}\n", text(&log)))?;
     }
     Ok(())
 }

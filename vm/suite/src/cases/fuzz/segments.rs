@@ -28,7 +28,7 @@ use crate::fuzz::{self, bytes, Fed};
 use crate::scene::{REQUEST, RESPONSE};
 
 /// How many clients of a round send random segments.
-const POKERS: u32 = 24;
+const RANDOM: u32 = 24;
 /// How many clients behave well.
 const HONEST: u32 = 8;
 /// How many steps each of them has.
@@ -47,7 +47,7 @@ const SURE: &str = "parked for sure";
 
 /// The settings of a round.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Setup {
     timeout_ms: u32,
     max_parked: u32,
     on_timeout: OnTimeout,
@@ -59,7 +59,7 @@ struct Place {
     abort: bool,
 }
 
-impl Place {
+impl Setup {
     fn random(rng: &mut fastrand::Rng) -> Self {
         let on_timeout = [OnTimeout::Accept, OnTimeout::Reset, OnTimeout::Drop];
         Self {
@@ -101,7 +101,7 @@ enum Phase {
 
 /// A client of a round.
 #[derive(Debug)]
-struct Poker {
+struct Client {
     member: Member,
     /// The sequence numbers of all SYNs that it sent.
     isns: Vec<u32>,
@@ -127,7 +127,7 @@ struct Poker {
     log: VecDeque<String>,
 }
 
-impl Poker {
+impl Client {
     fn new(member: Member, rng: &mut fastrand::Rng, speaks: Option<usize>) -> Self {
         let timestamps = rng.bool().then(|| Timestamps {
             value: rng.u32(1..),
@@ -184,14 +184,14 @@ impl Poker {
         self.log.push_back(format!("{at:.3} s: {what}"));
     }
 
-    fn story(&self) -> String {
+    fn log_text(&self) -> String {
         let log = Vec::from(self.log.clone()).join("\n  ");
         format!("client {}:\n  {log}", self.member.nth)
     }
 }
 
 /// The state that lasts longer than a round.
-struct Stage<'a> {
+struct Fuzzer<'a> {
     context: &'a Context,
     ns: Netns,
     swarm: Swarm,
@@ -217,7 +217,7 @@ fn segments(context: &Context, family: Family) -> Result<()> {
         over: AtomicBool::new(false),
         hang_up: AtomicBool::new(false),
     };
-    let mut stage = Stage {
+    let mut fuzzer = Fuzzer {
         context,
         ns,
         swarm,
@@ -234,100 +234,103 @@ fn segments(context: &Context, family: Family) -> Result<()> {
             "well-behaved clients",
             SURE,
         ];
-        let fed = fuzz::rounds(context, &needed, |rng, fed| stage.round(rng, fed, &server));
+        let fed = fuzz::rounds(context, &needed, |rng, fed| fuzzer.round(rng, fed, &server));
         server.over.store(true, Ordering::Relaxed);
         serving
             .join()
             .map_err(|_| anyhow!("the server panicked"))??;
         fed
     })?;
-    context.note(describe(&stats(&stage.listener)?));
+    context.note(describe(&stats(&fuzzer.listener)?));
     Ok(())
 }
 
-impl Stage<'_> {
+impl Fuzzer<'_> {
     fn round(&mut self, rng: &mut fastrand::Rng, fed: &mut Fed, server: &Server<'_>) -> Result<()> {
-        let place = Place::random(rng);
+        let setup = Setup::random(rng);
         for (name, value) in [
-            ("tcp_syncookies", u16::from(place.cookies)),
-            ("tcp_fastopen", place.fast_open),
-            ("tcp_abort_on_overflow", u16::from(place.abort)),
+            ("tcp_syncookies", u16::from(setup.cookies)),
+            ("tcp_fastopen", setup.fast_open),
+            ("tcp_abort_on_overflow", u16::from(setup.abort)),
         ] {
             let name = format!("net.ipv4.{name}");
             self.ns.set_sysctl(&name, &value.to_string())?;
         }
-        let config = settings(place.timeout_ms, place.max_parked, place.on_timeout);
+        let config = settings(setup.timeout_ms, setup.max_parked, setup.on_timeout);
         control::set_config(&self.listener, &config)?;
         let first = self.next;
-        self.next += POKERS + HONEST;
-        let mut pokers: Vec<Poker> = (first..self.next)
+        self.next += RANDOM + HONEST;
+        let mut clients: Vec<Client> = (first..self.next)
             .map(|nth| {
-                let honest = nth - first >= POKERS;
+                let honest = nth - first >= RANDOM;
                 let speaks = honest.then(|| rng.usize(1..STEPS));
-                Poker::new(self.swarm.member(nth), rng, speaks)
+                Client::new(self.swarm.member(nth), rng, speaks)
             })
             .collect();
         let played = self
-            .play(rng, fed, &place, &mut pokers)
-            .with_context(|| format!("{place:?}"));
+            .play(rng, fed, &setup, &mut clients)
+            .with_context(|| format!("{setup:?}"));
         played?;
         server.hang_up.store(true, Ordering::Relaxed);
         let done = wait::until(self.context.patience(), || {
             Ok(!server.hang_up.load(Ordering::Relaxed))
         })?;
         ensure!(done, "the server does not hang up");
-        self.end(&pokers)
-            .with_context(|| format!("at the end of a round with {place:?}"))
+        self.end(&clients)
+            .with_context(|| format!("at the end of a round with {setup:?}"))
     }
 
     fn play(
         &mut self,
         rng: &mut fastrand::Rng,
         fed: &mut Fed,
-        place: &Place,
-        pokers: &mut [Poker],
+        setup: &Setup,
+        clients: &mut [Client],
     ) -> Result<()> {
         let sure_before = self.sure;
         for step in 0..STEPS {
-            for poker in pokers.iter_mut() {
-                if poker.is_honest() {
-                    self.behave(poker, place, step)?;
+            for client in clients.iter_mut() {
+                if client.is_honest() {
+                    self.act(client, setup, step)?;
                 } else if step == 0 || rng.bool() {
-                    self.poke(rng, fed, poker, place)?;
+                    self.send_random(rng, fed, client, setup)?;
                 }
             }
-            self.hear(pokers, Duration::ZERO)?;
+            self.receive(clients, Duration::ZERO)?;
             // Some acknowledge at once, however slow this machine is.
-            for poker in pokers.iter_mut() {
-                if poker.clean && poker.phase == Phase::HalfOpen && !poker.is_honest() && rng.bool()
+            for client in clients.iter_mut() {
+                if client.clean
+                    && client.phase == Phase::HalfOpen
+                    && !client.is_honest()
+                    && rng.bool()
                 {
-                    self.ack(poker, place)?;
+                    self.ack(client, setup)?;
                 }
             }
         }
         fed.many(SURE, self.sure - sure_before);
         // Well-behaved clients must be served by now.
-        let must_be_served = |poker: &Poker| {
-            let is_eager = poker.speaks.is_some_and(|step| step % 4 == 0);
-            poker.is_honest() && !poker.served && (is_eager || place.serves_pausing())
+        let must_be_served = |client: &Client| {
+            let is_eager = client.speaks.is_some_and(|step| step % 4 == 0);
+            client.is_honest() && !client.served && (is_eager || setup.serves_pausing())
         };
         let limit = Instant::now() + self.context.patience() * 4;
-        while pokers.iter().any(must_be_served) && Instant::now() < limit {
-            for poker in pokers.iter_mut().filter(|poker| poker.was_late()) {
+        while clients.iter().any(must_be_served) && Instant::now() < limit {
+            for client in clients.iter_mut().filter(|client| client.was_late()) {
                 fed.one(LATE);
-                poker.start_again(rng.u32(..));
+                client.start_again(rng.u32(..));
             }
-            for poker in pokers.iter_mut().filter(|poker| poker.is_honest()) {
-                self.behave(poker, place, STEPS)?;
+            for client in clients.iter_mut().filter(|client| client.is_honest()) {
+                self.act(client, setup, STEPS)?;
             }
-            self.hear(pokers, Duration::from_millis(20))?;
+            self.receive(clients, Duration::from_millis(20))?;
         }
-        if let Some(poker) = pokers.iter().find(|poker| must_be_served(poker)) {
+        if let Some(client) = clients.iter().find(|client| must_be_served(client)) {
             bail!(
                 "a well-behaved client was not served (phase {:?}, sent its request: {}), {}",
-                poker.phase,
-                poker.spoke,
-                poker.story()
+                client.phase,
+                client.spoke,
+                client.log_text()
             );
         }
         // Listens for unexpected segments, sometimes as long as a SYN-ACK retransmission takes.
@@ -338,7 +341,7 @@ impl Stage<'_> {
         };
         let start = Instant::now();
         loop {
-            self.hear(pokers, Duration::from_millis(5))?;
+            self.receive(clients, Duration::from_millis(5))?;
             if start.elapsed() >= while_longer {
                 break;
             }
@@ -348,39 +351,39 @@ impl Stage<'_> {
     }
 
     /// Receives what the server sends.
-    fn hear(&mut self, pokers: &mut [Poker], limit: Duration) -> Result<()> {
-        let first = pokers.first().map_or(0, |poker| poker.member.nth);
+    fn receive(&mut self, clients: &mut [Client], limit: Duration) -> Result<()> {
+        let first = clients.first().map_or(0, |client| client.member.nth);
         self.swarm.pump(limit, |nth, segment| {
             let index = nth.wrapping_sub(first) as usize;
             // Segments for clients of earlier rounds are ignored.
-            let Some(poker) = pokers.get_mut(index) else {
+            let Some(client) = clients.get_mut(index) else {
                 return Ok(());
             };
-            poker.note(format!("heard {segment}"));
+            client.note(format!("heard {segment}"));
             if segment.is_syn_ack() {
                 ensure!(
-                    !poker.taken,
+                    !client.taken,
                     "the SYN-ACK was sent again to a client whose ACK was taken, {}",
-                    poker.story()
+                    client.log_text()
                 );
-                let isn = poker.isns.last().copied();
+                let isn = client.isns.last().copied();
                 if isn.is_some_and(|isn| segment.ack == isn.wrapping_add(1)) {
-                    poker.member.rcv_nxt = segment.end_seq();
-                    poker.member.snd_nxt = segment.ack;
-                    if poker.phase == Phase::Asking {
-                        poker.phase = Phase::HalfOpen;
+                    client.member.rcv_nxt = segment.end_seq();
+                    client.member.snd_nxt = segment.ack;
+                    if client.phase == Phase::Asking {
+                        client.phase = Phase::HalfOpen;
                     }
                 }
-            } else if segment.has_data() && poker.is_honest() {
+            } else if segment.has_data() && client.is_honest() {
                 ensure!(
                     segment.payload == RESPONSE,
                     "not the response: {segment}, {}",
-                    poker.story()
+                    client.log_text()
                 );
-                poker.served = true;
+                client.served = true;
             }
-            poker.reset |= segment.flags.rst;
-            match (&mut poker.timestamps, segment.timestamps) {
+            client.reset |= segment.flags.rst;
+            match (&mut client.timestamps, segment.timestamps) {
                 (Some(own), Some(theirs)) => own.echo = theirs.value,
                 (own, None) if segment.is_syn_ack() => *own = None,
                 _ => {}
@@ -390,68 +393,68 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn segment(&self, poker: &Poker, flags: Flags, payload: &[u8]) -> Segment {
+    fn segment(&self, client: &Client, flags: Flags, payload: &[u8]) -> Segment {
         Segment {
-            timestamps: poker.timestamps,
-            ..self.swarm.segment(&poker.member, flags, payload)
+            timestamps: client.timestamps,
+            ..self.swarm.segment(&client.member, flags, payload)
         }
     }
 
-    fn send(&mut self, poker: &mut Poker, forged: &Forged) -> Result<()> {
+    fn send(&mut self, client: &mut Client, forged: &Forged) -> Result<()> {
         if forged.segment.flags.syn {
-            poker.isns.push(forged.segment.seq);
-            poker.taken = false;
+            client.isns.push(forged.segment.seq);
+            client.taken = false;
             self.syns += 1;
         }
-        poker.note(format!("sent {} {:?}", forged.segment, odd(forged)));
+        client.note(format!("sent {} {:?}", forged.segment, odd(forged)));
         for packet in forged.packets()? {
             self.swarm.inject(&packet)?;
         }
-        if let Some(timestamps) = &mut poker.timestamps {
+        if let Some(timestamps) = &mut client.timestamps {
             timestamps.value = timestamps.value.wrapping_add(1);
         }
         Ok(())
     }
 
-    fn syn(&mut self, poker: &mut Poker) -> Result<()> {
-        let mut syn = self.segment(poker, Flags::SYN, b"");
+    fn syn(&mut self, client: &mut Client) -> Result<()> {
+        let mut syn = self.segment(client, Flags::SYN, b"");
         syn.mss = Some(1460);
         syn.sack_permitted = true;
         syn.window_scale = Some(7);
-        poker.began = Instant::now();
-        poker.asked = true;
-        self.send(poker, &syn.into())
+        client.began = Instant::now();
+        client.asked = true;
+        self.send(client, &syn.into())
     }
 
     /// Acknowledges the SYN-ACK and nothing else.
-    fn ack(&mut self, poker: &mut Poker, place: &Place) -> Result<()> {
-        let ack = self.segment(poker, Flags::ACK, b"");
-        poker.acknowledged = Some(poker.began.elapsed());
-        self.send(poker, &ack.into())?;
-        poker.phase = Phase::Parked;
-        if poker.clean && place.parks() && poker.began.elapsed() < IN_TIME {
+    fn ack(&mut self, client: &mut Client, setup: &Setup) -> Result<()> {
+        let ack = self.segment(client, Flags::ACK, b"");
+        client.acknowledged = Some(client.began.elapsed());
+        self.send(client, &ack.into())?;
+        client.phase = Phase::Parked;
+        if client.clean && setup.parks() && client.began.elapsed() < IN_TIME {
             self.sure += 1;
-            poker.taken = true;
+            client.taken = true;
         }
         Ok(())
     }
 
     /// Makes a step of a well-behaved client: every fourth sends its request with its ACK.
-    fn behave(&mut self, poker: &mut Poker, place: &Place, step: usize) -> Result<()> {
-        let Some(speaks) = poker.speaks else {
+    fn act(&mut self, client: &mut Client, setup: &Setup, step: usize) -> Result<()> {
+        let Some(speaks) = client.speaks else {
             return Ok(());
         };
         let is_eager = speaks % 4 == 0;
-        match poker.phase {
-            Phase::Asking if !poker.asked => self.syn(poker)?,
-            Phase::HalfOpen if !is_eager => self.ack(poker, place)?,
-            Phase::HalfOpen | Phase::Parked if !poker.spoke && (is_eager || step >= speaks) => {
-                poker.spoke = true;
-                poker.phase = Phase::Open;
-                let after = poker.began.elapsed();
-                poker.acknowledged.get_or_insert(after);
-                let request = self.segment(poker, Flags::PSH_ACK, REQUEST);
-                self.send(poker, &request.into())?;
+        match client.phase {
+            Phase::Asking if !client.asked => self.syn(client)?,
+            Phase::HalfOpen if !is_eager => self.ack(client, setup)?,
+            Phase::HalfOpen | Phase::Parked if !client.spoke && (is_eager || step >= speaks) => {
+                client.spoke = true;
+                client.phase = Phase::Open;
+                let after = client.began.elapsed();
+                client.acknowledged.get_or_insert(after);
+                let request = self.segment(client, Flags::PSH_ACK, REQUEST);
+                self.send(client, &request.into())?;
             }
             _ => {}
         }
@@ -459,62 +462,62 @@ impl Stage<'_> {
     }
 
     /// Sends a segment to the server.
-    fn poke(
+    fn send_random(
         &mut self,
         rng: &mut fastrand::Rng,
         fed: &mut Fed,
-        poker: &mut Poker,
-        place: &Place,
+        client: &mut Client,
+        setup: &Setup,
     ) -> Result<()> {
         fed.one("segments");
-        if poker.phase == Phase::Parked {
+        if client.phase == Phase::Parked {
             fed.one("segments to the parked");
         }
-        let forged = match (poker.phase, rng.u8(..100)) {
-            (Phase::Asking, 0..=79) if poker.isns.is_empty() => return self.syn(poker),
-            (Phase::HalfOpen, 0..=69) => return self.ack(poker, place),
+        let forged = match (client.phase, rng.u8(..100)) {
+            (Phase::Asking, 0..=79) if client.isns.is_empty() => return self.syn(client),
+            (Phase::HalfOpen, 0..=69) => return self.ack(client, setup),
             (Phase::HalfOpen, 70..=74) | (Phase::Parked, 0..=4) => {
-                poker.phase = Phase::Open;
-                self.segment(poker, Flags::PSH_ACK, b"hello").into()
+                client.phase = Phase::Open;
+                self.segment(client, Flags::PSH_ACK, b"hello").into()
             }
             (Phase::Parked, 5..=8) => {
-                poker.phase = Phase::Open;
-                self.segment(poker, Flags::FIN_ACK, b"").into()
+                client.phase = Phase::Open;
+                self.segment(client, Flags::FIN_ACK, b"").into()
             }
             (Phase::Parked, 9..=10) => {
-                poker.phase = Phase::Open;
-                self.segment(poker, Flags::RST, b"").into()
+                client.phase = Phase::Open;
+                self.segment(client, Flags::RST, b"").into()
             }
-            (Phase::Parked, 11..=16) => self.segment(poker, Flags::ACK, b"").into(),
+            (Phase::Parked, 11..=16) => self.segment(client, Flags::ACK, b"").into(),
             (Phase::Parked | Phase::HalfOpen, 75..=79) => {
-                let mut syn = self.segment(poker, Flags::SYN, b"");
-                syn.seq = poker.isns.last().copied().unwrap_or_default();
+                let mut syn = self.segment(client, Flags::SYN, b"");
+                syn.seq = client.isns.last().copied().unwrap_or_default();
                 syn.into()
             }
             // From the beginning.
             (Phase::Open, 0..=19) => {
-                poker.phase = Phase::Asking;
-                poker.member.snd_nxt = rng.u32(..);
-                poker.member.rcv_nxt = 0;
-                self.segment(poker, Flags::SYN, b"").into()
+                client.phase = Phase::Asking;
+                client.member.snd_nxt = rng.u32(..);
+                client.member.rcv_nxt = 0;
+                self.segment(client, Flags::SYN, b"").into()
             }
             _ => {
-                let base = self.segment(poker, Flags::ACK, b"");
+                let base = self.segment(client, Flags::ACK, b"");
                 forge(rng, base)
             }
         };
-        poker.clean = false;
-        self.send(poker, &forged)
+        client.clean = false;
+        self.send(client, &forged)
     }
 
     /// Ends all clients, and checks that nothing is left.
-    fn end(&mut self, pokers: &[Poker]) -> Result<()> {
+    fn end(&mut self, clients: &[Client]) -> Result<()> {
         control::set_config(&self.listener, &settings(1, 0, OnTimeout::Drop))?;
         let (mut seen, mut requests) = (Stats::default(), 0);
         let gone = wait::until(self.context.patience() * 4, || {
-            for poker in pokers {
-                for isn in &poker.isns {
-                    let mut rst = self.swarm.segment(&poker.member, Flags::RST, b"");
+            for client in clients {
+                for isn in &client.isns {
+                    let mut rst = self.swarm.segment(&client.member, Flags::RST, b"");
                     rst.seq = isn.wrapping_add(1);
                     self.swarm.send(&rst)?;
                 }
@@ -803,13 +806,13 @@ mod tests {
             rcv_nxt: 0,
         };
         let was_late = |speaks, acknowledged, reset, served| {
-            let poker = Poker {
+            let client = Client {
                 acknowledged,
                 reset,
                 served,
-                ..Poker::new(member, &mut fastrand::Rng::with_seed(1), speaks)
+                ..Client::new(member, &mut fastrand::Rng::with_seed(1), speaks)
             };
-            poker.was_late()
+            client.was_late()
         };
         let (in_time, late) = (Some(TOO_LATE / 2), Some(TOO_LATE));
         assert!(was_late(Some(1), late, true, false));
