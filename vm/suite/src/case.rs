@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a case is, and what it is given.
+//! Cases: how they are registered, and the context they run in.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ use accf_kit::clock::{Pulse, Stamp};
 use accf_kit::endpoint::{Accepted, Family};
 use anyhow::{bail, Result};
 
-/// Fails unless a value is the one expected, and says which it is.
+/// Fails unless a value is the one expected; the error says both.
 macro_rules! expect_eq {
     ($seen:expr, $expected:expr, $($what:tt)+) => {
         match (&$seen, &$expected) {
@@ -24,7 +24,7 @@ macro_rules! expect_eq {
     };
 }
 
-/// Fails unless a value is in a range, and says which it is.
+/// Fails unless a value is in a range; the error says both.
 macro_rules! expect_in {
     ($seen:expr, $range:expr, $($what:tt)+) => {
         match (&$seen, &($range)) {
@@ -37,35 +37,191 @@ macro_rules! expect_in {
     };
 }
 
-pub(crate) use {expect_eq, expect_in};
+/// Registers a case of the table, or one for each of several families: a stage, a name
+/// (`area.what`, unique), and how it runs.
+///
+/// Stands right above the function that it runs. Cases of a stage run in the order of their files'
+/// names, and of their lines.
+macro_rules! case {
+    ($stage:ident, $name:literal => $run:expr) => {
+        ::inventory::submit! {
+            $crate::case::Entry {
+                stage: $crate::case::Stage::$stage,
+                name: $name,
+                run: $run,
+                file: file!(),
+                line: line!(),
+            }
+        }
+    };
+}
 
-/// What state the module is in while a case runs, and whether other cases run beside it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) use {case, expect_eq, expect_in};
+
+/// The state that the module is in while a case runs, and whether other cases run beside it.
+///
+/// In the order in which stages run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
-    /// Not loaded; with others.
+    /// Not loaded; with other cases.
     Unloaded,
-    /// Loaded with these parameters; with others.
-    Loaded(&'static str),
-    /// The case loads and unloads it itself; alone.
+    /// Loaded without parameters; with other cases.
+    Default,
+    /// The same for cases that feed the kernel random input ([`crate::fuzz`]) for as long as they
+    /// are told to; one that fails does not run a second time.
+    Fuzz,
+    /// Loaded with a deadline short enough to wait for; with other cases.
+    TwoSeconds,
+    /// Loaded without a deadline; with other cases.
+    NoDeadline,
+    /// Loaded so that each network namespace may park four; with other cases.
+    FourPerNetns,
+    /// The case loads and unloads the module itself; alone.
     Alone,
-    /// The same, but it may not be possible to unload it any more afterwards.
+    /// The same, but the module can perhaps not be unloaded after it; alone.
     Last,
+}
+
+impl Stage {
+    /// Returns the parameters that the module is loaded with for the cases of this stage.
+    pub(crate) fn parameters(self) -> Option<&'static str> {
+        match self {
+            Self::Default | Self::Fuzz => Some(""),
+            Self::TwoSeconds => Some("timeout_ms=2000"),
+            Self::NoDeadline => Some("timeout_ms=0"),
+            Self::FourPerNetns => Some("max_parked_netns=4"),
+            Self::Unloaded | Self::Alone | Self::Last => None,
+        }
+    }
+
+    /// Returns whether each case runs alone, in the order of the table.
+    pub(crate) fn one_by_one(self) -> bool {
+        matches!(self, Self::Alone | Self::Last)
+    }
 }
 
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unloaded => f.write_str("module not loaded"),
-            Self::Loaded("") => f.write_str("module loaded"),
-            Self::Loaded(parameters) => write!(f, "module loaded with {parameters}"),
-            Self::Alone => f.write_str("one by one"),
-            Self::Last => f.write_str("at the very end"),
+        match (self, self.parameters()) {
+            (_, Some("")) => f.write_str("module loaded"),
+            (_, Some(parameters)) => write!(f, "module loaded with {parameters}"),
+            (Self::Unloaded, None) => f.write_str("module not loaded"),
+            (Self::Last, None) => f.write_str("at the very end"),
+            (_, None) => f.write_str("one by one"),
+        }
+    }
+}
+
+/// The function of a registered case.
+#[derive(Clone, Copy)]
+enum Body {
+    Once(fn(&Context) -> Result<()>),
+    Families(&'static [Family], fn(&Context, Family) -> Result<()>),
+}
+
+/// How a registered case runs: its function, and what the runner has to know.
+#[derive(Clone, Copy)]
+pub(crate) struct Run {
+    body: Body,
+    limit: Limit,
+    early: bool,
+}
+
+/// How long a case may take on a fast kernel.
+#[derive(Clone, Copy)]
+enum Limit {
+    Fixed(Duration),
+    Computed(fn() -> Duration),
+}
+
+/// Runs once. It needs no more than a few seconds; its limit is for busy machines.
+pub(crate) const fn once(body: fn(&Context) -> Result<()>) -> Run {
+    Run::of(Body::Once(body))
+}
+
+/// Runs once for each family; `.{family}` is added to the name.
+pub(crate) const fn each_family(body: fn(&Context, Family) -> Result<()>) -> Run {
+    families(&Family::ALL, body)
+}
+
+/// Runs once for each of these families; `.{family}` is added to the name.
+pub(crate) const fn families(
+    families: &'static [Family],
+    body: fn(&Context, Family) -> Result<()>,
+) -> Run {
+    Run::of(Body::Families(families, body))
+}
+
+impl Run {
+    const fn of(body: Body) -> Self {
+        Self {
+            body,
+            limit: Limit::Fixed(Duration::from_secs(60)),
+            early: false,
+        }
+    }
+
+    /// Sets another limit; the case starts before others of its stage.
+    pub(crate) const fn long(mut self, limit: Duration) -> Self {
+        self.limit = Limit::Fixed(limit);
+        self.early = true;
+        self
+    }
+
+    /// The same for a limit that is known only when the suite runs.
+    pub(crate) const fn long_as(mut self, limit: fn() -> Duration) -> Self {
+        self.limit = Limit::Computed(limit);
+        self.early = true;
+        self
+    }
+}
+
+/// What [`case!`] registers.
+pub(crate) struct Entry {
+    pub(crate) stage: Stage,
+    pub(crate) name: &'static str,
+    pub(crate) run: Run,
+    pub(crate) file: &'static str,
+    pub(crate) line: u32,
+}
+
+inventory::collect!(Entry);
+
+impl Entry {
+    /// Returns all entries, in the order in which they run.
+    pub(crate) fn all() -> Vec<&'static Self> {
+        let mut all: Vec<_> = inventory::iter::<Self>().collect();
+        all.sort_by_key(|entry| (entry.stage, entry.file, entry.line));
+        all
+    }
+
+    /// Returns the entry's cases.
+    pub(crate) fn cases(&self) -> Vec<Case> {
+        let case = |name, body| Case {
+            name,
+            stage: self.stage,
+            limit: match self.run.limit {
+                Limit::Fixed(limit) => limit,
+                Limit::Computed(limit) => limit(),
+            },
+            early: self.run.early,
+            body,
+        };
+        match self.run.body {
+            Body::Once(body) => vec![case(self.name.to_owned(), Box::new(body))],
+            Body::Families(families, body) => families
+                .iter()
+                .map(|&family| {
+                    let name = format!("{}.{family}", self.name);
+                    case(name, Box::new(move |context| body(context, family)))
+                })
+                .collect(),
         }
     }
 }
 
 /// What a case does.
-type Body = Box<dyn Fn(&Context) -> Result<()>>;
+type Test = Box<dyn Fn(&Context) -> Result<()>>;
 
 /// One test.
 pub(crate) struct Case {
@@ -75,62 +231,13 @@ pub(crate) struct Case {
     pub(crate) stage: Stage,
     /// How long it may take on a fast kernel.
     pub(crate) limit: Duration,
-    /// Whether it takes so long that it had better start first.
+    /// Whether it takes so long that it should start first.
     pub(crate) early: bool,
-    /// Whether it goes on for as long as it is told to, and what it finds counts, be it only once.
-    pub(crate) fuzz: bool,
-    /// What it does.
-    pub(crate) body: Body,
+    /// Its function.
+    pub(crate) body: Test,
 }
 
-impl Case {
-    /// A case that needs no more than a few seconds; its limit is for busy machines.
-    pub(crate) fn new(
-        stage: Stage,
-        name: impl Into<String>,
-        body: impl Fn(&Context) -> Result<()> + 'static,
-    ) -> Self {
-        Self {
-            name: name.into(),
-            stage,
-            limit: Duration::from_secs(60),
-            early: false,
-            fuzz: false,
-            body: Box::new(body),
-        }
-    }
-
-    /// The same for one that feeds the kernel random input ([`crate::fuzz`]).
-    pub(crate) fn fuzz(mut self) -> Self {
-        self.fuzz = true;
-        self
-    }
-
-    /// The same with another limit, started before others.
-    pub(crate) fn long(mut self, limit: Duration) -> Self {
-        self.limit = limit;
-        self.early = true;
-        self
-    }
-}
-
-/// One case for each family.
-pub(crate) fn each_family(
-    stage: Stage,
-    name: &str,
-    body: impl Fn(&Context, Family) -> Result<()> + Copy + 'static,
-) -> Vec<Case> {
-    Family::ALL
-        .into_iter()
-        .map(|family| {
-            Case::new(stage, format!("{name}.{family}"), move |context| {
-                body(context, family)
-            })
-        })
-        .collect()
-}
-
-/// The kernels the suite knows, for what may be asked of them.
+/// The kernels that the suite tells apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kernel {
     /// A distribution's.
@@ -140,7 +247,7 @@ pub(crate) enum Kernel {
 }
 
 impl Kernel {
-    /// The one this guest runs, as its environment says.
+    /// Returns the kernel of this guest, which its environment names.
     pub(crate) fn of_this_guest() -> Self {
         match std::env::var("ACCF_KERNEL").as_deref() {
             Ok("dev" | "kcsan" | "rt") => Self::Dev,
@@ -148,7 +255,7 @@ impl Kernel {
         }
     }
 
-    /// How many times longer than on a stock kernel a step may take.
+    /// Returns how many times longer than on a stock kernel a step may take.
     pub(crate) fn patience(self) -> u32 {
         match self {
             Self::Stock => 1,
@@ -157,13 +264,13 @@ impl Kernel {
     }
 }
 
-/// What a case is given.
+/// The context that a case runs in.
 pub(crate) struct Context {
     /// The kernel it runs on.
     pub(crate) kernel: Kernel,
-    /// Where its random numbers start from.
+    /// The seed of its random numbers.
     pub(crate) seed: u64,
-    /// How long to feed the kernel random input, if that was said.
+    /// How long to feed the kernel random input, if the command line says.
     pub(crate) fuzz_time: Option<Duration>,
     pub(crate) name: String,
     captures: Mutex<Vec<Viewer>>,
@@ -171,7 +278,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// The context of the case called `name`.
+    /// Returns the context of the case `name`.
     pub(crate) fn new(name: &str, seed: u64) -> Self {
         Self {
             kernel: Kernel::of_this_guest(),
@@ -183,13 +290,13 @@ impl Context {
         }
     }
 
-    /// Says how long to feed the kernel random input.
+    /// Sets how long to feed the kernel random input.
     pub(crate) fn fuzz_for(mut self, time: Option<Duration>) -> Self {
         self.fuzz_time = time;
         self
     }
 
-    /// Random numbers that are the same for the same case and seed.
+    /// Returns random numbers that depend on the case and the seed only.
     pub(crate) fn rng(&self) -> fastrand::Rng {
         self.rng_from(self.seed)
     }
@@ -202,9 +309,9 @@ impl Context {
         fastrand::Rng::with_seed(name)
     }
 
-    /// How soon is "at once".
+    /// Returns how soon "at once" is.
     ///
-    /// Well below the second after which the first timer of TCP could be what made it happen.
+    /// Well below a second, after which TCP's first timer fires.
     pub(crate) fn prompt(&self) -> Duration {
         match self.kernel {
             Kernel::Stock => Duration::from_millis(300),
@@ -212,7 +319,7 @@ impl Context {
         }
     }
 
-    /// Makes sure that `then` came at once after `since`, by the standards of this machine at that moment.
+    /// Checks that `then` came at once after `since`, allowing for what this machine was late.
     pub(crate) fn at_once(&self, since: Stamp, then: Stamp, what: &str) -> Result<()> {
         let late = self.pulse.worst(since, then);
         let allowed = self.prompt() + late;
@@ -224,18 +331,18 @@ impl Context {
         Ok(())
     }
 
-    /// Makes sure that `accept()` returned a connection as soon as there was one.
+    /// Checks that `accept()` returned a connection as soon as there was one.
     pub(crate) fn accepted_at_once(&self, accepted: &Accepted) -> Result<()> {
         // A tick may make the connection look later than it was.
         let made = accepted.made.min(accepted.at);
         self.at_once(made, accepted.at, "from the connection to accept()")
     }
 
-    /// Makes sure that a connection came as long after its bare ACK as a deadline asks for; returns the milliseconds.
+    /// Checks that a connection came at its deadline after the bare ACK; returns the milliseconds.
     ///
-    /// Too early is wrong in any amount that two clock ticks do not explain. Too late is wrong beyond the tolerance
-    /// and what this machine was late by itself just then. What counts is when the connection could be accepted:
-    /// whether it was, at once, is for [`Self::accepted_at_once`].
+    /// Early by more than two clock ticks is wrong. Late is wrong beyond the tolerance and what
+    /// this machine was late at that time. What counts is when the connection was made;
+    /// [`Self::accepted_at_once`] checks when it was accepted.
     pub(crate) fn on_time(
         &self,
         ack: Stamp,
@@ -245,7 +352,8 @@ impl Context {
         self.happened_on_time(ack, accepted.made, deadline, "to the connection")
     }
 
-    /// The same for what else is to happen at a deadline; `what` ends the sentence "milliseconds from the bare ACK …".
+    /// The same for other events at a deadline; `what` ends the sentence "milliseconds from the
+    /// bare ACK …".
     pub(crate) fn happened_on_time(
         &self,
         ack: Stamp,
@@ -269,22 +377,22 @@ impl Context {
         Ok(after)
     }
 
-    /// The most that a program was late in a time.
+    /// Returns the most that this machine was late between two times.
     pub(crate) fn late(&self, from: Stamp, to: Stamp) -> Duration {
         self.pulse.worst(from, to)
     }
 
-    /// How long to wait for what will surely happen: only a failure ever takes that long.
+    /// Returns how long to wait for what has to happen: only a failure takes that long.
     pub(crate) fn patience(&self) -> Duration {
         Duration::from_secs(5) * self.kernel.patience()
     }
 
-    /// Tells something about the run that a reader of the results may want.
+    /// Prints a note on the run for the reader of the results.
     pub(crate) fn note(&self, text: impl fmt::Display) {
         println!("{text}");
     }
 
-    /// Makes what a capture saw part of the diagnostics, should the case fail.
+    /// Adds what a capture saw to the diagnostics of a failure.
     pub(crate) fn show_on_failure(&self, capture: &Capture) {
         self.captures
             .lock()
@@ -292,7 +400,7 @@ impl Context {
             .push(capture.viewer());
     }
 
-    /// What the captures of this case saw, as far as one wants to read it.
+    /// Returns the first packets that the captures of this case saw.
     pub(crate) fn on_the_wire(&self) -> String {
         const ENOUGH: usize = 60;
         let mut text = String::new();
@@ -310,7 +418,8 @@ impl Context {
         text
     }
 
-    /// Ends the case because the kernel lacks `what`: a skip on a stock kernel, a failure on ours, which has it all.
+    /// Ends the case because the kernel lacks `what`: a skip on a stock kernel, a failure on ours,
+    /// which has every feature.
     pub(crate) fn lacks(&self, what: &str) -> Result<()> {
         match self.kernel {
             Kernel::Stock => Err(Skip(format!("this kernel has no {what}")).into()),
@@ -319,7 +428,7 @@ impl Context {
     }
 }
 
-/// The error of a case that does not apply.
+/// The error of a case that does not apply to this kernel.
 #[derive(Debug)]
 pub(crate) struct Skip(pub(crate) String);
 

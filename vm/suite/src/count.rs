@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a listener has counted, compared with what its clients did.
+//! Compares what a listener has counted with what its clients did.
 
 use std::os::fd::AsFd;
 
@@ -13,7 +13,7 @@ pub(crate) use accf_kit::account::{consistent, describe, processors, stats};
 
 use crate::case::Context;
 
-/// Counts: those that are named, and zero for all others.
+/// Makes counts: those that are named, and zero for all others.
 macro_rules! counted {
     ($($field:ident: $count:expr),* $(,)?) => {{
         #[allow(unused_mut)]
@@ -25,10 +25,11 @@ macro_rules! counted {
 
 pub(crate) use counted;
 
-/// Waits until a listener has counted what `expected` says, and no more and no less; returns what it has counted.
+/// Waits until a listener has counted exactly what `expected` says; returns what it has counted.
 ///
-/// `parked_total` need not be named: it is the sum of those that are. A few parked connections may still be half-open to
-/// the kernel, one for each of its processors; how many SYN-ACKs were suppressed is the kernel's business.
+/// `parked_total` need not be named: it is the sum of the others. A few parked connections may
+/// still count as half-open, one for each processor; how many SYN-ACKs were suppressed is up to the
+/// kernel's timers.
 pub(crate) fn counts(context: &Context, listener: impl AsFd, expected: Stats) -> Result<Stats> {
     let mut expected = expected;
     expected.parked_total = expected.accounted();

@@ -2,8 +2,8 @@
 
 //! Random input, round by round, until the time is over.
 //!
-//! Each round has random numbers of its own, made from the run's seed and its number: whatever it found, it is found again by
-//! beginning with it. What a round cannot repeat is how its threads got in each other's way.
+//! Each round has its own random numbers, made from the run's seed and the round's number: running
+//! it first repeats it. The interleaving of its threads is not repeated.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,13 +14,13 @@ use anyhow::{bail, Context as _, Result};
 use crate::case::{Context, Kernel};
 use crate::runner::PROGRESS;
 
-/// How often a long run tells how far it is.
+/// How often a long run reports its progress.
 const TELL: Duration = Duration::from_secs(10);
 
-/// How many times as long as it should a run may take to feed some of everything.
+/// How many times longer than planned a run may take until it has fed some of each needed kind.
 const MOST: u32 = 6;
 
-/// What was fed to the kernel: how many of what.
+/// Counts what was fed to the kernel, by kind.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fed {
     counts: BTreeMap<&'static str, u64>,
@@ -37,7 +37,7 @@ impl Fed {
         *self.counts.entry(what).or_default() += count;
     }
 
-    /// How many of `what`.
+    /// Returns how many of `what` were fed.
     fn count(&self, what: &str) -> u64 {
         self.counts.get(what).copied().unwrap_or_default()
     }
@@ -56,7 +56,7 @@ impl fmt::Display for Fed {
 
 /// Runs rounds until the time is over, at least one, and notes what they fed to the kernel.
 ///
-/// It must be some of each that is `needed`: a machine so slow that nothing of it was fed in time is given more.
+/// Some of each `needed` kind must be fed: a machine too slow for that is given more time.
 pub(crate) fn rounds(
     context: &Context,
     needed: &[&'static str],
@@ -76,12 +76,13 @@ pub(crate) fn rounds(
         round(&mut rng, &mut fed).with_context(|| {
             let name = &context.name;
             format!(
-                "round {nth}, which comes first with `accf-suite run --filter {name} --seed {seed} --fuzz-seconds 0`"
+                "round {nth}, which comes first with `accf-suite run --filter {name} \
+                 --seed {seed} --fuzz-seconds 0`"
             )
         })?;
         nth += 1;
         let lacking = needed.iter().find(|what| fed.count(what) == 0);
-        // Only one round was asked for, to see it again.
+        // One round only, to repeat it.
         let is_over = time.is_zero() || (start.elapsed() >= time && lacking.is_none());
         if is_over {
             break;
@@ -104,7 +105,7 @@ pub(crate) fn rounds(
     Ok(())
 }
 
-/// A number that is somehow special, or any.
+/// Returns a random number, often a special one.
 pub(crate) fn special(rng: &mut fastrand::Rng) -> u32 {
     const SPECIAL: [u32; 18] = [
         0,
@@ -134,7 +135,7 @@ pub(crate) fn special(rng: &mut fastrand::Rng) -> u32 {
     }
 }
 
-/// Random bytes, at most so many.
+/// Returns random bytes, at most `most`.
 pub(crate) fn bytes(rng: &mut fastrand::Rng, most: usize) -> Vec<u8> {
     let length = rng.usize(..=most);
     std::iter::repeat_with(|| rng.u8(..)).take(length).collect()

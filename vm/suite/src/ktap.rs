@@ -7,11 +7,11 @@ use std::io::{self, Write};
 /// How a case ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// As it should.
+    /// The case passed.
     Passed,
-    /// Otherwise.
+    /// The case failed.
     Failed,
-    /// It does not apply to this kernel, and why.
+    /// The case does not apply to this kernel, and why.
     Skipped(String),
 }
 
@@ -101,7 +101,8 @@ mod tests {
         assert_eq!((totals.passed, totals.failed, totals.skipped), (1, 1, 1));
         assert_eq!(
             String::from_utf8(text).unwrap(),
-            "KTAP version 1\n1..3\n# seed 7\n# \n# ok 9 not a result\nok 1 a\nnot ok 2 b\nok 3 c # SKIP no SMC\n\
+            "KTAP version 1\n1..3\n# seed 7\n# \n# ok 9 not a result\n\
+             ok 1 a\nnot ok 2 b\nok 3 c # SKIP no SMC\n\
              # Totals: pass:1 fail:1 skip:1\n"
         );
     }

@@ -2,8 +2,9 @@
 
 //! The client suite: what servers and clients see of accf, tested from inside the guest.
 //!
-//! `accf-suite run` prints KTAP on its standard output and succeeds only if every case does. Each case is a process of
-//! its own, so that one that hangs or dies leaves no socket open and takes nobody with it.
+//! `accf-suite run` prints KTAP on its standard output and succeeds only if every case does. Each
+//! case runs in its own process, so that one that hangs or dies leaves no socket open and does not
+//! affect others.
 
 #![forbid(unsafe_code)]
 
@@ -39,7 +40,8 @@ enum Command {
         /// Only cases with this in their name; may be given more than once.
         #[arg(long, value_name = "SUBSTR")]
         filter: Vec<String>,
-        /// Not the cases with this in their name, where `*` stands for anything; may be given more than once.
+        /// Not the cases with this in their name, where `*` stands for anything; may be given more
+        /// than once.
         #[arg(long, value_name = "PATTERN")]
         without: Vec<String>,
         /// Print the names of the cases instead of running them.
@@ -51,7 +53,8 @@ enum Command {
         /// What random numbers start from; a run prints its own.
         #[arg(long)]
         seed: Option<u64>,
-        /// How long each of the cases `fuzz.…` feeds the kernel random input; 0: one round. A few seconds by default.
+        /// How long each of the cases `fuzz.…` feeds the kernel random input; 0: one round. A few
+        /// seconds by default.
         #[arg(long, value_name = "N")]
         fuzz_seconds: Option<u64>,
     },

@@ -23,13 +23,14 @@ use nix::unistd::Pid;
 use crate::case::{Case, Context, Kernel, Skip, Stage};
 use crate::ktap::{Verdict, Writer};
 
-/// What a line begins with that tells of the progress of a case.
+/// The prefix of a line that reports the progress of a case.
 pub(crate) const PROGRESS: &str = "progress: ";
 
-/// The exit status of a case's process that says "does not apply"; the last line it wrote says why.
+/// The exit status of a case's process that means "does not apply"; its last line says why.
 const SKIPPED: u8 = 4;
 
-/// The cases whose name contains one of `filters`, or all, if there is none; but for those that match one of `without`.
+/// Returns the cases whose name contains one of `filters`, or all if there is none, without those
+/// that match one of `without`.
 pub(crate) fn select(cases: Vec<Case>, filters: &[String], without: &[String]) -> Vec<Case> {
     cases
         .into_iter()
@@ -40,7 +41,7 @@ pub(crate) fn select(cases: Vec<Case>, filters: &[String], without: &[String]) -
         .collect()
 }
 
-/// Does `name` contain the parts of `pattern`, which `*` separates, one after another?
+/// Returns whether `name` contains the parts of `pattern`, which `*` separates, one after another.
 fn matches(name: &str, pattern: &str) -> bool {
     let mut rest = Some(name);
     for part in pattern.split('*') {
@@ -77,7 +78,7 @@ pub(crate) fn run_here(
     }
 }
 
-/// What came of a case.
+/// The result of a case.
 struct Outcome {
     verdict: Verdict,
     diagnostics: String,
@@ -94,23 +95,24 @@ impl Outcome {
     }
 }
 
-/// What the processes of cases are told.
-struct Orders {
+/// What the processes of cases need.
+struct RunOptions {
     program: Program,
     seed: u64,
     patience: u32,
     fuzz_time: Option<Duration>,
 }
 
-impl Orders {
+impl RunOptions {
     /// How long a case may take.
     fn limit(&self, case: &Case) -> Duration {
-        let fuzz_time = self.fuzz_time.filter(|_| case.fuzz);
+        let fuzz_time = self.fuzz_time.filter(|_| case.stage == Stage::Fuzz);
         case.limit * self.patience + fuzz_time.unwrap_or_default()
     }
 }
 
-/// This program in memory, where starting it does not depend on how the guest sees the host's files.
+/// A copy of this program in memory: starting it does not depend on how the guest sees the host's
+/// files.
 struct Program {
     copy: OwnedFd,
 }
@@ -133,7 +135,8 @@ impl Program {
     }
 }
 
-/// Runs the cases and prints their results in their order; the exit status is a success if none failed.
+/// Runs the cases and prints their results in their order; the exit status is a success if none
+/// failed.
 pub(crate) fn run(
     cases: Vec<Case>,
     jobs: Option<usize>,
@@ -141,7 +144,7 @@ pub(crate) fn run(
     fuzz_time: Option<Duration>,
 ) -> Result<ExitCode> {
     let kernel = Kernel::of_this_guest();
-    let orders = Orders {
+    let options = RunOptions {
         program: Program::load()?,
         seed,
         patience: kernel.patience(),
@@ -166,12 +169,9 @@ pub(crate) fn run(
             batch.push(case);
         }
         let stage_start = Instant::now();
-        let width = match stage {
-            Stage::Alone | Stage::Last => 1,
-            Stage::Unloaded | Stage::Loaded(_) => jobs,
-        };
+        let width = if stage.one_by_one() { 1 } else { jobs };
         match prepare(stage) {
-            Ok(()) => run_batch(&batch, width, &orders, &mut writer)?,
+            Ok(()) => run_batch(&batch, width, &options, &mut writer)?,
             Err(error) => {
                 let text = format!("the stage \"{stage}\" could not be prepared: {error:#}");
                 for case in &batch {
@@ -201,14 +201,13 @@ pub(crate) fn run(
 fn prepare(stage: Stage) -> Result<()> {
     match stage {
         Stage::Unloaded if module::is_loaded()? => module::unload(Duration::from_secs(10)),
-        Stage::Loaded(parameters) => module::reload(parameters),
-        Stage::Unloaded | Stage::Alone | Stage::Last => Ok(()),
+        _ => stage.parameters().map_or(Ok(()), module::reload),
     }
 }
 
-/// Runs a case that failed once more, by itself.
-fn once_more(case: &Case, first: &Outcome, orders: &Orders) -> Outcome {
-    let mut again = run_process(&case.name, orders.limit(case), orders)
+/// Runs a case that failed a second time, alone.
+fn once_more(case: &Case, first: &Outcome, options: &RunOptions) -> Outcome {
+    let mut again = run_process(&case.name, options.limit(case), options)
         .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
     again.diagnostics = format!(
         "failed at first ({:.1} s):\n{}\nonce more, by itself:\n{}",
@@ -219,40 +218,41 @@ fn once_more(case: &Case, first: &Outcome, orders: &Orders) -> Outcome {
     again
 }
 
-/// Runs the cases of one stage, `width` at a time, and prints each result once all before it are printed.
+/// Runs the cases of one stage, `width` at a time, and prints each result once all before it are
+/// printed.
 ///
-/// Cases run beside each other to save time, and where a processor is emulated they may take each other's. One that
-/// failed runs once more, when no other does; that result counts, and both are told. But for those with random input: what they
-/// found once, they found.
+/// Cases run in parallel to save time, and on emulated processors they can delay each other. One
+/// that failed runs again, alone; the second result counts, and both are reported. A case with
+/// random input does not run again: its first failure counts.
 fn run_batch<W: std::io::Write>(
     batch: &[Case],
     width: usize,
-    orders: &Orders,
+    options: &RunOptions,
     writer: &mut Writer<W>,
 ) -> Result<()> {
     let mut order: Vec<usize> = (0..batch.len()).collect();
-    // One by one, the order of the table is part of what is tested.
+    // Alone, cases run in the table's order, which matters.
     if width > 1 {
         order.sort_by_key(|index| batch.get(*index).is_some_and(|case| !case.early));
     }
-    // The names and limits only: a case's body stays on this thread, and runs in another process.
+    // Names and limits only: the body stays on this thread, and runs in another process.
     let queue: VecDeque<(usize, String, Duration)> = order
         .into_iter()
         .filter_map(|index| {
             let case = batch.get(index)?;
-            Some((index, case.name.clone(), orders.limit(case)))
+            Some((index, case.name.clone(), options.limit(case)))
         })
         .collect();
     if width == 1 {
-        // One that failed runs once more at once: later ones may leave something behind.
+        // A failed case runs again at once: later ones may leave something behind.
         for (index, name, limit) in queue {
             let Some(case) = batch.get(index) else {
                 continue;
             };
-            let first = run_process(&name, limit, orders)
+            let first = run_process(&name, limit, options)
                 .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
             let outcome = match first.verdict {
-                Verdict::Failed if !case.fuzz => once_more(case, &first, orders),
+                Verdict::Failed if case.stage != Stage::Fuzz => once_more(case, &first, options),
                 _ => first,
             };
             report(writer, case, &outcome)?;
@@ -267,11 +267,13 @@ fn run_batch<W: std::io::Write>(
         let (sender, receiver) = channel();
         for _ in 0..width.max(1) {
             let sender = sender.clone();
-            scope.spawn(|| work(&queue, orders, sender));
+            scope.spawn(|| work(&queue, options, sender));
         }
         drop(sender);
         for (index, outcome) in receiver {
-            let is_fuzz = batch.get(index).is_some_and(|case| case.fuzz);
+            let is_fuzz = batch
+                .get(index)
+                .is_some_and(|case| case.stage == Stage::Fuzz);
             if matches!(outcome.verdict, Verdict::Failed) && !is_fuzz {
                 failed.push((index, outcome));
             } else if let Some(slot) = outcomes.get_mut(index) {
@@ -285,14 +287,14 @@ fn run_batch<W: std::io::Write>(
         let (Some(case), Some(slot)) = (batch.get(index), outcomes.get_mut(index)) else {
             continue;
         };
-        *slot = Some(once_more(case, &first, orders));
+        *slot = Some(once_more(case, &first, options));
         printed = report_ready(writer, batch, &outcomes, printed)?;
     }
     Ok(())
 }
 
-/// Prints the results that are there, in the order of the cases, from the one after the first `printed`; returns how many
-/// are printed now.
+/// Prints the results that are complete, in the order of the cases, from the one after the first
+/// `printed`; returns how many are printed now.
 fn report_ready<W: std::io::Write>(
     writer: &mut Writer<W>,
     batch: &[Case],
@@ -309,7 +311,7 @@ fn report_ready<W: std::io::Write>(
 /// Takes cases from the queue until it is empty.
 fn work(
     queue: &Mutex<VecDeque<(usize, String, Duration)>>,
-    orders: &Orders,
+    options: &RunOptions,
     results: Sender<(usize, Outcome)>,
 ) {
     loop {
@@ -320,7 +322,7 @@ fn work(
         let Some((index, name, limit)) = next else {
             return;
         };
-        let outcome = run_process(&name, limit, orders)
+        let outcome = run_process(&name, limit, options)
             .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
         if results.send((index, outcome)).is_err() {
             return;
@@ -339,18 +341,18 @@ fn report<W: std::io::Write>(writer: &mut Writer<W>, case: &Case, outcome: &Outc
 }
 
 /// Runs one case in a process of its own, and ends the process if it does not end by itself.
-fn run_process(name: &str, limit: Duration, orders: &Orders) -> Result<Outcome> {
+fn run_process(name: &str, limit: Duration, options: &RunOptions) -> Result<Outcome> {
     let start = Instant::now();
-    let mut command = Command::new(orders.program.path());
-    command.args(["case", name, "--seed", &orders.seed.to_string()]);
-    if let Some(time) = orders.fuzz_time {
+    let mut command = Command::new(options.program.path());
+    command.args(["case", name, "--seed", &options.seed.to_string()]);
+    if let Some(time) = options.fuzz_time {
         command.args(["--fuzz-seconds", &time.as_secs().to_string()]);
     }
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        // A group of its own: what the case starts ends with it.
+        // A process group, so that what the case starts ends with it.
         .process_group(0)
         .spawn()
         .context("start a case")?;
@@ -400,7 +402,7 @@ fn run_process(name: &str, limit: Duration, orders: &Orders) -> Result<Outcome> 
     })
 }
 
-/// Reads a stream to its end on a thread of its own; what a case says of its progress is passed on at once.
+/// Reads a stream to its end on another thread; progress lines are passed on at once.
 fn collect(stream: Option<impl Read + Send + 'static>, name: &str) -> thread::JoinHandle<String> {
     let name = name.to_owned();
     thread::spawn(move || {
@@ -422,7 +424,7 @@ fn collect(stream: Option<impl Read + Send + 'static>, name: &str) -> thread::Jo
     })
 }
 
-/// Waits for a process to end; nothing, if it did not within `limit`.
+/// Waits for a process to end; returns nothing if it did not within `limit`.
 fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
     let start = Instant::now();
     loop {
@@ -448,7 +450,7 @@ fn end(child: &mut Child) -> Result<()> {
         .context("a hung case does not even end when killed: it is stuck in the kernel")
 }
 
-/// Where the threads of a process are in the kernel, as far as the kernel tells.
+/// Returns the kernel stacks of a process's threads, if the kernel shows them.
 fn stacks(process: u32) -> String {
     let mut text = String::new();
     let Ok(tasks) = fs::read_dir(format!("/proc/{process}/task")) else {

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What most cases start from: a listener at one end of something, a client at the other, a capture in between.
+//! Scenes that cases start from: a listener, its clients, and a capture between them.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use accf_kit::capture::{Capture, Packet, Trace};
+use accf_kit::capture::{Capture, Direction, Packet, Trace};
 use accf_kit::clock::Stamp;
+use accf_kit::control::Stats;
 use accf_kit::endpoint::{connect, connect_here, Accepted, Family, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::raw::{RawClient, RawHost};
@@ -19,27 +21,179 @@ use accf_kit::{sockets, wait};
 use anyhow::{anyhow, ensure, Context as _, Result};
 
 use crate::case::{expect_eq, Context};
+use crate::count::{counted, counts};
 
-/// What clients say.
+/// The request of clients.
 pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
-/// What servers answer.
+/// The response of servers.
 pub(crate) const RESPONSE: &[u8] = b"HTTP/1.0 200 OK\r\n\r\nhello\n";
 
-/// A server and clients that are the kernel's own, on the two ends of a cable, with a capture at the server's.
-pub(crate) struct Scene {
+/// The client's end of a connection.
+pub(crate) trait Peer {
+    /// Returns the port that the server sees.
+    fn port(&self) -> u16;
+
+    /// Sends the request; returns when.
+    fn send_request(&mut self) -> Result<Stamp>;
+
+    /// Reads the response.
+    fn read_response(&mut self, context: &Context) -> Result<()>;
+}
+
+/// A listener, and a capture of the segments that reach it and leave it.
+pub(crate) trait Scene: Sized {
+    /// Returns the listener.
+    fn listener(&self) -> &Listener;
+
+    /// Returns the capture.
+    fn capture(&self) -> &Capture;
+
+    /// Returns the listener's namespace.
+    fn server(&self) -> &Netns;
+
+    /// Ends the capture and returns what it saw of the listener.
+    fn stop(self) -> Result<Trace>;
+
+    /// Returns the listener's port.
+    fn port(&self) -> u16 {
+        self.listener().port()
+    }
+
+    /// Waits for a connection that has to come.
+    fn accept(&self, context: &Context) -> Result<Accepted> {
+        accept(self.listener(), context)
+    }
+
+    /// Waits for a connection that has to come, and checks that it is the one from `client`.
+    fn accept_from(&self, context: &Context, client: &impl Peer) -> Result<Accepted> {
+        self.accept_from_port(context, client.port())
+    }
+
+    /// The same for a client of which only the port is known.
+    fn accept_from_port(&self, context: &Context, port: u16) -> Result<Accepted> {
+        accept_from_port(self.listener(), context, port)
+    }
+
+    /// Waits for the connection from `client`, and checks that it comes at its deadline after the
+    /// bare ACK.
+    fn accept_on_time(
+        &self,
+        context: &Context,
+        client: &impl Peer,
+        ack: Stamp,
+        deadline: Duration,
+    ) -> Result<Accepted> {
+        let accepted = self.accept_from(context, client)?;
+        context.on_time(ack, &accepted, deadline)?;
+        Ok(accepted)
+    }
+
+    /// Checks that no connection comes for a while.
+    fn accept_nothing(&self, time: Duration, why: &str) -> Result<()> {
+        let accepted = self.listener().accept(time)?;
+        ensure!(
+            accepted.is_none(),
+            "accept() returned a connection from {}, although {why}",
+            accepted.map_or_else(String::new, |accepted| accepted.peer.to_string())
+        );
+        Ok(())
+    }
+
+    /// Waits until the listener has exactly `expected` requests.
+    fn requests(&self, context: &Context, expected: usize) -> Result<()> {
+        requests(self.server(), self.port(), context, expected)
+    }
+
+    /// Waits until the listener has counted exactly what `expected` says ([`counts`]).
+    fn counts(&self, context: &Context, expected: Stats) -> Result<Stats> {
+        counts(context, self.listener(), expected)
+    }
+
+    /// Waits until the bare ACK of a client is on the server's wire.
+    fn bare_ack(&self, context: &Context, client: &impl Peer) -> Result<Packet> {
+        bare_ack(self.capture(), context, client.port())
+    }
+
+    /// Sends a request from a client that the server has not accepted yet; checks that it is
+    /// accepted at once, and serves it.
+    fn serve_parked(&self, context: &Context, client: &mut impl Peer) -> Result<Accepted> {
+        let sent = client.send_request()?;
+        let accepted = self.accept_from(context, client)?;
+        context.at_once(sent, accepted.at, "from the request to accept()")?;
+        serve(&accepted)?;
+        client.read_response(context)?;
+        Ok(accepted)
+    }
+
+    /// The same for a connection that is not needed any longer.
+    fn serve(&self, context: &Context, client: &mut impl Peer) -> Result<()> {
+        self.serve_parked(context, client).map(drop)
+    }
+
+    /// Ends the capture and judges what it saw of the listener.
+    fn judge(self, verdict: impl FnOnce(&Trace) -> Result<()>) -> Result<()> {
+        verdict(&self.stop()?)
+    }
+
+    /// Ends the capture and checks how many SYN-ACKs and resets it saw.
+    fn judge_totals(self, syn_acks: usize, resets: usize) -> Result<()> {
+        self.judge(|trace| totals(trace, syn_acks, resets))
+    }
+}
+
+/// Checks how many SYN-ACKs and resets a capture saw.
+pub(crate) fn totals(trace: &Trace, syn_acks: usize, resets: usize) -> Result<()> {
+    expect_eq!(trace.syn_acks(), syn_acks, "SYN-ACKs");
+    expect_eq!(trace.resets(), resets, "resets");
+    Ok(())
+}
+
+/// Implements what a [`Scene`] is required to have, from fields; `$server` is the namespace.
+macro_rules! scene {
+    ($scene:ty, $($server:ident).+) => {
+        impl Scene for $scene {
+            fn listener(&self) -> &Listener {
+                &self.listener
+            }
+
+            fn capture(&self) -> &Capture {
+                &self.capture
+            }
+
+            fn server(&self) -> &Netns {
+                &self.$($server).+
+            }
+
+            fn stop(self) -> Result<Trace> {
+                Ok(self.capture.stop()?.of_port(self.listener.port()))
+            }
+        }
+    };
+}
+
+/// A server and clients that use the kernel's TCP, on the two ends of a cable, with a capture at
+/// the server's.
+pub(crate) struct WireScene {
     pub(crate) wire: Wire,
     pub(crate) family: Family,
     pub(crate) listener: Listener,
     pub(crate) capture: Capture,
 }
 
-/// A client of a [`Scene`].
+scene!(WireScene, wire.server);
+
+/// A client that uses the kernel's TCP.
 pub(crate) struct Client {
     pub(crate) stream: TcpStream,
     pub(crate) local: SocketAddr,
 }
 
-impl Scene {
+impl WireScene {
+    /// Opens a filtered listener on a new cable.
+    pub(crate) fn filtered(context: &Context, family: Family) -> Result<Self> {
+        Self::new(context, family, &Listen::filtered(family))
+    }
+
     /// Opens a listener on a new cable.
     pub(crate) fn new(context: &Context, family: Family, listen: &Listen) -> Result<Self> {
         Self::on(context, Wire::new()?, family, listen)
@@ -63,18 +217,15 @@ impl Scene {
         })
     }
 
-    pub(crate) fn port(&self) -> u16 {
-        self.listener.port()
-    }
-
     /// Connects a client: its handshake is done on its side.
     pub(crate) fn connect(&self) -> Result<Client> {
-        let stream = connect(
-            &self.wire.client,
-            self.wire.server_address(self.family, self.port()),
-        )?;
-        let local = stream.local_addr()?;
-        Ok(Client { stream, local })
+        self.connect_to(&self.listener)
+    }
+
+    /// Connects a client to a listener of the same server.
+    pub(crate) fn connect_to(&self, listener: &Listener) -> Result<Client> {
+        let server = self.wire.server_address(self.family, listener.port());
+        Client::new(connect(&self.wire.client, server)?)
     }
 
     /// Connects several clients one after another.
@@ -82,11 +233,7 @@ impl Scene {
         let server = self.wire.server_address(self.family, self.port());
         self.wire.client.run(|| {
             (0..count)
-                .map(|_| {
-                    let stream = connect_here(server)?;
-                    let local = stream.local_addr()?;
-                    Ok(Client { stream, local })
-                })
+                .map(|_| Client::new(connect_here(server)?))
                 .collect()
         })
     }
@@ -94,32 +241,65 @@ impl Scene {
     /// Connects a client and waits until its bare ACK is on the server's wire.
     pub(crate) fn connect_and_ack(&self, context: &Context) -> Result<(Client, Packet)> {
         let client = self.connect()?;
-        let ack = bare_ack(&self.capture, context, client.local.port())?;
+        let ack = self.bare_ack(context, &client)?;
         Ok((client, ack))
     }
 
-    /// Waits for a connection that has to come.
-    pub(crate) fn accept(&self, context: &Context) -> Result<Accepted> {
-        accept(&self.listener, context)
-    }
-
-    /// Makes sure that no connection comes for a while.
-    pub(crate) fn accept_nothing(&self, time: Duration, why: &str) -> Result<()> {
-        accept_nothing(&self.listener, time, why)
-    }
-
-    /// Waits until the listener has `expected` requests, and no more and no less.
-    pub(crate) fn requests(&self, context: &Context, expected: usize) -> Result<()> {
-        requests(&self.wire.server, self.port(), context, expected)
-    }
-
-    /// Ends the capture and judges what it saw of the listener.
-    pub(crate) fn judge(self, verdict: impl FnOnce(&Trace) -> Result<()>) -> Result<()> {
-        verdict(&self.capture.stop()?.of_port(self.listener.port()))
+    /// Connects a client that pauses, and checks that it is not accepted in that time.
+    pub(crate) fn connect_and_pause(
+        &self,
+        context: &Context,
+        time: Duration,
+    ) -> Result<(Client, Packet)> {
+        let parked = self.connect_and_ack(context)?;
+        self.accept_nothing(time, "the client has not sent anything")?;
+        Ok(parked)
     }
 }
 
-/// A server whose clients decide on every segment themselves, with a capture at the server's side.
+/// A server and clients that use the kernel's TCP, inside one machine.
+pub(crate) struct LoopbackScene {
+    pub(crate) ns: Netns,
+    pub(crate) family: Family,
+    pub(crate) listener: Listener,
+    pub(crate) capture: Capture,
+}
+
+scene!(LoopbackScene, ns);
+
+impl LoopbackScene {
+    /// Opens a filtered listener in a new namespace.
+    pub(crate) fn filtered(context: &Context, family: Family) -> Result<Self> {
+        Self::new(context, family, &Listen::filtered(family))
+    }
+
+    /// Opens a listener in a new namespace.
+    pub(crate) fn new(context: &Context, family: Family, listen: &Listen) -> Result<Self> {
+        let ns = Netns::new()?;
+        let listener = listen.open(&ns)?;
+        let capture = Capture::start(&ns, "lo")?;
+        context.show_on_failure(&capture);
+        Ok(Self {
+            ns,
+            family,
+            listener,
+            capture,
+        })
+    }
+
+    /// Connects a client: its handshake is done on its side.
+    pub(crate) fn connect(&self) -> Result<Client> {
+        let server: IpAddr = if self.family.is_v4_on_the_wire() {
+            Ipv4Addr::LOCALHOST.into()
+        } else {
+            Ipv6Addr::LOCALHOST.into()
+        };
+        let stream = self.ns.run(|| connect_here((server, self.port()).into()))?;
+        Client::new(stream)
+    }
+}
+
+/// A server whose clients are programs that make each segment, with a capture at the server's side.
 pub(crate) struct RawScene {
     pub(crate) ns: Netns,
     pub(crate) family: Family,
@@ -128,7 +308,15 @@ pub(crate) struct RawScene {
     pub(crate) capture: Capture,
 }
 
+scene!(RawScene, ns);
+
 impl RawScene {
+    /// Opens a filtered listener in a new namespace.
+    pub(crate) fn filtered(context: &Context, family: Family) -> Result<Self> {
+        Self::new(context, family, &Listen::filtered(family))
+    }
+
+    /// Opens a listener in a new namespace.
     pub(crate) fn new(context: &Context, family: Family, listen: &Listen) -> Result<Self> {
         let ns = Netns::new()?;
         let host = RawHost::new(&ns)?;
@@ -144,65 +332,91 @@ impl RawScene {
         })
     }
 
-    pub(crate) fn port(&self) -> u16 {
-        self.listener.port()
-    }
-
-    /// A client that has not sent anything yet.
+    /// Returns a client that has not sent anything yet.
     pub(crate) fn client(&self) -> RawClient {
         self.host.client(self.family, self.port())
     }
 
-    /// A client that has done its handshake with a bare ACK, and when the server's side saw that.
+    /// Returns a client that has got its SYN-ACK and has not answered it.
+    pub(crate) fn half_open(&self, context: &Context) -> Result<RawClient> {
+        let mut client = self.client();
+        client.half_open(context.patience())?;
+        Ok(client)
+    }
+
+    /// Returns a client that has done its handshake with a bare ACK, and when the server's side saw
+    /// that.
     pub(crate) fn parked(&self, context: &Context) -> Result<(RawClient, Packet)> {
         let mut client = self.client();
         client.open(context.patience())?;
-        let ack = bare_ack(&self.capture, context, client.local.port())?;
+        let ack = self.bare_ack(context, &client)?;
         Ok((client, ack))
     }
 
-    /// Waits for a connection that has to come.
-    pub(crate) fn accept(&self, context: &Context) -> Result<Accepted> {
-        accept(&self.listener, context)
+    /// Gives the listener a past: one client was served, one has reset, and one, which is returned,
+    /// is parked.
+    pub(crate) fn served_reset_and_parked(&self, context: &Context) -> Result<(RawClient, Stats)> {
+        let (mut first, _) = self.parked(context)?;
+        let (mut second, _) = self.parked(context)?;
+        let (third, _) = self.parked(context)?;
+        self.serve(context, &mut first)?;
+        second.rst()?;
+        let expected = counted!(parked: 1, released_data: 1, aborted: 1);
+        Ok((third, self.counts(context, expected)?))
+    }
+}
+
+impl Peer for RawClient {
+    fn port(&self) -> u16 {
+        self.local.port()
     }
 
-    /// Makes sure that no connection comes for a while.
-    pub(crate) fn accept_nothing(&self, time: Duration, why: &str) -> Result<()> {
-        accept_nothing(&self.listener, time, why)
+    fn send_request(&mut self) -> Result<Stamp> {
+        self.data(REQUEST)
     }
 
-    /// Waits until the listener has `expected` requests, and no more and no less.
-    pub(crate) fn requests(&self, context: &Context, expected: usize) -> Result<()> {
-        requests(&self.ns, self.port(), context, expected)
-    }
-
-    /// Sends a request from a client whose connection the server has not accepted yet, and has it served.
-    pub(crate) fn serve(&self, context: &Context, client: &mut RawClient) -> Result<()> {
-        let sent = client.data(REQUEST)?;
-        let accepted = self.accept(context)?;
-        expect_eq!(
-            accepted.peer.port(),
-            client.local.port(),
-            "the client that was accepted"
-        );
-        context.at_once(sent, accepted.at, "from the request to accept()")?;
-        serve(&accepted)?;
-        let answer = client
+    fn read_response(&mut self, context: &Context) -> Result<()> {
+        let answer = self
             .receive_until(context.patience(), Segment::has_data)?
             .context("the server's response did not reach the client")?;
         expect_eq!(answer.segment.payload, RESPONSE, "the response");
         expect_eq!(
             answer.segment.ack,
-            client.snd_nxt,
+            self.snd_nxt,
             "what the response acknowledges"
         );
         Ok(())
     }
+}
 
-    /// Ends the capture and judges what it saw of the listener.
-    pub(crate) fn judge(self, verdict: impl FnOnce(&Trace) -> Result<()>) -> Result<()> {
-        verdict(&self.capture.stop()?.of_port(self.listener.port()))
+/// Connects again from the port of a client whose connection is over.
+pub(crate) fn connect_again(context: &Context, client: &mut RawClient) -> Result<()> {
+    client.isn = client.isn.wrapping_add(100_000);
+    client.snd_nxt = client.isn;
+    client.open(context.patience()).map(drop)
+}
+
+/// Checks that a client is sent nothing for a while.
+pub(crate) fn receives_nothing(client: &mut RawClient, time: Duration, what: &str) -> Result<()> {
+    let received = client.receive(time)?;
+    expect_eq!(
+        received.map(|received| received.segment.to_string()),
+        None,
+        "{what}"
+    );
+    Ok(())
+}
+
+/// Returns when the bare ACK of each client was seen, by the client's port.
+pub(crate) fn bare_acks(trace: &Trace) -> HashMap<u16, Stamp> {
+    let mut acks = HashMap::new();
+    for packet in &trace.packets {
+        if packet.segment.is_bare_ack() && packet.direction == Direction::In {
+            acks.entry(packet.segment.source.port())
+                .or_insert(packet.at);
+        }
     }
+    acks
 }
 
 /// Waits until the bare ACK of a client is on the server's wire.
@@ -214,7 +428,7 @@ pub(crate) fn bare_ack(capture: &Capture, context: &Context, client_port: u16) -
         .context("the client's bare ACK did not reach the server")
 }
 
-/// Waits in `accept()` already while something is done to get a connection there.
+/// Waits in `accept()` while `connect` runs.
 pub(crate) fn accept_while<T>(
     listener: &Listener,
     context: &Context,
@@ -228,23 +442,36 @@ pub(crate) fn accept_while<T>(
     })
 }
 
-fn accept(listener: &Listener, context: &Context) -> Result<Accepted> {
+/// Waits for a connection that has to come.
+pub(crate) fn accept(listener: &Listener, context: &Context) -> Result<Accepted> {
     listener
         .accept(context.patience())?
         .context("no connection to accept")
 }
 
-fn accept_nothing(listener: &Listener, time: Duration, why: &str) -> Result<()> {
-    let accepted = listener.accept(time)?;
-    ensure!(
-        accepted.is_none(),
-        "accept() returned a connection from {}, although {why}",
-        accepted.map_or_else(String::new, |accepted| accepted.peer.to_string())
-    );
+/// Waits for a connection that has to come, and checks the client's port.
+pub(crate) fn accept_from_port(
+    listener: &Listener,
+    context: &Context,
+    port: u16,
+) -> Result<Accepted> {
+    let accepted = accept(listener, context)?;
+    expect_eq!(accepted.peer.port(), port, "the client that was accepted");
+    Ok(accepted)
+}
+
+/// Waits until `count` connections wait for `accept()`.
+pub(crate) fn accept_queue_holds(listener: &Listener, context: &Context, count: u32) -> Result<()> {
+    let mut queued = 0;
+    wait::until(context.patience(), || {
+        queued = TcpInfo::of(listener)?.unacked;
+        Ok(queued == count)
+    })?;
+    expect_eq!(queued, count, "connections that wait for accept()");
     Ok(())
 }
 
-/// Waits until a port has `expected` requests, and no more and no less.
+/// Waits until a port has exactly `expected` requests.
 pub(crate) fn requests(ns: &Netns, port: u16, context: &Context, expected: usize) -> Result<()> {
     let mut seen = 0;
     wait::until(context.patience(), || {
@@ -267,6 +494,12 @@ pub(crate) fn serve(accepted: &Accepted) -> Result<()> {
 }
 
 impl Client {
+    /// Returns the client that a stream belongs to.
+    pub(crate) fn new(stream: TcpStream) -> Result<Self> {
+        let local = stream.local_addr()?;
+        Ok(Self { stream, local })
+    }
+
     /// Sends the request; returns when.
     pub(crate) fn request(&mut self) -> Result<Stamp> {
         let at = Stamp::now();
@@ -287,6 +520,20 @@ impl Client {
     }
 }
 
+impl Peer for Client {
+    fn port(&self) -> u16 {
+        self.local.port()
+    }
+
+    fn send_request(&mut self) -> Result<Stamp> {
+        self.request()
+    }
+
+    fn read_response(&mut self, _: &Context) -> Result<()> {
+        self.response()
+    }
+}
+
 /// Exchanges a request and a response on a connection that works, and closes it from both ends.
 pub(crate) fn exchange_and_close(mut client: Client, accepted: Accepted) -> Result<()> {
     client.request()?;
@@ -295,7 +542,7 @@ pub(crate) fn exchange_and_close(mut client: Client, accepted: Accepted) -> Resu
     close(client, accepted)
 }
 
-/// Closes a connection from both ends and sees each end hear of it.
+/// Closes a connection from both ends, and checks that each end reads the end of the stream.
 pub(crate) fn close(mut client: Client, mut accepted: Accepted) -> Result<()> {
     client.stream.shutdown(Shutdown::Write)?;
     expect_eq!(
@@ -321,7 +568,20 @@ pub(crate) fn rest(stream: &mut TcpStream) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Makes sure that both ends of a connection are what they are after any handshake.
+/// Checks that a stream ends with a reset.
+pub(crate) fn reads_reset(stream: &mut TcpStream) -> Result<()> {
+    let error = rest(stream)
+        .err()
+        .map(|error| error.downcast_ref::<io::Error>().map(io::Error::kind));
+    expect_eq!(
+        error,
+        Some(Some(io::ErrorKind::ConnectionReset)),
+        "what the client reads"
+    );
+    Ok(())
+}
+
+/// Checks that both ends of a connection are established without retransmissions.
 pub(crate) fn established(client: &Client, accepted: &Accepted) -> Result<()> {
     let server = TcpInfo::of(&accepted.stream)?;
     expect_eq!(

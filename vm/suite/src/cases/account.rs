@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The counts are one picture: whenever it is taken, and whoever takes it.
+//! Reading the counts: one consistent snapshot, at any time and by any way of reading.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
@@ -11,23 +11,11 @@ use accf_kit::endpoint::{connect_here, reset_on_close, Family, Listen};
 use accf_kit::segment::Segment;
 use anyhow::{anyhow, ensure, Context as _, Result};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context};
-use crate::count::{consistent, counted, counts, describe, stats};
-use crate::scene::{rest, RawScene, Scene, REQUEST};
+use crate::case::{case, each_family, expect_eq, Context};
+use crate::count::{consistent, counted, describe, stats};
+use crate::scene::{rest, RawScene, Scene, WireScene, REQUEST};
 
-pub(crate) fn cases() -> Vec<Case> {
-    [
-        each_family(DEFAULT, "account.how_long_clients_wait", histogram),
-        each_family(DEFAULT, "account.consistent_at_any_time", consistent_always),
-        each_family(DEFAULT, "account.every_end_once", every_end),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-/// Which bucket of the histogram one has got more than another.
+/// Returns the bucket of the histogram that has one wait more than before.
 fn bucket(before: &Stats, after: &Stats) -> Result<accf_kit::control::WaitBucket> {
     let mut grown = before
         .waits()
@@ -38,9 +26,11 @@ fn bucket(before: &Stats, after: &Stats) -> Result<accf_kit::control::WaitBucket
     Ok(bucket)
 }
 
-/// The time that a client takes is counted where it belongs: by what was on the wire, data or the end.
+case!(Default, "account.how_long_clients_wait" => each_family(histogram));
+/// Checks that a client's wait is counted in the right bucket, ended by data or by the end of the
+/// stream.
 fn histogram(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut before = stats(&scene.listener)?;
     let mut buckets = Vec::new();
     for (nth, pause_ms) in [0, 10, 45, 180, 700, 1500].into_iter().enumerate() {
@@ -62,7 +52,8 @@ fn histogram(context: &Context, family: Family) -> Result<()> {
         let after = stats(&scene.listener)?;
         let bucket = bucket(&before, &after)
             .with_context(|| format!("{} after {}", describe(&after), describe(&before)))?;
-        // The capture sees both a little earlier than the module does, and stamps them by another clock.
+        // The capture sees both a little earlier than the module does, and stamps them by another
+        // clock.
         let waited = end.at.since(ack.at);
         let slack = Duration::from_millis(4) + waited / 50;
         let late = context.late(ack.at, end.at);
@@ -77,22 +68,21 @@ fn histogram(context: &Context, family: Family) -> Result<()> {
         before = after;
     }
     context.note(format!("buckets from {buckets:?}"));
-    counts(
-        context,
-        &scene.listener,
-        counted!(released_data: 3, released_fin: 3),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(released_data: 3, released_fin: 3))
+        .map(drop)
 }
 
-/// While clients come and go on all processors, whoever reads finds sums that are right, and counts that only grow.
+case!(Default, "account.consistent_at_any_time" => each_family(consistent_always));
+/// Checks, while clients come and go on all processors, that every reading has correct sums, and
+/// counts that only grow.
 fn consistent_always(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 120;
     let listen =
         Listen::filtered(family)
             .backlog(1024)
             .config(settings(150, 10, OnTimeout::Accept));
-    let scene = Scene::new(context, family, &listen)?;
+    let scene = WireScene::new(context, family, &listen)?;
     let server = scene.wire.server_address(family, scene.port());
     let over = AtomicBool::new(false);
     let reads = thread::scope(|scope| {
@@ -113,7 +103,7 @@ fn consistent_always(context: &Context, family: Family) -> Result<()> {
                     while !over.load(Ordering::Relaxed) {
                         let seen = if diag {
                             control::from_diag(&scene.wire.server, scene.port())?
-                                .context("inet_diag does not tell of the listener")?
+                                .context("inet_diag does not report the listener")?
                                 .stats
                         } else {
                             control::stats(&scene.listener)?
@@ -193,7 +183,7 @@ fn consistent_always(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Totals never shrink.
+/// Checks that no total has shrunk.
 fn only_grown(before: &Stats, after: &Stats) -> Result<()> {
     let totals = |stats: &Stats| {
         [
@@ -221,26 +211,27 @@ fn only_grown(before: &Stats, after: &Stats) -> Result<()> {
     Ok(())
 }
 
-/// One client for each way to end, and the counts after each.
+case!(Default, "account.every_end_once" => each_family(every_end));
+/// Checks the counts after each way in which a parked connection can end.
 fn every_end(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut expected = counted!();
     let (mut client, _) = scene.parked(context)?;
     scene.serve(context, &mut client)?;
     expected.released_data = 1;
-    counts(context, &scene.listener, expected)?;
+    scene.counts(context, expected)?;
 
     let (mut client, _) = scene.parked(context)?;
     client.fin()?;
     let mut accepted = scene.accept(context)?;
     expect_eq!(rest(&mut accepted.stream)?.len(), 0, "bytes before the end");
     expected.released_fin = 1;
-    counts(context, &scene.listener, expected)?;
+    scene.counts(context, expected)?;
 
     let (mut client, _) = scene.parked(context)?;
     client.rst()?;
     expected.aborted = 1;
-    counts(context, &scene.listener, expected)?;
+    scene.counts(context, expected)?;
 
     for on_timeout in [OnTimeout::Accept, OnTimeout::Reset, OnTimeout::Drop] {
         control::set_config(&scene.listener, &settings(60_000, 1, on_timeout))?;
@@ -248,7 +239,7 @@ fn every_end(context: &Context, family: Family) -> Result<()> {
         let (_newcomer, _) = scene.parked(context)?;
         expected.evicted += 1;
         expected.parked = 1;
-        counts(context, &scene.listener, expected)?;
+        scene.counts(context, expected)?;
         control::set_config(&scene.listener, &settings(1, 1, on_timeout))?;
         expected.parked = 0;
         match on_timeout {
@@ -256,17 +247,16 @@ fn every_end(context: &Context, family: Family) -> Result<()> {
             OnTimeout::Reset => expected.timeout_reset = 1,
             _ => expected.timeout_drop = 1,
         }
-        counts(context, &scene.listener, expected)?;
+        scene.counts(context, expected)?;
     }
     for _ in 0..2 {
         drop(scene.accept(context)?);
     }
     scene.accept_nothing(Duration::from_millis(200), "two were to be accepted")?;
-    // Who spoke with the third segment is none of all these.
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    // A client that sends data with the third segment is not counted by any of these.
+    let mut client = scene.half_open(context)?;
     scene.serve(context, &mut client)?;
-    counts(context, &scene.listener, expected)?;
+    scene.counts(context, expected)?;
     scene.judge(|trace| {
         let evicted_and_due = 2;
         let sent = trace.filter(|packet| packet.direction == accf_kit::capture::Direction::Out);

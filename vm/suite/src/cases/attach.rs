@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Asking for the filter, and who may not.
+//! Attaching the filter: which sockets take it, and which refuse it.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -12,46 +12,10 @@ use anyhow::{bail, ensure, Context as _, Result};
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context, Stage};
-use crate::scene::Scene;
+use crate::case::{case, each_family, expect_eq, once, Context};
+use crate::scene::{exchange_and_close, rest, Scene, WireScene};
 
-pub(crate) fn cases_unloaded() -> Vec<Case> {
-    vec![Case::new(
-        Stage::Unloaded,
-        "attach.enoent_without_the_module",
-        not_loaded,
-    )]
-}
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(DEFAULT, "attach.before_listen", before_listen),
-        each_family(DEFAULT, "attach.after_listen", after_listen),
-        each_family(DEFAULT, "attach.twice", twice),
-        each_family(DEFAULT, "attach.connected", connected),
-        each_family(DEFAULT, "attach.then_connect", then_connect),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    cases.extend([
-        Case::new(DEFAULT, "attach.unknown_name", unknown_name),
-        Case::new(DEFAULT, "attach.mptcp.v4", |context| {
-            mptcp(context, Domain::IPV4)
-        }),
-        Case::new(DEFAULT, "attach.mptcp.v6", |context| {
-            mptcp(context, Domain::IPV6)
-        }),
-        Case::new(DEFAULT, "attach.smc", smc),
-        Case::new(DEFAULT, "attach.smc_fallen_back", smc_fallen_back),
-        Case::new(DEFAULT, "attach.listed_in_sysctl", listed),
-        Case::new(DEFAULT, "attach.shown_by_ss", shown_by_ss),
-    ]);
-    cases
-}
-
-/// Attaches, and returns the errno that came of it.
+/// Attaches a filter and returns the errno of the call.
 fn errno_of_attaching(socket: impl AsFd, name: &str) -> Result<Option<Errno>> {
     match ulp::attach(socket, name) {
         Ok(()) => Ok(None),
@@ -62,6 +26,7 @@ fn errno_of_attaching(socket: impl AsFd, name: &str) -> Result<Option<Errno>> {
     }
 }
 
+case!(Unloaded, "attach.enoent_without_the_module" => once(not_loaded));
 fn not_loaded(_: &Context) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::plain(Family::V4).open(&ns)?;
@@ -74,6 +39,7 @@ fn not_loaded(_: &Context) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "attach.before_listen" => each_family(before_listen));
 fn before_listen(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let socket = ns.run(|| bound(family, 0, false))?;
@@ -93,6 +59,7 @@ fn before_listen(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "attach.after_listen" => each_family(after_listen));
 fn after_listen(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::plain(family).open(&ns)?;
@@ -110,6 +77,7 @@ fn after_listen(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "attach.twice" => each_family(twice));
 fn twice(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     for listener in [
@@ -132,13 +100,14 @@ fn twice(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "attach.unknown_name" => once(unknown_name));
 fn unknown_name(_: &Context) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::plain(Family::V4).open(&ns)?;
     for name in ["nosuchfilter", "datareadyy", ""] {
         expect_eq!(
             errno_of_attaching(&listener, name)?,
-            // The kernel takes no empty name at all.
+            // TCP refuses an empty name before it looks for a filter.
             Some(if name.is_empty() {
                 Errno::EINVAL
             } else {
@@ -151,9 +120,10 @@ fn unknown_name(_: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Neither end of a connection takes a filter, and trying does it no harm.
+case!(Default, "attach.connected" => each_family(connected));
+/// Checks that neither end of a connection takes a filter, and that trying does no harm.
 fn connected(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::plain(family))?;
+    let scene = WireScene::new(context, family, &Listen::plain(family))?;
     let client = scene.connect()?;
     let accepted = scene.accept(context)?;
     for (end, stream) in [("client", &client.stream), ("server", &accepted.stream)] {
@@ -164,17 +134,19 @@ fn connected(context: &Context, family: Family) -> Result<()> {
         );
         expect_eq!(ulp::attached(stream)?, None, "the {end}'s filter");
     }
-    crate::scene::exchange_and_close(client, accepted)
+    exchange_and_close(client, accepted)
 }
 
-/// A bound socket takes the filter, as it may listen later; if it connects instead, it works as any other.
+case!(Default, "attach.then_connect" => each_family(then_connect));
+/// Checks that a bound socket takes the filter, as it may listen later, and that it works like any
+/// other socket if it connects instead.
 fn then_connect(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::plain(family))?;
+    let scene = WireScene::new(context, family, &Listen::plain(family))?;
     let server = scene.wire.server_address(family, scene.port());
     let socket = scene.wire.client.run(|| {
         let socket = bound(family, 0, false)?;
         ulp::attach(&socket, DATAREADY).context("attach")?;
-        // Through the mapped address where the socket is of the other family.
+        // A mapped address, as the socket is an IPv6 one.
         let address = match (family, server.ip()) {
             (Family::Mapped, std::net::IpAddr::V4(ip)) => {
                 (ip.to_ipv6_mapped(), server.port()).into()
@@ -200,14 +172,12 @@ fn then_connect(context: &Context, family: Family) -> Result<()> {
     client.read_exact(&mut buffer).context("client reads")?;
     expect_eq!(&buffer, b"pong", "what the client reads");
     drop(accepted);
-    expect_eq!(
-        crate::scene::rest(&mut client)?.len(),
-        0,
-        "bytes before the end"
-    );
+    expect_eq!(rest(&mut client)?.len(), 0, "bytes before the end");
     Ok(())
 }
 
+case!(Default, "attach.mptcp.v4" => once(|context| mptcp(context, Domain::IPV4)));
+case!(Default, "attach.mptcp.v6" => once(|context| mptcp(context, Domain::IPV6)));
 fn mptcp(context: &Context, domain: Domain) -> Result<()> {
     let ns = Netns::new()?;
     ns.run(|| {
@@ -234,14 +204,14 @@ fn mptcp(context: &Context, domain: Domain) -> Result<()> {
                 socket.listen(16)?;
             }
             let errno = errno_of_attaching(&socket, DATAREADY)?;
-            // MPTCP itself knows no such option.
+            // MPTCP has no such option.
             ensure!(
                 matches!(errno, Some(Errno::EOPNOTSUPP | Errno::ENOPROTOOPT)),
-                "attaching to an MPTCP socket (listening: {listens}): expected EOPNOTSUPP or ENOPROTOOPT, \
-                 saw {errno:?}"
+                "attaching to an MPTCP socket (listening: {listens}): expected EOPNOTSUPP or \
+                 ENOPROTOOPT, saw {errno:?}"
             );
         }
-        // The refusal does the listener no harm.
+        // The listener works after the refusal.
         let server = socket.local_addr()?.as_socket().context("no address")?;
         let _client = connect_here(server)?;
         socket.accept().context("accept on the MPTCP listener")?;
@@ -249,7 +219,7 @@ fn mptcp(context: &Context, domain: Domain) -> Result<()> {
     })
 }
 
-/// A socket of SMC, unless the kernel has none.
+/// Returns an SMC socket, or nothing if the kernel has no SMC.
 fn smc_socket() -> Result<Option<Socket>> {
     const AF_SMC: i32 = 43;
     match Socket::new(Domain::from(AF_SMC), Type::STREAM, None) {
@@ -261,14 +231,16 @@ fn smc_socket() -> Result<Option<Socket>> {
     }
 }
 
-/// Even one that is TCP by now: SMC still has a hand in it.
+case!(Default, "attach.smc_fallen_back" => once(smc_fallen_back));
+/// Checks that an SMC socket that fell back to TCP refuses the filter, too: its callbacks are still
+/// SMC's.
 fn smc_fallen_back(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
     ns.run(|| {
         let Some(socket) = smc_socket()? else {
             return context.lacks("SMC");
         };
-        // What SMC cannot do (smc_setsockopt()).
+        // SMC cannot do this, and falls back (smc_setsockopt()).
         const TCP_FASTOPEN: i32 = 23;
         set_tcp_option(&socket, TCP_FASTOPEN, 16).context("TCP_FASTOPEN")?;
         expect_eq!(
@@ -280,6 +252,7 @@ fn smc_fallen_back(context: &Context) -> Result<()> {
     })
 }
 
+case!(Default, "attach.smc" => once(smc));
 fn smc(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
     ns.run(|| {
@@ -298,6 +271,7 @@ fn smc(context: &Context) -> Result<()> {
     })
 }
 
+case!(Default, "attach.listed_in_sysctl" => once(listed));
 fn listed(_: &Context) -> Result<()> {
     let names = ulp::available().context("net.ipv4.tcp_available_ulp")?;
     ensure!(
@@ -307,7 +281,8 @@ fn listed(_: &Context) -> Result<()> {
     Ok(())
 }
 
-/// `ss` names the filter of a listener that has one, and of no other.
+case!(Default, "attach.shown_by_ss" => once(shown_by_ss));
+/// Checks that `ss` names the filter of a listener that has one, and of no other.
 fn shown_by_ss(_: &Context) -> Result<()> {
     let ns = Netns::new()?;
     let mut listeners = Vec::new();
@@ -328,7 +303,7 @@ fn shown_by_ss(_: &Context) -> Result<()> {
             "whether `ss -ltni` shows the filter ({family}): {line}"
         );
     }
-    // A look at every socket of the namespace, parked requests among them, does no harm.
+    // Dumping every socket of the namespace, parked requests among them, does no harm.
     let (_, listener, _) = listeners.first().context("no listener")?;
     let _client = connect(&ns, ([127, 0, 0, 1], listener.port()).into())?;
     let text = ns.command("ss", &["-Htnie", "state", "syn-recv"])?;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Who is parked takes no room from who comes: the SYN backlog is for those who have not answered yet.
+//! Parked requests take no room from new ones: the SYN backlog is for requests that have not been
+//! acknowledged.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -15,50 +16,16 @@ use accf_kit::swarm::Swarm;
 use accf_kit::{module, sockets, wait};
 use anyhow::{bail, ensure, Context as _, Result};
 
-use crate::case::{each_family, expect_eq, expect_in, Case, Context, Kernel, Skip, Stage};
-use crate::count::{counted, counts, describe, stats};
-use crate::scene::{serve, RawScene, REQUEST};
+use crate::case::{case, each_family, expect_eq, expect_in, Context, Kernel, Skip};
+use crate::count::{counted, describe, stats};
+use crate::scene::{requests, serve, RawScene, Scene, REQUEST};
 
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for family in Family::ALL {
-        cases.push(
-            Case::new(
-                Stage::Alone,
-                format!("backlog.thousands_of_idle_clients.{family}"),
-                move |context| thousands(context, family),
-            )
-            .long(Duration::from_secs(300)),
-        );
-    }
-    cases.extend(
-        [
-            each_family(
-                Stage::Alone,
-                "backlog.the_kernels_own_deferral_fills_it",
-                deferred,
-            ),
-            each_family(Stage::Alone, "backlog.syns_only", syns_only),
-            each_family(Stage::Alone, "backlog.flood_beside_the_parked", flood),
-            each_family(Stage::Alone, "backlog.of_one", of_one),
-            each_family(
-                Stage::Alone,
-                "backlog.memory_of_a_parked_connection",
-                memory,
-            ),
-        ]
-        .into_iter()
-        .flatten(),
-    );
-    cases
-}
-
-/// How long a swarm waits for a segment that will surely come.
+/// Returns how long a swarm waits for a segment that has to come.
 fn limit(context: &Context) -> Duration {
     context.patience()
 }
 
-/// Makes sure that counters of a namespace are what they were.
+/// Checks that counters of a namespace have not grown.
 fn no_growth(ns: &Netns, before: &Counters, counters: &[&str]) -> Result<()> {
     let after = Counters::read(ns)?;
     for counter in counters {
@@ -67,7 +34,12 @@ fn no_growth(ns: &Netns, before: &Counters, counters: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Thousands of idle clients, a backlog of 128: a client that speaks is served as if it were alone.
+case!(
+    Alone, "backlog.thousands_of_idle_clients" =>
+    each_family(thousands).long(Duration::from_secs(300))
+);
+/// Checks that a client that sends data is served as if it were alone, beside thousands of idle
+/// clients and with a backlog of 128.
 fn thousands(context: &Context, family: Family) -> Result<()> {
     const SPEAKERS: usize = 40;
     let count: u32 = match context.kernel {
@@ -79,7 +51,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
     let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     let mut members = swarm.open(0..count, limit(context))?;
-    let seen = counts(context, &scene.listener, counted!(parked: count.into()))?;
+    let seen = scene.counts(context, counted!(parked: count.into()))?;
     context.note(describe(&seen));
     expect_eq!(
         sockets::requests(&scene.ns, scene.port())?,
@@ -87,7 +59,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
         "requests in SYN_RECV"
     );
 
-    // Nobody is asked again, and no timer of theirs even fires.
+    // No SYN-ACK is sent again, and no timer of theirs fires.
     let quiet = swarm.pump(Duration::from_millis(1500), |nth, segment| {
         bail!("client {nth} got {segment}, out of nothing")
     })?;
@@ -98,7 +70,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
         &["TcpRetransSegs", "TcpExtTCPSynRetrans", "TcpExtTCPTimeouts"],
     )?;
 
-    // One that speaks with the third segment, and one that thinks.
+    // One client that sends data with the third segment, and one that pauses first.
     let mut direct = scene.client();
     let syn = direct.syn()?;
     let answer = direct
@@ -106,9 +78,9 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
         .context("no answer to the SYN of the active client")?;
     context.at_once(syn, answer.at, "from the SYN to the SYN-ACK")?;
     scene.serve(context, &mut direct)?;
-    let (mut thinker, _) = scene.parked(context)?;
-    scene.serve(context, &mut thinker)?;
-    // Nobody was answered with a cookie, nobody was turned away.
+    let (mut pausing, _) = scene.parked(context)?;
+    scene.serve(context, &mut pausing)?;
+    // No client was answered with a cookie, and none was refused.
     no_growth(
         &scene.ns,
         &before,
@@ -122,44 +94,39 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
         ],
     )?;
 
-    // Any of them is served as soon as it speaks.
+    // Each of them is served as soon as it sends data.
     let mut rng = context.rng();
     rng.shuffle(&mut members);
     for member in members.iter_mut().take(SPEAKERS) {
         swarm.push(member, Flags::PSH_ACK, REQUEST)?;
-        let accepted = scene.accept(context)?;
-        expect_eq!(
-            accepted.peer.port(),
-            swarm.address(member.nth).port(),
-            "the client that was accepted"
-        );
+        let accepted = scene.accept_from_port(context, swarm.address(member.nth).port())?;
         serve(&accepted)?;
         swarm.push(member, Flags::RST, b"")?;
     }
-    // And another one resets.
+    // The same number reset.
     for member in members.iter_mut().skip(SPEAKERS).take(SPEAKERS) {
         swarm.push(member, Flags::RST, b"")?;
     }
     let spoken = SPEAKERS as u64;
-    counts(
+    scene.counts(
         context,
-        &scene.listener,
         counted!(
             parked: u64::from(count) - 2 * spoken,
             released_data: spoken + 1,
             aborted: spoken
         ),
     )?;
-    // Those that are left go with the listener.
+    // Closing the listener ends the requests that are left.
     let RawScene { ns, listener, .. } = scene;
     let port = listener.port();
     drop(listener);
-    crate::scene::requests(&ns, port, context, 0)?;
+    requests(&ns, port, context, 0)?;
     drop(swarm);
     module::unload(context.patience())
 }
 
-/// The same with what Linux has of its own: that the case above can fail.
+case!(Alone, "backlog.the_kernels_own_deferral_fills_it" => each_family(deferred));
+/// Checks that `TCP_DEFER_ACCEPT` fails the test above, so that it can fail.
 fn deferred(context: &Context, family: Family) -> Result<()> {
     const COUNT: u32 = 500;
     let scene = RawScene::new(context, family, &Listen::deferred(family, 60).backlog(128))?;
@@ -177,15 +144,16 @@ fn deferred(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Those who have sent nothing but a SYN are what the backlog is for, and are counted exactly.
+case!(Alone, "backlog.syns_only" => each_family(syns_only));
+/// Checks that requests with a SYN only fill the backlog, and are counted exactly.
 fn syns_only(context: &Context, family: Family) -> Result<()> {
     const SYNS: u32 = 60;
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(256))?;
     let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
     swarm.open(1000..1100, limit(context))?;
-    // One of them may still count as half-open, but not for long: it makes room for the next.
-    counts(context, &scene.listener, counted!(parked: 100))?;
+    // One of them may still count as half-open until the next one is parked.
+    scene.counts(context, counted!(parked: 100))?;
     let spare = stats(&scene.listener)?.half_open;
     let mut members: Vec<_> = (0..SYNS).map(|nth| swarm.member(nth)).collect();
     for member in &mut members {
@@ -196,7 +164,7 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
         let any = swarm.pump(limit(context), |nth, segment| {
             let member = members
                 .get_mut(nth as usize)
-                .context("a segment for somebody else")?;
+                .context("a segment for another client")?;
             ensure!(segment.is_syn_ack(), "not a SYN-ACK: {segment}");
             member.rcv_nxt = segment.end_seq();
             answers += 1;
@@ -212,7 +180,7 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
         "half-open requests, of {}",
         describe(&seen)
     );
-    // A second later each SYN-ACK has been sent again, and none is young.
+    // A second later each SYN-ACK has been sent again, and no request is young.
     let mut seen = seen;
     wait::until(context.patience(), || {
         seen = stats(&scene.listener)?;
@@ -230,7 +198,7 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
         "half-open requests, of {}",
         describe(&seen)
     );
-    // Some reset, some acknowledge, some speak.
+    // Some reset, some acknowledge, some send data.
     let (resets, acks, data) = (10, 30, 20);
     for (index, member) in members.iter_mut().enumerate() {
         if index < resets {
@@ -241,17 +209,17 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
             swarm.push(member, Flags::PSH_ACK, REQUEST)?;
         }
     }
-    counts(context, &scene.listener, counted!(parked: 130))?;
+    scene.counts(context, counted!(parked: 130))?;
     for _ in 0..data {
         serve(&scene.accept(context)?)?;
     }
-    // Who was accepted with the third segment was never parked.
+    // A client that was accepted with the third segment was never parked.
     scene.accept_nothing(Duration::from_millis(100), "the others are silent")?;
     control::set_config(&scene.listener, &timeout(1))?;
     for _ in 0..130 {
         drop(scene.accept(context)?);
     }
-    counts(context, &scene.listener, counted!(timeout_accept: 130))?;
+    scene.counts(context, counted!(timeout_accept: 130))?;
     let seen = stats(&scene.listener)?;
     expect_eq!(
         (seen.half_open, seen.half_open_young),
@@ -263,7 +231,9 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
     module::unload(context.patience())
 }
 
-/// SYNs that nobody stands behind fill the backlog beside the parked, who do not notice; cookies do for the rest.
+case!(Alone, "backlog.flood_beside_the_parked" => each_family(flood));
+/// Checks that a SYN flood fills the backlog without touching parked requests, and that later
+/// clients get cookies.
 fn flood(context: &Context, family: Family) -> Result<()> {
     const PARKED: u32 = 300;
     const SYNS: u32 = 400;
@@ -272,7 +242,7 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     let mut parked = swarm.open(0..PARKED, limit(context))?;
-    counts(context, &scene.listener, counted!(parked: PARKED.into()))?;
+    scene.counts(context, counted!(parked: PARKED.into()))?;
     for nth in 10_000..10_000 + SYNS {
         let mut member = swarm.member(nth);
         swarm.syn(&mut member)?;
@@ -283,7 +253,7 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     expect_in!(seen.half_open, 100..=130, "half-open requests");
     let cookies = Counters::read(&scene.ns)?.growth(&before, "TcpExtSyncookiesSent")?;
     expect_in!(cookies, 200..=i64::from(SYNS), "cookies sent");
-    // Who comes now gets a cookie, and is accepted at once: the filter fails open.
+    // A client that connects now gets a cookie and is accepted at once: the filter fails open.
     let mut client = scene.client();
     let acked = client.open(context.patience())?;
     let accepted = scene.accept(context)?;
@@ -293,15 +263,10 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     let seen = stats(&scene.listener)?;
     expect_eq!(seen.bypass_syncookie, 1, "connections made of cookies");
     expect_eq!(seen.parked, u64::from(PARKED), "parked connections");
-    // Who was parked before is still there.
+    // The requests parked before are still there.
     for member in parked.iter_mut().take(50) {
         swarm.push(member, Flags::PSH_ACK, REQUEST)?;
-        let accepted = scene.accept(context)?;
-        expect_eq!(
-            accepted.peer.port(),
-            swarm.address(member.nth).port(),
-            "the client that was accepted"
-        );
+        let accepted = scene.accept_from_port(context, swarm.address(member.nth).port())?;
         serve(&accepted)?;
     }
     let seen = stats(&scene.listener)?;
@@ -312,7 +277,8 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     module::unload(context.patience())
 }
 
-/// The smallest backlog there is holds any number of idle clients, and turns nobody away.
+case!(Alone, "backlog.of_one" => each_family(of_one));
+/// Checks that the smallest backlog holds any number of idle clients and refuses none.
 fn of_one(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: u32 = 30;
     module::reload("")?;
@@ -320,13 +286,13 @@ fn of_one(context: &Context, family: Family) -> Result<()> {
     let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     for nth in 0..CLIENTS {
-        // One by one: two handshakes at once are one too many.
+        // One by one: two handshakes at once exceed the backlog.
         swarm.open(nth..nth + 1, limit(context))?;
     }
-    counts(context, &scene.listener, counted!(parked: CLIENTS.into()))?;
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
-    // Before it is served: it answers late on a slow machine, and the response is sent again.
+    scene.counts(context, counted!(parked: CLIENTS.into()))?;
+    let mut client = scene.half_open(context)?;
+    // Read before the client is served: on a slow machine it answers late, and the response is sent
+    // again.
     let after = Counters::read(&scene.ns)?;
     scene.serve(context, &mut client)?;
     for counter in [
@@ -341,7 +307,8 @@ fn of_one(context: &Context, family: Family) -> Result<()> {
     module::unload(context.patience())
 }
 
-/// What a parked connection costs, all told.
+case!(Alone, "backlog.memory_of_a_parked_connection" => each_family(memory));
+/// Measures the memory of a parked connection, in all slab caches.
 fn memory(context: &Context, family: Family) -> Result<()> {
     const MOST: f64 = 400.0;
     const COUNT: u32 = 6_000;
@@ -351,18 +318,14 @@ fn memory(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
     let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
-    // What there is once for each address, and in stock for each processor, is not counted.
+    // Not counted: what is allocated once for each address, and in stock for each processor.
     let first = 1_000;
     swarm.open(0..first, limit(context))?;
-    counts(context, &scene.listener, counted!(parked: first.into()))?;
+    scene.counts(context, counted!(parked: first.into()))?;
     sleep(Duration::from_millis(300));
     let before = Slabs::read()?;
     swarm.open(first..first + COUNT, limit(context))?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(parked: u64::from(first + COUNT)),
-    )?;
+    scene.counts(context, counted!(parked: u64::from(first + COUNT)))?;
     sleep(Duration::from_millis(300));
     let growth = Slabs::read()?.growth(&before);
     let each = |bytes: i64| bytes as f64 / f64::from(COUNT);
@@ -376,7 +339,7 @@ fn memory(context: &Context, family: Family) -> Result<()> {
         "{:.1} bytes for each of {COUNT} parked connections",
         each(total)
     ));
-    // Fewer than a request takes: it was not measured.
+    // Fewer bytes than a request has mean that the measurement failed.
     expect_in!(
         each(total),
         200.0..=MOST,

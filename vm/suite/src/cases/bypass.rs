@@ -1,59 +1,29 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What cannot be parked is accepted as on a plain listener, and counted by its cause.
+//! Connections that cannot be parked: accepted as on a plain listener, and counted by cause.
 
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 use accf_kit::control::{settings, OnTimeout, Stats};
-use accf_kit::endpoint::{set_tcp_option, Family, Listen};
+use accf_kit::endpoint::{set_tcp_option, Family, Listen, Listener};
 use accf_kit::fault::NoMemory;
 use accf_kit::segment::{Flags, Segment};
-use accf_kit::tcp_info::TcpInfo;
 use accf_kit::wire::Wire;
 use accf_kit::{module, signature, sockets, wait};
 use anyhow::{bail, Context as _, Result};
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context, Stage};
-use crate::count::{counted, counts, stats};
+use crate::case::{case, each_family, expect_eq, Context};
+use crate::count::{counted, stats};
 use crate::scene::{
-    accept_while, exchange_and_close, serve, Client, RawScene, Scene, REQUEST, RESPONSE,
+    accept_queue_holds, accept_while, exchange_and_close, receives_nothing, serve, Client, Peer,
+    RawScene, Scene, WireScene, REQUEST, RESPONSE,
 };
 
-pub(crate) fn cases() -> Vec<Case> {
-    [
-        each_family(DEFAULT, "bypass.syncookie", syncookie),
-        each_family(DEFAULT, "bypass.fastopen", fastopen),
-        each_family(DEFAULT, "bypass.fastopen_not_asked_for", no_fastopen),
-        each_family(DEFAULT, "bypass.abort_on_overflow", abort_on_overflow),
-        each_family(DEFAULT, "bypass.accept_queue_full", accept_queue_full),
-        each_family(DEFAULT, "bypass.signed_md5", |context, family| {
-            signed(context, family, "TCP-MD5", MD5)
-        }),
-        each_family(DEFAULT, "bypass.signed_ao", |context, family| {
-            signed(context, family, "TCP-AO", AO)
-        }),
-        each_family(DEFAULT, "bypass.signed_md5_of_a_raw_client", raw_signed),
-        each_family(
-            DEFAULT,
-            "bypass.signed_for_somebody_else",
-            signed_for_another,
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-pub(crate) fn cases_alone() -> Vec<Case> {
-    each_family(Stage::Alone, "bypass.no_memory", no_memory)
-}
-
-/// A silent client is accepted at once, works, and is counted; so is the next one.
-fn silent_at_once(context: &Context, scene: Scene, count: impl Fn(u64) -> Stats) -> Result<()> {
+/// Checks that two silent clients are each accepted at once, work, and are counted.
+fn silent_at_once(context: &Context, scene: WireScene, count: impl Fn(u64) -> Stats) -> Result<()> {
     for nth in 1..=2 {
         let (accepted, client) =
             accept_while(&scene.listener, context, || scene.connect_and_ack(context))?;
@@ -64,44 +34,42 @@ fn silent_at_once(context: &Context, scene: Scene, count: impl Fn(u64) -> Stats)
             client.local.port(),
             "the client that was accepted"
         );
-        counts(context, &scene.listener, count(nth))?;
+        scene.counts(context, count(nth))?;
         exchange_and_close(client, accepted)?;
     }
     scene.requests(context, 0)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(2, 0)
 }
 
-/// Who speaks with the third segment would not have been parked anyway: that is no bypass.
+/// Checks that a client that sends data with the third segment is no bypass: it would not have been
+/// parked.
 fn speaker_does_not_count(context: &Context, scene: &RawScene) -> Result<()> {
     let before = stats(&scene.listener)?;
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    let mut client = scene.half_open(context)?;
     scene.serve(context, &mut client)?;
-    counts(context, &scene.listener, before).map(drop)
+    scene.counts(context, before).map(drop)
 }
 
+case!(Default, "bypass.syncookie" => each_family(syncookie));
 fn syncookie(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
     wire.server.set_sysctl("net.ipv4.tcp_syncookies", "2")?;
-    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
+    let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
     silent_at_once(context, scene, |nth| counted!(bypass_syncookie: nth))?;
 
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     scene.ns.set_sysctl("net.ipv4.tcp_syncookies", "2")?;
     speaker_does_not_count(context, &scene)
 }
 
 const TCP_FASTOPEN: i32 = 23;
 
-/// The server's side of Fast Open, without asking for a cookie.
+/// Fast Open for servers, without a cookie.
 const SERVER_WITHOUT_COOKIE: &str = "514";
 
+case!(Default, "bypass.fastopen" => each_family(fastopen));
 fn fastopen(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     scene
         .ns
         .set_sysctl("net.ipv4.tcp_fastopen", SERVER_WITHOUT_COOKIE)?;
@@ -124,22 +92,20 @@ fn fastopen(context: &Context, family: Family) -> Result<()> {
         );
         let accepted = scene.accept(context)?;
         context.at_once(sent, accepted.at, "from the SYN to accept()")?;
-        counts(context, &scene.listener, counted!(bypass_fastopen: nth))?;
-        // Its bare ACK is not the filter's business any more.
+        scene.counts(context, counted!(bypass_fastopen: nth))?;
+        // The filter ignores its bare ACK, as the connection exists already.
         client.ack()?;
         serve(&accepted)?;
-        let answer = client
-            .receive_until(context.patience(), Segment::has_data)?
-            .context("no response")?;
-        expect_eq!(answer.segment.payload, RESPONSE, "the response");
-        counts(context, &scene.listener, counted!(bypass_fastopen: nth))?;
+        client.read_response(context)?;
+        scene.counts(context, counted!(bypass_fastopen: nth))?;
     }
     Ok(())
 }
 
-/// Data on a SYN that nobody has asked for is not Fast Open: the client is parked as any other.
+case!(Default, "bypass.fastopen_not_asked_for" => each_family(no_fastopen));
+/// Checks that data on a SYN without Fast Open is ignored, and that the client is parked.
 fn no_fastopen(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut client = scene.client();
     let mut syn = client.segment(Flags::SYN, REQUEST);
     syn.mss = Some(1460);
@@ -155,26 +121,28 @@ fn no_fastopen(context: &Context, family: Family) -> Result<()> {
         "what the SYN-ACK acknowledges: not the data"
     );
     client.ack()?;
-    counts(context, &scene.listener, counted!(parked: 1))?;
+    scene.counts(context, counted!(parked: 1))?;
     scene.serve(context, &mut client)?;
-    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+    scene.counts(context, counted!(released_data: 1)).map(drop)
 }
 
+case!(Default, "bypass.abort_on_overflow" => each_family(abort_on_overflow));
 fn abort_on_overflow(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
     wire.server
         .set_sysctl("net.ipv4.tcp_abort_on_overflow", "1")?;
-    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
+    let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
     silent_at_once(
         context,
         scene,
         |nth| counted!(bypass_abort_on_overflow: nth),
     )?;
 
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     scene.ns.set_sysctl("net.ipv4.tcp_abort_on_overflow", "1")?;
     speaker_does_not_count(context, &scene)?;
-    // Set while somebody is parked: who says nothing stays so, and nobody is reset for an ACK that is sent twice.
+    // Set while requests are parked: a silent one stays parked, and an ACK that is sent twice
+    // resets none.
     scene.ns.set_sysctl("net.ipv4.tcp_abort_on_overflow", "0")?;
     let (mut client, _) = scene.parked(context)?;
     let (mut other, _) = scene.parked(context)?;
@@ -184,49 +152,36 @@ fn abort_on_overflow(context: &Context, family: Family) -> Result<()> {
         "the clients were parked when the setting changed",
     )?;
     client.ack()?;
-    let accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        client.local.port(),
-        "the client that was accepted"
-    );
+    let accepted = scene.accept_from(context, &client)?;
     client.data(REQUEST)?;
     serve(&accepted)?;
-    counts(context, &scene.listener, counted!(parked: 1, fallback: 1))?;
+    scene.counts(context, counted!(parked: 1, fallback: 1))?;
     scene.serve(context, &mut other)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(released_data: 1, fallback: 1),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(released_data: 1, fallback: 1))
+        .map(drop)
 }
 
-/// The oldest cannot make room, as there is none where it would have to go.
+case!(Default, "bypass.accept_queue_full" => each_family(accept_queue_full));
+/// Checks that the oldest is not evicted if the accept queue has no room for it.
 fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family)
         .backlog(1)
         .config(settings(60_000, 1, OnTimeout::Accept));
     let scene = RawScene::new(context, family, &listen)?;
     let (mut oldest, _) = scene.parked(context)?;
-    // While there is room in the accept queue, SYNs are answered; two fill it. One by one, for want of a larger backlog.
-    let mut newcomer = scene.client();
-    newcomer.half_open(context.patience())?;
+    // SYNs are answered while the accept queue has room; two connections fill it. One by one, as
+    // the backlog is 1.
+    let mut newcomer = scene.half_open(context)?;
     let mut clients = vec![scene.client(), scene.client()];
     for client in &mut clients {
         client.half_open(context.patience())?;
         client.data(REQUEST)?;
     }
-    let mut queued = 0;
-    wait::until(context.patience(), || {
-        queued = TcpInfo::of(&scene.listener)?.unacked;
-        Ok(queued == 2)
-    })?;
-    expect_eq!(queued, 2, "connections that wait for accept()");
+    accept_queue_holds(&scene.listener, context, 2)?;
     newcomer.ack()?;
-    counts(
+    scene.counts(
         context,
-        &scene.listener,
         counted!(parked: 1, half_open: 1, bypass_accept_queue_full: 1),
     )?;
     expect_eq!(
@@ -237,46 +192,69 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     for _ in &clients {
         serve(&scene.accept(context)?)?;
     }
-    // As on a plain listener whose queue was full: once the client says something, it is accepted. It counts once.
+    // As on a plain listener whose queue was full, the client is accepted with its next segment. It
+    // is counted once.
     newcomer.ack()?;
-    let accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        newcomer.local.port(),
-        "the client that was accepted"
-    );
+    let accepted = scene.accept_from(context, &newcomer)?;
     newcomer.data(REQUEST)?;
     serve(&accepted)?;
     scene.serve(context, &mut oldest)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(released_data: 1, bypass_accept_queue_full: 1),
-    )
-    .map(drop)
+    scene
+        .counts(
+            context,
+            counted!(released_data: 1, bypass_accept_queue_full: 1),
+        )
+        .map(drop)
 }
 
-/// Signs one direction of a connection: its socket, the other side's address, the key.
+/// Sets the key for one direction of a connection: its socket, the peer's address, the key.
 type Sign = fn(&Socket, IpAddr, &[u8]) -> std::io::Result<()>;
 
 const MD5: Sign = |socket, peer, key| signature::md5(socket, peer, key);
 const AO: Sign = |socket, peer, key| signature::ao(socket, peer, key);
 
-const KEY: &[u8] = b"only the two of us know this";
+/// TCP-MD5, and the error of a kernel without it.
+const ONLY_MD5: (&str, Sign, &[Errno]) = ("TCP-MD5", MD5, &[Errno::ENOPROTOOPT]);
 
-/// Whose segments are signed cannot be asked again at the deadline: they are not parked.
+const KEY: &[u8] = b"a key of both ends";
+
+case!(
+    Default, "bypass.signed_md5" =>
+    each_family(|context, family| signed(context, family, "TCP-MD5", MD5))
+);
+case!(
+    Default, "bypass.signed_ao" =>
+    each_family(|context, family| signed(context, family, "TCP-AO", AO))
+);
+/// Makes a listener check the signatures of a peer.
+///
+/// Ends the case if the kernel cannot, which fails with one of the errors in `missing`.
+fn sign_listener(
+    context: &Context,
+    listener: &Listener,
+    peer: IpAddr,
+    (what, sign, missing): (&str, Sign, &[Errno]),
+) -> Result<()> {
+    match sign(listener.socket(), peer, KEY) {
+        Ok(()) => Ok(()),
+        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+            Some(errno) if missing.contains(&errno) => context.lacks(what),
+            _ => bail!("{what}: {error}"),
+        },
+    }
+}
+
+/// Checks that connections with signed segments are not parked: the ACK rebuilt at the deadline
+/// could not be signed.
 fn signed(context: &Context, family: Family, what: &str, sign: Sign) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let as_seen_by_the_server = match (family, scene.wire.client_ip(family)) {
         (Family::Mapped, IpAddr::V4(ip)) => ip.to_ipv6_mapped().into(),
         (_, ip) => ip,
     };
-    if let Err(error) = sign(scene.listener.socket(), as_seen_by_the_server, KEY) {
-        return match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOPROTOOPT | Errno::ENOENT) => context.lacks(what),
-            _ => bail!("{what}: {error}"),
-        };
-    }
+    let missing = &[Errno::ENOPROTOOPT, Errno::ENOENT];
+    let signature: (_, _, &[_]) = (what, sign, missing);
+    sign_listener(context, &scene.listener, as_seen_by_the_server, signature)?;
     let server = scene.wire.server_address(family, scene.port());
     for nth in 1..=2 {
         let (accepted, client) = accept_while(&scene.listener, context, || {
@@ -292,52 +270,43 @@ fn signed(context: &Context, family: Family, what: &str, sign: Sign) -> Result<(
                     .with_context(|| format!("connect with {what}"))?;
                 let stream = TcpStream::from(socket);
                 stream.set_read_timeout(Some(context.patience()))?;
-                let local = stream.local_addr()?;
-                Ok(Client { stream, local })
+                Client::new(stream)
             })
         })?;
-        counts(context, &scene.listener, count_signed(nth))?;
+        scene.counts(context, count_signed(nth))?;
         exchange_and_close(client, accepted)?;
     }
     scene.requests(context, 0)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(2, 0)
 }
 
 fn count_signed(nth: u64) -> Stats {
     counted!(bypass_signed: nth)
 }
 
-/// The same segment by segment: what is not signed, or not with the key, is not heard; and what is, is not parked.
+case!(Default, "bypass.signed_md5_of_a_raw_client" => each_family(raw_signed));
+/// The same segment by segment: a segment without a valid signature is ignored, and a signed ACK is
+/// not parked.
 fn raw_signed(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut client = scene.client();
     let as_seen_by_the_server = match (family, client.local.ip()) {
         (Family::Mapped, IpAddr::V4(ip)) => ip.to_ipv6_mapped().into(),
         (_, ip) => ip,
     };
-    if let Err(error) = MD5(scene.listener.socket(), as_seen_by_the_server, KEY) {
-        return match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOPROTOOPT) => context.lacks("TCP-MD5"),
-            _ => bail!("TCP-MD5: {error}"),
-        };
-    }
+    sign_listener(context, &scene.listener, as_seen_by_the_server, ONLY_MD5)?;
     let send = |segment: &Segment, key: Option<&[u8]>| {
         let packet = segment.build_signed(key)?;
         scene.host.inject(&packet)
     };
-    const WRONG: &[u8] = b"nobody knows this";
+    const WRONG: &[u8] = b"an unknown key";
     const SILENCE: Duration = Duration::from_millis(200);
 
     let syn = client.segment(Flags::SYN, b"");
     for key in [None, Some(WRONG)] {
         send(&syn, key)?;
-        let answer = client.receive(SILENCE)?;
-        let answer = answer.map(|received| received.segment.to_string());
-        expect_eq!(answer, None, "an answer to a SYN signed with {key:?}");
+        let what = format!("an answer to a SYN signed with {key:?}");
+        receives_nothing(&mut client, SILENCE, &what)?;
     }
     send(&syn, Some(KEY))?;
     client.snd_nxt = syn.end_seq();
@@ -348,13 +317,13 @@ fn raw_signed(context: &Context, family: Family) -> Result<()> {
     let ack = client.segment(Flags::ACK, b"");
     for key in [None, Some(WRONG)] {
         send(&ack, key)?;
-        scene.accept_nothing(SILENCE, "nobody has signed the ACK")?;
-        counts(context, &scene.listener, counted!(half_open: 1))?;
+        scene.accept_nothing(SILENCE, "the ACK has no valid signature")?;
+        scene.counts(context, counted!(half_open: 1))?;
     }
     let sent = send(&ack, Some(KEY))?;
     let accepted = scene.accept(context)?;
     context.at_once(sent, accepted.at, "from the bare ACK to accept()")?;
-    counts(context, &scene.listener, count_signed(1))?;
+    scene.counts(context, count_signed(1))?;
 
     let request = client.segment(Flags::PSH_ACK, REQUEST);
     send(&request, Some(WRONG))?;
@@ -377,30 +346,26 @@ fn raw_signed(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A listener that checks somebody's signatures parks nobody.
+case!(Default, "bypass.signed_for_somebody_else" => each_family(signed_for_another));
+/// Checks that a listener with a key for any peer parks no client.
 fn signed_for_another(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let stranger = Ipv4Addr::new(203, 0, 113, 9);
     let stranger: IpAddr = match family {
         Family::V4 => stranger.into(),
         Family::V6 | Family::Mapped => stranger.to_ipv6_mapped().into(),
     };
-    if let Err(error) = MD5(scene.listener.socket(), stranger, KEY) {
-        return match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOPROTOOPT) => context.lacks("TCP-MD5"),
-            _ => bail!("TCP-MD5: {error}"),
-        };
-    }
+    sign_listener(context, &scene.listener, stranger, ONLY_MD5)?;
     silent_at_once(context, scene, count_signed)
 }
 
-/// With no memory for what has to be remembered of a parked connection, it is not parked.
+case!(Alone, "bypass.no_memory" => each_family(no_memory));
+/// Checks that a connection is not parked if the memory for its list entry cannot be allocated.
 fn no_memory(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     for nth in 1..=3 {
-        let mut client = scene.client();
-        client.half_open(context.patience())?;
+        let mut client = scene.half_open(context)?;
         let Some(failing) = NoMemory::for_the_next(1)? else {
             return context.lacks("failslab");
         };
@@ -409,17 +374,13 @@ fn no_memory(context: &Context, family: Family) -> Result<()> {
         expect_eq!(failing.left()?, 0, "allocations that are still to fail");
         drop(failing);
         context.at_once(sent, accepted.at, "from the bare ACK to accept()")?;
-        counts(context, &scene.listener, counted!(bypass_no_memory: nth))?;
+        scene.counts(context, counted!(bypass_no_memory: nth))?;
         client.data(REQUEST)?;
         serve(&accepted)?;
     }
-    // With memory again, the next one is parked.
+    // The next allocation succeeds, and its connection is parked.
     let (mut client, _) = scene.parked(context)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(parked: 1, bypass_no_memory: 3),
-    )?;
+    scene.counts(context, counted!(parked: 1, bypass_no_memory: 3))?;
     scene.serve(context, &mut client)?;
     drop(scene);
     module::unload(context.patience())

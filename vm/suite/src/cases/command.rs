@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The command `accf`: what it shows of other processes' listeners, and the status that it ends with.
+//! The command `accf`: what it prints of other processes' listeners, and its exit status.
 
 use std::process::{Command, Output};
 
@@ -9,28 +9,8 @@ use accf_kit::endpoint::{Family, Listen};
 use accf_kit::netns::Netns;
 use anyhow::{ensure, Context as _, Result};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context, Stage};
-use crate::count::{counted, counts};
-use crate::scene::RawScene;
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = each_family(DEFAULT, "command.shows_listeners", shows);
-    cases.push(Case::new(
-        DEFAULT,
-        "command.says_that_there_is_none",
-        |_| says_none(0),
-    ));
-    cases
-}
-
-pub(crate) fn cases_unloaded() -> Vec<Case> {
-    vec![Case::new(
-        Stage::Unloaded,
-        "command.says_that_the_module_is_not_loaded",
-        |_| says_none(4),
-    )]
-}
+use crate::case::{case, each_family, expect_eq, once, Context};
+use crate::scene::{RawScene, Scene};
 
 /// Runs the command in a namespace.
 fn accf(ns: &Netns, arguments: &[&str]) -> Result<Output> {
@@ -42,7 +22,7 @@ fn accf(ns: &Netns, arguments: &[&str]) -> Result<Output> {
     })
 }
 
-/// Returns what the command says where it succeeds.
+/// Returns what the command prints; fails if it does not succeed.
 fn shown(ns: &Netns, arguments: &[&str]) -> Result<String> {
     let output = accf(ns, arguments)?;
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -54,21 +34,13 @@ fn shown(ns: &Netns, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// A listener with a past is shown with it, and one without a filter is not.
+case!(Default, "command.shows_listeners" => each_family(shows));
+/// Checks that a listener with a filter is listed with its counts, and one without is not.
 fn shows(context: &Context, family: Family) -> Result<()> {
     let config = settings(61_500, 9, OnTimeout::Drop);
     let scene = RawScene::new(context, family, &Listen::filtered(family).config(config))?;
     let plain = Listen::plain(family).open(&scene.ns)?;
-    let (mut first, _) = scene.parked(context)?;
-    let (mut second, _) = scene.parked(context)?;
-    let (_third, _) = scene.parked(context)?;
-    scene.serve(context, &mut first)?;
-    second.rst()?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(parked: 1, released_data: 1, aborted: 1),
-    )?;
+    let (_parked, _) = scene.served_reset_and_parked(context)?;
     let port = format!(":{}", scene.port());
 
     let list = shown(&scene.ns, &["list"])?;
@@ -98,7 +70,10 @@ fn shows(context: &Context, family: Family) -> Result<()> {
             .any(|said| said.split_whitespace().eq(line.split_whitespace()));
         ensure!(said, "not said: {line}, but\n{page}");
     }
-    ensure!(page.contains('█'), "no bar for the one who sent in\n{page}");
+    ensure!(
+        page.contains('█'),
+        "no bar for the client that sent data in\n{page}"
+    );
 
     let json = shown(&scene.ns, &["stats", "--json", &port])?;
     for line in [
@@ -121,7 +96,9 @@ fn shows(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Where no listener has a filter, the command says so in words, and with this status.
+case!(Default, "command.says_that_there_is_none" => once(|_| says_none(0)));
+case!(Unloaded, "command.says_that_the_module_is_not_loaded" => once(|_| says_none(4)));
+/// Checks that the command says in words that no listener has a filter, and its exit status.
 fn says_none(status: i32) -> Result<()> {
     let output = accf(&Netns::new()?, &["list"])?;
     expect_eq!(output.status.code(), Some(status), "status");

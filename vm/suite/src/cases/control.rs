@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a server may say to its filter, and ask of it: `SOL_ACCF`, the module's parameters, `inet_diag`.
+//! What a server can set and read: `SOL_ACCF`, the module's parameters, `inet_diag`.
 
 use std::io;
 use std::net::Shutdown;
@@ -25,58 +25,16 @@ use nix::libc;
 use nix::unistd::setresuid;
 use socket2::SockRef;
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, expect_in, Case, Context, Stage};
+use crate::case::{case, each_family, expect_eq, expect_in, once, Context};
 use crate::count::{counted, counts, describe};
-use crate::scene::{exchange_and_close, RawScene, Scene};
+use crate::scene::{
+    close, exchange_and_close, receives_nothing, serve, RawScene, Scene, WireScene,
+};
 
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(DEFAULT, "control.defaults", defaults),
-        each_family(DEFAULT, "control.set_and_get", set_and_get),
-        each_family(DEFAULT, "control.sizes_of_set", sizes_of_set),
-        each_family(DEFAULT, "control.sizes_of_get", sizes_of_get),
-        each_family(DEFAULT, "control.refused", refused),
-        each_family(DEFAULT, "control.no_filter", no_filter),
-        each_family(DEFAULT, "control.other_levels", other_levels),
-        each_family(DEFAULT, "control.each_listener_its_own", each_its_own),
-        each_family(DEFAULT, "control.kept_while_not_listening", kept),
-        each_family(DEFAULT, "control.shorter_while_parked", shorter),
-        each_family(DEFAULT, "control.overdue_at_once", overdue),
-        each_family(
-            DEFAULT,
-            "control.shorter_with_nobody_parked",
-            shorter_with_nobody,
-        ),
-        each_family(DEFAULT, "control.longer_while_parked", longer),
-        each_family(DEFAULT, "control.no_deadline_while_parked", no_deadline),
-        each_family(DEFAULT, "control.policy_while_parked", policy),
-        each_family(DEFAULT, "control.fewer_while_parked", fewer),
-        each_family(DEFAULT, "control.told_by_inet_diag", told_by_diag),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    cases.push(Case::new(
-        DEFAULT,
-        "control.long_deadlines.v4",
-        long_deadlines,
-    ));
-    cases
-}
-
-pub(crate) fn cases_alone() -> Vec<Case> {
-    vec![
-        Case::new(Stage::Alone, "control.parameters", parameters),
-        Case::new(Stage::Alone, "control.unprivileged", unprivileged),
-        Case::new(Stage::Alone, "control.bad_parameters", bad_parameters),
-    ]
-}
-
-/// What the module's parameters are by default.
+/// The defaults of the module's parameters.
 const DEFAULTS: (u32, u32, u32) = (60_000, 16_384, 0);
 
-/// A configuration as the three numbers that user space and kernel exchange.
+/// Returns a configuration as the three numbers that user space and kernel exchange.
 fn bytes(numbers: (u32, u32, u32)) -> Vec<u8> {
     [numbers.0, numbers.1, numbers.2]
         .into_iter()
@@ -84,7 +42,7 @@ fn bytes(numbers: (u32, u32, u32)) -> Vec<u8> {
         .collect()
 }
 
-/// The configuration of a listener, as three numbers.
+/// Returns the configuration of a listener as three numbers.
 fn numbers(listener: impl AsFd) -> Result<(u32, u32, u32)> {
     const SIZE: usize = size_of::<accf_config>();
     let mut value = [0; SIZE];
@@ -100,7 +58,7 @@ fn numbers(listener: impl AsFd) -> Result<(u32, u32, u32)> {
     }
 }
 
-/// The errno that a system call ended with, if it failed.
+/// Returns the errno of a system call that failed.
 fn errno<T>(result: io::Result<T>) -> Result<Option<Errno>> {
     match result {
         Ok(_) => Ok(None),
@@ -111,6 +69,7 @@ fn errno<T>(result: io::Result<T>) -> Result<Option<Errno>> {
     }
 }
 
+case!(Default, "control.defaults" => each_family(defaults));
 fn defaults(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let socket = ns.run(|| bound(family, 0, false))?;
@@ -135,6 +94,7 @@ fn defaults(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "control.set_and_get" => each_family(set_and_get));
 fn set_and_get(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).open(&ns)?;
@@ -149,7 +109,7 @@ fn set_and_get(_: &Context, family: Family) -> Result<()> {
             .with_context(|| format!("set {wanted:?}"))?;
         expect_eq!(numbers(&listener)?, wanted, "configuration that was set");
     }
-    // As the crate has it.
+    // The same through the crate's type.
     let wanted = Config {
         timeout: Some(Duration::from_millis(1234)),
         max_parked: NonZeroU32::new(77),
@@ -171,7 +131,9 @@ fn set_and_get(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A shorter structure than the module's is one with zeros behind it, a longer one may have only zeros there.
+case!(Default, "control.sizes_of_set" => each_family(sizes_of_set));
+/// Checks that a structure shorter than the module's is extended with zeros, and a longer one must
+/// have zeros at its end.
 fn sizes_of_set(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).open(&ns)?;
@@ -239,7 +201,8 @@ fn sizes_of_set(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// What there is room for is filled in, and no byte more.
+case!(Default, "control.sizes_of_get" => each_family(sizes_of_get));
+/// Checks that the buffer is filled as far as it reaches, and no byte more.
 fn sizes_of_get(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).open(&ns)?;
@@ -275,7 +238,7 @@ fn sizes_of_get(_: &Context, family: Family) -> Result<()> {
                 );
             }
         }
-        // As a number with a sign, which is what the kernel takes it for, it is negative.
+        // The length is a signed number to the kernel, and so it is negative.
         expect_eq!(
             errno(control::get_nowhere(&listener, SOL_ACCF, option, 1 << 31))?,
             Some(Errno::EINVAL),
@@ -285,7 +248,8 @@ fn sizes_of_get(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// What is not allowed, and that it changes nothing.
+case!(Default, "control.refused" => each_family(refused));
+/// Checks that invalid calls fail and change nothing.
 fn refused(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).open(&ns)?;
@@ -334,26 +298,29 @@ fn refused(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Plain sockets and accepted ones do not know the level, nor does a listener know another one.
+case!(Default, "control.no_filter" => each_family(no_filter));
+/// Checks that plain and accepted sockets do not know the level, and that a listener knows no other
+/// level.
 fn no_filter(context: &Context, family: Family) -> Result<()> {
     let config = timeout(300);
-    let scene = Scene::new(context, family, &Listen::filtered(family).config(config))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family).config(config))?;
     let plain = Listen::plain(family).open(&scene.wire.server)?;
     let (mut speaker, _) = scene.connect_and_ack(context)?;
     speaker.request()?;
     let by_data = scene.accept(context)?;
-    crate::scene::serve(&by_data)?;
+    serve(&by_data)?;
     speaker.response()?;
     let (silent, _) = scene.connect_and_ack(context)?;
     let by_deadline = scene.accept(context)?;
     let unaware = |what: &str, socket: std::os::fd::BorrowedFd<'_>, level: i32| -> Result<()> {
         for name in [ACCF_CONFIG, ACCF_STATS] {
             let error = errno(control::get_bytes(socket, level, name, &mut [0; 64]))?;
-            // What IPv4 says to a level that it does not know.
+            // IPv4's error for an unknown level.
             let is_v4s = family != Family::V6 && error == Some(Errno::EOPNOTSUPP);
             ensure!(
                 is_v4s || error == Some(Errno::ENOPROTOOPT),
-                "getting option {name} of level {level:#x} of {what}: expected ENOPROTOOPT, saw {error:?}"
+                "getting option {name} of level {level:#x} of {what}: expected ENOPROTOOPT, \
+                 saw {error:?}"
             );
         }
         expect_eq!(
@@ -385,7 +352,8 @@ fn no_filter(context: &Context, family: Family) -> Result<()> {
     exchange_and_close(silent, by_deadline)
 }
 
-/// All other options of the socket are the kernel's, as before.
+case!(Default, "control.other_levels" => each_family(other_levels));
+/// Checks that all other socket options work as before.
 fn other_levels(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).open(&ns)?;
@@ -406,7 +374,7 @@ fn other_levels(context: &Context, family: Family) -> Result<()> {
         "setting an option that IP does not know"
     );
     if family != Family::V4 {
-        // An IPv6 socket understands IPv4's level, too.
+        // An IPv6 socket takes options of IPv4's level, too.
         control::set_bytes(
             &listener,
             libc::IPPROTO_IP,
@@ -426,23 +394,21 @@ fn other_levels(context: &Context, family: Family) -> Result<()> {
     counts(context, &listener, counted!()).map(drop)
 }
 
+case!(Default, "control.each_listener_its_own" => each_family(each_its_own));
 fn each_its_own(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let second = Listen::filtered(family)
         .config(settings(400, 5, OnTimeout::Reset))
         .open(&scene.wire.server)?;
     expect_eq!(numbers(&scene.listener)?, DEFAULTS, "the first listener's");
     expect_eq!(numbers(&second)?, (400, 5, 1), "the second listener's");
     let (mut client, _) = scene.connect_and_ack(context)?;
-    counts(context, &scene.listener, counted!(parked: 1))?;
+    scene.counts(context, counted!(parked: 1))?;
     counts(context, &second, counted!())?;
-    client.request()?;
-    let accepted = scene.accept(context)?;
-    crate::scene::serve(&accepted)?;
-    client.response()?;
-    counts(context, &scene.listener, counted!(released_data: 1))?;
+    let accepted = scene.serve_parked(context, &mut client)?;
+    scene.counts(context, counted!(released_data: 1))?;
     counts(context, &second, counted!())?;
-    // A new listener on the port of one that is gone begins anew.
+    // A new listener on the port of a closed one begins with the defaults.
     let port = second.port();
     control::set_config(&second, &timeout(1))?;
     drop(second);
@@ -450,10 +416,11 @@ fn each_its_own(context: &Context, family: Family) -> Result<()> {
         .port(port)
         .open(&scene.wire.server)?;
     expect_eq!(numbers(&third)?, DEFAULTS, "the third listener's");
-    crate::scene::close(client, accepted)
+    close(client, accepted)
 }
 
-/// Settings belong to the socket, whether it listens or not.
+case!(Default, "control.kept_while_not_listening" => each_family(kept));
+/// Checks that a socket keeps its settings while it does not listen.
 fn kept(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let socket = ns.run(|| bound(family, 4001, false))?;
@@ -478,26 +445,23 @@ fn kept(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A new deadline counts from the bare ACK of those that are parked already.
+case!(Default, "control.shorter_while_parked" => each_family(shorter));
+/// Checks that a new deadline counts from the bare ACK of requests that are already parked.
 fn shorter(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let (client, ack) = scene.connect_and_ack(context)?;
-    scene.accept_nothing(
-        Duration::from_millis(200),
-        "the client has not sent anything",
-    )?;
+    let scene = WireScene::filtered(context, family)?;
+    let (client, ack) = scene.connect_and_pause(context, Duration::from_millis(200))?;
     control::set_config(&scene.listener, &timeout(1200))?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, Duration::from_millis(1200))?;
-    counts(context, &scene.listener, counted!(timeout_accept: 1))?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_millis(1200))?;
+    scene.counts(context, counted!(timeout_accept: 1))?;
     exchange_and_close(client, accepted)
 }
 
-/// Whose new deadline has been, meets it now.
+case!(Default, "control.overdue_at_once" => each_family(overdue));
+/// Checks that requests whose new deadline has passed expire at once.
 fn overdue(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let clients = scene.connect_many(5)?;
-    counts(context, &scene.listener, counted!(parked: 5))?;
+    scene.counts(context, counted!(parked: 5))?;
     scene.accept_nothing(
         Duration::from_millis(500),
         "the clients have not sent anything",
@@ -505,57 +469,48 @@ fn overdue(context: &Context, family: Family) -> Result<()> {
     let set = Stamp::now();
     control::set_config(&scene.listener, &timeout(50))?;
     for client in clients {
-        let accepted = scene.accept(context)?;
+        let accepted = scene.accept_from(context, &client)?;
         context.at_once(set, accepted.at, "from the shorter deadline to accept()")?;
-        expect_eq!(
-            accepted.peer.port(),
-            client.local.port(),
-            "the client that was accepted"
-        );
         exchange_and_close(client, accepted)?;
     }
-    counts(context, &scene.listener, counted!(timeout_accept: 5)).map(drop)
+    scene.counts(context, counted!(timeout_accept: 5)).map(drop)
 }
 
-/// A new deadline holds for those who come after it, whatever was to happen for those who are gone.
+case!(Default, "control.shorter_with_nobody_parked" => each_family(shorter_with_nobody));
+/// Checks that a new deadline holds for later clients, although the timer was armed for earlier
+/// ones.
 fn shorter_with_nobody(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (mut client, _) = scene.connect_and_ack(context)?;
-    client.request()?;
-    let accepted = scene.accept(context)?;
-    crate::scene::serve(&accepted)?;
-    client.response()?;
-    crate::scene::close(client, accepted)?;
+    let accepted = scene.serve_parked(context, &mut client)?;
+    close(client, accepted)?;
     for (nth, deadline_ms) in [(1, 1200), (2, 500), (3, 800)] {
         control::set_config(&scene.listener, &timeout(deadline_ms))?;
         let (client, ack) = scene.connect_and_ack(context)?;
         let accepted = scene.accept(context)?;
         context.on_time(ack.at, &accepted, Duration::from_millis(deadline_ms.into()))?;
-        counts(
-            context,
-            &scene.listener,
-            counted!(released_data: 1, timeout_accept: nth),
-        )?;
+        scene.counts(context, counted!(released_data: 1, timeout_accept: nth))?;
         exchange_and_close(client, accepted)?;
     }
     Ok(())
 }
 
+case!(Default, "control.longer_while_parked" => each_family(longer));
 fn longer(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(timeout(900));
-    let scene = Scene::new(context, family, &listen)?;
+    let scene = WireScene::new(context, family, &listen)?;
     let (client, ack) = scene.connect_and_ack(context)?;
     control::set_config(&scene.listener, &timeout(2100))?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, Duration::from_millis(2100))?;
-    counts(context, &scene.listener, counted!(timeout_accept: 1))?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_millis(2100))?;
+    scene.counts(context, counted!(timeout_accept: 1))?;
     exchange_and_close(client, accepted)
 }
 
-/// A deadline is taken away, and a later one set.
+case!(Default, "control.no_deadline_while_parked" => each_family(no_deadline));
+/// Checks that a deadline can be removed, and a later one set.
 fn no_deadline(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(timeout(900));
-    let scene = Scene::new(context, family, &listen)?;
+    let scene = WireScene::new(context, family, &listen)?;
     let (client, ack) = scene.connect_and_ack(context)?;
     control::set_config(&scene.listener, &timeout(0))?;
     scene.accept_nothing(
@@ -563,12 +518,13 @@ fn no_deadline(context: &Context, family: Family) -> Result<()> {
         "its deadline was taken away",
     )?;
     control::set_config(&scene.listener, &timeout(2500))?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, Duration::from_millis(2500))?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_millis(2500))?;
     exchange_and_close(client, accepted)
 }
 
-/// What becomes of the silent is up to the settings at their deadline, not at their handshake.
+case!(Default, "control.policy_while_parked" => each_family(policy));
+/// Checks that the settings at the deadline decide what happens to a silent client, not those at
+/// its handshake.
 fn policy(context: &Context, family: Family) -> Result<()> {
     const DEADLINE: Duration = Duration::from_millis(1500);
     let deadline_ms = DEADLINE.as_millis() as u32;
@@ -584,79 +540,67 @@ fn policy(context: &Context, family: Family) -> Result<()> {
         .wait_for(context.patience(), |packet| packet.segment.is_rst())?
         .context("no reset at the deadline")?;
     context.happened_on_time(ack.at, rst.at, DEADLINE, "to the reset")?;
-    counts(context, &scene.listener, counted!(timeout_reset: 1))?;
+    scene.counts(context, counted!(timeout_reset: 1))?;
     drop(client);
 
     let (mut client, _) = scene.parked(context)?;
     control::set_config(&scene.listener, &settings(deadline_ms, 0, OnTimeout::Drop))?;
     scene.requests(context, 0)?;
-    let drained = client.receive(Duration::from_millis(200))?;
-    expect_eq!(
-        drained.map(|received| received.segment.to_string()),
-        None,
-        "what a dropped client is sent"
-    );
-    counts(
-        context,
-        &scene.listener,
-        counted!(timeout_reset: 1, timeout_drop: 1),
+    receives_nothing(
+        &mut client,
+        Duration::from_millis(200),
+        "what a dropped client is sent",
     )?;
+    scene.counts(context, counted!(timeout_reset: 1, timeout_drop: 1))?;
 
-    let (_silent, ack) = scene.parked(context)?;
+    let (silent, ack) = scene.parked(context)?;
     control::set_config(&scene.listener, &timeout(deadline_ms))?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, DEADLINE)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(timeout_reset: 1, timeout_drop: 1, timeout_accept: 1),
-    )
-    .map(drop)
+    scene.accept_on_time(context, &silent, ack.at, DEADLINE)?;
+    scene
+        .counts(
+            context,
+            counted!(timeout_reset: 1, timeout_drop: 1, timeout_accept: 1),
+        )
+        .map(drop)
 }
 
-/// With room for fewer, the oldest meet their deadline now, and the others stay.
+case!(Default, "control.fewer_while_parked" => each_family(fewer));
+/// Checks that a smaller `max_parked` evicts the oldest, and keeps the others.
 fn fewer(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut clients = Vec::new();
     for _ in 0..6 {
         clients.push(scene.parked(context)?.0);
     }
-    counts(context, &scene.listener, counted!(parked: 6))?;
+    scene.counts(context, counted!(parked: 6))?;
     let set = Stamp::now();
     control::set_config(&scene.listener, &settings(60_000, 4, OnTimeout::Accept))?;
     for client in clients.iter().take(2) {
-        let accepted = scene.accept(context)?;
+        let accepted = scene.accept_from(context, client)?;
         context.at_once(set, accepted.at, "from the smaller number to accept()")?;
-        expect_eq!(
-            accepted.peer.port(),
-            client.local.port(),
-            "the client that was accepted"
-        );
     }
-    counts(context, &scene.listener, counted!(parked: 4, evicted: 2))?;
+    scene.counts(context, counted!(parked: 4, evicted: 2))?;
     control::set_config(&scene.listener, &settings(60_000, 3, OnTimeout::Reset))?;
     let third = clients.get_mut(2).context("no third client")?;
     third
         .receive_until(context.patience(), Segment::is_rst)?
         .context("no reset for the third client")?;
-    counts(context, &scene.listener, counted!(parked: 3, evicted: 3))?;
+    scene.counts(context, counted!(parked: 3, evicted: 3))?;
     control::set_config(&scene.listener, &settings(60_000, 1, OnTimeout::Drop))?;
-    counts(context, &scene.listener, counted!(parked: 1, evicted: 5))?;
+    scene.counts(context, counted!(parked: 1, evicted: 5))?;
     scene.accept_nothing(Duration::from_millis(300), "the others were not accepted")?;
     let last = clients.last_mut().context("no last client")?;
     scene.serve(context, last)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(evicted: 5, released_data: 1),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(evicted: 5, released_data: 1))
+        .map(drop)
 }
 
-/// Deadlines of days are kept: nothing happens before.
+case!(Default, "control.long_deadlines.v4" => once(long_deadlines));
+/// Checks that nothing happens before deadlines of days.
 fn long_deadlines(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let mut clients = Vec::new();
     for days in [1, 3, 7, 25, 49] {
         control::set_config(&scene.listener, &timeout(days * 86_400_000))?;
@@ -666,33 +610,27 @@ fn long_deadlines(context: &Context) -> Result<()> {
     control::set_config(&scene.listener, &timeout(u32::MAX))?;
     scene.accept_nothing(Duration::from_millis(700), "its deadline is weeks away")?;
     let count = clients.len() as u64;
-    counts(context, &scene.listener, counted!(parked: count))?;
+    scene.counts(context, counted!(parked: count))?;
     let set = Stamp::now();
     control::set_config(&scene.listener, &timeout(100))?;
     for _ in 0..count {
         let accepted = scene.accept(context)?;
         context.at_once(set, accepted.at, "from the shorter deadline to accept()")?;
     }
-    counts(context, &scene.listener, counted!(timeout_accept: count)).map(drop)
+    scene
+        .counts(context, counted!(timeout_accept: count))
+        .map(drop)
 }
 
-/// Another process reads the same as the server itself.
+case!(Default, "control.told_by_inet_diag" => each_family(told_by_diag));
+/// Checks that another process reads through `inet_diag` what the server reads.
 fn told_by_diag(context: &Context, family: Family) -> Result<()> {
     let config = settings(60_000, 9, OnTimeout::Reset);
     let scene = RawScene::new(context, family, &Listen::filtered(family).config(config))?;
     let plain = Listen::plain(family).open(&scene.ns)?;
-    let (mut first, _) = scene.parked(context)?;
-    let (mut second, _) = scene.parked(context)?;
-    let (_third, _) = scene.parked(context)?;
-    scene.serve(context, &mut first)?;
-    second.rst()?;
-    let own = counts(
-        context,
-        &scene.listener,
-        counted!(parked: 1, released_data: 1, aborted: 1),
-    )?;
+    let (_parked, own) = scene.served_reset_and_parked(context)?;
     let told = control::from_diag(&scene.ns, scene.port())?
-        .context("inet_diag does not tell of the listener")?;
+        .context("inet_diag does not report the listener")?;
     expect_eq!(told.filter, ulp::DATAREADY, "the filter's name");
     expect_eq!(told.config, config, "configuration by inet_diag");
     expect_eq!(describe(&told.stats), describe(&own), "counts by inet_diag");
@@ -703,9 +641,9 @@ fn told_by_diag(context: &Context, family: Family) -> Result<()> {
     );
     ensure!(
         control::from_diag(&scene.ns, plain.port())?.is_none(),
-        "inet_diag tells of a filter of a plain listener"
+        "inet_diag reports a filter of a plain listener"
     );
-    // Really another process, which has nothing of ours open.
+    // Another process, which shares no file descriptor with this one.
     let port = scene.port();
     let output = scene.ns.run(|| {
         Command::new("/proc/self/exe")
@@ -720,7 +658,7 @@ fn told_by_diag(context: &Context, family: Family) -> Result<()> {
         "what another process reads ({})",
         output.status
     );
-    // Any other look at the sockets, with all that can be asked for, does no harm.
+    // Other dumps of the sockets, with every extension, do no harm.
     scene.ns.command("ss", &["-Htaniemo"])?;
     expect_eq!(
         sockets::requests(&scene.ns, port)?,
@@ -730,14 +668,16 @@ fn told_by_diag(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// What that other process does.
+/// Prints the counts of a listener: what the other process does.
 pub(crate) fn diag(port: u16) -> Result<()> {
     let listener = control::from_diag(&Netns::current()?, port)?.context("no such listener")?;
     println!("{}", describe(&listener.stats));
     Ok(())
 }
 
-/// The module's parameters are what listeners begin with, and what "0: the default" means.
+case!(Alone, "control.parameters" => once(parameters));
+/// Checks that listeners begin with the module's parameters, and that 0 for `max_parked` means its
+/// parameter.
 fn parameters(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
     module::reload("timeout_ms=400 max_parked=3 on_timeout=1")?;
@@ -751,22 +691,24 @@ fn parameters(context: &Context) -> Result<()> {
     );
     drop(listener);
     module::reload("timeout_ms=400 on_timeout=1")?;
-    let scene = RawScene::new(context, Family::V6, &Listen::filtered(Family::V6))?;
+    let scene = RawScene::filtered(context, Family::V6)?;
     let (mut client, _) = scene.parked(context)?;
     client
         .receive_until(context.patience(), Segment::is_rst)?
         .context("no reset at the deadline")?;
-    counts(context, &scene.listener, counted!(timeout_reset: 1))?;
+    scene.counts(context, counted!(timeout_reset: 1))?;
     drop(scene);
     module::reload("on_timeout=2 timeout_ms=300")?;
-    let scene = RawScene::new(context, Family::V4, &Listen::filtered(Family::V4))?;
+    let scene = RawScene::filtered(context, Family::V4)?;
     let (_client, _) = scene.parked(context)?;
-    counts(context, &scene.listener, counted!(timeout_drop: 1))?;
+    scene.counts(context, counted!(timeout_drop: 1))?;
     drop(scene);
     module::unload(context.patience())
 }
 
-/// Who may not administer the network may hold back fewer than the module's default, and not more.
+case!(Alone, "control.unprivileged" => once(unprivileged));
+/// Checks that a user without `CAP_NET_ADMIN` can lower `max_parked` below the module's parameter,
+/// and not raise it.
 fn unprivileged(_: &Context) -> Result<()> {
     const NOBODY: u32 = 65_534;
     module::reload("max_parked=100")?;
@@ -779,8 +721,8 @@ fn unprivileged(_: &Context) -> Result<()> {
         control::set_config(listener, &settings(1, 101, OnTimeout::Accept))
             .context("as an administrator")?;
     }
-    // This process has no more to do than this.
-    setresuid(NOBODY.into(), NOBODY.into(), NOBODY.into()).context("become nobody")?;
+    // The process does nothing after this that needs privileges.
+    setresuid(NOBODY.into(), NOBODY.into(), NOBODY.into()).context("become the user nobody")?;
     for listener in &listeners {
         for (max_parked, error) in [
             (101, Some(Errno::EPERM)),
@@ -803,7 +745,8 @@ fn unprivileged(_: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A module that cannot do what it is told does not load.
+case!(Alone, "control.bad_parameters" => once(bad_parameters));
+/// Checks that the module does not load with invalid parameters.
 fn bad_parameters(context: &Context) -> Result<()> {
     if module::is_loaded()? {
         module::unload(context.patience())?;
@@ -828,7 +771,7 @@ fn bad_parameters(context: &Context) -> Result<()> {
         expect_eq!(
             module::is_loaded()?,
             false,
-            "whether the module is there after `{parameter}`"
+            "whether the module is loaded after `{parameter}`"
         );
     }
     for parameter in ["timeout_ms=-1", "timeout_ms=4294967296", "max_parked=-5"] {
@@ -837,7 +780,7 @@ fn bad_parameters(context: &Context) -> Result<()> {
             "the module loads with `{parameter}`"
         );
     }
-    // What was refused leaves nothing behind that a good one would trip over.
+    // A failed load leaves nothing behind that a valid one would trip over.
     module::load("timeout_ms=4294967295 max_parked=1 max_parked_netns=0 on_timeout=2")?;
     let ns = Netns::new()?;
     let listener = Listen::filtered(Family::V4).open(&ns)?;

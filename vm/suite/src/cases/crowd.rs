@@ -17,25 +17,8 @@ use accf_kit::wire::Wire;
 use accf_kit::{module, sockets, wait};
 use anyhow::{anyhow, ensure, Context as _, Result};
 
-use crate::case::{expect_eq, Case, Context, Stage};
+use crate::case::{case, expect_eq, once, Context};
 use crate::scene::rest;
-
-pub(crate) fn cases() -> Vec<Case> {
-    vec![
-        Case::new(
-            Stage::Alone,
-            "crowd.five_hundred_of_every_kind",
-            |context| crowd(context, "", 500),
-        )
-        .long(Duration::from_secs(150)),
-        Case::new(
-            Stage::Alone,
-            "crowd.three_hundred_and_short_deadlines",
-            |context| crowd(context, "timeout_ms=400", 300),
-        )
-        .long(Duration::from_secs(150)),
-    ]
-}
 
 /// What a client does once it is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,6 +132,14 @@ fn echo(mut accepted: Accepted, patience: Duration) -> Seen {
     serve().map_or(Seen::Broken, Seen::Echoed)
 }
 
+case!(
+    Alone, "crowd.five_hundred_of_every_kind" =>
+    once(|context| crowd(context, "", 500)).long(Duration::from_secs(150))
+);
+case!(
+    Alone, "crowd.three_hundred_and_short_deadlines" =>
+    once(|context| crowd(context, "timeout_ms=400", 300)).long(Duration::from_secs(150))
+);
 fn crowd(context: &Context, parameters: &str, count: usize) -> Result<()> {
     const CLIENT_THREADS: usize = 32;
     const SERVER_THREADS: usize = 4;

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Clients that stay silent until their time is up.
+//! Clients that stay silent until their deadline.
 
-use std::collections::HashMap;
 use std::thread::{self, sleep};
 use std::time::Duration;
 
 use accf_kit::clock::Stamp;
-use accf_kit::endpoint::{connect_here, Accepted, Family, Listen};
+use accf_kit::endpoint::{Accepted, Family, Listen};
 use accf_kit::segment::{Flags, Segment};
 use accf_kit::tcp_info::TcpInfo;
 use accf_kit::wire::{Wire, INTERFACE};
@@ -16,82 +15,18 @@ use anyhow::{anyhow, ensure, Context as _, Result};
 use socket2::SockRef;
 
 use super::hold::{path_ms, rto_is_the_paths, rtt_is_the_paths};
-use super::{ktls, DEFAULT, NEVER, TWO_SECONDS};
-use crate::case::{each_family, expect_eq, expect_in, Case, Context};
+use crate::case::{case, each_family, expect_eq, expect_in, once, Context};
 use crate::scene::{
-    bare_ack, established, exchange_and_close, rest, serve, Client, RawScene, Scene, REQUEST,
+    bare_acks, close, established, exchange_and_close, rest, serve, totals, Client, LoopbackScene,
+    RawScene, Scene, WireScene, REQUEST, RESPONSE,
 };
 
-/// The deadline of [`TWO_SECONDS`].
+/// The deadline that the module is loaded with in the stage `TwoSeconds`.
 const DEADLINE: Duration = Duration::from_secs(2);
 
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(TWO_SECONDS, "deadline.silent", silent),
-        each_family(TWO_SECONDS, "deadline.many_at_once", many),
-        each_family(TWO_SECONDS, "deadline.one_after_another", one_after_another),
-        each_family(TWO_SECONDS, "deadline.data_before", data_before),
-        each_family(
-            TWO_SECONDS,
-            "deadline.data_at_that_moment",
-            data_at_that_moment,
-        ),
-        each_family(TWO_SECONDS, "deadline.rst_before", rst_before),
-        each_family(TWO_SECONDS, "deadline.bound_to_a_device", bound_to_device),
-        each_family(TWO_SECONDS, "deadline.rtt", rtt),
-        each_family(TWO_SECONDS, "deadline.after_a_retransmitted_syn", after_syn),
-        each_family(
-            TWO_SECONDS,
-            "deadline.after_odd_segments",
-            after_odd_segments,
-        ),
-        each_family(TWO_SECONDS, "deadline.of_a_late_bare_ack", late_ack),
-        each_family(TWO_SECONDS, "deadline.near_before_slow", near_before_slow),
-        ktls::cases_at_the_deadline(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    for retries in ["0", "1"] {
-        cases.extend(each_family(
-            TWO_SECONDS,
-            &format!("deadline.syn_ack_retries_{retries}"),
-            move |context, family| {
-                with_sysctl(context, family, "net.ipv4.tcp_synack_retries", retries)
-            },
-        ));
-    }
-    cases.extend([
-        Case::new(TWO_SECONDS, "deadline.strict_reverse_path.v4", |context| {
-            with_sysctl(context, Family::V4, "net.ipv4.conf.all.rp_filter", "1")
-        }),
-        Case::new(TWO_SECONDS, "deadline.link_local.v6", link_local),
-        Case::new(TWO_SECONDS, "deadline.loopback.v4", |context| {
-            loopback(context, Family::V4)
-        }),
-        Case::new(TWO_SECONDS, "deadline.loopback.v6", |context| {
-            loopback(context, Family::V6)
-        }),
-        Case::new(TWO_SECONDS, "deadline.loopback.mapped", |context| {
-            loopback(context, Family::Mapped)
-        }),
-    ]);
-    cases
-}
-
-pub(crate) fn cases_default() -> Vec<Case> {
-    vec![
-        Case::new(DEFAULT, "deadline.default_is_a_minute", default_is_a_minute)
-            .long(Duration::from_secs(150)),
-    ]
-}
-
-pub(crate) fn cases_never() -> Vec<Case> {
-    each_family(NEVER, "deadline.zero_holds_until_data", never)
-}
-
-/// Accepted at the deadline as any connection would have been at once: no segment tells that there was one.
-fn silent_on(context: &Context, scene: Scene) -> Result<()> {
+/// Checks that a silent client is accepted at the deadline, without a segment on the wire, and that
+/// the connection is like any other.
+fn silent_on(context: &Context, scene: WireScene) -> Result<()> {
     let (client, ack) = scene.connect_and_ack(context)?;
     let accepted = scene.accept(context)?;
     let after = context.on_time(ack.at, &accepted, DEADLINE)?;
@@ -111,53 +46,64 @@ fn silent_on(context: &Context, scene: Scene) -> Result<()> {
         "the accepted socket's filter"
     );
     established(&client, &accepted)?;
-    // Time for whatever might have been sent because of the deadline.
+    // Time for any segment that was sent because of the deadline.
     sleep(Duration::from_millis(300));
     let spoken = Stamp::now();
     exchange_and_close(client, accepted)?;
     scene.requests(context, 0)?;
     scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
+        totals(trace, 1, 0)?;
         let silence = trace.between(ack.at, spoken);
         expect_eq!(silence.packets.len(), 0, "segments around the deadline");
         Ok(())
     })
 }
 
+case!(TwoSeconds, "deadline.silent" => each_family(silent));
 fn silent(context: &Context, family: Family) -> Result<()> {
-    silent_on(
-        context,
-        Scene::new(context, family, &Listen::filtered(family))?,
-    )
+    silent_on(context, WireScene::filtered(context, family)?)
 }
 
-/// The same in a namespace with a setting that must make no difference.
+case!(
+    TwoSeconds, "deadline.strict_reverse_path.v4" =>
+    once(|context| with_sysctl(context, Family::V4, "net.ipv4.conf.all.rp_filter", "1"))
+);
+case!(
+    TwoSeconds, "deadline.syn_ack_retries_0" =>
+    each_family(|context, family| with_sysctl(context, family, "net.ipv4.tcp_synack_retries", "0"))
+);
+case!(
+    TwoSeconds, "deadline.syn_ack_retries_1" =>
+    each_family(|context, family| with_sysctl(context, family, "net.ipv4.tcp_synack_retries", "1"))
+);
+/// The same with a sysctl that must make no difference.
 fn with_sysctl(context: &Context, family: Family, name: &str, value: &str) -> Result<()> {
     let wire = Wire::new()?;
     wire.server.set_sysctl(name, value)?;
     silent_on(
         context,
-        Scene::on(context, wire, family, &Listen::filtered(family))?,
+        WireScene::on(context, wire, family, &Listen::filtered(family))?,
     )
 }
 
-/// The same for a listener that only hears one interface.
+case!(TwoSeconds, "deadline.bound_to_a_device" => each_family(bound_to_device));
+/// The same for a listener bound to an interface.
 fn bound_to_device(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     SockRef::from(scene.listener.socket())
         .bind_device(Some(INTERFACE.as_bytes()))
         .context("SO_BINDTODEVICE")?;
     silent_on(context, scene)
 }
 
-/// The same between addresses that mean nothing without their interface.
+case!(TwoSeconds, "deadline.link_local.v6" => once(link_local));
+/// The same between link-local addresses.
 fn link_local(context: &Context) -> Result<()> {
     let family = Family::V6;
     let wire = Wire::new()?;
     let (_, server) = wire.add_link_local()?;
     let scope = wire.client.interface_index(INTERFACE)?;
-    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
+    let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
     let server = std::net::SocketAddrV6::new(server, scene.port(), 0, scope);
     let stream = scene.wire.client.run(|| {
         let socket = accf_kit::endpoint::bound(family, 0, false)?;
@@ -165,62 +111,28 @@ fn link_local(context: &Context) -> Result<()> {
         Ok(std::net::TcpStream::from(socket))
     })?;
     stream.set_read_timeout(Some(context.patience()))?;
-    let local = stream.local_addr()?;
-    let client = Client { stream, local };
-    let ack = bare_ack(&scene.capture, context, local.port())?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, DEADLINE)?;
+    let client = Client::new(stream)?;
+    let ack = scene.bare_ack(context, &client)?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, DEADLINE)?;
     exchange_and_close(client, accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
 
-/// The same inside one machine.
+case!(TwoSeconds, "deadline.loopback" => each_family(loopback));
+/// The same over the loopback interface.
 fn loopback(context: &Context, family: Family) -> Result<()> {
-    let ns = accf_kit::netns::Netns::new()?;
-    let listener = Listen::filtered(family).open(&ns)?;
-    let capture = accf_kit::capture::Capture::start(&ns, "lo")?;
-    context.show_on_failure(&capture);
-    let server: std::net::SocketAddr = if family.is_v4_on_the_wire() {
-        ([127, 0, 0, 1], listener.port()).into()
-    } else {
-        (std::net::Ipv6Addr::LOCALHOST, listener.port()).into()
-    };
-    let stream = ns.run(|| connect_here(server))?;
-    let local = stream.local_addr()?;
-    let client = Client { stream, local };
-    let ack = bare_ack(&capture, context, local.port())?;
-    let accepted = listener
-        .accept(context.patience())?
-        .context("no connection to accept")?;
-    context.on_time(ack.at, &accepted, DEADLINE)?;
+    let scene = LoopbackScene::filtered(context, family)?;
+    let client = scene.connect()?;
+    let ack = scene.bare_ack(context, &client)?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, DEADLINE)?;
     exchange_and_close(client, accepted)?;
-    let trace = capture.stop()?.of_port(listener.port());
-    expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-    expect_eq!(trace.resets(), 0, "resets");
-    Ok(())
+    scene.judge_totals(1, 0)
 }
 
-/// When the bare ACK of each client was seen, by the client's port.
-fn bare_acks(scene: &Scene) -> Result<HashMap<u16, Stamp>> {
-    let trace = scene.capture.so_far()?.to_port(scene.port());
-    let mut acks = HashMap::new();
-    for packet in trace.packets {
-        if packet.segment.is_bare_ack() {
-            acks.entry(packet.segment.source.port())
-                .or_insert(packet.at);
-        }
-    }
-    Ok(acks)
-}
-
-/// Connects clients, accepts them all the while, and judges each against its own bare ACK.
+/// Connects clients, accepts them meanwhile, and checks each against its own bare ACK.
 fn all_on_time(
     context: &Context,
-    scene: &Scene,
+    scene: &WireScene,
     count: usize,
     connect: impl FnOnce() -> Result<Vec<Client>>,
 ) -> Result<(Vec<Client>, Vec<Accepted>)> {
@@ -238,7 +150,7 @@ fn all_on_time(
         let accepted = server.join().map_err(|_| anyhow!("the server panicked"))?;
         Ok::<_, anyhow::Error>((accepted?, clients?))
     })?;
-    let acks = bare_acks(scene)?;
+    let acks = bare_acks(&scene.capture.so_far()?.to_port(scene.port()));
     let mut latest = 0.0_f64;
     for connection in &accepted {
         let ack = acks
@@ -253,9 +165,10 @@ fn all_on_time(
     Ok((clients, accepted))
 }
 
+case!(TwoSeconds, "deadline.many_at_once" => each_family(many));
 fn many(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 200;
-    let scene = Scene::new(context, family, &Listen::filtered(family).backlog(1024))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family).backlog(1024))?;
     let (mut clients, accepted) =
         all_on_time(context, &scene, CLIENTS, || scene.connect_many(CLIENTS))?;
     for client in &mut clients {
@@ -266,24 +179,17 @@ fn many(context: &Context, family: Family) -> Result<()> {
     }
     drop(accepted);
     for client in &mut clients {
-        expect_eq!(
-            rest(&mut client.stream)?,
-            crate::scene::RESPONSE,
-            "the response"
-        );
+        expect_eq!(rest(&mut client.stream)?, RESPONSE, "the response");
     }
     scene.requests(context, 0)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), CLIENTS, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(CLIENTS, 0)
 }
 
-/// Deadlines that follow one another are met each for itself.
+case!(TwoSeconds, "deadline.one_after_another" => each_family(one_after_another));
+/// Checks that each of several consecutive deadlines is met.
 fn one_after_another(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 12;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     all_on_time(context, &scene, CLIENTS, || {
         (0..CLIENTS)
             .map(|_| {
@@ -295,9 +201,10 @@ fn one_after_another(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Data in time is the end of it: the deadline passes without a second connection.
+case!(TwoSeconds, "deadline.data_before" => each_family(data_before));
+/// Checks that no second connection comes at the deadline after data has released the first.
 fn data_before(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     scene.accept_nothing(
         Duration::from_millis(1500).saturating_sub(Stamp::now().since(ack.at)),
@@ -319,13 +226,14 @@ fn data_before(context: &Context, family: Family) -> Result<()> {
     exchange_and_close(client, accepted)
 }
 
-/// Data that arrives as the time runs out: whichever is first, the connection is accepted once, with its data.
+case!(TwoSeconds, "deadline.data_at_that_moment" => each_family(data_at_that_moment));
+/// Checks that a client that sends data as its deadline expires is accepted once, with its data.
 fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 40;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let mut clients = scene.connect_many(CLIENTS)?;
     scene.requests(context, CLIENTS)?;
-    let acks = bare_acks(&scene)?;
+    let acks = bare_acks(&scene.capture.so_far()?.to_port(scene.port()));
     let mut rng = context.rng();
     let spread = i64::from(context.kernel.patience()) * 10_000;
     for client in &mut clients {
@@ -350,16 +258,13 @@ fn data_at_that_moment(context: &Context, family: Family) -> Result<()> {
     seen.dedup();
     expect_eq!(seen.len(), CLIENTS, "different clients accepted");
     scene.requests(context, 0)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), CLIENTS, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(CLIENTS, 0)
 }
 
-/// A client that has reset is not accepted at its deadline.
+case!(TwoSeconds, "deadline.rst_before" => each_family(rst_before));
+/// Checks that a client that has reset is not accepted at its deadline.
 fn rst_before(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     sleep(Duration::from_millis(500));
     client.rst()?;
@@ -371,10 +276,11 @@ fn rst_before(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// The path's round-trip time is known at the deadline too.
+case!(TwoSeconds, "deadline.rtt" => each_family(rtt));
+/// Checks that a socket accepted at the deadline knows the path's round-trip time.
 fn rtt(context: &Context, family: Family) -> Result<()> {
     const PATH: Duration = Duration::from_millis(40);
-    let scene = Scene::on(
+    let scene = WireScene::on(
         context,
         Wire::with_rtt(PATH)?,
         family,
@@ -394,29 +300,26 @@ fn rtt(context: &Context, family: Family) -> Result<()> {
     exchange_and_close(client, accepted)
 }
 
-/// A SYN sent again while parked is answered, and moves the deadline nowhere.
+case!(TwoSeconds, "deadline.after_a_retransmitted_syn" => each_family(after_syn));
+/// Checks that a SYN sent again while parked is answered, and does not move the deadline.
 fn after_syn(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, ack) = scene.parked(context)?;
     sleep(Duration::from_millis(700));
     client.syn()?;
     client
         .receive_until(context.patience(), Segment::is_syn_ack)?
         .context("no answer to the retransmitted SYN")?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, DEADLINE)?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, DEADLINE)?;
     client.data(REQUEST)?;
     serve(&accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(2, 0)
 }
 
-/// Duplicate ACKs and keepalive probes buy no time.
+case!(TwoSeconds, "deadline.after_odd_segments" => each_family(after_odd_segments));
+/// Checks that duplicate ACKs and keepalive probes do not move the deadline.
 fn after_odd_segments(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, ack) = scene.parked(context)?;
     for _ in 0..3 {
         sleep(Duration::from_millis(500));
@@ -425,46 +328,41 @@ fn after_odd_segments(context: &Context, family: Family) -> Result<()> {
         probe.seq = client.snd_nxt.wrapping_sub(1);
         client.send(&probe)?;
     }
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, DEADLINE)?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, DEADLINE)?;
     client.data(REQUEST)?;
     serve(&accepted)
 }
 
-/// A bare ACK that comes only after the SYN-ACK was sent again: its time begins with it.
+case!(TwoSeconds, "deadline.of_a_late_bare_ack" => each_family(late_ack));
+/// Checks that the time of a bare ACK that comes after a retransmitted SYN-ACK counts from that
+/// ACK.
 fn late_ack(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    let scene = RawScene::filtered(context, family)?;
+    let mut client = scene.half_open(context)?;
     client
         .receive_until(context.patience(), Segment::is_syn_ack)?
         .context("the SYN-ACK was not sent again")?;
     client.ack()?;
-    let ack = bare_ack(&scene.capture, context, client.local.port())?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, DEADLINE)?;
+    let ack = scene.bare_ack(context, &client)?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, DEADLINE)?;
     client.data(REQUEST)?;
     serve(&accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(2, 0)
 }
 
-/// A client whose SYN-ACK had to be sent again does not overtake one that was parked just before, and whose request's own timer
-/// has not fired yet.
+case!(TwoSeconds, "deadline.near_before_slow" => each_family(near_before_slow));
+/// Checks the order of two clients: one was parked and its SYN-ACK timer has not fired yet; the
+/// SYN-ACK of the other, parked later, was retransmitted.
 fn near_before_slow(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
-    let mut slow = scene.client();
-    slow.half_open(context.patience())?;
+    let scene = RawScene::filtered(context, family)?;
+    let mut slow = scene.half_open(context)?;
     slow.receive_until(context.patience(), Segment::is_syn_ack)?
         .context("the SYN-ACK was not sent again")?;
     let mut near = scene.client();
     near.open(context.patience())?;
     slow.ack()?;
     for (client, name) in [(&mut near, "near"), (&mut slow, "slow")] {
-        let ack = bare_ack(&scene.capture, context, client.local.port())?;
+        let ack = scene.bare_ack(context, client)?;
         let accepted = scene.accept(context)?;
         expect_eq!(
             accepted.peer.port(),
@@ -478,10 +376,14 @@ fn near_before_slow(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// Without a parameter a silent client is held for a minute, and then accepted like any other.
+case!(
+    Default, "deadline.default_is_a_minute" =>
+    once(default_is_a_minute).long(Duration::from_secs(150))
+);
+/// Checks that by default a silent client is parked for a minute and then accepted.
 fn default_is_a_minute(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (client, ack) = scene.connect_and_ack(context)?;
     scene.accept_nothing(Duration::from_secs(55), "its minute is not over")?;
     let accepted = scene
@@ -495,18 +397,15 @@ fn default_is_a_minute(context: &Context) -> Result<()> {
         accepted.at.ms_after(ack.at)
     ));
     exchange_and_close(client, accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
 
-/// A deadline of zero is none.
+case!(NoDeadline, "deadline.zero_holds_until_data" => each_family(never));
+/// Checks that a deadline of zero means none.
 fn never(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
     wire.server.set_sysctl("net.ipv4.tcp_synack_retries", "0")?;
-    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
+    let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     scene.accept_nothing(Duration::from_secs(8), "there is no deadline")?;
     ensure!(
@@ -517,11 +416,8 @@ fn never(context: &Context, family: Family) -> Result<()> {
         "the parked request is gone"
     );
     let spoken = Stamp::now();
-    client.request()?;
-    let accepted = scene.accept(context)?;
-    serve(&accepted)?;
-    client.response()?;
-    crate::scene::close(client, accepted)?;
+    let accepted = scene.serve_parked(context, &mut client)?;
+    close(client, accepted)?;
     scene.judge(|trace| {
         expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
         expect_eq!(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A server that sets `TCP_DEFER_ACCEPT` and has a filter: it meant a deadline, and gets one.
+//! `TCP_DEFER_ACCEPT` on a filtered listener: its value becomes the filter's deadline.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -13,40 +13,11 @@ use accf_kit::ulp;
 use accf_kit::wire::Wire;
 use anyhow::{Context as _, Result};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context};
-use crate::count::{counted, counts};
-use crate::scene::{exchange_and_close, serve, RawScene, Scene};
+use crate::case::{case, each_family, expect_eq, Context};
+use crate::count::counted;
+use crate::scene::{exchange_and_close, RawScene, Scene, WireScene};
 
-pub(crate) fn cases() -> Vec<Case> {
-    [
-        each_family(DEFAULT, "defer.before_attach", |context, family| {
-            let listen = Listen::filtered(family).defer_accept(1);
-            taken_over(context, family, &listen)
-        }),
-        each_family(
-            DEFAULT,
-            "defer.attach_while_listening",
-            |context, family| {
-                let listen = Listen::filtered(family)
-                    .defer_accept(1)
-                    .filter_after_listen();
-                taken_over(context, family, &listen)
-            },
-        ),
-        each_family(DEFAULT, "defer.rounded_as_the_kernel_does", rounded),
-        each_family(DEFAULT, "defer.after_attach", after_attach),
-        each_family(DEFAULT, "defer.after_listen", after_listen),
-        each_family(DEFAULT, "defer.while_parked", while_parked),
-        each_family(DEFAULT, "defer.between_syn_and_ack", between_syn_and_ack),
-        each_family(DEFAULT, "defer.again_and_again", again_and_again),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-/// The deadline in milliseconds that a listener has now, and what is left of `TCP_DEFER_ACCEPT`.
+/// Returns a listener's deadline in milliseconds, and the value of `TCP_DEFER_ACCEPT`.
 fn deadlines(listener: &impl std::os::fd::AsFd) -> Result<(Option<u128>, i32)> {
     let timeout = control::config(listener)?.timeout;
     Ok((
@@ -55,8 +26,8 @@ fn deadlines(listener: &impl std::os::fd::AsFd) -> Result<(Option<u128>, i32)> {
     ))
 }
 
-/// A silent client waits for exactly a second, and is asked nothing.
-fn waits_a_second(context: &Context, scene: Scene) -> Result<()> {
+/// Checks that a silent client is accepted after exactly a second, and that its ACK is not dropped.
+fn waits_a_second(context: &Context, scene: WireScene) -> Result<()> {
     let before = Counters::read(&scene.wire.server)?;
     let (client, ack) = scene.connect_and_ack(context)?;
     expect_eq!(
@@ -64,10 +35,9 @@ fn waits_a_second(context: &Context, scene: Scene) -> Result<()> {
         (Some(1000), 0),
         "timeout_ms and TCP_DEFER_ACCEPT"
     );
-    counts(context, &scene.listener, counted!(parked: 1))?;
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, Duration::from_secs(1))?;
-    counts(context, &scene.listener, counted!(timeout_accept: 1))?;
+    scene.counts(context, counted!(parked: 1))?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_secs(1))?;
+    scene.counts(context, counted!(timeout_accept: 1))?;
     let after = Counters::read(&scene.wire.server)?;
     expect_eq!(
         after.growth(&before, "TcpExtTCPDeferAcceptDrop")?,
@@ -75,22 +45,27 @@ fn waits_a_second(context: &Context, scene: Scene) -> Result<()> {
         "ACKs that the kernel dropped"
     );
     exchange_and_close(client, accepted)?;
-    // And one that speaks.
+    // The same for a client that sends data.
     let (mut client, _) = scene.connect_and_ack(context)?;
-    let sent = client.request()?;
-    let accepted = scene.accept(context)?;
-    context.at_once(sent, accepted.at, "from the request to accept()")?;
-    serve(&accepted)?;
-    client.response()?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.serve(context, &mut client)?;
+    scene.judge_totals(2, 0)
+}
+
+case!(Default, "defer.before_attach" => each_family(before_attach));
+fn before_attach(context: &Context, family: Family) -> Result<()> {
+    taken_over(context, family, &Listen::filtered(family).defer_accept(1))
+}
+
+case!(Default, "defer.attach_while_listening" => each_family(attach_while_listening));
+fn attach_while_listening(context: &Context, family: Family) -> Result<()> {
+    let listen = Listen::filtered(family)
+        .defer_accept(1)
+        .filter_after_listen();
+    taken_over(context, family, &listen)
 }
 
 fn taken_over(context: &Context, family: Family, listen: &Listen) -> Result<()> {
-    let scene = Scene::new(context, family, listen)?;
+    let scene = WireScene::new(context, family, listen)?;
     expect_eq!(
         deadlines(&scene.listener)?,
         (Some(1000), 0),
@@ -99,7 +74,8 @@ fn taken_over(context: &Context, family: Family, listen: &Listen) -> Result<()> 
     waits_a_second(context, scene)
 }
 
-/// The kernel rounds up to the times at which it would send its SYN-ACK again.
+case!(Default, "defer.rounded_as_the_kernel_does" => each_family(rounded));
+/// Checks that a value is rounded as TCP does it, up to the times of SYN-ACK retransmissions.
 fn rounded(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     for (asked, rounded) in [
@@ -129,7 +105,7 @@ fn rounded(_: &Context, family: Family) -> Result<()> {
             "on_timeout after {asked} s"
         );
     }
-    // None is none, and the deadline is the module's own.
+    // 0 sets no deadline: the module's default stays.
     let listener = Listen::filtered(family).defer_accept(0).open(&ns)?;
     expect_eq!(
         deadlines(&listener)?,
@@ -139,6 +115,7 @@ fn rounded(_: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "defer.after_attach" => each_family(after_attach));
 fn after_attach(context: &Context, family: Family) -> Result<()> {
     const PORT: u16 = 4002;
     let wire = Wire::new()?;
@@ -149,7 +126,7 @@ fn after_attach(context: &Context, family: Family) -> Result<()> {
         socket.listen(16)?;
         Ok(socket)
     })?;
-    let scene = Scene {
+    let scene = WireScene {
         capture: wire.watch_server()?,
         wire,
         family,
@@ -159,17 +136,15 @@ fn after_attach(context: &Context, family: Family) -> Result<()> {
     waits_a_second(context, scene)
 }
 
+case!(Default, "defer.after_listen" => each_family(after_listen));
 fn after_listen(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(
+    let scene = WireScene::new(
         context,
         family,
         &Listen::filtered(family).filter_after_listen(),
     )?;
     let (mut client, _) = scene.connect_and_ack(context)?;
-    client.request()?;
-    let accepted = scene.accept(context)?;
-    serve(&accepted)?;
-    client.response()?;
+    let accepted = scene.serve_parked(context, &mut client)?;
     drop((client, accepted));
     set_defer_accept(&scene.listener, 2)?;
     let (client, ack) = scene.connect_and_ack(context)?;
@@ -178,13 +153,8 @@ fn after_listen(context: &Context, family: Family) -> Result<()> {
         (Some(3000), 0),
         "timeout_ms and TCP_DEFER_ACCEPT"
     );
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, Duration::from_secs(3))?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(released_data: 1, timeout_accept: 1),
-    )?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_secs(3))?;
+    scene.counts(context, counted!(released_data: 1, timeout_accept: 1))?;
     exchange_and_close(client, accepted)?;
     scene.judge(|trace| {
         expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
@@ -192,10 +162,12 @@ fn after_listen(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// From the next SYN on it holds for those, too, who are parked already; the policy stays.
+case!(Default, "defer.while_parked" => each_family(while_parked));
+/// Checks that the value holds from the next SYN on, also for requests already parked, and that the
+/// policy stays.
 fn while_parked(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(settings(60_000, 50, OnTimeout::Accept));
-    let scene = Scene::new(context, family, &listen)?;
+    let scene = WireScene::new(context, family, &listen)?;
     let (first, first_ack) = scene.connect_and_ack(context)?;
     set_defer_accept(&scene.listener, 2)?;
     sleep(Duration::from_millis(400));
@@ -206,23 +178,18 @@ fn while_parked(context: &Context, family: Family) -> Result<()> {
         "configuration"
     );
     for (client, ack) in [(first, first_ack), (second, second_ack)] {
-        let accepted = scene.accept(context)?;
-        expect_eq!(
-            accepted.peer.port(),
-            client.local.port(),
-            "the client that was accepted"
-        );
-        context.on_time(ack.at, &accepted, Duration::from_secs(3))?;
+        let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_secs(3))?;
         exchange_and_close(client, accepted)?;
     }
-    counts(context, &scene.listener, counted!(timeout_accept: 2)).map(drop)
+    scene.counts(context, counted!(timeout_accept: 2)).map(drop)
 }
 
-/// The ACK of a SYN that came before is still the kernel's to drop; nobody is lost.
+case!(Default, "defer.between_syn_and_ack" => each_family(between_syn_and_ack));
+/// Checks that TCP may drop the ACK of a SYN that came before the option was set, and that the
+/// client is served.
 fn between_syn_and_ack(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    let scene = RawScene::filtered(context, family)?;
+    let mut client = scene.half_open(context)?;
     set_defer_accept(&scene.listener, 1)?;
     client.ack()?;
     sleep(Duration::from_millis(200));
@@ -236,9 +203,10 @@ fn between_syn_and_ack(context: &Context, family: Family) -> Result<()> {
     scene.serve(context, &mut next)
 }
 
-/// Whoever speaks last is heard: the option, the configuration, the option.
+case!(Default, "defer.again_and_again" => each_family(again_and_again));
+/// Checks that the last call wins: the option, the configuration, the option again.
 fn again_and_again(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     for (asked, expected_ms) in [(1, 1000), (10, 15_000), (3, 3000)] {
         set_defer_accept(&scene.listener, asked)?;
         let (mut client, _) = scene.parked(context)?;
@@ -248,7 +216,7 @@ fn again_and_again(context: &Context, family: Family) -> Result<()> {
             "timeout_ms and TCP_DEFER_ACCEPT after {asked} s"
         );
         scene.serve(context, &mut client)?;
-        // None is not a deadline to take over.
+        // A value of 0 is not taken over.
         set_defer_accept(&scene.listener, 0)?;
         let (mut client, _) = scene.parked(context)?;
         expect_eq!(
@@ -257,7 +225,7 @@ fn again_and_again(context: &Context, family: Family) -> Result<()> {
             "timeout_ms and TCP_DEFER_ACCEPT after 0 s"
         );
         scene.serve(context, &mut client)?;
-        // An option that nobody has taken over yet is older than what is set now.
+        // A value that is not taken over yet is older than this configuration.
         set_defer_accept(&scene.listener, asked)?;
         control::set_config(&scene.listener, &timeout(40_000)).context("ACCF_CONFIG")?;
         let (mut client, _) = scene.parked(context)?;

@@ -1,56 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! More clients than may be parked: the oldest meets its deadline now.
+//! More clients than may be parked: the oldest is evicted.
 
 use std::collections::VecDeque;
 use std::thread::sleep;
 use std::time::Duration;
 
 use accf_kit::capture::Direction;
+use accf_kit::clock::Stamp;
 use accf_kit::control::{self, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen};
 use accf_kit::raw::{RawClient, RawHost};
 use accf_kit::segment::Segment;
 use anyhow::{Context as _, Result};
 
-use super::{DEFAULT, FEW_EACH};
-use crate::case::{each_family, expect_eq, Case, Context};
+use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::count::{counted, counts};
-use crate::scene::{serve, RawScene, REQUEST};
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(DEFAULT, "evict.oldest_first.accept", accepted_in_order),
-        each_family(DEFAULT, "evict.oldest_first.reset", reset_in_order),
-        each_family(DEFAULT, "evict.oldest_first.drop", dropped_in_order),
-        each_family(DEFAULT, "evict.who_has_gone_makes_room", gone),
-        each_family(DEFAULT, "evict.room_for_one", room_for_one),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    cases.push(Case::new(
-        DEFAULT,
-        "evict.hundreds_in_order.v4",
-        hundreds_in_order,
-    ));
-    cases
-}
-
-/// With the module loaded so that a namespace has room for four.
-pub(crate) fn cases_few_each() -> Vec<Case> {
-    [
-        each_family(FEW_EACH, "evict.namespace_ceiling", namespace_ceiling),
-        each_family(FEW_EACH, "evict.namespaces_share_nothing", namespaces),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
+use crate::scene::{accept_from_port, serve, RawScene, Scene, REQUEST};
 
 /// How many may be parked.
 const ROOM: usize = 3;
-/// How many come.
+/// How many clients connect.
 const CLIENTS: usize = 7;
 
 fn crowded(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<RawScene> {
@@ -58,7 +28,7 @@ fn crowded(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<R
     RawScene::new(context, family, &Listen::filtered(family).config(config))
 }
 
-/// Who is left is parked as before.
+/// Checks that the clients that were not evicted are still parked, and serves them.
 fn all_served(
     context: &Context,
     scene: &RawScene,
@@ -71,8 +41,13 @@ fn all_served(
     scene.accept_nothing(Duration::from_millis(200), "all have been served")
 }
 
-fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
-    let scene = crowded(context, family, OnTimeout::Accept)?;
+/// Parks one client after another; from the first that is over the limit, checks what happens to
+/// the oldest, and the counts. Returns the clients that are parked at the end.
+fn evict_oldest(
+    context: &Context,
+    scene: &RawScene,
+    check: impl Fn(&mut RawClient, Stamp) -> Result<()>,
+) -> Result<VecDeque<RawClient>> {
     let mut parked = VecDeque::new();
     for nth in 0..CLIENTS {
         let (client, ack) = scene.parked(context)?;
@@ -80,23 +55,32 @@ fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
         if nth < ROOM {
             continue;
         }
-        let accepted = scene.accept(context)?;
-        context.at_once(ack.at, accepted.at, "from the newcomer's ACK to accept()")?;
-        let mut oldest = parked.pop_front().context("nobody is parked")?;
-        expect_eq!(
-            accepted.peer.port(),
-            oldest.local.port(),
-            "the client that was accepted"
-        );
+        let mut oldest = parked.pop_front().context("no client is parked")?;
+        check(&mut oldest, ack.at)?;
         let evicted = (nth - ROOM + 1) as u64;
-        counts(
-            context,
-            &scene.listener,
-            counted!(parked: ROOM as u64, evicted: evicted),
-        )?;
-        oldest.data(REQUEST)?;
-        serve(&accepted)?;
+        scene.counts(context, counted!(parked: ROOM as u64, evicted: evicted))?;
     }
+    Ok(parked)
+}
+
+/// Checks how many resets the server sent.
+fn resets_sent(scene: RawScene, expected: usize) -> Result<()> {
+    scene.judge(|trace| {
+        let sent = trace.filter(|packet| packet.direction == Direction::Out);
+        expect_eq!(sent.resets(), expected, "resets");
+        Ok(())
+    })
+}
+
+case!(Default, "evict.oldest_first.accept" => each_family(accepted_in_order));
+fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
+    let scene = crowded(context, family, OnTimeout::Accept)?;
+    let parked = evict_oldest(context, &scene, |oldest, ack| {
+        let accepted = scene.accept_from(context, oldest)?;
+        context.at_once(ack, accepted.at, "from the newcomer's ACK to accept()")?;
+        oldest.data(REQUEST)?;
+        serve(&accepted)
+    })?;
     all_served(context, &scene, parked)?;
     scene.judge(|trace| {
         let sent = trace.filter(|packet| packet.direction == Direction::Out);
@@ -105,87 +89,56 @@ fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "evict.oldest_first.reset" => each_family(reset_in_order));
 fn reset_in_order(context: &Context, family: Family) -> Result<()> {
     let scene = crowded(context, family, OnTimeout::Reset)?;
-    let mut parked = VecDeque::new();
-    for nth in 0..CLIENTS {
-        let (client, ack) = scene.parked(context)?;
-        parked.push_back(client);
-        if nth < ROOM {
-            continue;
-        }
-        let mut oldest = parked.pop_front().context("nobody is parked")?;
+    let parked = evict_oldest(context, &scene, |oldest, ack| {
         let expected = oldest.rcv_nxt;
         let reset = oldest
             .receive_until(context.patience(), Segment::is_rst)?
             .context("no reset for the oldest")?;
-        context.at_once(ack.at, reset.at, "from the newcomer's ACK to the reset")?;
+        context.at_once(ack, reset.at, "from the newcomer's ACK to the reset")?;
         expect_eq!(reset.segment.seq, expected, "sequence number of the reset");
-        let evicted = (nth - ROOM + 1) as u64;
-        counts(
-            context,
-            &scene.listener,
-            counted!(parked: ROOM as u64, evicted: evicted),
-        )?;
-    }
-    scene.accept_nothing(Duration::from_millis(200), "nobody has spoken")?;
-    all_served(context, &scene, parked)?;
-    scene.judge(|trace| {
-        let sent = trace.filter(|packet| packet.direction == Direction::Out);
-        expect_eq!(sent.resets(), CLIENTS - ROOM, "resets");
         Ok(())
-    })
+    })?;
+    scene.accept_nothing(Duration::from_millis(200), "no client has sent anything")?;
+    all_served(context, &scene, parked)?;
+    resets_sent(scene, CLIENTS - ROOM)
 }
 
+case!(Default, "evict.oldest_first.drop" => each_family(dropped_in_order));
 fn dropped_in_order(context: &Context, family: Family) -> Result<()> {
     let scene = crowded(context, family, OnTimeout::Drop)?;
     let mut parked = VecDeque::new();
     for nth in 0..CLIENTS {
         parked.push_back(scene.parked(context)?.0);
         let evicted = (nth + 1).saturating_sub(ROOM) as u64;
-        counts(
+        scene.counts(
             context,
-            &scene.listener,
             counted!(parked: (nth + 1).min(ROOM) as u64, evicted: evicted),
         )?;
     }
-    scene.accept_nothing(Duration::from_millis(200), "nobody has spoken")?;
-    // Now the oldest hear of it, and only they.
+    scene.accept_nothing(Duration::from_millis(200), "no client has sent anything")?;
+    // The evicted clients, and only they, now get a reset.
     for _ in ROOM..CLIENTS {
-        let mut dropped = parked.pop_front().context("nobody is left")?;
+        let mut dropped = parked.pop_front().context("no client is left")?;
         dropped.data(REQUEST)?;
         dropped
             .receive_until(context.patience(), Segment::is_rst)?
             .context("no reset for data of a client that was dropped")?;
     }
     all_served(context, &scene, parked)?;
-    scene.judge(|trace| {
-        let sent = trace.filter(|packet| packet.direction == Direction::Out);
-        expect_eq!(sent.resets(), CLIENTS - ROOM, "resets");
-        Ok(())
-    })
+    resets_sent(scene, CLIENTS - ROOM)
 }
 
-/// Who has spoken, or reset, is nobody's oldest any more.
+case!(Default, "evict.who_has_gone_makes_room" => each_family(gone));
+/// Checks that clients that sent data or reset are not evicted.
 fn gone(context: &Context, family: Family) -> Result<()> {
     let scene = crowded(context, family, OnTimeout::Reset)?;
-    let (mut first, _) = scene.parked(context)?;
-    let (mut second, _) = scene.parked(context)?;
-    let (mut third, _) = scene.parked(context)?;
-    scene.serve(context, &mut first)?;
-    second.rst()?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(parked: 1, released_data: 1, aborted: 1),
-    )?;
+    let (mut third, _) = scene.served_reset_and_parked(context)?;
     let (mut fourth, _) = scene.parked(context)?;
     let (fifth, _) = scene.parked(context)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(parked: 3, released_data: 1, aborted: 1),
-    )?;
+    scene.counts(context, counted!(parked: 3, released_data: 1, aborted: 1))?;
     fourth.fin()?;
     drop(scene.accept(context)?);
     let (sixth, _) = scene.parked(context)?;
@@ -193,29 +146,24 @@ fn gone(context: &Context, family: Family) -> Result<()> {
     third
         .receive_until(context.patience(), Segment::is_rst)?
         .context("no reset for the oldest")?;
-    counts(
+    scene.counts(
         context,
-        &scene.listener,
         counted!(parked: 3, released_data: 1, released_fin: 1, aborted: 1, evicted: 1),
     )?;
     all_served(context, &scene, [fifth, sixth, seventh])
 }
 
-/// Without a deadline, a newcomer is the only thing that ends the wait.
+case!(Default, "evict.room_for_one" => each_family(room_for_one));
+/// Checks eviction without a deadline and with room for one.
 fn room_for_one(context: &Context, family: Family) -> Result<()> {
     let config = settings(0, 1, OnTimeout::Accept);
     let scene = RawScene::new(context, family, &Listen::filtered(family).config(config))?;
     let (mut last, _) = scene.parked(context)?;
     for nth in 1..=4 {
         let (client, ack) = scene.parked(context)?;
-        let accepted = scene.accept(context)?;
+        let accepted = scene.accept_from(context, &last)?;
         context.at_once(ack.at, accepted.at, "from the newcomer's ACK to accept()")?;
-        expect_eq!(
-            accepted.peer.port(),
-            last.local.port(),
-            "the client that was accepted"
-        );
-        counts(context, &scene.listener, counted!(parked: 1, evicted: nth))?;
+        scene.counts(context, counted!(parked: 1, evicted: nth))?;
         last.data(REQUEST)?;
         serve(&accepted)?;
         last = client;
@@ -223,7 +171,9 @@ fn room_for_one(context: &Context, family: Family) -> Result<()> {
     all_served(context, &scene, [last])
 }
 
-/// Many more come than there is room for, without a pause: all are accepted, in the order in which they came.
+case!(Default, "evict.hundreds_in_order.v4" => once(hundreds_in_order));
+/// Checks that hundreds of clients, connecting without a pause, are evicted in the order in which
+/// they came.
 fn hundreds_in_order(context: &Context) -> Result<()> {
     const MANY: usize = 300;
     let family = Family::V4;
@@ -239,86 +189,65 @@ fn hundreds_in_order(context: &Context) -> Result<()> {
         client.open(context.patience())?;
         clients.push(client);
     }
-    counts(
-        context,
-        &scene.listener,
-        counted!(parked: 10, evicted: MANY as u64 - 10),
-    )?;
+    scene.counts(context, counted!(parked: 10, evicted: MANY as u64 - 10))?;
     for client in clients.iter().take(MANY - 10) {
-        let accepted = scene.accept(context)?;
-        expect_eq!(
-            accepted.peer.port(),
-            client.local.port(),
-            "the client that was accepted"
-        );
+        scene.accept_from(context, client)?;
     }
     scene.accept_nothing(Duration::from_millis(200), "the others are parked")?;
     control::set_config(&scene.listener, &settings(1, 10, OnTimeout::Drop))?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(timeout_drop: 10, evicted: MANY as u64 - 10),
-    )
-    .map(drop)
+    scene
+        .counts(
+            context,
+            counted!(timeout_drop: 10, evicted: MANY as u64 - 10),
+        )
+        .map(drop)
 }
 
-/// The room of a namespace is for all of its listeners. Whoever has too many of them has his own oldest accepted; nobody
-/// is turned away for the sake of somebody else.
+case!(FourPerNetns, "evict.namespace_ceiling" => each_family(namespace_ceiling));
+/// Checks the limit of a namespace, which all of its listeners share. A listener evicts its own
+/// oldest only; it never evicts another listener's.
 fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let second = Listen::filtered(family).open(&scene.ns)?;
     let mut parked = VecDeque::new();
     for _ in 0..4 {
         parked.push_back(scene.parked(context)?.0);
     }
-    counts(context, &scene.listener, counted!(parked: 4))?;
+    scene.counts(context, counted!(parked: 4))?;
 
-    // The second listener has nobody who could make room: its client is accepted as on a plain one.
+    // The second listener has no request to evict: its client is accepted as on a plain one.
     let mut stranger = scene.host.client(family, second.port());
     let sent = stranger.open(context.patience())?;
-    let accepted = second
-        .accept(context.patience())?
-        .context("no connection to accept on the second listener")?;
+    let accepted = accept_from_port(&second, context, stranger.local.port())?;
     context.at_once(sent, accepted.at, "from the bare ACK to accept()")?;
     stranger.data(REQUEST)?;
     serve(&accepted)?;
     counts(context, &second, counted!(bypass_namespace_limit: 1))?;
-    counts(context, &scene.listener, counted!(parked: 4))?;
+    scene.counts(context, counted!(parked: 4))?;
 
-    // The first one has.
+    // The first listener evicts its oldest.
     parked.push_back(scene.parked(context)?.0);
-    let mut oldest = parked.pop_front().context("nobody is parked")?;
-    let accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        oldest.local.port(),
-        "the client that was accepted"
-    );
+    let mut oldest = parked.pop_front().context("no client is parked")?;
+    let accepted = scene.accept_from(context, &oldest)?;
     oldest.data(REQUEST)?;
     serve(&accepted)?;
-    counts(context, &scene.listener, counted!(parked: 4, evicted: 1))?;
+    scene.counts(context, counted!(parked: 4, evicted: 1))?;
 
-    // But not if it would have to reset, or to drop, somebody who has not had his time.
+    // It does not evict if the policy is to reset or to drop: the oldest has not had its time.
     for (nth, on_timeout) in [(1, OnTimeout::Reset), (2, OnTimeout::Drop)] {
         control::set_config(&scene.listener, &settings(60_000, 0, on_timeout))?;
         let (mut newcomer, _) = scene.parked(context)?;
-        let accepted = scene.accept(context)?;
-        expect_eq!(
-            accepted.peer.port(),
-            newcomer.local.port(),
-            "the client that was accepted"
-        );
+        let accepted = scene.accept_from(context, &newcomer)?;
         newcomer.data(REQUEST)?;
         serve(&accepted)?;
-        counts(
+        scene.counts(
             context,
-            &scene.listener,
             counted!(parked: 4, evicted: 1, bypass_namespace_limit: nth),
         )?;
     }
 
-    // Whoever goes leaves room for anybody.
-    let mut speaker = parked.pop_front().context("nobody is parked")?;
+    // A request that ends makes room for any listener of the namespace.
+    let mut speaker = parked.pop_front().context("no client is parked")?;
     scene.serve(context, &mut speaker)?;
     let mut stranger = scene.host.client(family, second.port());
     stranger.open(context.patience())?;
@@ -327,7 +256,7 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
         &second,
         counted!(parked: 1, bypass_namespace_limit: 1),
     )?;
-    // And now the second one has somebody, too.
+    // Now the second listener has a request to evict.
     let mut newcomer = scene.host.client(family, second.port());
     newcomer.open(context.patience())?;
     counts(
@@ -335,15 +264,8 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
         &second,
         counted!(parked: 1, evicted: 1, bypass_namespace_limit: 1),
     )?;
-    let accepted = second
-        .accept(context.patience())?
-        .context("no connection to accept on the second listener")?;
-    expect_eq!(
-        accepted.peer.port(),
-        stranger.local.port(),
-        "the client that was accepted"
-    );
-    // A listener that closes takes its clients along.
+    accept_from_port(&second, context, stranger.local.port())?;
+    // Closing a listener ends its parked requests.
     drop(scene.listener);
     let mut latecomers = Vec::new();
     for _ in 0..3 {
@@ -359,32 +281,33 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
     .map(drop)
 }
 
-/// What one namespace has parked is none of another's business.
+case!(FourPerNetns, "evict.namespaces_share_nothing" => each_family(namespaces));
+/// Checks that the limit counts each namespace separately.
 fn namespaces(context: &Context, family: Family) -> Result<()> {
-    let first = RawScene::new(context, family, &Listen::filtered(family))?;
-    let second = RawScene::new(context, family, &Listen::filtered(family))?;
+    let first = RawScene::filtered(context, family)?;
+    let second = RawScene::filtered(context, family)?;
     let mut clients = Vec::new();
     for _ in 0..4 {
         clients.push(first.parked(context)?.0);
         clients.push(second.parked(context)?.0);
     }
     for scene in [&first, &second] {
-        counts(context, &scene.listener, counted!(parked: 4))?;
+        scene.counts(context, counted!(parked: 4))?;
     }
     drop(first);
-    // A new namespace has all of its room, whoever had it before.
-    let third = RawScene::new(context, family, &Listen::filtered(family))?;
+    // A new namespace starts with a count of zero.
+    let third = RawScene::filtered(context, family)?;
     for _ in 0..4 {
         clients.push(third.parked(context)?.0);
     }
     for scene in [&second, &third] {
-        counts(context, &scene.listener, counted!(parked: 4))?;
+        scene.counts(context, counted!(parked: 4))?;
     }
     let other: &RawHost = &third.host;
     let mut fifth = other.client(family, third.port());
     fifth.open(context.patience())?;
-    counts(context, &third.listener, counted!(parked: 4, evicted: 1))?;
-    counts(context, &second.listener, counted!(parked: 4))?;
+    third.counts(context, counted!(parked: 4, evicted: 1))?;
+    second.counts(context, counted!(parked: 4))?;
     sleep(Duration::from_millis(100));
     second.accept_nothing(Duration::ZERO, "its clients have not sent anything")
 }

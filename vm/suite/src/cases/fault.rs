@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Memory runs out at random, the network loses packets, a firewall looks at them: whoever should get an answer gets it in
-//! the end, and the sums are right.
+//! Failing allocations, a lossy network, connection tracking: each client gets its answer in the
+//! end, and the counts are correct.
 
 use std::time::Duration;
 
@@ -12,48 +12,55 @@ use accf_kit::module;
 use accf_kit::traffic::Fate;
 use anyhow::{bail, ensure, Result};
 
-use crate::case::{Case, Context, Kernel, Stage};
+use crate::case::{case, once, Context, Kernel};
 use crate::count::describe;
 
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for percent in [1, 10] {
-        for (name, whose) in [("module", Whose::Module), ("network", Whose::Network)] {
-            cases.push(case(
-                format!("fault.memory_of_the_{name}.{percent}_percent"),
-                move |context| no_memory(context, whose, percent),
-            ));
-        }
-    }
-    cases.push(case("fault.lossy_cable.20_percent", |context| {
-        let trouble = Trouble {
-            disturbed: 20,
-            ..Trouble::default()
-        };
-        meet(context, trouble).map(drop)
-    }));
-    cases.push(case("fault.connection_tracking", |context| {
-        let trouble = Trouble {
-            tracked: true,
-            ..Trouble::default()
-        };
-        meet(context, trouble).map(drop)
-    }));
-    cases
+/// How long a case may take.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// Loads the module, runs a test, and unloads the module, which requests with failed allocations
+/// must not prevent.
+fn with_module<T>(context: &Context, test: impl FnOnce() -> Result<T>) -> Result<()> {
+    module::reload("")?;
+    test()?;
+    module::unload(context.patience() * 2)
 }
 
-/// Alone, as memory is everybody's.
-fn case(name: impl Into<String>, body: impl Fn(&Context) -> Result<()> + 'static) -> Case {
-    Case::new(Stage::Alone, name, move |context| {
-        module::reload("")?;
-        body(context)?;
-        // Nothing is left of those whose memory failed, either.
-        module::unload(context.patience() * 2)
-    })
-    .long(Duration::from_secs(180))
+case!(Alone, "fault.lossy_cable.20_percent" => once(lossy_cable).long(LIMIT));
+fn lossy_cable(context: &Context) -> Result<()> {
+    let trouble = Trouble {
+        disturbed: 20,
+        ..Trouble::default()
+    };
+    with_module(context, || meet(context, trouble))
 }
 
-/// Memory runs out for so many of a hundred allocations.
+case!(Alone, "fault.connection_tracking" => once(connection_tracking).long(LIMIT));
+fn connection_tracking(context: &Context) -> Result<()> {
+    let trouble = Trouble {
+        tracked: true,
+        ..Trouble::default()
+    };
+    with_module(context, || meet(context, trouble))
+}
+
+case!(
+    Alone, "fault.memory_of_the_module.1_percent" =>
+    once(|context| with_module(context, || no_memory(context, Whose::Module, 1))).long(LIMIT)
+);
+case!(
+    Alone, "fault.memory_of_the_network.1_percent" =>
+    once(|context| with_module(context, || no_memory(context, Whose::Network, 1))).long(LIMIT)
+);
+case!(
+    Alone, "fault.memory_of_the_module.10_percent" =>
+    once(|context| with_module(context, || no_memory(context, Whose::Module, 10))).long(LIMIT)
+);
+case!(
+    Alone, "fault.memory_of_the_network.10_percent" =>
+    once(|context| with_module(context, || no_memory(context, Whose::Network, 10))).long(LIMIT)
+);
+/// Checks clients and counts while a percentage of allocations fails.
 fn no_memory(context: &Context, whose: Whose, percent: u8) -> Result<()> {
     let Some(failing) = Failing::some(whose, percent)? else {
         return context.lacks("failslab");
@@ -67,7 +74,8 @@ fn no_memory(context: &Context, whose: Whose, percent: u8) -> Result<()> {
     let failed = failing.injected()?;
     context.note(format!("{failed} allocations failed"));
     ensure!(failed > 0, "no allocation failed");
-    // What the module remembers a parked connection by is one of them; now and then it is made of what others have left.
+    // The list entry of a parked connection is one of these allocations; sometimes a spare one is
+    // used instead.
     if (whose, percent) == (Whose::Module, 10) {
         let bypassed: u64 = seen.iter().map(|seen| seen.bypass_no_memory).sum();
         context.note(format!("{bypassed} not parked for want of memory"));
@@ -75,7 +83,8 @@ fn no_memory(context: &Context, whose: Whose, percent: u8) -> Result<()> {
     Ok(())
 }
 
-/// Has clients of every habit meet listeners of all settings, and compares what became of them with what they did.
+/// Has clients of every kind connect to listeners of all settings, and compares what happened to
+/// them with what they did.
 fn meet(context: &Context, trouble: Trouble) -> Result<Vec<Stats>> {
     const AT_ONCE: usize = 60;
     let (clients, deadline) = match context.kernel {
@@ -104,7 +113,7 @@ fn meet(context: &Context, trouble: Trouble) -> Result<Vec<Stats>> {
     Ok(all)
 }
 
-/// How many clients met each fate.
+/// Returns how many clients ended in each way.
 fn fates(meeting: &Meeting) -> Vec<(Fate, u64)> {
     let of = |fate| {
         let all = meeting.crowd().fates().iter();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A client that does its handshake and thinks before it speaks.
+//! A client that does its handshake and pauses before it sends data.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -11,6 +11,7 @@ use std::thread::{self, sleep};
 use std::time::Duration;
 
 use accf_kit::capture::{Direction, Trace};
+use accf_kit::clock::Stamp;
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{connect, keep_alive, Family, Listen};
 use accf_kit::segment::Segment;
@@ -21,56 +22,18 @@ use anyhow::{ensure, Context as _, Result};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, expect_in, Case, Context, Kernel};
+use crate::case::{case, each_family, expect_eq, expect_in, families, once, Context, Kernel};
 use crate::scene::{
-    accept_while, bare_ack, close, established, exchange_and_close, rest, serve, Scene,
+    accept_while, bare_ack, close, established, exchange_and_close, rest, serve, totals, Scene,
+    WireScene,
 };
 
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(DEFAULT, "hold.bare_ack_then_data", bare_ack_then_data),
-        each_family(DEFAULT, "hold.byte_at_a_time", byte_at_a_time),
-        each_family(DEFAULT, "hold.a_megabyte_each_way", megabyte),
-        each_family(DEFAULT, "hold.rtt", |context, family| {
-            rtt(context, family, Timestamps::On)
-        }),
-        each_family(DEFAULT, "hold.epoll_wakes_once", epoll_wakes_once),
-        each_family(DEFAULT, "hold.reuseport", reuse_port),
-        each_family(DEFAULT, "hold.keepalive", keepalive),
-        each_family(DEFAULT, "hold.counters", counters),
-        each_family(
-            DEFAULT,
-            "hold.attached_while_listening",
-            attached_while_listening,
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    cases.extend([
-        Case::new(DEFAULT, "hold.rtt_without_timestamps.v4", |context| {
-            rtt(context, Family::V4, Timestamps::Off)
-        }),
-        Case::new(DEFAULT, "hold.outlives_syn_ack_retries.v4", |context| {
-            outlives_retries(context, Family::V4)
-        }),
-        Case::new(DEFAULT, "hold.outlives_syn_ack_retries.v6", |context| {
-            outlives_retries(context, Family::V6)
-        }),
-        Case::new(DEFAULT, "hold.several_threads_accept", several_threads),
-        Case::new(DEFAULT, "hold.backlog_of_one", backlog_of_one),
-        Case::new(DEFAULT, "hold.plain_listener_beside", plain_beside),
-    ]);
-    cases
-}
-
-/// The case of the report that started it: handshake, silence, then a request.
+case!(Default, "hold.bare_ack_then_data" => each_family(bare_ack_then_data));
+/// Checks the sequence of the report to netdev: handshake, silence, then a request.
 fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let (mut client, ack) = scene.connect_and_ack(context)?;
-    // The kernel would have sent its SYN-ACK again after 1 s and after 3 s.
-    scene.accept_nothing(Duration::from_secs(4), "the client has not sent anything")?;
+    let scene = WireScene::filtered(context, family)?;
+    // A deferring listener would have sent its SYN-ACK again after 1 s and after 3 s.
+    let (mut client, ack) = scene.connect_and_pause(context, Duration::from_secs(4))?;
     scene.requests(context, 1)?;
     let sent = client.request()?;
     let accepted = scene.accept(context)?;
@@ -91,8 +54,7 @@ fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
     established(&client, &accepted)?;
     close(client, accepted)?;
     scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
+        totals(trace, 1, 0)?;
         expect_eq!(trace.count(Segment::is_fin), 2, "FINs");
         let silence = trace.between(ack.at, sent);
         expect_eq!(
@@ -104,14 +66,11 @@ fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// The first byte is enough, and none is lost or doubled.
+case!(Default, "hold.byte_at_a_time" => each_family(byte_at_a_time));
+/// Checks that the first byte releases the connection, and that none is lost or doubled.
 fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let (mut client, _) = scene.connect_and_ack(context)?;
-    scene.accept_nothing(
-        Duration::from_millis(300),
-        "the client has not sent anything",
-    )?;
+    let scene = WireScene::filtered(context, family)?;
+    let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(300))?;
     let text = b"one byte at a time";
     let mut accepted = None;
     for byte in text {
@@ -127,22 +86,18 @@ fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
     drop(accepted);
     expect_eq!(rest(&mut client.stream)?.len(), 0, "bytes the client reads");
     scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
+        totals(trace, 1, 0)?;
         let first = trace.first(Segment::has_data).context("no data")?;
         expect_eq!(first.segment.payload, b"o", "the first segment with data");
         Ok(())
     })
 }
 
-/// A window's worth and more, both ways, on a connection that was held back.
+case!(Default, "hold.a_megabyte_each_way" => each_family(megabyte));
+/// Checks that a megabyte goes each way on a connection that was parked.
 fn megabyte(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let (mut client, _) = scene.connect_and_ack(context)?;
-    scene.accept_nothing(
-        Duration::from_millis(300),
-        "the client has not sent anything",
-    )?;
+    let scene = WireScene::filtered(context, family)?;
+    let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(300))?;
     let mut rng = context.rng();
     let bytes: Vec<u8> = std::iter::repeat_with(|| rng.u8(..))
         .take(1 << 20)
@@ -153,7 +108,7 @@ fn megabyte(context: &Context, family: Family) -> Result<()> {
             let bytes = &bytes;
             move || {
                 let mut sender = sender;
-                // A failure shows at the other end, as bytes that are missing.
+                // A failure shows as missing bytes at the other end.
                 let _ = sender.write_all(bytes);
                 let _ = sender.shutdown(Shutdown::Write);
             }
@@ -184,14 +139,19 @@ enum Timestamps {
     Off,
 }
 
-/// The time a client thinks is not part of the path's: RTT and RTO are those of a plain listener.
+case!(Default, "hold.rtt" => each_family(|context, family| rtt(context, family, Timestamps::On)));
+case!(
+    Default, "hold.rtt_without_timestamps.v4" =>
+    once(|context| rtt(context, Family::V4, Timestamps::Off))
+);
+/// Checks that RTT and RTO are those of a plain listener: a client's pause is not part of them.
 fn rtt(context: &Context, family: Family, timestamps: Timestamps) -> Result<()> {
     const PATH: Duration = Duration::from_millis(40);
     let wire = Wire::with_rtt(PATH)?;
     if timestamps == Timestamps::Off {
         wire.client.set_sysctl("net.ipv4.tcp_timestamps", "0")?;
     }
-    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
+    let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
     let plain = Listen::plain(family).open(&scene.wire.server)?;
 
     let (mut client, _) = scene.connect_and_ack(context)?;
@@ -241,10 +201,10 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// How long the path of a trace's first handshake was, at least and at most, in milliseconds.
+/// Returns bounds of the path's round-trip time of a trace's first handshake, in milliseconds.
 ///
-/// The capture sees a SYN-ACK when it has been through the delay of the server's side, which is half of the path's and
-/// never less. It was made at some time between the SYN and that.
+/// The capture sees a SYN-ACK when it has been through the delay of the server's side, which is
+/// half of the path's and never less. It was made at some time between the SYN and that.
 pub(super) fn path_ms(trace: &Trace, rtt: Duration) -> Result<RangeInclusive<f64>> {
     let syn = trace.first(Segment::is_syn).context("no SYN")?;
     let syn_ack = trace.first(Segment::is_syn_ack).context("no SYN-ACK")?;
@@ -258,7 +218,7 @@ pub(super) fn path_ms(trace: &Trace, rtt: Duration) -> Result<RangeInclusive<f64
     Ok(least..=most)
 }
 
-/// Compares a socket's round-trip time with what the path's was.
+/// Checks a socket's round-trip time against the path's.
 pub(super) fn rtt_is_the_paths(
     context: &Context,
     rtt: Duration,
@@ -276,12 +236,13 @@ pub(super) fn rtt_is_the_paths(
     Ok(())
 }
 
-/// The retransmission timeout after the first sample of a round-trip time (RFC 6298, and the least the kernel adds).
+/// Returns the retransmission timeout after the first sample of a round-trip time (RFC 6298, with
+/// TCP's minimum).
 fn first_rto(rtt: Duration) -> Duration {
     rtt + (2 * rtt).max(Duration::from_millis(200))
 }
 
-/// Compares a socket's retransmission timeout with its round-trip time.
+/// Checks a socket's retransmission timeout against its round-trip time.
 pub(super) fn rto_is_the_paths(info: &TcpInfo) -> Result<()> {
     let expected = ms(first_rto(info.rtt));
     expect_in!(
@@ -292,10 +253,11 @@ pub(super) fn rto_is_the_paths(info: &TcpInfo) -> Result<()> {
     Ok(())
 }
 
-/// A server asleep in `epoll_wait()` is woken once for each connection, and not for a bare ACK.
+case!(Default, "hold.epoll_wakes_once" => each_family(epoll_wakes_once));
+/// Checks that `epoll_wait()` wakes once for each connection, and not for a bare ACK.
 fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 8;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     // Edge-triggered: each event is one call of the listener's wake-up.
     epoll.add(
@@ -321,7 +283,8 @@ fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
                             while listener.accept_now()?.is_some() {
                                 count += 1;
                             }
-                            // Only now, so that the next client finds the queue seen to be empty.
+                            // Added after the loop, so that the queue is empty when the next client
+                            // sends.
                             accepted.fetch_add(count, Ordering::Relaxed);
                         }
                         _ => last = true,
@@ -338,13 +301,13 @@ fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
             sleep(Duration::from_millis(300));
             for (index, client) in clients.iter_mut().enumerate() {
                 client.request()?;
-                // One after another, for each to be a wake-up of its own.
+                // One after another, so that each causes a wake-up.
                 let woken = wait::until(context.patience(), || {
                     Ok(accepted.load(Ordering::Relaxed) == index + 1)
                 })?;
                 ensure!(woken, "connection {} was not accepted", index + 1);
             }
-            // A wake-up too many would come now.
+            // Time for a superfluous wake-up.
             sleep(Duration::from_millis(300));
             Ok(())
         })();
@@ -363,11 +326,12 @@ fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// Two filtered listeners share a port: each of them holds its connections back, and none is lost.
+case!(Default, "hold.reuseport" => each_family(reuse_port));
+/// Checks that two filtered listeners that share a port each park their connections, and lose none.
 fn reuse_port(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 24;
     let listen = Listen::filtered(family).reuse_port();
-    let scene = Scene::new(context, family, &listen)?;
+    let scene = WireScene::new(context, family, &listen)?;
     let second = listen.port(scene.port()).open(&scene.wire.server)?;
     let mut clients = scene.connect_many(CLIENTS)?;
     scene.requests(context, CLIENTS)?;
@@ -403,26 +367,24 @@ fn reuse_port(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// A client that keeps its idle connection alive is answered while it is held, and is served when it speaks.
+case!(Default, "hold.keepalive" => each_family(keepalive));
+/// Checks that keepalive probes of a parked client are answered, and that it is served when it
+/// sends data.
 ///
 /// The answers carry timestamps newer than the SYN-ACK's, and the client's next segments echo them.
 fn keepalive(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     keep_alive(&client.stream)?;
     scene.accept_nothing(
         Duration::from_millis(3500),
-        "the client has only asked whether the server is there",
+        "the client has only sent keepalive probes",
     )?;
-    let sent = client.request()?;
-    let accepted = scene.accept(context)?;
-    context.at_once(sent, accepted.at, "from the request to accept()")?;
-    serve(&accepted)?;
-    client.response()?;
+    let sent = Stamp::now();
+    let accepted = scene.serve_parked(context, &mut client)?;
     close(client, accepted)?;
     scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
+        totals(trace, 1, 0)?;
         let silence = trace.between(ack.at, sent);
         let probes = silence.filter(|packet| packet.direction == Direction::In);
         let answers = silence.filter(|packet| packet.direction == Direction::Out);
@@ -436,20 +398,19 @@ fn keepalive(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// The kernel's books say that nothing was dropped, retransmitted or overflowed.
+case!(Default, "hold.counters" => each_family(counters));
+/// Checks that no counter of the kernel says that something was dropped, retransmitted or
+/// overflowed.
 fn counters(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 10;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let before = Counters::read(&scene.wire.server)?;
     let clients = scene.connect_many(CLIENTS)?;
     scene.requests(context, CLIENTS)?;
     // Over the time of the first retransmission.
     sleep(Duration::from_millis(1500));
     for mut client in clients {
-        client.request()?;
-        let accepted = scene.accept(context)?;
-        serve(&accepted)?;
-        client.response()?;
+        let accepted = scene.serve_parked(context, &mut client)?;
         close(client, accepted)?;
     }
     let after = Counters::read(&scene.wire.server)?;
@@ -482,58 +443,49 @@ fn counters(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A filter that comes while clients are already waiting does not touch those it finds in the queue.
+case!(Default, "hold.attached_while_listening" => each_family(attached_while_listening));
+/// Checks that attaching a filter does not affect connections that are in the accept queue already.
 fn attached_while_listening(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::plain(family))?;
+    let scene = WireScene::new(context, family, &Listen::plain(family))?;
     let (early, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 0)?;
     ulp::attach(&scene.listener, ulp::DATAREADY).context("attach")?;
     let (late, _) = scene.connect_and_ack(context)?;
-    let accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        early.local.port(),
-        "the client that was accepted"
-    );
+    let accepted = scene.accept_from(context, &early)?;
     scene.accept_nothing(
         Duration::from_millis(500),
         "the second client has not sent anything",
     )?;
     exchange_and_close(early, accepted)?;
     let mut late = late;
-    late.request()?;
-    let accepted = scene.accept(context)?;
-    serve(&accepted)?;
-    late.response()?;
+    let accepted = scene.serve_parked(context, &mut late)?;
     close(late, accepted)
 }
 
-/// A parked request is not given up when the kernel would have stopped retransmitting its SYN-ACK.
+case!(
+    Default, "hold.outlives_syn_ack_retries" =>
+    families(&[Family::V4, Family::V6], outlives_retries)
+);
+/// Checks that a request stays parked beyond the time after which TCP gives up retransmitting its
+/// SYN-ACK.
 fn outlives_retries(context: &Context, family: Family) -> Result<()> {
     let wire = Wire::new()?;
-    // The kernel would drop the request after 3 s.
+    // TCP would drop the request after 3 s.
     wire.server.set_sysctl("net.ipv4.tcp_synack_retries", "1")?;
-    let scene = Scene::on(context, wire, family, &Listen::filtered(family))?;
-    let (mut client, _) = scene.connect_and_ack(context)?;
-    scene.accept_nothing(Duration::from_secs(8), "the client has not sent anything")?;
-    client.request()?;
-    let accepted = scene.accept(context)?;
-    serve(&accepted)?;
-    client.response()?;
+    let scene = WireScene::on(context, wire, family, &Listen::filtered(family))?;
+    let (mut client, _) = scene.connect_and_pause(context, Duration::from_secs(8))?;
+    let accepted = scene.serve_parked(context, &mut client)?;
     close(client, accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
 
-/// Several threads wait in `accept()`: each connection comes out once.
+case!(Default, "hold.several_threads_accept" => once(several_threads));
+/// Checks that each connection is accepted once while several threads wait in `accept()`.
 fn several_threads(context: &Context) -> Result<()> {
     const CLIENTS: usize = 40;
     const THREADS: usize = 4;
     let family = Family::V6;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let listener = &scene.listener;
     let over = &AtomicBool::new(false);
     thread::scope(|scope| {
@@ -543,7 +495,7 @@ fn several_threads(context: &Context) -> Result<()> {
                     let mut peers = Vec::new();
                     while !over.load(Ordering::Relaxed) {
                         if let Some(accepted) = listener.accept(Duration::from_millis(100))? {
-                            // Without data there is no request to read, and this is an error.
+                            // Without data this fails.
                             serve(&accepted)?;
                             peers.push(accepted.peer.port());
                         }
@@ -563,7 +515,7 @@ fn several_threads(context: &Context) -> Result<()> {
             }
             Ok(clients)
         })();
-        // Time for a connection nobody asked for to come out.
+        // Time for a superfluous connection.
         sleep(Duration::from_millis(300));
         over.store(true, Ordering::Relaxed);
         let mut served = Vec::new();
@@ -580,26 +532,20 @@ fn several_threads(context: &Context) -> Result<()> {
         expect_eq!(
             served.into_iter().collect::<BTreeSet<_>>(),
             expected,
-            "who was served"
+            "the clients that were served"
         );
         Ok(())
     })
 }
 
-/// The smallest backlog: clients who speak are served, one after another and side by side.
+case!(Default, "hold.backlog_of_one" => once(backlog_of_one));
+/// Checks that the smallest backlog serves clients one after another and side by side.
 fn backlog_of_one(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = Scene::new(context, family, &Listen::filtered(family).backlog(1))?;
+    let scene = WireScene::new(context, family, &Listen::filtered(family).backlog(1))?;
     for _ in 0..3 {
-        let (mut client, _) = scene.connect_and_ack(context)?;
-        scene.accept_nothing(
-            Duration::from_millis(300),
-            "the client has not sent anything",
-        )?;
-        client.request()?;
-        let accepted = scene.accept(context)?;
-        serve(&accepted)?;
-        client.response()?;
+        let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(300))?;
+        let accepted = scene.serve_parked(context, &mut client)?;
         close(client, accepted)?;
     }
     let mut clients = scene.connect_many(3)?;
@@ -615,10 +561,11 @@ fn backlog_of_one(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A plain listener of the same process and namespace knows nothing of its neighbour's filter.
+case!(Default, "hold.plain_listener_beside" => once(plain_beside));
+/// Checks that a filter does not affect a plain listener of the same process and namespace.
 fn plain_beside(context: &Context) -> Result<()> {
     let family = Family::V4;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let plain = Listen::plain(family).open(&scene.wire.server)?;
     let (held, _) = scene.connect_and_ack(context)?;
     let server = scene.wire.server_address(family, plain.port());
@@ -640,8 +587,5 @@ fn plain_beside(context: &Context) -> Result<()> {
     );
     drop((accepted, client));
     let mut held = held;
-    held.request()?;
-    let accepted = scene.accept(context)?;
-    serve(&accepted)?;
-    held.response()
+    scene.serve(context, &mut held)
 }

@@ -1,59 +1,45 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! An accepted socket is nobody's: TLS in the kernel attaches to it and works.
+//! Kernel TLS attaches to an accepted socket and works.
 
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use accf_kit::endpoint::{Accepted, Family, Listen};
+use accf_kit::endpoint::{Accepted, Family};
 use accf_kit::ktls::{self, Key, Side};
 use accf_kit::ulp;
 use anyhow::{ensure, Context as _, Result};
 use nix::errno::Errno;
 
-use super::{DEFAULT, TWO_SECONDS};
-use crate::case::{each_family, expect_eq, Case, Context};
-use crate::scene::{Client, Scene};
+use crate::case::{case, each_family, expect_eq, Context};
+use crate::scene::{Client, Scene, WireScene};
 
-const SECRET: &[u8] = b"a secret nobody on the wire may read";
+const SECRET: &[u8] = b"a secret that must not be on the wire";
 
-pub(crate) fn cases() -> Vec<Case> {
-    each_family(DEFAULT, "ktls.on_an_accepted_socket", after_data)
-}
-
-pub(crate) fn cases_at_the_deadline() -> Vec<Case> {
-    each_family(
-        TWO_SECONDS,
-        "ktls.on_a_socket_accepted_at_the_deadline",
-        at_the_deadline,
-    )
-}
-
+case!(Default, "ktls.on_an_accepted_socket" => each_family(after_data));
 fn after_data(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let (mut client, _) = scene.connect_and_ack(context)?;
-    scene.accept_nothing(
-        Duration::from_millis(300),
-        "the client has not sent anything",
-    )?;
+    let scene = WireScene::filtered(context, family)?;
+    let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(300))?;
     client.stream.write_all(b"!")?;
     let mut accepted = scene.accept(context)?;
     accepted.stream.read_exact(&mut [0])?;
     encrypt(context, scene, client, accepted)
 }
 
+case!(TwoSeconds, "ktls.on_a_socket_accepted_at_the_deadline" => each_family(at_the_deadline));
 fn at_the_deadline(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (client, _) = scene.connect_and_ack(context)?;
     scene.accept_nothing(Duration::from_secs(1), "its deadline is not over")?;
     let accepted = scene.accept(context)?;
     encrypt(context, scene, client, accepted)
 }
 
-/// Encrypts both directions, and sees that the other end reads what was written, and the wire something else.
+/// Encrypts both directions; checks that the other end reads what was written, and that it is not
+/// on the wire in plain.
 fn encrypt(
     context: &Context,
-    scene: Scene,
+    scene: WireScene,
     mut client: Client,
     mut accepted: Accepted,
 ) -> Result<()> {

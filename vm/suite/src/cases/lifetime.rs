@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The module goes when nothing of it is in use, and not before; nothing of it stays behind.
+//! Unloading: the module can be unloaded if and only if nothing uses it, and leaves nothing behind.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -20,98 +20,17 @@ use accf_kit::{module, sockets, ulp, wait};
 use anyhow::{ensure, Context as _, Result};
 use nix::errno::Errno;
 
-use crate::case::{each_family, expect_eq, Case, Context, Kernel, Stage};
-use crate::scene::{exchange_and_close, requests, rest, serve, RawScene, Scene, REQUEST};
+use crate::case::{case, each_family, expect_eq, once, Context, Kernel};
+use crate::scene::{
+    exchange_and_close, reads_reset, requests, serve, RawScene, Scene, WireScene, REQUEST,
+};
 
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(
-            Stage::Alone,
-            "lifetime.unload_with_a_request_parked",
-            unload_parked,
-        ),
-        each_family(
-            Stage::Alone,
-            "lifetime.unload_with_an_accepted_socket_open",
-            unload_accepted,
-        ),
-        each_family(Stage::Alone, "lifetime.server_killed", server_killed),
-        each_family(Stage::Alone, "lifetime.namespace_gone", namespace_gone),
-        each_family(
-            Stage::Alone,
-            "lifetime.interface_gone_before_the_deadline",
-            interface_gone,
-        ),
-        each_family(
-            Stage::Alone,
-            "lifetime.shut_down_and_listen_again",
-            listen_again,
-        ),
-        each_family(
-            Stage::Alone,
-            "lifetime.attached_between_two_lives",
-            attached_between,
-        ),
-        each_family(
-            Stage::Alone,
-            "lifetime.shut_down_before_the_deadline",
-            stopped_at_the_deadline,
-        ),
-        each_family(Stage::Alone, "lifetime.reuseport_migration", migration),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    cases.extend([
-        Case::new(
-            Stage::Alone,
-            "lifetime.unload_is_refused_while_listening",
-            refused,
-        ),
-        Case::new(
-            Stage::Alone,
-            "lifetime.connected_in_vain_and_listening_again",
-            listen_without_hooks,
-        ),
-        Case::new(
-            Stage::Alone,
-            "lifetime.unload_after_a_reset",
-            unload_after_reset,
-        ),
-        Case::new(
-            Stage::Alone,
-            "lifetime.attached_and_closed_at_once",
-            closed_at_once,
-        ),
-        Case::new(
-            Stage::Alone,
-            "lifetime.load_and_unload_again_and_again",
-            again_and_again,
-        )
-        .long(Duration::from_secs(120)),
-        Case::new(Stage::Alone, "lifetime.unload_under_traffic", under_traffic),
-        Case::new(
-            Stage::Alone,
-            "lifetime.unload_at_the_deadline",
-            unload_at_the_deadline,
-        )
-        .long(Duration::from_secs(120)),
-        Case::new(
-            Stage::Alone,
-            "lifetime.closed_while_clients_reset_at_the_deadline",
-            closed_at_the_deadline,
-        )
-        .long(Duration::from_secs(120)),
-    ]);
-    cases
-}
-
-/// The module has to be unloadable: soon, as what is closed may take a grace period or two to be gone.
+/// Unloads the module, which may take a grace period or two after the last close.
 fn unloads(context: &Context) -> Result<()> {
     module::unload(context.patience())
 }
 
-/// Nothing but the module itself may hold it now.
+/// Checks that nothing refers to the module any longer.
 fn refcount_is_zero(context: &Context) -> Result<()> {
     let mut seen = None;
     wait::until(context.patience(), || {
@@ -122,6 +41,7 @@ fn refcount_is_zero(context: &Context) -> Result<()> {
     Ok(())
 }
 
+case!(Alone, "lifetime.unload_is_refused_while_listening" => once(refused));
 fn refused(context: &Context) -> Result<()> {
     module::reload("")?;
     refcount_is_zero(context)?;
@@ -156,10 +76,12 @@ fn refused(context: &Context) -> Result<()> {
     unloads(context)
 }
 
-/// A listener closes over a parked request: the module is free, and the client learns of it as from any kernel.
+case!(Alone, "lifetime.unload_with_a_request_parked" => each_family(unload_parked));
+/// Checks that closing a listener ends a parked request, releases the module, and that the client
+/// gets a reset as from any kernel.
 fn unload_parked(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     scene.requests(context, 1)?;
     ensure!(
@@ -177,7 +99,7 @@ fn unload_parked(context: &Context, family: Family) -> Result<()> {
     drop(listener);
     requests(&ns, port, context, 0)?;
     unloads(context)?;
-    // With the module's code gone: what the client still sends is answered by a reset.
+    // The module is unloaded: TCP answers the client's data with a reset.
     client.data(REQUEST)?;
     let answer = client
         .receive_until(context.patience(), |segment| segment.is_rst())?
@@ -192,16 +114,17 @@ fn unload_parked(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// An accepted socket has nothing of the module: it lives on without it.
+case!(Alone, "lifetime.unload_with_an_accepted_socket_open" => each_family(unload_accepted));
+/// Checks that an accepted socket works after the module is unloaded.
 fn unload_accepted(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=500")?;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (mut spoken, _) = scene.connect_and_ack(context)?;
     spoken.request()?;
     let by_data = scene.accept(context)?;
     let (silent, _) = scene.connect_and_ack(context)?;
     let by_deadline = scene.accept(context)?;
-    let Scene { listener, wire, .. } = scene;
+    let WireScene { listener, wire, .. } = scene;
     drop(listener);
     unloads(context)?;
     serve(&by_data)?;
@@ -212,15 +135,16 @@ fn unload_accepted(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Alone, "lifetime.unload_after_a_reset" => once(unload_after_reset));
 fn unload_after_reset(context: &Context) -> Result<()> {
     module::reload("")?;
-    let scene = RawScene::new(context, Family::V6, &Listen::filtered(Family::V6))?;
+    let scene = RawScene::filtered(context, Family::V6)?;
     for _ in 0..10 {
         let (mut client, _) = scene.parked(context)?;
         client.rst()?;
     }
     scene.requests(context, 0)?;
-    // As `ss` sees it, too.
+    // The same by `ss`.
     let text = scene.ns.command("ss", &["-Htn", "state", "syn-recv"])?;
     expect_eq!(text.trim(), "", "half-open requests in `ss`");
     drop(scene.listener);
@@ -228,7 +152,8 @@ fn unload_after_reset(context: &Context) -> Result<()> {
     unloads(context)
 }
 
-/// A filter on a socket that never listens, or never gets a client.
+case!(Alone, "lifetime.attached_and_closed_at_once" => once(closed_at_once));
+/// Checks filters of sockets that never listen, or never get a client.
 fn closed_at_once(context: &Context) -> Result<()> {
     module::reload("")?;
     let ns = Netns::new()?;
@@ -248,7 +173,11 @@ fn closed_at_once(context: &Context) -> Result<()> {
     unloads(context)
 }
 
-/// A whole life of the module, several times.
+case!(
+    Alone, "lifetime.load_and_unload_again_and_again" =>
+    once(again_and_again).long(Duration::from_secs(120))
+);
+/// Loads, uses and unloads the module several times.
 fn again_and_again(context: &Context) -> Result<()> {
     let rounds = match context.kernel {
         Kernel::Stock => 12,
@@ -260,26 +189,24 @@ fn again_and_again(context: &Context) -> Result<()> {
         let family = *Family::ALL
             .get(round % Family::ALL.len())
             .context("no family")?;
-        let scene = Scene::on(context, wire.clone(), family, &Listen::filtered(family))?;
+        let scene = WireScene::on(context, wire.clone(), family, &Listen::filtered(family))?;
         let (mut client, _) = scene.connect_and_ack(context)?;
         let (parked, _) = scene.connect_and_ack(context)?;
         scene.requests(context, 2)?;
-        client.request()?;
-        let accepted = scene.accept(context)?;
-        serve(&accepted)?;
-        client.response()?;
+        let accepted = scene.serve_parked(context, &mut client)?;
         drop((scene, accepted, client, parked));
         module::unload(context.patience()).with_context(|| format!("round {}", round + 1))?;
     }
     Ok(())
 }
 
-/// Somebody tries to unload all the time while clients come and go.
+case!(Alone, "lifetime.unload_under_traffic" => once(under_traffic));
+/// Checks that unloading fails at any time while clients come and go.
 fn under_traffic(context: &Context) -> Result<()> {
     const CLIENTS: usize = 60;
     module::reload("")?;
     let family = Family::V4;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let over = AtomicBool::new(false);
     let attempts = thread::scope(|scope| {
         let unloader = scope.spawn(|| -> Result<usize> {
@@ -302,10 +229,7 @@ fn under_traffic(context: &Context) -> Result<()> {
                     accf_kit::endpoint::reset_on_close(&client.stream)?;
                     continue;
                 }
-                client.request()?;
-                let accepted = scene.accept(context)?;
-                serve(&accepted)?;
-                client.response()?;
+                scene.serve(context, &mut client)?;
             }
             Ok(())
         })();
@@ -321,7 +245,11 @@ fn under_traffic(context: &Context) -> Result<()> {
     unloads(context)
 }
 
-/// The listener closes and the module goes just as deadlines are met.
+case!(
+    Alone, "lifetime.unload_at_the_deadline" =>
+    once(unload_at_the_deadline).long(Duration::from_secs(120))
+);
+/// Closes the listener and unloads the module just as deadlines expire.
 fn unload_at_the_deadline(context: &Context) -> Result<()> {
     const CLIENTS: usize = 20;
     const DEADLINE: Duration = Duration::from_millis(600);
@@ -330,7 +258,7 @@ fn unload_at_the_deadline(context: &Context) -> Result<()> {
     for round in 0..6_i64 {
         module::reload(&format!("timeout_ms={}", DEADLINE.as_millis()))?;
         let family = Family::V6;
-        let scene = Scene::on(context, wire.clone(), family, &Listen::filtered(family))?;
+        let scene = WireScene::on(context, wire.clone(), family, &Listen::filtered(family))?;
         let server = wire.server_address(family, scene.port());
         let (clients, ack) = wire.client.run(|| {
             let clients = (0..CLIENTS)
@@ -339,7 +267,7 @@ fn unload_at_the_deadline(context: &Context) -> Result<()> {
             Ok((clients, accf_kit::clock::Stamp::now()))
         })?;
         let aim = DEADLINE + Duration::from_millis(rng.u64(..20));
-        let Scene { listener, .. } = scene;
+        let WireScene { listener, .. } = scene;
         sleep(aim.saturating_sub(accf_kit::clock::Stamp::now().since(ack)));
         drop(listener);
         module::unload(context.patience()).with_context(|| format!("round {}", round + 1))?;
@@ -348,7 +276,12 @@ fn unload_at_the_deadline(context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A listener is closed while deadlines are met and the same clients reset: each of the three wants what the others have.
+case!(
+    Alone, "lifetime.closed_while_clients_reset_at_the_deadline" =>
+    once(closed_at_the_deadline).long(Duration::from_secs(120))
+);
+/// Closes a listener while deadlines expire and the same clients reset: all three end the same
+/// requests.
 fn closed_at_the_deadline(context: &Context) -> Result<()> {
     const CLIENTS: u32 = 200;
     module::reload("")?;
@@ -394,7 +327,8 @@ fn closed_at_the_deadline(context: &Context) -> Result<()> {
     unloads(context)
 }
 
-/// A server that is killed leaves nothing behind, and its clients hear of it.
+case!(Alone, "lifetime.server_killed" => each_family(server_killed));
+/// Checks that killing a server leaves nothing behind, and that its clients get resets.
 fn server_killed(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 20;
     module::reload("")?;
@@ -416,16 +350,9 @@ fn server_killed(context: &Context, family: Family) -> Result<()> {
     requests(&wire.server, port, context, 0)?;
     unloads(context)?;
     for mut client in clients {
-        // Nobody listens any more: the first data is answered by a reset.
+        // No listener is left: the first data is answered by a reset.
         client.write_all(REQUEST)?;
-        let error = rest(&mut client)
-            .err()
-            .map(|error| error.downcast_ref::<io::Error>().map(io::Error::kind));
-        expect_eq!(
-            error,
-            Some(Some(io::ErrorKind::ConnectionReset)),
-            "what the client reads"
-        );
+        reads_reset(&mut client)?;
     }
     Ok(())
 }
@@ -450,7 +377,7 @@ fn start_holder(ns: &Netns, family: Family) -> Result<(Child, u16)> {
     })
 }
 
-/// What the other process does.
+/// Holds a listener open until killed: what the other process does.
 pub(crate) fn hold(_: &Context, family: &str) -> Result<()> {
     let family = Family::ALL
         .into_iter()
@@ -459,17 +386,19 @@ pub(crate) fn hold(_: &Context, family: &str) -> Result<()> {
     let listener = Listen::filtered(family).open_here()?;
     println!("{}", listener.port());
     io::stdout().flush()?;
-    // Until killed: this never becomes readable for long, as nobody accepts.
+    // Never accepts, and ends when it is killed.
     loop {
         sleep(Duration::from_secs(3600));
     }
 }
 
-/// Both namespaces go while requests are parked and deadlines near.
+case!(Alone, "lifetime.namespace_gone" => each_family(namespace_gone));
+/// Checks that both namespaces can be destroyed while requests are parked and close to their
+/// deadlines.
 fn namespace_gone(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 20;
     module::reload("timeout_ms=1500")?;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let clients = scene.connect_many(CLIENTS)?;
     scene.requests(context, CLIENTS)?;
     ensure!(
@@ -478,20 +407,22 @@ fn namespace_gone(context: &Context, family: Family) -> Result<()> {
     );
     drop((scene, clients));
     refcount_is_zero(context)?;
-    // Over the deadline, with the code still there to be called if anything were left to call it.
+    // Past the deadline, with the module loaded: nothing must be left that calls it.
     sleep(Duration::from_secs(2));
     unloads(context)
 }
 
-/// The interface a client came through is taken away before its deadline.
+case!(Alone, "lifetime.interface_gone_before_the_deadline" => each_family(interface_gone));
+/// Removes the interface that clients came through, before their deadline.
 ///
-/// Whether the connection is accepted then is the kernel's to say, as its address is gone, too; it may not harm it.
+/// Whether the connections are accepted then is up to the kernel, as their address is gone, too; it
+/// must do no harm.
 fn interface_gone(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=1500")?;
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let clients = scene.connect_many(5)?;
     scene.requests(context, clients.len())?;
-    let Scene {
+    let WireScene {
         wire,
         listener,
         capture,
@@ -514,14 +445,16 @@ fn interface_gone(context: &Context, family: Family) -> Result<()> {
     unloads(context)
 }
 
-/// A listener is shut down and listens again, with the filter it had.
+case!(Alone, "lifetime.shut_down_and_listen_again" => each_family(listen_again));
+/// Checks that a listener that is shut down and listens again keeps its filter.
 ///
-/// As for any half-open request, `shutdown()` does not end the wait of a parked one: it finds a listener again, or not.
+/// As for any half-open request, `shutdown()` does not end the wait of a parked one: at its
+/// deadline it finds a listener again, or not.
 fn listen_again(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
-    // A port the kernel has chosen would be given back.
+    // A port that the kernel has chosen would be released by shutdown().
     let listen = Listen::filtered(family).port(4000);
-    let scene = Scene::new(context, family, &listen)?;
+    let scene = WireScene::new(context, family, &listen)?;
     let (parked, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 1)?;
     scene.listener.socket().shutdown(Shutdown::Both)?;
@@ -536,29 +469,20 @@ fn listen_again(context: &Context, family: Family) -> Result<()> {
         "the filter after shutdown()"
     );
     scene.listener.socket().listen(16)?;
-    let (mut client, _) = scene.connect_and_ack(context)?;
-    scene.accept_nothing(Duration::from_secs(1), "the client has not sent anything")?;
-    client.request()?;
-    let accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        client.local.port(),
-        "the client that was accepted"
-    );
-    serve(&accepted)?;
-    client.response()?;
+    let (mut client, _) = scene.connect_and_pause(context, Duration::from_secs(1))?;
+    let accepted = scene.serve_parked(context, &mut client)?;
     drop((scene, accepted, client, parked));
     unloads(context)
 }
 
-/// A plain listener is shut down, gets the filter, and listens again: a client that is half open since its first life is held back
-/// in its second.
+case!(Alone, "lifetime.attached_between_two_lives" => each_family(attached_between));
+/// Shuts a plain listener down, attaches the filter, and listens again; checks that a client that
+/// is half-open since before is parked.
 fn attached_between(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
-    // A port the kernel has chosen would be given back.
+    // A port that the kernel has chosen would be released by shutdown().
     let scene = RawScene::new(context, family, &Listen::plain(family).port(4000))?;
-    let mut half_open = scene.client();
-    half_open.half_open(context.patience())?;
+    let mut half_open = scene.half_open(context)?;
     scene.requests(context, 1)?;
     scene.listener.socket().shutdown(Shutdown::Both)?;
     ulp::attach(&scene.listener, ulp::DATAREADY)?;
@@ -582,15 +506,17 @@ fn attached_between(context: &Context, family: Family) -> Result<()> {
     unloads(context)
 }
 
-/// A listener that was shut down accepts nobody at a deadline: the kernel drops the request, without a word, as on a plain listener.
+case!(Alone, "lifetime.shut_down_before_the_deadline" => each_family(stopped_at_the_deadline));
+/// Checks that TCP silently drops a request at its deadline if the listener was shut down, as on a
+/// plain listener.
 fn stopped_at_the_deadline(context: &Context, family: Family) -> Result<()> {
     module::reload("timeout_ms=500")?;
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     scene.requests(context, 1)?;
     scene.listener.socket().shutdown(Shutdown::Both)?;
     scene.requests(context, 0)?;
-    // What was said would be here by now.
+    // Time for a segment that was sent to arrive.
     let more = client.receive_until(Duration::from_millis(500), |_| true)?;
     ensure!(more.is_none(), "the client got {more:?}");
     drop(client);
@@ -602,16 +528,18 @@ fn stopped_at_the_deadline(context: &Context, family: Family) -> Result<()> {
     unloads(context)
 }
 
-/// A listener for both families is shut down, tries to connect to an IPv4 address, and listens again: the kernel has given it
-/// other operations meanwhile, and makes connections without asking the filter.
+case!(Alone, "lifetime.connected_in_vain_and_listening_again" => once(listen_without_hooks));
+/// Shuts a listener for both families down, tries to connect to an IPv4 address, and listens again:
+/// meanwhile TCP has replaced the socket's operations, and makes connections without calling the
+/// filter.
 ///
-/// Also of clients that were parked before: they are accepted, and nothing of them stays behind.
+/// Clients that were parked before are accepted, too, and nothing of them is left.
 fn listen_without_hooks(context: &Context) -> Result<()> {
     const NOWHERE: &str = "[::ffff:255.255.255.255]:1";
     module::reload("timeout_ms=5000")?;
-    // A port the kernel has chosen would be given back.
+    // A port that the kernel has chosen would be released by shutdown().
     let listen = Listen::filtered(Family::Mapped).port(4000);
-    let scene = Scene::new(context, Family::Mapped, &listen)?;
+    let scene = WireScene::new(context, Family::Mapped, &listen)?;
     let (mut sends, _) = scene.connect_and_ack(context)?;
     let (silent, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 2)?;
@@ -628,20 +556,30 @@ fn listen_without_hooks(context: &Context) -> Result<()> {
     sends.request()?;
     let accepted = scene.accept(context)?;
     let peer = accepted.peer.port();
-    expect_eq!(peer, sends.local.port(), "who was accepted first");
+    expect_eq!(
+        peer,
+        sends.local.port(),
+        "the client that was accepted first"
+    );
     serve(&accepted)?;
     sends.response()?;
-    // At its deadline.
+    // The silent client is accepted at its deadline.
     let accepted = scene.accept(context)?;
     let peer = accepted.peer.port();
-    expect_eq!(peer, silent.local.port(), "who was accepted then");
+    expect_eq!(
+        peer,
+        silent.local.port(),
+        "the client that was accepted then"
+    );
     drop((scene, accepted, sends, silent));
     unloads(context)
 }
 
-/// A listener of a reuseport group closes, and the kernel moves its requests to another one.
+case!(Alone, "lifetime.reuseport_migration" => each_family(migration));
+/// Closes a listener of a reuseport group, so that TCP migrates its requests to another one.
 ///
-/// Moved or dropped: no client is served twice, none holds the module, and the other listener goes on.
+/// Migrated or dropped: no client is served twice, none pins the module, and the other listener
+/// works.
 fn migration(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: usize = 16;
     module::reload("")?;
@@ -649,7 +587,7 @@ fn migration(context: &Context, family: Family) -> Result<()> {
     wire.server.set_sysctl("net.ipv4.tcp_migrate_req", "1")?;
     for other in ["filtered", "plain"] {
         let filtered = Listen::filtered(family).reuse_port();
-        let scene = Scene::on(context, wire.clone(), family, &filtered)?;
+        let scene = WireScene::on(context, wire.clone(), family, &filtered)?;
         let listen = if other == "filtered" {
             filtered
         } else {
@@ -661,7 +599,7 @@ fn migration(context: &Context, family: Family) -> Result<()> {
         let parked = sockets::requests(&wire.server, scene.port())?;
         ensure!(parked > 0, "no request is parked on the first listener");
         let port = scene.port();
-        let Scene {
+        let WireScene {
             listener, capture, ..
         } = scene;
         drop(listener);

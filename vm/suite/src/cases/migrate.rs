@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A listener stops, and the kernel leaves its connections to another one of its `SO_REUSEPORT` group
-//! (`net.ipv4.tcp_migrate_req`): every one exactly once, and accounted for.
+//! A listener stops, and TCP migrates its requests to another one of its `SO_REUSEPORT` group
+//! (`net.ipv4.tcp_migrate_req`): each is served once, and accounted for.
 
 use std::net::Shutdown;
 use std::thread::sleep;
@@ -14,77 +14,13 @@ use accf_kit::segment::Segment;
 use accf_kit::{module, netns::Netns, wait};
 use anyhow::{ensure, Context as _, Result};
 
-use crate::case::{each_family, expect_eq, Case, Context, Stage};
+use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::count::{counted, counts, describe, stats};
 use crate::scene::{requests, serve, REQUEST};
 
-pub(crate) fn cases() -> Vec<Case> {
-    [
-        each_family(
-            Stage::Alone,
-            "migrate.closed_then_data.to_filtered",
-            |context, family| then_data(context, family, Heir::Filtered, End::Close),
-        ),
-        each_family(
-            Stage::Alone,
-            "migrate.closed_then_data.to_plain",
-            |context, family| then_data(context, family, Heir::Plain, End::Close),
-        ),
-        each_family(
-            Stage::Alone,
-            "migrate.shut_down_then_data.to_filtered",
-            |context, family| then_data(context, family, Heir::Filtered, End::Shutdown),
-        ),
-        each_family(
-            Stage::Alone,
-            "migrate.shut_down_then_deadline.to_filtered",
-            |context, family| then_deadline(context, family, Heir::Filtered),
-        ),
-        each_family(
-            Stage::Alone,
-            "migrate.shut_down_then_reset.to_filtered",
-            |context, family| then_reset(context, family, &[]),
-        ),
-        each_family(
-            Stage::Alone,
-            "migrate.shut_down_then_reset.beside_closed",
-            |context, family| then_reset(context, family, &[Heir::Plain, Heir::Filtered]),
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-/// Those after which the module may not be unloaded any more: the last ones.
-pub(crate) fn cases_last() -> Vec<Case> {
-    let first = Case::new(
-        Stage::Last,
-        "migrate.listens_again_then_reset.beside_plain.v4",
-        listens_again_then_reset,
-    );
-    [
-        // Before the module is kept.
-        vec![first],
-        each_family(
-            Stage::Last,
-            "migrate.shut_down_then_data.to_plain",
-            |context, family| then_data(context, family, Heir::Plain, End::Shutdown),
-        ),
-        each_family(
-            Stage::Last,
-            "migrate.shut_down_then_deadline.to_plain",
-            |context, family| then_deadline(context, family, Heir::Plain),
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-/// Who takes over.
+/// The listener that requests migrate to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Heir {
+enum Target {
     Filtered,
     Plain,
 }
@@ -98,23 +34,24 @@ enum End {
 
 const CLIENTS: usize = 12;
 
-/// The module's reference count once it stays for good, whatever for and how often.
-const KEPT: u64 = 1;
+/// The module's reference count once it is pinned, however often.
+const PINNED: u64 = 1;
 
-/// A listener with clients that are parked, and another one on the same port that has none.
+/// A listener with parked clients, and another one on the same port that has none.
 struct Group {
     ns: Netns,
     host: RawHost,
-    first: Listener,
+    /// Until the test closes it.
+    first: Option<Listener>,
     second: Listener,
     clients: Vec<RawClient>,
-    /// How many references to the module others have left.
+    /// The references to the module from earlier cases.
     pinned: u64,
 }
 
 impl Group {
-    fn new(context: &Context, family: Family, heir: Heir, timeout_ms: u32) -> Result<Self> {
-        // Not loaded anew, as it may be pinned.
+    fn new(context: &Context, family: Family, target: Target, timeout_ms: u32) -> Result<Self> {
+        // Not reloaded, as it may be pinned.
         if !module::is_loaded()? {
             module::load("")?;
         }
@@ -135,52 +72,53 @@ impl Group {
             clients.push(client);
         }
         counts(context, &first, counted!(parked: CLIENTS as u64))?;
-        // Only now, so that all of them are the first one's.
-        let second = match heir {
-            Heir::Filtered => Listen::filtered(family).reuse_port(),
-            Heir::Plain => Listen::plain(family).reuse_port(),
+        // Opened after the clients have connected, so that all of them are the first listener's.
+        let second = match target {
+            Target::Filtered => Listen::filtered(family).reuse_port(),
+            Target::Plain => Listen::plain(family).reuse_port(),
         };
         let second = second.port(first.port()).open(&ns)?;
         Ok(Self {
             ns,
             host,
-            first,
+            first: Some(first),
             second,
             clients,
             pinned,
         })
     }
-}
 
-/// Nothing of it all is left, and the module goes.
-///
-/// Beside a plain heir, the kernel copies requests to where nothing tells the module that they are over: it stays for good
-/// rather than to be called when it is gone.
-fn nothing_is_left(
-    context: &Context,
-    ns: Netns,
-    host: RawHost,
-    port: u16,
-    expected: u64,
-) -> Result<()> {
-    requests(&ns, port, context, 0)?;
-    drop(host);
-    drop(ns);
-    let mut seen = 0;
-    wait::until(context.patience(), || {
-        seen = module::refcount()?.unwrap_or(0);
-        Ok(seen == expected)
-    })?;
-    expect_eq!(seen, expected, "the module's reference count");
-    if seen == 0 && module::is_loaded()? {
-        module::unload(context.patience())?;
+    fn first(&self) -> Result<&Listener> {
+        self.first.as_ref().context("the first listener is closed")
     }
-    Ok(())
+
+    /// Closes everything, and checks that nothing is left but `expected` references to the module.
+    /// Unloads it if there are none.
+    ///
+    /// Beside a plain listener, TCP clones requests to where no callback tells the module that they
+    /// are over: the module stays pinned, as its code could be called after it is unloaded.
+    fn end(self, context: &Context, expected: u64) -> Result<()> {
+        let port = self.second.port();
+        drop((self.first, self.second, self.clients));
+        requests(&self.ns, port, context, 0)?;
+        drop(self.host);
+        drop(self.ns);
+        let mut seen = 0;
+        wait::until(context.patience(), || {
+            seen = module::refcount()?.unwrap_or(0);
+            Ok(seen == expected)
+        })?;
+        expect_eq!(seen, expected, "the module's reference count");
+        if seen == 0 && module::is_loaded()? {
+            module::unload(context.patience())?;
+        }
+        Ok(())
+    }
 }
 
-/// The heir has nothing that it does not know of.
-fn accounts_of(context: &Context, second: &Listener, heir: Heir) -> Result<()> {
-    if heir == Heir::Plain {
+/// Checks that the second listener has no request left that it counts.
+fn accounts_of(context: &Context, second: &Listener, target: Target) -> Result<()> {
+    if target == Target::Plain {
         return Ok(());
     }
     let mut seen = stats(second)?;
@@ -198,38 +136,61 @@ fn accounts_of(context: &Context, second: &Listener, heir: Heir) -> Result<()> {
     Ok(())
 }
 
-/// Every client speaks once the first listener is gone; the other one serves it, once.
-fn then_data(context: &Context, family: Family, heir: Heir, end: End) -> Result<()> {
-    let Group {
-        ns,
-        host,
-        first,
-        second,
-        mut clients,
-        pinned,
-    } = Group::new(context, family, heir, 60_000)?;
-    let port = second.port();
-    // Open, so that its counts can be read, or closed.
-    let first = match end {
-        End::Close => {
-            drop(first);
-            None
-        }
-        End::Shutdown => {
-            first.socket().shutdown(Shutdown::Both)?;
-            Some(first)
-        }
-    };
-    // The timers of those that a closed listener left move them, one tick later.
+// First in its stage: it needs a module that no case has pinned.
+case!(Last, "migrate.listens_again_then_reset.beside_plain.v4" => once(listens_again_then_reset));
+/// Checks that the module is pinned if the first listener, beside a plain one, listens again before
+/// its clients reset. While it did not listen, TCP could take a reference to such a request, and
+/// leave a clone at the plain listener.
+fn listens_again_then_reset(context: &Context) -> Result<()> {
+    let mut group = Group::new(context, Family::V4, Target::Plain, 60_000)?;
+    expect_eq!(group.pinned, 0, "references that earlier cases have left");
+    group.first()?.socket().shutdown(Shutdown::Both)?;
+    group.first()?.socket().listen(64)?;
+    for client in &mut group.clients {
+        client.rst()?;
+    }
+    counts(
+        context,
+        group.first()?,
+        counted!(parked_total: CLIENTS as u64, aborted: CLIENTS as u64),
+    )?;
+    group.end(context, PINNED)
+}
+
+case!(
+    Alone, "migrate.closed_then_data.to_filtered" =>
+    each_family(|context, family| then_data(context, family, Target::Filtered, End::Close))
+);
+case!(
+    Alone, "migrate.closed_then_data.to_plain" =>
+    each_family(|context, family| then_data(context, family, Target::Plain, End::Close))
+);
+case!(
+    Alone, "migrate.shut_down_then_data.to_filtered" =>
+    each_family(|context, family| then_data(context, family, Target::Filtered, End::Shutdown))
+);
+case!(
+    Last, "migrate.shut_down_then_data.to_plain" =>
+    each_family(|context, family| then_data(context, family, Target::Plain, End::Shutdown))
+);
+/// Checks that every client that sends data after the first listener stopped is served once, by the
+/// other one.
+fn then_data(context: &Context, family: Family, target: Target, end: End) -> Result<()> {
+    let mut group = Group::new(context, family, target, 60_000)?;
+    // Stays open, so that its counts can be read, or is closed.
+    match end {
+        End::Close => drop(group.first.take()),
+        End::Shutdown => group.first()?.socket().shutdown(Shutdown::Both)?,
+    }
+    // The timers of requests that a closed listener left migrate them, one tick later.
     sleep(Duration::from_millis(300));
-    for client in &mut clients {
+    for client in &mut group.clients {
         client.data(REQUEST)?;
     }
-    // Where nothing but the kernel's copies of requests is left, which wait in the accept queue of the other listener, the
-    // module must know of them, or have nothing to do with them: whether it is refused to go, or goes, they come out.
-    let mut first = first;
-    if (heir, end) == (Heir::Plain, End::Shutdown) {
-        let seen = first.take().map(stats).transpose()?;
+    // Only TCP's clones of requests are left, in the accept queue of the other listener. They must
+    // be served whether the module can be unloaded meanwhile or not.
+    if (target, end) == (Target::Plain, End::Shutdown) {
+        let seen = group.first.take().map(stats).transpose()?;
         if let Some(seen) = seen {
             context.note(format!("the first listener: {}", describe(&seen)));
             expect_eq!(seen.parked, 0, "parked on the first listener");
@@ -239,12 +200,12 @@ fn then_data(context: &Context, family: Family, heir: Heir, end: End) -> Result<
         context.note(format!("unloading while they wait: {gone:?}"));
     }
     let mut served = Vec::new();
-    while let Some(accepted) = second.accept(Duration::from_millis(700))? {
+    while let Some(accepted) = group.second.accept(Duration::from_millis(700))? {
         serve(&accepted)?;
         served.push(accepted.peer.port());
     }
     let mut answered = Vec::new();
-    for client in &mut clients {
+    for client in &mut group.clients {
         let answer = client.receive_until(Duration::from_millis(200), |segment| {
             segment.is_rst() || segment.has_data()
         })?;
@@ -256,9 +217,9 @@ fn then_data(context: &Context, family: Family, heir: Heir, end: End) -> Result<
     answered.sort_unstable();
     expect_eq!(served, answered, "clients served, and clients answered");
     expect_eq!(served.len(), CLIENTS, "clients served");
-    accounts_of(context, &second, heir)?;
-    if let Some(first) = first {
-        let seen = stats(&first)?;
+    accounts_of(context, &group.second, target)?;
+    if let Some(first) = &group.first {
+        let seen = stats(first)?;
         context.note(format!("the first listener: {}", describe(&seen)));
         expect_eq!(seen.parked, 0, "parked on the first listener");
         expect_eq!(
@@ -267,31 +228,31 @@ fn then_data(context: &Context, family: Family, heir: Heir, end: End) -> Result<
             "connections that were parked there"
         );
     }
-    drop((second, clients));
-    let left = match (heir, end) {
-        (Heir::Plain, End::Shutdown) => KEPT,
-        _ => pinned,
+    let left = match (target, end) {
+        (Target::Plain, End::Shutdown) => PINNED,
+        _ => group.pinned,
     };
-    nothing_is_left(context, ns, host, port, left)
+    group.end(context, left)
 }
 
-/// Nobody speaks: at the deadline each connection is accepted by the other one, or it is gone; never twice, never both.
-fn then_deadline(context: &Context, family: Family, heir: Heir) -> Result<()> {
-    let Group {
-        ns,
-        host,
-        first,
-        second,
-        mut clients,
-        pinned,
-    } = Group::new(context, family, heir, 2500)?;
-    let port = second.port();
-    first.socket().shutdown(Shutdown::Both)?;
+case!(
+    Alone, "migrate.shut_down_then_deadline.to_filtered" =>
+    each_family(|context, family| then_deadline(context, family, Target::Filtered))
+);
+case!(
+    Last, "migrate.shut_down_then_deadline.to_plain" =>
+    each_family(|context, family| then_deadline(context, family, Target::Plain))
+);
+/// Checks that at the deadline each silent connection is either accepted by the other listener,
+/// once, or gone.
+fn then_deadline(context: &Context, family: Family, target: Target) -> Result<()> {
+    let mut group = Group::new(context, family, target, 2500)?;
+    group.first()?.socket().shutdown(Shutdown::Both)?;
     let mut accepted = Vec::new();
-    while let Some(connection) = second.accept(Duration::from_millis(3500))? {
+    while let Some(connection) = group.second.accept(Duration::from_millis(3500))? {
         accepted.push(connection);
     }
-    let seen = stats(&first)?;
+    let seen = stats(group.first()?)?;
     context.note(format!(
         "{} accepted; the first listener: {}",
         accepted.len(),
@@ -305,98 +266,76 @@ fn then_deadline(context: &Context, family: Family, heir: Heir) -> Result<()> {
     ports.sort_unstable();
     ports.dedup();
     expect_eq!(ports.len(), accepted.len(), "different clients accepted");
-    // Whoever was accepted is served.
+    // Each accepted client is served.
     for connection in accepted {
-        let client = clients
+        let client = group
+            .clients
             .iter_mut()
             .find(|client| client.local.port() == connection.peer.port())
-            .context("nobody's connection")?;
+            .context("a connection of an unknown client")?;
         client.data(REQUEST)?;
         serve(&connection)?;
         client
             .receive_until(context.patience(), Segment::has_data)?
             .context("no response")?;
     }
-    ensure!(!ports.is_empty(), "nobody was accepted");
-    accounts_of(context, &second, heir)?;
-    drop((first, second, clients));
-    let left = match heir {
-        Heir::Plain => KEPT,
-        Heir::Filtered => pinned,
+    ensure!(!ports.is_empty(), "no client was accepted");
+    accounts_of(context, &group.second, target)?;
+    let left = match target {
+        Target::Plain => PINNED,
+        Target::Filtered => group.pinned,
     };
-    nothing_is_left(context, ns, host, port, left)
+    group.end(context, left)
 }
 
-/// Every client gives up once the first listener is shut down. Whoever took their requests could have made copies; but among
-/// those that have a filter, or are closed, there is nobody who would keep one: the module can go.
-fn then_reset(context: &Context, family: Family, closed: &[Heir]) -> Result<()> {
-    let Group {
-        ns,
-        host,
-        first,
-        second,
-        mut clients,
-        pinned,
-    } = Group::new(context, family, Heir::Filtered, 60_000)?;
-    let port = second.port();
-    for heir in closed {
-        let third = match heir {
-            Heir::Filtered => Listen::filtered(family),
-            Heir::Plain => Listen::plain(family),
+case!(
+    Alone, "migrate.shut_down_then_reset.to_filtered" =>
+    each_family(|context, family| then_reset(context, family, &[]))
+);
+case!(
+    Alone, "migrate.shut_down_then_reset.beside_closed" =>
+    each_family(|context, family| then_reset(context, family, &[Target::Plain, Target::Filtered]))
+);
+/// Checks that the module can be unloaded if every client resets once the first listener is shut
+/// down: TCP may clone the requests, but a filtered or closed listener keeps no clone.
+fn then_reset(context: &Context, family: Family, closed: &[Target]) -> Result<()> {
+    let mut group = Group::new(context, family, Target::Filtered, 60_000)?;
+    for target in closed {
+        let third = match target {
+            Target::Filtered => Listen::filtered(family),
+            Target::Plain => Listen::plain(family),
         };
-        drop(third.reuse_port().port(port).open(&ns)?);
+        drop(
+            third
+                .reuse_port()
+                .port(group.second.port())
+                .open(&group.ns)?,
+        );
     }
-    first.socket().shutdown(Shutdown::Both)?;
-    for client in &mut clients {
+    group.first()?.socket().shutdown(Shutdown::Both)?;
+    for client in &mut group.clients {
         client.rst()?;
     }
-    let mut seen = stats(&first)?;
+    let mut seen = stats(group.first()?)?;
     wait::until(context.patience(), || {
-        seen = stats(&first)?;
+        seen = stats(group.first()?)?;
         Ok(seen.parked == 0)
     })?;
     context.note(format!("the first listener: {}", describe(&seen)));
     expect_eq!(seen.parked, 0, "parked on the first listener");
     expect_eq!(seen.aborted, CLIENTS as u64, "connections given up");
-    // The kernel counts them off the other one, where they never were.
-    let heir = control::stats(&second)?;
-    context.note(format!("the second listener: {}", describe(&heir)));
-    expect_eq!(heir.parked, 0, "parked on the second listener");
+    // TCP subtracts them from the other listener's counts, to which they were never added.
+    let target = control::stats(&group.second)?;
+    context.note(format!("the second listener: {}", describe(&target)));
+    expect_eq!(target.parked, 0, "parked on the second listener");
     expect_eq!(
         (
-            seen.half_open + heir.half_open,
-            seen.half_open_young + heir.half_open_young
+            seen.half_open + target.half_open,
+            seen.half_open_young + target.half_open_young
         ),
         (0, 0),
         "half-open and young requests of both listeners"
     );
-    drop((first, second, clients));
-    nothing_is_left(context, ns, host, port, pinned)
-}
-
-/// The same beside a plain listener, but that the first one listens again before its clients give up. Somebody may have had a reference to
-/// such a request while it was not listening, and a copy may be left at the plain one: the module stays.
-fn listens_again_then_reset(context: &Context) -> Result<()> {
-    let Group {
-        ns,
-        host,
-        first,
-        second,
-        mut clients,
-        pinned,
-    } = Group::new(context, Family::V4, Heir::Plain, 60_000)?;
-    expect_eq!(pinned, 0, "references that others have left");
-    let port = second.port();
-    first.socket().shutdown(Shutdown::Both)?;
-    first.socket().listen(64)?;
-    for client in &mut clients {
-        client.rst()?;
-    }
-    counts(
-        context,
-        &first,
-        counted!(parked_total: CLIENTS as u64, aborted: CLIENTS as u64),
-    )?;
-    drop((first, second, clients));
-    nothing_is_left(context, ns, host, port, KEPT)
+    let pinned = group.pinned;
+    group.end(context, pinned)
 }

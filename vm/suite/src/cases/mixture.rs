@@ -17,31 +17,8 @@ use accf_kit::swarm::Swarm;
 use accf_kit::{module, sockets};
 use anyhow::{anyhow, ensure, Context as _, Result};
 
-use crate::case::{expect_eq, Case, Context, Kernel, Stage};
+use crate::case::{case, each_family, expect_eq, Context, Kernel};
 use crate::count::{describe, stats};
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for family in [Family::V4, Family::V6, Family::Mapped] {
-        cases.push(
-            Case::new(
-                Stage::Alone,
-                format!("mixture.every_connection_is_accounted_for.{family}"),
-                move |context| mixture(context, family, None),
-            )
-            .long(Duration::from_secs(600)),
-        );
-        cases.push(
-            Case::new(
-                Stage::Alone,
-                format!("mixture.acknowledged_as_the_syn_ack_is_sent_again.{family}"),
-                move |context| mixture(context, family, Some(HESITATION)),
-            )
-            .long(Duration::from_secs(600)),
-        );
-    }
-    cases
-}
 
 const PLACES: [Place; 5] = [
     Place {
@@ -73,6 +50,17 @@ const HESITATION: Range<Duration> = Duration::from_millis(990)..Duration::from_m
 /// How many clients are there at once.
 const AT_ONCE: usize = 800;
 
+/// How long a case may take.
+const LIMIT: Duration = Duration::from_secs(600);
+
+case!(
+    Alone, "mixture.every_connection_is_accounted_for" =>
+    each_family(|context, family| mixture(context, family, None)).long(LIMIT)
+);
+case!(
+    Alone, "mixture.acknowledged_as_the_syn_ack_is_sent_again" =>
+    each_family(|context, family| mixture(context, family, Some(HESITATION))).long(LIMIT)
+);
 fn mixture(context: &Context, family: Family, hesitation: Option<Range<Duration>>) -> Result<()> {
     let count: usize = match (context.kernel, family) {
         (Kernel::Stock, _) if hesitation.is_some() => 2_000,

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! The table of all cases.
+//!
+//! A new case needs nothing here: `case!` above its function registers it. A new file needs its
+//! `mod`.
 
 mod account;
 mod attach;
@@ -29,77 +32,112 @@ mod release;
 use std::time::Duration;
 
 use accf_kit::module;
+use anyhow::Result;
 
-use crate::case::{Case, Skip, Stage};
+use crate::case::{Case, Context, Entry, Skip, Stage};
 
-/// Loaded as an administrator would who gives no parameters.
-const DEFAULT: Stage = Stage::Loaded("");
-/// Loaded with a deadline short enough to wait for.
-const TWO_SECONDS: Stage = Stage::Loaded("timeout_ms=2000");
-/// Loaded without a deadline.
-const NEVER: Stage = Stage::Loaded("timeout_ms=0");
+/// The stages whose cases share a loaded module, and how the case is called that unloads it.
+const SHARED: [(Stage, &str); 5] = [
+    (Stage::Default, "default"),
+    (Stage::Fuzz, "fuzz"),
+    (Stage::TwoSeconds, "two_seconds"),
+    (Stage::NoDeadline, "never"),
+    (Stage::FourPerNetns, "few_each"),
+];
 
-/// Loaded with room for four in each namespace.
-const FEW_EACH: Stage = Stage::Loaded("max_parked_netns=4");
-
-/// Every case, in the order of the results.
+/// Returns every case, in the order of the results.
 pub(crate) fn table() -> Vec<Case> {
-    [
-        plain::cases(Stage::Unloaded, "unloaded."),
-        attach::cases_unloaded(),
-        command::cases_unloaded(),
-        attach::cases(),
-        plain::cases(DEFAULT, ""),
-        hold::cases(),
-        release::cases(),
-        odd::cases(),
-        ktls::cases(),
-        control::cases(),
-        command::cases(),
-        policy::cases(),
-        defer::cases(),
-        bypass::cases(),
-        evict::cases(),
-        account::cases(),
-        deadline::cases_default(),
-        nothing_left("default"),
-        fuzz::cases(),
-        nothing_left("fuzz"),
-        deadline::cases(),
-        nothing_left("two_seconds"),
-        deadline::cases_never(),
-        nothing_left("never"),
-        evict::cases_few_each(),
-        nothing_left("few_each"),
-        lifetime::cases(),
-        migrate::cases(),
-        control::cases_alone(),
-        bypass::cases_alone(),
-        backlog::cases(),
-        mixture::cases(),
-        fault::cases(),
-        model::cases(),
-        multitude::cases(),
-        crowd::cases(),
-        migrate::cases_last(),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
+    let mut table: Vec<Case> = Entry::all().into_iter().flat_map(Entry::cases).collect();
+    for (stage, name) in SHARED {
+        let last = table.iter().rposition(|case| case.stage == stage);
+        table.insert(last.map_or(0, |last| last + 1), nothing_left(name));
+    }
+    table
 }
 
-/// Once the cases of a stage are over, nothing may be left of them that holds the module; of a stage left out, nothing is.
-fn nothing_left(stage: &str) -> Vec<Case> {
-    vec![Case::new(
-        Stage::Alone,
-        format!("lifetime.nothing_is_left_after_the_stage.{stage}"),
-        |context| {
-            if !module::is_loaded()? {
-                return Err(
-                    Skip("nobody has loaded the module since it went last".to_owned()).into(),
+/// Returns the case that checks, after the cases of a stage, that nothing is left of them that
+/// holds the module.
+fn nothing_left(stage: &str) -> Case {
+    Case {
+        name: format!("lifetime.nothing_is_left_after_the_stage.{stage}"),
+        stage: Stage::Alone,
+        limit: Duration::from_secs(60),
+        early: false,
+        body: Box::new(unload),
+    }
+}
+
+/// Unloads the module after the cases of a stage. If that stage was filtered out, it is not loaded.
+fn unload(context: &Context) -> Result<()> {
+    if !module::is_loaded()? {
+        return Err(
+            Skip("the module was not loaded again since it was unloaded".to_owned()).into(),
+        );
+    }
+    module::unload(Duration::from_secs(10) * context.kernel.patience())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    #[test]
+    fn no_two_cases_have_one_name() {
+        let mut names = BTreeSet::new();
+        for case in table() {
+            assert!(names.insert(case.name.clone()), "twice: {}", case.name);
+        }
+    }
+
+    /// Returns the paths of the Rust sources in a directory and below it.
+    fn sources(directory: &Path) -> Vec<PathBuf> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                files.extend(sources(&path));
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+        files
+    }
+
+    #[test]
+    fn every_file_registers_a_case() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cases");
+        let entries = Entry::all();
+        for path in sources(&directory) {
+            if path.ends_with("mod.rs") {
+                continue;
+            }
+            let name = path.strip_prefix(&directory).unwrap();
+            let registers = |entry: &&Entry| Path::new(entry.file).ends_with(name);
+            assert!(
+                entries.iter().any(registers),
+                "{} registers no case",
+                name.display()
+            );
+        }
+    }
+
+    #[test]
+    fn a_module_is_unloaded_after_each_stage_that_shares_it() {
+        let table = table();
+        for pair in table.windows(2) {
+            let [case, next] = pair else { unreachable!() };
+            if case.stage != next.stage && case.stage.parameters().is_some() {
+                assert!(
+                    next.name.starts_with("lifetime.nothing_is_left_after"),
+                    "{} comes after {}",
+                    next.name,
+                    case.name
                 );
             }
-            module::unload(Duration::from_secs(10) * context.kernel.patience())
-        },
-    )]
+        }
+    }
 }

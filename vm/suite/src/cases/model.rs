@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Random histories of listeners, as real segments: whatever happens is what the reference model says, at that time.
+//! Random histories of listeners, as real segments: what happens, and when, is what the reference
+//! model predicts.
 //!
-//! A run takes [`SECONDS`] for each family, or as many as the environment's `ACCF_MODEL_SECONDS` says. The same `--seed`
-//! makes up the same histories. One that does not go as predicted is shrunk before it is shown.
+//! A run takes [`SECONDS`] for each family, or what `ACCF_MODEL_SECONDS` in the environment says.
+//! The same `--seed` makes the same histories. One that does not go as predicted is shrunk before
+//! it is shown.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -17,31 +19,23 @@ use anyhow::{anyhow, bail, ensure, Result};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::case::{Case, Context, Kernel, Stage};
+use crate::case::{case, families, Context, Kernel};
 use crate::play::{Done, Outcome, Theatre};
 
-/// How long histories are made up.
+/// How many seconds new histories are played.
 const SECONDS: u64 = 25;
 /// How many moves a history has at most.
 const MOVES: usize = 60;
-/// How often a history is played whose machine was late, before it is given up.
+/// How often a history is played again because the machine was late.
 const ATTEMPTS: usize = 6;
-/// How many smaller histories are tried at most to explain one that does not go as predicted, and for how long.
+/// How many smaller histories are tried at most to shrink one that does not go as predicted, and
+/// for how long.
 const SMALLER: usize = 80;
 const SHRINKING: Duration = Duration::from_secs(90);
 
-pub(crate) fn cases() -> Vec<Case> {
-    [Family::V4, Family::V6]
-        .into_iter()
-        .map(|family| {
-            Case::new(
-                Stage::Alone,
-                format!("model.random_histories.{family}"),
-                move |context| random_histories(context, family),
-            )
-            .long(Duration::from_secs(seconds() + 120) + SHRINKING)
-        })
-        .collect()
+/// Returns how long a case may take.
+fn limit() -> Duration {
+    Duration::from_secs(seconds() + 120) + SHRINKING
 }
 
 fn seconds() -> u64 {
@@ -51,7 +45,7 @@ fn seconds() -> u64 {
         .unwrap_or(SECONDS)
 }
 
-/// How fast this guest can play, and how many histories at once.
+/// Returns how fast this guest can play, and how many histories at once.
 fn pace(kernel: Kernel) -> (Pace, usize) {
     match kernel {
         Kernel::Stock => (
@@ -73,6 +67,10 @@ fn pace(kernel: Kernel) -> (Pace, usize) {
     }
 }
 
+case!(
+    Alone, "model.random_histories" =>
+    families(&[Family::V4, Family::V6], random_histories).long_as(limit)
+);
 fn random_histories(context: &Context, family: Family) -> Result<()> {
     module::reload("")?;
     let ns = Netns::new()?;
@@ -97,17 +95,19 @@ fn random_histories(context: &Context, family: Family) -> Result<()> {
         }
         let Tally {
             histories,
-            done: Done {
-                moves,
-                segments,
-                counts,
-            },
+            done:
+                Done {
+                    moves,
+                    segments,
+                    counts,
+                },
             again,
             given_up,
         } = rehearsal.tally;
         context.note(format!(
-            "{histories} histories of {moves} moves and {segments} segments went as predicted; {again} times one was played \
-             again, and {given_up} were given up, as the machine was late"
+            "{histories} histories of {moves} moves and {segments} segments went as predicted; \
+             {again} times one was played again, and {given_up} were given up, as the machine was \
+             late"
         ));
         context.note(format!("in all of them: {counts}"));
         ensure!(
@@ -149,7 +149,7 @@ impl Tally {
     }
 }
 
-/// What came of a history in the end.
+/// The result of a history.
 enum Verdict {
     AsPredicted(Done),
     Differs(String),
@@ -164,7 +164,7 @@ struct Rehearsal<'a> {
 }
 
 impl Rehearsal<'_> {
-    /// Makes up some histories and plays them all at once.
+    /// Generates some histories and plays them all at once.
     fn play(&mut self, at_once: usize) -> Result<()> {
         let strategy = histories(MOVES);
         let mut trees = Vec::new();
@@ -215,7 +215,7 @@ impl Rehearsal<'_> {
         Ok(verdicts)
     }
 
-    /// Looks for a smaller history that does not go as predicted either, and fails with it.
+    /// Searches for a smaller history that does not go as predicted either, and fails with it.
     fn explain(
         &mut self,
         tree: &mut impl ValueTree<Value = History>,
@@ -227,7 +227,7 @@ impl Rehearsal<'_> {
         let (mut tried, mut more) = (0, tree.simplify());
         while more && tried < SMALLER && start.elapsed() < SHRINKING {
             let history = tree.current();
-            // Many a smaller history is the same in the end.
+            // Different shrinking steps can lead to the same history.
             let script = Script::of(&history, self.pace, 1).map(|script| script.to_string());
             let script = script.unwrap_or_default();
             let differs = match known.get(&script) {
@@ -252,7 +252,8 @@ impl Rehearsal<'_> {
             };
         }
         let mut told = format!(
-            "after {} histories that went as predicted, one did not. The smallest of {tried} like it:\n{smallest}",
+            "after {} histories that went as predicted, one did not. The smallest of {tried} like \
+             it:\n{smallest}",
             self.tally.histories
         );
         if smallest != difference {

@@ -15,23 +15,9 @@ use accf_kit::swarm::{Member, Swarm};
 use accf_kit::{module, sockets, wait};
 use anyhow::{bail, ensure, Context as _, Result};
 
-use crate::case::{expect_eq, expect_in, Case, Context, Kernel, Stage};
+use crate::case::{case, expect_eq, expect_in, families, Context, Kernel};
 use crate::count::{counted, counts};
 use crate::scene::{REQUEST, RESPONSE};
-
-pub(crate) fn cases() -> Vec<Case> {
-    [Family::V4, Family::V6]
-        .into_iter()
-        .map(|family| {
-            Case::new(
-                Stage::Alone,
-                format!("multitude.active_clients_beside_the_parked.{family}"),
-                move |context| beside(context, family),
-            )
-            .long(Duration::from_secs(400))
-        })
-        .collect()
-}
 
 /// How many are parked.
 fn multitude(kernel: Kernel, family: Family) -> u32 {
@@ -138,6 +124,10 @@ impl Place<'_> {
     }
 }
 
+case!(
+    Alone, "multitude.active_clients_beside_the_parked" =>
+    families(&[Family::V4, Family::V6], beside).long(Duration::from_secs(400))
+);
 fn beside(context: &Context, family: Family) -> Result<()> {
     let count = multitude(context.kernel, family);
     module::reload("")?;

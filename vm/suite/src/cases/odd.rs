@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Segments a parked request may get that are neither data nor the end: answered as the kernel would, and still parked.
+//! Segments that neither carry data nor end a parked request: answered as TCP does, and the request
+//! stays parked.
 
 use std::io::Read;
 use std::net::IpAddr;
@@ -15,60 +16,18 @@ use accf_kit::wait;
 use anyhow::{bail, ensure, Context as _, Result};
 
 use super::plain::unanswered;
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context};
-use crate::count::{counted, counts};
-use crate::scene::{rest, serve, RawScene, REQUEST};
+use crate::case::{case, each_family, expect_eq, Context};
+use crate::count::counted;
+use crate::scene::{
+    connect_again, receives_nothing, rest, serve, Peer, RawScene, Scene, REQUEST, RESPONSE,
+};
 
-pub(crate) fn cases() -> Vec<Case> {
-    [
-        each_family(DEFAULT, "odd.unanswered_syn_ack", |context, family| {
-            unanswered(context, family, &Listen::filtered(family))
-        }),
-        each_family(DEFAULT, "odd.duplicate_bare_acks", duplicate_acks),
-        each_family(DEFAULT, "odd.keepalive_probes", |context, family| {
-            keepalive(context, family, false)
-        }),
-        each_family(
-            DEFAULT,
-            "odd.keepalive_probes_with_timestamps",
-            |context, family| keepalive(context, family, true),
-        ),
-        each_family(DEFAULT, "odd.retransmitted_syn", retransmitted_syn),
-        each_family(DEFAULT, "odd.wrong_ack_number", wrong_ack),
-        each_family(DEFAULT, "odd.second_segment_first", second_segment_first),
-        each_family(DEFAULT, "odd.end_before_the_data", end_first),
-        each_family(DEFAULT, "odd.beyond_the_window", beyond_the_window),
-        each_family(DEFAULT, "odd.old_timestamp", old_timestamp),
-        each_family(DEFAULT, "odd.inexact_reset", inexact_rst),
-        each_family(DEFAULT, "odd.stray_segments", stray),
-        each_family(DEFAULT, "odd.syn_in_the_window", syn_in_window),
-        each_family(DEFAULT, "odd.killed_by_ss", killed_by_ss),
-        each_family(DEFAULT, "odd.icmp_error", icmp_error),
-        each_family(DEFAULT, "odd.counted_once", counted_once),
-        each_family(DEFAULT, "odd.save_syn", save_syn),
-        each_family(DEFAULT, "odd.low_water_mark", low_water_mark),
-        each_family(DEFAULT, "odd.urgent_data", urgent_data),
-        each_family(DEFAULT, "odd.zero_window", zero_window),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-/// How long silence is watched for: long enough for an answer, too short for a retransmission.
+/// How long to wait for an answer that must not come: too short for a retransmission.
 const SILENCE: Duration = Duration::from_millis(400);
 
-/// Makes sure that the server sends nothing.
+/// Checks that the server sends nothing.
 fn no_answer(client: &mut RawClient, to: &str) -> Result<()> {
-    expect_eq!(
-        client
-            .receive(SILENCE)?
-            .map(|received| received.segment.to_string()),
-        None,
-        "an answer to {to}"
-    );
-    Ok(())
+    receives_nothing(client, SILENCE, &format!("an answer to {to}"))
 }
 
 /// Waits for the server's answer.
@@ -79,15 +38,23 @@ fn answer(context: &Context, client: &mut RawClient, to: &str) -> Result<Segment
         .segment)
 }
 
-/// The request is still there, nothing was accepted, and the client is served once it speaks.
+/// Checks that the request is still parked, that nothing was accepted, and that the client is
+/// served once it sends data.
 fn still_parked(context: &Context, scene: &RawScene, client: &mut RawClient) -> Result<()> {
     scene.requests(context, 1)?;
     scene.accept_nothing(SILENCE, "the client has not sent anything new")?;
     scene.serve(context, client)
 }
 
+case!(Default, "odd.unanswered_syn_ack" => each_family(unanswered_syn_ack));
+/// Checks that an unanswered SYN-ACK is sent again as on a plain listener.
+fn unanswered_syn_ack(context: &Context, family: Family) -> Result<()> {
+    unanswered(context, family, &Listen::filtered(family))
+}
+
+case!(Default, "odd.duplicate_bare_acks" => each_family(duplicate_acks));
 fn duplicate_acks(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     for window in [u16::MAX, u16::MAX, 1000, 0, 2000] {
         client.window = window;
@@ -96,18 +63,24 @@ fn duplicate_acks(context: &Context, family: Family) -> Result<()> {
     no_answer(&mut client, "duplicate bare ACKs")?;
     client.window = u16::MAX;
     still_parked(context, &scene, &mut client)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
 
-/// A probe asks "are you there?", with no byte or with one of garbage before the window: the answer is an ACK.
+case!(
+    Default, "odd.keepalive_probes" =>
+    each_family(|context, family| keepalive(context, family, false))
+);
+case!(
+    Default, "odd.keepalive_probes_with_timestamps" =>
+    each_family(|context, family| keepalive(context, family, true))
+);
+/// Checks that a keepalive probe, without data or with one byte before the window, is answered by
+/// an ACK.
 ///
-/// With timestamps, what the client sends after that echoes the answer's, which is newer than the SYN-ACK's.
+/// With timestamps, what the client sends after that echoes the answer's, which is newer than the
+/// SYN-ACK's.
 fn keepalive(context: &Context, family: Family, timestamps: bool) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut client = scene.client();
     if timestamps {
         client = client.with_timestamps();
@@ -127,22 +100,20 @@ fn keepalive(context: &Context, family: Family, timestamps: bool) -> Result<()> 
             client.rcv_nxt,
             "sequence number of the answer to {what}"
         );
-        // The kernel answers probes without data no oftener than every half second.
+        // TCP answers probes without data at most every half second.
         no_answer(&mut client, "nothing")?;
     }
     still_parked(context, &scene, &mut client)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
 
-/// A client that sends its SYN again has not seen the SYN-ACK, whatever else came: it gets it again, once.
+case!(Default, "odd.retransmitted_syn" => each_family(retransmitted_syn));
+/// Checks that a client that sends its SYN again gets the SYN-ACK again, once: it has perhaps not
+/// seen it.
 fn retransmitted_syn(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
-    // Past the time within which the kernel keeps quiet about repeated SYNs.
+    // Past TCP's rate limit for answers to repeated SYNs.
     std::thread::sleep(Duration::from_millis(600));
     client.syn()?;
     let again = answer(context, &mut client, "the retransmitted SYN")?;
@@ -154,7 +125,7 @@ fn retransmitted_syn(context: &Context, family: Family) -> Result<()> {
     );
     client.ack()?;
     scene.requests(context, 1)?;
-    // Longer than the timer of a SYN-ACK just sent.
+    // Longer than the timer of a SYN-ACK that was just sent.
     scene.accept_nothing(
         Duration::from_secs(4),
         "the client has not sent anything new",
@@ -175,11 +146,12 @@ fn retransmitted_syn(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// An ACK of something never sent is answered by a reset, before and after the right one; the request stays.
+case!(Default, "odd.wrong_ack_number" => each_family(wrong_ack));
+/// Checks that an ACK of something never sent is answered by a reset, before and after the right
+/// one, and that the request stays.
 fn wrong_ack(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    let scene = RawScene::filtered(context, family)?;
+    let mut client = scene.half_open(context)?;
     for parked in [false, true] {
         if parked {
             client.ack()?;
@@ -199,9 +171,11 @@ fn wrong_ack(context: &Context, family: Family) -> Result<()> {
     still_parked(context, &scene, &mut client)
 }
 
-/// The second half of a request overtakes the first: released by it, but the bytes are in order.
+case!(Default, "odd.second_segment_first" => each_family(second_segment_first));
+/// Checks that the second half of a request, if it overtakes the first, releases the connection,
+/// and that the bytes are in order.
 fn second_segment_first(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     let (first, second) = crate::scene::REQUEST.split_at(5);
     let first = client.segment(Flags::PSH_ACK, first);
@@ -213,20 +187,15 @@ fn second_segment_first(context: &Context, family: Family) -> Result<()> {
     client.snd_nxt = late.end_seq();
     let accepted = scene.accept(context)?;
     serve(&accepted)?;
-    let answer = client
-        .receive_until(context.patience(), Segment::has_data)?
-        .context("no response")?;
-    expect_eq!(
-        answer.segment.ack,
-        client.snd_nxt,
-        "what the response acknowledges"
-    );
+    client.read_response(context)?;
     Ok(())
 }
 
-/// The end of the stream overtakes the request: released by it, but the request comes first.
+case!(Default, "odd.end_before_the_data" => each_family(end_first));
+/// Checks that the end of the stream, if it overtakes the request, releases the connection, and
+/// that the request comes first.
 fn end_first(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     let request = client.segment(Flags::PSH_ACK, REQUEST);
     let mut fin = client.segment(Flags::FIN_ACK, b"");
@@ -246,21 +215,15 @@ fn end_first(context: &Context, family: Family) -> Result<()> {
         0,
         "bytes behind the request"
     );
-    let answer = client
-        .receive_until(context.patience(), Segment::has_data)?
-        .context("no response")?;
-    expect_eq!(
-        answer.segment.ack,
-        client.snd_nxt,
-        "what the response acknowledges"
-    );
-    // A gap before it: something is still to come.
-    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+    client.read_response(context)?;
+    // Counted as data: the FIN comes after a gap.
+    scene.counts(context, counted!(released_data: 1)).map(drop)
 }
 
-/// Data and an end beyond the window are not for this connection: acknowledged as such, and neither data nor the end.
+case!(Default, "odd.beyond_the_window" => each_family(beyond_the_window));
+/// Checks that data and a FIN beyond the window are answered by an ACK and otherwise ignored.
 fn beyond_the_window(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     for (flags, payload) in [(Flags::PSH_ACK, &b"too far"[..]), (Flags::FIN_ACK, b"")] {
         let mut far = client.segment(flags, payload);
@@ -270,14 +233,16 @@ fn beyond_the_window(context: &Context, family: Family) -> Result<()> {
         let reply = answer(context, &mut client, &what)?;
         expect_eq!(reply.flags, Flags::ACK, "flags of the answer to {what}");
         expect_eq!(reply.ack, client.snd_nxt, "what is acknowledged to {what}");
-        counts(context, &scene.listener, counted!(parked: 1))?;
+        scene.counts(context, counted!(parked: 1))?;
     }
     still_parked(context, &scene, &mut client)
 }
 
-/// Data with a timestamp older than the bare ACK's is from the past: acknowledged as such, and not data.
+case!(Default, "odd.old_timestamp" => each_family(old_timestamp));
+/// Checks that data with a timestamp older than the bare ACK's is answered by an ACK and otherwise
+/// ignored.
 fn old_timestamp(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let mut client = scene.client().with_timestamps();
     client.open(context.patience())?;
     scene.requests(context, 1)?;
@@ -294,9 +259,10 @@ fn old_timestamp(context: &Context, family: Family) -> Result<()> {
     still_parked(context, &scene, &mut client)
 }
 
-/// A reset inside the window that is not exactly at its edge is not believed without asking back (RFC 5961).
+case!(Default, "odd.inexact_reset" => each_family(inexact_rst));
+/// Checks that a reset inside the window, but not at its edge, gets a challenge ACK (RFC 5961).
 fn inexact_rst(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     let mut rst = client.segment(Flags::RST, b"");
     rst.seq = client.snd_nxt.wrapping_add(100);
@@ -307,9 +273,10 @@ fn inexact_rst(context: &Context, family: Family) -> Result<()> {
     still_parked(context, &scene, &mut client)
 }
 
-/// A reset and data outside the window, and a SYN of long ago: the connection is none of their business.
+case!(Default, "odd.stray_segments" => each_family(stray));
+/// Checks that a reset, data and a SYN outside the window do not end the request.
 fn stray(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     let far = client.snd_nxt.wrapping_sub(1_000_000);
 
@@ -348,34 +315,30 @@ fn stray(context: &Context, family: Family) -> Result<()> {
     still_parked(context, &scene, &mut client)
 }
 
-/// A segment that ends a parked request without a word of the client's own: what it is, and whether the client hears.
+/// Checks that `end` ends a parked request and no other one, and that the client can connect again.
 fn ends(
     context: &Context,
     family: Family,
     end: impl Fn(&Context, &RawScene, &mut RawClient) -> Result<()>,
 ) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     let (mut other, _) = scene.parked(context)?;
     end(context, &scene, &mut client)?;
     scene.requests(context, 1)?;
-    counts(context, &scene.listener, counted!(parked: 1, aborted: 1))?;
+    scene.counts(context, counted!(parked: 1, aborted: 1))?;
     scene.accept_nothing(SILENCE, "one client is gone, and the other is silent")?;
     scene.serve(context, &mut other)?;
-    let seen = counts(
-        context,
-        &scene.listener,
-        counted!(released_data: 1, aborted: 1),
-    )?;
+    let seen = scene.counts(context, counted!(released_data: 1, aborted: 1))?;
     expect_eq!(seen.half_open, 0, "half-open requests in the end");
-    // The same client may come again.
-    client.isn = client.isn.wrapping_add(100_000);
-    client.snd_nxt = client.isn;
-    client.open(context.patience())?;
+    // The same client connects again.
+    connect_again(context, &mut client)?;
     scene.serve(context, &mut client)
 }
 
-/// A SYN inside the window: somebody else has the client's address now. The connection is reset, as the kernel does.
+case!(Default, "odd.syn_in_the_window" => each_family(syn_in_window));
+/// Checks that a SYN inside the window, from a later user of the client's address, resets the
+/// connection as TCP does.
 fn syn_in_window(context: &Context, family: Family) -> Result<()> {
     ends(context, family, |context, _, client| {
         let mut syn = client.segment(Flags::SYN, b"");
@@ -387,7 +350,8 @@ fn syn_in_window(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// The administrator ends it.
+case!(Default, "odd.killed_by_ss" => each_family(killed_by_ss));
+/// Checks a request that the administrator ends with `ss -K`.
 fn killed_by_ss(context: &Context, family: Family) -> Result<()> {
     ends(context, family, |_, scene, client| {
         let (server, port) = (scene.port(), client.local.port());
@@ -411,7 +375,8 @@ fn killed_by_ss(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// A router says that the client cannot be reached, of the SYN-ACK or of something else.
+case!(Default, "odd.icmp_error" => each_family(icmp_error));
+/// Checks ICMP errors from a router: about the SYN-ACK, and about another segment.
 fn icmp_error(context: &Context, family: Family) -> Result<()> {
     ends(context, family, |context, scene, client| {
         let mut syn_ack = Segment::new(
@@ -422,17 +387,17 @@ fn icmp_error(context: &Context, family: Family) -> Result<()> {
                 ..Flags::ACK
             },
         );
-        // Of a segment that was never sent: not believed.
+        // About a segment that was never sent: ignored.
         syn_ack.seq = client.rcv_nxt.wrapping_add(5000);
         scene.host.inject(&unreachable(&syn_ack)?)?;
-        counts(context, &scene.listener, counted!(parked: 2))?;
+        scene.counts(context, counted!(parked: 2))?;
         syn_ack.seq = client.rcv_nxt.wrapping_sub(1);
         scene.host.inject(&unreachable(&syn_ack)?)?;
         Ok(())
     })
 }
 
-/// An ICMP error about a segment, as the router next to its destination sends it.
+/// Builds an ICMP error about a segment, as the router next to its destination sends it.
 fn unreachable(segment: &Segment) -> Result<Vec<u8>> {
     let (server, client) = (segment.source.ip(), segment.destination.ip());
     let original = segment.build()?;
@@ -477,7 +442,7 @@ fn unreachable(segment: &Segment) -> Result<Vec<u8>> {
     Ok(packet)
 }
 
-/// Fills in the checksum of an ICMP message, which is in its third and fourth byte.
+/// Fills in the checksum of an ICMP message, its third and fourth byte.
 fn checksum(icmp: &mut [u8], pseudo: u32) {
     let sum = folded(icmp, pseudo);
     if let Some(field) = icmp.get_mut(2..4) {
@@ -504,9 +469,10 @@ fn folded(bytes: &[u8], start: u32) -> u16 {
     !(sum as u16)
 }
 
-/// Whatever a parked client sends that is neither data nor the end, it is one parked connection.
+case!(Default, "odd.counted_once" => each_family(counted_once));
+/// Checks that a client that sends neither data nor the end is counted once.
 fn counted_once(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     for round in 0..3 {
         std::thread::sleep(Duration::from_millis(600));
@@ -520,11 +486,12 @@ fn counted_once(context: &Context, family: Family) -> Result<()> {
         let mut far = client.segment(Flags::RST, b"");
         far.seq = client.snd_nxt.wrapping_sub(1_000_000);
         client.send(&far)?;
-        counts(context, &scene.listener, counted!(parked: 1))
+        scene
+            .counts(context, counted!(parked: 1))
             .with_context(|| format!("round {round}"))?;
     }
     scene.serve(context, &mut client)?;
-    let seen = counts(context, &scene.listener, counted!(released_data: 1))?;
+    let seen = scene.counts(context, counted!(released_data: 1))?;
     expect_eq!(
         (seen.half_open, seen.half_open_young),
         (0, 0),
@@ -533,16 +500,17 @@ fn counted_once(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A server that wants to see its clients' SYNs gets them, of those who spoke and of those who did not.
+case!(Default, "odd.save_syn" => each_family(save_syn));
+/// Checks that `TCP_SAVED_SYN` works for clients that sent data and for silent ones.
 fn save_syn(context: &Context, family: Family) -> Result<()> {
     const TCP_SAVE_SYN: i32 = 27;
     const TCP_SAVED_SYN: i32 = 28;
     let listen = Listen::filtered(family).config(timeout(500));
     let scene = RawScene::new(context, family, &listen)?;
     set_tcp_option(&scene.listener, TCP_SAVE_SYN, 1).context("TCP_SAVE_SYN")?;
-    for speaks in [true, false] {
+    for sends in [true, false] {
         let (mut client, _) = scene.parked(context)?;
-        if speaks {
+        if sends {
             client.data(REQUEST)?;
         }
         let accepted = scene.accept(context)?;
@@ -561,9 +529,9 @@ fn save_syn(context: &Context, family: Family) -> Result<()> {
         expect_eq!(
             syn.source.port(),
             client.local.port(),
-            "who sent the saved SYN"
+            "the port that the saved SYN is from"
         );
-        if !speaks {
+        if !sends {
             client.data(REQUEST)?;
         }
         serve(&accepted)?;
@@ -571,9 +539,11 @@ fn save_syn(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A server that wants to be woken for ten bytes gets the connection with the first, and is woken for ten.
+case!(Default, "odd.low_water_mark" => each_family(low_water_mark));
+/// Checks that the first byte releases a connection, and that the accepted socket wakes at its
+/// low-water mark of ten.
 fn low_water_mark(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let ten = 10_i32.to_ne_bytes();
     control::set_bytes(
         &scene.listener,
@@ -598,12 +568,13 @@ fn low_water_mark(context: &Context, family: Family) -> Result<()> {
         "whether more than ten do"
     );
     serve(&accepted)?;
-    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+    scene.counts(context, counted!(released_data: 1)).map(drop)
 }
 
-/// A byte out of band is data as any other, and is where it was sent.
+case!(Default, "odd.urgent_data" => each_family(urgent_data));
+/// Checks that an urgent byte releases the connection, and is read out of band.
 fn urgent_data(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     let mut urgent = client.segment(Flags::PSH_ACK, b"abc!");
     urgent.flags.urg = true;
@@ -624,22 +595,24 @@ fn urgent_data(context: &Context, family: Family) -> Result<()> {
     expect_eq!(length, 1, "bytes out of band");
     client.data(REQUEST)?;
     serve(&accepted)?;
-    counts(context, &scene.listener, counted!(released_data: 1)).map(drop)
+    scene.counts(context, counted!(released_data: 1)).map(drop)
 }
 
-/// A client that has no room for an answer is accepted, and gets it once it has.
+case!(Default, "odd.zero_window" => each_family(zero_window));
+/// Checks that a client with a window of zero is accepted, and gets the response once its window
+/// opens.
 fn zero_window(context: &Context, family: Family) -> Result<()> {
     let listen = Listen::filtered(family).config(timeout(700));
     let scene = RawScene::new(context, family, &listen)?;
-    for speaks in [true, false] {
+    for sends in [true, false] {
         let mut client = scene.client();
         client.window = 0;
         client.open(context.patience())?;
-        if speaks {
+        if sends {
             client.data(REQUEST)?;
         }
         let accepted = scene.accept(context)?;
-        if !speaks {
+        if !sends {
             client.data(REQUEST)?;
         }
         serve(&accepted)?;
@@ -647,25 +620,16 @@ fn zero_window(context: &Context, family: Family) -> Result<()> {
         expect_eq!(
             early.map(|received| received.segment.to_string()),
             None,
-            "data into a window of zero (speaks at once: {speaks})"
+            "data into a window of zero (sends at once: {sends})"
         );
         client.window = 2000;
         client.ack()?;
         let response = client
             .receive_until(context.patience(), |segment| segment.payload.len() > 1)?
-            .with_context(|| {
-                format!("no response into an open window (speaks at once: {speaks})")
-            })?;
-        expect_eq!(
-            response.segment.payload,
-            crate::scene::RESPONSE,
-            "the response"
-        );
+            .with_context(|| format!("no response into an open window (sends at once: {sends})"))?;
+        expect_eq!(response.segment.payload, RESPONSE, "the response");
     }
-    counts(
-        context,
-        &scene.listener,
-        counted!(released_data: 1, timeout_accept: 1),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(released_data: 1, timeout_accept: 1))
+        .map(drop)
 }

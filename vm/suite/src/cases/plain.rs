@@ -10,31 +10,19 @@ use accf_kit::endpoint::{Family, Listen};
 use accf_kit::ulp;
 use anyhow::{bail, Context as _, Result};
 
-use crate::case::{each_family, expect_eq, expect_in, Case, Context, Stage};
+use crate::case::{case, each_family, expect_eq, expect_in, Context};
 use crate::scene::{
-    accept_while, bare_ack, close, established, exchange_and_close, serve, RawScene, Scene,
+    accept_while, close, established, exchange_and_close, RawScene, Scene, WireScene,
 };
 
-pub(crate) fn cases(stage: Stage, prefix: &str) -> Vec<Case> {
-    [
-        each_family(stage, &format!("{prefix}plain.accepted_at_once"), at_once),
-        each_family(stage, &format!("{prefix}plain.defer_accept"), defer_accept),
-        each_family(
-            stage,
-            &format!("{prefix}plain.unanswered_syn_ack"),
-            unanswered_syn_ack,
-        ),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-/// A silent client is accepted as soon as its bare ACK is there, and nothing more is sent.
+case!(Unloaded, "unloaded.plain.accepted_at_once" => each_family(at_once));
+case!(Default, "plain.accepted_at_once" => each_family(at_once));
+/// Checks that a silent client is accepted as soon as its bare ACK is there, and that nothing more
+/// is sent.
 fn at_once(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::plain(family))?;
+    let scene = WireScene::new(context, family, &Listen::plain(family))?;
     let (accepted, client) = accept_while(&scene.listener, context, || scene.connect())?;
-    let ack = bare_ack(&scene.capture, context, client.local.port())?;
+    let ack = scene.bare_ack(context, &client)?;
     context.at_once(ack.at, accepted.at, "from the bare ACK to accept()")?;
     expect_eq!(
         ulp::attached(&scene.listener)?,
@@ -50,24 +38,19 @@ fn at_once(context: &Context, family: Family) -> Result<()> {
     sleep(Duration::from_millis(1500));
     established(&client, &accepted)?;
     exchange_and_close(client, accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
 
-/// The kernel's own deferral: it drops the bare ACK, and asks for it again when the time is up.
+case!(Unloaded, "unloaded.plain.defer_accept" => each_family(defer_accept));
+case!(Default, "plain.defer_accept" => each_family(defer_accept));
+/// Checks `TCP_DEFER_ACCEPT` without a filter: TCP drops the bare ACK, and sends the SYN-ACK again
+/// when the time is up.
 fn defer_accept(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::deferred(family, 1))?;
+    let scene = WireScene::new(context, family, &Listen::deferred(family, 1))?;
 
     let (mut client, _) = scene.connect_and_ack(context)?;
     sleep(Duration::from_millis(400));
-    let sent = client.request()?;
-    let accepted = scene.accept(context)?;
-    context.at_once(sent, accepted.at, "from the request to accept()")?;
-    serve(&accepted)?;
-    client.response()?;
+    let accepted = scene.serve_parked(context, &mut client)?;
     close(client, accepted)?;
 
     let (client, _) = scene.connect_and_ack(context)?;
@@ -94,22 +77,23 @@ fn defer_accept(context: &Context, family: Family) -> Result<()> {
         expect_eq!(
             counts,
             [1, 2],
-            "SYN-ACKs to the client that speaks, and to the silent one"
+            "SYN-ACKs to the client that sends, and to the silent one"
         );
         Ok(())
     })
 }
 
-/// A SYN-ACK nobody answers is sent again, after one second and two more.
+case!(Unloaded, "unloaded.plain.unanswered_syn_ack" => each_family(unanswered_syn_ack));
+case!(Default, "plain.unanswered_syn_ack" => each_family(unanswered_syn_ack));
+/// Checks that an unanswered SYN-ACK is sent again after one second and after two more.
 fn unanswered_syn_ack(context: &Context, family: Family) -> Result<()> {
     unanswered(context, family, &Listen::plain(family))
 }
 
-/// The same for any listener: no filter has a say before the third segment.
+/// The same for any listener: no filter acts before the third segment.
 pub(crate) fn unanswered(context: &Context, family: Family, listen: &Listen) -> Result<()> {
     let scene = RawScene::new(context, family, listen)?;
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    let mut client = scene.half_open(context)?;
     let third = |packets: &[_]| packets.len() >= 3;
     let mut seen = Vec::new();
     accf_kit::wait::until(Duration::from_secs(3) + context.patience(), || {

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What becomes of the silent at their deadline: accepted, reset, dropped.
+//! The policy for silent clients at their deadline: accept, reset, drop.
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::Duration;
@@ -13,79 +12,20 @@ use accf_kit::capture::{Capture, Direction, Packet, Trace};
 use accf_kit::clock::Stamp;
 use accf_kit::control::{self, settings, timeout, OnTimeout};
 use accf_kit::endpoint::{connect_here, set_tcp_option, Family, Listen, Listener};
-use accf_kit::netns::Netns;
 use accf_kit::raw::RawClient;
 use accf_kit::segment::{Flags, Segment};
-use accf_kit::tcp_info::TcpInfo;
 use accf_kit::wait;
 use accf_kit::wire::{Wire, INTERFACE};
 use anyhow::{anyhow, bail, ensure, Context as _, Result};
 use socket2::SockRef;
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context};
+use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::count::{counted, counts, describe, stats};
-use crate::scene::{bare_ack, exchange_and_close, rest, serve, Client, RawScene, Scene, REQUEST};
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = [
-        each_family(DEFAULT, "policy.reset", reset),
-        each_family(
-            DEFAULT,
-            "policy.reset_of_a_raw_client",
-            |context, family| raw_reset(context, family, false),
-        ),
-        each_family(
-            DEFAULT,
-            "policy.reset_of_a_raw_client_with_timestamps",
-            |context, family| raw_reset(context, family, true),
-        ),
-        each_family(DEFAULT, "policy.reset_and_come_again", come_again),
-        each_family(DEFAULT, "policy.reset_on_loopback", reset_on_loopback),
-        each_family(DEFAULT, "policy.reset_bound_to_a_device", reset_on_device),
-        each_family(DEFAULT, "policy.reset_after_odd_segments", reset_after_odd),
-        each_family(DEFAULT, "policy.drop", drop_silently),
-        each_family(DEFAULT, "policy.drop_of_a_raw_client", raw_drop),
-        each_family(DEFAULT, "policy.fifty_milliseconds", fifty_milliseconds),
-        each_family(DEFAULT, "policy.four_deadlines.accept", four_accept),
-        each_family(DEFAULT, "policy.four_deadlines.reset", four_reset),
-        each_family(DEFAULT, "policy.accept_queue_full", accept_queue_full),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    for on_timeout in [OnTimeout::Reset, OnTimeout::Drop] {
-        cases.extend(each_family(
-            DEFAULT,
-            &format!("policy.{on_timeout}.data_before"),
-            move |context, family| data_before(context, family, on_timeout),
-        ));
-        cases.extend(each_family(
-            DEFAULT,
-            &format!("policy.{on_timeout}.fin_and_rst_before"),
-            move |context, family| fin_and_rst_before(context, family, on_timeout),
-        ));
-        cases.extend(each_family(
-            DEFAULT,
-            &format!("policy.{on_timeout}.data_at_that_moment"),
-            move |context, family| data_at_that_moment(context, family, on_timeout),
-        ));
-        cases.extend(each_family(
-            DEFAULT,
-            &format!("policy.{on_timeout}.many_at_once"),
-            move |context, family| many(context, family, on_timeout),
-        ));
-    }
-    cases.push(
-        Case::new(
-            DEFAULT,
-            "policy.deadline_beyond_seven_bits_of_timeouts.v4",
-            beyond_seven_bits,
-        )
-        .long(Duration::from_secs(240)),
-    );
-    cases
-}
+use crate::scene::{
+    accept_queue_holds, bare_acks, connect_again, exchange_and_close, reads_reset,
+    receives_nothing, rest, serve, totals, Client, LoopbackScene, RawScene, Scene, WireScene,
+    REQUEST,
+};
 
 /// A deadline long enough to tell it from "at once", and short enough to wait for.
 const DEADLINE: Duration = Duration::from_millis(600);
@@ -95,7 +35,7 @@ fn listen(family: Family, deadline: Duration, on_timeout: OnTimeout) -> Listen {
     Listen::filtered(family).config(settings(deadline_ms, 0, on_timeout))
 }
 
-/// What the server sends around a deadline.
+/// Returns the resets of a trace.
 fn resets(trace: &Trace) -> Vec<&Packet> {
     trace
         .packets
@@ -113,7 +53,8 @@ fn reset_of(capture: &Capture, context: &Context, client: u16) -> Result<Packet>
         .context("no reset at the deadline")
 }
 
-/// Makes sure that a reset is one that every client believes: exactly at the byte it expects next (RFC 5961).
+/// Checks that every client accepts a reset: it has exactly the sequence number that the client
+/// expects next (RFC 5961).
 fn is_exact(reset: &Segment, syn_ack: &Segment) -> Result<()> {
     expect_eq!(reset.flags, Flags::RST, "flags of the reset {reset}");
     expect_eq!(
@@ -125,42 +66,21 @@ fn is_exact(reset: &Segment, syn_ack: &Segment) -> Result<()> {
     Ok(())
 }
 
-/// What a client reads from a connection that is reset.
-fn reads_reset(client: &mut Client) -> Result<()> {
-    let error = rest(&mut client.stream)
-        .err()
-        .map(|error| error.downcast_ref::<io::Error>().map(io::Error::kind));
-    expect_eq!(
-        error,
-        Some(Some(io::ErrorKind::ConnectionReset)),
-        "what the client reads"
-    );
-    Ok(())
-}
-
-/// One reset, at the deadline, that the client's kernel believes; the server never hears of the client.
-fn reset_in(
-    context: &Context,
-    listener: &Listener,
-    capture: &Capture,
-    mut client: Client,
-) -> Result<()> {
+/// Checks that the client gets one reset, at the deadline, that its kernel accepts, and that the
+/// server does not get the connection.
+fn reset_in(context: &Context, scene: &impl Scene, mut client: Client) -> Result<()> {
     let port = client.local.port();
-    let ack = bare_ack(capture, context, port)?;
-    reads_reset(&mut client)?;
+    let ack = scene.bare_ack(context, &client)?;
+    reads_reset(&mut client.stream)?;
     let read = Stamp::now();
-    let packet = reset_of(capture, context, port)?;
+    let packet = reset_of(scene.capture(), context, port)?;
     let after = context.happened_on_time(ack.at, packet.at, DEADLINE, "to the reset")?;
     context.note(format!("reset {after:.1} ms after the bare ACK"));
     context.at_once(packet.at, read, "from the reset to the client's error")?;
-    counts(context, listener, counted!(timeout_reset: 1))?;
-    // Time for whatever else might be sent because of the deadline.
-    let accepted = listener.accept(Duration::from_millis(300))?;
-    ensure!(
-        accepted.is_none(),
-        "the server accepted a client that was reset"
-    );
-    let trace = capture.so_far()?.of_port(listener.port());
+    scene.counts(context, counted!(timeout_reset: 1))?;
+    // Time for any other segment that is sent because of the deadline.
+    scene.accept_nothing(Duration::from_millis(300), "the client was reset")?;
+    let trace = scene.capture().so_far()?.of_port(scene.port());
     let syn_ack = trace.first(Segment::is_syn_ack).context("no SYN-ACK")?;
     expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
     let resets = resets(&trace);
@@ -176,38 +96,41 @@ fn reset_in(
     Ok(())
 }
 
+case!(Default, "policy.reset" => each_family(reset));
 fn reset(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
+    let scene = WireScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
     let client = scene.connect()?;
-    reset_in(context, &scene.listener, &scene.capture, client)?;
+    reset_in(context, &scene, client)?;
     scene.requests(context, 0)
 }
 
+case!(Default, "policy.reset_bound_to_a_device" => each_family(reset_on_device));
 fn reset_on_device(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
+    let scene = WireScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
     SockRef::from(scene.listener.socket())
         .bind_device(Some(INTERFACE.as_bytes()))
         .context("SO_BINDTODEVICE")?;
     let client = scene.connect()?;
-    reset_in(context, &scene.listener, &scene.capture, client)
+    reset_in(context, &scene, client)
 }
 
+case!(Default, "policy.reset_on_loopback" => each_family(reset_on_loopback));
 fn reset_on_loopback(context: &Context, family: Family) -> Result<()> {
-    let ns = Netns::new()?;
-    let listener = listen(family, DEADLINE, OnTimeout::Reset).open(&ns)?;
-    let capture = Capture::start(&ns, "lo")?;
-    context.show_on_failure(&capture);
-    let server: SocketAddr = if family.is_v4_on_the_wire() {
-        ([127, 0, 0, 1], listener.port()).into()
-    } else {
-        (std::net::Ipv6Addr::LOCALHOST, listener.port()).into()
-    };
-    let stream = ns.run(|| connect_here(server))?;
-    let local = stream.local_addr()?;
-    reset_in(context, &listener, &capture, Client { stream, local })
+    let listen = listen(family, DEADLINE, OnTimeout::Reset);
+    let scene = LoopbackScene::new(context, family, &listen)?;
+    let client = scene.connect()?;
+    reset_in(context, &scene, client)
 }
 
-/// The same for a client that shows each segment.
+case!(
+    Default, "policy.reset_of_a_raw_client" =>
+    each_family(|context, family| raw_reset(context, family, false))
+);
+case!(
+    Default, "policy.reset_of_a_raw_client_with_timestamps" =>
+    each_family(|context, family| raw_reset(context, family, true))
+);
+/// The same for a raw client, segment by segment.
 fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> {
     let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
     let mut client = scene.client();
@@ -216,7 +139,7 @@ fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> 
     }
     client.open(context.patience())?;
     let expected = client.rcv_nxt;
-    let ack = bare_ack(&scene.capture, context, client.local.port())?;
+    let ack = scene.bare_ack(context, &client)?;
     let reset = client
         .receive(context.patience())?
         .context("nothing came at the deadline")?
@@ -225,33 +148,32 @@ fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> 
     expect_eq!(reset.seq, expected, "sequence number of the reset");
     let packet = reset_of(&scene.capture, context, client.local.port())?;
     context.happened_on_time(ack.at, packet.at, DEADLINE, "to the reset")?;
-    counts(context, &scene.listener, counted!(timeout_reset: 1))?;
+    scene.counts(context, counted!(timeout_reset: 1))?;
     scene.requests(context, 0)?;
     scene.accept_nothing(Duration::from_millis(300), "the client was reset")?;
-    expect_eq!(
-        client
-            .receive(Duration::from_millis(300))?
-            .map(|received| received.segment.to_string()),
-        None,
-        "what came after the reset"
-    );
-    // Nobody knows the connection any more.
+    receives_nothing(
+        &mut client,
+        Duration::from_millis(300),
+        "what came after the reset",
+    )?;
+    // The connection is unknown now.
     client.data(REQUEST)?;
     let answer = client
         .receive(context.patience())?
         .context("no answer to data after the reset")?
         .segment;
     expect_eq!(answer.is_rst(), true, "whether {answer} is a reset");
-    counts(context, &scene.listener, counted!(timeout_reset: 1)).map(drop)
+    scene.counts(context, counted!(timeout_reset: 1)).map(drop)
 }
 
-/// The numbers of the reset are those of the handshake, whatever came after it.
+case!(Default, "policy.reset_after_odd_segments" => each_family(reset_after_odd));
+/// Checks that the reset has the sequence number of the handshake, whatever came after it.
 fn reset_after_odd(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
     let mut client = scene.client().with_timestamps();
     client.open(context.patience())?;
     let expected = client.rcv_nxt;
-    let ack = bare_ack(&scene.capture, context, client.local.port())?;
+    let ack = scene.bare_ack(context, &client)?;
     client.window = 0;
     client.ack()?;
     let mut probe = client.segment(Flags::ACK, b"");
@@ -265,10 +187,11 @@ fn reset_after_odd(context: &Context, family: Family) -> Result<()> {
     expect_eq!(reset.flags, Flags::RST, "flags of the reset");
     let packet = reset_of(&scene.capture, context, client.local.port())?;
     context.happened_on_time(ack.at, packet.at, DEADLINE, "to the reset")?;
-    counts(context, &scene.listener, counted!(timeout_reset: 1)).map(drop)
+    scene.counts(context, counted!(timeout_reset: 1)).map(drop)
 }
 
-/// A client that was reset connects again from the same port, and is any client.
+case!(Default, "policy.reset_and_come_again" => each_family(come_again));
+/// Checks that a client that was reset can connect again from the same port.
 fn come_again(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
     let (mut client, _) = scene.parked(context)?;
@@ -276,21 +199,16 @@ fn come_again(context: &Context, family: Family) -> Result<()> {
         client
             .receive_until(context.patience(), Segment::is_rst)?
             .with_context(|| format!("no reset at the deadline, round {round}"))?;
-        counts(context, &scene.listener, counted!(timeout_reset: round))?;
-        client.isn = client.isn.wrapping_add(100_000);
-        client.snd_nxt = client.isn;
-        client.open(context.patience())?;
+        scene.counts(context, counted!(timeout_reset: round))?;
+        connect_again(context, &mut client)?;
     }
     scene.serve(context, &mut client)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(timeout_reset: 3, released_data: 1),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(timeout_reset: 3, released_data: 1))
+        .map(drop)
 }
 
-/// Watches the counts for the moment at which a client is dropped.
+/// Polls the counts and returns when a client was dropped.
 fn dropped_at(context: &Context, listener: &Listener) -> Result<Stamp> {
     let limit = Stamp::now();
     loop {
@@ -305,9 +223,11 @@ fn dropped_at(context: &Context, listener: &Listener) -> Result<Stamp> {
     }
 }
 
-/// Not a word at the deadline; what the client says later is answered as anything that nobody knows of.
+case!(Default, "policy.drop" => each_family(drop_silently));
+/// Checks that nothing is sent at the deadline, and that later data is answered as for an unknown
+/// connection.
 fn drop_silently(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &listen(family, DEADLINE, OnTimeout::Drop))?;
+    let scene = WireScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Drop))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     let dropped = dropped_at(context, &scene.listener)?;
     let after = context.happened_on_time(ack.at, dropped, DEADLINE, "to the drop")?;
@@ -315,9 +235,9 @@ fn drop_silently(context: &Context, family: Family) -> Result<()> {
     scene.requests(context, 0)?;
     scene.accept_nothing(Duration::from_millis(400), "the client was dropped")?;
     let spoken = client.request()?;
-    reads_reset(&mut client)?;
+    reads_reset(&mut client.stream)?;
     scene.accept_nothing(Duration::from_millis(200), "the client was dropped")?;
-    counts(context, &scene.listener, counted!(timeout_drop: 1))?;
+    scene.counts(context, counted!(timeout_drop: 1))?;
     scene.judge(|trace| {
         expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
         expect_eq!(
@@ -330,19 +250,18 @@ fn drop_silently(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// The same for a client that shows each segment, and that comes again.
+case!(Default, "policy.drop_of_a_raw_client" => each_family(raw_drop));
+/// The same for a raw client, which then connects again.
 fn raw_drop(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Drop))?;
     let (mut client, ack) = scene.parked(context)?;
     let dropped = dropped_at(context, &scene.listener)?;
     context.happened_on_time(ack.at, dropped, DEADLINE, "to the drop")?;
-    expect_eq!(
-        client
-            .receive(Duration::from_millis(1200))?
-            .map(|received| received.segment.to_string()),
-        None,
-        "what a dropped client is sent"
-    );
+    receives_nothing(
+        &mut client,
+        Duration::from_millis(1200),
+        "what a dropped client is sent",
+    )?;
     let expected = client.rcv_nxt;
     client.data(REQUEST)?;
     let answer = client
@@ -351,23 +270,19 @@ fn raw_drop(context: &Context, family: Family) -> Result<()> {
         .segment;
     expect_eq!(answer.is_rst(), true, "whether {answer} is a reset");
     expect_eq!(answer.seq, expected, "sequence number of the reset");
-    client.isn = client.isn.wrapping_add(100_000);
-    client.snd_nxt = client.isn;
-    client.open(context.patience())?;
+    connect_again(context, &mut client)?;
     scene.serve(context, &mut client)?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(timeout_drop: 1, released_data: 1),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(timeout_drop: 1, released_data: 1))
+        .map(drop)
 }
 
-/// The shortest deadline that is promised, with each policy.
+case!(Default, "policy.fifty_milliseconds" => each_family(fifty_milliseconds));
+/// Checks the shortest deadline that is promised, with each policy.
 fn fifty_milliseconds(context: &Context, family: Family) -> Result<()> {
     const SHORT: Duration = Duration::from_millis(50);
     let wire = Wire::new()?;
-    let scene = Scene::on(
+    let scene = WireScene::on(
         context,
         wire.clone(),
         family,
@@ -378,25 +293,20 @@ fn fifty_milliseconds(context: &Context, family: Family) -> Result<()> {
     let after = context.on_time(ack.at, &accepted, SHORT)?;
     context.note(format!("connection {after:.1} ms after the bare ACK"));
     exchange_and_close(client, accepted)?;
-    counts(context, &scene.listener, counted!(timeout_accept: 1))?;
+    scene.counts(context, counted!(timeout_accept: 1))?;
 
     let resetting = listen(family, SHORT, OnTimeout::Reset).open(&wire.server)?;
-    let server = wire.server_address(family, resetting.port());
-    let stream = wire.client.run(|| connect_here(server))?;
-    let local = stream.local_addr()?;
-    let mut client = Client { stream, local };
-    reads_reset(&mut client)?;
-    let ack = bare_ack(&scene.capture, context, local.port())?;
-    let packet = reset_of(&scene.capture, context, local.port())?;
+    let mut client = scene.connect_to(&resetting)?;
+    reads_reset(&mut client.stream)?;
+    let ack = scene.bare_ack(context, &client)?;
+    let packet = reset_of(&scene.capture, context, client.local.port())?;
     let after = context.happened_on_time(ack.at, packet.at, SHORT, "to the reset")?;
     context.note(format!("reset {after:.1} ms after the bare ACK"));
 
     let dropping = listen(family, SHORT, OnTimeout::Drop).open(&wire.server)?;
-    let server = wire.server_address(family, dropping.port());
-    let stream = wire.client.run(|| connect_here(server))?;
-    let local = stream.local_addr()?;
+    let client = scene.connect_to(&dropping)?;
     let dropped = dropped_at(context, &dropping)?;
-    let ack = bare_ack(&scene.capture, context, local.port())?;
+    let ack = scene.bare_ack(context, &client)?;
     let after = context.happened_on_time(ack.at, dropped, SHORT, "to the drop")?;
     context.note(format!("dropped {after:.1} ms after the bare ACK"));
     Ok(())
@@ -412,19 +322,7 @@ const FOUR: [Duration; 4] = [
 /// How many clients each of them has.
 const EACH: usize = 5;
 
-/// When each client's bare ACK was seen.
-fn bare_acks(trace: &Trace) -> HashMap<u16, Stamp> {
-    let mut acks = HashMap::new();
-    for packet in &trace.packets {
-        if packet.segment.is_bare_ack() && packet.direction == Direction::In {
-            acks.entry(packet.segment.source.port())
-                .or_insert(packet.at);
-        }
-    }
-    acks
-}
-
-/// Opens four listeners on one cable, and has clients connect to all of them in turn, and stay silent.
+/// Opens four listeners, each with its own deadline, on one cable.
 fn four_listeners(
     context: &Context,
     family: Family,
@@ -457,7 +355,8 @@ fn connect_in_turn(
     })
 }
 
-/// Listeners with deadlines of their own, each met for itself.
+case!(Default, "policy.four_deadlines.accept" => each_family(four_accept));
+/// Checks that each of four listeners meets its own deadline.
 fn four_accept(context: &Context, family: Family) -> Result<()> {
     let (wire, capture, listeners) = four_listeners(context, family, OnTimeout::Accept)?;
     let (accepted, _clients) = thread::scope(|scope| {
@@ -502,6 +401,7 @@ fn four_accept(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "policy.four_deadlines.reset" => each_family(four_reset));
 fn four_reset(context: &Context, family: Family) -> Result<()> {
     let (wire, capture, listeners) = four_listeners(context, family, OnTimeout::Reset)?;
     let _clients = connect_in_turn(&wire, family, &listeners)?;
@@ -520,7 +420,7 @@ fn four_reset(context: &Context, family: Family) -> Result<()> {
         let nth = listeners
             .iter()
             .position(|listener| listener.port() == reset.segment.source.port())
-            .context("a reset of nobody's")?;
+            .context("a reset from another port")?;
         let deadline = *FOUR.get(nth).context("no deadline")?;
         let after = context
             .happened_on_time(*ack, reset.at, deadline, "to the reset")
@@ -532,10 +432,18 @@ fn four_reset(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-/// A client that speaks in time has nothing to do with the policy.
+case!(
+    Default, "policy.reset.data_before" =>
+    each_family(|context, family| data_before(context, family, OnTimeout::Reset))
+);
+case!(
+    Default, "policy.drop.data_before" =>
+    each_family(|context, family| data_before(context, family, OnTimeout::Drop))
+);
+/// Checks that the policy does not affect a client that sends data in time.
 fn data_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     let deadline = Duration::from_millis(1500);
-    let scene = Scene::new(context, family, &listen(family, deadline, on_timeout))?;
+    let scene = WireScene::new(context, family, &listen(family, deadline, on_timeout))?;
     let (mut client, ack) = scene.connect_and_ack(context)?;
     sleep(Duration::from_millis(1000).saturating_sub(Stamp::now().since(ack.at)));
     let sent = client.request()?;
@@ -545,15 +453,19 @@ fn data_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Resu
     serve(&accepted)?;
     client.response()?;
     exchange_and_close(client, accepted)?;
-    counts(context, &scene.listener, counted!(released_data: 1))?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.counts(context, counted!(released_data: 1))?;
+    scene.judge_totals(1, 0)
 }
 
-/// Nor one that is done, or gone, in time.
+case!(
+    Default, "policy.reset.fin_and_rst_before" =>
+    each_family(|context, family| fin_and_rst_before(context, family, OnTimeout::Reset))
+);
+case!(
+    Default, "policy.drop.fin_and_rst_before" =>
+    each_family(|context, family| fin_and_rst_before(context, family, OnTimeout::Drop))
+);
+/// The same for clients that end the stream or reset in time.
 fn fin_and_rst_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     let deadline = Duration::from_millis(1500);
     let scene = RawScene::new(context, family, &listen(family, deadline, on_timeout))?;
@@ -561,23 +473,14 @@ fn fin_and_rst_before(context: &Context, family: Family, on_timeout: OnTimeout) 
     let (mut breaker, _) = scene.parked(context)?;
     leaver.fin()?;
     breaker.rst()?;
-    let mut accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        leaver.local.port(),
-        "the client that was accepted"
-    );
+    let mut accepted = scene.accept_from(context, &leaver)?;
     expect_eq!(
         rest(&mut accepted.stream)?.len(),
         0,
         "bytes before the end of the stream"
     );
     scene.accept_nothing(Duration::from_millis(1800), "the other client has reset")?;
-    counts(
-        context,
-        &scene.listener,
-        counted!(released_fin: 1, aborted: 1),
-    )?;
+    scene.counts(context, counted!(released_fin: 1, aborted: 1))?;
     scene.judge(|trace| {
         let sent = trace.filter(|packet| packet.direction == Direction::Out);
         expect_eq!(sent.resets(), 0, "resets of the server");
@@ -585,11 +488,19 @@ fn fin_and_rst_before(context: &Context, family: Family, on_timeout: OnTimeout) 
     })
 }
 
-/// Data that arrives as the time runs out: the client is served, or it is not and hears of it; nothing in between.
+case!(
+    Default, "policy.reset.data_at_that_moment" =>
+    each_family(|context, family| data_at_that_moment(context, family, OnTimeout::Reset))
+);
+case!(
+    Default, "policy.drop.data_at_that_moment" =>
+    each_family(|context, family| data_at_that_moment(context, family, OnTimeout::Drop))
+);
+/// Checks that a client that sends data as its deadline expires is either served, or gets a reset.
 fn data_at_that_moment(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     const CLIENTS: usize = 40;
     let deadline = Duration::from_millis(1500);
-    let scene = Scene::new(context, family, &listen(family, deadline, on_timeout))?;
+    let scene = WireScene::new(context, family, &listen(family, deadline, on_timeout))?;
     let clients = scene.connect_many(CLIENTS)?;
     let acks = bare_acks(&scene.capture.so_far()?.to_port(scene.port()));
     let mut rng = context.rng();
@@ -618,7 +529,7 @@ fn data_at_that_moment(context: &Context, family: Family, on_timeout: OnTimeout)
                 sleep(aim.saturating_sub(Stamp::now().since(*ack)));
                 match client.request() {
                     Ok(_) => spoken.push(client),
-                    // It has heard already.
+                    // The client has got its reset already.
                     Err(_) => refused += 1,
                 }
             }
@@ -653,15 +564,23 @@ fn data_at_that_moment(context: &Context, family: Family, on_timeout: OnTimeout)
     } else {
         counted!(released_data: served, timeout_drop: refused)
     };
-    counts(context, &scene.listener, expected)?;
+    scene.counts(context, expected)?;
     scene.requests(context, 0)
 }
 
-/// All at once: each exactly once, and nobody is left.
+case!(
+    Default, "policy.reset.many_at_once" =>
+    each_family(|context, family| many(context, family, OnTimeout::Reset))
+);
+case!(
+    Default, "policy.drop.many_at_once" =>
+    each_family(|context, family| many(context, family, OnTimeout::Drop))
+);
+/// Checks that each of many clients is reset or dropped once, and that none is left.
 fn many(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     const CLIENTS: usize = 150;
     let deadline = Duration::from_millis(800);
-    let scene = Scene::new(
+    let scene = WireScene::new(
         context,
         family,
         &listen(family, deadline, on_timeout).backlog(1024),
@@ -672,7 +591,7 @@ fn many(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> 
     } else {
         counted!(timeout_drop: CLIENTS as u64)
     };
-    counts(context, &scene.listener, expected)?;
+    scene.counts(context, expected)?;
     scene.requests(context, 0)?;
     scene.accept_nothing(Duration::from_millis(100), "no client was accepted")?;
     let spoken = Stamp::now();
@@ -680,11 +599,10 @@ fn many(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> 
         if on_timeout == OnTimeout::Drop {
             client.request()?;
         }
-        reads_reset(&mut client)?;
+        reads_reset(&mut client.stream)?;
     }
     scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), CLIENTS, "SYN-ACKs");
-        expect_eq!(trace.resets(), CLIENTS, "resets");
+        totals(trace, CLIENTS, CLIENTS)?;
         let before = trace.filter(|packet| packet.at <= spoken).resets();
         let expected = if on_timeout == OnTimeout::Reset {
             CLIENTS
@@ -696,7 +614,9 @@ fn many(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> 
     })
 }
 
-/// Who is to be accepted waits until there is room; who is to be reset does not.
+case!(Default, "policy.accept_queue_full" => each_family(accept_queue_full));
+/// Checks that clients to be accepted wait until the accept queue has room, and that clients to be
+/// reset do not.
 fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(1))?;
     let mut silent = Vec::new();
@@ -706,7 +626,7 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     let speakers = fill_accept_queue(context, &scene)?;
     control::set_config(&scene.listener, &timeout(50))?;
     sleep(Duration::from_millis(500));
-    counts(context, &scene.listener, counted!(parked: 2))?;
+    scene.counts(context, counted!(parked: 2))?;
     for _ in &speakers {
         serve(&scene.accept(context)?)?;
     }
@@ -721,7 +641,7 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
             accepted.peer
         );
     }
-    counts(context, &scene.listener, counted!(timeout_accept: 2))?;
+    scene.counts(context, counted!(timeout_accept: 2))?;
 
     control::set_config(&scene.listener, &timeout(60_000))?;
     let mut third = scene.parked(context)?.0;
@@ -735,17 +655,14 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     for _ in &speakers {
         serve(&scene.accept(context)?)?;
     }
-    counts(
-        context,
-        &scene.listener,
-        counted!(timeout_accept: 2, timeout_reset: 1),
-    )
-    .map(drop)
+    scene
+        .counts(context, counted!(timeout_accept: 2, timeout_reset: 1))
+        .map(drop)
 }
 
-/// Fills the accept queue of a listener with a backlog of 1 with clients that spoke at once.
+/// Fills the accept queue of a listener with a backlog of 1, with clients that send data at once.
 fn fill_accept_queue(context: &Context, scene: &RawScene) -> Result<Vec<RawClient>> {
-    // One more than asked for: that is how the kernel counts.
+    // One more than the backlog: the kernel allows it.
     let mut speakers = vec![scene.client(), scene.client()];
     for speaker in &mut speakers {
         speaker.half_open(context.patience())?;
@@ -753,29 +670,28 @@ fn fill_accept_queue(context: &Context, scene: &RawScene) -> Result<Vec<RawClien
     for speaker in &mut speakers {
         speaker.data(REQUEST)?;
     }
-    let mut queued = 0;
-    wait::until(context.patience(), || {
-        queued = TcpInfo::of(&scene.listener)?.unacked;
-        Ok(queued == 2)
-    })?;
-    expect_eq!(queued, 2, "connections that wait for accept()");
+    accept_queue_holds(&scene.listener, context, 2)?;
     Ok(speakers)
 }
 
-/// The kernel counts a request's timeouts in seven bits: none of them may end, or wake, a client that waits.
+case!(
+    Default, "policy.deadline_beyond_seven_bits_of_timeouts.v4" =>
+    once(beyond_seven_bits).long(Duration::from_secs(240))
+);
+/// Checks that no overflow of the request's seven-bit timeout count ends or wakes a parked client.
 fn beyond_seven_bits(context: &Context) -> Result<()> {
     const TCP_RTO_MAX_MS: i32 = 44;
     const LONG: Duration = Duration::from_secs(137);
     let family = Family::V4;
     let wire = Wire::new()?;
     wire.server.set_sysctl("net.ipv4.tcp_synack_retries", "2")?;
-    let scene = Scene::on(
+    let scene = WireScene::on(
         context,
         wire,
         family,
         &Listen::filtered(family).config(timeout(u32::try_from(LONG.as_millis())?)),
     )?;
-    // A request's timer fires every second from now on, if it is the kernel's.
+    // If TCP's SYN-ACK timer runs, it fires every second from now on.
     if let Err(error) = set_tcp_option(&scene.listener, TCP_RTO_MAX_MS, 1000) {
         bail!("TCP_RTO_MAX_MS: {error}");
     }
@@ -786,14 +702,9 @@ fn beyond_seven_bits(context: &Context) -> Result<()> {
         "the client is not parked any more: {}",
         describe(&stats(&scene.listener)?)
     );
-    let accepted = scene.accept(context)?;
-    context.on_time(ack.at, &accepted, LONG)?;
-    let seen = counts(context, &scene.listener, counted!(timeout_accept: 1))?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, LONG)?;
+    let seen = scene.counts(context, counted!(timeout_accept: 1))?;
     context.note(describe(&seen));
     exchange_and_close(client, accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }

@@ -1,54 +1,34 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What ends the wait: data, the end of the stream, a reset.
+//! What releases or ends a parked connection: data, the end of the stream, a reset.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use accf_kit::clock::Stamp;
-use accf_kit::endpoint::{let_data_carry_the_ack, reset_on_close, Family, Listen};
+use accf_kit::endpoint::{let_data_carry_the_ack, reset_on_close, Family};
 use accf_kit::segment::{Flags, Segment};
 use accf_kit::tcp_info::{State, TcpInfo};
 use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::DEFAULT;
-use crate::case::{each_family, expect_eq, Case, Context};
+use crate::case::{case, each_family, expect_eq, Context};
 use crate::scene::{
-    close, exchange_and_close, rest, serve, Client, RawScene, Scene, REQUEST, RESPONSE,
+    close, connect_again, exchange_and_close, receives_nothing, rest, serve, totals, Client, Peer,
+    RawScene, Scene, WireScene, REQUEST, RESPONSE,
 };
 
-pub(crate) fn cases() -> Vec<Case> {
-    [
-        each_family(DEFAULT, "release.piggyback", piggyback),
-        each_family(
-            DEFAULT,
-            "release.piggyback_of_a_kernel_client",
-            kernel_piggyback,
-        ),
-        each_family(DEFAULT, "release.fin", fin),
-        each_family(DEFAULT, "release.fin_at_once", fin_at_once),
-        each_family(DEFAULT, "release.data_with_fin", data_with_fin),
-        each_family(DEFAULT, "release.rst", rst),
-        each_family(DEFAULT, "release.rst_of_a_raw_client", raw_rst),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
-}
-
-/// Data on the third segment: accepted at once, and nothing was ever held.
+case!(Default, "release.piggyback" => each_family(piggyback));
+/// Checks that data on the third segment is accepted at once.
 fn piggyback(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
-    let mut client = scene.client();
-    client.half_open(context.patience())?;
+    let scene = RawScene::filtered(context, family)?;
+    let mut client = scene.half_open(context)?;
     scene.serve(context, &mut client)?;
     client.ack()?;
     client.fin()?;
     scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
+        totals(trace, 1, 0)?;
         let third = trace
             .packets
             .iter()
@@ -64,9 +44,10 @@ fn piggyback(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// The same from a Linux client that is told to wait with its acknowledgement.
+case!(Default, "release.piggyback_of_a_kernel_client" => each_family(kernel_piggyback));
+/// The same from a Linux client that delays its ACK.
 fn kernel_piggyback(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let server = scene.wire.server_address(family, scene.port());
     let stream = scene.wire.client.run(|| {
         let socket = Socket::new(
@@ -82,8 +63,7 @@ fn kernel_piggyback(context: &Context, family: Family) -> Result<()> {
         stream.set_read_timeout(Some(context.patience()))?;
         Ok(stream)
     })?;
-    let local = stream.local_addr()?;
-    let mut client = Client { stream, local };
+    let mut client = Client::new(stream)?;
     let accepted = scene.accept(context)?;
     serve(&accepted)?;
     client.response()?;
@@ -101,20 +81,17 @@ fn kernel_piggyback(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// The server's port of a trace that begins with a SYN.
+/// Returns the server's port of a trace that begins with a SYN.
 fn trace_port(trace: &accf_kit::capture::Trace) -> Result<u16> {
     let syn = trace.first(Segment::is_syn).context("no SYN")?;
     Ok(syn.segment.destination.port())
 }
 
-/// A client that says nothing and is done: the server reads the end of the stream, and may still speak.
+case!(Default, "release.fin" => each_family(fin));
+/// Checks that a client that ends the stream without data is accepted, and still gets a response.
 fn fin(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
-    let (mut client, _) = scene.connect_and_ack(context)?;
-    scene.accept_nothing(
-        Duration::from_millis(700),
-        "the client has not sent anything",
-    )?;
+    let scene = WireScene::filtered(context, family)?;
+    let (mut client, _) = scene.connect_and_pause(context, Duration::from_millis(700))?;
     let sent = Stamp::now();
     client.stream.shutdown(Shutdown::Write)?;
     let mut accepted = scene.accept(context)?;
@@ -138,16 +115,13 @@ fn fin(context: &Context, family: Family) -> Result<()> {
         "bytes after the response"
     );
     scene.requests(context, 0)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(1, 0)
 }
 
-/// A client that closes as soon as it is connected.
+case!(Default, "release.fin_at_once" => each_family(fin_at_once));
+/// Checks clients that close as soon as they are connected.
 fn fin_at_once(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     for _ in 0..10 {
         drop(scene.connect()?);
         let mut accepted = scene.accept(context)?;
@@ -158,46 +132,30 @@ fn fin_at_once(context: &Context, family: Family) -> Result<()> {
         );
     }
     scene.requests(context, 0)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 10, "SYN-ACKs");
-        expect_eq!(trace.resets(), 0, "resets");
-        Ok(())
-    })
+    scene.judge_totals(10, 0)
 }
 
-/// Request and end of stream in one segment, of a parked client and on the third segment.
+case!(Default, "release.data_with_fin" => each_family(data_with_fin));
+/// Checks a request and the end of the stream in one segment, from a parked client and on the third
+/// segment.
 fn data_with_fin(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (parked, _) = scene.parked(context)?;
-    let mut direct = scene.client();
-    direct.half_open(context.patience())?;
+    let direct = scene.half_open(context)?;
     for mut client in [parked, direct] {
         let flags = Flags {
             psh: true,
             ..Flags::FIN_ACK
         };
         client.push(flags, REQUEST)?;
-        let mut accepted = scene.accept(context)?;
-        expect_eq!(
-            accepted.peer.port(),
-            client.local.port(),
-            "the client that was accepted"
-        );
+        let mut accepted = scene.accept_from(context, &client)?;
         expect_eq!(
             rest(&mut accepted.stream)?,
             REQUEST,
             "what the server reads"
         );
         accepted.stream.write_all(RESPONSE)?;
-        let answer = client
-            .receive_until(context.patience(), Segment::has_data)?
-            .context("no response")?;
-        expect_eq!(answer.segment.payload, RESPONSE, "the response");
-        expect_eq!(
-            answer.segment.ack,
-            client.snd_nxt,
-            "what the response acknowledges"
-        );
+        client.read_response(context)?;
     }
     scene.judge(|trace| {
         expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
@@ -205,9 +163,10 @@ fn data_with_fin(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// A parked client that resets: never accepted, gone from the kernel's tables, and nobody else is the worse for it.
+case!(Default, "release.rst" => each_family(rst));
+/// Checks that a parked client that resets is not accepted, and that the next one is not affected.
 fn rst(context: &Context, family: Family) -> Result<()> {
-    let scene = Scene::new(context, family, &Listen::filtered(family))?;
+    let scene = WireScene::filtered(context, family)?;
     let (client, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 1)?;
     reset_on_close(&client.stream)?;
@@ -219,40 +178,30 @@ fn rst(context: &Context, family: Family) -> Result<()> {
         "one client has reset, and the other has not sent anything",
     )?;
     next.request()?;
-    let accepted = scene.accept(context)?;
-    expect_eq!(
-        accepted.peer.port(),
-        next.local.port(),
-        "the client that was accepted"
-    );
+    let accepted = scene.accept_from(context, &next)?;
     let mut probe = [0; 1];
     expect_eq!(accepted.stream.peek(&mut probe)?, 1, "bytes to read");
     serve(&accepted)?;
     next.response()?;
     exchange_and_close(next, accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        expect_eq!(trace.resets(), 1, "resets");
-        Ok(())
-    })
+    scene.judge_totals(2, 1)
 }
 
-/// The same with the exact segment, which is not answered; a second connection from the same port is a new one.
+case!(Default, "release.rst_of_a_raw_client" => each_family(raw_rst));
+/// The same with the exact segment, which is not answered; a second connection from the same port
+/// is a new one.
 fn raw_rst(context: &Context, family: Family) -> Result<()> {
-    let scene = RawScene::new(context, family, &Listen::filtered(family))?;
+    let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     scene.requests(context, 1)?;
     client.rst()?;
     scene.requests(context, 0)?;
-    expect_eq!(
-        client
-            .receive(Duration::from_millis(300))?
-            .map(|received| received.segment),
-        None,
-        "an answer to the reset"
-    );
-    client.isn = client.isn.wrapping_add(100_000);
-    client.open(context.patience())?;
+    receives_nothing(
+        &mut client,
+        Duration::from_millis(300),
+        "an answer to the reset",
+    )?;
+    connect_again(context, &mut client)?;
     scene.accept_nothing(
         Duration::from_millis(500),
         "the client has not sent anything",

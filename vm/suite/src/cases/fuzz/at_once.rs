@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Threads that set and read a listener's options, good and bad, all at once, while clients come.
+//! Threads that set and read a listener's options, valid and invalid, all at once, while clients
+//! connect.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -23,21 +24,17 @@ use anyhow::{anyhow, bail, ensure, Context as _, Result};
 use nix::errno::Errno;
 use nix::libc;
 
-use crate::case::{each_family, expect_eq, Case, Context};
-use crate::cases::DEFAULT;
+use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{describe, stats};
 use crate::fuzz::{self, bytes, Fed};
 use crate::scene::{serve, REQUEST};
 
-pub(crate) fn cases() -> Vec<Case> {
-    each_family(DEFAULT, "fuzz.options_at_once", at_once)
-}
-
 /// How long a round takes.
 const ROUND: Duration = Duration::from_millis(500);
-/// What `TCP_DEFER_ACCEPT` is set to, in seconds, and stays.
+/// The value of `TCP_DEFER_ACCEPT`, in seconds, which never changes.
 const DEFERRED: [u32; 3] = [1, 3, 7];
 
+case!(Fuzz, "fuzz.options_at_once" => each_family(at_once));
 fn at_once(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     ns.enter()?;
@@ -47,7 +44,7 @@ fn at_once(context: &Context, family: Family) -> Result<()> {
     })
 }
 
-/// Settings of which each number tells the others: whoever reads a mixture of two sees it.
+/// Settings in which each number determines the others: a mixture of two is detected.
 fn tied(number: u32) -> [u32; 3] {
     let number = number % 900;
     [number * 7 + 11, number + 1, number % 3]
@@ -124,7 +121,7 @@ fn round(
     end(context, listener, family)
 }
 
-/// Afterwards it is a listener like any other.
+/// Checks that the listener then works like any other.
 fn end(context: &Context, listener: &Listener, family: Family) -> Result<()> {
     control::set_config(listener, &timeout(1))?;
     let mut seen = control::Stats::default();
@@ -133,7 +130,7 @@ fn end(context: &Context, listener: &Listener, family: Family) -> Result<()> {
         seen = stats(listener)?;
         Ok((seen.parked, seen.half_open, seen.half_open_young) == (0, 0, 0))
     })?;
-    ensure!(gone, "somebody is still there: {}", describe(&seen));
+    ensure!(gone, "clients are left: {}", describe(&seen));
     control::set_config(listener, &timeout(60_000))?;
     take(listener, Duration::ZERO)?;
     let mut client = connect_here(address(family, listener.port()))?;
@@ -153,7 +150,7 @@ fn address(family: Family, port: u16) -> SocketAddr {
     }
 }
 
-/// Accepts whoever is there, and resets them.
+/// Accepts the connections in the queue, and resets them.
 fn take(listener: &Listener, limit: Duration) -> Result<()> {
     if !wait::readable(listener, limit)? {
         return Ok(());
@@ -167,11 +164,11 @@ fn take(listener: &Listener, limit: Duration) -> Result<()> {
     }
 }
 
-/// A client, who may be reset or forgotten at any time.
+/// Runs a client that may be reset or dropped at any time.
 fn come(rng: &mut fastrand::Rng, family: Family, port: u16) -> Result<()> {
     let mut client = match connect_here(address(family, port)) {
         Ok(client) => client,
-        // The deadline was there before connect() had returned.
+        // The deadline expired before connect() returned.
         Err(error) if is_reset(&error) => return Ok(()),
         Err(error) => return Err(error),
     };
@@ -190,12 +187,12 @@ fn is_reset(error: &anyhow::Error) -> bool {
     error.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
 }
 
-/// Leaves the processor to others, of whom there are many.
+/// Yields the processor to the other threads.
 fn pause(rng: &mut fastrand::Rng) {
     thread::sleep(Duration::from_micros(rng.u64(..2000)));
 }
 
-/// Sets something, right or wrong.
+/// Sets a value, valid or invalid.
 fn set(rng: &mut fastrand::Rng, memory: &mut Memory, listener: &Listener) -> Result<&'static str> {
     let whole = Place::BeforeEnd(Memory::ROOM);
     let value = to_bytes(tied(rng.u32(..)));
@@ -235,7 +232,7 @@ fn set(rng: &mut fastrand::Rng, memory: &mut Memory, listener: &Listener) -> Res
     Ok("refused")
 }
 
-/// Reads something, and finds one setting and not two halves.
+/// Reads a value, and checks that it is one setting and not a mixture of two.
 fn read(rng: &mut fastrand::Rng, memory: &mut Memory, listener: &Listener) -> Result<&'static str> {
     if rng.bool() {
         stats(listener)?;
@@ -269,25 +266,25 @@ fn read(rng: &mut fastrand::Rng, memory: &mut Memory, listener: &Listener) -> Re
     let [seen, max_parked, _] = words;
     let expected = tied(max_parked.wrapping_sub(1));
     let mut deferred = expected;
-    // A value of TCP_DEFER_ACCEPT changes the first only.
+    // `TCP_DEFER_ACCEPT` changes the first number only.
     if DEFERRED.map(|seconds| seconds * 1000).contains(&seen) {
         deferred[0] = seen;
     }
     ensure!(
         words == expected || words == deferred,
-        "settings that nobody made: {words:?}, instead of {expected:?}"
+        "settings that were never set: {words:?}, instead of {expected:?}"
     );
     Ok("read")
 }
 
-/// Asks for a filter, which it has.
+/// Attaches a filter to a listener that has one.
 fn attach(
     rng: &mut fastrand::Rng,
     memory: &mut Memory,
     listener: &Listener,
 ) -> Result<&'static str> {
     let whole = Place::BeforeEnd(Memory::ROOM);
-    // An unknown name would start a process.
+    // An unknown name would start modprobe.
     let (name, expected) = match rng.u8(..4) {
         0 => (Vec::new(), Errno::EINVAL),
         _ => (DATAREADY.as_bytes().to_vec(), Errno::EEXIST),
@@ -302,7 +299,7 @@ fn attach(
         length,
     );
     expect_eq!(errno, Some(expected), "the errno of attaching {name:?}");
-    // Nor does it know other options of its own level.
+    // Other options of its own level are unknown.
     let errno = memory.set(
         listener.as_fd(),
         SOL_ACCF,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What `inet_diag` tells of listeners that come and go, to whoever asks in whatever way: whole dumps, dumps that are abandoned,
-//! answers there is no room for, questions that make no sense; and to the command `accf`.
+//! Dumps of `inet_diag` while listeners open and close: whole dumps, abandoned dumps, answers
+//! without enough room, invalid requests; and the command `accf`.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -22,29 +22,24 @@ use netlink_sys::Socket;
 use nix::libc;
 use serde_json::Value;
 
-use crate::case::{expect_eq, Case, Context};
-use crate::cases::DEFAULT;
+use crate::case::{case, expect_eq, once, Context};
 use crate::count::{consistent, counted, counts, describe};
 use crate::fuzz::{self, bytes, Fed};
 
-pub(crate) fn cases() -> Vec<Case> {
-    vec![Case::new(DEFAULT, "fuzz.dumps", dumps)]
-}
-
-/// How many threads make and close listeners.
+/// How many threads open and close listeners.
 const CHURNERS: u64 = 2;
-/// How many clients each listener that stays has.
+/// How many clients each permanent listener has.
 const PARKED: u64 = 3;
-/// What is to be seen at all.
-const TOLD: &str = "filtered listeners told of";
-/// How many questions a round asks.
-const QUESTIONS: usize = 60;
+/// What every run must see.
+const REPORTED: &str = "filtered listeners reported";
+/// How many requests a round sends.
+const REQUESTS: usize = 60;
 
-/// `struct nlmsghdr`, and what of it we look at.
+/// The size of `struct nlmsghdr`.
 const HEADER: usize = 16;
 /// `SOCK_DIAG_BY_FAMILY`.
 const BY_FAMILY: u16 = 20;
-/// `struct inet_diag_msg`.
+/// The size of `struct inet_diag_msg`.
 const MESSAGE: usize = 72;
 /// `TCP_LISTEN`.
 const LISTEN: u8 = 10;
@@ -52,25 +47,26 @@ const INET_DIAG_ULP_INFO: u16 = 19;
 const INET_ULP_INFO_NAME: u16 = 1;
 const ACCF_ULP_INFO_CONFIG: u16 = 0x1AC1;
 const ACCF_ULP_INFO_STATS: u16 = 0x1AC2;
-/// The numbers of `struct accf_stats`, by their places.
+/// The fields of `struct accf_stats`, by their positions.
 const STATS_WORDS: usize = 21 + 32;
 
-/// A listener that stays, with what must be told of it.
+/// A permanent listener, with what a dump must say of it.
 struct Landmark {
     listener: Listener,
     config: Config,
-    /// Its settings as the module tells them.
+    /// Its settings as the module reports them.
     numbers: Vec<u8>,
     _clients: Vec<TcpStream>,
 }
 
+case!(Fuzz, "fuzz.dumps" => once(dumps));
 fn dumps(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
     ns.enter()?;
     let mut landmarks: Vec<Landmark> = Vec::new();
     for (family, nth) in Family::ALL.into_iter().zip(0..) {
         landmarks.push(Landmark::new(context, family, 100 + nth, nth)?);
-        // They are told by their ports, which the other IP version may use as well.
+        // A listener is identified by its port, which no listener of the other IP version may get.
         let ports: Vec<String> = landmarks
             .iter()
             .map(|landmark| landmark.listener.port().to_string())
@@ -89,7 +85,7 @@ fn dumps(context: &Context) -> Result<()> {
                     while !over.load(Ordering::Relaxed) {
                         live(&mut rng).context("a listener that comes and goes")?;
                         lives.fetch_add(1, Ordering::Relaxed);
-                        // The processor is not theirs alone.
+                        // These threads share the processor with the test.
                         thread::sleep(Duration::from_micros(rng.u64(..4000)));
                     }
                     Ok(())
@@ -97,8 +93,8 @@ fn dumps(context: &Context) -> Result<()> {
             })
             .collect();
         let mut open = Vec::new();
-        let asked = fuzz::rounds(context, &[TOLD], |rng, fed| {
-            for _ in 0..QUESTIONS {
+        let asked = fuzz::rounds(context, &[REPORTED], |rng, fed| {
+            for _ in 0..REQUESTS {
                 question(rng, fed, &mut open, &landmarks)?;
             }
             whole_dump(&landmarks).context("the library")?;
@@ -146,13 +142,13 @@ impl Landmark {
         })
     }
 
-    /// Makes sure that it is the one told of.
+    /// Checks that a report describes this listener.
     fn is(&self, config: &Config, stats: &Stats) -> Result<()> {
-        expect_eq!(*config, self.config, "the settings told of a listener");
+        expect_eq!(*config, self.config, "the settings reported of a listener");
         expect_eq!(
             (stats.parked, stats.parked_total),
             (PARKED, PARKED),
-            "parked now and ever, told of a listener: {}",
+            "parked now and in total, reported of a listener: {}",
             describe(stats)
         );
         Ok(())
@@ -167,7 +163,7 @@ fn address(family: Family, port: u16) -> SocketAddr {
     }
 }
 
-/// One short life of a listener, filtered or not, with a client or two.
+/// Opens and closes a listener, filtered or not, with a client or two.
 fn live(rng: &mut fastrand::Rng) -> Result<()> {
     let family = rng.choice(Family::ALL).unwrap_or(Family::V4);
     let config = settings(rng.u32(..50), rng.u32(..3), OnTimeout::Accept);
@@ -193,7 +189,7 @@ fn live(rng: &mut fastrand::Rng) -> Result<()> {
     Ok(())
 }
 
-/// The library finds those that stay, exactly once each.
+/// Checks that the library finds each permanent listener exactly once.
 fn whole_dump(landmarks: &[Landmark]) -> Result<()> {
     let mut found: BTreeMap<u16, usize> = BTreeMap::new();
     for seen in listeners_on(0)? {
@@ -221,7 +217,7 @@ fn with_port(landmarks: &[Landmark], port: u16) -> Option<&Landmark> {
     landmarks.iter().find(|l| l.listener.port() == port)
 }
 
-/// What the command says can be read, and is true of those that stay.
+/// Checks that the command's output is valid, and correct for the permanent listeners.
 fn command(rng: &mut fastrand::Rng, landmarks: &[Landmark]) -> Result<()> {
     let arguments: &[&str] = match rng.u8(..4) {
         0 => &["list"],
@@ -251,11 +247,11 @@ fn command(rng: &mut fastrand::Rng, landmarks: &[Landmark]) -> Result<()> {
     let all = all.as_array().context("not an array")?;
     for landmark in landmarks {
         let port = landmark.listener.port();
-        let mut told = all.iter().filter(|one| one["port"] == port);
-        let one = told
+        let mut reported = all.iter().filter(|one| one["port"] == port);
+        let one = reported
             .next()
             .with_context(|| format!("no {port} in\n{text}"))?;
-        ensure!(told.next().is_none(), "two on port {port} in\n{text}");
+        ensure!(reported.next().is_none(), "two on port {port} in\n{text}");
         let max_parked = landmark.config.max_parked.map_or(0, |max| max.get());
         expect_eq!(
             one["config"]["max_parked"],
@@ -292,7 +288,7 @@ fn command(rng: &mut fastrand::Rng, landmarks: &[Landmark]) -> Result<()> {
     Ok(())
 }
 
-/// Asks something, and hears the answer, or some of it, or none.
+/// Sends a request, and reads the answer, a part of it, or none.
 fn question(
     rng: &mut fastrand::Rng,
     fed: &mut Fed,
@@ -321,7 +317,7 @@ fn question(
     if rng.u8(..4) > 0 {
         let request = request(rng, landmarks);
         fed.one("questions");
-        // A socket may still be telling, or have no room for an error.
+        // The socket may be in the middle of a dump, or have no room for an error.
         let _ = socket.send(&request, 0);
     }
     for _ in 0..rng.usize(..6) {
@@ -334,13 +330,13 @@ fn question(
         match socket.recv(&mut answer, libc::MSG_TRUNC) {
             Ok(length) if length == answer.len() => {
                 fed.one("answers");
-                let told = read(&answer, landmarks)
+                let reported = read(&answer, landmarks)
                     .map_err(|error| anyhow!("{error:#}; the answer was {answer:?}"))?;
-                fed.many(TOLD, told);
+                fed.many(REPORTED, reported);
             }
             Ok(_) => fed.one("answers cut short"),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-            // It was told more than it had room for.
+            // The answer was longer than its buffer.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => break,
             Err(error) => return Err(error).context("receive an answer"),
         }
@@ -352,7 +348,7 @@ fn question(
     Ok(())
 }
 
-/// A question of `struct inet_diag_req_v2`: often a good one.
+/// Returns a `struct inet_diag_req_v2`, often a valid one.
 fn request(rng: &mut fastrand::Rng, landmarks: &[Landmark]) -> Vec<u8> {
     let port = match rng.u8(..3) {
         0 => 0,
@@ -376,12 +372,12 @@ fn request(rng: &mut fastrand::Rng, landmarks: &[Landmark]) -> Vec<u8> {
         1 => u32::MAX,
         _ => 1 << LISTEN,
     };
-    // What else is to be told: memory, `TCP_INFO` and the upper layer protocol, and so on.
+    // The extensions: memory, `TCP_INFO`, the upper-layer protocol, and others.
     let extensions = if rng.bool() { 2 } else { rng.u8(..) };
     let mut body = vec![family, protocol, extensions, 0];
     body.extend(states.to_ne_bytes());
     body.extend(port.to_be_bytes());
-    // No other port, no addresses and no interface; and any cookie.
+    // No remote port, no addresses and no interface; any cookie.
     body.resize(48, 0);
     body.extend([0xff; 8]);
     if rng.u8(..8) == 0 {
@@ -391,7 +387,7 @@ fn request(rng: &mut fastrand::Rng, landmarks: &[Landmark]) -> Vec<u8> {
         }
     }
     if rng.u8(..6) == 0 {
-        // Attributes: a program to choose sockets with, among others.
+        // Attributes: a filter program, among others.
         for _ in 0..rng.usize(1..3) {
             let value = bytes(rng, 60);
             let length = match rng.u8(..4) {
@@ -416,7 +412,7 @@ fn request(rng: &mut fastrand::Rng, landmarks: &[Landmark]) -> Vec<u8> {
     if rng.u8(..16) == 0 {
         flags = rng.u16(..);
     }
-    // Not 21, which destroys sockets.
+    // Not 21 (`SOCK_DESTROY`).
     let kind = match rng.u8(..24) {
         0 => 18,
         1 => rng.u16(..BY_FAMILY),
@@ -436,9 +432,9 @@ fn request(rng: &mut fastrand::Rng, landmarks: &[Landmark]) -> Vec<u8> {
     request
 }
 
-/// Reads an answer; returns how many filtered listeners it tells of.
+/// Parses an answer; returns how many filtered listeners it describes.
 fn read(mut answer: &[u8], landmarks: &[Landmark]) -> Result<u64> {
-    let mut told = 0;
+    let mut reported = 0;
     while let Some(header) = answer.first_chunk::<HEADER>() {
         let [a, b, c, d, e, f, ..] = *header;
         let length = u32::from_ne_bytes([a, b, c, d]) as usize;
@@ -447,23 +443,23 @@ fn read(mut answer: &[u8], landmarks: &[Landmark]) -> Result<u64> {
             .get(HEADER..length)
             .with_context(|| format!("a message of {length} bytes in {}", answer.len()))?;
         if kind == BY_FAMILY {
-            told += u64::from(socket(message, landmarks)?);
+            reported += u64::from(socket(message, landmarks)?);
         }
         answer = answer.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Ok(told)
+    Ok(reported)
 }
 
-/// Reads what is told of one socket; says whether it has a filter, and all is told of it.
+/// Parses the message for one socket; returns whether it has a filter, with complete data.
 fn socket(message: &[u8], landmarks: &[Landmark]) -> Result<bool> {
     let (head, attributes) = message
         .split_at_checked(MESSAGE)
-        .context("half a socket is told of")?;
+        .context("a message about a socket is cut short")?;
     let [_, _, _, _, port_high, port_low, ..] = *head else {
-        bail!("half a socket is told of");
+        bail!("a message about a socket is cut short");
     };
     let port = u16::from_be_bytes([port_high, port_low]);
-    let mut told = false;
+    let mut reported = false;
     for attribute in NlasIterator::new(attributes) {
         let attribute = attribute.context("an attribute of a socket")?;
         if attribute.kind() != INET_DIAG_ULP_INFO {
@@ -473,7 +469,7 @@ fn socket(message: &[u8], landmarks: &[Landmark]) -> Result<bool> {
         for attribute in NlasIterator::new(attribute.value()) {
             let attribute = attribute.context("an attribute of a ULP")?;
             let again = nested.insert(attribute.kind(), attribute.value().to_vec());
-            ensure!(again.is_none(), "an attribute is there twice");
+            ensure!(again.is_none(), "an attribute comes twice");
         }
         let Some(name) = nested.remove(&INET_ULP_INFO_NAME) else {
             bail!("a ULP without a name");
@@ -481,7 +477,7 @@ fn socket(message: &[u8], landmarks: &[Landmark]) -> Result<bool> {
         if name.strip_suffix(b"\0") != Some(DATAREADY.as_bytes()) {
             continue;
         }
-        // Where there is no room for them, both are left out; a listener that is just closing tells of nothing.
+        // Both are left out if there is no room; a listener that is closing has neither.
         let (config, stats) = (
             nested.remove(&ACCF_ULP_INFO_CONFIG),
             nested.remove(&ACCF_ULP_INFO_STATS),
@@ -490,7 +486,7 @@ fn socket(message: &[u8], landmarks: &[Landmark]) -> Result<bool> {
         let (config, stats) = match (config, stats) {
             (Some(config), Some(stats)) => (config, stats),
             (None, None) => continue,
-            _ => bail!("half of what there is to tell"),
+            _ => bail!("only one of two attributes is there"),
         };
         expect_eq!(config.len(), 12, "bytes of settings");
         expect_eq!(stats.len(), 8 * STATS_WORDS, "bytes of counters");
@@ -507,7 +503,7 @@ fn socket(message: &[u8], landmarks: &[Landmark]) -> Result<bool> {
             expect_eq!(config, landmark.numbers, "settings of port {port}");
             expect_eq!((*parked, *total), (PARKED, PARKED), "parked, now and ever");
         }
-        told = true;
+        reported = true;
     }
-    Ok(told)
+    Ok(reported)
 }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! The same segments for a plain listener and a filtered one: both answer the same.
+//! The same segments for a plain listener and a filtered one: both give the same answers.
 //!
-//! Until a request is parked, and once it is released, the two must not differ in anything, so anything is sent. While it is
-//! parked at the one, the other has an established connection, and what they answer differs where the README says so (to a SYN)
-//! and where Linux's requests differ from its connections (to a wrong acknowledgement number or timestamp; TS.Recent of a request,
-//! RFC 7323 section 4.3, is its SYN's timestamp, whatever the ACK says). So a parked request gets what both must answer alike:
-//! data in its window, before and behind it, the end, resets, probes, and what acknowledges nothing, each with a newer timestamp.
+//! Before a request is parked and after it is released, the two must not differ at all, so any
+//! segment is sent. While one has a parked request, the other has an established connection, and
+//! their answers differ where the README says so (to a SYN) and where Linux's requests differ from
+//! its connections (to a wrong acknowledgement number or timestamp; TS.Recent of a request, RFC
+//! 7323 section 4.3, is its SYN's timestamp, whatever the ACK says). So a parked request gets only
+//! segments that both must answer alike: data in, before and behind its window, the end, resets,
+//! probes, and segments that acknowledge nothing, each with a newer timestamp.
 
 use std::time::{Duration, Instant};
 
@@ -20,30 +22,25 @@ use accf_kit::wait;
 use anyhow::{ensure, Context as _, Result};
 
 use super::segments::{forge, odd, options};
-use crate::case::{each_family, expect_eq, Case, Context};
-use crate::cases::DEFAULT;
+use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{describe, stats};
 use crate::fuzz::{self, Fed};
-
-pub(crate) fn cases() -> Vec<Case> {
-    each_family(DEFAULT, "fuzz.like_plain", like_plain)
-}
 
 /// How many clients of each listener a round has.
 const PAIRS: usize = 8;
 /// How many segments each of them sends at most.
 const STEPS: usize = 10;
-/// How long after a client's first SYN its SYN-ACK may come again by itself: a second (`TCP_TIMEOUT_INIT`), less some ticks. That
-/// long a pair takes only where the machine has stood still.
+/// How long after a client's first SYN its SYN-ACK is retransmitted at the earliest: a second
+/// (`TCP_TIMEOUT_INIT`), less some ticks. A pair takes that long only if the machine stalls.
 const SYN_ACK_AGAIN: Duration = Duration::from_millis(900);
-/// Who asks where nobody listens.
+/// The client that asks a port without a listener.
 const FENCE: u32 = 0;
 
 /// One client of one of the listeners.
 #[derive(Debug)]
 struct Side {
     member: Member,
-    /// The sequence number of the SYN-ACK; 0, if none has come.
+    /// The sequence number of the SYN-ACK; 0 if none has come.
     isn: u32,
     /// The timestamp to echo: the SYN-ACK's, or one of later answers to a parked request.
     tsval: u32,
@@ -51,7 +48,7 @@ struct Side {
     ts_recent: Option<u32>,
 }
 
-/// What a segment says, in numbers that do not depend on the listener's choice.
+/// A segment, in numbers that do not depend on the listener's choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Answer {
     flags: Flags,
@@ -64,8 +61,8 @@ struct Answer {
     timestamps: bool,
 }
 
-/// The two listeners, and who sends.
-struct Stage<'a> {
+/// The two listeners, and the sender.
+struct Fuzzer<'a> {
     context: &'a Context,
     swarm: Swarm,
     plain: Listener,
@@ -75,13 +72,14 @@ struct Stage<'a> {
     slow: u64,
 }
 
+case!(Fuzz, "fuzz.like_plain" => each_family(like_plain));
 fn like_plain(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     for (name, value) in [
         ("tcp_synack_retries", "1"),
         ("tcp_max_syn_backlog", "100000"),
         ("tcp_syncookies", "0"),
-        // Every answer at once, and no one is told off for asking often.
+        // No rate limit for answers.
         ("tcp_invalid_ratelimit", "0"),
         ("tcp_challenge_ack_limit", "2147483647"),
         ("tcp_comp_sack_nr", "0"),
@@ -94,12 +92,12 @@ fn like_plain(context: &Context, family: Family) -> Result<()> {
         .config(HOLD)
         .open(&ns)?;
     let swarm = Swarm::new(&ns, family, plain.port())?;
-    // Nor is any answer put off: more special routes than the interface's own.
+    // No ACK is delayed: a route with `quickack`, more specific than the interface's own.
     for network in ["198.18.0.0/25", "198.18.0.128/25", "2001:db8:2::/65"] {
         let route = ["route", "add", network, "dev", swarm::INTERFACE];
         ns.command("ip", &[&route[..], &["quickack", "1"]].concat())?;
     }
-    let mut stage = Stage {
+    let mut fuzzer = Fuzzer {
         context,
         swarm,
         plain,
@@ -108,41 +106,42 @@ fn like_plain(context: &Context, family: Family) -> Result<()> {
         slow: 0,
     };
     let needed = ["segments", "segments to the parked", "answers"];
-    fuzz::rounds(context, &needed, |rng, fed| stage.round(rng, fed))?;
-    let seen = stats(&stage.filtered)?;
+    fuzz::rounds(context, &needed, |rng, fed| fuzzer.round(rng, fed))?;
+    let seen = stats(&fuzzer.filtered)?;
     context.note(describe(&seen));
-    // The bare ACK may have come while the request's own timer was running, which only a slow pair waits for.
+    // The bare ACK may have come while the SYN-ACK timer was running, which happens only with a
+    // slow pair.
     let bypassed = seen.bypassed();
     ensure!(
-        bypassed <= stage.slow,
+        bypassed <= fuzzer.slow,
         "{bypassed} connections could not be parked, with {} slow pairs",
-        stage.slow
+        fuzzer.slow
     );
     Ok(())
 }
 
-/// No deadline.
+/// Without a deadline.
 const HOLD: control::Config = control::Config {
     timeout: None,
     max_parked: None,
     on_timeout: OnTimeout::Accept,
 };
 
-impl Stage<'_> {
+impl Fuzzer<'_> {
     fn round(&mut self, rng: &mut fastrand::Rng, fed: &mut Fed) -> Result<()> {
         for _ in 0..PAIRS {
             self.pair(rng, fed)?;
         }
-        // All leave.
+        // All clients disconnect.
         control::set_config(&self.filtered, &settings(1, 0, OnTimeout::Drop))?;
         let gone = wait::until(self.context.patience(), || {
             Ok(stats(&self.filtered)?.parked == 0)
         })?;
-        ensure!(gone, "somebody is still parked");
+        ensure!(gone, "a request is still parked");
         control::set_config(&self.filtered, &HOLD)?;
         for listener in [&self.plain, &self.filtered] {
             while let Some((connection, _)) = accept(listener)? {
-                // Its close is a reset.
+                // Closing it sends a reset.
                 connection.set_linger(Some(Duration::ZERO))?;
             }
         }
@@ -150,7 +149,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// One client of each listener, which do the same.
+    /// Plays one client of each listener; both send the same.
     fn pair(&mut self, rng: &mut fastrand::Rng, fed: &mut Fed) -> Result<()> {
         let isn = rng.u32(..);
         let first = self.next;
@@ -169,7 +168,7 @@ impl Stage<'_> {
             ts_recent: None,
         });
         let timestamps = rng.bool();
-        // The clients' clock.
+        // The timestamp clock of the clients.
         let mut clock = rng.u32(1..1 << 30);
         let mut is_parked = false;
         let mut syns = Vec::new();
@@ -178,7 +177,8 @@ impl Stage<'_> {
         let began = Instant::now();
         for step in 0..steps {
             clock = clock.wrapping_add(1);
-            // Numbers of the server count from its SYN-ACK, those of its clock from the last that it told.
+            // The server's sequence numbers count from its SYN-ACK, its timestamps from the last
+            // one seen.
             let mut base = self.swarm.segment(&sides[0].member, Flags::ACK, b"");
             base.ack = 1;
             base.timestamps = timestamps.then_some(Timestamps {
@@ -187,13 +187,14 @@ impl Stage<'_> {
             });
             let mut forged = choose(rng, base, step, is_parked);
             if let Some(timestamps) = &mut forged.segment.timestamps {
-                // What is the newest is to be so for all, whatever the next ones are.
+                // All timestamps stay in a range in which their order is unambiguous.
                 if !(-(1 << 29)..1 << 29)
                     .contains(&timestamps.value.wrapping_sub(clock).cast_signed())
                 {
                     timestamps.value = clock;
                 }
-                // With 0 for TS.Recent a request answers without timestamps (tcp_v4_send_ack()), a connection with them.
+                // With a TS.Recent of 0 a request answers without timestamps (tcp_v4_send_ack()), a
+                // connection with them.
                 timestamps.value = timestamps.value.max(1);
             }
             if forged.segment.flags.syn {
@@ -212,34 +213,35 @@ impl Stage<'_> {
                     self.swarm.inject(&packet)?;
                 }
             }
-            self.hear(&mut sides, &mut answers, is_parked)?;
+            self.receive(&mut sides, &mut answers, is_parked)?;
             if began.elapsed() >= SYN_ACK_AGAIN {
-                // What has come perhaps nobody asked for.
+                // An answer may be a retransmission.
                 fed.one("pairs too slow to compare");
                 self.slow += 1;
                 break;
             }
-            let story = || {
+            let log_text = || {
                 format!(
-                    "to {} segments from {isn}, with the server's numbers counted from its SYN-ACK (parked before the last: \
-                     {is_parked}):\n  {}\n",
+                    "to {} segments from {isn}, with the server's numbers counted from its \
+                     SYN-ACK (parked before the last: {is_parked}):\n  {}\n",
                     log.len(),
                     log.join("\n  ")
                 )
             };
             let [plain, filtered] = &answers;
             fed.many("answers", plain.len() as u64);
-            expect_eq!(filtered, plain, "the answers {}", story());
+            expect_eq!(filtered, plain, "the answers {}", log_text());
             let after = stats(&self.filtered)?;
             let was_parked = is_parked;
             is_parked = match after.parked_total - before.parked_total {
                 0 => is_parked && after.parked == before.parked,
                 1 => true,
-                more => anyhow::bail!("{more} were parked at once {}", story()),
+                more => anyhow::bail!("{more} were parked at once {}", log_text()),
             };
             if is_parked && !was_parked {
-                // The SYN's or the ACK's may have been ahead, and nothing may be older from now on: an old acknowledgement is
-                // answered by a request, and by a connection it is not (tcp_check_req(), tcp_disordered_ack_check()).
+                // The SYN's or the ACK's timestamp may be ahead, and none may be older from now on:
+                // a request answers an old acknowledgement, a connection does not (tcp_check_req(),
+                // tcp_disordered_ack_check()).
                 let acked = forged.segment.timestamps.map(|acked| acked.value);
                 for recent in [sides[0].ts_recent, acked].into_iter().flatten() {
                     if recent.wrapping_sub(clock).cast_signed() > 0 {
@@ -249,7 +251,7 @@ impl Stage<'_> {
             }
             for side in &mut sides {
                 let own = &forged.segment;
-                // What was in order has been taken.
+                // Segments in order were accepted.
                 let in_order = own.seq == side.member.snd_nxt && !plain.is_empty() && own.flags.ack;
                 if in_order && side.isn != 0 {
                     side.member.snd_nxt = own.end_seq();
@@ -266,7 +268,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// What is sent for one side: the same, but for the numbers that its listener chose.
+    /// Returns the segment for one side: the same but for the numbers that its listener chose.
     fn of(&self, side: &Side, forged: &Forged) -> Forged {
         let member = &side.member;
         let addresses = self.swarm.segment(member, Flags::ACK, b"");
@@ -280,8 +282,8 @@ impl Stage<'_> {
         own
     }
 
-    /// Takes what both listeners have to say, up to the answer of a port where nobody listens.
-    fn hear(
+    /// Receives the answers of both listeners, up to the answer of a port without a listener.
+    fn receive(
         &mut self,
         sides: &mut [Side; 2],
         answers: &mut [Vec<Answer>; 2],
@@ -295,32 +297,33 @@ impl Stage<'_> {
                 over |= nth == FENCE;
                 for (side, answers) in sides.iter_mut().zip(answers.iter_mut()) {
                     if side.member.nth == nth {
-                        side.hear(segment, answers, is_parked);
+                        side.receive(segment, answers, is_parked);
                     }
                 }
                 Ok(())
             })?;
-            ensure!(any, "nobody answers where nobody listens");
+            ensure!(any, "the port without a listener does not answer");
         }
         Ok(())
     }
 }
 
 impl Side {
-    fn hear(&mut self, segment: &Segment, answers: &mut Vec<Answer>, is_parked: bool) {
+    fn receive(&mut self, segment: &Segment, answers: &mut Vec<Answer>, is_parked: bool) {
         if segment.is_syn_ack() {
             self.isn = segment.seq;
             self.member.snd_nxt = segment.ack;
             self.ts_recent = segment.timestamps.map(|timestamps| timestamps.echo);
         }
-        // The kernel forgets that it has told other timestamps than its SYN-ACK's, and refuses who echoes them; accf does not.
+        // TCP forgets that it has sent other timestamps than its SYN-ACK's, and refuses segments
+        // that echo them; accf does not.
         if let Some(timestamps) = segment.timestamps {
             if segment.is_syn_ack() || is_parked {
                 self.tsval = timestamps.value;
             }
         }
         let relative = |seq: u32| match seq {
-            // A reset of what acknowledges nothing.
+            // A reset for a segment that acknowledges nothing.
             0 => 0,
             seq => seq.wrapping_sub(self.isn),
         };
@@ -337,7 +340,7 @@ impl Side {
     }
 }
 
-/// What both sides send next.
+/// Returns the next segment of both sides.
 fn choose(rng: &mut fastrand::Rng, base: Segment, step: usize, is_parked: bool) -> Forged {
     if step == 0 && rng.u8(..8) > 0 {
         let mut syn = base;
@@ -370,7 +373,7 @@ fn choose(rng: &mut fastrand::Rng, base: Segment, step: usize, is_parked: bool) 
         .into(),
         _ => {
             let mut forged = forge(rng, base);
-            // Whether a timestamp lies between those of two SYN-ACKs is up to chance.
+            // Whether a timestamp lies between those of two SYN-ACKs depends on timing.
             if let Some(timestamps) = &mut forged.segment.timestamps {
                 if (-60_000..60_000).contains(&timestamps.echo.cast_signed()) {
                     timestamps.echo = 0;
@@ -381,7 +384,7 @@ fn choose(rng: &mut fastrand::Rng, base: Segment, step: usize, is_parked: bool) 
     }
 }
 
-/// What a parked request and an established connection answer alike.
+/// Returns a segment that a parked request and an established connection answer alike.
 fn for_the_parked(rng: &mut fastrand::Rng, mut segment: Segment) -> Segment {
     let length = rng.usize(1..100);
     let payload: Vec<u8> = std::iter::repeat_with(|| rng.u8(..)).take(length).collect();
@@ -395,12 +398,12 @@ fn for_the_parked(rng: &mut fastrand::Rng, mut segment: Segment) -> Segment {
             segment.payload = payload;
             segment.flags.fin = true;
         }
-        // A hole before it.
+        // With a gap before it.
         3 => {
             segment.payload = payload;
             segment.seq = segment.seq.wrapping_add(rng.u32(1..1000));
         }
-        // Old: all of it, or a probe.
+        // Old data, or a probe.
         4 => {
             segment.payload = payload;
             segment.seq = segment.seq.wrapping_sub(rng.u32(200..5000));
@@ -415,13 +418,14 @@ fn for_the_parked(rng: &mut fastrand::Rng, mut segment: Segment) -> Segment {
             segment.seq = segment.seq.wrapping_add(1 << 30);
             segment.payload = payload;
         }
-        // It acknowledges nothing.
+        // Acknowledges nothing.
         8 => {
             segment.flags.ack = false;
             segment.ack = 0;
             segment.payload = payload;
         }
-        // To a connection a reset may be as old as it likes, to a request it may not (RFC 7323 section 5.2).
+        // A connection accepts a reset with an old timestamp, a request does not (RFC 7323 section
+        // 5.2).
         9 => {
             segment.flags = Flags::RST;
             segment.timestamps = None;
@@ -439,7 +443,7 @@ fn for_the_parked(rng: &mut fastrand::Rng, mut segment: Segment) -> Segment {
     segment
 }
 
-/// Takes a connection if there is one.
+/// Accepts a connection if there is one.
 fn accept(listener: &Listener) -> Result<Option<(socket2::Socket, socket2::SockAddr)>> {
     match listener.socket().accept() {
         Ok(accepted) => Ok(Some(accepted)),

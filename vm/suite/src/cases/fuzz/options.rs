@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! `setsockopt()` and `getsockopt()` with every length, from good and bad memory, on sockets in every state.
+//! `setsockopt()` and `getsockopt()` with every length, from valid and invalid memory, on sockets
+//! in every state.
 //!
-//! What each call must do is worked out here from `module/uapi/accf.h`, and for `TCP_ULP` from the README's table.
+//! The expected result of each call is computed here from `module/uapi/accf.h`, and for `TCP_ULP`
+//! from the README's table.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -21,29 +23,16 @@ use nix::libc;
 use nix::unistd::setresuid;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::case::{each_family, expect_eq, Case, Context};
-use crate::cases::DEFAULT;
+use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::fuzz::{self, bytes, special, Fed};
-
-pub(crate) fn cases() -> Vec<Case> {
-    let mut cases = each_family(DEFAULT, "fuzz.options", |context, family| {
-        options(context, family, true)
-    });
-    cases.push(Case::new(
-        DEFAULT,
-        "fuzz.options_unprivileged.v4",
-        |context| options(context, Family::V4, false),
-    ));
-    cases
-}
 
 /// The size of `struct accf_config`.
 const CONFIG: usize = 12;
 /// The size of `struct accf_stats`.
 const STATS: usize = 8 * (21 + 32);
-/// How much `setsockopt()` takes at most.
+/// The most bytes that `setsockopt()` takes.
 const PAGE: usize = 4096;
-/// What the module's parameters are by default.
+/// The defaults of the module's parameters.
 const DEFAULTS: Config = Config {
     timeout_ms: 60_000,
     max_parked: 16_384,
@@ -52,7 +41,7 @@ const DEFAULTS: Config = Config {
 
 const _: () = assert!(size_of::<accf_config>() == CONFIG && size_of::<accf_stats>() == STATS);
 
-/// What a listener is set to.
+/// The settings of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Config {
     timeout_ms: u32,
@@ -78,13 +67,13 @@ enum Kind {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Neither listening nor connected: new, bound, or over with it.
+    /// Neither listening nor connected: new, bound, or shut down.
     Idle,
     Listening,
     Connected,
 }
 
-/// A socket, and what is to be known of it.
+/// A socket, and its expected state.
 struct Subject {
     socket: Socket,
     kind: Kind,
@@ -92,7 +81,7 @@ struct Subject {
     state: State,
     /// The filter's settings, if it has one.
     filter: Option<Config>,
-    /// What `TCP_DEFER_ACCEPT` was set to and nobody has taken over yet, in seconds.
+    /// The value of `TCP_DEFER_ACCEPT` that the filter has not taken over yet, in seconds.
     deferred: Option<u32>,
     /// Whether this process may set any `max_parked`.
     privileged: bool,
@@ -100,7 +89,7 @@ struct Subject {
     _others: Vec<Socket>,
 }
 
-/// One thing to do to it.
+/// A call on a socket.
 #[derive(Clone, Debug)]
 enum Op {
     Set {
@@ -116,7 +105,7 @@ enum Op {
         place: Place,
         length: i32,
     },
-    /// The length is there, too.
+    /// Whether the length can be read, too.
     GetBy {
         name: i32,
         place: Place,
@@ -151,12 +140,14 @@ impl fmt::Display for Op {
     }
 }
 
+case!(Fuzz, "fuzz.options" => each_family(|context, family| options(context, family, true)));
+case!(Fuzz, "fuzz.options_unprivileged.v4" => once(|context| options(context, Family::V4, false)));
 fn options(context: &Context, family: Family, privileged: bool) -> Result<()> {
     const NOBODY: u32 = 65_534;
     let ns = Netns::new()?;
     ns.enter()?;
     if !privileged {
-        setresuid(NOBODY.into(), NOBODY.into(), NOBODY.into()).context("become nobody")?;
+        setresuid(NOBODY.into(), NOBODY.into(), NOBODY.into()).context("become the user nobody")?;
     }
     let mut memory = Memory::new()?;
     let peer = bound(family, 0, false)?;
@@ -167,7 +158,7 @@ fn options(context: &Context, family: Family, privileged: bool) -> Result<()> {
     })
 }
 
-/// One socket's life.
+/// Plays the life of one socket.
 fn round(
     rng: &mut fastrand::Rng,
     fed: &mut Fed,
@@ -191,20 +182,20 @@ fn round(
             log.pop_front();
         }
         log.push_back(op.to_string());
-        let told = |log: &VecDeque<String>| Vec::from(log.clone()).join("\n  ");
+        let text = |log: &VecDeque<String>| Vec::from(log.clone()).join("\n  ");
         subject
             .apply(memory, fed, peer, &op)
             .and_then(|()| match op {
-                // What was deferred may wait.
+                // Without the check, which takes a deferred value over, that value stays.
                 Op::Set { level, .. } if level == libc::IPPROTO_TCP && rng.bool() => Ok(()),
                 _ => subject.is_as_expected(),
             })
-            .with_context(|| format!("the last calls:\n  {}\n", told(&log)))?;
+            .with_context(|| format!("the last calls:\n  {}\n", text(&log)))?;
     }
     Ok(())
 }
 
-/// Where a peer is reached by sockets of a family.
+/// Returns the address of a peer for sockets of a family.
 fn address_of(peer: &Socket, family: Family) -> Result<SocketAddr> {
     let port = peer.local_addr()?.as_socket().context("no address")?.port();
     Ok(match family {
@@ -214,12 +205,13 @@ fn address_of(peer: &Socket, family: Family) -> Result<SocketAddr> {
     })
 }
 
-/// Makes its close a reset, which leaves nothing behind.
+/// Makes closing a socket a reset, which leaves nothing behind.
 fn forget(socket: &Socket) -> Result<()> {
     Ok(socket.set_linger(Some(Duration::ZERO))?)
 }
 
-/// The seconds of `TCP_DEFER_ACCEPT` as the kernel rounds them up: the sum of intervals that double, to two minutes at most.
+/// Returns the seconds of `TCP_DEFER_ACCEPT` as TCP rounds them up: the sum of intervals that
+/// double, to two minutes at most.
 fn rounded(seconds: u32) -> u32 {
     let (mut sum, mut interval, mut retries) = (1, 1, 1);
     while seconds > sum && retries < 255 {
@@ -268,7 +260,7 @@ impl Subject {
             11 => subject(new(Kind::Udp)?, Kind::Udp, State::Idle, Vec::new()),
             12 => match new(Kind::Mptcp) {
                 Ok(socket) => subject(socket, Kind::Mptcp, State::Idle, Vec::new()),
-                // This kernel has none.
+                // This kernel has no MPTCP.
                 Err(_) => return Ok(None),
             },
             13 => {
@@ -297,7 +289,7 @@ impl Subject {
         }))
     }
 
-    /// What may be done next.
+    /// Returns the next call.
     fn choose(&self, rng: &mut fastrand::Rng) -> Op {
         let whole = Place::BeforeEnd(Memory::ROOM);
         let may_attach =
@@ -312,7 +304,7 @@ impl Subject {
             };
         }
         match rng.u8(..100) {
-            // As it should be.
+            // A valid call.
             0..=12 => Op::Set {
                 level: SOL_ACCF,
                 name: ACCF_CONFIG,
@@ -349,7 +341,7 @@ impl Subject {
                 } else {
                     i32::try_from(value.len()).unwrap_or(0)
                 };
-                // A name is what comes before a zero.
+                // A name ends at a zero byte.
                 if rng.bool() {
                     value.push(0);
                 }
@@ -379,7 +371,7 @@ impl Subject {
         }
     }
 
-    /// A value for a configuration: often a good one.
+    /// Returns a value for a configuration, often a valid one.
     fn value(&self, rng: &mut fastrand::Rng) -> Vec<u8> {
         let config = Config {
             timeout_ms: special(rng),
@@ -392,7 +384,7 @@ impl Subject {
         };
         let mut value = config.bytes();
         match rng.u8(..6) {
-            // Something behind it.
+            // With other bytes behind it.
             0 => value.extend(bytes(rng, 100)),
             1 => {
                 value.resize(rng.usize(CONFIG..2 * PAGE), 0);
@@ -403,14 +395,14 @@ impl Subject {
                 }
             }
             2 => return bytes(rng, 200),
-            // Nothing but zeros behind it.
+            // With zeros behind it.
             _ => value.resize(800, 0),
         }
         value
     }
 
     fn ulp_name(&self, rng: &mut fastrand::Rng) -> Vec<u8> {
-        // Whoever may, makes the kernel look for a module of an unknown name, which takes a process.
+        // With privileges, an unknown name makes the kernel start modprobe.
         let seldom = if self.privileged { 250 } else { 2 };
         if rng.u8(..seldom) == 0 {
             return match rng.u8(..4) {
@@ -420,7 +412,7 @@ impl Subject {
                 _ => b"dataread".to_vec(),
             };
         }
-        // They would attach to a connection, which is not ours to test.
+        // They would attach to a connection, which is out of scope.
         if rng.u8(..seldom) == 0 && self.state != State::Connected {
             return rng
                 .choice([&b"tls"[..], b"mptcp"])
@@ -495,14 +487,14 @@ impl Subject {
             }
             Op::Disconnect if self.kind == Kind::Tcp => {
                 fed.one("other calls");
-                // What is deferred may or may not be so afterwards.
+                // Disconnecting may or may not clear a deferred value.
                 self.settle_deferred()?;
                 disconnect(&self.socket).context("disconnect")?;
                 self.state = State::Idle;
                 Ok(())
             }
             Op::Connect if self.kind == Kind::Tcp && self.state == State::Idle => {
-                // With an IPv4 address it is another kind of socket, and the kernel takes our operations away.
+                // With an IPv4 address TCP replaces the socket's operations, and ours with them.
                 if self.family == Family::Mapped {
                     return Ok(());
                 }
@@ -521,7 +513,7 @@ impl Subject {
         }
     }
 
-    /// Makes sure that nothing is deferred that nobody has taken over.
+    /// Takes a deferred value over, or clears it if there is no filter.
     fn settle_deferred(&mut self) -> Result<()> {
         if self.filter.is_some() {
             return self.is_as_expected();
@@ -531,7 +523,7 @@ impl Subject {
         Ok(())
     }
 
-    /// Compares the socket with what is to be known of it.
+    /// Compares the socket with its expected state.
     fn is_as_expected(&mut self) -> Result<()> {
         if self.kind != Kind::Tcp {
             return Ok(());
@@ -555,7 +547,7 @@ impl Subject {
         Ok(())
     }
 
-    /// The filter's settings, once it was looked at.
+    /// Returns the filter's settings, after taking over a deferred value.
     fn taken_over(&mut self) -> Option<Config> {
         let config = self.filter.as_mut()?;
         if let Some(seconds) = self.deferred.take() {
@@ -564,17 +556,18 @@ impl Subject {
         Some(*config)
     }
 
-    /// What a socket without a filter says to `getsockopt()`.
+    /// Returns the error of `getsockopt()` for a socket without a filter.
     fn unknown_level(&self) -> Vec<Errno> {
         match (self.kind, self.family) {
             (Kind::Mptcp, _) | (_, Family::V4) => vec![Errno::EOPNOTSUPP],
             (_, Family::V6) => vec![Errno::ENOPROTOOPT],
-            // As the child of an IPv6 listener is an IPv4 socket, or not.
+            // The child of an IPv6 listener may be an IPv4 socket.
             (_, Family::Mapped) => vec![Errno::ENOPROTOOPT, Errno::EOPNOTSUPP],
         }
     }
 
-    /// `setsockopt()` of a level that is ours, or next to it. `given` are the bytes that can be read.
+    /// Checks `setsockopt()` of our level, or of one next to it. `given` are the bytes that can be
+    /// read.
     fn set(
         &mut self,
         level: i32,
@@ -589,7 +582,7 @@ impl Subject {
         if self.filter.is_none() || level != SOL_ACCF || name != ACCF_CONFIG {
             return one_of(seen, &[Errno::ENOPROTOOPT]);
         }
-        // Each of these is a reason to refuse it, and which one is told where there are several is nobody's business.
+        // Each of these is a reason to refuse the call; any of them may be reported.
         let mut reasons = Vec::new();
         if length < 4 {
             reasons.push(Errno::EINVAL);
@@ -633,12 +626,12 @@ impl Subject {
             max_parked,
             ..asked
         });
-        // What is set last counts.
+        // The last value counts.
         self.deferred = None;
         Ok(())
     }
 
-    /// `getsockopt()` of a level that is ours, or next to it.
+    /// Checks `getsockopt()` of our level, or of one next to it.
     fn get(
         &mut self,
         memory: &mut Memory,
@@ -667,7 +660,7 @@ impl Subject {
         };
         let whole = match (name, config) {
             (ACCF_CONFIG, Some(config)) => config.bytes(),
-            // Nobody has ever connected to it.
+            // No client has ever connected to it.
             _ => vec![0; STATS],
         };
         let expected = whole.get(..room).unwrap_or(&whole);
@@ -690,7 +683,7 @@ impl Subject {
             "bytes were written behind the first {}",
             expected.len()
         );
-        // A byte that happens to be what nobody wrote looks like none.
+        // A written byte that equals the pattern looks unwritten.
         let unchanged = expected.get(got.bytes.len()..).unwrap_or_default();
         ensure!(
             expected.starts_with(&got.bytes) && unchanged.iter().all(|byte| *byte == 0xa5),
@@ -716,7 +709,7 @@ impl Subject {
             return one_of(seen, &[Errno::ENOPROTOOPT]);
         }
         self.taken_over();
-        // What nobody wrote is a negative number; what can only be read is 0, and cannot be written.
+        // Unwritten memory is a negative number; read-only memory is 0, and cannot be written.
         let reason = if Memory::writable(length) >= 4 {
             Errno::EINVAL
         } else {
@@ -727,7 +720,7 @@ impl Subject {
 
     /// `TCP_ULP`.
     fn attached(&mut self, given: &[u8], length: i32, seen: Option<Errno>) -> Result<()> {
-        // With the zero at its end, a name has 16 bytes.
+        // A name has 16 bytes, with the zero at its end.
         const LONGEST: usize = 15;
         let Ok(length) = usize::try_from(length) else {
             return one_of(seen, &[Errno::EINVAL]);
@@ -756,11 +749,12 @@ impl Subject {
                 }
                 expect_eq!(seen, None, "the errno of attaching");
                 self.filter = Some(DEFAULTS);
-                // What was deferred until then is taken over at once: setting it anew does not take that back.
+                // The deferred value is taken over at once: setting the option again does not undo
+                // that.
                 self.taken_over();
                 Ok(())
             }
-            // Where the kernel has them.
+            // If the kernel has them.
             b"tls" | b"mptcp" => {
                 let theirs = match self.filter {
                     Some(_) => [Errno::EEXIST, Errno::ENOENT],
@@ -780,7 +774,7 @@ impl Subject {
         match self.kind {
             Kind::Tcp => {}
             Kind::Udp => return one_of(seen, &[Errno::ENOPROTOOPT]),
-            // Its own business.
+            // Not checked: up to TCP.
             Kind::Mptcp => return Ok(()),
         }
         if length < 4 {
@@ -803,7 +797,7 @@ fn one_of(seen: Option<Errno>, reasons: &[Errno]) -> Result<()> {
     bail!("the errno: expected one of {reasons:?}, saw {seen:?}")
 }
 
-/// The bytes that the kernel can read of a value, at most as many as it was told.
+/// Returns the bytes of a value that the kernel can read, at most as many as the length says.
 fn content(place: Place, value: &[u8], length: i32) -> Vec<u8> {
     let length = usize::try_from(length).unwrap_or(0);
     let readable = Memory::readable(place).min(length);
@@ -833,7 +827,7 @@ fn name(rng: &mut fastrand::Rng) -> i32 {
     }
 }
 
-/// Good memory, mostly; often with its end close by.
+/// Returns mostly valid memory, often with its end close by.
 fn place(rng: &mut fastrand::Rng) -> Place {
     match rng.u8(..24) {
         0 => Place::Null,
@@ -846,7 +840,7 @@ fn place(rng: &mut fastrand::Rng) -> Place {
     }
 }
 
-/// Around a size, mostly.
+/// Returns a length, mostly close to a size.
 fn length(rng: &mut fastrand::Rng, size: usize) -> i32 {
     let size = i32::try_from(size).unwrap_or(0);
     match rng.u8(..16) {

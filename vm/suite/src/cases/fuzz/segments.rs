@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Segments of every kind, aimed at parked requests, while well-behaved clients beside them want to be served.
+//! Segments of every kind, aimed at parked requests, while well-behaved clients beside them must be
+//! served.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -21,37 +22,32 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::Socket;
 
-use crate::case::{each_family, expect_eq, expect_in, Case, Context};
-use crate::cases::DEFAULT;
+use crate::case::{case, each_family, expect_eq, expect_in, Context};
 use crate::count::{describe, stats};
 use crate::fuzz::{self, bytes, Fed};
 use crate::scene::{REQUEST, RESPONSE};
 
-pub(crate) fn cases() -> Vec<Case> {
-    each_family(DEFAULT, "fuzz.segments", segments)
-}
-
-/// How many clients of a round send whatever comes to mind.
-const POKERS: u32 = 24;
-/// How many behave well.
+/// How many clients of a round send random segments.
+const RANDOM: u32 = 24;
+/// How many clients behave well.
 const HONEST: u32 = 8;
-/// How often each of them may do something.
+/// How many steps each of them has.
 const STEPS: usize = 14;
 /// A handshake that took no longer than this was done before the SYN-ACK's first retransmission.
 const IN_TIME: Duration = Duration::from_millis(700);
 
-/// An ACK sent so long after its SYN may find the request forgotten, which is after 3 s, by the time that it is looked at.
+/// An ACK this late after its SYN may arrive when the request is gone, which is after 3 s.
 const TOO_LATE: Duration = Duration::from_secs(2);
 
-/// What is not to be seen where there is time.
+/// What a machine that is fast enough does not see.
 const LATE: &str = "well-behaved clients that were too late";
 
-/// What is to be seen at all.
+/// What every run must see.
 const SURE: &str = "parked for sure";
 
 /// The settings of a round.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Setup {
     timeout_ms: u32,
     max_parked: u32,
     on_timeout: OnTimeout,
@@ -63,7 +59,7 @@ struct Place {
     abort: bool,
 }
 
-impl Place {
+impl Setup {
     fn random(rng: &mut fastrand::Rng) -> Self {
         let on_timeout = [OnTimeout::Accept, OnTimeout::Reset, OnTimeout::Drop];
         Self {
@@ -77,13 +73,13 @@ impl Place {
         }
     }
 
-    /// Whether everybody who acknowledges is parked.
+    /// Returns whether every client that acknowledges is parked.
     fn parks(&self) -> bool {
         self.cookies < 2 && self.fast_open == 1 && !self.abort
     }
 
-    /// Whether a client that thinks is served in any case.
-    fn serves_thinkers(&self) -> bool {
+    /// Returns whether a client that pauses is served in any case.
+    fn serves_pausing(&self) -> bool {
         self.on_timeout == OnTimeout::Accept
             || (self.timeout_ms != 40 && self.max_parked == 0)
             || self.cookies == 2
@@ -93,29 +89,29 @@ impl Place {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Has not been answered.
+    /// Has got no answer.
     Asking,
     /// Has a SYN-ACK.
     HalfOpen,
     /// Has acknowledged it.
     Parked,
-    /// Whatever.
+    /// In any other state.
     Open,
 }
 
 /// A client of a round.
 #[derive(Debug)]
-struct Poker {
+struct Client {
     member: Member,
     /// The sequence numbers of all SYNs that it sent.
     isns: Vec<u32>,
-    /// Whether it has sent a SYN, of those that belong together.
+    /// Whether it has sent a SYN in this attempt.
     asked: bool,
     phase: Phase,
     began: Instant,
     /// Whether it has sent nothing but a SYN, and then a bare ACK.
     clean: bool,
-    /// Whether its bare ACK must have been taken, and it has not sent another SYN since.
+    /// Whether its bare ACK must have been accepted, and it has not sent another SYN since.
     taken: bool,
     timestamps: Option<Timestamps>,
     /// The step at which it speaks, if it is well-behaved.
@@ -126,12 +122,12 @@ struct Poker {
     acknowledged: Option<Duration>,
     /// Whether it was reset.
     reset: bool,
-    /// When it came to be: what is in the log is so many seconds later.
+    /// When it was created: times in the log count from here.
     born: Instant,
     log: VecDeque<String>,
 }
 
-impl Poker {
+impl Client {
     fn new(member: Member, rng: &mut fastrand::Rng, speaks: Option<usize>) -> Self {
         let timestamps = rng.bool().then(|| Timestamps {
             value: rng.u32(1..),
@@ -160,14 +156,16 @@ impl Poker {
         self.speaks.is_some()
     }
 
-    /// Whether the machine was too slow for it to acknowledge in time, and it has been told so.
+    /// Returns whether the machine was too slow for it to acknowledge in time, and it was reset for
+    /// that.
     fn was_late(&self) -> bool {
         let late = self.acknowledged.is_some_and(|after| after >= TOO_LATE);
         self.is_honest() && !self.served && self.reset && late
     }
 
-    /// Back to before its SYN, with another sequence number: who is reset connects anew.
-    fn start_anew(&mut self, isn: u32) {
+    /// Starts again before the SYN, with another sequence number: a client that is reset connects
+    /// again.
+    fn start_again(&mut self, isn: u32) {
         self.member.snd_nxt = isn;
         self.member.rcv_nxt = 0;
         self.phase = Phase::Asking;
@@ -186,29 +184,30 @@ impl Poker {
         self.log.push_back(format!("{at:.3} s: {what}"));
     }
 
-    fn story(&self) -> String {
+    fn log_text(&self) -> String {
         let log = Vec::from(self.log.clone()).join("\n  ");
         format!("client {}:\n  {log}", self.member.nth)
     }
 }
 
-/// Everything that lasts longer than a round.
-struct Stage<'a> {
+/// The state that lasts longer than a round.
+struct Fuzzer<'a> {
     context: &'a Context,
     ns: Netns,
     swarm: Swarm,
     listener: Listener,
     next: u32,
-    /// At most so many requests were parked, as so many SYNs were sent.
+    /// The SYNs that were sent: at most this many requests were parked.
     syns: u64,
-    /// At least so many were.
+    /// At least this many requests were parked.
     sure: u64,
 }
 
+case!(Fuzz, "fuzz.segments" => each_family(segments));
 fn segments(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).backlog(1024).open(&ns)?;
-    // Who is not answered is forgotten after 3 s; nobody is told off for asking often.
+    // A request that is not acknowledged is dropped after 3 s; answers have no rate limit.
     for (name, value) in [("tcp_synack_retries", "1"), ("tcp_invalid_ratelimit", "0")] {
         ns.set_sysctl(&format!("net.ipv4.{name}"), value)?;
     }
@@ -218,7 +217,7 @@ fn segments(context: &Context, family: Family) -> Result<()> {
         over: AtomicBool::new(false),
         hang_up: AtomicBool::new(false),
     };
-    let mut stage = Stage {
+    let mut fuzzer = Fuzzer {
         context,
         ns,
         swarm,
@@ -235,103 +234,106 @@ fn segments(context: &Context, family: Family) -> Result<()> {
             "well-behaved clients",
             SURE,
         ];
-        let fed = fuzz::rounds(context, &needed, |rng, fed| stage.round(rng, fed, &server));
+        let fed = fuzz::rounds(context, &needed, |rng, fed| fuzzer.round(rng, fed, &server));
         server.over.store(true, Ordering::Relaxed);
         serving
             .join()
             .map_err(|_| anyhow!("the server panicked"))??;
         fed
     })?;
-    context.note(describe(&stats(&stage.listener)?));
+    context.note(describe(&stats(&fuzzer.listener)?));
     Ok(())
 }
 
-impl Stage<'_> {
+impl Fuzzer<'_> {
     fn round(&mut self, rng: &mut fastrand::Rng, fed: &mut Fed, server: &Server<'_>) -> Result<()> {
-        let place = Place::random(rng);
+        let setup = Setup::random(rng);
         for (name, value) in [
-            ("tcp_syncookies", u16::from(place.cookies)),
-            ("tcp_fastopen", place.fast_open),
-            ("tcp_abort_on_overflow", u16::from(place.abort)),
+            ("tcp_syncookies", u16::from(setup.cookies)),
+            ("tcp_fastopen", setup.fast_open),
+            ("tcp_abort_on_overflow", u16::from(setup.abort)),
         ] {
             let name = format!("net.ipv4.{name}");
             self.ns.set_sysctl(&name, &value.to_string())?;
         }
-        let config = settings(place.timeout_ms, place.max_parked, place.on_timeout);
+        let config = settings(setup.timeout_ms, setup.max_parked, setup.on_timeout);
         control::set_config(&self.listener, &config)?;
         let first = self.next;
-        self.next += POKERS + HONEST;
-        let mut pokers: Vec<Poker> = (first..self.next)
+        self.next += RANDOM + HONEST;
+        let mut clients: Vec<Client> = (first..self.next)
             .map(|nth| {
-                let honest = nth - first >= POKERS;
+                let honest = nth - first >= RANDOM;
                 let speaks = honest.then(|| rng.usize(1..STEPS));
-                Poker::new(self.swarm.member(nth), rng, speaks)
+                Client::new(self.swarm.member(nth), rng, speaks)
             })
             .collect();
         let played = self
-            .play(rng, fed, &place, &mut pokers)
-            .with_context(|| format!("{place:?}"));
+            .play(rng, fed, &setup, &mut clients)
+            .with_context(|| format!("{setup:?}"));
         played?;
         server.hang_up.store(true, Ordering::Relaxed);
         let done = wait::until(self.context.patience(), || {
             Ok(!server.hang_up.load(Ordering::Relaxed))
         })?;
         ensure!(done, "the server does not hang up");
-        self.end(&pokers)
-            .with_context(|| format!("at the end of a round with {place:?}"))
+        self.end(&clients)
+            .with_context(|| format!("at the end of a round with {setup:?}"))
     }
 
     fn play(
         &mut self,
         rng: &mut fastrand::Rng,
         fed: &mut Fed,
-        place: &Place,
-        pokers: &mut [Poker],
+        setup: &Setup,
+        clients: &mut [Client],
     ) -> Result<()> {
         let sure_before = self.sure;
         for step in 0..STEPS {
-            for poker in pokers.iter_mut() {
-                if poker.is_honest() {
-                    self.behave(poker, place, step)?;
+            for client in clients.iter_mut() {
+                if client.is_honest() {
+                    self.act(client, setup, step)?;
                 } else if step == 0 || rng.bool() {
-                    self.poke(rng, fed, poker, place)?;
+                    self.send_random(rng, fed, client, setup)?;
                 }
             }
-            self.hear(pokers, Duration::ZERO)?;
-            // Some do not wait with their ACK, however slow this machine is.
-            for poker in pokers.iter_mut() {
-                if poker.clean && poker.phase == Phase::HalfOpen && !poker.is_honest() && rng.bool()
+            self.receive(clients, Duration::ZERO)?;
+            // Some acknowledge at once, however slow this machine is.
+            for client in clients.iter_mut() {
+                if client.clean
+                    && client.phase == Phase::HalfOpen
+                    && !client.is_honest()
+                    && rng.bool()
                 {
-                    self.ack(poker, place)?;
+                    self.ack(client, setup)?;
                 }
             }
         }
         fed.many(SURE, self.sure - sure_before);
-        // Whoever behaved well is served now, if not before.
-        let must_be_served = |poker: &Poker| {
-            let is_eager = poker.speaks.is_some_and(|step| step % 4 == 0);
-            poker.is_honest() && !poker.served && (is_eager || place.serves_thinkers())
+        // Well-behaved clients must be served by now.
+        let must_be_served = |client: &Client| {
+            let is_eager = client.speaks.is_some_and(|step| step % 4 == 0);
+            client.is_honest() && !client.served && (is_eager || setup.serves_pausing())
         };
         let limit = Instant::now() + self.context.patience() * 4;
-        while pokers.iter().any(must_be_served) && Instant::now() < limit {
-            for poker in pokers.iter_mut().filter(|poker| poker.was_late()) {
+        while clients.iter().any(must_be_served) && Instant::now() < limit {
+            for client in clients.iter_mut().filter(|client| client.was_late()) {
                 fed.one(LATE);
-                poker.start_anew(rng.u32(..));
+                client.start_again(rng.u32(..));
             }
-            for poker in pokers.iter_mut().filter(|poker| poker.is_honest()) {
-                self.behave(poker, place, STEPS)?;
+            for client in clients.iter_mut().filter(|client| client.is_honest()) {
+                self.act(client, setup, STEPS)?;
             }
-            self.hear(pokers, Duration::from_millis(20))?;
+            self.receive(clients, Duration::from_millis(20))?;
         }
-        if let Some(poker) = pokers.iter().find(|poker| must_be_served(poker)) {
+        if let Some(client) = clients.iter().find(|client| must_be_served(client)) {
             bail!(
-                "a well-behaved client was not served (phase {:?}, spoke: {}), {}",
-                poker.phase,
-                poker.spoke,
-                poker.story()
+                "a well-behaved client was not served (phase {:?}, sent its request: {}), {}",
+                client.phase,
+                client.spoke,
+                client.log_text()
             );
         }
-        // A while in which nothing must come that should not: sometimes one in which SYN-ACKs would be sent again.
+        // Listens for unexpected segments, sometimes as long as a SYN-ACK retransmission takes.
         let while_longer = if rng.u8(..6) == 0 {
             IN_TIME * 2
         } else {
@@ -339,7 +341,7 @@ impl Stage<'_> {
         };
         let start = Instant::now();
         loop {
-            self.hear(pokers, Duration::from_millis(5))?;
+            self.receive(clients, Duration::from_millis(5))?;
             if start.elapsed() >= while_longer {
                 break;
             }
@@ -348,40 +350,40 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Hears what the server says.
-    fn hear(&mut self, pokers: &mut [Poker], limit: Duration) -> Result<()> {
-        let first = pokers.first().map_or(0, |poker| poker.member.nth);
+    /// Receives what the server sends.
+    fn receive(&mut self, clients: &mut [Client], limit: Duration) -> Result<()> {
+        let first = clients.first().map_or(0, |client| client.member.nth);
         self.swarm.pump(limit, |nth, segment| {
             let index = nth.wrapping_sub(first) as usize;
-            // Those of earlier rounds are over.
-            let Some(poker) = pokers.get_mut(index) else {
+            // Segments for clients of earlier rounds are ignored.
+            let Some(client) = clients.get_mut(index) else {
                 return Ok(());
             };
-            poker.note(format!("heard {segment}"));
+            client.note(format!("heard {segment}"));
             if segment.is_syn_ack() {
                 ensure!(
-                    !poker.taken,
+                    !client.taken,
                     "the SYN-ACK was sent again to a client whose ACK was taken, {}",
-                    poker.story()
+                    client.log_text()
                 );
-                let isn = poker.isns.last().copied();
+                let isn = client.isns.last().copied();
                 if isn.is_some_and(|isn| segment.ack == isn.wrapping_add(1)) {
-                    poker.member.rcv_nxt = segment.end_seq();
-                    poker.member.snd_nxt = segment.ack;
-                    if poker.phase == Phase::Asking {
-                        poker.phase = Phase::HalfOpen;
+                    client.member.rcv_nxt = segment.end_seq();
+                    client.member.snd_nxt = segment.ack;
+                    if client.phase == Phase::Asking {
+                        client.phase = Phase::HalfOpen;
                     }
                 }
-            } else if segment.has_data() && poker.is_honest() {
+            } else if segment.has_data() && client.is_honest() {
                 ensure!(
                     segment.payload == RESPONSE,
                     "not the response: {segment}, {}",
-                    poker.story()
+                    client.log_text()
                 );
-                poker.served = true;
+                client.served = true;
             }
-            poker.reset |= segment.flags.rst;
-            match (&mut poker.timestamps, segment.timestamps) {
+            client.reset |= segment.flags.rst;
+            match (&mut client.timestamps, segment.timestamps) {
                 (Some(own), Some(theirs)) => own.echo = theirs.value,
                 (own, None) if segment.is_syn_ack() => *own = None,
                 _ => {}
@@ -391,131 +393,131 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn segment(&self, poker: &Poker, flags: Flags, payload: &[u8]) -> Segment {
+    fn segment(&self, client: &Client, flags: Flags, payload: &[u8]) -> Segment {
         Segment {
-            timestamps: poker.timestamps,
-            ..self.swarm.segment(&poker.member, flags, payload)
+            timestamps: client.timestamps,
+            ..self.swarm.segment(&client.member, flags, payload)
         }
     }
 
-    fn send(&mut self, poker: &mut Poker, forged: &Forged) -> Result<()> {
+    fn send(&mut self, client: &mut Client, forged: &Forged) -> Result<()> {
         if forged.segment.flags.syn {
-            poker.isns.push(forged.segment.seq);
-            poker.taken = false;
+            client.isns.push(forged.segment.seq);
+            client.taken = false;
             self.syns += 1;
         }
-        poker.note(format!("sent {} {:?}", forged.segment, odd(forged)));
+        client.note(format!("sent {} {:?}", forged.segment, odd(forged)));
         for packet in forged.packets()? {
             self.swarm.inject(&packet)?;
         }
-        if let Some(timestamps) = &mut poker.timestamps {
+        if let Some(timestamps) = &mut client.timestamps {
             timestamps.value = timestamps.value.wrapping_add(1);
         }
         Ok(())
     }
 
-    fn syn(&mut self, poker: &mut Poker) -> Result<()> {
-        let mut syn = self.segment(poker, Flags::SYN, b"");
+    fn syn(&mut self, client: &mut Client) -> Result<()> {
+        let mut syn = self.segment(client, Flags::SYN, b"");
         syn.mss = Some(1460);
         syn.sack_permitted = true;
         syn.window_scale = Some(7);
-        poker.began = Instant::now();
-        poker.asked = true;
-        self.send(poker, &syn.into())
+        client.began = Instant::now();
+        client.asked = true;
+        self.send(client, &syn.into())
     }
 
     /// Acknowledges the SYN-ACK and nothing else.
-    fn ack(&mut self, poker: &mut Poker, place: &Place) -> Result<()> {
-        let ack = self.segment(poker, Flags::ACK, b"");
-        poker.acknowledged = Some(poker.began.elapsed());
-        self.send(poker, &ack.into())?;
-        poker.phase = Phase::Parked;
-        if poker.clean && place.parks() && poker.began.elapsed() < IN_TIME {
+    fn ack(&mut self, client: &mut Client, setup: &Setup) -> Result<()> {
+        let ack = self.segment(client, Flags::ACK, b"");
+        client.acknowledged = Some(client.began.elapsed());
+        self.send(client, &ack.into())?;
+        client.phase = Phase::Parked;
+        if client.clean && setup.parks() && client.began.elapsed() < IN_TIME {
             self.sure += 1;
-            poker.taken = true;
+            client.taken = true;
         }
         Ok(())
     }
 
-    /// A well-behaved client: every fourth sends its request with its ACK.
-    fn behave(&mut self, poker: &mut Poker, place: &Place, step: usize) -> Result<()> {
-        let Some(speaks) = poker.speaks else {
+    /// Makes a step of a well-behaved client: every fourth sends its request with its ACK.
+    fn act(&mut self, client: &mut Client, setup: &Setup, step: usize) -> Result<()> {
+        let Some(speaks) = client.speaks else {
             return Ok(());
         };
         let is_eager = speaks % 4 == 0;
-        match poker.phase {
-            Phase::Asking if !poker.asked => self.syn(poker)?,
-            Phase::HalfOpen if !is_eager => self.ack(poker, place)?,
-            Phase::HalfOpen | Phase::Parked if !poker.spoke && (is_eager || step >= speaks) => {
-                poker.spoke = true;
-                poker.phase = Phase::Open;
-                let after = poker.began.elapsed();
-                poker.acknowledged.get_or_insert(after);
-                let request = self.segment(poker, Flags::PSH_ACK, REQUEST);
-                self.send(poker, &request.into())?;
+        match client.phase {
+            Phase::Asking if !client.asked => self.syn(client)?,
+            Phase::HalfOpen if !is_eager => self.ack(client, setup)?,
+            Phase::HalfOpen | Phase::Parked if !client.spoke && (is_eager || step >= speaks) => {
+                client.spoke = true;
+                client.phase = Phase::Open;
+                let after = client.began.elapsed();
+                client.acknowledged.get_or_insert(after);
+                let request = self.segment(client, Flags::PSH_ACK, REQUEST);
+                self.send(client, &request.into())?;
             }
             _ => {}
         }
         Ok(())
     }
 
-    /// Does something to the server.
-    fn poke(
+    /// Sends a segment to the server.
+    fn send_random(
         &mut self,
         rng: &mut fastrand::Rng,
         fed: &mut Fed,
-        poker: &mut Poker,
-        place: &Place,
+        client: &mut Client,
+        setup: &Setup,
     ) -> Result<()> {
         fed.one("segments");
-        if poker.phase == Phase::Parked {
+        if client.phase == Phase::Parked {
             fed.one("segments to the parked");
         }
-        let forged = match (poker.phase, rng.u8(..100)) {
-            (Phase::Asking, 0..=79) if poker.isns.is_empty() => return self.syn(poker),
-            (Phase::HalfOpen, 0..=69) => return self.ack(poker, place),
+        let forged = match (client.phase, rng.u8(..100)) {
+            (Phase::Asking, 0..=79) if client.isns.is_empty() => return self.syn(client),
+            (Phase::HalfOpen, 0..=69) => return self.ack(client, setup),
             (Phase::HalfOpen, 70..=74) | (Phase::Parked, 0..=4) => {
-                poker.phase = Phase::Open;
-                self.segment(poker, Flags::PSH_ACK, b"hello").into()
+                client.phase = Phase::Open;
+                self.segment(client, Flags::PSH_ACK, b"hello").into()
             }
             (Phase::Parked, 5..=8) => {
-                poker.phase = Phase::Open;
-                self.segment(poker, Flags::FIN_ACK, b"").into()
+                client.phase = Phase::Open;
+                self.segment(client, Flags::FIN_ACK, b"").into()
             }
             (Phase::Parked, 9..=10) => {
-                poker.phase = Phase::Open;
-                self.segment(poker, Flags::RST, b"").into()
+                client.phase = Phase::Open;
+                self.segment(client, Flags::RST, b"").into()
             }
-            (Phase::Parked, 11..=16) => self.segment(poker, Flags::ACK, b"").into(),
+            (Phase::Parked, 11..=16) => self.segment(client, Flags::ACK, b"").into(),
             (Phase::Parked | Phase::HalfOpen, 75..=79) => {
-                let mut syn = self.segment(poker, Flags::SYN, b"");
-                syn.seq = poker.isns.last().copied().unwrap_or_default();
+                let mut syn = self.segment(client, Flags::SYN, b"");
+                syn.seq = client.isns.last().copied().unwrap_or_default();
                 syn.into()
             }
             // From the beginning.
             (Phase::Open, 0..=19) => {
-                poker.phase = Phase::Asking;
-                poker.member.snd_nxt = rng.u32(..);
-                poker.member.rcv_nxt = 0;
-                self.segment(poker, Flags::SYN, b"").into()
+                client.phase = Phase::Asking;
+                client.member.snd_nxt = rng.u32(..);
+                client.member.rcv_nxt = 0;
+                self.segment(client, Flags::SYN, b"").into()
             }
             _ => {
-                let base = self.segment(poker, Flags::ACK, b"");
+                let base = self.segment(client, Flags::ACK, b"");
                 forge(rng, base)
             }
         };
-        poker.clean = false;
-        self.send(poker, &forged)
+        client.clean = false;
+        self.send(client, &forged)
     }
 
-    /// Has everybody leave, and looks whether anything is left.
-    fn end(&mut self, pokers: &[Poker]) -> Result<()> {
+    /// Ends all clients, and checks that nothing is left.
+    fn end(&mut self, clients: &[Client]) -> Result<()> {
         control::set_config(&self.listener, &settings(1, 0, OnTimeout::Drop))?;
         let (mut seen, mut requests) = (Stats::default(), 0);
         let gone = wait::until(self.context.patience() * 4, || {
-            for poker in pokers {
-                for isn in &poker.isns {
-                    let mut rst = self.swarm.segment(&poker.member, Flags::RST, b"");
+            for client in clients {
+                for isn in &client.isns {
+                    let mut rst = self.swarm.segment(&client.member, Flags::RST, b"");
                     rst.seq = isn.wrapping_add(1);
                     self.swarm.send(&rst)?;
                 }
@@ -527,7 +529,7 @@ impl Stage<'_> {
         })?;
         ensure!(
             gone,
-            "somebody is still there, {requests} requests in SYN_RECV: {}",
+            "clients are left, {requests} requests in SYN_RECV: {}",
             describe(&seen)
         );
         expect_in!(
@@ -546,7 +548,7 @@ impl Stage<'_> {
     }
 }
 
-/// What is odd about a forged segment.
+/// Describes how a forged segment differs from a plain one.
 pub(super) fn odd(forged: &Forged) -> String {
     let plain = Forged::from(forged.segment.clone());
     if *forged == plain {
@@ -557,7 +559,7 @@ pub(super) fn odd(forged: &Forged) -> String {
     format!("{short:?}")
 }
 
-/// A number near another, or anywhere.
+/// Returns a number near another, or any.
 fn near(rng: &mut fastrand::Rng, number: u32) -> u32 {
     // Up to the largest windows, scaled or not.
     const EDGES: [u32; 6] = [64_240, 65_535, 65_536, 1 << 20, 1 << 30, 1 << 31];
@@ -578,7 +580,7 @@ fn near(rng: &mut fastrand::Rng, number: u32) -> u32 {
     }
 }
 
-/// Makes something else of a segment.
+/// Forges a segment from another.
 pub(super) fn forge(rng: &mut fastrand::Rng, mut segment: Segment) -> Forged {
     segment.flags = flags(rng);
     segment.seq = near(rng, segment.seq);
@@ -627,7 +629,7 @@ pub(super) fn forge(rng: &mut fastrand::Rng, mut segment: Segment) -> Forged {
     }
     forged.envelope = match rng.u8(..40) {
         0 => {
-            // Hop-by-hop and destination options, routing, and what nobody knows.
+            // Hop-by-hop and destination options, routing, mobility, an unknown one.
             let kind = rng.choice([0, 43, 60, 135, 253]).unwrap_or_default();
             Envelope::Extended(kind, bytes(rng, 40))
         }
@@ -662,9 +664,10 @@ fn flags(rng: &mut fastrand::Rng) -> Flags {
     }
 }
 
-/// TCP options that exist, with right and wrong lengths, and cut off somewhere.
+/// Returns known TCP options, with right and wrong lengths, cut off somewhere.
 pub(super) fn options(rng: &mut fastrand::Rng) -> Vec<u8> {
-    // MSS, window scale, SACK permitted, SACK, timestamps, MD5, AO, MPTCP, Fast Open, AccECN, experiments; with their lengths.
+    // MSS, window scale, SACK permitted, SACK, timestamps, MD5, AO, MPTCP, Fast Open, AccECN,
+    // experiments; with their lengths.
     const KNOWN: [(u8, u8); 14] = [
         (2, 4),
         (3, 3),
@@ -713,11 +716,11 @@ pub(super) fn options(rng: &mut fastrand::Rng) -> Vec<u8> {
     list
 }
 
-/// Accepts everybody, and answers whoever makes a request.
+/// A server that accepts every connection, and answers each request.
 struct Server<'a> {
     listener: &'a Socket,
     over: AtomicBool,
-    /// Reset all connections.
+    /// Whether to reset all connections.
     hang_up: AtomicBool,
 }
 
@@ -735,7 +738,7 @@ impl Server<'_> {
         let mut buffer = [0; 4096];
         while !self.over.load(Ordering::Relaxed) {
             let count = match epoll.wait(&mut events, EpollTimeout::from(20_u8)) {
-                // Whoever stops this process for a while to see it late, interrupts it (signal(7)).
+                // A stop and a continue of this process interrupt it (signal(7)).
                 Err(Errno::EINTR) => continue,
                 count => count?,
             };
@@ -754,7 +757,7 @@ impl Server<'_> {
                 match connection.read(&mut buffer) {
                     Ok(length) if length > 0 => {
                         if buffer.get(..length) == Some(REQUEST) {
-                            // Who sent a request may be gone by now.
+                            // The client may be gone by now.
                             let _ = connection.write(RESPONSE);
                         }
                     }
@@ -778,7 +781,7 @@ impl Server<'_> {
                 Err(error) => return Err(error).context("accept"),
             };
             connection.set_nonblocking(true)?;
-            // Its close is a reset, and leaves nothing behind.
+            // Closing it sends a reset, and leaves nothing behind.
             connection.set_linger(Some(Duration::ZERO))?;
             let number = u64::try_from(connections.len())?;
             epoll.add(
@@ -795,7 +798,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_acknowledged_in_time_is_not_late() {
+    fn a_client_that_acknowledged_in_time_is_not_late() {
         let member = Member {
             nth: 0,
             port: 80,
@@ -803,19 +806,19 @@ mod tests {
             rcv_nxt: 0,
         };
         let was_late = |speaks, acknowledged, reset, served| {
-            let poker = Poker {
+            let client = Client {
                 acknowledged,
                 reset,
                 served,
-                ..Poker::new(member, &mut fastrand::Rng::with_seed(1), speaks)
+                ..Client::new(member, &mut fastrand::Rng::with_seed(1), speaks)
             };
-            poker.was_late()
+            client.was_late()
         };
         let (in_time, late) = (Some(TOO_LATE / 2), Some(TOO_LATE));
         assert!(was_late(Some(1), late, true, false));
         assert!(!was_late(Some(1), in_time, true, false));
         assert!(!was_late(Some(1), None, true, false));
-        // It may be served yet, it was, or it is up to anything.
+        // It may still be served, it was served, or it is not well-behaved.
         assert!(!was_late(Some(1), late, false, false));
         assert!(!was_late(Some(1), late, true, true));
         assert!(!was_late(None, late, true, false));
