@@ -2,7 +2,7 @@
 //! The client of a measured server: one connection after another, segment by segment, and what each costs.
 //!
 //! There is one processor. The client runs only while nobody else wants to, and never sleeps, so that a server runs as
-//! soon as it is woken and until it has nothing to do, all before the client's system call returns: [`Swarm::spent`] then
+//! soon as it is woken and until it has nothing to do, all before the client's system call returns: [`TunClients::spent`] then
 //! is what the kernel and the server have to do for a connection. The client's own program has no part in it, nor has what it
 //! takes to read what the server has sent.
 
@@ -13,7 +13,7 @@ use accf_kit::count;
 use accf_kit::counters::Counters;
 use accf_kit::netns::Netns;
 use accf_kit::segment::Flags;
-use accf_kit::swarm::{Member, Swarm};
+use accf_kit::tun_clients::{TunClient, TunClients};
 use anyhow::{bail, ensure, Context, Result};
 use nix::sys::resource::{getrusage, UsageWho};
 
@@ -103,7 +103,7 @@ impl Bill {
 #[derive(Debug)]
 pub(crate) struct Clients {
     ns: Netns,
-    swarm: Swarm,
+    swarm: TunClients,
     next: u32,
     /// When the kernel remembered none of those who have come since.
     oldest: Instant,
@@ -114,14 +114,14 @@ impl Clients {
     pub(crate) fn new(ns: &Netns, port: u16) -> Result<Self> {
         Ok(Self {
             ns: ns.clone(),
-            swarm: Swarm::new(ns, FAMILY, port)?,
+            swarm: TunClients::new(ns, FAMILY, port)?,
             next: 0,
             oldest: Instant::now(),
         })
     }
 
     /// For clients who do something else.
-    pub(crate) fn swarm(&mut self) -> &mut Swarm {
+    pub(crate) fn swarm(&mut self) -> &mut TunClients {
         &mut self.swarm
     }
 
@@ -249,7 +249,12 @@ fn own_sleeps() -> Result<i64> {
 /// Is one client from the SYN to the last ACK, and adds what that cost to the bill.
 ///
 /// The server closes first. Each of its segments must be the one that is due, so all listeners' are the same ones.
-fn connect(swarm: &mut Swarm, member: Member, manner: Manner, bill: &mut Bill) -> Result<()> {
+fn connect(
+    swarm: &mut TunClients,
+    member: TunClient,
+    manner: Manner,
+    bill: &mut Bill,
+) -> Result<()> {
     let begin = (count::instructions(), swarm.spent());
     let mut member = member;
     swarm.syn(&mut member)?;
@@ -279,7 +284,12 @@ fn connect(swarm: &mut Swarm, member: Member, manner: Manner, bill: &mut Bill) -
 }
 
 /// Takes the server's next segment, which must be this one.
-fn take(swarm: &mut Swarm, member: &mut Member, flags: Flags, payload: &[u8]) -> Result<()> {
+fn take(
+    swarm: &mut TunClients,
+    member: &mut TunClient,
+    flags: Flags,
+    payload: &[u8],
+) -> Result<()> {
     for _ in 0..LOOKS {
         let Some((nth, segment)) = swarm.take()? else {
             continue;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Idle clients of one listener, up to a million, and what is measured beside them.
 //!
-//! All clients are one thread, which sends for each of them ([`Swarm`]). The kernel does what a segment asks for before the
-//! system call that sends it returns: [`Swarm::spent`] is what it took, with all that woke up meanwhile.
+//! All clients are one thread, which sends for each of them ([`TunClients`]). The kernel does what a segment asks for before the
+//! system call that sends it returns: [`TunClients::spent`] is what it took, with all that woke up meanwhile.
 //!
 //! Clients come in lots, with a pause after each, so that a deadline can be put between two lots. Time is cheap here: the
 //! machine's clock jumps over idle time.
@@ -25,7 +25,7 @@ use accf_kit::endpoint::{self, Listen};
 use accf_kit::netns::Netns;
 use accf_kit::segment::Flags;
 use accf_kit::slab::Slabs;
-use accf_kit::swarm::{Member, Swarm};
+use accf_kit::tun_clients::{TunClient, TunClients};
 use anyhow::{bail, ensure, Context, Result};
 use nix::libc;
 use nix::sys::resource::{setrlimit, Resource};
@@ -175,7 +175,7 @@ pub(crate) struct Crowd {
     kind: Listener,
     listener: Arc<endpoint::Listener>,
     is_served: bool,
-    swarm: Swarm,
+    swarm: TunClients,
     before: Counters,
     /// Those that are there, in the order in which they came.
     lots: VecDeque<Lot>,
@@ -196,7 +196,7 @@ struct Lot {
 /// One client.
 #[derive(Debug)]
 struct Client {
-    member: Member,
+    member: TunClient,
     /// The server's end, if there is one and no [`Server`] has it.
     socket: Option<Socket>,
 }
@@ -225,7 +225,7 @@ impl Crowd {
         };
         let listener = listen.backlog(i32::try_from(backlog)?).open(&ns)?;
         Ok(Self {
-            swarm: Swarm::new(&ns, FAMILY, listener.port())?,
+            swarm: TunClients::new(&ns, FAMILY, listener.port())?,
             before: Counters::read(&ns)?,
             ns,
             kind,
@@ -276,12 +276,12 @@ impl Crowd {
     }
 
     /// The clients' thread.
-    pub(crate) fn swarm(&mut self) -> &mut Swarm {
+    pub(crate) fn swarm(&mut self) -> &mut TunClients {
         &mut self.swarm
     }
 
     /// A client that has not been there before.
-    pub(crate) fn newcomer(&mut self) -> Member {
+    pub(crate) fn newcomer(&mut self) -> TunClient {
         let member = self.swarm.member(self.came);
         self.came += 1;
         member
@@ -326,7 +326,7 @@ impl Crowd {
     /// Has some clients do their handshakes, and says how many instructions each one's bare ACK took.
     pub(crate) fn come(&mut self, count: u32) -> Result<Vec<u64>> {
         let first = self.came;
-        let mut members: Vec<Member> = (0..count).map(|_| self.newcomer()).collect();
+        let mut members: Vec<TunClient> = (0..count).map(|_| self.newcomer()).collect();
         for member in &mut members {
             self.swarm.syn(member)?;
         }

@@ -2,14 +2,14 @@
 //! How long an active client waits while many think.
 //!
 //! It sends its request with the third segment of the handshake. From its SYN until the response has come, everything counts
-//! that the kernel and the server do ([`Swarm::spent`]), and nothing that the client does. There is one processor, so the
+//! that the kernel and the server do ([`TunClients::spent`]), and nothing that the client does. There is one processor, so the
 //! response has come once the server has nothing to do any more.
 //!
 //! All idle clients are the server's, whose backlog is 128: it has accepted those of a plain listener, and waits for them.
 
 use accf_bench::Unit;
 use accf_kit::segment::{Flags, Segment};
-use accf_kit::swarm::{Member, Swarm};
+use accf_kit::tun_clients::{TunClient, TunClients};
 use anyhow::{ensure, Context, Result};
 
 use crate::crowd::{median, Crowd, Step};
@@ -79,7 +79,7 @@ pub(crate) fn measure(
 }
 
 /// Has a client get its response, and says how many instructions that took.
-fn visit(swarm: &mut Swarm, mut client: Member) -> Result<u64> {
+fn visit(swarm: &mut TunClients, mut client: TunClient) -> Result<u64> {
     let before = swarm.spent();
     swarm.syn(&mut client)?;
     let answer = next(swarm, &client).context("for a SYN")?;
@@ -100,7 +100,7 @@ fn visit(swarm: &mut Swarm, mut client: Member) -> Result<u64> {
 }
 
 /// The segment that has come, which must be for this client.
-fn next(swarm: &mut Swarm, client: &Member) -> Result<Segment> {
+fn next(swarm: &mut TunClients, client: &TunClient) -> Result<Segment> {
     // Who is woken runs before the client goes on, so nobody has to wait; and while somebody did, nobody would count.
     let (nth, segment) = swarm.take()?.context("nothing has come at once")?;
     ensure!(

@@ -12,10 +12,10 @@
 //! | pass to the kernel what nobody should, by system calls and by the wire | [`memory`], [`forge`] |
 //! | see what is on the wire | [`capture`], [`segment`] |
 //! | speak TCP segment by segment, with no kernel in between | [`raw`] |
-//! | be thousands of clients | [`swarm`] |
-//! | have them be of every kind, and know what must be counted | [`play`] |
-//! | have many of the kernel's own clients on one thread | [`traffic`] |
-//! | have them meet listeners of all settings, in trouble | [`meeting`] |
+//! | be thousands of clients | [`tun_clients`] |
+//! | have them be of every kind, and know what must be counted | [`clients::segments`] |
+//! | have many of the kernel's own clients on one thread | [`clients::sockets`] |
+//! | have them meet listeners of all settings, in trouble | [`impaired_wire`] |
 //! | see what the kernel thinks | [`tcp_info`], [`counters`], [`sockets`] |
 //! | count instructions instead of time | [`count`] |
 //! | see how much memory the kernel uses, and have it run out | [`slab`], [`fault`] |
@@ -28,6 +28,7 @@
 
 pub mod account;
 pub mod capture;
+pub mod clients;
 pub mod clock;
 pub mod control;
 pub mod count;
@@ -35,23 +36,21 @@ pub mod counters;
 pub mod endpoint;
 pub mod fault;
 pub mod forge;
+pub mod impaired_wire;
 pub mod ktls;
 mod link;
 mod marks;
-pub mod meeting;
 pub mod memory;
 pub mod module;
 pub mod netns;
-pub mod play;
 pub mod raw;
 pub mod segment;
 pub mod signature;
 pub mod slab;
 pub mod sockets;
-pub mod swarm;
 mod sys;
 pub mod tcp_info;
-pub mod traffic;
+pub mod tun_clients;
 pub mod ulp;
 pub mod wait;
 pub mod wire;

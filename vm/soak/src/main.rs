@@ -7,14 +7,14 @@
 //! after each round and in the end is in the [`Record`](accf_soak::Record) that is left in `$ACCF_OUT`.
 
 mod board;
-mod cable;
-mod garden;
-mod group;
+mod changing_listeners;
+mod impaired_wire;
+mod namespaces;
 mod program;
 mod proof;
-mod raw;
 mod round;
-mod spaces;
+mod segment_clients;
+mod server_group;
 mod watch;
 
 use std::path::PathBuf;
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
             port,
             seed,
             patience,
-        } => group::serve(&family, port, seed, Duration::from_secs(patience)),
+        } => server_group::serve(&family, port, seed, Duration::from_secs(patience)),
     };
     match result {
         Ok(code) => code,

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 
 use crate::board::Board;
 use crate::program::Program;
-use crate::{cable, garden, group, raw, spaces, watch};
+use crate::{changing_listeners, impaired_wire, namespaces, segment_clients, server_group, watch};
 
 /// What is short in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,12 +175,12 @@ const ENOUGH: u64 = 400;
 
 /// Those that make clients and serve them: each comes to an end by itself once the round is over.
 const ACTORS: [(&str, Actor); 6] = [
-    ("raw clients", raw::play),
-    ("a cable that loses", cable::lossy),
-    ("a cable with conntrack", cable::tracked),
-    ("a garden", garden::grow),
-    ("a group", group::run),
-    ("namespaces", spaces::churn),
+    ("raw clients", segment_clients::play),
+    ("a cable that loses", impaired_wire::lossy),
+    ("a cable with conntrack", impaired_wire::tracked),
+    ("a garden", changing_listeners::grow),
+    ("a group", server_group::run),
+    ("namespaces", namespaces::churn),
 ];
 
 /// Has a round happen, for as long as `time` says and until it is over.

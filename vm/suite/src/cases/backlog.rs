@@ -11,7 +11,7 @@ use accf_kit::endpoint::{Family, Listen};
 use accf_kit::netns::Netns;
 use accf_kit::segment::Flags;
 use accf_kit::slab::Slabs;
-use accf_kit::swarm::Swarm;
+use accf_kit::tun_clients::TunClients;
 use accf_kit::{module, sockets, wait};
 use anyhow::{bail, ensure, Context as _, Result};
 
@@ -76,7 +76,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
     };
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
-    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     let mut members = swarm.open(0..count, limit(context))?;
     let seen = counts(context, &scene.listener, counted!(parked: count.into()))?;
@@ -163,7 +163,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
 fn deferred(context: &Context, family: Family) -> Result<()> {
     const COUNT: u32 = 500;
     let scene = RawScene::new(context, family, &Listen::deferred(family, 60).backlog(128))?;
-    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     let answered = swarm.try_open(0..COUNT, Duration::from_millis(400))?;
     let requests = sockets::requests(&scene.ns, scene.port())?;
@@ -182,7 +182,7 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
     const SYNS: u32 = 60;
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(256))?;
-    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
     swarm.open(1000..1100, limit(context))?;
     // One of them may still count as half-open, but not for long: it makes room for the next.
     counts(context, &scene.listener, counted!(parked: 100))?;
@@ -269,7 +269,7 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     const SYNS: u32 = 400;
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
-    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     let mut parked = swarm.open(0..PARKED, limit(context))?;
     counts(context, &scene.listener, counted!(parked: PARKED.into()))?;
@@ -317,7 +317,7 @@ fn of_one(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: u32 = 30;
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(1))?;
-    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     for nth in 0..CLIENTS {
         // One by one: two handshakes at once are one too many.
@@ -350,7 +350,7 @@ fn memory(context: &Context, family: Family) -> Result<()> {
     }
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
-    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
     // What there is once for each address, and in stock for each processor, is not counted.
     let first = 1_000;
     swarm.open(0..first, limit(context))?;

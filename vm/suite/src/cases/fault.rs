@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
+use accf_kit::clients::sockets::Fate;
 use accf_kit::control::Stats;
 use accf_kit::fault::{Failing, Whose};
-use accf_kit::meeting::{Meeting, Trouble};
+use accf_kit::impaired_wire::{ImpairedWire, Impairment};
 use accf_kit::module;
-use accf_kit::traffic::Fate;
 use anyhow::{bail, ensure, Result};
 
 use crate::case::{Case, Context, Kernel, Stage};
@@ -26,16 +26,16 @@ pub(crate) fn cases() -> Vec<Case> {
         }
     }
     cases.push(case("fault.lossy_cable.20_percent", |context| {
-        let trouble = Trouble {
+        let trouble = Impairment {
             disturbed: 20,
-            ..Trouble::default()
+            ..Impairment::default()
         };
         meet(context, trouble).map(drop)
     }));
     cases.push(case("fault.connection_tracking", |context| {
-        let trouble = Trouble {
+        let trouble = Impairment {
             tracked: true,
-            ..Trouble::default()
+            ..Impairment::default()
         };
         meet(context, trouble).map(drop)
     }));
@@ -58,10 +58,10 @@ fn no_memory(context: &Context, whose: Whose, percent: u8) -> Result<()> {
     let Some(failing) = Failing::some(whose, percent)? else {
         return context.lacks("failslab");
     };
-    let trouble = Trouble {
+    let trouble = Impairment {
         shortage: true,
         no_packets: whose == Whose::Network,
-        ..Trouble::default()
+        ..Impairment::default()
     };
     let seen = meet(context, trouble)?;
     let failed = failing.injected()?;
@@ -76,7 +76,7 @@ fn no_memory(context: &Context, whose: Whose, percent: u8) -> Result<()> {
 }
 
 /// Has clients of every habit meet listeners of all settings, and compares what became of them with what they did.
-fn meet(context: &Context, trouble: Trouble) -> Result<Vec<Stats>> {
+fn meet(context: &Context, trouble: Impairment) -> Result<Vec<Stats>> {
     const AT_ONCE: usize = 60;
     let (clients, deadline) = match context.kernel {
         Kernel::Stock => (400, Duration::from_millis(1500)),
@@ -84,7 +84,7 @@ fn meet(context: &Context, trouble: Trouble) -> Result<Vec<Stats>> {
     };
     context.note(format!("seed {}", context.seed));
     let lifetime = context.patience() * 3;
-    let mut meeting = Meeting::new(trouble, deadline, lifetime, context.rng())?;
+    let mut meeting = ImpairedWire::new(trouble, deadline, lifetime, context.rng())?;
     meeting.run(AT_ONCE, Duration::from_millis(2), |crowd| {
         crowd.begun().values().sum::<u64>() >= clients
     })?;
@@ -105,7 +105,7 @@ fn meet(context: &Context, trouble: Trouble) -> Result<Vec<Stats>> {
 }
 
 /// How many clients met each fate.
-fn fates(meeting: &Meeting) -> Vec<(Fate, u64)> {
+fn fates(meeting: &ImpairedWire) -> Vec<(Fate, u64)> {
     let of = |fate| {
         let all = meeting.crowd().fates().iter();
         all.filter(|((.., it), _)| *it == fate)

@@ -7,8 +7,9 @@ mod attach;
 mod backlog;
 mod bypass;
 mod command;
+mod concurrent_segments;
+mod concurrent_sockets;
 pub(crate) mod control;
-mod crowd;
 mod deadline;
 mod defer;
 mod evict;
@@ -17,10 +18,9 @@ mod fuzz;
 mod hold;
 mod ktls;
 pub(crate) mod lifetime;
+mod many_parked;
 mod migrate;
-mod mixture;
 mod model;
-mod multitude;
 mod odd;
 mod plain;
 mod policy;
@@ -76,11 +76,11 @@ pub(crate) fn table() -> Vec<Case> {
         control::cases_alone(),
         bypass::cases_alone(),
         backlog::cases(),
-        mixture::cases(),
+        concurrent_segments::cases(),
         fault::cases(),
         model::cases(),
-        multitude::cases(),
-        crowd::cases(),
+        many_parked::cases(),
+        concurrent_sockets::cases(),
         migrate::cases_last(),
     ]
     .into_iter()

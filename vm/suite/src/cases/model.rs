@@ -18,7 +18,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::case::{Case, Context, Kernel, Stage};
-use crate::play::{Done, Outcome, Theatre};
+use crate::model_runner::{Done, ModelRunner, Outcome};
 
 /// How long histories are made up.
 const SECONDS: u64 = 25;
@@ -78,7 +78,7 @@ fn random_histories(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     ns.run(|| {
         let (pace, at_once) = pace(context.kernel);
-        let theatre = Theatre::new(context, &ns, family, pace)?;
+        let theatre = ModelRunner::new(context, &ns, family, pace)?;
         let mut seed = [0; 32];
         let mut rng = context.rng();
         seed.fill_with(|| rng.u8(..));
@@ -157,7 +157,7 @@ enum Verdict {
 }
 
 struct Rehearsal<'a> {
-    theatre: Theatre<'a>,
+    theatre: ModelRunner<'a>,
     pace: Pace,
     tally: Tally,
     runner: TestRunner,

@@ -15,7 +15,7 @@ use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::forge::Forged;
 use accf_kit::netns::Netns;
 use accf_kit::segment::{Flags, Segment, Timestamps};
-use accf_kit::swarm::{self, Member, Swarm};
+use accf_kit::tun_clients::{self, TunClient, TunClients};
 use accf_kit::wait;
 use anyhow::{ensure, Context as _, Result};
 
@@ -42,7 +42,7 @@ const FENCE: u32 = 0;
 /// One client of one of the listeners.
 #[derive(Debug)]
 struct Side {
-    member: Member,
+    member: TunClient,
     /// The sequence number of the SYN-ACK; 0, if none has come.
     isn: u32,
     /// The timestamp to echo: the SYN-ACK's, or one of later answers to a parked request.
@@ -67,7 +67,7 @@ struct Answer {
 /// The two listeners, and who sends.
 struct Stage<'a> {
     context: &'a Context,
-    swarm: Swarm,
+    swarm: TunClients,
     plain: Listener,
     filtered: Listener,
     next: u32,
@@ -93,10 +93,10 @@ fn like_plain(context: &Context, family: Family) -> Result<()> {
         .backlog(4096)
         .config(HOLD)
         .open(&ns)?;
-    let swarm = Swarm::new(&ns, family, plain.port())?;
+    let swarm = TunClients::new(&ns, family, plain.port())?;
     // Nor is any answer put off: more special routes than the interface's own.
     for network in ["198.18.0.0/25", "198.18.0.128/25", "2001:db8:2::/65"] {
-        let route = ["route", "add", network, "dev", swarm::INTERFACE];
+        let route = ["route", "add", network, "dev", tun_clients::INTERFACE];
         ns.command("ip", &[&route[..], &["quickack", "1"]].concat())?;
     }
     let mut stage = Stage {
@@ -160,7 +160,7 @@ impl Stage<'_> {
             (first + 1, self.filtered.port()),
         ]
         .map(|(nth, port)| Side {
-            member: Member {
+            member: TunClient {
                 snd_nxt: isn,
                 ..self.swarm.member_of(nth, port)
             },

@@ -14,7 +14,7 @@ use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::forge::{Envelope, Forged, MAX_OPTIONS};
 use accf_kit::netns::Netns;
 use accf_kit::segment::{Flags, Segment, Timestamps};
-use accf_kit::swarm::{Member, Swarm};
+use accf_kit::tun_clients::{TunClient, TunClients};
 use accf_kit::{sockets, wait};
 use anyhow::{anyhow, bail, ensure, Context as _, Result};
 use nix::errno::Errno;
@@ -106,7 +106,7 @@ enum Phase {
 /// A client of a round.
 #[derive(Debug)]
 struct Poker {
-    member: Member,
+    member: TunClient,
     /// The sequence numbers of all SYNs that it sent.
     isns: Vec<u32>,
     /// Whether it has sent a SYN, of those that belong together.
@@ -132,7 +132,7 @@ struct Poker {
 }
 
 impl Poker {
-    fn new(member: Member, rng: &mut fastrand::Rng, speaks: Option<usize>) -> Self {
+    fn new(member: TunClient, rng: &mut fastrand::Rng, speaks: Option<usize>) -> Self {
         let timestamps = rng.bool().then(|| Timestamps {
             value: rng.u32(1..),
             echo: 0,
@@ -196,7 +196,7 @@ impl Poker {
 struct Stage<'a> {
     context: &'a Context,
     ns: Netns,
-    swarm: Swarm,
+    swarm: TunClients,
     listener: Listener,
     next: u32,
     /// At most so many requests were parked, as so many SYNs were sent.
@@ -212,7 +212,7 @@ fn segments(context: &Context, family: Family) -> Result<()> {
     for (name, value) in [("tcp_synack_retries", "1"), ("tcp_invalid_ratelimit", "0")] {
         ns.set_sysctl(&format!("net.ipv4.{name}"), value)?;
     }
-    let swarm = Swarm::new(&ns, family, listener.port())?;
+    let swarm = TunClients::new(&ns, family, listener.port())?;
     let server = Server {
         listener: &listener.socket().try_clone()?,
         over: AtomicBool::new(false),
@@ -796,7 +796,7 @@ mod tests {
 
     #[test]
     fn who_acknowledged_in_time_is_not_late() {
-        let member = Member {
+        let member = TunClient {
             nth: 0,
             port: 80,
             snd_nxt: 1,

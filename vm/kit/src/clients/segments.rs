@@ -2,7 +2,7 @@
 
 //! Many clients of every kind at once, segment by segment, and what must have been counted of them.
 //!
-//! The clients are members of a [`Swarm`], so they do what they are told to and nothing else: one acknowledges and thinks,
+//! The clients are members of a [`TunClients`], so they do what they are told to and nothing else: one acknowledges and thinks,
 //! one says everything twice, one never says anything. Each goes to one of several listeners with different settings
 //! ([`Place`]). As it is known what each of them did, it is known what its listener must have counted ([`Play::account`]).
 
@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use crate::control::{self, settings, OnTimeout, Stats};
 use crate::endpoint::Listener;
 use crate::segment::{Flags, Segment};
-use crate::swarm::{Member, Swarm};
+use crate::tun_clients::{TunClient, TunClients};
 
 /// What these clients say.
 pub const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
@@ -98,7 +98,7 @@ enum Phase {
 struct Player {
     kind: Kind,
     place: usize,
-    member: Member,
+    member: TunClient,
     phase: Phase,
     /// When it sent its SYN.
     asked: Instant,
@@ -194,7 +194,7 @@ pub struct Pace {
 
 /// All clients, and what they are to do when.
 pub struct Play<'a> {
-    swarm: Swarm,
+    swarm: TunClients,
     places: &'a [Place],
     ports: Vec<u16>,
     players: Vec<Player>,
@@ -220,7 +220,7 @@ pub struct Play<'a> {
 impl<'a> Play<'a> {
     /// A play at listeners of one namespace: a port for each place. Where there is a deadline, it is `deadline`.
     pub fn new(
-        swarm: Swarm,
+        swarm: TunClients,
         places: &'a [Place],
         ports: Vec<u16>,
         deadline: Duration,
@@ -292,7 +292,7 @@ impl<'a> Play<'a> {
     }
 
     /// The far side of the interface.
-    pub fn swarm(&mut self) -> &mut Swarm {
+    pub fn swarm(&mut self) -> &mut TunClients {
         &mut self.swarm
     }
 

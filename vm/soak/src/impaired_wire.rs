@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Clients and a server that are the kernel's own, at the two ends of a cable with something the matter with it.
 
+use accf_kit::clients::sockets::Crowd;
 use accf_kit::counters::Counters;
 use accf_kit::fault::Whose;
-use accf_kit::meeting::{Meeting, Trouble};
+use accf_kit::impaired_wire::{ImpairedWire, Impairment};
 use accf_kit::netns::Netns;
-use accf_kit::traffic::Crowd;
 use anyhow::Result;
 
 use crate::round::{Round, Shortage};
@@ -18,9 +18,9 @@ const AT_ONCE: usize = 60;
 
 /// A cable that loses, repeats and reorders packets.
 pub(crate) fn lossy(round: &Round<'_>) -> Result<()> {
-    let trouble = Trouble {
+    let trouble = Impairment {
         disturbed: DISTURBED,
-        ..Trouble::default()
+        ..Impairment::default()
     };
     meet(
         round,
@@ -31,20 +31,20 @@ pub(crate) fn lossy(round: &Round<'_>) -> Result<()> {
 
 /// A cable where both ends have a firewall that knows of connections.
 pub(crate) fn tracked(round: &Round<'_>) -> Result<()> {
-    let trouble = Trouble {
+    let trouble = Impairment {
         tracked: true,
-        ..Trouble::default()
+        ..Impairment::default()
     };
     meet(round, "a cable with connection tracking", trouble)
 }
 
-fn meet(round: &Round<'_>, place: &str, trouble: Trouble) -> Result<()> {
-    let trouble = Trouble {
+fn meet(round: &Round<'_>, place: &str, trouble: Impairment) -> Result<()> {
+    let trouble = Impairment {
         shortage: !round.has_all(),
         no_packets: matches!(round.shortage, Shortage::Of(Whose::Network, _)),
         ..trouble
     };
-    let mut meeting = Meeting::new(
+    let mut meeting = ImpairedWire::new(
         trouble,
         round.deadline(),
         round.lifetime(),

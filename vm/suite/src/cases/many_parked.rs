@@ -11,7 +11,7 @@ use accf_kit::counters::Counters;
 use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::segment::{Flags, Segment};
-use accf_kit::swarm::{Member, Swarm};
+use accf_kit::tun_clients::{TunClient, TunClients};
 use accf_kit::{module, sockets, wait};
 use anyhow::{bail, ensure, Context as _, Result};
 
@@ -57,7 +57,7 @@ struct Place<'a> {
     context: &'a Context,
     ns: Netns,
     listener: Listener,
-    swarm: Swarm,
+    swarm: TunClients,
     /// How many clients have come.
     came: u32,
 }
@@ -81,7 +81,7 @@ impl Place<'_> {
     }
 
     /// A client speaks; it is the one that is accepted, and it gets the response. Then it is gone.
-    fn serve(&mut self, member: &mut Member) -> Result<()> {
+    fn serve(&mut self, member: &mut TunClient) -> Result<()> {
         self.swarm.push(member, Flags::PSH_ACK, REQUEST)?;
         let (socket, peer) = match self.listener.socket().accept() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -92,7 +92,7 @@ impl Place<'_> {
             accepted => accepted,
         }
         .context("accept")?;
-        let peer = peer.as_socket().and_then(Swarm::at);
+        let peer = peer.as_socket().and_then(TunClients::at);
         expect_eq!(peer, Some(member.nth), "the client that was accepted");
         socket.set_linger(Some(Duration::ZERO))?;
         let mut stream = TcpStream::from(socket);
@@ -107,7 +107,7 @@ impl Place<'_> {
     }
 
     /// Waits for a segment for a client; what comes for anybody else is an error.
-    fn hear(&mut self, member: &Member, wanted: impl Fn(&Segment) -> bool) -> Result<u32> {
+    fn hear(&mut self, member: &TunClient, wanted: impl Fn(&Segment) -> bool) -> Result<u32> {
         let mut heard = None;
         while heard.is_none() {
             let any = self.swarm.pump(self.context.patience(), |nth, segment| {
@@ -147,7 +147,7 @@ fn beside(context: &Context, family: Family) -> Result<()> {
         .config(config)
         .backlog(128)
         .open(&ns)?;
-    let swarm = Swarm::new(&ns, family, listener.port())?;
+    let swarm = TunClients::new(&ns, family, listener.port())?;
     let mut place = Place {
         context,
         ns,

@@ -8,12 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use accf_kit::account::{at_rest, settle};
+use accf_kit::clients::segments::{serve_all, Pace, Place, Play, Served};
 use accf_kit::control::{self, settings, timeout, OnTimeout, Stats};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::netns::Netns;
-use accf_kit::play::{serve_all, Pace, Place, Play, Served};
-use accf_kit::swarm::Swarm;
+use accf_kit::tun_clients::TunClients;
 use accf_kit::{module, sockets};
 use anyhow::{anyhow, ensure, Context as _, Result};
 
@@ -106,7 +106,7 @@ fn mixture(context: &Context, family: Family, hesitation: Option<Range<Duration>
         .collect::<Result<_>>()?;
     let ports: Vec<u16> = listeners.iter().map(Listener::port).collect();
     let first = *ports.first().context("no listener")?;
-    let swarm = Swarm::new(&ns, family, first)?;
+    let swarm = TunClients::new(&ns, family, first)?;
     let patience = context.patience() * 6;
     let mut stage = Play::new(swarm, &PLACES, ports, deadline, patience, context.rng());
     if let Some(hesitation) = hesitation {
@@ -198,7 +198,7 @@ fn account(
 fn half_open_exactly(
     context: &Context,
     ns: &Netns,
-    swarm: &mut Swarm,
+    swarm: &mut TunClients,
     listener: &Listener,
 ) -> Result<()> {
     const SYNS: u32 = 37;

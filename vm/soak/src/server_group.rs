@@ -12,15 +12,15 @@ use std::thread;
 use std::time::Duration;
 
 use accf_kit::account::{at_rest_as_heir, stats};
+use accf_kit::clients::sockets::{Crowd, Server, Target};
 use accf_kit::control::{set_config, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen};
 use accf_kit::netns::Netns;
-use accf_kit::traffic::{Crowd, Server, Target};
 use anyhow::{anyhow, bail, ensure, Context as _, Result};
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 
-use crate::cable;
-use crate::garden::{any_settings, loopback};
+use crate::changing_listeners::{any_settings, loopback};
+use crate::impaired_wire;
 use crate::round::{any_family, Round};
 
 const PLACE: &str = "a group of servers that are killed";
@@ -79,8 +79,8 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
             .join()
             .map_err(|_| anyhow!("the clients panicked"))?
     })?;
-    let resets_not_sent = cable::resets_not_sent(round, ns)?;
-    cable::tell(round, PLACE, &crowd, resets_not_sent);
+    let resets_not_sent = impaired_wire::resets_not_sent(round, ns)?;
+    impaired_wire::tell(round, PLACE, &crowd, resets_not_sent);
     for member in members {
         member.finish()?;
         round

@@ -18,8 +18,8 @@ use accf_kit::control::{self, settings, Config, OnTimeout, Stats};
 use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::segment::{Flags, Segment, Timestamps};
-use accf_kit::swarm::{Member, Swarm};
 use accf_kit::tcp_info::TcpInfo;
+use accf_kit::tun_clients::{TunClient, TunClients};
 use accf_model::history::{History, CLIENTS};
 use accf_model::script::{in_millis, Action, Cue, Director, Pace, TooLate};
 use accf_model::server::{self, Counts, Millis, Seen, Sent};
@@ -52,16 +52,16 @@ pub(crate) struct Done {
 }
 
 /// Where histories are played.
-pub(crate) struct Theatre<'a> {
+pub(crate) struct ModelRunner<'a> {
     context: &'a Context,
-    swarm: Swarm,
+    swarm: TunClients,
     family: Family,
     pace: Pace,
     /// How many clients there have been.
     clients: u32,
 }
 
-impl<'a> Theatre<'a> {
+impl<'a> ModelRunner<'a> {
     /// A theatre in the calling thread's namespace, which is `ns`.
     pub(crate) fn new(
         context: &'a Context,
@@ -71,7 +71,7 @@ impl<'a> Theatre<'a> {
     ) -> Result<Self> {
         Ok(Self {
             context,
-            swarm: Swarm::new(ns, family, 1)?,
+            swarm: TunClients::new(ns, family, 1)?,
             family,
             pace,
             clients: 0,
@@ -280,7 +280,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(theatre: &mut Theatre<'_>, history: &History) -> Result<Self> {
+    fn new(theatre: &mut ModelRunner<'_>, history: &History) -> Result<Self> {
         let terms = in_millis(history.terms, theatre.pace);
         let listener = Listen::filtered(theatre.family)
             .config(config(terms))
@@ -329,7 +329,7 @@ impl Stage {
     }
 
     /// Does something; returns the client that may be connected because of that.
-    fn act(&mut self, swarm: &Swarm, action: Action) -> Result<Option<usize>> {
+    fn act(&mut self, swarm: &TunClients, action: Action) -> Result<Option<usize>> {
         match action {
             Action::Send(client, segment) => {
                 let segment = self.segment(swarm, client, segment);
@@ -358,7 +358,7 @@ impl Stage {
         // Its end leaves nothing behind.
         socket.set_linger(Some(Duration::ZERO))?;
         let peer: SocketAddr = peer.as_socket().context("a peer without an address")?;
-        let nth = Swarm::at(peer).and_then(|nth| nth.checked_sub(self.first));
+        let nth = TunClients::at(peer).and_then(|nth| nth.checked_sub(self.first));
         let client = nth.map(|nth| nth as usize).filter(|nth| *nth < CLIENTS);
         self.accepted
             .push(client.with_context(|| format!("accepted {peer}, who is nobody's client"))?);
@@ -367,13 +367,13 @@ impl Stage {
     }
 
     /// What a client sends.
-    fn segment(&mut self, swarm: &Swarm, client: usize, segment: server::Segment) -> Segment {
+    fn segment(&mut self, swarm: &TunClients, client: usize, segment: server::Segment) -> Segment {
         use server::Segment as Kind;
         const FAR: u32 = 1_000_000;
         let port = self.port;
         let client = &mut self.clients[client];
         let next = client.isn.wrapping_add(1);
-        let member = Member {
+        let member = TunClient {
             nth: client.nth,
             port,
             snd_nxt: next,

@@ -25,7 +25,7 @@ use crate::segment::{Flags, Segment};
 use crate::{count, raw, sys};
 
 /// The interface's name.
-pub const INTERFACE: &str = "swarm0";
+pub const INTERFACE: &str = "clients0";
 
 const SERVER_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
@@ -36,12 +36,12 @@ const FIRST_ADDRESS: u32 = 11;
 const FIRST_PORT: u32 = 1024;
 /// How many segments of the server may wait to be read: more than it sends at once.
 const QUEUE: u32 = 20_000;
-/// How many handshakes of [`Swarm::open`] are under way at once: fewer than any backlog a test asks for.
+/// How many handshakes of [`TunClients::open`] are under way at once: fewer than any backlog a test asks for.
 const WINDOW: usize = 32;
 
 /// The far side of a TUN interface, with all of its clients.
 #[derive(Debug)]
-pub struct Swarm {
+pub struct TunClients {
     tun: File,
     family: Family,
     server: SocketAddr,
@@ -51,7 +51,7 @@ pub struct Swarm {
 
 /// One client: which one, and where it is in its two streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct TunClient {
     /// Its number.
     pub nth: u32,
     /// The server's port.
@@ -62,7 +62,7 @@ pub struct Member {
     pub rcv_nxt: u32,
 }
 
-impl Swarm {
+impl TunClients {
     /// Plugs a TUN interface into a server's namespace, for clients of one of its ports.
     pub fn new(ns: &Netns, family: Family, server_port: u16) -> Result<Self> {
         let tun = ns.run(|| {
@@ -114,13 +114,13 @@ impl Swarm {
     }
 
     /// A client of the server's port that has not sent anything yet.
-    pub fn member(&self, nth: u32) -> Member {
+    pub fn member(&self, nth: u32) -> TunClient {
         self.member_of(nth, self.server.port())
     }
 
     /// A client of another port of the server.
-    pub fn member_of(&self, nth: u32, port: u16) -> Member {
-        Member {
+    pub fn member_of(&self, nth: u32, port: u16) -> TunClient {
+        TunClient {
             nth,
             port,
             snd_nxt: nth.wrapping_mul(2_654_435_761),
@@ -154,8 +154,8 @@ impl Swarm {
         (host < ADDRESSES).then_some(port * ADDRESSES + host)
     }
 
-    /// A segment of a client at its present numbers, to be changed and sent with [`Swarm::send`].
-    pub fn segment(&self, member: &Member, flags: Flags, payload: &[u8]) -> Segment {
+    /// A segment of a client at its present numbers, to be changed and sent with [`TunClients::send`].
+    pub fn segment(&self, member: &TunClient, flags: Flags, payload: &[u8]) -> Segment {
         Segment {
             seq: member.snd_nxt,
             ack: if flags.ack { member.rcv_nxt } else { 0 },
@@ -199,7 +199,7 @@ impl Swarm {
     }
 
     /// Sends a segment at a client's present numbers and moves `snd_nxt` behind it.
-    pub fn push(&self, member: &mut Member, flags: Flags, payload: &[u8]) -> Result<()> {
+    pub fn push(&self, member: &mut TunClient, flags: Flags, payload: &[u8]) -> Result<()> {
         let segment = self.segment(member, flags, payload);
         self.send(&segment)?;
         member.snd_nxt = segment.end_seq();
@@ -207,7 +207,7 @@ impl Swarm {
     }
 
     /// Sends a client's SYN.
-    pub fn syn(&self, member: &mut Member) -> Result<()> {
+    pub fn syn(&self, member: &mut TunClient) -> Result<()> {
         let mut segment = self.segment(member, Flags::SYN, b"");
         segment.mss = Some(1460);
         segment.sack_permitted = true;
@@ -259,7 +259,7 @@ impl Swarm {
     /// Has clients do their handshakes, a few at a time, each with a bare ACK; each SYN-ACK must come within `limit`.
     ///
     /// Another segment than the one SYN-ACK is an error.
-    pub fn open(&mut self, clients: Range<u32>, limit: Duration) -> Result<Vec<Member>> {
+    pub fn open(&mut self, clients: Range<u32>, limit: Duration) -> Result<Vec<TunClient>> {
         let count = clients.len();
         let mut opened = Vec::with_capacity(count);
         self.handshakes(clients, limit, true, &mut opened)?;
@@ -274,7 +274,7 @@ impl Swarm {
     /// The same for a server that need not answer everybody, and may say more: returns who was answered.
     ///
     /// Once nothing came for `limit`, those who wait give up.
-    pub fn try_open(&mut self, clients: Range<u32>, limit: Duration) -> Result<Vec<Member>> {
+    pub fn try_open(&mut self, clients: Range<u32>, limit: Duration) -> Result<Vec<TunClient>> {
         let mut opened = Vec::with_capacity(clients.len());
         self.handshakes(clients, limit, false, &mut opened)?;
         Ok(opened)
@@ -285,10 +285,10 @@ impl Swarm {
         clients: Range<u32>,
         limit: Duration,
         strict: bool,
-        opened: &mut Vec<Member>,
+        opened: &mut Vec<TunClient>,
     ) -> Result<()> {
         let first = clients.start;
-        let mut members: Vec<Member> = clients.map(|nth| self.member(nth)).collect();
+        let mut members: Vec<TunClient> = clients.map(|nth| self.member(nth)).collect();
         let (mut sent, mut under_way) = (0, 0);
         loop {
             while under_way < WINDOW {
@@ -347,8 +347,8 @@ impl Swarm {
 mod tests {
     use super::*;
 
-    fn swarm(family: Family) -> Swarm {
-        Swarm {
+    fn swarm(family: Family) -> TunClients {
+        TunClients {
             tun: File::open("/dev/null").unwrap(),
             family,
             server: "198.18.0.1:80".parse().unwrap(),
@@ -362,15 +362,15 @@ mod tests {
         for family in Family::ALL {
             let swarm = swarm(family);
             for nth in (0..2_000).chain([99_999, 1_000_000]) {
-                assert_eq!(Swarm::at(swarm.address(nth)), Some(nth), "{family}");
+                assert_eq!(TunClients::at(swarm.address(nth)), Some(nth), "{family}");
             }
             assert_eq!(swarm.address(0).is_ipv4(), family.is_v4_on_the_wire());
         }
-        assert_eq!(Swarm::at("198.18.0.1:2000".parse().unwrap()), None);
-        assert_eq!(Swarm::at("198.18.0.211:2000".parse().unwrap()), None);
-        assert_eq!(Swarm::at("198.18.0.11:80".parse().unwrap()), None);
+        assert_eq!(TunClients::at("198.18.0.1:2000".parse().unwrap()), None);
+        assert_eq!(TunClients::at("198.18.0.211:2000".parse().unwrap()), None);
+        assert_eq!(TunClients::at("198.18.0.11:80".parse().unwrap()), None);
         assert_eq!(
-            Swarm::at("[::ffff:198.18.0.11]:1024".parse().unwrap()),
+            TunClients::at("[::ffff:198.18.0.11]:1024".parse().unwrap()),
             Some(0)
         );
     }

@@ -12,10 +12,10 @@ use std::time::Duration;
 use anyhow::{anyhow, ensure, Context as _, Result};
 
 use crate::account::describe;
+use crate::clients::sockets::{Crowd, Habit, Server, Target};
 use crate::control::{settings, OnTimeout, Stats};
 use crate::endpoint::{Family, Listen};
 use crate::netns::Netns;
-use crate::traffic::{Crowd, Habit, Server, Target};
 use crate::wire::Wire;
 
 /// What each of the listeners is like: what becomes of the silent, and whether there is so little room that some make it.
@@ -47,7 +47,7 @@ const TRACKING: &str = "table inet tracking {
 
 /// What is the matter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Trouble {
+pub struct Impairment {
     /// So many of a hundred packets are lost, come twice, overtake others.
     pub disturbed: u8,
     /// A firewall at both ends knows of connections.
@@ -60,17 +60,17 @@ pub struct Trouble {
 
 /// The listeners and the clients.
 #[derive(Debug)]
-pub struct Meeting {
+pub struct ImpairedWire {
     wire: Wire,
     server: Server,
     crowd: Crowd,
-    trouble: Trouble,
+    trouble: Impairment,
 }
 
-impl Meeting {
+impl ImpairedWire {
     /// Lays a cable and opens the listeners. A client lives for `lifetime`, beyond its silence.
     pub fn new(
-        trouble: Trouble,
+        trouble: Impairment,
         deadline: Duration,
         lifetime: Duration,
         mut rng: fastrand::Rng,

@@ -8,10 +8,10 @@ use accf_kit::account::stats;
 use accf_kit::endpoint::{connect_here, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::segment::Flags;
-use accf_kit::swarm::Swarm;
+use accf_kit::tun_clients::TunClients;
 use anyhow::Result;
 
-use crate::garden::{any_settings, loopback};
+use crate::changing_listeners::{any_settings, loopback};
 use crate::round::{any_family, Round};
 
 const PLACE: &str = "namespaces that go with their clients";
@@ -23,7 +23,7 @@ const CLIENTS: u32 = 12;
 enum Part {
     Listener(Listener),
     Streams(Vec<TcpStream>),
-    Swarm(Box<Swarm>),
+    TunClients(Box<TunClients>),
     Handle(Netns),
 }
 
@@ -39,7 +39,7 @@ pub(crate) fn churn(round: &Round<'_>) -> Result<()> {
             .open(&ns)?;
         let mut parts = Vec::new();
         let habit = if rng.bool() {
-            let mut swarm = Swarm::new(&ns, family, listener.port())?;
+            let mut swarm = TunClients::new(&ns, family, listener.port())?;
             // Some may not be answered, where memory is short.
             let members = swarm.try_open(0..CLIENTS, Duration::from_millis(300))?;
             for (member, speaks) in members
@@ -57,7 +57,7 @@ pub(crate) fn churn(round: &Round<'_>) -> Result<()> {
             for nth in CLIENTS..CLIENTS + 4 {
                 swarm.syn(&mut swarm.member(nth))?;
             }
-            parts.push(Part::Swarm(Box::new(swarm)));
+            parts.push(Part::TunClients(Box::new(swarm)));
             "are parked or half-open, segment by segment"
         } else {
             let address = loopback(family, listener.port());
@@ -78,7 +78,7 @@ pub(crate) fn churn(round: &Round<'_>) -> Result<()> {
             match part {
                 Part::Listener(listener) => drop(listener),
                 Part::Streams(streams) => drop(streams),
-                Part::Swarm(swarm) => drop(swarm),
+                Part::TunClients(swarm) => drop(swarm),
                 Part::Handle(ns) => drop(ns),
             }
         }

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use accf_kit::account::{self, describe};
+use accf_kit::clients::segments::{serve_all, Kind, Pace, Place, Play, Served};
 use accf_kit::control::{settings, OnTimeout};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{Listen, Listener};
 use accf_kit::netns::Netns;
-use accf_kit::play::{serve_all, Kind, Pace, Place, Play, Served};
-use accf_kit::swarm::Swarm;
+use accf_kit::tun_clients::TunClients;
 use anyhow::{anyhow, ensure, Context as _, Result};
 
 use crate::round::{any_family, Round};
@@ -62,7 +62,7 @@ pub(crate) fn play(round: &Round<'_>) -> Result<()> {
         .collect::<Result<_>>()?;
     let ports: Vec<u16> = listeners.iter().map(Listener::port).collect();
     let first = *ports.first().context("no listener")?;
-    let swarm = Swarm::new(&ns, family, first)?;
+    let swarm = TunClients::new(&ns, family, first)?;
     let mut play = Play::new(swarm, &PLACES, ports, deadline, round.limit(), rng)
         .with_garbage(20)
         .tolerant();

@@ -7,14 +7,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use accf_kit::account::stats;
+use accf_kit::clients::sockets::{Crowd, Server, Target};
 use accf_kit::control::{set_config, settings, Config};
 use accf_kit::endpoint::{set_defer_accept, Family, Listen, Listener};
 use accf_kit::netns::Netns;
-use accf_kit::traffic::{Crowd, Server, Target};
 use accf_kit::{ulp, wait};
 use anyhow::{anyhow, Context as _, Result};
 
-use crate::cable;
+use crate::impaired_wire;
 use crate::round::{any_family, any_policy, Round};
 
 const PLACE: &str = "listeners that change and close";
@@ -126,8 +126,8 @@ pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
             .join()
             .map_err(|_| anyhow!("the clients panicked"))?
     })?;
-    let resets_not_sent = cable::resets_not_sent(round, ns)?;
-    cable::tell(round, PLACE, &crowd, resets_not_sent);
+    let resets_not_sent = impaired_wire::resets_not_sent(round, ns)?;
+    impaired_wire::tell(round, PLACE, &crowd, resets_not_sent);
     for (index, bed) in beds.iter_mut().enumerate() {
         if bed.closed_until.is_some() {
             open(round, ns, &mut server, index, bed, &mut rng)?;
