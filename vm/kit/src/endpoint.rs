@@ -239,6 +239,14 @@ impl Listener {
         Ok(Self { socket, port })
     }
 
+    /// The same listener for another thread.
+    pub fn try_clone(&self) -> Result<Self> {
+        Ok(Self {
+            socket: self.socket.try_clone().context("clone a listener")?,
+            port: self.port,
+        })
+    }
+
     /// The port it listens on.
     pub fn port(&self) -> u16 {
         self.port

@@ -128,6 +128,11 @@ impl TunClients {
         }
     }
 
+    /// The server's address and port for clients.
+    pub fn server_address(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.server.ip(), port)
+    }
+
     /// Where a client is.
     pub fn address(&self, nth: u32) -> SocketAddr {
         let host = FIRST_ADDRESS + nth % ADDRESSES;
@@ -162,7 +167,7 @@ impl TunClients {
             payload: payload.to_vec(),
             ..Segment::new(
                 self.address(member.nth),
-                SocketAddr::new(self.server.ip(), member.port),
+                self.server_address(member.port),
                 flags,
             )
         }

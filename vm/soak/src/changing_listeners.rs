@@ -2,26 +2,25 @@
 //! Listeners that change all the time while clients come: their settings, their filter, whether they are there at all.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use accf_kit::account::stats;
-use accf_kit::clients::sockets::{Crowd, Server, Target};
+use accf_kit::clients::Target;
 use accf_kit::control::{set_config, settings, Config};
 use accf_kit::endpoint::{set_defer_accept, Family, Listen, Listener};
+use accf_kit::exchange::Exchange;
 use accf_kit::netns::Netns;
+use accf_kit::server::Server;
 use accf_kit::{ulp, wait};
-use anyhow::{anyhow, Context as _, Result};
+use anyhow::{Context as _, Result};
 
-use crate::impaired_wire;
 use crate::round::{any_family, any_policy, Round};
+use crate::socket_clients::run_clients;
 
 const PLACE: &str = "listeners that change and close";
 
 /// So many listeners.
 const BEDS: usize = 4;
-const AT_ONCE: usize = 60;
 const BACKLOG: i32 = 1024;
 /// Below those that clients get: who opens again finds its port free.
 const FIRST_PORT: u16 = 8001;
@@ -62,7 +61,7 @@ pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
     let ns = Netns::new()?;
     round.board.event("namespaces made");
     round.board.show_namespace(&ns);
-    let mut server = Server::new()?;
+    let mut server = Server::new(Exchange::Names)?;
     let mut beds = Vec::new();
     let mut targets = Vec::new();
     for (port, _) in (FIRST_PORT..).zip(0..BEDS) {
@@ -72,14 +71,8 @@ pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
             .port(port)
             .config(any_settings(&mut rng))
             .open(&ns)?;
-        targets.push(Target {
-            address: loopback(family, listener.port()),
-            deadline: Duration::from_secs(2),
-            on_timeout: None,
-            evicts: true,
-            lossy: true,
-            forgets: false,
-        });
+        let address = loopback(family, listener.port());
+        targets.push(Target::that_changes(address, Duration::from_secs(2)));
         beds.push(Bed {
             family,
             port: listener.port(),
@@ -88,49 +81,29 @@ pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
         });
         server.add(listener)?;
     }
-    let crowd_rng = round.rng("clients of listeners that change");
-    let mut crowd = Crowd::new(targets, Duration::ZERO, round.lifetime(), crowd_rng)?;
-    let gone = AtomicBool::new(false);
+    let mut next = Instant::now();
     round.begin();
-    let ns = &ns;
-    let crowd = thread::scope(|scope| -> Result<Crowd> {
-        let clients = scope.spawn(|| -> Result<Crowd> {
-            ns.enter()?;
-            let result = crowd.run(AT_ONCE, round.gap(), |crowd| {
-                let begun = crowd.begun().values().sum();
-                round.board.begun(PLACE, begun);
-                round.is_over()
-            });
-            gone.store(true, Ordering::Relaxed);
-            result.map(|()| crowd)
-        });
-        let mut next = Instant::now();
-        while !gone.load(Ordering::Relaxed) && !clients.is_finished() {
-            server.step(Duration::from_millis(10))?;
-            if Instant::now() >= next && !round.is_over() {
-                let index = rng.usize(..BEDS);
-                let bed = beds.get_mut(index).context("no such bed")?;
-                tend(round, ns, &mut server, index, bed, &mut rng)?;
-                next = Instant::now() + Duration::from_millis(rng.u64(10..200));
-            }
-            for (index, bed) in beds.iter_mut().enumerate() {
-                let is_time = bed
-                    .closed_until
-                    .is_some_and(|at| round.is_over() || Instant::now() >= at);
-                if is_time {
-                    open(round, ns, &mut server, index, bed, &mut rng)?;
-                }
+    run_clients(round, PLACE, &ns, targets, || {
+        server.step(Duration::from_millis(10))?;
+        if Instant::now() >= next && !round.is_over() {
+            let index = rng.usize(..BEDS);
+            let bed = beds.get_mut(index).context("no such bed")?;
+            tend(round, &ns, &mut server, index, bed, &mut rng)?;
+            next = Instant::now() + Duration::from_millis(rng.u64(10..200));
+        }
+        for (index, bed) in beds.iter_mut().enumerate() {
+            let is_time = bed
+                .closed_until
+                .is_some_and(|at| round.is_over() || Instant::now() >= at);
+            if is_time {
+                open(round, &ns, &mut server, index, bed, &mut rng)?;
             }
         }
-        clients
-            .join()
-            .map_err(|_| anyhow!("the clients panicked"))?
+        Ok(())
     })?;
-    let resets_not_sent = impaired_wire::resets_not_sent(round, ns)?;
-    impaired_wire::tell(round, PLACE, &crowd, resets_not_sent);
     for (index, bed) in beds.iter_mut().enumerate() {
         if bed.closed_until.is_some() {
-            open(round, ns, &mut server, index, bed, &mut rng)?;
+            open(round, &ns, &mut server, index, bed, &mut rng)?;
         }
         let listener = server.listener(index).context("no such listener")?;
         if bed.bare {

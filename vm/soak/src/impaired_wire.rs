@@ -1,94 +1,57 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Clients and a server that are the kernel's own, at the two ends of a cable with something the matter with it.
+//! Kernel sockets at both ends of a wire that loses packets, or where a firewall looks at them.
 
-use accf_kit::clients::sockets::Crowd;
-use accf_kit::counters::Counters;
 use accf_kit::fault::Whose;
 use accf_kit::impaired_wire::{ImpairedWire, Impairment};
-use accf_kit::netns::Netns;
 use anyhow::Result;
 
 use crate::round::{Round, Shortage};
+use crate::socket_clients::{more, pace, report};
 
 /// How many of a hundred packets are lost, come twice, overtake others.
 const DISTURBED: u8 = 20;
 
-/// So many are there at once, at most.
-const AT_ONCE: usize = 60;
-
-/// A cable that loses, repeats and reorders packets.
+/// Runs clients over a wire that loses, repeats and reorders packets.
 pub(crate) fn lossy(round: &Round<'_>) -> Result<()> {
-    let trouble = Impairment {
+    let impairment = Impairment {
         disturbed: DISTURBED,
         ..Impairment::default()
     };
-    meet(
+    run(
         round,
-        "a cable that loses, repeats and reorders 20 %",
-        trouble,
+        "a wire that loses, repeats and reorders 20 %",
+        impairment,
     )
 }
 
-/// A cable where both ends have a firewall that knows of connections.
+/// Runs clients over a wire where both ends have a firewall that knows of connections.
 pub(crate) fn tracked(round: &Round<'_>) -> Result<()> {
-    let trouble = Impairment {
+    let impairment = Impairment {
         tracked: true,
         ..Impairment::default()
     };
-    meet(round, "a cable with connection tracking", trouble)
+    run(round, "a wire with connection tracking", impairment)
 }
 
-fn meet(round: &Round<'_>, place: &str, trouble: Impairment) -> Result<()> {
-    let trouble = Impairment {
+fn run(round: &Round<'_>, place: &str, impairment: Impairment) -> Result<()> {
+    let impairment = Impairment {
         shortage: !round.has_all(),
         no_packets: matches!(round.shortage, Shortage::Of(Whose::Network, _)),
-        ..trouble
+        ..impairment
     };
-    let mut meeting = ImpairedWire::new(
-        trouble,
+    let mut wire = ImpairedWire::new(
+        impairment,
         round.deadline(),
         round.lifetime(),
         round.rng(place),
     )?;
     round.board.events_of("namespaces made", 2);
-    round.board.show_namespace(meeting.server_ns());
+    round.board.show_namespace(wire.server_ns());
     round.begin();
-    meeting.run(AT_ONCE, round.gap(), |crowd| {
-        let begun = crowd.begun().values().sum();
-        round.board.begun(place, begun);
-        round.is_over()
-    })?;
-    tell(round, place, meeting.crowd(), 0);
-    for seen in meeting.settle(round.limit())? {
+    wire.run(pace(round), |begun| more(round, place, begun))?;
+    report(round, place, wire.clients(), 0);
+    for seen in wire.settle(round.limit())? {
         round.at_rest(&seen);
     }
     Ok(())
-}
-
-/// How many resets the kernel did not send in a namespace, for want of memory; none, in a round in which nothing is short.
-pub(crate) fn resets_not_sent(round: &Round<'_>, ns: &Netns) -> Result<u64> {
-    if round.has_all() {
-        return Ok(0);
-    }
-    let failed = u64::try_from(Counters::read(ns)?.get("TcpExtTCPAbortFailed")?)?;
-    round
-        .board
-        .events_of("resets that there was no memory for", failed);
-    Ok(failed)
-}
-
-/// Counts what became of clients, and complains of what should not have; `resets_not_sent` is how many may wait for one.
-pub(crate) fn tell(round: &Round<'_>, place: &str, crowd: &Crowd, resets_not_sent: u64) {
-    for ((_, habit, _, fate), count) in crowd.fates() {
-        round
-            .board
-            .clients(place, habit.text(), fate.text(), *count);
-    }
-    for complaint in crowd.complaints_beyond(resets_not_sent) {
-        round.board.complain(format!(
-            "round {} ({}), {place}: {complaint}",
-            round.number + 1,
-            round.shortage
-        ));
-    }
 }

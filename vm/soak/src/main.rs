@@ -15,6 +15,7 @@ mod proof;
 mod round;
 mod segment_clients;
 mod server_group;
+mod socket_clients;
 mod watch;
 
 use std::path::PathBuf;

@@ -175,7 +175,7 @@ const ENOUGH: u64 = 400;
 
 /// Those that make clients and serve them: each comes to an end by itself once the round is over.
 const ACTORS: [(&str, Actor); 6] = [
-    ("raw clients", segment_clients::play),
+    ("raw clients", segment_clients::run),
     ("a cable that loses", impaired_wire::lossy),
     ("a cable with conntrack", impaired_wire::tracked),
     ("a garden", changing_listeners::grow),

@@ -8,26 +8,27 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, ExitCode, Stdio};
-use std::thread;
+use std::thread::sleep;
 use std::time::Duration;
 
 use accf_kit::account::{at_rest_as_heir, stats};
-use accf_kit::clients::sockets::{Crowd, Server, Target};
+use accf_kit::clients::Target;
 use accf_kit::control::{set_config, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen};
+use accf_kit::exchange::Exchange;
 use accf_kit::netns::Netns;
-use anyhow::{anyhow, bail, ensure, Context as _, Result};
+use accf_kit::server::Server;
+use anyhow::{bail, ensure, Context as _, Result};
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 
 use crate::changing_listeners::{any_settings, loopback};
-use crate::impaired_wire;
 use crate::round::{any_family, Round};
+use crate::socket_clients::run_clients;
 
 const PLACE: &str = "a group of servers that are killed";
 
 /// So many processes.
 const MEMBERS: usize = 3;
-const AT_ONCE: usize = 60;
 /// Below those that clients get: who opens again finds its port free.
 const PORT: u16 = 8000;
 const MIGRATE: &str = "net.ipv4.tcp_migrate_req";
@@ -42,45 +43,22 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     for _ in 0..MEMBERS {
         members.push(Member::start(round, &ns, family, rng.u64(..))?);
     }
-    let target = Target {
-        address: loopback(family, PORT),
-        deadline: Duration::from_secs(2),
-        on_timeout: None,
-        evicts: true,
-        lossy: true,
-        forgets: false,
-    };
-    let crowd_rng = round.rng("clients of a group");
-    let mut crowd = Crowd::new(vec![target], Duration::ZERO, round.lifetime(), crowd_rng)?;
-    let ns = &ns;
+    let target = Target::that_changes(loopback(family, PORT), Duration::from_secs(2));
     round.begin();
-    let crowd = thread::scope(|scope| -> Result<Crowd> {
-        let clients = scope.spawn(|| -> Result<Crowd> {
-            ns.enter()?;
-            crowd.run(AT_ONCE, round.gap(), |crowd| {
-                let begun = crowd.begun().values().sum();
-                round.board.begun(PLACE, begun);
-                round.is_over()
-            })?;
-            Ok(crowd)
-        });
-        while round.pause(&mut rng, Duration::from_secs(2) * round.patience.min(2))
-            && !clients.is_finished()
-        {
-            let migrate = if rng.bool() { "1" } else { "0" };
-            ns.set_sysctl(MIGRATE, migrate)?;
-            round.board.event("tcp_migrate_req set");
-            let victim = rng.usize(..members.len());
-            drop(members.swap_remove(victim));
-            round.board.event("server processes killed");
-            members.push(Member::start(round, ns, family, rng.u64(..))?);
+    run_clients(round, PLACE, &ns, vec![target], || {
+        if !round.pause(&mut rng, Duration::from_secs(2) * round.patience.min(2)) {
+            sleep(Duration::from_millis(20));
+            return Ok(());
         }
-        clients
-            .join()
-            .map_err(|_| anyhow!("the clients panicked"))?
+        let migrate = if rng.bool() { "1" } else { "0" };
+        ns.set_sysctl(MIGRATE, migrate)?;
+        round.board.event("tcp_migrate_req set");
+        let victim = rng.usize(..members.len());
+        drop(members.swap_remove(victim));
+        round.board.event("server processes killed");
+        members.push(Member::start(round, &ns, family, rng.u64(..))?);
+        Ok(())
     })?;
-    let resets_not_sent = impaired_wire::resets_not_sent(round, ns)?;
-    impaired_wire::tell(round, PLACE, &crowd, resets_not_sent);
     for member in members {
         member.finish()?;
         round
@@ -154,7 +132,7 @@ pub(crate) fn serve(family: &str, port: u16, seed: u64, limit: Duration) -> Resu
     let mut output = std::io::stdout();
     output.write_all(b"!")?;
     output.flush()?;
-    let mut server = Server::new()?;
+    let mut server = Server::new(Exchange::Names)?;
     let copy = listener.socket().try_clone()?;
     server.add(listener)?;
     let mut input = std::io::stdin();

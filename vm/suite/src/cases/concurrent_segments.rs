@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A hundred thousand clients of every kind: whatever they do, the sums are exact.
+//! A hundred thousand clients that send each segment themselves, of every kind, 800 at once: whatever
+//! they do, the sums are exact.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use accf_kit::account::{at_rest, settle};
-use accf_kit::clients::segments::{serve_all, Pace, Place, Play, Served};
-use accf_kit::control::{self, settings, timeout, OnTimeout, Stats};
+use accf_kit::clients::segments::{self, Segments};
+use accf_kit::clients::{Clients, Pace, Policy};
+use accf_kit::control::{self, timeout, Stats};
 use accf_kit::counters::Counters;
-use accf_kit::endpoint::{Family, Listen, Listener};
+use accf_kit::endpoint::{Family, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::tun_clients::TunClients;
 use accf_kit::{module, sockets};
-use anyhow::{anyhow, ensure, Context as _, Result};
+use anyhow::{ensure, Context as _, Result};
 
 use crate::case::{expect_eq, Case, Context, Kernel, Stage};
 use crate::count::{describe, stats};
@@ -27,7 +27,7 @@ pub(crate) fn cases() -> Vec<Case> {
             Case::new(
                 Stage::Alone,
                 format!("mixture.every_connection_is_accounted_for.{family}"),
-                move |context| mixture(context, family, None),
+                move |context| run(context, family, None),
             )
             .long(Duration::from_secs(600)),
         );
@@ -35,7 +35,7 @@ pub(crate) fn cases() -> Vec<Case> {
             Case::new(
                 Stage::Alone,
                 format!("mixture.acknowledged_as_the_syn_ack_is_sent_again.{family}"),
-                move |context| mixture(context, family, Some(HESITATION)),
+                move |context| run(context, family, Some(HESITATION)),
             )
             .long(Duration::from_secs(600)),
         );
@@ -43,38 +43,18 @@ pub(crate) fn cases() -> Vec<Case> {
     cases
 }
 
-const PLACES: [Place; 5] = [
-    Place {
-        on_timeout: OnTimeout::Accept,
-        room: 0,
-    },
-    Place {
-        on_timeout: OnTimeout::Reset,
-        room: 0,
-    },
-    Place {
-        on_timeout: OnTimeout::Drop,
-        room: 0,
-    },
-    Place {
-        on_timeout: OnTimeout::Accept,
-        room: 25,
-    },
-    Place {
-        on_timeout: OnTimeout::Reset,
-        room: 25,
-    },
-];
+/// How many may be parked where there is little room.
+const LITTLE_ROOM: u32 = 25;
 
-/// How long after their SYN those acknowledge that meet the request's timer: it is set to a second, and fires at the end of a slot
-/// of up to eight jiffies.
+/// How long after its SYN a client acknowledges that is to meet the request's timer: it is set to a
+/// second, and fires at the end of a slot of up to eight jiffies.
 const HESITATION: Range<Duration> = Duration::from_millis(990)..Duration::from_millis(1050);
 
 /// How many clients are there at once.
 const AT_ONCE: usize = 800;
 
-fn mixture(context: &Context, family: Family, hesitation: Option<Range<Duration>>) -> Result<()> {
-    let count: usize = match (context.kernel, family) {
+fn run(context: &Context, family: Family, hesitation: Option<Range<Duration>>) -> Result<()> {
+    let count: u64 = match (context.kernel, family) {
         (Kernel::Stock, _) if hesitation.is_some() => 2_000,
         (Kernel::Dev, _) if hesitation.is_some() => 200,
         (Kernel::Stock, Family::V4) => 100_000,
@@ -90,48 +70,33 @@ fn mixture(context: &Context, family: Family, hesitation: Option<Range<Duration>
     module::reload("")?;
     let ns = Netns::new()?;
     let is_hesitant = hesitation.is_some();
-    // The mute are forgotten after 3 s; or after 7 s, where others are so slow.
+    // Half-open clients are forgotten after 3 s; or after 7 s, where others are so slow.
     let retries = if is_hesitant { "2" } else { "1" };
     ns.set_sysctl("net.ipv4.tcp_synack_retries", retries)?;
-    let deadline_ms = u32::try_from(deadline.as_millis())?;
-    let listeners: Vec<Listener> = PLACES
-        .iter()
-        .map(|place| {
-            let deadline_ms = if place.room > 0 { 0 } else { deadline_ms };
-            Listen::filtered(family)
-                .backlog(1024)
-                .config(settings(deadline_ms, place.room, place.on_timeout))
-                .open(&ns)
-        })
-        .collect::<Result<_>>()?;
-    let ports: Vec<u16> = listeners.iter().map(Listener::port).collect();
-    let first = *ports.first().context("no listener")?;
-    let swarm = TunClients::new(&ns, family, first)?;
-    let patience = context.patience() * 6;
-    let mut stage = Play::new(swarm, &PLACES, ports, deadline, patience, context.rng());
+    let policies = Policy::all(deadline, LITTLE_ROOM, None);
+    let (listeners, tun, targets) = segments::open(&policies, family, &ns)?;
+    let mut rng = context.rng();
+    let mut segments = Segments::new(tun, rng.fork());
+    if is_hesitant {
+        segments = segments.changing_processors();
+    }
+    let timing = segments::timing(deadline, context.patience() * 6);
+    let mut clients = Clients::new(segments, targets, segments::MIX, timing, rng);
     if let Some(hesitation) = hesitation {
-        stage = stage.hesitant(hesitation);
+        clients = clients.hesitant(hesitation);
     }
     let before = Counters::read(&ns)?;
     let start = Instant::now();
-    let over = AtomicBool::new(false);
-    let served = thread::scope(|scope| {
-        let server = scope.spawn(|| serve_all(&listeners, &over));
-        let pace = Pace {
-            at_once: match context.kernel {
-                _ if !is_hesitant => AT_ONCE,
-                // So few that they act in time.
-                Kernel::Stock => 150,
-                Kernel::Dev => 30,
-            },
-            gap: Duration::ZERO,
-        };
-        let played = stage.play(pace, &listeners, |clients| clients < count);
-        over.store(true, Ordering::Relaxed);
-        let served = server.join().map_err(|_| anyhow!("the server panicked"))?;
-        played?;
-        served
-    })?;
+    let pace = Pace {
+        at_once: match context.kernel {
+            _ if !is_hesitant => AT_ONCE,
+            // So few that they act in time.
+            Kernel::Stock => 150,
+            Kernel::Dev => 30,
+        },
+        gap: Duration::ZERO,
+    };
+    let served = clients.run_served(&listeners, pace, |begun| begun < count)?;
     let took = start.elapsed().as_secs_f64();
     context.note(format!(
         "{count} clients in {took:.1} s, {:.0} in a second",
@@ -145,71 +110,62 @@ fn mixture(context: &Context, family: Family, hesitation: Option<Range<Duration>
         let again = after.growth(&before, "TcpExtTCPSynRetrans")?;
         context.note(format!("{again} SYN-ACKs were sent again"));
         ensure!(
-            again > count as i64 / 20,
+            again > (count / 20) as i64,
             "{again} SYN-ACKs were sent again: {count} clients did not meet the timer"
         );
     }
-    for (index, listener) in listeners.iter().enumerate() {
+    for (index, (policy, listener)) in policies.iter().zip(&listeners).enumerate() {
         let seen = settled(context, listener)?;
         let served = served.get(index).copied().unwrap_or_default();
-        context.note(format!("place {index}: {}; {served:?}", describe(&seen)));
-        account(&stage, index, &seen, &served, !is_hesitant).with_context(|| {
+        let counted = format!("{}; {served:?}", describe(&seen));
+        context.note(format!("listener {index}: {counted}"));
+        let account = || {
+            clients.account(index, &seen, &served)?;
+            // There are so many clients at once that where there is little room, some are evicted, and
+            // some are not.
+            if !is_hesitant && policy.max_parked > 0 {
+                ensure!(seen.evicted > 0, "no client was evicted");
+                ensure!(seen.released_data > 0, "no client was released by data");
+            }
+            Ok(())
+        };
+        account().with_context(|| {
             format!(
-                "place {index} ({:?}): {}; {served:?}; the kernel counted, for all places: {:?}",
-                PLACES.get(index),
-                describe(&seen),
+                "listener {index} ({policy:?}): {counted}; the kernel counted, for all listeners: {:?}",
                 after.changes(&before)
             )
         })?;
     }
-    // What is left is exactly nothing: whoever comes now is counted as it is.
+    // Exactly nothing is left: a client that comes now is counted as it is.
     let listener = listeners.first().context("no listener")?;
     control::set_config(listener, &timeout(60_000))?;
-    half_open_exactly(context, &ns, stage.swarm(), listener)?;
+    half_open_exactly(context, &ns, clients.transport_mut().tun(), listener)?;
     drop(listeners);
-    drop(stage);
+    drop(clients);
     drop(ns);
     module::unload(context.patience())
 }
 
-/// Waits until nobody is parked or half-open any more.
+/// Waits until no client is parked or half-open any more.
 fn settled(context: &Context, listener: &Listener) -> Result<Stats> {
     settle(listener, context.patience() * 3, at_rest, || Ok(()))
-}
-
-/// Compares what a listener counted with what its clients did and its server saw.
-fn account(
-    stage: &Play<'_>,
-    index: usize,
-    seen: &Stats,
-    served: &Served,
-    are_many: bool,
-) -> Result<()> {
-    stage.account(index, seen, served)?;
-    // So many are there at once that where there is little room, somebody is evicted, and somebody is not.
-    if are_many && PLACES.get(index).is_some_and(|place| place.room > 0) {
-        ensure!(seen.evicted > 0, "nobody was evicted");
-        ensure!(seen.released_data > 0, "nobody was released by data");
-    }
-    Ok(())
 }
 
 /// After all that, a number of SYNs is that number.
 fn half_open_exactly(
     context: &Context,
     ns: &Netns,
-    swarm: &mut TunClients,
+    tun: &mut TunClients,
     listener: &Listener,
 ) -> Result<()> {
     const SYNS: u32 = 37;
     const FIRST: u32 = 200_000;
     for nth in FIRST..FIRST + SYNS {
-        let mut member = swarm.member(nth);
-        swarm.syn(&mut member)?;
+        tun.syn(&mut tun.member(nth))?;
     }
     let mut answers = 0;
     while answers < SYNS {
-        let any = swarm.pump(context.patience(), |_, segment| {
+        let any = tun.pump(context.patience(), |_, segment| {
             answers += u32::from(segment.is_syn_ack());
             Ok(())
         })?;

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use accf_kit::clients::sockets::Fate;
+use accf_kit::clients::{Fate, Pace};
 use accf_kit::control::Stats;
 use accf_kit::fault::{Failing, Whose};
 use accf_kit::impaired_wire::{ImpairedWire, Impairment};
@@ -84,18 +84,20 @@ fn meet(context: &Context, trouble: Impairment) -> Result<Vec<Stats>> {
     };
     context.note(format!("seed {}", context.seed));
     let lifetime = context.patience() * 3;
-    let mut meeting = ImpairedWire::new(trouble, deadline, lifetime, context.rng())?;
-    meeting.run(AT_ONCE, Duration::from_millis(2), |crowd| {
-        crowd.begun().values().sum::<u64>() >= clients
-    })?;
-    for (fate, count) in fates(&meeting) {
+    let mut wire = ImpairedWire::new(trouble, deadline, lifetime, context.rng())?;
+    let pace = Pace {
+        at_once: AT_ONCE,
+        gap: Duration::from_millis(2),
+    };
+    wire.run(pace, |begun| begun < clients)?;
+    for (fate, count) in fates(&wire) {
         context.note(format!("{count} {}", fate.text()));
     }
-    let complaints = meeting.crowd().complaints();
+    let complaints = wire.clients().complaints(0);
     if !complaints.is_empty() {
         bail!("{}", complaints.join("\n"));
     }
-    let all = meeting.settle(context.patience() * 6)?;
+    let all = wire.settle(context.patience() * 6)?;
     for seen in &all {
         context.note(describe(seen));
     }
@@ -105,9 +107,9 @@ fn meet(context: &Context, trouble: Impairment) -> Result<Vec<Stats>> {
 }
 
 /// How many clients met each fate.
-fn fates(meeting: &ImpairedWire) -> Vec<(Fate, u64)> {
+fn fates(wire: &ImpairedWire) -> Vec<(Fate, u64)> {
     let of = |fate| {
-        let all = meeting.crowd().fates().iter();
+        let all = wire.clients().tally().fates().iter();
         all.filter(|((.., it), _)| *it == fate)
             .map(|(_, count)| *count)
             .sum()
