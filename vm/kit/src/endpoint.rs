@@ -40,6 +40,15 @@ impl Family {
     pub fn is_v4_on_the_wire(self) -> bool {
         self != Self::V6
     }
+
+    /// The address of a listener on the same machine, for clients of this family.
+    pub fn loopback(self, port: u16) -> SocketAddr {
+        if self.is_v4_on_the_wire() {
+            (Ipv4Addr::LOCALHOST, port).into()
+        } else {
+            (Ipv6Addr::LOCALHOST, port).into()
+        }
+    }
 }
 
 impl fmt::Display for Family {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Listeners that change all the time while clients come: their settings, their filter, whether they are there at all.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use accf_kit::account::stats;
 use accf_kit::clients::Target;
-use accf_kit::control::{set_config, settings, Config};
+use accf_kit::control::{set_config, settings};
 use accf_kit::endpoint::{set_defer_accept, Family, Listen, Listener};
 use accf_kit::exchange::Exchange;
 use accf_kit::netns::Netns;
@@ -14,7 +14,8 @@ use accf_kit::server::Server;
 use accf_kit::{ulp, wait};
 use anyhow::{Context as _, Result};
 
-use crate::round::{any_family, any_policy, Round};
+use crate::random::{any_family, any_policy, any_settings};
+use crate::round::Round;
 use crate::socket_clients::run_clients;
 
 const PLACE: &str = "listeners that change and close";
@@ -35,28 +36,7 @@ struct Bed {
     closed_until: Option<Instant>,
 }
 
-/// Settings, at random.
-pub(crate) fn any_settings(rng: &mut fastrand::Rng) -> Config {
-    let timeout_ms = match rng.u8(..10) {
-        0 => 0,
-        1..=4 => rng.u32(1..100),
-        _ => rng.u32(100..3_000),
-    };
-    let max_parked = if rng.bool() { rng.u32(1..30) } else { 0 };
-    settings(timeout_ms, max_parked, any_policy(rng))
-}
-
-/// The address of a family's clients on this machine itself.
-pub(crate) fn loopback(family: Family, port: u16) -> SocketAddr {
-    let ip: IpAddr = if family.is_v4_on_the_wire() {
-        Ipv4Addr::LOCALHOST.into()
-    } else {
-        Ipv6Addr::LOCALHOST.into()
-    };
-    SocketAddr::new(ip, port)
-}
-
-pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
+pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let mut rng = round.rng(PLACE);
     let ns = Netns::new()?;
     round.board.event("namespaces made");
@@ -71,7 +51,7 @@ pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
             .port(port)
             .config(any_settings(&mut rng))
             .open(&ns)?;
-        let address = loopback(family, listener.port());
+        let address = family.loopback(listener.port());
         targets.push(Target::that_changes(address, Duration::from_secs(2)));
         beds.push(Bed {
             family,

@@ -12,7 +12,9 @@ mod impaired_wire;
 mod namespaces;
 mod program;
 mod proof;
+mod random;
 mod round;
+mod run;
 mod segment_clients;
 mod server_group;
 mod socket_clients;
@@ -110,9 +112,9 @@ fn soak(seconds: u64, seed: u64) -> Result<ExitCode> {
     let each = (seconds / ROUNDS).clamp(SHORTEST, LONGEST);
     let (mut rounds, mut left) = (0, seconds);
     while left > 0 && board.complaints().is_empty() {
-        let round = Round::new(rounds, seed, &board, &program, patience);
+        let round = Round::new(rounds, seed, &board, &program, patience, run::ACTORS.len());
         let time = each.min(left);
-        if let Err(error) = round::run(round, Duration::from_secs(time)) {
+        if let Err(error) = run::run(round, Duration::from_secs(time)) {
             board.complain(format!("round {}: {error:#}", rounds + 1));
         }
         board.new_round();

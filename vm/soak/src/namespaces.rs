@@ -11,8 +11,8 @@ use accf_kit::segment::Flags;
 use accf_kit::tun_clients::TunClients;
 use anyhow::Result;
 
-use crate::changing_listeners::{any_settings, loopback};
-use crate::round::{any_family, Round};
+use crate::random::{any_family, any_settings};
+use crate::round::Round;
 
 const PLACE: &str = "namespaces that go with their clients";
 
@@ -60,7 +60,7 @@ pub(crate) fn churn(round: &Round<'_>) -> Result<()> {
             parts.push(Part::TunClients(Box::new(swarm)));
             "are parked or half-open, segment by segment"
         } else {
-            let address = loopback(family, listener.port());
+            let address = family.loopback(listener.port());
             let streams = ns.run(|| {
                 // One that does not connect, where memory is short, is one less.
                 let streams = (0..CLIENTS).filter_map(|_| connect_here(address).ok());

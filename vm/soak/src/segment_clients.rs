@@ -10,7 +10,8 @@ use accf_kit::netns::Netns;
 use accf_kit::server::Served;
 use anyhow::{ensure, Context as _, Result};
 
-use crate::round::{any_family, Round};
+use crate::random::any_family;
+use crate::round::Round;
 
 const PLACE: &str = "raw clients";
 

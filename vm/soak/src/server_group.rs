@@ -21,8 +21,8 @@ use accf_kit::server::Server;
 use anyhow::{bail, ensure, Context as _, Result};
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 
-use crate::changing_listeners::{any_settings, loopback};
-use crate::round::{any_family, Round};
+use crate::random::{any_family, any_settings};
+use crate::round::Round;
 use crate::socket_clients::run_clients;
 
 const PLACE: &str = "a group of servers that are killed";
@@ -43,7 +43,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     for _ in 0..MEMBERS {
         members.push(Member::start(round, &ns, family, rng.u64(..))?);
     }
-    let target = Target::that_changes(loopback(family, PORT), Duration::from_secs(2));
+    let target = Target::that_changes(family.loopback(PORT), Duration::from_secs(2));
     round.begin();
     run_clients(round, PLACE, &ns, vec![target], || {
         if !round.pause(&mut rng, Duration::from_secs(2) * round.patience.min(2)) {
