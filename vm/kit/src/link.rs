@@ -26,8 +26,6 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-use crate::netns::Netns;
-
 /// The loopback interface is the first of every namespace.
 const LOOPBACK: u32 = 1;
 
@@ -99,14 +97,12 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// Opens a conversation about a namespace.
-    pub(crate) fn of(ns: &Netns) -> Result<Self> {
-        ns.run(|| {
-            let mut socket = Socket::new(NETLINK_ROUTE).context("netlink socket")?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            Ok(Self { socket })
-        })
+    /// Opens a conversation about the calling thread's namespace.
+    pub(crate) fn open_here() -> Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE).context("netlink socket")?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket })
     }
 
     /// Lays a cable whose other end is in another namespace.

@@ -28,8 +28,13 @@ impl Netns {
     /// Makes a namespace with its loopback interface up.
     pub fn new() -> Result<Self> {
         let ns = Self::without_loopback()?;
-        Links::of(&ns)?.loopback_up()?;
+        ns.links()?.loopback_up()?;
         Ok(ns)
+    }
+
+    /// Opens a conversation with the kernel about the interfaces inside.
+    pub(crate) fn links(&self) -> Result<Links> {
+        self.run(Links::open_here)
     }
 
     /// Makes a namespace as bare as the kernel makes it.

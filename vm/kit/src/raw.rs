@@ -28,7 +28,6 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::capture::Capture;
 use crate::clock::Stamp;
 use crate::endpoint::Family;
-use crate::link::Links;
 use crate::netns::{self, Netns};
 use crate::segment::{Flags, Segment, Timestamps};
 use crate::sys;
@@ -76,7 +75,7 @@ impl RawHost {
             sys::tun_attach(tun.as_fd(), INTERFACE).context("TUNSETIFF")?;
             Ok(tun)
         })?;
-        let links = Links::of(ns)?;
+        let links = ns.links()?;
         let index = ns.interface_index(INTERFACE)?;
         links.add_address(index, SERVER_V4.into())?;
         links.add_address(index, SERVER_V6.into())?;

@@ -19,7 +19,6 @@ use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use crate::endpoint::Family;
-use crate::link::Links;
 use crate::netns::Netns;
 use crate::segment::{Flags, Segment};
 use crate::{count, raw, sys};
@@ -70,7 +69,7 @@ impl TunClients {
             sys::tun_attach(tun.as_fd(), INTERFACE).context("TUNSETIFF")?;
             Ok(tun)
         })?;
-        let links = Links::of(ns)?;
+        let links = ns.links()?;
         let index = ns.interface_index(INTERFACE)?;
         links.set_queue(index, QUEUE)?;
         links.add_address(index, SERVER_V4.into())?;

@@ -48,7 +48,7 @@ impl Wire {
             server: Netns::without_loopback()?,
             delay: rtt / 2,
         };
-        let links = [Links::of(&wire.client)?, Links::of(&wire.server)?];
+        let links = [wire.client.links()?, wire.server.links()?];
         let [near, far] = [CLIENT_MAC, SERVER_MAC].map(|mac| End {
             name: INTERFACE,
             mac,
@@ -139,7 +139,8 @@ impl Wire {
                 duplicate: percent,
                 reorder: percent,
             };
-            Links::of(ns)?.set_netem(ns.interface_index(INTERFACE)?, netem)?;
+            ns.links()?
+                .set_netem(ns.interface_index(INTERFACE)?, netem)?;
         }
         Ok(())
     }
@@ -148,7 +149,7 @@ impl Wire {
     ///
     /// A capture does not see what is lost, nor does the server's TCP notice.
     pub fn lose_from_server(&self) -> Result<Loss<'_>> {
-        let links = Links::of(&self.server)?;
+        let links = self.server.links()?;
         let index = self.server.interface_index(INTERFACE)?;
         let netem = Netem {
             loss: 100,
@@ -186,7 +187,7 @@ impl Wire {
             (&self.client, client, server, SERVER_MAC),
             (&self.server, server, client, CLIENT_MAC),
         ] {
-            let links = Links::of(ns)?;
+            let links = ns.links()?;
             let index = ns.interface_index(INTERFACE)?;
             links.add_address(index, own.into())?;
             links.add_neighbour(index, peer.into(), peer_mac)?;
