@@ -1,46 +1,43 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What clients and servers send to each other.
+//! What clients and servers send to each other: a request that says whose it is, and a reply that
+//! repeats it. A connection that is handed to the wrong client shows.
 
-/// What a connection's two sides send to each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exchange {
-    /// The client sends its name, and the server replies by that name: a connection that is handed to
-    /// the wrong client shows.
-    Names,
-    /// The client sends random bytes and the end of the stream; the server sends the same back.
-    Echo,
-}
+use anyhow::{ensure, Context as _, Result};
 
-/// Both a request and its reply are this long: a word, a number, the end of the line.
-pub(crate) const LENGTH: usize = 5 + 16 + 1;
-
-/// The request of clients that have no name.
+/// The request of clients without names.
 pub(crate) const ANONYMOUS: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
 
-impl Exchange {
-    /// Makes a client's request.
-    pub(crate) fn request(self, name: u64, rng: &mut fastrand::Rng) -> Vec<u8> {
-        const MOST: usize = 4000;
-        match self {
-            Self::Names => format!("hello{name:016x}\n").into_bytes(),
-            Self::Echo => {
-                let length = rng.usize(1..MOST);
-                std::iter::repeat_with(|| rng.u8(..)).take(length).collect()
-            }
-        }
-    }
+/// A word, a name, a length, the end of the line.
+const HEADER: usize = 5 + 16 + 4 + 1;
+
+/// Makes the request of a client called `name`, with so many random bytes.
+pub(crate) fn request(name: u64, length: u16, rng: &mut fastrand::Rng) -> Vec<u8> {
+    let mut request = format!("hello{name:016x}{length:04x}\n").into_bytes();
+    request.extend(std::iter::repeat_with(|| rng.u8(..)).take(length.into()));
+    request
 }
 
-/// The reply to the request of a client called `name`.
-pub(crate) fn reply(name: u64) -> Vec<u8> {
-    format!("reply{name:016x}\n").into_bytes()
+/// Makes the reply to a request; nothing, if there is none.
+pub(crate) fn reply(request: &[u8]) -> Vec<u8> {
+    let rest = request.strip_prefix(b"hello");
+    rest.map_or_else(Vec::new, |rest| [b"reply", rest].concat())
 }
 
-/// Returns the name in a request; nothing, if it is none.
-pub(crate) fn name_in(request: &[u8]) -> Option<u64> {
-    let digits = request.strip_prefix(b"hello")?.strip_suffix(b"\n")?;
-    u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+/// Returns whether a request has arrived as a whole; fails if this is none, or more than one.
+pub(crate) fn is_whole(heard: &[u8]) -> Result<bool> {
+    let Some((header, body)) = heard.split_at_checked(HEADER) else {
+        return Ok(false);
+    };
+    let digits = header
+        .strip_prefix(b"hello")
+        .and_then(|it| it.strip_suffix(b"\n"));
+    let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.get(16..));
+    let length = digits.and_then(|digits| usize::from_str_radix(digits, 16).ok());
+    let text = || String::from_utf8_lossy(header).into_owned();
+    let length = length.with_context(|| format!("no client sends {:?}", text()))?;
+    ensure!(body.len() <= length, "more than the request {:?}", text());
+    Ok(body.len() == length)
 }
 
 #[cfg(test)]
@@ -48,11 +45,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_come_back() {
-        let request = Exchange::Names.request(0x1234, &mut fastrand::Rng::with_seed(1));
-        assert_eq!((request.len(), reply(1).len()), (LENGTH, LENGTH));
-        assert_eq!(name_in(&request), Some(0x1234));
-        assert_eq!(name_in(&reply(0x1234)), None);
-        assert_eq!(name_in(b"hello"), None);
+    fn a_request_comes_in_pieces_and_is_repeated() {
+        let request = request(0x1234, 100, &mut fastrand::Rng::with_seed(1));
+        for length in [0, 5, HEADER, 50] {
+            assert!(!is_whole(&request[..length]).unwrap());
+        }
+        assert!(is_whole(&request).unwrap());
+        assert!(is_whole(&[&request[..], b"x"].concat()).is_err());
+        let reply = reply(&request);
+        assert_eq!(reply.get(5..), request.get(5..));
+        assert!(is_whole(&reply).is_err());
     }
 }

@@ -15,7 +15,6 @@ use crate::clients::sockets::Sockets;
 use crate::clients::{released_were_accepted, Behaviour, Clients, Pace, Policy, Target};
 use crate::control::Stats;
 use crate::endpoint::Family;
-use crate::exchange::Exchange;
 use crate::netns::Netns;
 use crate::server::{Served, Server};
 use crate::wire::Wire;
@@ -81,7 +80,7 @@ impl ImpairedWire {
         if impairment.disturbed > 0 {
             wire.disturb(impairment.disturbed)?;
         }
-        let mut server = Server::new(Exchange::Names)?;
+        let mut server = Server::new()?;
         let mut targets = Vec::new();
         let policies = Policy::all(deadline, LITTLE_ROOM, Some(deadline));
         for policy in policies {

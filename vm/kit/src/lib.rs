@@ -13,8 +13,8 @@
 //! | see what is on the wire | [`capture`], [`segment`] |
 //! | speak TCP segment by segment, with no kernel in between | [`raw`] |
 //! | be thousands of clients | [`tun_clients`] |
-//! | have them be of every kind, and know what must be counted | [`clients::segments`] |
-//! | have many of the kernel's own clients on one thread | [`clients::sockets`] |
+//! | have clients of every kind, and know what must become of them | [`clients`] |
+//! | serve them | [`server`] |
 //! | have them meet listeners of all settings, in trouble | [`impaired_wire`] |
 //! | see what the kernel thinks | [`tcp_info`], [`counters`], [`sockets`] |
 //! | count instructions instead of time | [`count`] |
@@ -34,7 +34,7 @@ pub mod control;
 pub mod count;
 pub mod counters;
 pub mod endpoint;
-pub mod exchange;
+mod exchange;
 pub mod fault;
 pub mod forge;
 pub mod impaired_wire;

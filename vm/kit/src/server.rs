@@ -16,7 +16,7 @@ use socket2::Socket;
 use crate::account;
 use crate::control::Stats;
 use crate::endpoint::Listener;
-use crate::exchange::{name_in, reply, Exchange, ANONYMOUS, LENGTH};
+use crate::exchange::{is_whole, reply, ANONYMOUS};
 
 /// What a server saw at one of its listeners.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,8 +57,8 @@ struct Guest {
 #[derive(Debug)]
 pub struct Server {
     epoll: Epoll,
-    /// How connections are served; nothing: each is looked at once, and reset.
-    exchange: Option<Exchange>,
+    /// Whether it looks at each connection once, and resets it.
+    resets: bool,
     listeners: Vec<Option<Listener>>,
     served: Vec<Served>,
     guests: HashMap<u64, Guest>,
@@ -70,26 +70,26 @@ pub struct Server {
 const FIRST_GUEST: u64 = 1 << 32;
 
 impl Server {
-    /// A server without a listener.
-    pub fn new(exchange: Exchange) -> Result<Self> {
-        Self::serving(Some(exchange))
-    }
-
-    /// A server that looks once at each connection as it accepts it, and resets it. The clients have no
-    /// names.
-    pub fn resetting() -> Result<Self> {
-        Self::serving(None)
-    }
-
-    fn serving(exchange: Option<Exchange>) -> Result<Self> {
+    /// A server without a listener that answers each request.
+    pub fn new() -> Result<Self> {
         Ok(Self {
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
-            exchange,
+            resets: false,
             listeners: Vec::new(),
             served: Vec::new(),
             guests: HashMap::new(),
             next: FIRST_GUEST,
             swept: Instant::now(),
+        })
+    }
+
+    /// A server that looks once at each connection as it accepts it, and resets it. Its clients have no
+    /// names.
+    pub fn resetting() -> Result<Self> {
+        let server = Self::new()?;
+        Ok(Self {
+            resets: true,
+            ..server
         })
     }
 
@@ -226,7 +226,7 @@ impl Server {
             socket.set_nonblocking(true)?;
             let served = self.served.get_mut(index).context("no such listener")?;
             served.accepted += 1;
-            if self.exchange.is_none() {
+            if self.resets {
                 look_and_reset(&socket, served)?;
                 continue;
             }
@@ -258,28 +258,21 @@ impl Server {
         let mut buffer = [0; 4096];
         loop {
             match (&guest.socket).read(&mut buffer) {
-                Ok(0) if guest.answered => break,
-                Ok(0) if guest.heard.is_empty() || self.exchange == Some(Exchange::Names) => {
-                    served.at_end += 1;
-                    break;
-                }
                 Ok(0) => {
-                    guest.answer(&guest.heard, served);
+                    served.at_end += u64::from(!guest.answered);
                     break;
                 }
                 Ok(length) => {
                     guest.heard.extend(buffer.iter().take(length));
-                    if self.exchange == Some(Exchange::Echo) || guest.heard.len() < LENGTH {
+                    if !is_whole(&guest.heard)? {
                         continue;
                     }
-                    let name = name_in(&guest.heard).with_context(|| {
-                        let text = String::from_utf8_lossy(&guest.heard);
-                        format!("no client sends {text:?}")
-                    })?;
                     guest.answered = true;
-                    if !guest.answer(&reply(name), served) {
+                    if (&guest.socket).write_all(&reply(&guest.heard)).is_err() {
+                        served.broken += 1;
                         break;
                     }
+                    served.with_data += 1;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -291,19 +284,6 @@ impl Server {
         }
         self.guests.remove(&number);
         Ok(())
-    }
-}
-
-impl Guest {
-    /// Sends a whole answer; returns whether that worked.
-    fn answer(&self, answer: &[u8], served: &mut Served) -> bool {
-        let is_sent = (&self.socket).write_all(answer).is_ok();
-        if is_sent {
-            served.with_data += 1;
-        } else {
-            served.broken += 1;
-        }
-        is_sent
     }
 }
 

@@ -8,7 +8,6 @@ use accf_kit::account::stats;
 use accf_kit::clients::Target;
 use accf_kit::control::{set_config, settings};
 use accf_kit::endpoint::{set_defer_accept, Family, Listen, Listener};
-use accf_kit::exchange::Exchange;
 use accf_kit::netns::Netns;
 use accf_kit::server::Server;
 use accf_kit::{ulp, wait};
@@ -41,7 +40,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let ns = Netns::new()?;
     round.board.event("namespaces made");
     round.board.show_namespace(&ns);
-    let mut server = Server::new(Exchange::Names)?;
+    let mut server = Server::new()?;
     let mut beds = Vec::new();
     let mut targets = Vec::new();
     for (port, _) in (FIRST_PORT..).zip(0..BEDS) {

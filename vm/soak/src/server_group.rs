@@ -15,7 +15,6 @@ use accf_kit::account::{at_rest_as_heir, stats};
 use accf_kit::clients::Target;
 use accf_kit::control::{set_config, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen};
-use accf_kit::exchange::Exchange;
 use accf_kit::netns::Netns;
 use accf_kit::server::Server;
 use anyhow::{bail, ensure, Context as _, Result};
@@ -132,7 +131,7 @@ pub(crate) fn serve(family: &str, port: u16, seed: u64, limit: Duration) -> Resu
     let mut output = std::io::stdout();
     output.write_all(b"!")?;
     output.flush()?;
-    let mut server = Server::new(Exchange::Names)?;
+    let mut server = Server::new()?;
     let copy = listener.socket().try_clone()?;
     server.add(listener)?;
     let mut input = std::io::stdin();

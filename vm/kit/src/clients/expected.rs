@@ -26,110 +26,59 @@ pub(super) fn exactly(
         DataInAck, DataInPieces, DataLater, FinLater, HandshakeTwice, ResetLater, Silent,
     };
     let about = |count: u64| count.saturating_sub(doubtful)..=count;
+    let bypassed = seen.bypassed();
     let parked = tally.to_be_parked(target);
-    within(
-        seen.parked_total,
-        about(parked),
-        "connections that were parked",
-    )?;
-    within(
-        seen.bypassed(),
-        0..=doubtful,
-        "connections that could not be parked",
-    )?;
-    within(
-        seen.fallback,
-        0..=0,
-        "connections that fell back to plain TCP",
-    )?;
+    within(&[
+        ("parked", seen.parked_total, about(parked)),
+        ("not to be parked", bypassed, 0..=doubtful),
+        ("fallen back to plain TCP", seen.fallback, 0..=0),
+    ])?;
     only_own_policy(policy, seen)?;
     let not_parked = about(tally.count(target, &[DataInAck]));
-    let plus = |count: u64| not_parked.start() + count..=not_parked.end() + count + seen.bypassed();
+    let plus = |count: u64| not_parked.start() + count..=not_parked.end() + count + bypassed;
+    let released_data = plus(seen.released_data);
     let senders = tally.in_time(target, &[DataLater, DataInPieces, HandshakeTwice]);
     if policy.max_parked > 0 {
         // Which clients were evicted before they did something is up to chance.
-        within(seen.evicted, 0..=parked, "connections that were evicted")?;
-        within(
-            seen.released_data,
-            0..=*senders.end(),
-            "connections released by data",
-        )?;
-        within(
-            timeouts(seen),
-            0..=u64::from(policy.max_parked),
-            "deadlines of those that were left",
-        )?;
+        let left = u64::from(policy.max_parked);
+        within(&[
+            ("evicted", seen.evicted, 0..=parked),
+            ("released by data", seen.released_data, 0..=*senders.end()),
+            ("left to meet a deadline", timeouts(seen), 0..=left),
+        ])?;
         if policy.on_timeout == OnTimeout::Reset {
-            within(
-                served.with_data,
-                plus(seen.released_data),
-                "connections accepted with data",
-            )?;
-            within(
-                served.at_end,
-                seen.released_fin..=seen.released_fin + seen.bypassed(),
-                "connections accepted with their end",
-            )?;
-            within(
-                served.silent,
-                0..=seen.bypassed(),
-                "silent connections accepted",
-            )?;
-            within(served.broken, 0..=seen.bypassed(), "connections that broke")?;
-        } else {
-            // A client that was evicted, and reset before the server looked at it, broke.
-            within(
-                served.accepted,
-                plus(seen.parked_total - seen.aborted),
-                "connections accepted",
-            )?;
+            let released_fin = seen.released_fin..=seen.released_fin + bypassed;
+            return within(&[
+                ("accepted with data", served.with_data, released_data),
+                ("accepted with their end", served.at_end, released_fin),
+                ("accepted silent", served.silent, 0..=bypassed),
+                ("broken", served.broken, 0..=bypassed),
+            ]);
         }
-        return Ok(());
+        // A client that was evicted, and reset before the server looked at it, broke.
+        let accepted = plus(seen.parked_total - seen.aborted);
+        return within(&[("accepted", served.accepted, accepted)]);
     }
-    within(seen.evicted, 0..=0, "connections that were evicted")?;
     let leavers = tally.in_time(target, &[FinLater]);
     let breakers = tally.in_time(target, &[ResetLater]);
-    let silent = tally.in_time(target, &[Silent]);
+    let silent = tally.count(target, &[Silent]);
     let late = |range: &RangeInclusive<u64>| range.end() - range.start();
-    let all_late = late(&senders) + late(&leavers) + late(&breakers);
+    let late = late(&senders) + late(&leavers) + late(&breakers);
     let in_time =
         |range: &RangeInclusive<u64>| range.start().saturating_sub(doubtful)..=*range.end();
-    within(
-        seen.released_data,
-        in_time(&senders),
-        "connections released by data",
-    )?;
-    within(
-        seen.released_fin,
-        in_time(&leavers),
-        "connections released by FIN",
-    )?;
-    within(
-        seen.aborted,
-        in_time(&breakers),
-        "connections reset by their client",
-    )?;
-    within(
-        timeouts(seen),
-        silent.start().saturating_sub(doubtful)..=silent.end() + all_late,
-        "connections that met their deadline",
-    )?;
-    within(
-        served.broken,
-        0..=all_late + seen.bypassed(),
-        "connections that broke",
-    )?;
-    within(
-        served.accepted,
-        plus(seen.released_data + seen.released_fin + seen.timeout_accept),
-        "connections accepted",
-    )?;
-    let with_data = plus(seen.released_data);
-    within(
-        served.with_data,
-        *with_data.start()..=with_data.end() + all_late,
-        "connections accepted with data",
-    )
+    let expired = silent.saturating_sub(doubtful)..=silent + late;
+    let accepted = plus(seen.released_data + seen.released_fin + seen.timeout_accept);
+    let with_data = *released_data.start()..=released_data.end() + late;
+    within(&[
+        ("evicted", seen.evicted, 0..=0),
+        ("released by data", seen.released_data, in_time(&senders)),
+        ("released by FIN", seen.released_fin, in_time(&leavers)),
+        ("reset by their client", seen.aborted, in_time(&breakers)),
+        ("at their deadline", timeouts(seen), expired),
+        ("broken", served.broken, 0..=late + bypassed),
+        ("accepted", served.accepted, accepted),
+        ("accepted with data", served.with_data, with_data),
+    ])
 }
 
 /// Makes sure that every connection that was released was accepted, and that only this policy was
@@ -154,21 +103,20 @@ fn only_own_policy(policy: &Policy, seen: &Stats) -> Result<()> {
         OnTimeout::Reset => seen.timeout_reset,
         _ => seen.timeout_drop,
     };
-    within(
-        timeouts(seen),
-        own..=own,
-        "deadlines by this policy, of all",
-    )
+    within(&[("at a deadline with this policy", timeouts(seen), own..=own)])
 }
 
 fn timeouts(seen: &Stats) -> u64 {
     seen.timeout_accept + seen.timeout_reset + seen.timeout_drop
 }
 
-fn within(seen: u64, expected: RangeInclusive<u64>, what: &str) -> Result<()> {
-    ensure!(
-        expected.contains(&seen),
-        "{what}: expected {expected:?}, saw {seen}"
-    );
+/// Makes sure that numbers of connections, with what they are of, are in their ranges.
+fn within(checks: &[(&str, u64, RangeInclusive<u64>)]) -> Result<()> {
+    for (what, seen, expected) in checks {
+        ensure!(
+            expected.contains(seen),
+            "connections {what}: expected {expected:?}, saw {seen}"
+        );
+    }
     Ok(())
 }

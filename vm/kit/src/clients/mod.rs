@@ -10,13 +10,13 @@
 
 mod behaviour;
 mod expected;
-mod schedule;
 pub mod segments;
 pub mod sockets;
 mod tally;
 mod target;
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,6 @@ use anyhow::{bail, Context as _, Result};
 use self::behaviour::When;
 pub use self::behaviour::{Behaviour, Fate, Mix};
 pub use self::expected::released_were_accepted;
-use self::schedule::Schedule;
 pub use self::tally::{Fates, Tally};
 pub use self::target::{Policy, Target};
 use crate::control::Stats;
@@ -158,7 +157,7 @@ pub struct Clients<T> {
     timing: Timing,
     rng: fastrand::Rng,
     clients: HashMap<u32, Client>,
-    schedule: Schedule<(u32, Action)>,
+    schedule: BinaryHeap<Reverse<(Instant, u32, Action)>>,
     /// The number of the next client.
     next: u32,
     tally: Tally,
@@ -184,7 +183,7 @@ impl<T: Transport> Clients<T> {
             timing,
             rng,
             clients: HashMap::new(),
-            schedule: Schedule::new(),
+            schedule: BinaryHeap::new(),
             next: 0,
             tally: Tally::default(),
             events: Vec::new(),
@@ -274,10 +273,11 @@ impl<T: Transport> Clients<T> {
         }
         if let Limit::Each(limit) = self.timing.limit {
             let end = begun + limit + target.silence().unwrap_or_default();
-            self.schedule.add(end, (id, Action::GiveUp));
+            self.schedule.push(Reverse((end, id, Action::GiveUp)));
         }
         if self.repeats {
-            self.schedule.add(begun + REPEAT, (id, Action::Repeat));
+            self.schedule
+                .push(Reverse((begun + REPEAT, id, Action::Repeat)));
         }
         let client = Client {
             target: index,
@@ -294,8 +294,10 @@ impl<T: Transport> Clients<T> {
     /// Lets happen what happens, for a while at most.
     pub fn step(&mut self, limit: Duration) -> Result<()> {
         let now = Instant::now();
-        let next = self.schedule.next();
-        let wait = next.map_or(limit, |at| at.saturating_duration_since(now).min(limit));
+        let next = self.schedule.peek();
+        let wait = next.map_or(limit, |Reverse((at, ..))| {
+            at.saturating_duration_since(now).min(limit)
+        });
         let mut events = std::mem::take(&mut self.events);
         self.transport.wait(wait, &mut events)?;
         for (id, event) in events.drain(..) {
@@ -306,7 +308,11 @@ impl<T: Transport> Clients<T> {
         }
         self.events = events;
         let now = Instant::now();
-        while let Some((id, action)) = self.schedule.pop_expired(now) {
+        while let Some(Reverse((at, id, action))) = self.schedule.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.schedule.pop();
             let Some(client) = self.clients.get(&id) else {
                 continue;
             };
@@ -318,7 +324,8 @@ impl<T: Transport> Clients<T> {
                     if matches!(step, Step::Connecting | Step::Waiting) {
                         self.transport.repeat(id)?;
                     }
-                    self.schedule.add(now + REPEAT, (id, Action::Repeat));
+                    self.schedule
+                        .push(Reverse((now + REPEAT, id, Action::Repeat)));
                 }
                 _ => {}
             }
@@ -339,7 +346,7 @@ impl<T: Transport> Clients<T> {
         };
         client.step = Step::Hesitating;
         let at = client.begun + between(hesitation, &mut self.rng);
-        self.schedule.add(at, (id, Action::Acknowledge));
+        self.schedule.push(Reverse((at, id, Action::Acknowledge)));
         Ok(())
     }
 
@@ -368,7 +375,7 @@ impl<T: Transport> Clients<T> {
         match pause {
             Some(pause) => {
                 let at = Instant::now() + pause;
-                self.schedule.add(at, (id, Action::Act));
+                self.schedule.push(Reverse((at, id, Action::Act)));
             }
             None => client.step = Step::Waiting,
         }
@@ -388,7 +395,7 @@ impl<T: Transport> Clients<T> {
             Acted::Again(pause) => {
                 client.step = Step::Pausing;
                 let at = Instant::now() + pause;
-                self.schedule.add(at, (id, Action::Act));
+                self.schedule.push(Reverse((at, id, Action::Act)));
             }
             Acted::Over(fate) => self.end(id, fate),
         }
@@ -467,19 +474,17 @@ impl<T: Transport> Clients<T> {
 
     /// Describes the clients that are still there.
     fn remaining(&self) -> String {
-        let mut counts: BTreeMap<(Step, Behaviour, usize), Vec<u32>> = BTreeMap::new();
-        for (id, client) in &self.clients {
+        let mut counts: BTreeMap<(Step, Behaviour, usize), u64> = BTreeMap::new();
+        for client in self.clients.values() {
             let key = (client.step, client.behaviour, client.target);
-            counts.entry(key).or_default().push(*id);
+            *counts.entry(key).or_default() += 1;
         }
-        let text: Vec<String> = counts
+        let text = counts
             .into_iter()
-            .map(|((step, behaviour, target), ids)| {
-                let (count, first) = (ids.len(), ids.iter().min());
-                format!("{count} {behaviour:?} {step:?} at listener {target}, {first:?} …")
-            })
-            .collect();
-        text.join("; ")
+            .map(|((step, behaviour, target), count)| {
+                format!("{count} {behaviour:?} {step:?} at listener {target}")
+            });
+        text.collect::<Vec<_>>().join("; ")
     }
 }
 

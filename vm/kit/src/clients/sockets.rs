@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Acted, Behaviour, Clients, Event, Fate, Limit, Mix, Pace, Target, Timing, Transport};
 use crate::endpoint::let_data_carry_the_ack;
-use crate::exchange::{reply, Exchange, LENGTH};
+use crate::exchange::{reply, request};
 use crate::netns::Netns;
 
 /// Kinds of clients, and how many of a hundred are of each.
@@ -43,7 +43,8 @@ struct Connection {
 #[derive(Debug)]
 pub struct Sockets {
     epoll: Epoll,
-    exchange: Exchange,
+    /// How many bytes a request has besides its client's name.
+    most_bytes: u16,
     connections: HashMap<u32, Connection>,
     /// The name of the client with the number 0.
     first_name: u64,
@@ -51,11 +52,13 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Sockets for clients that are not those of another one.
-    pub fn new(exchange: Exchange, mut rng: fastrand::Rng) -> Result<Self> {
+    /// Sockets for clients whose names are those of no others. With each request go up to `most_bytes`
+    /// random bytes; if that is more than none, then also the end of the stream, and the reply is read up
+    /// to its end.
+    pub fn new(most_bytes: u16, mut rng: fastrand::Rng) -> Result<Self> {
         Ok(Self {
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
-            exchange,
+            most_bytes,
             connections: HashMap::new(),
             first_name: rng.u64(..) & !0xffff_ffff,
             rng,
@@ -78,8 +81,14 @@ impl Sockets {
             margin,
             limit: Limit::Each(limit),
         };
-        let sockets = Self::new(Exchange::Names, rng.fork())?;
+        let sockets = Self::new(0, rng.fork())?;
         Ok(Clients::new(sockets, targets, MIX, timing, rng))
+    }
+}
+
+impl Sockets {
+    fn to_the_end(&self) -> bool {
+        self.most_bytes > 0
     }
 }
 
@@ -137,7 +146,10 @@ impl Transport for Sockets {
         let name = self.first_name | u64::from(id);
         let request = match behaviour {
             Behaviour::FinLater => Vec::new(),
-            _ => self.exchange.request(name, &mut self.rng),
+            _ => {
+                let length = self.rng.u16(..=self.most_bytes);
+                request(name, length, &mut self.rng)
+            }
         };
         let connection = Connection {
             socket,
@@ -151,6 +163,7 @@ impl Transport for Sockets {
     }
 
     fn act(&mut self, id: u32, behaviour: Behaviour) -> Result<Acted> {
+        let to_the_end = self.to_the_end();
         let connection = self.connections.get_mut(&id).context("no such client")?;
         let acted = match behaviour {
             Behaviour::CloseLater => Ok(Acted::Over(Fate::Left)),
@@ -166,11 +179,11 @@ impl Transport for Sockets {
             Behaviour::HandshakeTwice | Behaviour::HalfOpen | Behaviour::ResetInsteadOfAck => {
                 bail!("{behaviour:?} takes a client without the kernel's TCP")
             }
-            Behaviour::DataInPieces => connection.send(4, self.exchange),
+            Behaviour::DataInPieces => connection.send(4, to_the_end),
             Behaviour::DataInAck
             | Behaviour::DataAtOnce
             | Behaviour::DataLater
-            | Behaviour::Silent => connection.send(1, self.exchange),
+            | Behaviour::Silent => connection.send(1, to_the_end),
         };
         match acted {
             Ok(acted) => Ok(acted),
@@ -191,6 +204,7 @@ impl Transport for Sockets {
             Err(Errno::EINTR) => 0,
             Err(error) => return Err(error).context("epoll"),
         };
+        let to_the_end = self.to_the_end();
         for event in ready.iter().take(count) {
             let id = u32::try_from(event.data())?;
             let Some(connection) = self.connections.get_mut(&id) else {
@@ -210,9 +224,8 @@ impl Transport for Sockets {
                 connection.connected = true;
                 events.push((id, Event::Connected));
             }
-            let name = self.first_name | u64::from(id);
-            let fate = connection.receive(name, self.exchange);
-            if let Some(fate) = fate.with_context(|| format!("client {name:016x}"))? {
+            let fate = connection.receive(to_the_end);
+            if let Some(fate) = fate.with_context(|| format!("client {id}"))? {
                 events.push((id, Event::Over(fate)));
             }
         }
@@ -222,8 +235,7 @@ impl Transport for Sockets {
     fn close(&mut self, id: u32, fate: Fate) {
         if let Some(connection) = self.connections.remove(&id) {
             // Some clients reset at the end, and some do it the long way.
-            let may_reset = self.exchange == Exchange::Names && fate == Fate::Answered;
-            if may_reset && self.rng.bool() {
+            if !self.to_the_end() && fate == Fate::Answered && self.rng.bool() {
                 let _ = connection.socket.set_linger(Some(Duration::ZERO));
             }
         }
@@ -232,62 +244,48 @@ impl Transport for Sockets {
 
 impl Connection {
     /// Sends the next of so many pieces of the request.
-    fn send(&mut self, pieces: usize, exchange: Exchange) -> io::Result<Acted> {
+    fn send(&mut self, pieces: usize, to_the_end: bool) -> io::Result<Acted> {
         const BETWEEN_PIECES: Duration = Duration::from_millis(3);
         let length = self.request.len().div_ceil(pieces);
         let rest = self.request.get(self.sent..).unwrap_or_default();
         let piece = rest.get(..length).unwrap_or(rest);
-        if (&self.socket).write(piece)? != piece.len() {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
+        (&self.socket).write_all(piece)?;
         self.sent += piece.len();
         if self.sent < self.request.len() {
             return Ok(Acted::Again(BETWEEN_PIECES));
         }
-        if exchange == Exchange::Echo {
+        if to_the_end {
             self.socket.shutdown(Shutdown::Write)?;
         }
         Ok(Acted::Waits)
     }
 
     /// Takes what there is to be read; returns the client's fate, if it has met it.
-    fn receive(&mut self, name: u64, exchange: Exchange) -> Result<Option<Fate>> {
+    fn receive(&mut self, to_the_end: bool) -> Result<Option<Fate>> {
         let mut buffer = [0; 4096];
         loop {
-            match (&self.socket).read(&mut buffer) {
-                Ok(0) if exchange == Exchange::Echo && !self.request.is_empty() => {
-                    ensure!(
-                        self.heard == self.request,
-                        "after {} of {} bytes it reads {} bytes, or others",
-                        self.sent,
-                        self.request.len(),
-                        self.heard.len()
-                    );
-                    return Ok(Some(Fate::Answered));
-                }
-                Ok(0) => {
-                    let is_whole = exchange == Exchange::Names || self.heard.is_empty();
-                    ensure!(
-                        is_whole,
-                        "it reads {} bytes, out of nothing",
-                        self.heard.len()
-                    );
-                    return Ok(Some(Fate::Ended));
-                }
+            let is_over = match (&self.socket).read(&mut buffer) {
+                Ok(0) if to_the_end && !self.request.is_empty() => true,
+                Ok(0) => return Ok(Some(Fate::Ended)),
                 Ok(length) => {
                     self.heard.extend(buffer.iter().take(length));
-                    if exchange == Exchange::Names && self.heard.len() >= LENGTH {
-                        ensure!(
-                            self.heard == reply(name),
-                            "it was answered {:?}",
-                            String::from_utf8_lossy(&self.heard)
-                        );
-                        return Ok(Some(Fate::Answered));
-                    }
+                    let is_whole = self.heard.len() >= self.request.len();
+                    // There may be more to come.
+                    is_whole && (!to_the_end || self.heard.len() > self.request.len())
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => false,
                 Err(error) => return fate_of(&error).map(Some),
+            };
+            if is_over {
+                ensure!(
+                    self.heard == reply(&self.request),
+                    "after {} of {} bytes it reads {} bytes, or others",
+                    self.sent,
+                    self.request.len(),
+                    self.heard.len()
+                );
+                return Ok(Some(Fate::Answered));
             }
         }
     }
@@ -310,68 +308,45 @@ mod tests {
     use crate::endpoint::{Family, Listen};
     use crate::server::{Served, Server};
 
-    /// Runs clients of a plain listener, which accepts every client at once: as with a filter that
-    /// accepts at the deadline.
-    fn served_by_a_plain_listener(exchange: Exchange, behaviours: &[Behaviour]) -> Served {
-        let mut server = Server::new(exchange).unwrap();
-        let listener = Listen::plain(Family::V4).open_here().unwrap();
-        let policy = Policy {
-            on_timeout: OnTimeout::Accept,
-            deadline: Some(Duration::from_millis(200)),
-            max_parked: 0,
-        };
-        let target = policy.at(([127, 0, 0, 1], listener.port()).into());
-        let index = server.add(listener).unwrap();
-        let timing = Timing {
-            pause: Duration::ZERO..Duration::from_millis(50),
-            margin: Duration::ZERO,
-            limit: Limit::Each(Duration::from_secs(20)),
-        };
-        let rng = fastrand::Rng::with_seed(1);
-        let sockets = Sockets::new(exchange, rng.clone()).unwrap();
-        let mut clients = Clients::new(sockets, vec![target], MIX, timing, rng);
-        for behaviour in behaviours {
-            clients.begin_as(0, *behaviour).unwrap();
-        }
-        while clients.running() > 0 {
-            server.step(Duration::from_millis(1)).unwrap();
-            clients.step(Duration::from_millis(1)).unwrap();
-        }
-        assert_eq!(clients.complaints(0), Vec::<String>::new());
-        let ended: u64 = clients.tally().fates().values().sum();
-        assert_eq!(ended, behaviours.len() as u64);
-        while server.guests() > 0 {
-            server.step(Duration::from_millis(1)).unwrap();
-        }
-        server.served(index)
-    }
-
+    /// A plain listener accepts every client at once: as with a filter that accepts at the deadline.
     #[test]
     fn a_plain_listener_serves_every_client() {
-        let behaviours: Vec<Behaviour> = MIX.iter().map(|(behaviour, _)| *behaviour).collect();
-        let served = served_by_a_plain_listener(Exchange::Names, &behaviours);
-        let expected = Served {
-            accepted: 7,
-            with_data: 4,
-            at_end: 2,
-            silent: 0,
-            broken: 1,
-        };
-        assert_eq!(served, expected);
-    }
-
-    #[test]
-    fn a_plain_listener_echoes_every_byte() {
-        use Behaviour::{DataAtOnce, DataInPieces, DataLater, FinLater, ResetLater};
-        let behaviours = [DataAtOnce, DataInPieces, DataLater, FinLater, ResetLater];
-        let served = served_by_a_plain_listener(Exchange::Echo, &behaviours);
-        let expected = Served {
-            accepted: 5,
-            with_data: 3,
-            at_end: 1,
-            silent: 0,
-            broken: 1,
-        };
-        assert_eq!(served, expected);
+        for most_bytes in [0, 4000] {
+            let mut server = Server::new().unwrap();
+            let listener = Listen::plain(Family::V4).open_here().unwrap();
+            let policy = Policy {
+                on_timeout: OnTimeout::Accept,
+                deadline: Some(Duration::from_millis(200)),
+                max_parked: 0,
+            };
+            let target = policy.at(Family::V4.loopback(listener.port()));
+            server.add(listener).unwrap();
+            let timing = Timing {
+                pause: Duration::ZERO..Duration::from_millis(50),
+                margin: Duration::ZERO,
+                limit: Limit::Each(Duration::from_secs(20)),
+            };
+            let rng = fastrand::Rng::with_seed(1);
+            let sockets = Sockets::new(most_bytes, rng.clone()).unwrap();
+            let mut clients = Clients::new(sockets, vec![target], MIX, timing, rng);
+            for (behaviour, _) in MIX {
+                clients.begin_as(0, *behaviour).unwrap();
+            }
+            clients.begin_as(0, Behaviour::DataInPieces).unwrap();
+            while clients.running() > 0 || server.guests() > 0 {
+                server.step(Duration::from_millis(1)).unwrap();
+                clients.step(Duration::from_millis(1)).unwrap();
+            }
+            assert_eq!(clients.complaints(0), Vec::<String>::new());
+            assert_eq!(clients.tally().fates().values().sum::<u64>(), 8);
+            let expected = Served {
+                accepted: 8,
+                with_data: 5,
+                at_end: 2,
+                silent: 0,
+                broken: 1,
+            };
+            assert_eq!(server.served(0), expected);
+        }
     }
 }

@@ -14,7 +14,6 @@ use accf_kit::clients::sockets::Sockets;
 use accf_kit::clients::{Behaviour, Clients, Fate, Limit, Mix, Pace, Policy, Target, Timing};
 use accf_kit::control::OnTimeout;
 use accf_kit::endpoint::{Family, Listen, Listener};
-use accf_kit::exchange::Exchange;
 use accf_kit::server::{Served, Server};
 use accf_kit::wire::Wire;
 use accf_kit::{module, sockets, wait};
@@ -47,6 +46,8 @@ const MIX: &Mix = &[
     (Behaviour::ResetLater, 20),
 ];
 
+/// How many random bytes a client sends at most.
+const MOST_BYTES: u16 = 4000;
 /// How many threads are clients, and how many of its clients each has at once.
 const CLIENT_THREADS: u64 = 4;
 const AT_ONCE: usize = 8;
@@ -80,13 +81,13 @@ fn run(context: &Context, deadline: Option<Duration>, count: u64) -> Result<()> 
     let mut rng = context.rng();
     let mut clients = Vec::new();
     for _ in 0..CLIENT_THREADS {
-        let sockets = Sockets::new(Exchange::Echo, rng.fork())?;
+        let sockets = Sockets::new(MOST_BYTES, rng.fork())?;
         let (targets, timing, rng) = (targets.clone(), timing.clone(), rng.fork());
         clients.push(Clients::new(sockets, targets, MIX, timing, rng));
     }
     let mut servers = Vec::new();
     for _ in 0..SERVER_THREADS {
-        let mut server = Server::new(Exchange::Echo)?;
+        let mut server = Server::new()?;
         for listener in &listeners {
             server.add(listener.try_clone()?)?;
         }
