@@ -59,7 +59,8 @@ pub struct Capture {
 #[derive(Debug)]
 struct Shared {
     socket: OwnedFd,
-    /// On the loopback interface every packet is seen twice: on its way out, and on its way in. One is enough.
+    /// On the loopback interface every packet is seen twice: on its way out, and on its way in. One
+    /// is enough.
     loopback: bool,
     packets: Mutex<Vec<Packet>>,
 }
@@ -67,7 +68,8 @@ struct Shared {
 impl Capture {
     /// Starts to capture every TCP segment of an interface in a namespace, in both directions.
     ///
-    /// Packets are seen after the queueing discipline of their interface: with a netem delay, when they really leave.
+    /// Packets are seen after the queueing discipline of their interface: with a netem delay, when
+    /// they really leave.
     pub fn start(ns: &Netns, interface: &str) -> Result<Self> {
         let shared = Arc::new(ns.run(|| Shared::open(interface))?);
         let stop = Arc::new(EventFd::from_flags(
@@ -89,7 +91,7 @@ impl Capture {
         self.shared.so_far()
     }
 
-    /// Lets somebody else look at what is captured, during the capture and after.
+    /// Returns a view of what is captured, during the capture and after.
     pub fn viewer(&self) -> Viewer {
         Viewer {
             shared: Arc::clone(&self.shared),
@@ -133,12 +135,12 @@ impl Capture {
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        // Nobody is left to hear of an error here; who wants to know calls `stop`.
+        // An error cannot be reported here; `stop` reports it.
         let _ = self.end();
     }
 }
 
-/// A look at a capture that somebody else runs.
+/// A view of a capture that another thread runs.
 #[derive(Clone, Debug)]
 pub struct Viewer {
     shared: Arc<Shared>,
@@ -260,8 +262,8 @@ impl Shared {
 
 /// Waits until packets are stamped as they arrive.
 ///
-/// The kernel begins to do so some time after the first socket asked for it; until then, a packet gets the time at which
-/// it is read.
+/// The kernel begins to do so some time after the first socket asked for it; until then, a packet
+/// gets the time at which it is read.
 fn wait_until_stamped() -> Result<()> {
     const PAUSE: Duration = Duration::from_millis(3);
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("UDP socket")?;

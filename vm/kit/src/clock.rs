@@ -64,8 +64,9 @@ impl fmt::Display for Stamp {
 
 /// Knows how late this machine ran its programs.
 ///
-/// An emulated machine on a busy host stops now and then, or one of its processors does, and so does every program there. A thread
-/// on each of them that does nothing but sleep shows when, and by how much: what a test allows beyond its own tolerance.
+/// An emulated machine on a busy host stops now and then, or one of its processors does, and so
+/// does every program there. A thread on each of them that does nothing but sleep shows when, and
+/// by how much: what a test allows beyond its own tolerance.
 #[derive(Clone, Debug)]
 pub struct Pulse {
     /// Of each processor.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A filtered listener's settings and counts: the crate `accf`, and what only a test would ask the kernel for.
+//! A filtered listener's settings and counts: the crate `accf`, and what only a test would ask the
+//! kernel for.
 
 use std::io;
 use std::num::NonZeroU32;
@@ -50,7 +51,8 @@ pub fn set_nowhere(socket: impl AsFd, level: i32, name: i32, length: u32) -> io:
     sys::set_option_nowhere(socket.as_fd(), level, name, length)
 }
 
-/// What `inet_diag` tells of the only filtered listener on a port of a namespace; nothing, if there is none.
+/// What `inet_diag` tells of the only filtered listener on a port of a namespace; nothing, if there
+/// is none.
 pub fn from_diag(ns: &Netns, port: u16) -> Result<Option<accf::Listener>> {
     let mut found = ns.run(|| listeners_on(port).context("sock_diag"))?;
     let first = found.pop();

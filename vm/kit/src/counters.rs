@@ -46,9 +46,11 @@ impl Counters {
         Ok(())
     }
 
-    /// One counter, by the name `nstat` gives it: group and name, as in `TcpExtListenDrops` or `TcpRetransSegs`.
+    /// One counter, by the name `nstat` gives it: group and name, as in `TcpExtListenDrops` or
+    /// `TcpRetransSegs`.
     ///
-    /// A counter this kernel does not have is an error: a test that reads it by a wrong name would always pass.
+    /// A counter this kernel does not have is an error: a test that reads it by a wrong name would
+    /// always pass.
     pub fn get(&self, name: &str) -> Result<i64> {
         self.values
             .get(name)

@@ -234,7 +234,8 @@ pub struct Accepted {
     pub stream: TcpStream,
     /// The client.
     pub peer: SocketAddr,
-    /// When the kernel made the socket and put it into the listener's queue, give or take a clock tick.
+    /// When the kernel made the socket and put it into the listener's queue, give or take a clock
+    /// tick.
     pub made: Stamp,
     /// When `accept()` returned.
     pub at: Stamp,
@@ -308,7 +309,8 @@ impl AsFd for Listener {
     }
 }
 
-/// Connects from inside a namespace: when this returns, the handshake's third segment has been sent.
+/// Connects from inside a namespace: when this returns, the handshake's third segment has been
+/// sent.
 pub fn connect(ns: &Netns, server: SocketAddr) -> Result<TcpStream> {
     ns.run(|| connect_here(server))
 }
@@ -329,9 +331,11 @@ pub fn reset_on_close(stream: &TcpStream) -> Result<()> {
         .context("SO_LINGER")
 }
 
-/// Makes a socket that is about to connect send no bare ACK: the first data is the handshake's third segment.
+/// Makes a socket that is about to connect send no bare ACK: the first data is the handshake's
+/// third segment.
 pub fn let_data_carry_the_ack(socket: impl AsFd) -> Result<()> {
-    // On a client's socket, Linux takes a deferred accept as "data will follow at once, wait with the ACK".
+    // On a client's socket, Linux takes a deferred accept as "data will follow at once, wait with
+    // the ACK".
     set_defer_accept(socket, 1)
 }
 
@@ -366,7 +370,8 @@ pub fn keep_alive(stream: &TcpStream) -> Result<()> {
         .context("SO_KEEPALIVE")
 }
 
-/// Takes a socket's connection apart, so that it may listen or connect again: `connect()` to nobody.
+/// Takes a socket's connection apart, so that it may listen or connect again: `connect()` to
+/// `AF_UNSPEC`.
 pub fn disconnect(socket: impl AsFd) -> io::Result<()> {
     sys::disconnect(socket.as_fd())
 }

@@ -11,7 +11,7 @@ pub(crate) const ANONYMOUS: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
 /// A word, a name, a length, the end of the line.
 const HEADER: usize = 5 + 16 + 4 + 1;
 
-/// Makes the request of a client called `name`, with so many random bytes.
+/// Makes the request of a client called `name`, with `length` random bytes.
 pub(crate) fn request(name: u64, length: u16, rng: &mut fastrand::Rng) -> Vec<u8> {
     let mut request = format!("hello{name:016x}{length:04x}\n").into_bytes();
     request.extend(std::iter::repeat_with(|| rng.u8(..)).take(length.into()));

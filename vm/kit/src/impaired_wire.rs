@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Clients of every kind at one end of a wire, filtered listeners with all settings at the other, where
-//! the wire loses packets, a firewall looks at them, or memory is short.
+//! Clients of every kind at one end of a wire, filtered listeners with all settings at the other,
+//! where the wire loses packets, a firewall looks at them, or memory is short.
 //!
-//! Whatever that is, each client's fate must agree with what it did, and the counts of each listener
-//! must add up.
+//! Whatever that is, each client's fate must agree with what it did, and the counts of each
+//! listener must add up.
 
 use std::time::Duration;
 
@@ -115,8 +115,8 @@ impl ImpairedWire {
         &self.clients
     }
 
-    /// Keeps clients there as long as `more` says, of the number of those that have begun, that another
-    /// one comes; then until all are gone.
+    /// Starts clients until `more`, called with the number of those that have begun, returns false;
+    /// goes on until all are gone.
     pub fn run(&mut self, pace: Pace, more: impl FnMut(u64) -> bool + Send) -> Result<()> {
         let Self {
             wire,
@@ -129,8 +129,8 @@ impl ImpairedWire {
         })
     }
 
-    /// Waits until all listeners are at rest, compares their counts with what the server saw, and closes
-    /// them.
+    /// Waits until all listeners are at rest, compares their counts with what the server saw, and
+    /// closes them.
     pub fn settle(&mut self, limit: Duration) -> Result<Vec<Stats>> {
         let mut all = Vec::new();
         for (index, policy) in self.policies.iter().enumerate() {
@@ -149,8 +149,8 @@ impl ImpairedWire {
         Ok(all)
     }
 
-    /// Makes sure that every connection that was released was accepted, and no other one but those that
-    /// were never parked.
+    /// Makes sure that every connection that was released was accepted, and no other connection but
+    /// such as were never parked.
     fn account(&self, index: usize, policy: &Policy, seen: &Stats, served: &Served) -> Result<()> {
         let released = released_were_accepted(policy, seen, served)?;
         // Where the ACK gets lost, a client that sends was never parked.
@@ -171,11 +171,12 @@ impl ImpairedWire {
     }
 }
 
-/// Has both ends of a namespace's connections send again each second what is not heard, until it is.
+/// Has both ends of a namespace's connections send again each second what is not heard, until it
+/// is.
 ///
-/// Also when the socket is closed: by itself, the kernel then gives up once it waits as long as it may
-/// (`tcp_orphan_retries()`), which is after five FINs here, or fewer: now and then a client would wait
-/// for its end for ever.
+/// Also when the socket is closed: by itself, the kernel then gives up once it waits as long as it
+/// may (`tcp_orphan_retries()`), which is after five FINs here, or fewer: now and then a client
+/// would wait for its end for ever.
 fn persist(ns: &Netns) -> Result<()> {
     for (name, value) in [
         ("net.ipv4.tcp_rto_max_ms", "1000"),

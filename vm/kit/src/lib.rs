@@ -1,30 +1,31 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a program needs that tests TCP from the inside of a machine it may do anything with.
+//! Tools to test TCP from the inside of a machine that the test owns.
 //!
 //! | to | use |
 //! | --- | --- |
 //! | ask for an accept filter, and read it back | [`ulp`] |
 //! | change its settings, and read what it counted | [`control`] |
-//! | know that its counts add up | [`account`] |
-//! | have a machine room of one's own | [`netns`], [`wire`] |
+//! | check that its counts add up | [`account`] |
+//! | make network namespaces, and wires between them | [`netns`], [`wire`] |
 //! | open listeners for IPv4, IPv6 and both | [`endpoint`] |
-//! | pass to the kernel what nobody should, by system calls and by the wire | [`memory`], [`forge`] |
-//! | see what is on the wire | [`capture`], [`segment`] |
+//! | pass invalid input to the kernel, by system calls and by the wire | [`memory`], [`forge`] |
+//! | capture what is on the wire | [`capture`], [`segment`] |
 //! | speak TCP segment by segment, with no kernel in between | [`raw`] |
-//! | be thousands of clients | [`tun_clients`] |
-//! | have clients of every kind, and know what must become of them | [`clients`] |
+//! | do the same for thousands of clients on one thread | [`tun_clients`] |
+//! | run clients of every kind, and check what became of them | [`clients`] |
 //! | serve them | [`server`] |
-//! | have them meet listeners of all settings, in trouble | [`impaired_wire`] |
-//! | see what the kernel thinks | [`tcp_info`], [`counters`], [`sockets`] |
+//! | do so with listeners of all settings, over a wire that loses packets | [`impaired_wire`] |
+//! | read the kernel's state | [`tcp_info`], [`counters`], [`sockets`] |
 //! | count instructions instead of time | [`count`] |
 //! | see how much memory the kernel uses, and have it run out | [`slab`], [`fault`] |
 //! | load and unload the module | [`module`] |
 //! | sign segments | [`signature`] |
 //! | encrypt in the kernel | [`ktls`] |
 //!
-//! Everything runs as root, and changes nothing outside the namespaces it makes, except for [`module`].
-//! All points in time are [`clock::Stamp`]s, so those of packets and of system calls can be compared.
+//! Everything runs as root, and changes nothing outside the namespaces it makes, except for
+//! [`module`]. All points in time are [`clock::Stamp`]s, so those of packets and of system calls
+//! can be compared.
 
 pub mod account;
 pub mod capture;

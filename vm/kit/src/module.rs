@@ -37,7 +37,8 @@ pub fn load(parameters: &str) -> Result<()> {
     })
 }
 
-/// Asks the kernel to unload the module, once: `EWOULDBLOCK` says that it is in use, `ENOENT` that it is not loaded.
+/// Asks the kernel to unload the module, once: `EWOULDBLOCK` says that it is in use, `ENOENT` that
+/// it is not loaded.
 pub fn try_unload() -> Result<(), Errno> {
     let name = CString::new(NAME).map_err(|_| Errno::EINVAL)?;
     delete_module(&name, DeleteModuleFlags::O_NONBLOCK)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Network namespaces: machines of one's own.
+//! Network namespaces.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,8 +17,9 @@ use crate::link::Links;
 
 /// A network namespace, held open.
 ///
-/// It has no name in the file system, so nothing is left behind whatever happens: the kernel takes it down once the
-/// last clone of this handle, the last thread inside, and the last socket opened inside are gone.
+/// It has no name in the file system, so nothing is left behind whatever happens: the kernel takes
+/// it down once the last clone of this handle, the last thread inside, and the last socket opened
+/// inside are gone.
 #[derive(Clone, Debug)]
 pub struct Netns {
     handle: Arc<File>,
@@ -32,7 +33,7 @@ impl Netns {
         Ok(ns)
     }
 
-    /// Opens a conversation with the kernel about the interfaces inside.
+    /// Opens a netlink socket for the interfaces inside.
     pub(crate) fn links(&self) -> Result<Links> {
         self.run(Links::open_here)
     }
@@ -64,7 +65,7 @@ impl Netns {
 
     /// Runs `f` inside, on a thread of its own, and waits for it.
     ///
-    /// A socket opened inside stays inside, whoever uses it later.
+    /// A socket opened inside stays inside, whichever thread uses it later.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
             scope

@@ -100,9 +100,9 @@ pub struct Timestamps {
 /// One TCP segment with its addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Who sent it.
+    /// The sender's address and port.
     pub source: SocketAddr,
-    /// Whom it is for.
+    /// The receiver's address and port.
     pub destination: SocketAddr,
     /// The sequence number of the first byte, or of the SYN.
     pub seq: u32,

@@ -83,8 +83,8 @@ impl Server {
         })
     }
 
-    /// A server that looks once at each connection as it accepts it, and resets it. Its clients have no
-    /// names.
+    /// A server that looks once at each connection as it accepts it, and resets it. Its clients
+    /// have no names.
     pub fn resetting() -> Result<Self> {
         let server = Self::new()?;
         Ok(Self {
@@ -287,8 +287,8 @@ impl Server {
     }
 }
 
-/// Looks whether a connection that was just accepted has sent something. Its close is a reset, which
-/// ends the client, and leaves nothing behind.
+/// Looks whether a connection that was just accepted has sent something. Its close is a reset,
+/// which ends the client, and leaves nothing behind.
 fn look_and_reset(mut socket: &Socket, served: &mut Served) -> Result<()> {
     let mut buffer = [0; 256];
     let seen = match socket.read(&mut buffer) {

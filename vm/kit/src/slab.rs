@@ -20,10 +20,11 @@ impl Slabs {
         Self::parse(&fs::read_to_string("/proc/slabinfo").context("/proc/slabinfo")?)
     }
 
-    /// Reads them several times within `time`, and tells the least of each cache, which is exact to the object.
+    /// Reads them several times within `time`, and tells the least of each cache, which is exact to
+    /// the object.
     ///
-    /// Each processor has free objects at hand, which count as used: they are taken from it before each reading. Others are freed
-    /// a while after they were used. Both only ever add.
+    /// Each processor has free objects at hand, which count as used: they are taken from it before
+    /// each reading. Others are freed a while after they were used. Both only ever add.
     pub fn read_exactly(time: Duration) -> Result<Self> {
         const READINGS: u32 = 3;
         let mut least = Self::read()?;
@@ -60,7 +61,8 @@ impl Slabs {
         self.bytes.get(cache).copied()
     }
 
-    /// How many bytes each cache has grown by since `earlier`, those that have not left out.
+    /// Returns how many bytes each cache has grown by since `earlier`; caches that have not grown
+    /// are left out.
     pub fn growth(&self, earlier: &Self) -> BTreeMap<String, i64> {
         self.bytes
             .iter()

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Thousands of clients, each as cheap as three numbers.
+//! Thousands of clients that send each segment themselves, behind one TUN interface and on one
+//! thread.
 //!
-//! A [`RawClient`](crate::raw::RawClient) has a channel of its own, and somebody who waits at it. Here one thread is all
-//! of the clients: it sends for whomever it likes, and is told what came for whom. They live behind a TUN interface of
-//! their own, on two hundred addresses.
+//! A [`RawClient`](crate::raw::RawClient) has a channel of its own, and a thread that waits at it.
+//! Here a client is three numbers: one thread sends for all of them, and is told which segment came
+//! for which client. They live behind a TUN interface of their own, on two hundred addresses.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -28,14 +29,16 @@ pub const INTERFACE: &str = "clients0";
 
 const SERVER_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
-/// How many addresses the clients have: enough to be many, and fewer than the kernel remembers neighbours.
+/// How many addresses the clients have: enough to be many, and fewer than the kernel remembers
+/// neighbours.
 const ADDRESSES: u32 = 200;
 /// The last part of the first address.
 const FIRST_ADDRESS: u32 = 11;
 const FIRST_PORT: u32 = 1024;
 /// How many segments of the server may wait to be read: more than it sends at once.
 const QUEUE: u32 = 20_000;
-/// How many handshakes of [`TunClients::open`] are under way at once: fewer than any backlog a test asks for.
+/// How many handshakes of [`TunClients::open`] are under way at once: fewer than any backlog a test
+/// asks for.
 const WINDOW: usize = 32;
 
 /// The far side of a TUN interface, with all of its clients.
@@ -48,7 +51,7 @@ pub struct TunClients {
     spent: Cell<u64>,
 }
 
-/// One client: which one, and where it is in its two streams.
+/// One client: its number, and where it is in its two streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TunClient {
     /// Its number.
@@ -107,7 +110,7 @@ impl TunClients {
             }
         }
         bail!(
-            "nobody answers behind the TUN interface {INTERFACE} ({})",
+            "nothing answers behind the TUN interface {INTERFACE} ({})",
             self.family
         )
     }
@@ -132,7 +135,7 @@ impl TunClients {
         SocketAddr::new(self.server.ip(), port)
     }
 
-    /// Where a client is.
+    /// A client's address and port.
     pub fn address(&self, nth: u32) -> SocketAddr {
         let host = FIRST_ADDRESS + nth % ADDRESSES;
         let ip: IpAddr = if self.family.is_v4_on_the_wire() {
@@ -147,7 +150,7 @@ impl TunClients {
         SocketAddr::new(ip, u16::try_from(port).unwrap_or(u16::MAX))
     }
 
-    /// Who is at an address.
+    /// Returns the number of the client at an address.
     pub fn at(address: SocketAddr) -> Option<u32> {
         let host = match address.ip().to_canonical() {
             IpAddr::V4(ip) => u32::from(ip.octets()[3]),
@@ -158,7 +161,8 @@ impl TunClients {
         (host < ADDRESSES).then_some(port * ADDRESSES + host)
     }
 
-    /// A segment of a client at its present numbers, to be changed and sent with [`TunClients::send`].
+    /// A segment of a client at its present numbers, to be changed and sent with
+    /// [`TunClients::send`].
     pub fn segment(&self, member: &TunClient, flags: Flags, payload: &[u8]) -> Segment {
         Segment {
             seq: member.snd_nxt,
@@ -195,9 +199,10 @@ impl TunClients {
         }
     }
 
-    /// The instructions spent so far on what the clients sent: in the kernel, from where a network card would hand it a packet,
-    /// and by whoever it woke meanwhile; its answers among them. Taking those off the wire is the clients' own business. On a
-    /// machine that counts them ([`count`]).
+    /// The instructions spent so far on what the clients sent: in the kernel, from where a network
+    /// card would hand it a packet, and by the threads that it woke meanwhile, answers included.
+    /// Taking those off the wire is the clients' own business. On a machine that counts them
+    /// ([`count`]).
     pub fn spent(&self) -> u64 {
         self.spent.get()
     }
@@ -221,13 +226,14 @@ impl TunClients {
         Ok(())
     }
 
-    /// Tells `heard` of all that has come, and of what comes within `limit` if nothing has; says whether anything did.
+    /// Calls `heard` with each segment that has come, or that comes within `limit` if none has;
+    /// returns whether any did.
     pub fn pump(
         &mut self,
         limit: Duration,
         mut heard: impl FnMut(u32, &Segment) -> Result<()>,
     ) -> Result<bool> {
-        // A budget: who is flooded must still get to do something else.
+        // A budget: a caller that is flooded must still get to do something else.
         const AT_ONCE: usize = 256;
         let mut any = false;
         for _ in 0..AT_ONCE {
@@ -241,7 +247,7 @@ impl TunClients {
         Ok(any)
     }
 
-    /// The next segment that has come, and for whom; nothing, if none is there now.
+    /// Takes the next segment that has come, with its client; nothing, if none is there now.
     pub fn take(&mut self) -> Result<Option<(u32, Segment)>> {
         loop {
             let length = match (&self.tun).read(&mut self.buffer) {
@@ -260,7 +266,8 @@ impl TunClients {
         }
     }
 
-    /// Has clients do their handshakes, a few at a time, each with a bare ACK; each SYN-ACK must come within `limit`.
+    /// Has clients do their handshakes, a few at a time, each with a bare ACK; each SYN-ACK must
+    /// come within `limit`.
     ///
     /// Another segment than the one SYN-ACK is an error.
     pub fn open(&mut self, clients: Range<u32>, limit: Duration) -> Result<Vec<TunClient>> {
@@ -275,9 +282,10 @@ impl TunClients {
         Ok(opened)
     }
 
-    /// The same for a server that need not answer everybody, and may say more: returns who was answered.
+    /// Does the same with a server that need not answer every client, and may send more; returns
+    /// the clients that were answered.
     ///
-    /// Once nothing came for `limit`, those who wait give up.
+    /// Once nothing came for `limit`, the clients that wait give up.
     pub fn try_open(&mut self, clients: Range<u32>, limit: Duration) -> Result<Vec<TunClient>> {
         let mut opened = Vec::with_capacity(clients.len());
         self.handshakes(clients, limit, false, &mut opened)?;

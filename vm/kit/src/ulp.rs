@@ -14,8 +14,8 @@ pub const DATAREADY: &str = "dataready";
 
 /// Attaches the upper-layer protocol `name` to a TCP socket: `setsockopt(IPPROTO_TCP, TCP_ULP)`.
 ///
-/// The errno is the message: `ENOENT` nobody offers this name, `EEXIST` the socket has one already, `ENOTCONN` or
-/// `EOPNOTSUPP` the socket is not of the kind or in the state it takes.
+/// The errno is the message: `ENOENT` no ULP has this name, `EEXIST` the socket has one already,
+/// `ENOTCONN` or `EOPNOTSUPP` the socket is not of the kind or in the state it takes.
 pub fn attach(socket: impl AsFd, name: &str) -> io::Result<()> {
     sys::set_option(
         socket.as_fd(),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Two machines and a cable: a client's and a server's namespace, joined by a veth pair.
+//! A client's and a server's namespace, joined by a veth pair.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -25,7 +25,8 @@ const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 
 /// Two namespaces joined by a cable, with IPv4 and IPv6 addresses.
 ///
-/// The neighbours know each other from the start, so that no ARP and no neighbour discovery is in the measurements.
+/// The neighbours know each other from the start, so that no ARP and no neighbour discovery is in
+/// the measurements.
 #[derive(Clone, Debug)]
 pub struct Wire {
     /// Where the clients are.
@@ -80,8 +81,9 @@ impl Wire {
 
     /// Waits until a datagram has crossed the cable each way.
     ///
-    /// The kernel lets an interface send only some time after its other end came up, and drops what comes before: a
-    /// first SYN lost would be sent again after a second, and spoil what is measured.
+    /// The kernel lets an interface send only some time after its other end came up, and drops what
+    /// comes before: a first SYN lost would be sent again after a second, and spoil what is
+    /// measured.
     fn wait_until_it_carries(&self) -> Result<()> {
         let socket = |ns: &Netns| {
             ns.run(|| {
@@ -128,8 +130,8 @@ impl Wire {
         }
     }
 
-    /// Has the cable, both ways, lose so many of a hundred packets, carry as many twice, and hold back all but as many for
-    /// a moment, so that those overtake others.
+    /// Has the cable, both ways, lose `percent` of a hundred packets, carry as many twice, and
+    /// delay all but as many for a moment, so that those overtake others.
     pub fn disturb(&self, percent: u8) -> Result<()> {
         const MOMENT: Duration = Duration::from_millis(5);
         for ns in [&self.client, &self.server] {

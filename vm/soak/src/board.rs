@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What happens is written here, by whoever does it, for whoever wants to know how far it is.
+//! Counts of what happens, kept by all threads of a round.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,7 +39,7 @@ impl Board {
         *lock(&self.events).entry(what.to_owned()).or_default() += count;
     }
 
-    /// Says how many clients have begun at a place so far.
+    /// Sets how many clients have begun at a place so far.
     pub(crate) fn begun(&self, place: &str, count: u64) {
         lock(&self.begun).insert(place.to_owned(), count);
     }
@@ -69,7 +69,7 @@ impl Board {
         }
     }
 
-    /// Something is not as it has to be.
+    /// Records that something is not as it has to be.
     pub(crate) fn complain(&self, what: impl fmt::Display) {
         let text = what.to_string();
         eprintln!("not as it should be: {text}");
@@ -86,7 +86,7 @@ impl Board {
         lock(&self.complaints).clone()
     }
 
-    /// Has a namespace be looked at until [`Self::forget_namespaces`].
+    /// Adds a namespace to look at until [`Self::forget_namespaces`].
     pub(crate) fn show_namespace(&self, ns: &Netns) {
         lock(&self.namespaces).push(ns.clone());
     }
@@ -123,7 +123,7 @@ impl Board {
         lock(&self.counters).clone()
     }
 
-    /// Where it is, in one line.
+    /// Describes the state in one line.
     pub(crate) fn line(&self) -> String {
         let begun = lock(&self.begun);
         let mut habits: BTreeMap<String, u64> = BTreeMap::new();

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Listeners that change all the time while clients come: their settings, their filter, whether they are there at all.
+//! Listeners that change all the time while clients come: their settings, their filter, whether
+//! they are there at all.
 
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
@@ -19,17 +20,17 @@ use crate::socket_clients::run_clients;
 
 const PLACE: &str = "listeners that change and close";
 
-/// So many listeners.
-const BEDS: usize = 4;
+/// How many listeners there are.
+const LISTENERS: usize = 4;
 const BACKLOG: i32 = 1024;
-/// Below those that clients get: who opens again finds its port free.
+/// Below the ports that clients get: a listener that is opened again finds its port free.
 const FIRST_PORT: u16 = 8001;
 
 /// A listener that changes.
-struct Bed {
+struct Changing {
     family: Family,
     port: u16,
-    /// It listens, and has no filter yet.
+    /// Whether it listens, and has no filter yet.
     bare: bool,
     /// When it is to be there again.
     closed_until: Option<Instant>,
@@ -43,7 +44,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let mut server = Server::new()?;
     let mut beds = Vec::new();
     let mut targets = Vec::new();
-    for (port, _) in (FIRST_PORT..).zip(0..BEDS) {
+    for (port, _) in (FIRST_PORT..).zip(0..LISTENERS) {
         let family = any_family(&mut rng);
         let listener = Listen::filtered(family)
             .backlog(BACKLOG)
@@ -52,7 +53,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
             .open(&ns)?;
         let address = family.loopback(listener.port());
         targets.push(Target::that_changes(address, Duration::from_secs(2)));
-        beds.push(Bed {
+        beds.push(Changing {
             family,
             port: listener.port(),
             bare: false,
@@ -65,9 +66,9 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     run_clients(round, PLACE, &ns, targets, || {
         server.step(Duration::from_millis(10))?;
         if Instant::now() >= next && !round.is_over() {
-            let index = rng.usize(..BEDS);
-            let bed = beds.get_mut(index).context("no such bed")?;
-            tend(round, &ns, &mut server, index, bed, &mut rng)?;
+            let index = rng.usize(..LISTENERS);
+            let bed = beds.get_mut(index).context("no such listener")?;
+            change(round, &ns, &mut server, index, bed, &mut rng)?;
             next = Instant::now() + Duration::from_millis(rng.u64(10..200));
         }
         for (index, bed) in beds.iter_mut().enumerate() {
@@ -88,7 +89,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
         if bed.bare {
             ulp::attach(listener, ulp::DATAREADY).context("attach at last")?;
         }
-        // Whoever is still there meets its deadline now.
+        // Clients that are still parked meet their deadline now.
         set_config(listener, &settings(1, 0, any_policy(&mut rng)))?;
         round.at_rest(&server.settle(index, round.limit())?);
         drop(server.take(index)?);
@@ -96,13 +97,14 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Opens a listener again, on the same port; now and then without its filter, which it gets under load.
+/// Opens a listener again, on the same port; now and then without its filter, which it gets under
+/// load.
 fn open(
     round: &Round<'_>,
     ns: &Netns,
     server: &mut Server,
     index: usize,
-    bed: &mut Bed,
+    bed: &mut Changing,
     rng: &mut fastrand::Rng,
 ) -> Result<()> {
     let listen = match rng.u8(..3) {
@@ -113,7 +115,8 @@ fn open(
         _ => Listen::filtered(bed.family).config(any_settings(rng)),
     };
     let listen = listen.backlog(BACKLOG).port(bed.port);
-    // A process that is just being started has copies of all sockets for a moment, which may be long where much is going on.
+    // A process that is just being started has copies of all sockets for a moment, which may be
+    // long where much is going on.
     let mut listener = listen.open(ns);
     wait::until(round.limit(), || {
         if listener.is_err() {
@@ -129,13 +132,13 @@ fn open(
     Ok(())
 }
 
-/// Does something to a listener.
-fn tend(
+/// Changes a listener at random.
+fn change(
     round: &Round<'_>,
     ns: &Netns,
     server: &mut Server,
     index: usize,
-    bed: &mut Bed,
+    bed: &mut Changing,
     rng: &mut fastrand::Rng,
 ) -> Result<()> {
     if bed.closed_until.is_some() {

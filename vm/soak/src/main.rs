@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The guest side of the soak: everything happens at once, and nothing is left of it.
+//! The guest side of the soak: runs everything at once, and proves that nothing is left of it.
 //!
-//! It goes in rounds. In each, the module is loaded; clients of every kind meet listeners of every kind, while settings
-//! change, listeners close, servers are killed, namespaces go, memory is short, packets get lost, and somebody tries to
-//! unload the module; then no more clients come, all that is there comes to its end, and the module goes. What is proved
-//! after each round and in the end is in the [`Record`](accf_soak::Record) that is left in `$ACCF_OUT`.
+//! It goes in rounds. In each, the module is loaded; clients of every kind meet listeners of every
+//! kind, while settings change, listeners close, servers are killed, namespaces go, memory is
+//! short, packets get lost, and a thread tries to unload the module; then no more clients come, all
+//! connections end, and the module is unloaded. What is proved after each round and in the end is
+//! in the [`Record`](accf_soak::Record) that is left in `$ACCF_OUT`.
 
 mod board;
 mod changing_listeners;
@@ -35,7 +36,7 @@ use crate::program::Program;
 use crate::proof::Before;
 use crate::round::Round;
 
-/// Has everything happen at once, in a guest, as root.
+/// Runs everything at once, in a guest, as root.
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Network namespaces that come and go, with whoever is parked in them.
+//! Network namespaces that come and go, with the requests that are parked in them.
 
 use std::net::TcpStream;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::round::Round;
 
 const PLACE: &str = "namespaces that go with their clients";
 
-/// So many clients in each.
+/// How many clients each has.
 const CLIENTS: u32 = 12;
 
 /// What a namespace dies with; what is dropped first is up to chance.
@@ -27,7 +27,7 @@ enum Part {
     Handle(Netns),
 }
 
-pub(crate) fn churn(round: &Round<'_>) -> Result<()> {
+pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let mut rng = round.rng(PLACE);
     let mut begun = 0;
     round.begin();

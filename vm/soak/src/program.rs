@@ -9,7 +9,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use nix::sys::memfd::{memfd_create, MFdFlags};
 
-/// A copy of this program in memory, where starting it does not depend on how the guest sees the host's files.
+/// A copy of this program in memory, where starting it does not depend on how the guest sees the
+/// host's files.
 #[derive(Debug)]
 pub(crate) struct Program {
     copy: OwnedFd,

@@ -17,13 +17,13 @@ use crate::program::Program;
 pub(crate) enum Shortage {
     /// Nothing.
     None,
-    /// So many of a hundred allocations fail, and room as well.
+    /// This percentage of allocations fails, and room is short as well.
     Of(Whose, u8),
-    /// Room in each namespace for those that are parked.
+    /// Room for parked requests in each namespace.
     Room,
 }
 
-/// In this order, again and again; also that is reached soon which is worst.
+/// In this order, over and over; the worst one comes early, too.
 const SHORTAGES: [Shortage; 6] = [
     Shortage::None,
     Shortage::Of(Whose::Module, 10),
@@ -60,7 +60,7 @@ impl fmt::Display for Shortage {
 pub(crate) struct Round<'a> {
     /// Which it is, from 0.
     pub(crate) number: u32,
-    /// Where its random numbers start.
+    /// The seed of its random numbers.
     pub(crate) seed: u64,
     /// What is short.
     pub(crate) shortage: Shortage,
@@ -115,7 +115,7 @@ impl<'a> Round<'a> {
         fastrand::Rng::with_seed(hash)
     }
 
-    /// An actor has all that it needs, and begins: waits for the others, so that all begin together.
+    /// Waits until all actors are ready, so that they begin together.
     pub(crate) fn begin(&self) {
         self.ready.fetch_add(1, Ordering::Relaxed);
         while !self.has_begun() && !self.is_over() {
@@ -123,22 +123,22 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Whether everybody was ready.
+    /// Returns whether all actors were ready.
     pub(crate) fn has_begun(&self) -> bool {
         self.ready.load(Ordering::Relaxed) >= self.actors
     }
 
-    /// Whether no more clients are to begin.
+    /// Returns whether no more clients are to begin.
     pub(crate) fn is_over(&self) -> bool {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Whether all clients are gone, and servers may go.
+    /// Returns whether all clients are gone, and servers may go.
     pub(crate) fn is_settled(&self) -> bool {
         self.settled.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing is short, so that it is known what has to become of each client.
+    /// Returns whether nothing is short, so that it is known what has to become of each client.
     pub(crate) fn has_all(&self) -> bool {
         self.shortage == Shortage::None
     }
@@ -163,9 +163,9 @@ impl<'a> Round<'a> {
         Duration::from_millis(8) * self.patience
     }
 
-    /// Sleeps for a random while; says whether the round goes on.
+    /// Sleeps for a random while; returns whether the round goes on.
     pub(crate) fn pause(&self, rng: &mut fastrand::Rng, most: Duration) -> bool {
-        /// Who sleeps longer would notice too late that it is over.
+        /// A longer sleep would notice too late that the round is over.
         const NAP: Duration = Duration::from_millis(100);
         let end = Instant::now() + most.mul_f64(rng.f64());
         while !self.is_over() {
@@ -178,7 +178,7 @@ impl<'a> Round<'a> {
         false
     }
 
-    /// A listener has come to rest, with these counts.
+    /// Records that a listener has come to rest, with these counts.
     pub(crate) fn at_rest(&self, seen: &Stats) {
         self.board.counted(seen);
         self.board

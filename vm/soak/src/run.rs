@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Runs a round: the module is loaded, everything happens at once, all of it comes to rest, and the module goes.
+//! Runs a round: loads the module, runs everything at once, lets all of it come to rest, and
+//! unloads the module.
 
 use std::sync::atomic::Ordering;
 use std::thread::{self, sleep, ScopedJoinHandle};
@@ -15,23 +16,23 @@ use nix::errno::Errno;
 use crate::round::{Round, Shortage};
 use crate::{changing_listeners, impaired_wire, namespaces, segment_clients, server_group, watch};
 
-/// What somebody in a round does.
+/// What an actor in a round does.
 pub(crate) type Actor = fn(&Round<'_>) -> Result<()>;
 
-/// A round in which there were fewer clients goes on for a while: on a machine that is very busy.
+/// A round with fewer clients goes on for a while: on a machine that is very busy.
 const ENOUGH: u64 = 400;
 
-/// Those that make clients and serve them: each comes to an end by itself once the round is over.
+/// The actors that make clients and serve them: each ends by itself once the round is over.
 pub(crate) const ACTORS: [(&str, Actor); 6] = [
     ("raw clients", segment_clients::run),
     ("a cable that loses", impaired_wire::lossy),
     ("a cable with conntrack", impaired_wire::tracked),
-    ("a garden", changing_listeners::run),
+    ("changing listeners", changing_listeners::run),
     ("a group", server_group::run),
-    ("namespaces", namespaces::churn),
+    ("namespaces", namespaces::run),
 ];
 
-/// Has a round happen, for as long as `time` says and until it is over.
+/// Runs a round for as long as `time` says, and until all of it is over.
 pub(crate) fn run(mut round: Round<'_>, time: Duration) -> Result<()> {
     let mut rng = round.rng("round");
     module::load(&parameters(&round, &mut rng))?;
@@ -66,7 +67,7 @@ pub(crate) fn run(mut round: Round<'_>, time: Duration) -> Result<()> {
         let mut last = end;
         let mut has_begun = false;
         let mut shown = Instant::now();
-        // Whoever is done before the round is over has failed.
+        // An actor that ends before the round is over has failed.
         while (Instant::now() < end || (Instant::now() < last && round.board.now() < ENOUGH))
             && !actors.iter().any(|(_, actor)| actor.is_finished())
         {
@@ -112,7 +113,7 @@ pub(crate) fn run(mut round: Round<'_>, time: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Hears how somebody's part ended.
+/// Complains if a thread failed.
 fn report(round: &Round<'_>, name: &str, thread: ScopedJoinHandle<'_, Result<()>>) {
     let said = match thread.join() {
         Ok(Ok(())) => return,
@@ -130,7 +131,7 @@ fn report(round: &Round<'_>, name: &str, thread: ScopedJoinHandle<'_, Result<()>
 fn parameters(round: &Round<'_>, rng: &mut fastrand::Rng) -> String {
     let timeout_ms = rng.u32(200..5_000);
     let on_timeout = rng.u8(..3);
-    // Otherwise somebody might not be held back for want of room.
+    // Otherwise some clients might not be parked for want of room.
     let max_parked_netns = if round.has_all() {
         262_144
     } else {
@@ -139,7 +140,7 @@ fn parameters(round: &Round<'_>, rng: &mut fastrand::Rng) -> String {
     format!("timeout_ms={timeout_ms} on_timeout={on_timeout} max_parked_netns={max_parked_netns}")
 }
 
-/// Tries to unload the module: in vain, as long as somebody has it, and then with success.
+/// Tries to unload the module: in vain as long as it is in use, and then with success.
 fn unload_all_the_time(round: &Round<'_>) -> Result<()> {
     let mut released: Option<Instant> = None;
     loop {
@@ -164,7 +165,7 @@ fn unload_all_the_time(round: &Round<'_>) -> Result<()> {
                     let count = module::refcount()?.unwrap_or(0);
                     ensure!(
                         count == 0,
-                        "the module's reference count is {count} with nobody left who has it"
+                        "the module's reference count is {count}, and nothing uses it"
                     );
                     module::try_unload().context("unload the module at last")?;
                     return Ok(());

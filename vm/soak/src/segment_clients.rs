@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Clients that send each segment themselves: among them half-open ones, and ones that repeat theirs.
+//! Clients that send each segment themselves: among them half-open ones, and ones that repeat
+//! theirs.
 
 use accf_kit::account::{self, describe};
 use accf_kit::clients::segments::{self, Segments};
@@ -24,8 +25,8 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let ns = Netns::new()?;
     round.board.event("namespaces made");
     round.board.show_namespace(&ns);
-    // Half-open clients are forgotten after 7 s; every other one acknowledges before, however busy the
-    // machine is.
+    // Half-open clients are forgotten after 7 s; every other one acknowledges before, however busy
+    // the machine is.
     ns.set_sysctl("net.ipv4.tcp_synack_retries", "2")?;
     let deadline = round.deadline();
     let policies = Policy::all(deadline, LITTLE_ROOM, None);

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Server processes that share a port, and are killed; what they leave goes to the others, or it does not.
+//! Server processes that share a port, and are killed; their requests migrate to the others, or do
+//! not.
 //!
-//! All of them have the filter. With one that has none beside them the module may stay for good, as is known: the kernel
-//! copies requests to where nothing tells the module that they are over.
+//! All of them have the filter. With a listener beside them that has none, the module may stay
+//! loaded for good, as is known: the kernel clones requests to where nothing tells the module that
+//! they are over.
 //!
-//! All of them may inherit, and have counts then that no longer come to zero (`account::at_rest_as_heir()`).
+//! Requests may migrate to each of them; its counts then no longer come to zero
+//! (`account::at_rest_after_migration()`).
 
 use std::io::{Read, Write};
 use std::process::{Child, ExitCode, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use accf_kit::account::{at_rest_as_heir, stats};
+use accf_kit::account::{at_rest_after_migration, stats};
 use accf_kit::clients::Target;
 use accf_kit::control::{set_config, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen};
@@ -26,9 +29,9 @@ use crate::socket_clients::run_clients;
 
 const PLACE: &str = "a group of servers that are killed";
 
-/// So many processes.
+/// How many processes there are.
 const MEMBERS: usize = 3;
-/// Below those that clients get: who opens again finds its port free.
+/// Below the ports that clients get: a process that opens it again finds it free.
 const PORT: u16 = 8000;
 const MIGRATE: &str = "net.ipv4.tcp_migrate_req";
 
@@ -88,14 +91,14 @@ impl Member {
         })?;
         let mut output = process.stdout.take().context("no output")?;
         let member = Self { process };
-        // It says so once it listens.
+        // It writes a byte once it listens.
         output
             .read_exact(&mut [0])
             .context("a server process did not begin to listen")?;
         Ok(member)
     }
 
-    /// Has it come to rest, and end.
+    /// Lets it come to rest, and end.
     fn finish(mut self) -> Result<()> {
         drop(self.process.stdin.take());
         let status = self.process.wait()?;
@@ -141,7 +144,7 @@ pub(crate) fn serve(family: &str, port: u16, seed: u64, limit: Duration) -> Resu
         server.step(Duration::from_millis(50))?;
         match input.read(&mut byte) {
             Ok(0) => break,
-            Ok(_) => bail!("nobody says anything to a server process"),
+            Ok(_) => bail!("a server process got input"),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error).context("the input"),
         }
@@ -152,7 +155,7 @@ pub(crate) fn serve(family: &str, port: u16, seed: u64, limit: Duration) -> Resu
     }
     set_config(&copy, &settings(1, 0, OnTimeout::Reset))?;
     server
-        .settle_as(0, limit, at_rest_as_heir)
+        .settle_as(0, limit, at_rest_after_migration)
         .context("a member of a group of servers")?;
     Ok(ExitCode::SUCCESS)
 }

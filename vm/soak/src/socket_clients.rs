@@ -11,7 +11,8 @@ use anyhow::Result;
 
 use crate::round::Round;
 
-/// Runs clients in a namespace until the round is over, while `meanwhile` goes on; counts their fates.
+/// Runs clients in a namespace until the round is over, while `meanwhile` goes on; counts their
+/// fates.
 pub(crate) fn run_clients(
     round: &Round<'_>,
     place: &str,
@@ -41,7 +42,8 @@ pub(crate) fn more(round: &Round<'_>, place: &str, begun: u64) -> bool {
     !round.is_over()
 }
 
-/// How many resets the kernel did not send in a namespace, for want of memory; none, in a round in which nothing is short.
+/// Returns how many resets the kernel did not send in a namespace for want of memory; 0 in a round
+/// in which nothing is short.
 fn resets_not_sent(round: &Round<'_>, ns: &Netns) -> Result<u64> {
     if round.has_all() {
         return Ok(0);

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Plays the model's histories with real listeners and real segments, and compares what is to be seen.
+//! Runs the model's histories with real listeners and real segments, and compares the outcome.
 //!
-//! Many are played at the same time, each with a listener of its own, by one thread: it sends for all clients, and what
-//! the kernel answers is there when the system call that sent it returns. What happens by itself has to be there once
-//! the model's guard is over, or as much later as this machine was late just then.
+//! Many histories run at the same time, each with a listener of its own, by one thread: it sends
+//! for all clients, and what the kernel answers is there when the system call that sent it returns.
+//! What happens by itself has to be there once the model's guard is over, or as much later as this
+//! machine was late just then.
 //!
-//! Where this machine is so slow that something may have happened by itself in the middle of a move, nobody can tell
-//! what is to be seen; nor where it stood still just when something was not as predicted. Such a history is played again.
+//! Where this machine is so slow that something may have happened by itself in the middle of a
+//! move, the right outcome is unknown; so it is where the machine stood still just when something
+//! was not as predicted. Such a history runs again.
 
 use std::net::SocketAddr;
 use std::thread::sleep;
@@ -36,7 +38,7 @@ pub(crate) enum Outcome {
     AsPredicted(Done),
     /// Something else was to be seen; and all that was done before.
     Differs(String),
-    /// The machine was so late that nobody can tell.
+    /// The machine was so late that the right outcome is unknown.
     Late,
 }
 
@@ -51,7 +53,7 @@ pub(crate) struct Done {
     pub(crate) counts: Counts,
 }
 
-/// Where histories are played.
+/// Runs histories, all of them behind one TUN interface.
 pub(crate) struct ModelRunner<'a> {
     context: &'a Context,
     swarm: TunClients,
@@ -62,7 +64,7 @@ pub(crate) struct ModelRunner<'a> {
 }
 
 impl<'a> ModelRunner<'a> {
-    /// A theatre in the calling thread's namespace, which is `ns`.
+    /// A runner in the calling thread's namespace, which is `ns`.
     pub(crate) fn new(
         context: &'a Context,
         ns: &Netns,
@@ -78,11 +80,11 @@ impl<'a> ModelRunner<'a> {
         })
     }
 
-    /// Plays histories, all at once.
-    pub(crate) fn play(&mut self, histories: &[History]) -> Result<Vec<Outcome>> {
+    /// Runs histories, all at once.
+    pub(crate) fn run(&mut self, histories: &[History]) -> Result<Vec<Outcome>> {
         let mut stages = Vec::new();
         for history in histories {
-            stages.push(Stage::new(self, history)?);
+            stages.push(Run::new(self, history)?);
         }
         let start = Instant::now();
         for (nth, stage) in stages.iter_mut().enumerate() {
@@ -102,14 +104,14 @@ impl<'a> ModelRunner<'a> {
         let outcomes = stages.iter_mut().map(|stage| stage.outcome.take());
         let outcomes = outcomes.map(|outcome| outcome.unwrap_or(Outcome::Late));
         let outcomes = outcomes.collect();
-        // What is left of the connections ends with a reset, which nobody waits for.
+        // The remaining connections end with a reset; the test does not wait for it.
         drop(stages);
         while self.swarm.take()?.is_some() {}
         Ok(outcomes)
     }
 
     /// Makes the next move of a stage, if it is time.
-    fn go_on(&mut self, stages: &mut [Stage], nth: usize) -> Result<()> {
+    fn go_on(&mut self, stages: &mut [Run], nth: usize) -> Result<()> {
         let stage = &mut stages[nth];
         let cue = stage.director.next(stage.now());
         match cue {
@@ -131,7 +133,7 @@ impl<'a> ModelRunner<'a> {
 
     fn perform(
         &mut self,
-        stages: &mut [Stage],
+        stages: &mut [Run],
         nth: usize,
         action: Action,
         before: &Seen,
@@ -164,7 +166,7 @@ impl<'a> ModelRunner<'a> {
     /// Waits until a stage looks as predicted; if it does not, that is its outcome.
     fn is_seen(
         &mut self,
-        stages: &mut [Stage],
+        stages: &mut [Run],
         nth: usize,
         expected: &Seen,
         action: Action,
@@ -209,8 +211,8 @@ impl<'a> ModelRunner<'a> {
                     return Ok(false);
                 }
                 stage.outcome = Some(Outcome::Differs(format!(
-                    "backlog {}; {}\n{}\nAt {now} ms ({action} comes next, or was the last), the machine being up to {late:?} \
-                     late:\n{difference}",
+                    "backlog {}; {}\n{}\nAt {now} ms ({action} comes next, or was the last), \
+                     the machine being up to {late:?} late:\n{difference}",
                     stage.backlog,
                     stage.terms,
                     stage.told.join("\n"),
@@ -222,7 +224,7 @@ impl<'a> ModelRunner<'a> {
     }
 
     /// Takes all segments off the wire that are there.
-    fn hear(&mut self, stages: &mut [Stage]) -> Result<()> {
+    fn hear(&mut self, stages: &mut [Run]) -> Result<()> {
         let Some(oldest) = stages.first().map(|it| it.first) else {
             return Ok(());
         };
@@ -251,7 +253,7 @@ struct Client {
 }
 
 /// One history, and how far it has got.
-struct Stage {
+struct Run {
     director: Director,
     backlog: usize,
     terms: server::Terms,
@@ -262,7 +264,7 @@ struct Stage {
     port: u16,
     listener: Option<Listener>,
     clients: Vec<Client>,
-    /// Who is connected: the ACKs of connections are not counted.
+    /// Which clients are connected: the ACKs of connections are not counted.
     connected: Vec<bool>,
     half_open: Vec<bool>,
     accepted: Vec<usize>,
@@ -279,15 +281,15 @@ struct Stage {
     outcome: Option<Outcome>,
 }
 
-impl Stage {
-    fn new(theatre: &mut ModelRunner<'_>, history: &History) -> Result<Self> {
-        let terms = in_millis(history.terms, theatre.pace);
-        let listener = Listen::filtered(theatre.family)
+impl Run {
+    fn new(runner: &mut ModelRunner<'_>, history: &History) -> Result<Self> {
+        let terms = in_millis(history.terms, runner.pace);
+        let listener = Listen::filtered(runner.family)
             .config(config(terms))
             .backlog(i32::try_from(history.backlog)?)
             .open_here()?;
-        let first = theatre.clients;
-        theatre.clients += CLIENTS as u32;
+        let first = runner.clients;
+        runner.clients += CLIENTS as u32;
         let client = |nth: u32| Client {
             nth,
             isn: nth.wrapping_mul(2_654_435_761).wrapping_sub(2),
@@ -300,7 +302,7 @@ impl Stage {
         };
         let now = Instant::now();
         Ok(Self {
-            director: Director::new(history, theatre.pace),
+            director: Director::new(history, runner.pace),
             backlog: history.backlog,
             terms,
             start: now,
@@ -308,7 +310,7 @@ impl Stage {
             first,
             port: listener.port(),
             listener: Some(listener),
-            clients: (first..theatre.clients).map(client).collect(),
+            clients: (first..runner.clients).map(client).collect(),
             connected: vec![false; CLIENTS],
             half_open: vec![false; CLIENTS],
             accepted: Vec::new(),
@@ -361,7 +363,7 @@ impl Stage {
         let nth = TunClients::at(peer).and_then(|nth| nth.checked_sub(self.first));
         let client = nth.map(|nth| nth as usize).filter(|nth| *nth < CLIENTS);
         self.accepted
-            .push(client.with_context(|| format!("accepted {peer}, who is nobody's client"))?);
+            .push(client.with_context(|| format!("accepted {peer}, which is no client"))?);
         self.sockets.push(socket);
         Ok(())
     }
@@ -449,8 +451,9 @@ impl Stage {
         } else {
             None
         };
-        // Who is half open and echoes the timestamp of another segment than the SYN-ACK is not heard any more: this kernel's
-        // tcp_check_req() takes it for a stranger, with or without a filter. Not so for who is parked.
+        // A half-open client that echoes the timestamp of another segment than the SYN-ACK is not
+        // heard any more: this kernel's tcp_check_req() drops its segments, with or without a
+        // filter. A parked client's are not dropped.
         let is_newer = sent != Some(Sent::Ack) || !self.half_open[nth];
         if let (Some(own), Some(theirs)) = (&mut client.timestamps, segment.timestamps) {
             if is_newer {
@@ -522,7 +525,7 @@ impl Stage {
             .min(expected.parked as i64);
         let half_open = expected.half_open as i64;
         as_expected.half_open = seen.half_open.clamp(half_open, half_open + spare);
-        // What the kernel's own timers do is its business. That the histogram adds up is looked at below.
+        // What TCP's own timers do is not predicted. That the histogram adds up is looked at below.
         as_expected.synack_suppressed = seen.synack_suppressed;
         as_expected.wait_log2 = seen.wait_log2;
         if as_expected != *seen {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! What a listener must have counted, and its server must have seen, of clients that did what they did.
+//! What a listener must have counted, and its server must have seen, of clients that did what they
+//! did.
 
 use std::ops::RangeInclusive;
 
@@ -12,8 +13,8 @@ use super::target::Policy;
 use crate::control::{OnTimeout, Stats};
 use crate::server::Served;
 
-/// Compares what a listener counted with what its clients did and its server saw, where nothing stood
-/// in their way. As many as `doubtful` may have been bypassed.
+/// Compares what a listener counted with what its clients did and its server saw, where nothing
+/// stood in their way. As many as `doubtful` may have been bypassed.
 pub(super) fn exactly(
     tally: &Tally,
     target: usize,

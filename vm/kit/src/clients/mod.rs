@@ -2,10 +2,10 @@
 
 //! Many clients of every kind on one thread, and what must have become of them.
 //!
-//! What a client does, and when, is its [`Behaviour`]; how it does it is the [`Transport`]'s:
-//! [`sockets`] has the kernel's TCP do it, [`segments`] sends each segment itself. Each client connects
-//! to a [`Target`] and ends in one [`Fate`]. Which fates are right depends on what it did and on its
-//! listener's settings ([`Target::allows`]); so does what the listener must have counted
+//! What a client does, and when, is its [`Behaviour`]; how it does it is the [`Transport`]'s. That of
+//! [`sockets`] has the kernel's TCP do it, that of [`segments`] sends each segment itself. Each client
+//! connects to a [`Target`] and ends in one [`Fate`]. Which fates are right depends on what it did and
+//! on its listener's settings ([`Target::allows`]); so does what the listener must have counted
 //! ([`Clients::account`]).
 
 mod behaviour;
@@ -206,10 +206,10 @@ impl<T: Transport> Clients<T> {
         self
     }
 
-    /// Has clients acknowledge so long after their SYN.
+    /// Has clients acknowledge at a time in this range after their SYN.
     ///
-    /// A second after it the kernel sends the SYN-ACK again: a client that acknowledges just then may
-    /// be bypassed, and nothing else.
+    /// A second after it the kernel sends the SYN-ACK again: a client that acknowledges just then
+    /// may be bypassed, and nothing else.
     pub fn hesitant(mut self, hesitation: Range<Duration>) -> Self {
         self.hesitation = Some(hesitation);
         self
@@ -235,8 +235,8 @@ impl<T: Transport> Clients<T> {
         &self.tally
     }
 
-    /// Describes the fates that do not agree with what the clients did, where the kernel had no memory
-    /// for `resets_not_sent` resets.
+    /// Describes the fates that do not agree with what the clients did, where the kernel had no
+    /// memory for `resets_not_sent` resets.
     pub fn complaints(&self, resets_not_sent: u64) -> Vec<String> {
         self.tally.complaints(&self.targets, resets_not_sent)
     }
@@ -253,7 +253,8 @@ impl<T: Transport> Clients<T> {
         expected::exactly(&self.tally, index, &target.policy, doubtful, seen, served)
     }
 
-    /// Lets a client begin that connects to a random listener and behaves like a random one of the mix.
+    /// Lets a client begin that connects to a random listener and behaves like a random one of the
+    /// mix.
     fn begin(&mut self) -> Result<()> {
         let target = self.rng.usize(..self.targets.len());
         let behaviour = Behaviour::random(self.mix, &mut self.rng);
@@ -291,7 +292,7 @@ impl<T: Transport> Clients<T> {
         Ok(())
     }
 
-    /// Lets happen what happens, for a while at most.
+    /// Handles what happens to clients and does what is to be done, for at most `limit`.
     pub fn step(&mut self, limit: Duration) -> Result<()> {
         let now = Instant::now();
         let next = self.schedule.peek();
@@ -415,14 +416,14 @@ impl<T: Transport> Clients<T> {
         self.tally.end(client.target, client.behaviour, late, fate);
     }
 
-    /// Keeps clients there as long as `more` says, of the number of those that have begun, that another
-    /// one comes; then until all are gone.
+    /// Starts clients until `more`, called with the number of those that have begun, returns false;
+    /// goes on until all are gone.
     pub fn run(&mut self, pace: Pace, more: impl FnMut(u64) -> bool) -> Result<()> {
         self.run_and_drain(pace, more, || Ok(()))
     }
 
-    /// The same with listeners where there is room for some clients, but no deadline: once nothing else
-    /// happens any more, `drain` ends those that are parked there.
+    /// Does the same with listeners that park a few clients without a deadline: once nothing else
+    /// happens any more, `drain` ends the clients that are parked there.
     pub fn run_and_drain(
         &mut self,
         pace: Pace,

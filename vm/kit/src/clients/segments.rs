@@ -3,8 +3,8 @@
 //! Clients that send each segment themselves, and so do what they are told to and nothing else: a
 //! client stays half-open, or repeats its handshake.
 //!
-//! Their server looks once at each connection that it accepts, and resets it ([`Server::resetting`]):
-//! that ends the client.
+//! Their server looks once at each connection that it accepts, and resets it
+//! ([`Server::resetting`]): that ends the client.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -37,8 +37,8 @@ pub const MIX: &Mix = &[
     (Behaviour::ResetInsteadOfAck, 4),
 ];
 
-/// How long clients take at listeners with this deadline. `limit` is how long nothing may happen to any
-/// client before that is an error.
+/// How long clients take at listeners with this deadline. `limit` is how long nothing may happen to
+/// any client before that is an error.
 pub fn timing(deadline: Duration, limit: Duration) -> Timing {
     Timing {
         pause: Duration::from_millis(1)..Duration::from_millis(250),
@@ -74,15 +74,15 @@ impl Segments {
         }
     }
 
-    /// Sends each client's SYN and its ACK on different processors. What is sent is handled there, and
-    /// the request's timer is on the one that handled the SYN.
+    /// Sends each client's SYN and its ACK on different processors. What is sent is handled there,
+    /// and the request's timer is on the one that handled the SYN.
     pub fn changing_processors(mut self) -> Self {
         self.processors = Some(std::thread::available_parallelism().map_or(1, usize::from));
         self
     }
 
-    /// Sends a segment that makes no sense beside so many of a hundred clients, from one of them or from
-    /// a stranger.
+    /// Sends a segment that makes no sense beside `percent` of a hundred clients, from one of them
+    /// or from a stranger.
     pub fn with_garbage(mut self, percent: u8) -> Self {
         self.garbage = percent;
         self
@@ -108,8 +108,8 @@ impl Segments {
         sched_setaffinity(Pid::from_raw(0), &set).context("sched_setaffinity")
     }
 
-    /// Sends a segment that makes no sense: in the name of a client that there is or was, or of one that
-    /// never comes.
+    /// Sends a segment that makes no sense: in the name of a client that there is or was, or of one
+    /// that never comes.
     ///
     /// Its numbers are far from any that mean something to the other side, so it changes nothing.
     fn send_garbage(&mut self, newest: u32, port: u16) -> Result<()> {
@@ -176,8 +176,8 @@ pub fn open(
 }
 
 impl Clients<Segments> {
-    /// Runs the clients ([`Clients::run`]) while a server resets what it accepts from these listeners,
-    /// one for each target; returns what it saw.
+    /// Runs the clients ([`Clients::run`]) while a server resets what it accepts from these
+    /// listeners, one for each target; returns what it saw.
     pub fn run_served(
         &mut self,
         listeners: &[Listener],
@@ -274,8 +274,8 @@ impl Transport for Segments {
         }
     }
 
-    /// A client that was dropped hears nothing of it. Every other one is reset, at the latest by its
-    /// server.
+    /// A client that was dropped hears nothing of it. Every other one is reset, at the latest by
+    /// its server.
     fn must_send_after_deadline(&self, policy: &Policy) -> bool {
         policy.on_timeout == OnTimeout::Drop
     }

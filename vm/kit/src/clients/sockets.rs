@@ -52,9 +52,9 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Sockets for clients whose names are those of no others. With each request go up to `most_bytes`
-    /// random bytes; if that is more than none, then also the end of the stream, and the reply is read up
-    /// to its end.
+    /// Sockets for clients whose names are those of no others. With each request go up to
+    /// `most_bytes` random bytes; if that is more than none, then also the end of the stream, and
+    /// the reply is read up to its end.
     pub fn new(most_bytes: u16, mut rng: fastrand::Rng) -> Result<Self> {
         Ok(Self {
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
@@ -65,9 +65,9 @@ impl Sockets {
         })
     }
 
-    /// Clients of some listeners, each with a name. They pause for at most a quarter of the shortest
-    /// deadline. `margin` is how much later than a client acts its server may notice, and `limit` how
-    /// long a client may take, beyond its silence.
+    /// Clients of some listeners, each with a name. They pause for at most a quarter of the
+    /// shortest deadline. `margin` is how much later than a client acts its server may notice, and
+    /// `limit` how long a client may take, beyond its silence.
     pub fn clients(
         targets: Vec<Target>,
         margin: Duration,
@@ -93,8 +93,8 @@ impl Sockets {
 }
 
 impl Clients<Sockets> {
-    /// Runs the clients in a namespace on a thread of its own ([`Clients::run`]), while this thread does
-    /// something else, over and over again.
+    /// Runs the clients in a namespace on a thread of its own ([`Clients::run`]), while this thread
+    /// does something else, over and over again.
     pub fn run_in(
         &mut self,
         ns: &Netns,
@@ -243,7 +243,7 @@ impl Transport for Sockets {
 }
 
 impl Connection {
-    /// Sends the next of so many pieces of the request.
+    /// Sends the next one of `pieces` pieces of the request.
     fn send(&mut self, pieces: usize, to_the_end: bool) -> io::Result<Acted> {
         const BETWEEN_PIECES: Duration = Duration::from_millis(3);
         let length = self.request.len().div_ceil(pieces);
@@ -308,7 +308,8 @@ mod tests {
     use crate::endpoint::{Family, Listen};
     use crate::server::{Served, Server};
 
-    /// A plain listener accepts every client at once: as with a filter that accepts at the deadline.
+    /// A plain listener accepts every client at once: as with a filter that accepts at the
+    /// deadline.
     #[test]
     fn a_plain_listener_serves_every_client() {
         for most_bytes in [0, 4000] {

@@ -69,8 +69,8 @@ impl Tally {
         self.sum(target, |behaviour, _| behaviour.is_parked())
     }
 
-    /// How many clients of a listener acknowledged so late that it is not known what their ACK was to
-    /// the server: on a machine that is very busy.
+    /// How many clients of a listener acknowledged so late that it is not known what their ACK was
+    /// to the server: on a machine that is very busy.
     pub fn doubtful(&self, target: usize) -> u64 {
         self.doubtful.get(&target).copied().unwrap_or_default()
     }

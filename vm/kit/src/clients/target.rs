@@ -80,8 +80,8 @@ pub struct Target {
     /// Whether anything may take longer than it should, or fail at first: segments get lost, or
     /// memory is short.
     pub lossy: bool,
-    /// Whether a client whose ACK gets lost may be forgotten: the kernel drops a request when it has
-    /// no memory to send the SYN-ACK again (`reqsk_timer_handler()`), filter or not.
+    /// Whether a client whose ACK gets lost may be forgotten: the kernel drops a request when it
+    /// has no memory to send the SYN-ACK again (`reqsk_timer_handler()`), filter or not.
     pub forgets: bool,
 }
 
@@ -100,7 +100,8 @@ impl Target {
         }
     }
 
-    /// Returns how long a silent client sends nothing: until well after its deadline, if there is one.
+    /// Returns how long a silent client sends nothing: until well after its deadline, if there is
+    /// one.
     pub(super) fn silence(&self) -> Option<Duration> {
         Some(self.policy.deadline? + Duration::from_secs(2))
     }

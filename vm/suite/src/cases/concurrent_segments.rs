@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A hundred thousand clients that send each segment themselves, of every kind, 800 at once: whatever
-//! they do, the sums are exact.
+//! A hundred thousand clients that send each segment themselves, of every kind, 800 at once:
+//! whatever they do, the sums are exact.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -90,7 +90,7 @@ fn run(context: &Context, family: Family, hesitation: Option<Range<Duration>>) -
     let pace = Pace {
         at_once: match context.kernel {
             _ if !is_hesitant => AT_ONCE,
-            // So few that they act in time.
+            // Few enough to act in time.
             Kernel::Stock => 150,
             Kernel::Dev => 30,
         },
@@ -121,8 +121,8 @@ fn run(context: &Context, family: Family, hesitation: Option<Range<Duration>>) -
         context.note(format!("listener {index}: {counted}"));
         let account = || {
             clients.account(index, &seen, &served)?;
-            // There are so many clients at once that where there is little room, some are evicted, and
-            // some are not.
+            // There are so many clients at once that where there is little room, some are evicted,
+            // and some are not.
             if !is_hesitant && policy.max_parked > 0 {
                 ensure!(seen.evicted > 0, "no client was evicted");
                 ensure!(seen.released_data > 0, "no client was released by data");
@@ -131,7 +131,8 @@ fn run(context: &Context, family: Family, hesitation: Option<Range<Duration>>) -
         };
         account().with_context(|| {
             format!(
-                "listener {index} ({policy:?}): {counted}; the kernel counted, for all listeners: {:?}",
+                "listener {index} ({policy:?}): {counted}; the kernel counted, for all \
+                 listeners: {:?}",
                 after.changes(&before)
             )
         })?;

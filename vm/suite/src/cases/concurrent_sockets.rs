@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Hundreds of clients of every kind that are kernel sockets, on several threads: each is accounted for, and every
-//! packet is looked at.
+//! Hundreds of clients of every kind that are kernel sockets, on several threads: each is accounted
+//! for, and every packet is looked at.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -172,8 +172,8 @@ fn run(context: &Context, deadline: Option<Duration>, count: u64) -> Result<()> 
     module::unload(patience)
 }
 
-/// Makes sure that no client was sent a SYN-ACK whose ACK had come, unless it sent its SYN again; returns how many were
-/// sent again before.
+/// Makes sure that no client was sent a SYN-ACK whose ACK had come, unless it sent its SYN again;
+/// returns how many were sent again before.
 fn no_syn_ack_after_an_ack(trace: &Trace) -> Result<usize> {
     #[derive(Default)]
     struct Handshake {
@@ -210,7 +210,8 @@ fn no_syn_ack_after_an_ack(trace: &Trace) -> Result<usize> {
 
 /// Compares what the clients of a listener did with what the server saw of them.
 ///
-/// A client that was answered has read exactly the random bytes that it sent, from a connection of its own.
+/// A client that was answered has read exactly the random bytes that it sent, from a connection of
+/// its own.
 fn account(
     clients: &[Clients<Sockets>],
     index: usize,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Two hundred thousand parked connections of one listener, and clients that have something to say beside them.
+//! Two hundred thousand parked connections of one listener, and active clients beside them.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -34,7 +34,7 @@ pub(crate) fn cases() -> Vec<Case> {
 }
 
 /// How many are parked.
-fn multitude(kernel: Kernel, family: Family) -> u32 {
+fn parked_count(kernel: Kernel, family: Family) -> u32 {
     match (kernel, family) {
         (Kernel::Stock, Family::V4) => 200_000,
         (Kernel::Stock, _) => 50_000,
@@ -42,13 +42,14 @@ fn multitude(kernel: Kernel, family: Family) -> u32 {
     }
 }
 
-/// How many active clients come, one after the other, at the listener when it is empty, and when it is not.
+/// How many active clients come, one after the other, at the listener when it is empty, and when it
+/// is not.
 const ACTIVE: u32 = 61;
-/// How many of the parked ones speak, and how many reset.
+/// How many of the parked clients send a request, and how many reset.
 const SPEAKERS: usize = 100;
 
-/// How often as long an active client may take beside the multitude, and how much longer on top of that: what is measured is
-/// a median, and this machine may do other things.
+/// How often as long an active client may take beside the parked ones, and how much longer on top
+/// of that: what is measured is a median, and this machine may do other things.
 const TIMES_LONGER: u32 = 2;
 const LONGER: Duration = Duration::from_millis(2);
 
@@ -63,24 +64,26 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// A client comes, thinks no longer than it takes to send two segments, speaks, and is served.
+    /// Connects a client that sends its request at once, after a bare ACK or with its ACK, and
+    /// serves it.
     ///
     /// Returns how long it took, from its SYN to the last byte of the response.
-    fn active(&mut self, thinks: bool) -> Result<Duration> {
+    fn active(&mut self, is_parked: bool) -> Result<Duration> {
         let mut member = self.swarm.member(self.came);
         self.came += 1;
         let start = Instant::now();
         self.swarm.syn(&mut member)?;
         let syn_ack = self.hear(&member, |segment| segment.is_syn_ack())?;
         member.rcv_nxt = syn_ack;
-        if thinks {
+        if is_parked {
             self.swarm.push(&mut member, Flags::ACK, b"")?;
         }
         self.serve(&mut member)?;
         Ok(start.elapsed())
     }
 
-    /// A client speaks; it is the one that is accepted, and it gets the response. Then it is gone.
+    /// Sends a client's request; it must be the client that is accepted, and get the response. Then
+    /// it is gone.
     fn serve(&mut self, member: &mut TunClient) -> Result<()> {
         self.swarm.push(member, Flags::PSH_ACK, REQUEST)?;
         let (socket, peer) = match self.listener.socket().accept() {
@@ -106,12 +109,12 @@ impl Place<'_> {
         Ok(())
     }
 
-    /// Waits for a segment for a client; what comes for anybody else is an error.
+    /// Waits for a segment for a client; a segment for any other one is an error.
     fn hear(&mut self, member: &TunClient, wanted: impl Fn(&Segment) -> bool) -> Result<u32> {
         let mut heard = None;
         while heard.is_none() {
             let any = self.swarm.pump(self.context.patience(), |nth, segment| {
-                // Who has been served is reset at the end.
+                // A client that was served is reset at the end.
                 ensure!(
                     nth == member.nth || segment.is_rst(),
                     "client {nth} got {segment}, out of nothing"
@@ -134,12 +137,12 @@ impl Place<'_> {
         }
         times.sort_unstable();
         let middle = times.get(times.len() / 2).copied();
-        middle.context("nobody was measured")
+        middle.context("no client was measured")
     }
 }
 
 fn beside(context: &Context, family: Family) -> Result<()> {
-    let count = multitude(context.kernel, family);
+    let count = parked_count(context.kernel, family);
     module::reload("")?;
     let ns = roomy_namespace()?;
     let config = settings(3_600_000, count + 10, OnTimeout::Accept);
@@ -159,8 +162,8 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     // Twice: the first time everything is done for the first time.
     place.median()?;
     let alone = place.median()?;
-    let thinkers = u64::from(2 * ACTIVE.div_ceil(2));
-    counts(context, &place.listener, counted!(released_data: thinkers))?;
+    let released = u64::from(2 * ACTIVE.div_ceil(2));
+    counts(context, &place.listener, counted!(released_data: released))?;
 
     let first = place.came;
     let start = Instant::now();
@@ -174,7 +177,7 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     let seen = counts(
         context,
         &place.listener,
-        counted!(parked: count.into(), released_data: thinkers),
+        counted!(parked: count.into(), released_data: released),
     )?;
     context.note(format!(
         "{count} parked in {:.1} s; half_open {}",
@@ -185,7 +188,8 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     let before = Counters::read(&place.ns)?;
     let beside = place.median()?;
     context.note(format!(
-        "an active client takes {:.0} µs at an empty listener, and {:.0} µs beside {count} parked ones",
+        "an active client takes {:.0} µs at an empty listener, and {:.0} µs beside {count} \
+         parked ones",
         alone.as_secs_f64() * 1e6,
         beside.as_secs_f64() * 1e6
     ));
@@ -194,9 +198,9 @@ fn beside(context: &Context, family: Family) -> Result<()> {
         Duration::ZERO..alone * TIMES_LONGER + LONGER,
         "time of an active client beside {count} parked ones, where it takes {alone:?} alone"
     );
-    let thinkers = thinkers + u64::from(ACTIVE.div_ceil(2));
+    let released = released + u64::from(ACTIVE.div_ceil(2));
 
-    // Any of the parked ones is served as soon as it speaks, and gone as soon as it resets.
+    // Any parked client is served as soon as it sends, and gone as soon as it resets.
     context.rng().shuffle(&mut members);
     for member in members.iter_mut().take(SPEAKERS) {
         place.serve(member)?;
@@ -206,7 +210,7 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     }
     let spoken = SPEAKERS as u64;
     let left = u64::from(count) - 2 * spoken;
-    let expected = counted!(parked: left, released_data: thinkers + spoken, aborted: spoken);
+    let expected = counted!(parked: left, released_data: released + spoken, aborted: spoken);
     counts(context, &place.listener, expected)?;
     expect_eq!(
         sockets::requests(&place.ns, place.listener.port())? as u64,
@@ -224,7 +228,7 @@ fn beside(context: &Context, family: Family) -> Result<()> {
         expect_eq!(after.growth(&before, counter)?, 0, "growth of {counter}");
     }
 
-    // Nobody is accepted, or hears anything, who has not spoken.
+    // A client that has sent nothing is not accepted, and is sent nothing.
     if place.listener.accept_now()?.is_some() {
         bail!("a silent client was accepted");
     }
@@ -259,12 +263,12 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     module::unload(context.patience())
 }
 
-/// A namespace whose table of connections has a place for each of them. In a smaller one the kernel's own search for one
-/// connection takes longer, the more there are, at any listener.
+/// A namespace whose table of connections has a place for each of them. In a smaller one the
+/// kernel's own search for one connection takes longer, the more there are, at any listener.
 fn roomy_namespace() -> Result<Netns> {
     const SIZE: &str = "net.ipv4.tcp_child_ehash_entries";
     const PLACES: u32 = 1 << 18;
-    // A setting of whoever makes a namespace.
+    // A new namespace takes the setting of the namespace that its maker is in.
     let here = Netns::current()?;
     let before = here.sysctl(SIZE)?;
     here.set_sysctl(SIZE, &PLACES.to_string())?;

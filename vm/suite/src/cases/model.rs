@@ -191,7 +191,7 @@ impl Rehearsal<'_> {
         for _ in 0..ATTEMPTS {
             let batch = open.iter().filter_map(|&it| histories.get(it));
             let batch: Vec<History> = batch.cloned().collect();
-            let outcomes = self.theatre.play(&batch)?;
+            let outcomes = self.theatre.run(&batch)?;
             let mut again = Vec::new();
             for (outcome, index) in outcomes.into_iter().zip(open) {
                 let verdict = match outcome {
