@@ -177,7 +177,7 @@ impl Clients {
             for first in clients.clone().step_by(BATCH as usize) {
                 for (server, (bill, _)) in servers.iter().zip(&mut bills) {
                     for nth in first..clients.end.min(first + BATCH) {
-                        connect(swarm, swarm.member_of(nth, server.port()), manner, bill)
+                        connect(swarm, swarm.client_of(nth, server.port()), manner, bill)
                             .with_context(|| format!("client {nth} of port {}", server.port()))?;
                     }
                 }

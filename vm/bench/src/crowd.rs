@@ -282,7 +282,7 @@ impl Crowd {
 
     /// A client that has not been there before.
     pub(crate) fn newcomer(&mut self) -> TunClient {
-        let member = self.swarm.member(self.came);
+        let member = self.swarm.client(self.came);
         self.came += 1;
         member
     }

@@ -83,23 +83,23 @@ impl TunClients {
         } else {
             SERVER_V6.into()
         };
-        let mut swarm = Self {
+        let mut clients = Self {
             tun,
             family,
             server: SocketAddr::new(ip, 1),
             buffer: vec![0; 1 << 16],
             spent: Cell::new(0),
         };
-        swarm.wait_until_it_answers()?;
-        swarm.server = SocketAddr::new(ip, server_port);
-        Ok(swarm)
+        clients.wait_until_it_answers()?;
+        clients.server = SocketAddr::new(ip, server_port);
+        Ok(clients)
     }
 
     /// Waits until the kernel refuses connections: it is some time before an address is in use.
     fn wait_until_it_answers(&mut self) -> Result<()> {
         let limit = Instant::now() + Duration::from_secs(20);
         while Instant::now() < limit {
-            self.syn(&mut self.member(0))?;
+            self.syn(&mut self.client(0))?;
             let mut answered = false;
             self.pump(Duration::from_millis(20), |_, segment| {
                 answered |= segment.is_rst();
@@ -116,12 +116,12 @@ impl TunClients {
     }
 
     /// A client of the server's port that has not sent anything yet.
-    pub fn member(&self, nth: u32) -> TunClient {
-        self.member_of(nth, self.server.port())
+    pub fn client(&self, nth: u32) -> TunClient {
+        self.client_of(nth, self.server.port())
     }
 
     /// A client of another port of the server.
-    pub fn member_of(&self, nth: u32, port: u16) -> TunClient {
+    pub fn client_of(&self, nth: u32, port: u16) -> TunClient {
         TunClient {
             nth,
             port,
@@ -163,14 +163,14 @@ impl TunClients {
 
     /// A segment of a client at its present numbers, to be changed and sent with
     /// [`TunClients::send`].
-    pub fn segment(&self, member: &TunClient, flags: Flags, payload: &[u8]) -> Segment {
+    pub fn segment(&self, client: &TunClient, flags: Flags, payload: &[u8]) -> Segment {
         Segment {
-            seq: member.snd_nxt,
-            ack: if flags.ack { member.rcv_nxt } else { 0 },
+            seq: client.snd_nxt,
+            ack: if flags.ack { client.rcv_nxt } else { 0 },
             payload: payload.to_vec(),
             ..Segment::new(
-                self.address(member.nth),
-                self.server_address(member.port),
+                self.address(client.nth),
+                self.server_address(client.port),
                 flags,
             )
         }
@@ -208,21 +208,21 @@ impl TunClients {
     }
 
     /// Sends a segment at a client's present numbers and moves `snd_nxt` behind it.
-    pub fn push(&self, member: &mut TunClient, flags: Flags, payload: &[u8]) -> Result<()> {
-        let segment = self.segment(member, flags, payload);
+    pub fn push(&self, client: &mut TunClient, flags: Flags, payload: &[u8]) -> Result<()> {
+        let segment = self.segment(client, flags, payload);
         self.send(&segment)?;
-        member.snd_nxt = segment.end_seq();
+        client.snd_nxt = segment.end_seq();
         Ok(())
     }
 
     /// Sends a client's SYN.
-    pub fn syn(&self, member: &mut TunClient) -> Result<()> {
-        let mut segment = self.segment(member, Flags::SYN, b"");
+    pub fn syn(&self, client: &mut TunClient) -> Result<()> {
+        let mut segment = self.segment(client, Flags::SYN, b"");
         segment.mss = Some(1460);
         segment.sack_permitted = true;
         segment.window_scale = Some(7);
         self.send(&segment)?;
-        member.snd_nxt = segment.end_seq();
+        client.snd_nxt = segment.end_seq();
         Ok(())
     }
 
@@ -300,14 +300,14 @@ impl TunClients {
         opened: &mut Vec<TunClient>,
     ) -> Result<()> {
         let first = clients.start;
-        let mut members: Vec<TunClient> = clients.map(|nth| self.member(nth)).collect();
+        let mut all: Vec<TunClient> = clients.map(|nth| self.client(nth)).collect();
         let (mut sent, mut under_way) = (0, 0);
         loop {
             while under_way < WINDOW {
-                let Some(member) = members.get_mut(sent) else {
+                let Some(client) = all.get_mut(sent) else {
                     break;
                 };
-                self.syn(member)?;
+                self.syn(client)?;
                 sent += 1;
                 under_way += 1;
             }
@@ -317,12 +317,12 @@ impl TunClients {
             let mut ready = Vec::new();
             let any = self.pump(limit, |nth, segment| {
                 let index = nth.wrapping_sub(first) as usize;
-                let Some(member) = members.get_mut(index) else {
+                let Some(client) = all.get_mut(index) else {
                     return Ok(());
                 };
-                let is_answer = segment.is_syn_ack() && segment.ack == member.snd_nxt;
-                if is_answer && member.rcv_nxt == 0 {
-                    member.rcv_nxt = segment.end_seq();
+                let is_answer = segment.is_syn_ack() && segment.ack == client.snd_nxt;
+                if is_answer && client.rcv_nxt == 0 {
+                    client.rcv_nxt = segment.end_seq();
                     ready.push(index);
                 } else {
                     ensure!(!strict, "not the one answer to a SYN: {segment}");
@@ -334,12 +334,12 @@ impl TunClients {
                 under_way = 0;
             }
             for index in ready {
-                let Some(member) = members.get_mut(index) else {
+                let Some(client) = all.get_mut(index) else {
                     continue;
                 };
                 under_way = under_way.saturating_sub(1);
-                self.push(member, Flags::ACK, b"")?;
-                opened.push(*member);
+                self.push(client, Flags::ACK, b"")?;
+                opened.push(*client);
             }
         }
     }
@@ -359,7 +359,7 @@ impl TunClients {
 mod tests {
     use super::*;
 
-    fn swarm(family: Family) -> TunClients {
+    fn clients(family: Family) -> TunClients {
         TunClients {
             tun: File::open("/dev/null").unwrap(),
             family,
@@ -372,11 +372,11 @@ mod tests {
     #[test]
     fn addresses_and_numbers_belong_together() {
         for family in Family::ALL {
-            let swarm = swarm(family);
+            let clients = clients(family);
             for nth in (0..2_000).chain([99_999, 1_000_000]) {
-                assert_eq!(TunClients::at(swarm.address(nth)), Some(nth), "{family}");
+                assert_eq!(TunClients::at(clients.address(nth)), Some(nth), "{family}");
             }
-            assert_eq!(swarm.address(0).is_ipv4(), family.is_v4_on_the_wire());
+            assert_eq!(clients.address(0).is_ipv4(), family.is_v4_on_the_wire());
         }
         assert_eq!(TunClients::at("198.18.0.1:2000".parse().unwrap()), None);
         assert_eq!(TunClients::at("198.18.0.211:2000".parse().unwrap()), None);

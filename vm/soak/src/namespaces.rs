@@ -39,25 +39,25 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
             .open(&ns)?;
         let mut parts = Vec::new();
         let habit = if rng.bool() {
-            let mut swarm = TunClients::new(&ns, family, listener.port())?;
+            let mut tun = TunClients::new(&ns, family, listener.port())?;
             // Some may not be answered, where memory is short.
-            let members = swarm.try_open(0..CLIENTS, Duration::from_millis(300))?;
-            for (member, speaks) in members
+            let clients = tun.try_open(0..CLIENTS, Duration::from_millis(300))?;
+            for (client, speaks) in clients
                 .into_iter()
                 .zip(std::iter::repeat_with(|| rng.u8(..4)))
             {
-                let mut member = member;
+                let mut client = client;
                 match speaks {
-                    0 => swarm.push(&mut member, Flags::FIN_ACK, b"")?,
-                    1 => swarm.push(&mut member, Flags::RST, b"")?,
+                    0 => tun.push(&mut client, Flags::FIN_ACK, b"")?,
+                    1 => tun.push(&mut client, Flags::RST, b"")?,
                     _ => {}
                 }
             }
             // Half-open ones.
             for nth in CLIENTS..CLIENTS + 4 {
-                swarm.syn(&mut swarm.member(nth))?;
+                tun.syn(&mut tun.client(nth))?;
             }
-            parts.push(Part::TunClients(Box::new(swarm)));
+            parts.push(Part::TunClients(Box::new(tun)));
             "are parked or half-open, segment by segment"
         } else {
             let address = family.loopback(listener.port());
@@ -78,7 +78,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
             match part {
                 Part::Listener(listener) => drop(listener),
                 Part::Streams(streams) => drop(streams),
-                Part::TunClients(swarm) => drop(swarm),
+                Part::TunClients(tun) => drop(tun),
                 Part::Handle(ns) => drop(ns),
             }
         }

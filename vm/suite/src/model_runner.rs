@@ -56,7 +56,7 @@ pub(crate) struct Done {
 /// Runs histories, all of them behind one TUN interface.
 pub(crate) struct ModelRunner<'a> {
     context: &'a Context,
-    swarm: TunClients,
+    tun: TunClients,
     family: Family,
     pace: Pace,
     /// How many clients there have been.
@@ -73,7 +73,7 @@ impl<'a> ModelRunner<'a> {
     ) -> Result<Self> {
         Ok(Self {
             context,
-            swarm: TunClients::new(ns, family, 1)?,
+            tun: TunClients::new(ns, family, 1)?,
             family,
             pace,
             clients: 0,
@@ -82,50 +82,50 @@ impl<'a> ModelRunner<'a> {
 
     /// Runs histories, all at once.
     pub(crate) fn run(&mut self, histories: &[History]) -> Result<Vec<Outcome>> {
-        let mut stages = Vec::new();
+        let mut runs = Vec::new();
         for history in histories {
-            stages.push(Run::new(self, history)?);
+            runs.push(Run::new(self, history)?);
         }
         let start = Instant::now();
-        for (nth, stage) in stages.iter_mut().enumerate() {
+        for (nth, run) in runs.iter_mut().enumerate() {
             // Not all at the same moment.
-            stage.start = start + Duration::from_millis(nth as u64 * 37 % 200);
-            stage.next_at = stage.start;
+            run.start = start + Duration::from_millis(nth as u64 * 37 % 200);
+            run.next_at = run.start;
         }
         loop {
-            let running = stages.iter().enumerate();
-            let running = running.filter(|(_, stage)| stage.outcome.is_none());
-            let Some((at, nth)) = running.map(|(nth, stage)| (stage.next_at, nth)).min() else {
+            let running = runs.iter().enumerate();
+            let running = running.filter(|(_, run)| run.outcome.is_none());
+            let Some((at, nth)) = running.map(|(nth, run)| (run.next_at, nth)).min() else {
                 break;
             };
             sleep(at.saturating_duration_since(Instant::now()));
-            self.go_on(&mut stages, nth)?;
+            self.go_on(&mut runs, nth)?;
         }
-        let outcomes = stages.iter_mut().map(|stage| stage.outcome.take());
+        let outcomes = runs.iter_mut().map(|run| run.outcome.take());
         let outcomes = outcomes.map(|outcome| outcome.unwrap_or(Outcome::Late));
         let outcomes = outcomes.collect();
         // The remaining connections end with a reset; the test does not wait for it.
-        drop(stages);
-        while self.swarm.take()?.is_some() {}
+        drop(runs);
+        while self.tun.take()?.is_some() {}
         Ok(outcomes)
     }
 
-    /// Makes the next move of a stage, if it is time.
-    fn go_on(&mut self, stages: &mut [Run], nth: usize) -> Result<()> {
-        let stage = &mut stages[nth];
-        let cue = stage.director.next(stage.now());
+    /// Makes the next move of a run, if it is time.
+    fn go_on(&mut self, runs: &mut [Run], nth: usize) -> Result<()> {
+        let run = &mut runs[nth];
+        let cue = run.director.next(run.now());
         match cue {
             Ok(Cue::Wait(until)) => {
-                stage.next_at = stage.start + Duration::from_millis(until);
+                run.next_at = run.start + Duration::from_millis(until);
                 Ok(())
             }
             Ok(Cue::Over) => {
-                stage.outcome = Some(Outcome::AsPredicted(stage.done));
+                run.outcome = Some(Outcome::AsPredicted(run.done));
                 Ok(())
             }
-            Ok(Cue::Act(action, before)) => self.perform(stages, nth, action, &before),
+            Ok(Cue::Act(action, before)) => self.perform(runs, nth, action, &before),
             Err(TooLate) => {
-                stage.outcome = Some(Outcome::Late);
+                run.outcome = Some(Outcome::Late);
                 Ok(())
             }
         }
@@ -133,40 +133,40 @@ impl<'a> ModelRunner<'a> {
 
     fn perform(
         &mut self,
-        stages: &mut [Run],
+        runs: &mut [Run],
         nth: usize,
         action: Action,
         before: &Seen,
     ) -> Result<()> {
-        if !self.is_seen(stages, nth, before, action)? {
+        if !self.is_seen(runs, nth, before, action)? {
             return Ok(());
         }
-        let stage = &mut stages[nth];
-        let from = stage.now();
+        let run = &mut runs[nth];
+        let from = run.now();
         // The server's ACKs of what it hears now are its connection's.
-        let connects = stage.act(&self.swarm, action)?;
+        let connects = run.act(&self.tun, action)?;
         // The clock shows the last millisecond that has begun.
-        let to = stage.now() + 1;
-        stage.told.push(format!("{from:5} ms  {action}"));
-        let Ok(after) = stage.director.done(from, to) else {
-            stage.outcome = Some(Outcome::Late);
+        let to = run.now() + 1;
+        run.told.push(format!("{from:5} ms  {action}"));
+        let Ok(after) = run.director.done(from, to) else {
+            run.outcome = Some(Outcome::Late);
             return Ok(());
         };
         if let Some(client) = connects {
-            stage.connected[client] |= after.connected[client];
+            run.connected[client] |= after.connected[client];
         }
-        if self.is_seen(stages, nth, &after, action)? {
-            let stage = &mut stages[nth];
-            stage.done.moves += 1;
-            stage.next_at = Instant::now();
+        if self.is_seen(runs, nth, &after, action)? {
+            let run = &mut runs[nth];
+            run.done.moves += 1;
+            run.next_at = Instant::now();
         }
         Ok(())
     }
 
-    /// Waits until a stage looks as predicted; if it does not, that is its outcome.
+    /// Waits until a run looks as predicted; if it does not, that is its outcome.
     fn is_seen(
         &mut self,
-        stages: &mut [Run],
+        runs: &mut [Run],
         nth: usize,
         expected: &Seen,
         action: Action,
@@ -175,47 +175,46 @@ impl<'a> ModelRunner<'a> {
         let (begun, at) = (Instant::now(), Stamp::now());
         // What is not as it should be may have gone wrong since all was well.
         let (from, until) = (
-            stages[nth].seen.before(guard * 2),
+            runs[nth].seen.before(guard * 2),
             Stamp::from_epoch(at.epoch() + guard),
         );
         loop {
             let waited = begun.elapsed();
-            self.hear(stages)?;
-            let stage = &mut stages[nth];
-            let Some(difference) = stage.difference(expected)? else {
-                stage.seen = Stamp::now();
-                stage.connected.clone_from(&expected.connected);
-                stage.half_open.clone_from(&expected.half_open);
+            self.hear(runs)?;
+            let run = &mut runs[nth];
+            let Some(difference) = run.difference(expected)? else {
+                run.seen = Stamp::now();
+                run.connected.clone_from(&expected.connected);
+                run.half_open.clone_from(&expected.half_open);
                 if let Some(counts) = expected.counts {
-                    stage.done.counts = counts;
+                    run.done.counts = counts;
                 }
-                stage.done.segments =
-                    stage.sent + expected.sent.iter().map(Vec::len).sum::<usize>();
+                run.done.segments = run.sent + expected.sent.iter().map(Vec::len).sum::<usize>();
                 return Ok(true);
             };
-            let now = stage.now();
-            if stage
+            let now = run.now();
+            if run
                 .director
                 .next_by_itself()
                 .is_some_and(|next| now >= next)
             {
                 // It may be that which is to be seen.
-                stage.outcome = Some(Outcome::Late);
+                run.outcome = Some(Outcome::Late);
                 return Ok(false);
             }
             let late = self.context.late(from, until);
             if waited > guard + late {
                 if late > guard {
                     // Its clock tick, too, by which the kernel decides whether to answer again.
-                    stage.outcome = Some(Outcome::Late);
+                    run.outcome = Some(Outcome::Late);
                     return Ok(false);
                 }
-                stage.outcome = Some(Outcome::Differs(format!(
+                run.outcome = Some(Outcome::Differs(format!(
                     "backlog {}; {}\n{}\nAt {now} ms ({action} comes next, or was the last), \
                      the machine being up to {late:?} late:\n{difference}",
-                    stage.backlog,
-                    stage.terms,
-                    stage.told.join("\n"),
+                    run.backlog,
+                    run.terms,
+                    run.told.join("\n"),
                 )));
                 return Ok(false);
             }
@@ -224,16 +223,16 @@ impl<'a> ModelRunner<'a> {
     }
 
     /// Takes all segments off the wire that are there.
-    fn hear(&mut self, stages: &mut [Run]) -> Result<()> {
-        let Some(oldest) = stages.first().map(|it| it.first) else {
+    fn hear(&mut self, runs: &mut [Run]) -> Result<()> {
+        let Some(oldest) = runs.first().map(|it| it.first) else {
             return Ok(());
         };
-        while let Some((nth, segment)) = self.swarm.take()? {
+        while let Some((nth, segment)) = self.tun.take()? {
             let Some(place) = nth.checked_sub(oldest) else {
                 continue;
             };
-            if let Some(stage) = stages.get_mut(place as usize / CLIENTS) {
-                stage.hear(place as usize % CLIENTS, &segment);
+            if let Some(run) = runs.get_mut(place as usize / CLIENTS) {
+                run.hear(place as usize % CLIENTS, &segment);
             }
         }
         Ok(())
@@ -331,11 +330,11 @@ impl Run {
     }
 
     /// Does something; returns the client that may be connected because of that.
-    fn act(&mut self, swarm: &TunClients, action: Action) -> Result<Option<usize>> {
+    fn act(&mut self, tun: &TunClients, action: Action) -> Result<Option<usize>> {
         match action {
             Action::Send(client, segment) => {
-                let segment = self.segment(swarm, client, segment);
-                swarm.send(&segment)?;
+                let segment = self.segment(tun, client, segment);
+                tun.send(&segment)?;
                 self.sent += 1;
                 return Ok(Some(client));
             }
@@ -369,19 +368,19 @@ impl Run {
     }
 
     /// What a client sends.
-    fn segment(&mut self, swarm: &TunClients, client: usize, segment: server::Segment) -> Segment {
+    fn segment(&mut self, tun: &TunClients, client: usize, segment: server::Segment) -> Segment {
         use server::Segment as Kind;
         const FAR: u32 = 1_000_000;
         let port = self.port;
         let client = &mut self.clients[client];
         let next = client.isn.wrapping_add(1);
-        let member = TunClient {
+        let tun_client = TunClient {
             nth: client.nth,
             port,
             snd_nxt: next,
             rcv_nxt: client.rcv_nxt.unwrap_or(0),
         };
-        let make = |flags, payload: &[u8]| swarm.segment(&member, flags, payload);
+        let make = |flags, payload: &[u8]| tun.segment(&tun_client, flags, payload);
         let at = |mut segment: Segment, seq: u32| {
             segment.seq = seq;
             segment

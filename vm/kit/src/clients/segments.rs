@@ -122,7 +122,7 @@ impl Segments {
         };
         let known = self.clients.get(nth as usize);
         let port = known.map_or(port, |(client, _)| client.port);
-        let client = self.tun.member_of(nth, port);
+        let client = self.tun.client_of(nth, port);
         let flags = Flags {
             // One more half-open request would be counted.
             syn: false,
@@ -214,7 +214,7 @@ impl Transport for Segments {
     fn connect(&mut self, id: u32, target: &Target, _: Behaviour) -> Result<Option<Fate>> {
         ensure!(id as usize == self.clients.len(), "a client out of order");
         let port = target.address.port();
-        let mut client = self.tun.member_of(id, port);
+        let mut client = self.tun.client_of(id, port);
         self.be_on_processor(id)?;
         self.tun.syn(&mut client)?;
         self.clients.push((client, None));
@@ -267,7 +267,7 @@ impl Transport for Segments {
         match client.context("no such client")? {
             (_, Some(last)) => self.tun.send(last),
             (client, None) if client.rcv_nxt == 0 => {
-                let mut again = self.tun.member_of(id, client.port);
+                let mut again = self.tun.client_of(id, client.port);
                 self.tun.syn(&mut again)
             }
             (_, None) => Ok(()),

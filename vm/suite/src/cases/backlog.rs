@@ -187,7 +187,7 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
     // One of them may still count as half-open, but not for long: it makes room for the next.
     counts(context, &scene.listener, counted!(parked: 100))?;
     let spare = stats(&scene.listener)?.half_open;
-    let mut members: Vec<_> = (0..SYNS).map(|nth| swarm.member(nth)).collect();
+    let mut members: Vec<_> = (0..SYNS).map(|nth| swarm.client(nth)).collect();
     for member in &mut members {
         swarm.syn(member)?;
     }
@@ -274,7 +274,7 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     let mut parked = swarm.open(0..PARKED, limit(context))?;
     counts(context, &scene.listener, counted!(parked: PARKED.into()))?;
     for nth in 10_000..10_000 + SYNS {
-        let mut member = swarm.member(nth);
+        let mut member = swarm.client(nth);
         swarm.syn(&mut member)?;
     }
     let seen = stats(&scene.listener)?;

@@ -162,7 +162,7 @@ fn half_open_exactly(
     const SYNS: u32 = 37;
     const FIRST: u32 = 200_000;
     for nth in FIRST..FIRST + SYNS {
-        tun.syn(&mut tun.member(nth))?;
+        tun.syn(&mut tun.client(nth))?;
     }
     let mut answers = 0;
     while answers < SYNS {

@@ -58,7 +58,7 @@ struct Place<'a> {
     context: &'a Context,
     ns: Netns,
     listener: Listener,
-    swarm: TunClients,
+    tun: TunClients,
     /// How many clients have come.
     came: u32,
 }
@@ -69,23 +69,23 @@ impl Place<'_> {
     ///
     /// Returns how long it took, from its SYN to the last byte of the response.
     fn active(&mut self, is_parked: bool) -> Result<Duration> {
-        let mut member = self.swarm.member(self.came);
+        let mut client = self.tun.client(self.came);
         self.came += 1;
         let start = Instant::now();
-        self.swarm.syn(&mut member)?;
-        let syn_ack = self.hear(&member, |segment| segment.is_syn_ack())?;
-        member.rcv_nxt = syn_ack;
+        self.tun.syn(&mut client)?;
+        let syn_ack = self.hear(&client, |segment| segment.is_syn_ack())?;
+        client.rcv_nxt = syn_ack;
         if is_parked {
-            self.swarm.push(&mut member, Flags::ACK, b"")?;
+            self.tun.push(&mut client, Flags::ACK, b"")?;
         }
-        self.serve(&mut member)?;
+        self.serve(&mut client)?;
         Ok(start.elapsed())
     }
 
     /// Sends a client's request; it must be the client that is accepted, and get the response. Then
     /// it is gone.
-    fn serve(&mut self, member: &mut TunClient) -> Result<()> {
-        self.swarm.push(member, Flags::PSH_ACK, REQUEST)?;
+    fn serve(&mut self, client: &mut TunClient) -> Result<()> {
+        self.tun.push(client, Flags::PSH_ACK, REQUEST)?;
         let (socket, peer) = match self.listener.socket().accept() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 // Not before the system call that sent the request was over.
@@ -96,7 +96,7 @@ impl Place<'_> {
         }
         .context("accept")?;
         let peer = peer.as_socket().and_then(TunClients::at);
-        expect_eq!(peer, Some(member.nth), "the client that was accepted");
+        expect_eq!(peer, Some(client.nth), "the client that was accepted");
         socket.set_linger(Some(Duration::ZERO))?;
         let mut stream = TcpStream::from(socket);
         let mut request = vec![0; REQUEST.len()];
@@ -105,26 +105,26 @@ impl Place<'_> {
             .context("read the request")?;
         expect_eq!(request, REQUEST, "the request");
         stream.write_all(RESPONSE).context("write the response")?;
-        self.hear(member, |segment| segment.payload == RESPONSE)?;
+        self.hear(client, |segment| segment.payload == RESPONSE)?;
         Ok(())
     }
 
     /// Waits for a segment for a client; a segment for any other one is an error.
-    fn hear(&mut self, member: &TunClient, wanted: impl Fn(&Segment) -> bool) -> Result<u32> {
+    fn hear(&mut self, client: &TunClient, wanted: impl Fn(&Segment) -> bool) -> Result<u32> {
         let mut heard = None;
         while heard.is_none() {
-            let any = self.swarm.pump(self.context.patience(), |nth, segment| {
+            let any = self.tun.pump(self.context.patience(), |nth, segment| {
                 // A client that was served is reset at the end.
                 ensure!(
-                    nth == member.nth || segment.is_rst(),
+                    nth == client.nth || segment.is_rst(),
                     "client {nth} got {segment}, out of nothing"
                 );
-                if nth == member.nth && wanted(segment) {
+                if nth == client.nth && wanted(segment) {
                     heard = Some(segment.end_seq());
                 }
                 Ok(())
             })?;
-            ensure!(any, "no answer to client {}", member.nth);
+            ensure!(any, "no answer to client {}", client.nth);
         }
         heard.context("no answer")
     }
@@ -150,12 +150,12 @@ fn beside(context: &Context, family: Family) -> Result<()> {
         .config(config)
         .backlog(128)
         .open(&ns)?;
-    let swarm = TunClients::new(&ns, family, listener.port())?;
+    let tun = TunClients::new(&ns, family, listener.port())?;
     let mut place = Place {
         context,
         ns,
         listener,
-        swarm,
+        tun,
         came: 0,
     };
 
@@ -168,10 +168,10 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     let first = place.came;
     let start = Instant::now();
     // A SYN-ACK may come twice, on a machine that is very late.
-    let mut members = place
-        .swarm
+    let mut clients = place
+        .tun
         .try_open(first..first + count, context.patience())?;
-    expect_eq!(members.len(), count as usize, "handshakes that were done");
+    expect_eq!(clients.len(), count as usize, "handshakes that were done");
     place.came += count;
     let took = start.elapsed();
     let seen = counts(
@@ -201,12 +201,12 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     let released = released + u64::from(ACTIVE.div_ceil(2));
 
     // Any parked client is served as soon as it sends, and gone as soon as it resets.
-    context.rng().shuffle(&mut members);
-    for member in members.iter_mut().take(SPEAKERS) {
-        place.serve(member)?;
+    context.rng().shuffle(&mut clients);
+    for client in clients.iter_mut().take(SPEAKERS) {
+        place.serve(client)?;
     }
-    for member in members.iter_mut().skip(SPEAKERS).take(SPEAKERS) {
-        place.swarm.push(member, Flags::RST, b"")?;
+    for client in clients.iter_mut().skip(SPEAKERS).take(SPEAKERS) {
+        place.tun.push(client, Flags::RST, b"")?;
     }
     let spoken = SPEAKERS as u64;
     let left = u64::from(count) - 2 * spoken;
@@ -232,22 +232,17 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     if place.listener.accept_now()?.is_some() {
         bail!("a silent client was accepted");
     }
-    place
-        .swarm
-        .pump(Duration::from_millis(300), |nth, segment| {
-            ensure!(
-                segment.is_rst(),
-                "client {nth} got {segment}, out of nothing"
-            );
-            Ok(())
-        })?;
+    place.tun.pump(Duration::from_millis(300), |nth, segment| {
+        ensure!(
+            segment.is_rst(),
+            "client {nth} got {segment}, out of nothing"
+        );
+        Ok(())
+    })?;
 
     // They go with the listener.
     let Place {
-        ns,
-        listener,
-        swarm,
-        ..
+        ns, listener, tun, ..
     } = place;
     let port = listener.port();
     let start = Instant::now();
@@ -258,7 +253,7 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     let gone = wait::until(limit, || Ok(sockets::requests(&ns, port)? == 0))?;
     ensure!(gone, "requests are left of a listener that was closed");
     context.note(format!("all were gone after {:?}", start.elapsed()));
-    drop(swarm);
+    drop(tun);
     drop(ns);
     module::unload(context.patience())
 }

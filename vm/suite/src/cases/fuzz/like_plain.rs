@@ -162,7 +162,7 @@ impl Stage<'_> {
         .map(|(nth, port)| Side {
             member: TunClient {
                 snd_nxt: isn,
-                ..self.swarm.member_of(nth, port)
+                ..self.swarm.client_of(nth, port)
             },
             isn: 0,
             tsval: 0,
@@ -287,7 +287,7 @@ impl Stage<'_> {
         answers: &mut [Vec<Answer>; 2],
         is_parked: bool,
     ) -> Result<()> {
-        let mut fence = self.swarm.member_of(FENCE, 1);
+        let mut fence = self.swarm.client_of(FENCE, 1);
         self.swarm.syn(&mut fence)?;
         let mut over = false;
         while !over {

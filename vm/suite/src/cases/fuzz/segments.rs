@@ -265,7 +265,7 @@ impl Stage<'_> {
             .map(|nth| {
                 let honest = nth - first >= POKERS;
                 let speaks = honest.then(|| rng.usize(1..STEPS));
-                Poker::new(self.swarm.member(nth), rng, speaks)
+                Poker::new(self.swarm.client(nth), rng, speaks)
             })
             .collect();
         let played = self
