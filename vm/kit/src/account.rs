@@ -87,12 +87,12 @@ pub fn settle(
     Ok(seen)
 }
 
-/// How many processors there are.
+/// Returns how many processors there are.
 pub fn processors() -> i64 {
     thread::available_parallelism().map_or(1, usize::from) as i64
 }
 
-/// The counts that are not zero, by name.
+/// Returns the counts that are not zero, by name.
 pub fn describe(stats: &Stats) -> String {
     let counts: Vec<String> = fields(stats)
         .into_iter()
@@ -105,7 +105,7 @@ pub fn describe(stats: &Stats) -> String {
     counts.join(", ")
 }
 
-/// All counts but the histogram, by name.
+/// Returns all counts but the histogram, by name.
 pub fn fields(stats: &Stats) -> Vec<(&'static str, i128)> {
     macro_rules! fields {
         ($($field:ident)*) => { vec![$((stringify!($field), i128::from(stats.$field))),*] };

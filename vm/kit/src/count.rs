@@ -12,8 +12,8 @@ use anyhow::{ensure, Result};
 
 use crate::{marks, sys};
 
-/// How many instructions this machine's processor has executed, if [`check`] has found that it
-/// counts them.
+/// Returns how many instructions this machine's processor has executed, if [`check`] has found that
+/// it counts them.
 pub fn instructions() -> u64 {
     sys::time_stamp_counter()
 }

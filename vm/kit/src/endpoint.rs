@@ -36,12 +36,12 @@ impl Family {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Mapped];
 
-    /// Whether the clients' packets are IPv4's.
+    /// Returns whether the clients' packets are IPv4's.
     pub fn is_v4_on_the_wire(self) -> bool {
         self != Self::V6
     }
 
-    /// The address of a listener on the same machine, for clients of this family.
+    /// Returns the address of a listener on the same machine, for clients of this family.
     pub fn loopback(self, port: u16) -> SocketAddr {
         if self.is_v4_on_the_wire() {
             (Ipv4Addr::LOCALHOST, port).into()
@@ -75,7 +75,7 @@ pub struct Listen {
 }
 
 impl Listen {
-    /// A plain listener on any address and a free port, with a backlog of 128.
+    /// Makes a plain listener on any address and a free port, with a backlog of 128.
     pub fn plain(family: Family) -> Self {
         Self {
             family,
@@ -173,7 +173,7 @@ impl Listen {
     }
 }
 
-/// A TCP socket of a family, bound to any address but not listening; port 0 is a free one.
+/// Returns a TCP socket of a family, bound to any address but not listening; port 0 is a free one.
 pub fn bound(family: Family, port: u16, reuse_port: bool) -> Result<Socket> {
     let (domain, address): (_, SocketAddr) = match family {
         Family::V4 => (Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into()),
@@ -193,7 +193,7 @@ pub fn bound(family: Family, port: u16, reuse_port: bool) -> Result<Socket> {
     Ok(socket)
 }
 
-/// When the kernel made a socket that has not sent anything.
+/// Returns when the kernel made a socket that has not sent anything.
 fn made(socket: &Socket) -> Result<Stamp> {
     const ATTEMPTS: usize = 5;
     let mut best: Option<(Duration, Stamp)> = None;
@@ -257,12 +257,12 @@ impl Listener {
         })
     }
 
-    /// The port it listens on.
+    /// Returns the port it listens on.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The socket.
+    /// Returns the socket.
     pub fn socket(&self) -> &Socket {
         &self.socket
     }
@@ -344,7 +344,7 @@ pub fn set_defer_accept(socket: impl AsFd, seconds: i32) -> Result<()> {
     set_tcp_option(socket, libc::TCP_DEFER_ACCEPT, seconds).context("TCP_DEFER_ACCEPT")
 }
 
-/// The kernel's own `TCP_DEFER_ACCEPT`, in seconds as the kernel has rounded them.
+/// Returns the kernel's own `TCP_DEFER_ACCEPT`, in seconds as the kernel has rounded them.
 pub fn defer_accept(socket: impl AsFd) -> Result<i32> {
     tcp_option(socket, libc::TCP_DEFER_ACCEPT).context("TCP_DEFER_ACCEPT")
 }
@@ -355,7 +355,7 @@ pub fn set_tcp_option(socket: impl AsFd, name: i32, value: i32) -> io::Result<()
     sys::set_option(socket.as_fd(), libc::IPPROTO_TCP, name, &value)
 }
 
-/// One of TCP's options that are numbers.
+/// Returns one of TCP's options that are numbers.
 pub fn tcp_option(socket: impl AsFd, name: i32) -> io::Result<i32> {
     let mut value = [0; 4];
     sys::get_option(socket.as_fd(), libc::IPPROTO_TCP, name, &mut value)?;

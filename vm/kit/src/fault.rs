@@ -24,7 +24,7 @@ impl NoMemory {
         Ok(failing.map(|failing| Self { _failing: failing }))
     }
 
-    /// How many allocations are still to fail.
+    /// Returns how many allocations are still to fail.
     pub fn left(&self) -> Result<u32> {
         left()
     }
@@ -116,7 +116,7 @@ impl Failing {
         Ok(Some(armed))
     }
 
-    /// How many allocations have failed.
+    /// Returns how many allocations have failed.
     pub fn injected(&self) -> Result<u32> {
         Ok(self.times.saturating_sub(left()?))
     }
@@ -136,7 +136,7 @@ impl Drop for Failing {
     }
 }
 
-/// How many allocations are still to fail.
+/// Returns how many allocations are still to fail.
 fn left() -> Result<u32> {
     let path = Path::new(FAILSLAB).join("times");
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;

@@ -56,7 +56,7 @@ pub enum Envelope {
 }
 
 impl From<Segment> for Forged {
-    /// What the segment is without anything odd.
+    /// Returns what the segment is without anything odd.
     fn from(segment: Segment) -> Self {
         Self {
             segment,
@@ -71,7 +71,7 @@ impl From<Segment> for Forged {
 }
 
 impl Forged {
-    /// The packets, from their IP headers on, in the order in which they are to be sent.
+    /// Returns the packets, from their IP headers on, in the order in which they are to be sent.
     pub fn packets(&self) -> Result<Vec<Vec<u8>>> {
         let tcp = self.tcp()?;
         let whole = |extra: &[u8], kind: u8| self.packet(&tcp, extra, kind, None, 0);
@@ -107,7 +107,7 @@ impl Forged {
         })
     }
 
-    /// The segment with its header and checksum.
+    /// Returns the segment with its header and checksum.
     fn tcp(&self) -> Result<Vec<u8>> {
         let mut plain = self.segment.clone();
         plain.payload = Vec::new();
@@ -162,8 +162,8 @@ impl Forged {
         Ok(sum.add_slice(tcp).ones_complement().to_be())
     }
 
-    /// A packet with `part` of the segment, at an offset in words of eight bytes and with more to
-    /// come if it is a fragment.
+    /// Returns a packet with `part` of the segment, at an offset in words of eight bytes and with
+    /// more to come if it is a fragment.
     fn packet(
         &self,
         part: &[u8],

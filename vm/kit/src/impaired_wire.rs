@@ -105,12 +105,12 @@ impl ImpairedWire {
         })
     }
 
-    /// The server's namespace.
+    /// Returns the server's namespace.
     pub fn server_ns(&self) -> &Netns {
         &self.wire.server
     }
 
-    /// The clients.
+    /// Returns the clients.
     pub fn clients(&self) -> &Clients<Sockets> {
         &self.clients
     }

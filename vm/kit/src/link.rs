@@ -61,7 +61,7 @@ impl Netem {
     /// How many packets it delays at most.
     const LIMIT: u32 = 100_000;
 
-    /// The settings as the kernel reads them: a `struct tc_netem_qopt`, and attributes.
+    /// Returns the settings as the kernel reads them: a `struct tc_netem_qopt`, and attributes.
     fn options(self) -> Result<Vec<u8>> {
         let nanos = i64::try_from(self.delay.as_nanos())?;
         let [loss, duplicate, reorder] = [self.loss, self.duplicate, self.reorder].map(probability);
@@ -86,7 +86,7 @@ impl Netem {
     }
 }
 
-/// A percentage as the kernel writes it: of 2^32 - 1.
+/// Returns a percentage as the kernel writes it: of 2^32 - 1.
 fn probability(percent: u8) -> u32 {
     u32::try_from(u64::from(u32::MAX) * u64::from(percent) / 100).unwrap_or(u32::MAX)
 }
@@ -211,7 +211,7 @@ impl Links {
         .with_context(|| format!("give interface {index} {netem:?} (CONFIG_NET_SCH_NETEM)"))
     }
 
-    /// How many packets an interface's netem has dropped.
+    /// Returns how many packets an interface's netem has dropped.
     pub(crate) fn lost(&self, index: u32) -> Result<u32> {
         let question = RouteNetlinkMessage::GetQueueDiscipline(root_discipline(index)?);
         // Without the flag the kernel notifies the listeners of the group, but not the sender.

@@ -50,7 +50,7 @@ impl Memory {
         Ok(Self { mapping, clean })
     }
 
-    /// How many bytes can be read from a place on, and none behind them.
+    /// Returns how many bytes can be read from a place on, and none behind them.
     pub fn readable(place: Place) -> usize {
         match place {
             Place::Null | Place::Nowhere | Place::Guard => 0,
@@ -59,7 +59,7 @@ impl Memory {
         }
     }
 
-    /// How many bytes can be written from a place on, and none behind them.
+    /// Returns how many bytes can be written from a place on, and none behind them.
     pub fn writable(place: Place) -> usize {
         match place {
             Place::ReadOnly => 0,
@@ -142,7 +142,7 @@ impl Memory {
         )
     }
 
-    /// Whether nothing was written since the last call.
+    /// Returns whether nothing was written since the last call.
     pub fn is_untouched(&self) -> bool {
         self.mapping.room() == self.clean
     }

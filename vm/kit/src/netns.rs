@@ -51,7 +51,7 @@ impl Netns {
         })
     }
 
-    /// The namespace this thread is in.
+    /// Returns the namespace this thread is in.
     pub fn current() -> Result<Self> {
         Ok(Self {
             handle: Arc::new(File::open("/proc/thread-self/ns/net")?),
@@ -164,7 +164,7 @@ impl Netns {
         })
     }
 
-    /// The index of an interface inside.
+    /// Returns the index of an interface inside.
     pub fn interface_index(&self, interface: &str) -> Result<u32> {
         self.run(|| {
             nix::net::if_::if_nametoindex(interface)
@@ -172,7 +172,7 @@ impl Netns {
         })
     }
 
-    /// The descriptor that names this namespace to the kernel.
+    /// Returns the descriptor that names this namespace to the kernel.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.handle.as_fd()
     }

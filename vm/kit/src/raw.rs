@@ -127,7 +127,7 @@ impl RawHost {
         Capture::start(&self.ns, INTERFACE)
     }
 
-    /// The server's address for clients of a family.
+    /// Returns the server's address for clients of a family.
     pub fn server_address(&self, family: Family, port: u16) -> SocketAddr {
         let ip: IpAddr = if family.is_v4_on_the_wire() {
             SERVER_V4.into()
@@ -147,7 +147,7 @@ impl RawHost {
         Ok(at)
     }
 
-    /// A client of a server's port that has not sent anything yet.
+    /// Returns a client of a server's port that has not sent anything yet.
     pub fn client(&self, family: Family, server_port: u16) -> RawClient {
         let server = self.server_address(family, server_port);
         let ip: IpAddr = if family.is_v4_on_the_wire() {
@@ -273,7 +273,7 @@ impl RawClient {
         self
     }
 
-    /// A segment of this connection at its present numbers, to be changed and sent with
+    /// Returns a segment of this connection at its present numbers, to be changed and sent with
     /// [`RawClient::send`].
     pub fn segment(&self, flags: Flags, payload: &[u8]) -> Segment {
         Segment {

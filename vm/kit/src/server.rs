@@ -70,7 +70,7 @@ pub struct Server {
 const FIRST_GUEST: u64 = 1 << 32;
 
 impl Server {
-    /// A server without a listener that answers each request.
+    /// Makes a server without a listener that answers each request.
     pub fn new() -> Result<Self> {
         Ok(Self {
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
@@ -83,8 +83,8 @@ impl Server {
         })
     }
 
-    /// A server that looks once at each connection as it accepts it, and resets it. Its clients
-    /// have no names.
+    /// Makes a server that looks once at each connection as it accepts it, and resets it. Its
+    /// clients have no names.
     pub fn resetting() -> Result<Self> {
         let server = Self::new()?;
         Ok(Self {
@@ -129,12 +129,12 @@ impl Server {
         Ok(listener)
     }
 
-    /// A listener, if it is there.
+    /// Returns a listener, if it is there.
     pub fn listener(&self, index: usize) -> Option<&Listener> {
         self.listeners.get(index)?.as_ref()
     }
 
-    /// What it saw at a listener.
+    /// Returns what it saw at a listener.
     pub fn served(&self, index: usize) -> Served {
         self.served.get(index).copied().unwrap_or_default()
     }
@@ -176,7 +176,7 @@ impl Server {
         Ok(())
     }
 
-    /// How many connections it has.
+    /// Returns how many connections it has.
     pub fn guests(&self) -> usize {
         self.guests.len()
     }

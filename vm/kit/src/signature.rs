@@ -34,7 +34,7 @@ fn storage(peer: IpAddr) -> Vec<u8> {
     bytes
 }
 
-/// A key, and zeros behind it.
+/// Returns a key, and zeros behind it.
 fn padded(key: &[u8]) -> Vec<u8> {
     let mut bytes = key.to_vec();
     bytes.resize(KEY_SIZE, 0);

@@ -56,7 +56,7 @@ impl Slabs {
         Ok(Self { bytes })
     }
 
-    /// How many bytes of a cache are in use; nothing, if there is no such cache.
+    /// Returns how many bytes of a cache are in use; nothing, if there is no such cache.
     pub fn bytes(&self, cache: &str) -> Option<i64> {
         self.bytes.get(cache).copied()
     }
@@ -74,7 +74,7 @@ impl Slabs {
     }
 }
 
-/// A cache's name, and the bytes of its objects in use.
+/// Returns a cache's name, and the bytes of its objects in use.
 fn cache(line: &str) -> Option<(String, i64)> {
     let mut fields = line.split_whitespace();
     let name = fields.next()?;

@@ -138,21 +138,21 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// What can be written.
+    /// Returns what can be written.
     pub(crate) fn room(&self) -> &[u8] {
         // SAFETY: Mapped, readable and initialised for as long as `self` lives; written through
         // `&mut self` only.
         unsafe { std::slice::from_raw_parts(self.base.add(Self::PAGE), Self::ROOM) }
     }
 
-    /// What can be written, to be written.
+    /// Returns what can be written, to be written.
     pub(crate) fn room_mut(&mut self) -> &mut [u8] {
         // SAFETY: Mapped, writable and initialised for as long as `self` lives; the borrow is
         // exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(Self::PAGE), Self::ROOM) }
     }
 
-    /// The address of a place. None but those of this mapping can be written.
+    /// Returns the address of a place. None but those of this mapping can be written.
     fn address(&self, place: Place) -> *mut libc::c_void {
         let end = Self::PAGE + Self::ROOM;
         let offset = match place {
@@ -264,7 +264,7 @@ pub(crate) fn disconnect(socket: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// The address that binds a packet socket to every protocol of one interface.
+/// Returns the address that binds a packet socket to every protocol of one interface.
 pub(crate) fn packet_address(interface: u32) -> io::Result<LinkAddr> {
     let raw = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
@@ -305,7 +305,7 @@ pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The processor's time-stamp counter.
+/// Returns the processor's time-stamp counter.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn time_stamp_counter() -> u64 {
     // SAFETY: Every x86-64 processor has the instruction, and Linux leaves it to programs.

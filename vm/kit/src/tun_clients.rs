@@ -115,12 +115,12 @@ impl TunClients {
         )
     }
 
-    /// A client of the server's port that has not sent anything yet.
+    /// Returns a client of the server's port that has not sent anything yet.
     pub fn client(&self, nth: u32) -> TunClient {
         self.client_of(nth, self.server.port())
     }
 
-    /// A client of another port of the server.
+    /// Returns a client of another port of the server.
     pub fn client_of(&self, nth: u32, port: u16) -> TunClient {
         TunClient {
             nth,
@@ -130,12 +130,12 @@ impl TunClients {
         }
     }
 
-    /// The server's address and port for clients.
+    /// Returns the server's address and port for clients.
     pub fn server_address(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.server.ip(), port)
     }
 
-    /// A client's address and port.
+    /// Returns a client's address and port.
     pub fn address(&self, nth: u32) -> SocketAddr {
         let host = FIRST_ADDRESS + nth % ADDRESSES;
         let ip: IpAddr = if self.family.is_v4_on_the_wire() {
@@ -161,7 +161,7 @@ impl TunClients {
         (host < ADDRESSES).then_some(port * ADDRESSES + host)
     }
 
-    /// A segment of a client at its present numbers, to be changed and sent with
+    /// Returns a segment of a client at its present numbers, to be changed and sent with
     /// [`TunClients::send`].
     pub fn segment(&self, client: &TunClient, flags: Flags, payload: &[u8]) -> Segment {
         Segment {
@@ -199,10 +199,10 @@ impl TunClients {
         }
     }
 
-    /// The instructions spent so far on what the clients sent: in the kernel, from where a network
-    /// card would hand it a packet, and by the threads that it woke meanwhile, answers included.
-    /// Taking those off the wire is the clients' own business. On a machine that counts them
-    /// ([`count`]).
+    /// Returns the instructions spent so far on what the clients sent: in the kernel, from where a
+    /// network card would hand it a packet, and by the threads that it woke meanwhile, answers
+    /// included. Taking those off the wire is the clients' own business. On a machine that counts
+    /// them ([`count`]).
     pub fn spent(&self) -> u64 {
         self.spent.get()
     }

@@ -120,7 +120,7 @@ impl Wire {
         Ok(())
     }
 
-    /// What netem does at each end of the cable by itself.
+    /// Returns what netem does at each end of the cable by itself.
     fn calm(&self) -> Netem {
         Netem {
             delay: self.delay,
@@ -167,7 +167,7 @@ impl Wire {
         })
     }
 
-    /// The server's address for clients of a family.
+    /// Returns the server's address for clients of a family.
     pub fn server_ip(&self, family: Family) -> IpAddr {
         if family.is_v4_on_the_wire() {
             SERVER_V4.into()
@@ -176,7 +176,7 @@ impl Wire {
         }
     }
 
-    /// The server's address and port for clients of a family.
+    /// Returns the server's address and port for clients of a family.
     pub fn server_address(&self, family: Family, port: u16) -> SocketAddr {
         SocketAddr::new(self.server_ip(family), port)
     }
@@ -197,7 +197,7 @@ impl Wire {
         Ok((client, server))
     }
 
-    /// The clients' address of a family.
+    /// Returns the clients' address of a family.
     pub fn client_ip(&self, family: Family) -> IpAddr {
         if family.is_v4_on_the_wire() {
             CLIENT_V4.into()

@@ -44,7 +44,7 @@ impl Board {
         lock(&self.begun).insert(place.to_owned(), count);
     }
 
-    /// How many clients have begun in this round.
+    /// Returns how many clients have begun in this round.
     pub(crate) fn now(&self) -> u64 {
         lock(&self.begun).values().sum()
     }
@@ -81,7 +81,7 @@ impl Board {
         self.event("complaints");
     }
 
-    /// What is not as it has to be.
+    /// Returns what is not as it has to be.
     pub(crate) fn complaints(&self) -> Vec<String> {
         lock(&self.complaints).clone()
     }
@@ -91,7 +91,7 @@ impl Board {
         lock(&self.namespaces).push(ns.clone());
     }
 
-    /// The namespaces to be looked at.
+    /// Returns the namespaces to be looked at.
     pub(crate) fn namespaces(&self) -> Vec<Netns> {
         lock(&self.namespaces).clone()
     }
@@ -101,7 +101,7 @@ impl Board {
         lock(&self.namespaces).clear();
     }
 
-    /// What the clients did and what became of them.
+    /// Returns what the clients did and what became of them.
     pub(crate) fn all_clients(&self) -> Vec<Clients> {
         lock(&self.clients)
             .iter()
@@ -113,12 +113,12 @@ impl Board {
             .collect()
     }
 
-    /// What else happened.
+    /// Returns what else happened.
     pub(crate) fn all_events(&self) -> BTreeMap<String, u64> {
         lock(&self.events).clone()
     }
 
-    /// What the module has counted.
+    /// Returns what the module has counted.
     pub(crate) fn all_counters(&self) -> BTreeMap<String, u64> {
         lock(&self.counters).clone()
     }
@@ -149,7 +149,7 @@ impl Board {
         )
     }
 
-    /// A new round begins: what has begun in the last one is over.
+    /// Forgets what has begun in the last round: a new one begins.
     pub(crate) fn new_round(&self) {
         lock(&self.begun).clear();
     }

@@ -55,7 +55,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// How many they were.
+    /// Returns how many they were.
     pub fn count(&self) -> u64 {
         self.fates.values().sum()
     }
@@ -88,12 +88,12 @@ pub struct Proof {
 }
 
 impl Record {
-    /// How many clients there were.
+    /// Returns how many clients there were.
     pub fn connections(&self) -> u64 {
         self.clients.iter().map(Clients::count).sum()
     }
 
-    /// Whether everything held that the guest knows of.
+    /// Returns whether everything held that the guest knows of.
     pub fn held(&self) -> bool {
         !self.proofs.is_empty() && self.proofs.iter().all(|proof| proof.held)
     }

@@ -26,7 +26,7 @@ impl Program {
         Ok(Self { copy: copy.into() })
     }
 
-    /// A command that runs it.
+    /// Returns a command that runs it.
     pub(crate) fn command(&self) -> Command {
         Command::new(format!(
             "/proc/{}/fd/{}",

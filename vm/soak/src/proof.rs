@@ -94,7 +94,7 @@ impl Before {
         Ok((proofs, slabs))
     }
 
-    /// The caches before and after; what is being freed has `limit` to go.
+    /// Returns the caches before and after; what is being freed has `limit` to go.
     fn slabs(&self, limit: Duration) -> Result<Vec<Slab>> {
         let start = Instant::now();
         loop {
@@ -205,7 +205,7 @@ const COUNTERS: [&str; 8] = [
     "aborted",
 ];
 
-/// Everything that was to happen has happened.
+/// Proves that everything that was to happen has happened.
 fn everything_happened(board: &Board) -> Proof {
     let (events, counters) = (board.all_events(), board.all_counters());
     let of = |counts: &std::collections::BTreeMap<String, u64>, name: &str| {

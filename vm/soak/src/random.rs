@@ -4,7 +4,7 @@
 use accf_kit::control::{settings, Config, OnTimeout};
 use accf_kit::endpoint::Family;
 
-/// A policy, at random.
+/// Returns a policy, at random.
 pub(crate) fn any_policy(rng: &mut fastrand::Rng) -> OnTimeout {
     match rng.u8(..3) {
         0 => OnTimeout::Accept,
@@ -13,7 +13,7 @@ pub(crate) fn any_policy(rng: &mut fastrand::Rng) -> OnTimeout {
     }
 }
 
-/// A family, at random.
+/// Returns a family, at random.
 pub(crate) fn any_family(rng: &mut fastrand::Rng) -> Family {
     match rng.u8(..3) {
         0 => Family::V4,

@@ -34,7 +34,7 @@ const SHORTAGES: [Shortage; 6] = [
 ];
 
 impl Shortage {
-    /// That of a round.
+    /// Returns what is short in a round.
     pub(crate) fn of_round(number: u32) -> Self {
         let index = number as usize % SHORTAGES.len();
         SHORTAGES.get(index).copied().unwrap_or(Self::None)
@@ -82,7 +82,7 @@ pub(crate) struct Round<'a> {
 }
 
 impl<'a> Round<'a> {
-    /// A round that has not begun.
+    /// Makes a round that has not begun.
     pub(crate) fn new(
         number: u32,
         seed: u64,
@@ -106,7 +106,7 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Random numbers that are the same for the same seed, round and name.
+    /// Returns random numbers that are the same for the same seed, round and name.
     pub(crate) fn rng(&self, name: &str) -> fastrand::Rng {
         let start = self.seed ^ u64::from(self.number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let hash = name.bytes().fold(start, |hash, byte| {
@@ -143,17 +143,17 @@ impl<'a> Round<'a> {
         self.shortage == Shortage::None
     }
 
-    /// The deadline of listeners whose clients' fate is to be known.
+    /// Returns the deadline of listeners whose clients' fate is to be known.
     pub(crate) fn deadline(&self) -> Duration {
         Duration::from_millis(1500) * self.patience.min(3)
     }
 
-    /// How long a client may live, beyond its silence.
+    /// Returns how long a client may live, beyond its silence.
     pub(crate) fn lifetime(&self) -> Duration {
         Duration::from_secs(40) * self.patience.min(3)
     }
 
-    /// How long to wait for what will surely happen.
+    /// Returns how long to wait for what will surely happen.
     pub(crate) fn limit(&self) -> Duration {
         Duration::from_secs(30) * self.patience
     }

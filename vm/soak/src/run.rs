@@ -127,7 +127,7 @@ fn report(round: &Round<'_>, name: &str, thread: ScopedJoinHandle<'_, Result<()>
     ));
 }
 
-/// What the module is loaded with.
+/// Returns what the module is loaded with.
 fn parameters(round: &Round<'_>, rng: &mut fastrand::Rng) -> String {
     let timeout_ms = rng.u32(200..5_000);
     let on_timeout = rng.u8(..3);

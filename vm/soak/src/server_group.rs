@@ -118,7 +118,7 @@ impl Drop for Member {
     }
 }
 
-/// The server process: serves until its input ends, and comes to rest.
+/// Runs a server process: serves until its input ends, and comes to rest.
 pub(crate) fn serve(family: &str, port: u16, seed: u64, limit: Duration) -> Result<ExitCode> {
     let family = Family::ALL
         .into_iter()

@@ -28,7 +28,7 @@ pub(crate) fn run_clients(
     Ok(())
 }
 
-/// How many clients there are at once, and how fast they come.
+/// Returns how many clients there are at once, and how fast they come.
 pub(crate) fn pace(round: &Round<'_>) -> Pace {
     Pace {
         at_once: 60,

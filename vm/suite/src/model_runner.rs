@@ -64,7 +64,7 @@ pub(crate) struct ModelRunner<'a> {
 }
 
 impl<'a> ModelRunner<'a> {
-    /// A runner in the calling thread's namespace, which is `ns`.
+    /// Makes a runner in the calling thread's namespace, which is `ns`.
     pub(crate) fn new(
         context: &'a Context,
         ns: &Netns,
@@ -323,7 +323,7 @@ impl Run {
         })
     }
 
-    /// What time it is here.
+    /// Returns what time it is here.
     fn now(&self) -> Millis {
         let time = Instant::now().saturating_duration_since(self.start);
         u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
@@ -367,7 +367,7 @@ impl Run {
         Ok(())
     }
 
-    /// What a client sends.
+    /// Returns what a client sends.
     fn segment(&mut self, tun: &TunClients, client: usize, segment: server::Segment) -> Segment {
         use server::Segment as Kind;
         const FAR: u32 = 1_000_000;
@@ -465,7 +465,7 @@ impl Run {
         }
     }
 
-    /// How it differs from what is predicted.
+    /// Returns how it differs from what is predicted.
     fn difference(&self, expected: &Seen) -> Result<Option<String>> {
         let mut told = Vec::new();
         ensure!(

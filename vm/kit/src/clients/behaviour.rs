@@ -41,7 +41,7 @@ pub(super) enum When {
 pub type Mix = [(Behaviour, u8)];
 
 impl Behaviour {
-    /// One of a mix, at random.
+    /// Returns one of a mix, at random.
     pub fn random(mix: &Mix, rng: &mut fastrand::Rng) -> Self {
         let mut left = rng.u8(..100);
         for (behaviour, percent) in mix {
@@ -53,7 +53,7 @@ impl Behaviour {
         Self::DataLater
     }
 
-    /// What such a client does, in words.
+    /// Returns what such a client does, in words.
     pub const fn text(self) -> &'static str {
         match self {
             Self::DataInAck => "sends with its ACK",
@@ -117,7 +117,7 @@ impl Fate {
         Self::Lost,
     ];
 
-    /// How such a client ended, in words.
+    /// Returns how such a client ended, in words.
     pub const fn text(self) -> &'static str {
         match self {
             Self::Answered => "answered",

@@ -2,11 +2,11 @@
 
 //! Many clients of every kind on one thread, and what must have become of them.
 //!
-//! What a client does, and when, is its [`Behaviour`]; how it does it is the [`Transport`]'s. That of
-//! [`sockets`] has the kernel's TCP do it, that of [`segments`] sends each segment itself. Each client
-//! connects to a [`Target`] and ends in one [`Fate`]. Which fates are right depends on what it did and
-//! on its listener's settings ([`Target::allows`]); so does what the listener must have counted
-//! ([`Clients::account`]).
+//! What a client does, and when, is its [`Behaviour`]; how it does it is its [`Transport`]'s. The
+//! transport [`sockets`] has the kernel's TCP do it; the transport [`segments`] sends each segment
+//! itself. Each client connects to a [`Target`] and ends in one [`Fate`]. Which fates are right
+//! depends on what it did and on its listener's settings ([`Target::allows`]); so does what the
+//! listener must have counted ([`Clients::account`]).
 
 mod behaviour;
 mod expected;
@@ -168,7 +168,7 @@ pub struct Clients<T> {
 }
 
 impl<T: Transport> Clients<T> {
-    /// Clients of some listeners.
+    /// Makes clients of some listeners.
     pub fn new(
         transport: T,
         targets: Vec<Target>,
@@ -215,22 +215,22 @@ impl<T: Transport> Clients<T> {
         self
     }
 
-    /// How the clients send and receive.
+    /// Returns the transport.
     pub fn transport(&self) -> &T {
         &self.transport
     }
 
-    /// How the clients send and receive.
+    /// Returns the transport.
     pub fn transport_mut(&mut self) -> &mut T {
         &mut self.transport
     }
 
-    /// How many clients there are.
+    /// Returns how many clients there are.
     pub fn running(&self) -> usize {
         self.clients.len()
     }
 
-    /// How the clients so far have ended.
+    /// Returns how the clients so far have ended.
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
@@ -498,7 +498,7 @@ fn is_late(client: &Client, targets: &[Target], margin: Duration) -> bool {
         && deadline.is_some_and(|deadline| client.acknowledged.elapsed() + margin > deadline)
 }
 
-/// A time in a range, at random.
+/// Returns a time in a range, at random.
 fn between(range: Range<Duration>, rng: &mut fastrand::Rng) -> Duration {
     range.start + (range.end - range.start).mul_f64(rng.f64())
 }

@@ -37,8 +37,8 @@ pub const MIX: &Mix = &[
     (Behaviour::ResetInsteadOfAck, 4),
 ];
 
-/// How long clients take at listeners with this deadline. `limit` is how long nothing may happen to
-/// any client before that is an error.
+/// Returns how long clients take at listeners with this deadline. `limit` is how long nothing may
+/// happen to any client before that is an error.
 pub fn timing(deadline: Duration, limit: Duration) -> Timing {
     Timing {
         pause: Duration::from_millis(1)..Duration::from_millis(250),
@@ -62,7 +62,7 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// Clients behind a TUN interface.
+    /// Makes clients behind a TUN interface.
     pub fn new(tun: TunClients, rng: fastrand::Rng) -> Self {
         Self {
             tun,
@@ -88,12 +88,12 @@ impl Segments {
         self
     }
 
-    /// How many segments made no sense.
+    /// Returns how many segments made no sense.
     pub fn garbage_sent(&self) -> u64 {
         self.garbage_sent
     }
 
-    /// The clients' side of the TUN interface.
+    /// Returns the clients' side of the TUN interface.
     pub fn tun(&mut self) -> &mut TunClients {
         &mut self.tun
     }
@@ -274,8 +274,8 @@ impl Transport for Segments {
         }
     }
 
-    /// A client that was dropped hears nothing of it. Every other one is reset, at the latest by
-    /// its server.
+    /// Returns whether clients are dropped: such a client hears nothing of it. Every other one is
+    /// reset, at the latest by its server.
     fn must_send_after_deadline(&self, policy: &Policy) -> bool {
         policy.on_timeout == OnTimeout::Drop
     }

@@ -52,7 +52,7 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Sockets for clients whose names are those of no others. With each request go up to
+    /// Makes sockets for clients whose names are those of no others. With each request go up to
     /// `most_bytes` random bytes; if that is more than none, then also the end of the stream, and
     /// the reply is read up to its end.
     pub fn new(most_bytes: u16, mut rng: fastrand::Rng) -> Result<Self> {
@@ -65,7 +65,7 @@ impl Sockets {
         })
     }
 
-    /// Clients of some listeners, each with a name. They pause for at most a quarter of the
+    /// Makes clients of some listeners, each with a name. They pause for at most a quarter of the
     /// shortest deadline. `margin` is how much later than a client acts its server may notice, and
     /// `limit` how long a client may take, beyond its silence.
     pub fn clients(

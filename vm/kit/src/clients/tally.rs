@@ -36,12 +36,12 @@ impl Tally {
         *self.doubtful.entry(target).or_default() += 1;
     }
 
-    /// How many clients have begun, by what they do.
+    /// Returns how many clients have begun, by what they do.
     pub fn begun(&self) -> &BTreeMap<Behaviour, u64> {
         &self.begun
     }
 
-    /// How the clients so far have ended.
+    /// Returns how the clients so far have ended.
     pub fn fates(&self) -> &Fates {
         &self.fates
     }
@@ -53,24 +53,25 @@ impl Tally {
             .sum()
     }
 
-    /// How many clients of a listener did one of these things.
+    /// Returns how many clients of a listener did one of these things.
     pub fn count(&self, target: usize, behaviours: &[Behaviour]) -> u64 {
         self.sum(target, |behaviour, _| behaviours.contains(&behaviour))
     }
 
-    /// How many clients of a listener did one of these things in time: at least, and at most.
+    /// Returns how many clients of a listener did one of these things in time: at least, and at
+    /// most.
     pub fn in_time(&self, target: usize, behaviours: &[Behaviour]) -> RangeInclusive<u64> {
         let sure = self.sum(target, |it, late| behaviours.contains(&it) && !late);
         sure..=self.count(target, behaviours)
     }
 
-    /// How many clients of a listener are of a kind that is parked, if any client is.
+    /// Returns how many clients of a listener are of a kind that is parked, if any client is.
     pub fn to_be_parked(&self, target: usize) -> u64 {
         self.sum(target, |behaviour, _| behaviour.is_parked())
     }
 
-    /// How many clients of a listener acknowledged so late that it is not known what their ACK was
-    /// to the server: on a machine that is very busy.
+    /// Returns how many clients of a listener acknowledged so late that it is not known what their
+    /// ACK was to the server: on a machine that is very busy.
     pub fn doubtful(&self, target: usize) -> u64 {
         self.doubtful.get(&target).copied().unwrap_or_default()
     }

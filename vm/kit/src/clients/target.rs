@@ -24,8 +24,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Everything that may become of them where there is room for all clients; and where only `few`
-    /// may be parked, each for `deadline_of_few`.
+    /// Returns every policy: those with room for all clients, and those where only `few` may be
+    /// parked, each for `deadline_of_few`.
     pub fn all(deadline: Duration, few: u32, deadline_of_few: Option<Duration>) -> [Self; 5] {
         let policy = |on_timeout, deadline, max_parked| Self {
             on_timeout,
@@ -56,7 +56,7 @@ impl Policy {
         settings(timeout_ms, self.max_parked, self.on_timeout)
     }
 
-    /// A listener with this policy that nothing stands in the way of.
+    /// Returns a listener with this policy that nothing stands in the way of.
     pub fn at(self, address: SocketAddr) -> Target {
         Target {
             address,
@@ -86,7 +86,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// A listener that changes all the time. Its clients' deadline is about `deadline`.
+    /// Makes a listener that changes all the time. Its clients' deadline is about `deadline`.
     pub fn that_changes(address: SocketAddr, deadline: Duration) -> Self {
         let policy = Policy {
             on_timeout: OnTimeout::Accept,

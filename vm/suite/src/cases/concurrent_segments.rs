@@ -152,7 +152,7 @@ fn settled(context: &Context, listener: &Listener) -> Result<Stats> {
     settle(listener, context.patience() * 3, at_rest, || Ok(()))
 }
 
-/// After all that, a number of SYNs is that number.
+/// Makes sure that after all that, as many SYNs as are sent are counted.
 fn half_open_exactly(
     context: &Context,
     ns: &Netns,

@@ -33,7 +33,7 @@ pub(crate) fn cases() -> Vec<Case> {
         .collect()
 }
 
-/// How many are parked.
+/// Returns how many are parked.
 fn parked_count(kernel: Kernel, family: Family) -> u32 {
     match (kernel, family) {
         (Kernel::Stock, Family::V4) => 200_000,
@@ -129,7 +129,7 @@ impl Place<'_> {
         heard.context("no answer")
     }
 
-    /// How long active clients take.
+    /// Returns how long active clients take.
     fn median(&mut self) -> Result<Duration> {
         let mut times = Vec::new();
         for nth in 0..ACTIVE {
@@ -258,8 +258,8 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     module::unload(context.patience())
 }
 
-/// A namespace whose table of connections has a place for each of them. In a smaller one the
-/// kernel's own search for one connection takes longer, the more there are, at any listener.
+/// Makes a namespace whose table of connections has a place for each of them. In a smaller one
+/// the kernel's own search for one connection takes longer, the more there are, at any listener.
 fn roomy_namespace() -> Result<Netns> {
     const SIZE: &str = "net.ipv4.tcp_child_ehash_entries";
     const PLACES: u32 = 1 << 18;
