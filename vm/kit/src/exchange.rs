@@ -31,7 +31,8 @@ pub(crate) fn is_whole(heard: &[u8]) -> Result<bool> {
     };
     let digits = header
         .strip_prefix(b"hello")
-        .and_then(|it| it.strip_suffix(b"\n"));
+        .and_then(|it| it.strip_suffix(b"\n"))
+        .filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
     let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.get(16..));
     let length = digits.and_then(|digits| usize::from_str_radix(digits, 16).ok());
     let text = || String::from_utf8_lossy(header).into_owned();
@@ -52,6 +53,9 @@ mod tests {
         }
         assert!(is_whole(&request).unwrap());
         assert!(is_whole(&[&request[..], b"x"].concat()).is_err());
+        let mut other = request.clone();
+        other[6] = b'?';
+        assert!(is_whole(&other).is_err());
         let reply = reply(&request);
         assert_eq!(reply.get(5..), request.get(5..));
         assert!(is_whole(&reply).is_err());
