@@ -4,7 +4,7 @@
 //!
 //! There is one processor. The client has the lowest priority and never sleeps. So a server that is
 //! woken runs at once, until it waits again, before the client's system call returns:
-//! [`Swarm::spent`] then is what the kernel and the server do for a connection. It leaves out the
+//! [`TunClients::spent`] then is what the kernel and the server do for a connection. It leaves out the
 //! client's own program, and what it takes to read the server's segments.
 
 use std::thread;
@@ -14,7 +14,7 @@ use accf_kit::count;
 use accf_kit::counters::Counters;
 use accf_kit::netns::Netns;
 use accf_kit::segment::Flags;
-use accf_kit::swarm::{Member, Swarm};
+use accf_kit::tun_clients::{TunClient, TunClients};
 use anyhow::{bail, ensure, Context, Result};
 use nix::sys::resource::{getrusage, UsageWho};
 
@@ -105,7 +105,7 @@ impl Costs {
 #[derive(Debug)]
 pub(crate) struct Clients {
     ns: Netns,
-    tun: Swarm,
+    tun: TunClients,
     next: u32,
     /// A time when no connection was in TIME-WAIT.
     none_before: Instant,
@@ -116,14 +116,14 @@ impl Clients {
     pub(crate) fn new(ns: &Netns, port: u16) -> Result<Self> {
         Ok(Self {
             ns: ns.clone(),
-            tun: Swarm::new(ns, FAMILY, port)?,
+            tun: TunClients::new(ns, FAMILY, port)?,
             next: 0,
             none_before: Instant::now(),
         })
     }
 
     /// Returns the clients' TUN interface, for clients that do something else.
-    pub(crate) fn tun(&mut self) -> &mut Swarm {
+    pub(crate) fn tun(&mut self) -> &mut TunClients {
         &mut self.tun
     }
 
@@ -179,7 +179,7 @@ impl Clients {
             for first in clients.clone().step_by(BATCH as usize) {
                 for (server, (cost, _)) in servers.iter().zip(&mut costs) {
                     for nth in first..clients.end.min(first + BATCH) {
-                        connect(tun, tun.member_of(nth, server.port()), manner, cost)
+                        connect(tun, tun.client_of(nth, server.port()), manner, cost)
                             .with_context(|| format!("client {nth} of port {}", server.port()))?;
                     }
                 }
@@ -253,7 +253,7 @@ fn own_sleeps() -> Result<i64> {
 ///
 /// The server closes first. Each of its segments must be the expected one, so all listeners send
 /// the same ones.
-fn connect(tun: &mut Swarm, member: Member, manner: Manner, cost: &mut Costs) -> Result<()> {
+fn connect(tun: &mut TunClients, member: TunClient, manner: Manner, cost: &mut Costs) -> Result<()> {
     let begin = (count::instructions(), tun.spent());
     let mut member = member;
     tun.syn(&mut member)?;
@@ -283,7 +283,7 @@ fn connect(tun: &mut Swarm, member: Member, manner: Manner, cost: &mut Costs) ->
 }
 
 /// Takes the server's next segment, which must have these flags and this payload.
-fn take(tun: &mut Swarm, member: &mut Member, flags: Flags, payload: &[u8]) -> Result<()> {
+fn take(tun: &mut TunClients, member: &mut TunClient, flags: Flags, payload: &[u8]) -> Result<()> {
     for _ in 0..MAX_POLLS {
         let Some((nth, segment)) = tun.take()? else {
             continue;

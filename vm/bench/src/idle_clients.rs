@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Idle clients of one listener, up to a million.
 //!
-//! One thread sends for all clients ([`Swarm`]). The kernel processes a segment before the
-//! system call that sends it returns: [`Swarm::spent`] counts the instructions for it,
+//! One thread sends for all clients ([`TunClients`]). The kernel processes a segment before the
+//! system call that sends it returns: [`TunClients::spent`] counts the instructions for it,
 //! including those of the programs that it wakes.
 //!
 //! Clients connect in batches, with a pause after each, so that a deadline can be set between two
@@ -27,7 +27,7 @@ use accf_kit::endpoint::{self, Listen};
 use accf_kit::netns::Netns;
 use accf_kit::segment::Flags;
 use accf_kit::slab::Slabs;
-use accf_kit::swarm::{Member, Swarm};
+use accf_kit::tun_clients::{TunClient, TunClients};
 use anyhow::{bail, ensure, Context, Result};
 use nix::libc;
 use socket2::{SockRef, Socket};
@@ -67,7 +67,7 @@ pub(crate) struct IdleClients {
     kind: Listener,
     listener: Arc<endpoint::Listener>,
     is_served: bool,
-    tun: Swarm,
+    tun: TunClients,
     before: Counters,
     /// The connected ones, the oldest first.
     batches: VecDeque<Batch>,
@@ -88,7 +88,7 @@ struct Batch {
 /// One client.
 #[derive(Debug)]
 struct Client {
-    member: Member,
+    member: TunClient,
     /// The server's end, if it was accepted, and not by a [`Server`].
     socket: Option<Socket>,
 }
@@ -117,7 +117,7 @@ impl IdleClients {
         };
         let listener = listen.backlog(i32::try_from(backlog)?).open(&ns)?;
         Ok(Self {
-            tun: Swarm::new(&ns, FAMILY, listener.port())?,
+            tun: TunClients::new(&ns, FAMILY, listener.port())?,
             before: Counters::read(&ns)?,
             ns,
             kind,
@@ -167,13 +167,13 @@ impl IdleClients {
     }
 
     /// Returns the clients' TUN interface.
-    pub(crate) fn tun(&mut self) -> &mut Swarm {
+    pub(crate) fn tun(&mut self) -> &mut TunClients {
         &mut self.tun
     }
 
     /// Returns a client that has not connected before.
-    pub(crate) fn new_client(&mut self) -> Member {
-        let member = self.tun.member(self.started);
+    pub(crate) fn new_client(&mut self) -> TunClient {
+        let member = self.tun.client(self.started);
         self.started += 1;
         member
     }
@@ -217,7 +217,7 @@ impl IdleClients {
     /// Connects a batch of clients, and returns how many instructions each bare ACK took.
     pub(crate) fn connect(&mut self, count: u32) -> Result<Vec<u64>> {
         let first = self.started;
-        let mut members: Vec<Member> = (0..count).map(|_| self.new_client()).collect();
+        let mut members: Vec<TunClient> = (0..count).map(|_| self.new_client()).collect();
         for member in &mut members {
             self.tun.syn(member)?;
         }

@@ -2,7 +2,7 @@
 //! How long an active client waits beside many idle ones.
 //!
 //! It sends its request with the third segment of the handshake. From its SYN until its response,
-//! all instructions of the kernel and the server count ([`Swarm::spent`]); the client's do not.
+//! all instructions of the kernel and the server count ([`TunClients::spent`]); the client's do not.
 //! There is one processor, so the response has arrived once the server waits again.
 //!
 //! Active and idle clients have the same server, with a backlog of 128: it has accepted the idle
@@ -10,7 +10,7 @@
 
 use accf_bench::Unit;
 use accf_kit::segment::{Flags, Segment};
-use accf_kit::swarm::{Member, Swarm};
+use accf_kit::tun_clients::{TunClient, TunClients};
 use anyhow::{ensure, Context, Result};
 
 use crate::idle_clients::IdleClients;
@@ -76,7 +76,7 @@ pub(crate) fn measure(
 }
 
 /// Plays an active client, and returns how many instructions its response took.
-fn visit(tun: &mut Swarm, mut client: Member) -> Result<u64> {
+fn visit(tun: &mut TunClients, mut client: TunClient) -> Result<u64> {
     let before = tun.spent();
     tun.syn(&mut client)?;
     let answer = next(tun, &client).context("for a SYN")?;
@@ -97,7 +97,7 @@ fn visit(tun: &mut Swarm, mut client: Member) -> Result<u64> {
 }
 
 /// Takes the next segment, which must be for this client and available at once.
-fn next(tun: &mut Swarm, client: &Member) -> Result<Segment> {
+fn next(tun: &mut TunClients, client: &TunClient) -> Result<Segment> {
     // The woken server runs before the client goes on. Instructions while waiting would not count.
     let (nth, segment) = tun.take()?.context("no segment at once")?;
     ensure!(

@@ -30,9 +30,10 @@ pub fn consistent(stats: &Stats) -> Result<()> {
     let waited: u64 = stats.wait_log2.iter().sum();
     ensure!(
         waited == stats.released_data + stats.released_fin,
-        "{waited} in the histogram of those that were released, of {told}"
+        "{waited} released connections in the histogram, of {told}"
     );
-    // The kernel counts in two steps, and each processor may be between them. At rest it is exact: see who asks then.
+    // The kernel counts in two steps, and each processor may be between them. At rest the count is
+    // exact: `at_rest()` checks that.
     ensure!(
         (-processors()..=stats.half_open + processors()).contains(&stats.half_open_young),
         "half_open_young is {}, of {told}",
@@ -41,7 +42,7 @@ pub fn consistent(stats: &Stats) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that nobody is parked or half-open.
+/// Makes sure that no request is parked or half-open.
 pub fn at_rest(stats: &Stats) -> Result<()> {
     ensure!(
         (stats.parked, stats.half_open, stats.half_open_young) == (0, 0, 0),
@@ -52,11 +53,13 @@ pub fn at_rest(stats: &Stats) -> Result<()> {
     Ok(())
 }
 
-/// The same of one that took over connections of others in its `SO_REUSEPORT` group (`net.ipv4.tcp_migrate_req`).
+/// Makes sure of the same for a listener that took over connections of others in its `SO_REUSEPORT`
+/// group (`net.ipv4.tcp_migrate_req`).
 ///
-/// It may have counted off requests that it never had: when a client resets a half-open connection of a listener that has
-/// stopped, `tcp_check_req()` counts it off the one that would have got it, filter or not.
-pub fn at_rest_as_heir(stats: &Stats) -> Result<()> {
+/// It may have counted off requests that it never had: when a client resets a half-open connection
+/// of a listener that has stopped, `tcp_check_req()` counts it off the one that would have got it,
+/// filter or not.
+pub fn at_rest_after_migration(stats: &Stats) -> Result<()> {
     ensure!(
         stats.parked == 0 && stats.half_open <= stats.half_open_young && stats.half_open_young <= 0,
         "parked, half-open and young requests in the end: {:?}, of {}",
@@ -66,7 +69,8 @@ pub fn at_rest_as_heir(stats: &Stats) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a listener is at rest, as `is_at_rest` tells, while `meanwhile` goes on; returns its counts, which are right.
+/// Calls `meanwhile` until a listener is at rest, as `is_at_rest` tells; returns its counts, which
+/// are consistent.
 pub fn settle(
     listener: impl AsFd,
     limit: Duration,
@@ -83,12 +87,12 @@ pub fn settle(
     Ok(seen)
 }
 
-/// How many processors there are.
+/// Returns how many processors there are.
 pub fn processors() -> i64 {
     thread::available_parallelism().map_or(1, usize::from) as i64
 }
 
-/// The counts that are not zero, by name.
+/// Returns the counts that are not zero, by name.
 pub fn describe(stats: &Stats) -> String {
     let counts: Vec<String> = fields(stats)
         .into_iter()
@@ -101,16 +105,16 @@ pub fn describe(stats: &Stats) -> String {
     counts.join(", ")
 }
 
-/// All counts but the histogram, by name.
+/// Returns all counts but the histogram, by name.
 pub fn fields(stats: &Stats) -> Vec<(&'static str, i128)> {
     macro_rules! fields {
         ($($field:ident)*) => { vec![$((stringify!($field), i128::from(stats.$field))),*] };
     }
     fields![
-        parked half_open half_open_young parked_total released_data released_fin timeout_accept timeout_reset
-        timeout_drop evicted aborted fallback synack_suppressed bypass_syncookie bypass_fastopen
-        bypass_abort_on_overflow bypass_accept_queue_full bypass_no_memory bypass_namespace_limit bypass_signed
-        bypass_other
+        parked half_open half_open_young parked_total released_data released_fin
+        timeout_accept timeout_reset timeout_drop evicted aborted fallback synack_suppressed
+        bypass_syncookie bypass_fastopen bypass_abort_on_overflow bypass_accept_queue_full
+        bypass_no_memory bypass_namespace_limit bypass_signed bypass_other
     ]
 }
 
@@ -129,28 +133,28 @@ mod tests {
     }
 
     #[test]
-    fn sums_that_are_right_pass() {
+    fn consistent_sums_pass() {
         consistent(&sound()).unwrap();
         assert!(at_rest(&sound()).is_err());
         at_rest(&Stats::default()).unwrap();
     }
 
     #[test]
-    fn an_heir_may_have_counted_off_what_it_never_had() {
-        let mut heir = Stats::default();
-        at_rest_as_heir(&heir).unwrap();
-        (heir.half_open, heir.half_open_young) = (-2, -1);
-        at_rest_as_heir(&heir).unwrap();
-        assert!(at_rest(&heir).is_err());
-        (heir.half_open, heir.half_open_young) = (0, -1);
-        assert!(at_rest_as_heir(&heir).is_err());
-        (heir.half_open, heir.half_open_young) = (1, 1);
-        assert!(at_rest_as_heir(&heir).is_err());
-        assert!(at_rest_as_heir(&sound()).is_err());
+    fn a_migration_target_may_have_counted_off_what_it_never_had() {
+        let mut target = Stats::default();
+        at_rest_after_migration(&target).unwrap();
+        (target.half_open, target.half_open_young) = (-2, -1);
+        at_rest_after_migration(&target).unwrap();
+        assert!(at_rest(&target).is_err());
+        (target.half_open, target.half_open_young) = (0, -1);
+        assert!(at_rest_after_migration(&target).is_err());
+        (target.half_open, target.half_open_young) = (1, 1);
+        assert!(at_rest_after_migration(&target).is_err());
+        assert!(at_rest_after_migration(&sound()).is_err());
     }
 
     #[test]
-    fn what_is_forgotten_or_counted_twice_shows() {
+    fn forgotten_and_doubly_counted_connections_are_errors() {
         let mut forgotten = sound();
         forgotten.aborted = 0;
         assert!(consistent(&forgotten).is_err());
@@ -163,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_counted_is_told() {
+    fn only_counts_that_are_not_zero_are_described() {
         assert_eq!(describe(&Stats::default()), "nothing");
         assert_eq!(
             describe(&sound()),

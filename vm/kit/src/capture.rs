@@ -59,7 +59,8 @@ pub struct Capture {
 #[derive(Debug)]
 struct Shared {
     socket: OwnedFd,
-    /// On the loopback interface every packet is seen twice: on its way out, and on its way in. One is enough.
+    /// On the loopback interface every packet is seen twice: on its way out, and on its way in. One
+    /// is enough.
     loopback: bool,
     packets: Mutex<Vec<Packet>>,
 }
@@ -67,7 +68,8 @@ struct Shared {
 impl Capture {
     /// Starts to capture every TCP segment of an interface in a namespace, in both directions.
     ///
-    /// Packets are seen after the queueing discipline of their interface: with a netem delay, when they really leave.
+    /// Packets are seen after the queueing discipline of their interface: with a netem delay, when
+    /// they really leave.
     pub fn start(ns: &Netns, interface: &str) -> Result<Self> {
         let shared = Arc::new(ns.run(|| Shared::open(interface))?);
         let stop = Arc::new(EventFd::from_flags(
@@ -84,12 +86,12 @@ impl Capture {
         })
     }
 
-    /// Everything captured until this moment.
+    /// Returns everything captured until this moment.
     pub fn so_far(&self) -> Result<Trace> {
         self.shared.so_far()
     }
 
-    /// Lets somebody else look at what is captured, during the capture and after.
+    /// Returns a view of what is captured, during the capture and after.
     pub fn viewer(&self) -> Viewer {
         Viewer {
             shared: Arc::clone(&self.shared),
@@ -133,19 +135,19 @@ impl Capture {
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        // Nobody is left to hear of an error here; who wants to know calls `stop`.
+        // An error cannot be reported here; `stop` reports it.
         let _ = self.end();
     }
 }
 
-/// A look at a capture that somebody else runs.
+/// A view of a capture that another thread runs.
 #[derive(Clone, Debug)]
 pub struct Viewer {
     shared: Arc<Shared>,
 }
 
 impl Viewer {
-    /// Everything captured until this moment.
+    /// Returns everything captured until this moment.
     pub fn so_far(&self) -> Result<Trace> {
         self.shared.so_far()
     }
@@ -208,7 +210,7 @@ impl Shared {
         Ok(())
     }
 
-    /// One packet: `None` when there is none, `Some(None)` when it is not to be kept.
+    /// Receives one packet: `None` when there is none, `Some(None)` when it is not to be kept.
     fn receive(&self, buffer: &mut [u8]) -> Result<Option<Option<Packet>>> {
         let mut control = nix::cmsg_space!(nix::sys::time::TimeSpec);
         let mut iov = [IoSliceMut::new(buffer)];
@@ -242,7 +244,7 @@ impl Shared {
         })))
     }
 
-    /// How many packets the kernel dropped because the socket's buffer was full.
+    /// Returns how many packets the kernel dropped because the socket's buffer was full.
     fn lost(&self) -> Result<u32> {
         // struct tpacket_stats: packets, drops.
         let mut stats = [0u8; 8];
@@ -260,8 +262,8 @@ impl Shared {
 
 /// Waits until packets are stamped as they arrive.
 ///
-/// The kernel begins to do so some time after the first socket asked for it; until then, a packet gets the time at which
-/// it is read.
+/// The kernel begins to do so some time after the first socket asked for it; until then, a packet
+/// gets the time at which it is read.
 fn wait_until_stamped() -> Result<()> {
     const PAUSE: Duration = Duration::from_millis(3);
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("UDP socket")?;
@@ -286,7 +288,7 @@ fn wait_until_stamped() -> Result<()> {
     Ok(())
 }
 
-/// The kernel's timestamp of a packet.
+/// Returns the kernel's timestamp of a packet.
 fn stamp<S>(message: &RecvMsg<'_, '_, S>) -> Result<Stamp> {
     message
         .cmsgs()?
@@ -307,59 +309,59 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// The packets that satisfy `wanted`.
+    /// Returns the packets that satisfy `wanted`.
     pub fn filter(&self, mut wanted: impl FnMut(&Packet) -> bool) -> Self {
         Self {
             packets: self.packets.iter().filter(|p| wanted(p)).cloned().collect(),
         }
     }
 
-    /// How many packets satisfy `wanted`.
+    /// Returns how many packets satisfy `wanted`.
     pub fn count(&self, mut wanted: impl FnMut(&Segment) -> bool) -> usize {
         self.packets.iter().filter(|p| wanted(&p.segment)).count()
     }
 
-    /// The first packet that satisfies `wanted`.
+    /// Returns the first packet that satisfies `wanted`.
     pub fn first(&self, mut wanted: impl FnMut(&Segment) -> bool) -> Option<&Packet> {
         self.packets.iter().find(|p| wanted(&p.segment))
     }
 
-    /// The last packet that satisfies `wanted`.
+    /// Returns the last packet that satisfies `wanted`.
     pub fn last(&self, mut wanted: impl FnMut(&Segment) -> bool) -> Option<&Packet> {
         self.packets.iter().rfind(|p| wanted(&p.segment))
     }
 
-    /// What was sent to or from a server's port.
+    /// Returns what was sent to or from a server's port.
     pub fn of_port(&self, port: u16) -> Self {
         self.filter(|p| p.segment.touches(port))
     }
 
-    /// What was sent to or from an address and port.
+    /// Returns what was sent to or from an address and port.
     pub fn of_peer(&self, peer: SocketAddr) -> Self {
         self.filter(|p| p.segment.source == peer || p.segment.destination == peer)
     }
 
-    /// What was sent to a server's port.
+    /// Returns what was sent to a server's port.
     pub fn to_port(&self, port: u16) -> Self {
         self.filter(|p| p.segment.destination.port() == port)
     }
 
-    /// What was sent from a server's port.
+    /// Returns what was sent from a server's port.
     pub fn from_port(&self, port: u16) -> Self {
         self.filter(|p| p.segment.source.port() == port)
     }
 
-    /// What was captured after `from` and not after `to`.
+    /// Returns what was captured after `from` and not after `to`.
     pub fn between(&self, from: Stamp, to: Stamp) -> Self {
         self.filter(|p| p.at > from && p.at <= to)
     }
 
-    /// How many SYN-ACKs there are.
+    /// Returns how many SYN-ACKs there are.
     pub fn syn_acks(&self) -> usize {
         self.count(Segment::is_syn_ack)
     }
 
-    /// How many SYN-ACKs each client was sent.
+    /// Returns how many SYN-ACKs each client was sent.
     pub fn syn_acks_by_client(&self) -> HashMap<SocketAddr, usize> {
         let mut counts = HashMap::new();
         for packet in &self.packets {
@@ -370,12 +372,12 @@ impl Trace {
         counts
     }
 
-    /// How many resets there are.
+    /// Returns how many resets there are.
     pub fn resets(&self) -> usize {
         self.count(Segment::is_rst)
     }
 
-    /// The packets as lines, with the time since the first one: for diagnostics.
+    /// Returns the packets as lines, with the time since the first one: for diagnostics.
     pub fn describe(&self) -> String {
         let mut text = String::new();
         let Some(first) = self.packets.first() else {

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 pub struct Stamp(Duration);
 
 impl Stamp {
-    /// This very moment.
+    /// Returns the present moment.
     pub fn now() -> Self {
         Self(
             SystemTime::now()
@@ -24,27 +24,27 @@ impl Stamp {
         )
     }
 
-    /// A point in time given as the time since 1970.
+    /// Makes a point in time given as the time since 1970.
     pub fn from_epoch(since_epoch: Duration) -> Self {
         Self(since_epoch)
     }
 
-    /// The time since 1970.
+    /// Returns the time since 1970.
     pub fn epoch(self) -> Duration {
         self.0
     }
 
-    /// How long after `earlier` this is; nothing, if it is not after it.
+    /// Returns how long after `earlier` this is; nothing, if it is not after it.
     pub fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 
-    /// The point in time that much before this one.
+    /// Returns the point in time that much before this one.
     pub fn before(self, time: Duration) -> Self {
         Self(self.0.saturating_sub(time))
     }
 
-    /// How many milliseconds after `other` this is; negative, if it is before it.
+    /// Returns how many milliseconds after `other` this is; negative, if it is before it.
     pub fn ms_after(self, other: Self) -> f64 {
         (self.0.as_secs_f64() - other.0.as_secs_f64()) * 1e3
     }
@@ -64,8 +64,9 @@ impl fmt::Display for Stamp {
 
 /// Knows how late this machine ran its programs.
 ///
-/// An emulated machine on a busy host stops now and then, or one of its processors does, and so does every program there. A thread
-/// on each of them that does nothing but sleep shows when, and by how much: what a test allows beyond its own tolerance.
+/// An emulated machine on a busy host stops now and then, or one of its processors does, and so
+/// does every program there. A thread on each of them that does nothing but sleep shows when, and
+/// by how much: what a test allows beyond its own tolerance.
 #[derive(Clone, Debug)]
 pub struct Pulse {
     /// Of each processor.
@@ -122,7 +123,7 @@ impl Pulse {
         beats
     }
 
-    /// The most that a program which was due between two points in time was late.
+    /// Returns the most that a program which was due between two points in time was late.
     pub fn worst(&self, from: Stamp, to: Stamp) -> Duration {
         let worst = self.beats.iter().map(|beats| lock(beats).worst(from, to));
         worst.max().unwrap_or_default()

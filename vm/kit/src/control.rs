@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A filtered listener's settings and counts: the crate `accf`, and what only a test would ask the kernel for.
+//! A filtered listener's settings and counts: the crate `accf`, and what only a test would ask the
+//! kernel for.
 
 use std::io;
 use std::num::NonZeroU32;
@@ -15,7 +16,8 @@ pub use accf::{config, listeners_on, set_config, stats, Config, OnTimeout, Stats
 use crate::netns::Netns;
 use crate::sys;
 
-/// Settings in the module's own units: milliseconds, 0 for none; and 0 for the default number.
+/// Returns settings in the module's own units: milliseconds, 0 for none; and 0 for the default
+/// number.
 pub fn settings(timeout_ms: u32, max_parked: u32, on_timeout: OnTimeout) -> Config {
     let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms.into()));
     Config {
@@ -25,7 +27,7 @@ pub fn settings(timeout_ms: u32, max_parked: u32, on_timeout: OnTimeout) -> Conf
     }
 }
 
-/// Settings with nothing but a deadline: the default number, and accepted.
+/// Returns settings with nothing but a deadline: the default number, and accepted.
 pub fn timeout(timeout_ms: u32) -> Config {
     settings(timeout_ms, 0, OnTimeout::Accept)
 }
@@ -50,7 +52,8 @@ pub fn set_nowhere(socket: impl AsFd, level: i32, name: i32, length: u32) -> io:
     sys::set_option_nowhere(socket.as_fd(), level, name, length)
 }
 
-/// What `inet_diag` tells of the only filtered listener on a port of a namespace; nothing, if there is none.
+/// Returns what `inet_diag` tells of the only filtered listener on a port of a namespace; nothing,
+/// if there is none.
 pub fn from_diag(ns: &Netns, port: u16) -> Result<Option<accf::Listener>> {
     let mut found = ns.run(|| listeners_on(port).context("sock_diag"))?;
     let first = found.pop();

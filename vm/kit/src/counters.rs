@@ -46,9 +46,11 @@ impl Counters {
         Ok(())
     }
 
-    /// One counter, by the name `nstat` gives it: group and name, as in `TcpExtListenDrops` or `TcpRetransSegs`.
+    /// Returns one counter, by the name `nstat` gives it: group and name, as in `TcpExtListenDrops`
+    /// or `TcpRetransSegs`.
     ///
-    /// A counter this kernel does not have is an error: a test that reads it by a wrong name would always pass.
+    /// A counter this kernel does not have is an error: a test that reads it by a wrong name would
+    /// always pass.
     pub fn get(&self, name: &str) -> Result<i64> {
         self.values
             .get(name)
@@ -56,12 +58,12 @@ impl Counters {
             .with_context(|| format!("this kernel has no counter {name}"))
     }
 
-    /// How much a counter has grown since `earlier`.
+    /// Returns how much a counter has grown since `earlier`.
     pub fn growth(&self, earlier: &Self, name: &str) -> Result<i64> {
         Ok(self.get(name)? - earlier.get(name)?)
     }
 
-    /// Every counter that has changed since `earlier`, with its growth: for diagnostics.
+    /// Returns every counter that has changed since `earlier`, with its growth: for diagnostics.
     pub fn changes(&self, earlier: &Self) -> BTreeMap<String, i64> {
         self.values
             .iter()

@@ -36,9 +36,18 @@ impl Family {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::V4, Self::V6, Self::Mapped];
 
-    /// Whether the clients' packets are IPv4's.
+    /// Returns whether the clients' packets are IPv4's.
     pub fn is_v4_on_the_wire(self) -> bool {
         self != Self::V6
+    }
+
+    /// Returns the address of a listener on the same machine, for clients of this family.
+    pub fn loopback(self, port: u16) -> SocketAddr {
+        if self.is_v4_on_the_wire() {
+            (Ipv4Addr::LOCALHOST, port).into()
+        } else {
+            (Ipv6Addr::LOCALHOST, port).into()
+        }
     }
 }
 
@@ -66,7 +75,7 @@ pub struct Listen {
 }
 
 impl Listen {
-    /// A plain listener on any address and a free port, with a backlog of 128.
+    /// Makes a plain listener on any address and a free port, with a backlog of 128.
     pub fn plain(family: Family) -> Self {
         Self {
             family,
@@ -164,7 +173,7 @@ impl Listen {
     }
 }
 
-/// A TCP socket of a family, bound to any address but not listening; port 0 is a free one.
+/// Returns a TCP socket of a family, bound to any address but not listening; port 0 is a free one.
 pub fn bound(family: Family, port: u16, reuse_port: bool) -> Result<Socket> {
     let (domain, address): (_, SocketAddr) = match family {
         Family::V4 => (Domain::IPV4, (Ipv4Addr::UNSPECIFIED, port).into()),
@@ -184,7 +193,7 @@ pub fn bound(family: Family, port: u16, reuse_port: bool) -> Result<Socket> {
     Ok(socket)
 }
 
-/// When the kernel made a socket that has not sent anything.
+/// Returns when the kernel made a socket that has not sent anything.
 fn made(socket: &Socket) -> Result<Stamp> {
     const ATTEMPTS: usize = 5;
     let mut best: Option<(Duration, Stamp)> = None;
@@ -225,7 +234,8 @@ pub struct Accepted {
     pub stream: TcpStream,
     /// The client.
     pub peer: SocketAddr,
-    /// When the kernel made the socket and put it into the listener's queue, give or take a clock tick.
+    /// When the kernel made the socket and put it into the listener's queue, give or take a clock
+    /// tick.
     pub made: Stamp,
     /// When `accept()` returned.
     pub at: Stamp,
@@ -239,12 +249,20 @@ impl Listener {
         Ok(Self { socket, port })
     }
 
-    /// The port it listens on.
+    /// The same listener for another thread.
+    pub fn try_clone(&self) -> Result<Self> {
+        Ok(Self {
+            socket: self.socket.try_clone().context("clone a listener")?,
+            port: self.port,
+        })
+    }
+
+    /// Returns the port it listens on.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The socket.
+    /// Returns the socket.
     pub fn socket(&self) -> &Socket {
         &self.socket
     }
@@ -291,7 +309,8 @@ impl AsFd for Listener {
     }
 }
 
-/// Connects from inside a namespace: when this returns, the handshake's third segment has been sent.
+/// Connects from inside a namespace: when this returns, the handshake's third segment has been
+/// sent.
 pub fn connect(ns: &Netns, server: SocketAddr) -> Result<TcpStream> {
     ns.run(|| connect_here(server))
 }
@@ -312,9 +331,11 @@ pub fn reset_on_close(stream: &TcpStream) -> Result<()> {
         .context("SO_LINGER")
 }
 
-/// Makes a socket that is about to connect send no bare ACK: the first data is the handshake's third segment.
+/// Makes a socket that is about to connect send no bare ACK: the first data is the handshake's
+/// third segment.
 pub fn let_data_carry_the_ack(socket: impl AsFd) -> Result<()> {
-    // On a client's socket, Linux takes a deferred accept as "data will follow at once, wait with the ACK".
+    // On a client's socket, Linux takes a deferred accept as "data will follow at once, wait with
+    // the ACK".
     set_defer_accept(socket, 1)
 }
 
@@ -323,7 +344,7 @@ pub fn set_defer_accept(socket: impl AsFd, seconds: i32) -> Result<()> {
     set_tcp_option(socket, libc::TCP_DEFER_ACCEPT, seconds).context("TCP_DEFER_ACCEPT")
 }
 
-/// The kernel's own `TCP_DEFER_ACCEPT`, in seconds as the kernel has rounded them.
+/// Returns the kernel's own `TCP_DEFER_ACCEPT`, in seconds as the kernel has rounded them.
 pub fn defer_accept(socket: impl AsFd) -> Result<i32> {
     tcp_option(socket, libc::TCP_DEFER_ACCEPT).context("TCP_DEFER_ACCEPT")
 }
@@ -334,7 +355,7 @@ pub fn set_tcp_option(socket: impl AsFd, name: i32, value: i32) -> io::Result<()
     sys::set_option(socket.as_fd(), libc::IPPROTO_TCP, name, &value)
 }
 
-/// One of TCP's options that are numbers.
+/// Returns one of TCP's options that are numbers.
 pub fn tcp_option(socket: impl AsFd, name: i32) -> io::Result<i32> {
     let mut value = [0; 4];
     sys::get_option(socket.as_fd(), libc::IPPROTO_TCP, name, &mut value)?;
@@ -349,7 +370,8 @@ pub fn keep_alive(stream: &TcpStream) -> Result<()> {
         .context("SO_KEEPALIVE")
 }
 
-/// Takes a socket's connection apart, so that it may listen or connect again: `connect()` to nobody.
+/// Takes a socket's connection apart, so that it may listen or connect again: `connect()` to
+/// `AF_UNSPEC`.
 pub fn disconnect(socket: impl AsFd) -> io::Result<()> {
     sys::disconnect(socket.as_fd())
 }

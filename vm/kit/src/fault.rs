@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Memory that runs out just when somebody asks for some (`CONFIG_FAILSLAB`).
+//! Memory that runs out just when it is asked for (`CONFIG_FAILSLAB`).
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ impl NoMemory {
         Ok(failing.map(|failing| Self { _failing: failing }))
     }
 
-    /// How many allocations are still to fail.
+    /// Returns how many allocations are still to fail.
     pub fn left(&self) -> Result<u32> {
         left()
     }
@@ -33,11 +33,11 @@ impl NoMemory {
 /// Whose allocations fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose {
-    /// Those that are made by the module, and by what it calls: what it remembers a parked connection by, and the kernel's
-    /// requests, SYN-ACKs and connections of a listener that has a filter. The module must be loaded; one that is loaded
-    /// later is not meant.
+    /// Allocations by the module, and by what it calls: what it remembers a parked connection by,
+    /// and the kernel's requests, SYN-ACKs and connections of a listener that has a filter. The
+    /// module must be loaded; one that is loaded later is not meant.
     Module,
-    /// Those of requests, sockets and packets, whoever makes them.
+    /// Allocations of requests, sockets and packets, by any caller.
     Network,
 }
 
@@ -45,9 +45,10 @@ pub enum Whose {
 ///
 /// Not all others: where the kernel's own checkers have no memory, they say so, and check no more.
 ///
-/// And not `skbuff_fclone_cache`. What is taken from it without waiting is, but for parts of segments that are sent again, the
-/// FIN of a connection with nothing else to send. The kernel does not try again if there is none (`tcp_send_fin()`): the other
-/// side never hears of the end, and the socket, which has no timer then, stays for good once nobody has it open, with its
+/// And not `skbuff_fclone_cache`. What is taken from it without waiting is, but for parts of
+/// segments that are sent again, the FIN of a connection with nothing else to send. The kernel does
+/// not try again if there is none (`tcp_send_fin()`): the other side never hears of the end, and
+/// the socket, which has no timer then, stays for good once no process has it open, with its
 /// namespace. That is so at any socket; what comes after would be no more than a look at that.
 const CACHES: [&str; 7] = [
     "request_sock_TCP",
@@ -59,23 +60,24 @@ const CACHES: [&str; 7] = [
     "skbuff_head_cache",
 ];
 
-/// That of what the module remembers a parked connection by. Others have theirs there, too, among them the guest's file system
-/// (`virtio_fs_enqueue_req()`), which fails for good without.
+/// That of what the module remembers a parked connection by. Others have theirs there, too, among
+/// them the guest's file system (`virtio_fs_enqueue_req()`), which fails for good without.
 const MODULE_CACHE: &str = "kmalloc-64";
 
 /// While it lives, some of the small allocations that must not wait fail.
 ///
-/// That are those of softirqs, and of whoever holds a lock: what sends and receives segments. A program's own are not among
-/// them.
+/// Those are the allocations in softirqs and under locks: what sends and receives segments. A
+/// program's own are not among them.
 #[derive(Debug)]
 pub struct Failing {
     times: u32,
 }
 
 impl Failing {
-    /// Has so many of a hundred allocations fail, at random; nothing, if this kernel cannot.
+    /// Has `percent` of a hundred allocations fail, at random; returns nothing if this kernel
+    /// cannot.
     pub fn some(whose: Whose, percent: u8) -> Result<Option<Self>> {
-        // No run injects so many.
+        // No run injects as many.
         const MANY: u32 = 1_000_000_000;
         Self::begin(whose, percent, MANY)
     }
@@ -114,7 +116,7 @@ impl Failing {
         Ok(Some(armed))
     }
 
-    /// How many allocations have failed.
+    /// Returns how many allocations have failed.
     pub fn injected(&self) -> Result<u32> {
         Ok(self.times.saturating_sub(left()?))
     }
@@ -122,7 +124,7 @@ impl Failing {
 
 impl Drop for Failing {
     fn drop(&mut self) {
-        // Nobody is left to hear of an error here.
+        // An error cannot be reported here.
         let _ = set("probability", 0);
         let _ = set("cache-filter", 0);
         let _ = set("require-start", 0);
@@ -134,7 +136,7 @@ impl Drop for Failing {
     }
 }
 
-/// How many allocations are still to fail.
+/// Returns how many allocations are still to fail.
 fn left() -> Result<u32> {
     let path = Path::new(FAILSLAB).join("times");
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -143,7 +145,7 @@ fn left() -> Result<u32> {
         .with_context(|| format!("{}: `{}`", path.display(), text.trim()))
 }
 
-/// Has a cache be one of those that `cache-filter` lets fail, or none of them.
+/// Adds a cache to those that `cache-filter` lets fail, or removes it.
 fn mark(cache: &str, fails: bool) -> Result<()> {
     let path = format!("/sys/kernel/slab/{cache}/failslab");
     fs::write(&path, if fails { "1" } else { "0" }).with_context(|| path)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Packets that no stack would send: options that are cut short, lengths that are not true, wrong checksums, fragments.
+//! Packets that no stack would send: options that are cut short, lengths that are not true, wrong
+//! checksums, fragments.
 
 use std::net::IpAddr;
 
@@ -18,7 +19,8 @@ pub const MAX_OPTIONS: usize = 40;
 pub struct Forged {
     /// Its addresses, numbers, flags and data.
     pub segment: Segment,
-    /// The bytes of the options, instead of the segment's; zeros fill them up to a multiple of four.
+    /// The bytes of the options, instead of the segment's; zeros fill them up to a multiple of
+    /// four.
     pub options: Option<Vec<u8>>,
     /// The length of the header in words of four bytes, if it is not to be the true one; 0 to 15.
     pub data_offset: Option<u8>,
@@ -37,23 +39,24 @@ pub struct Forged {
 pub enum Envelope {
     /// A header.
     Plain,
-    /// A header with options of IPv4, at most 40 bytes; of IPv6, an extension header of a kind, with this in it.
+    /// A header with options of IPv4, at most 40 bytes; of IPv6, an extension header of a kind,
+    /// with this in it.
     Extended(u8, Vec<u8>),
-    /// Fragments of so many bytes, a multiple of eight, the last one first or last.
+    /// Fragments of this many bytes, a multiple of eight, the last one first or last.
     Fragments {
         /// How many bytes each has.
         size: u16,
         /// Whether the last one is sent first.
         backwards: bool,
     },
-    /// A header whose length is right, but the packet ends so many bytes sooner.
+    /// A header whose length is right, but the packet ends this many bytes sooner.
     Cut(u16),
-    /// A header that claims so many bytes more than there are; or fewer.
+    /// A header that claims this many bytes more than there are; or fewer.
     Claims(i16),
 }
 
 impl From<Segment> for Forged {
-    /// What the segment is without anything odd.
+    /// Returns what the segment is without anything odd.
     fn from(segment: Segment) -> Self {
         Self {
             segment,
@@ -68,7 +71,7 @@ impl From<Segment> for Forged {
 }
 
 impl Forged {
-    /// The packets, from their IP headers on, in the order in which they are to be sent.
+    /// Returns the packets, from their IP headers on, in the order in which they are to be sent.
     pub fn packets(&self) -> Result<Vec<Vec<u8>>> {
         let tcp = self.tcp()?;
         let whole = |extra: &[u8], kind: u8| self.packet(&tcp, extra, kind, None, 0);
@@ -104,7 +107,7 @@ impl Forged {
         })
     }
 
-    /// The segment with its header and checksum.
+    /// Returns the segment with its header and checksum.
     fn tcp(&self) -> Result<Vec<u8>> {
         let mut plain = self.segment.clone();
         plain.payload = Vec::new();
@@ -159,7 +162,8 @@ impl Forged {
         Ok(sum.add_slice(tcp).ones_complement().to_be())
     }
 
-    /// A packet with `part` of the segment, at an offset in words of eight bytes and with more to come if it is a fragment.
+    /// Returns a packet with `part` of the segment, at an offset in words of eight bytes and with
+    /// more to come if it is a fragment.
     fn packet(
         &self,
         part: &[u8],
@@ -259,7 +263,8 @@ mod tests {
             let packets = Forged::from(segment.clone()).packets().unwrap();
             let mut built = segment.build().unwrap();
             if segment.source.is_ipv4() {
-                // The number of a packet that is no fragment, the bit that says so, and the checksum of both.
+                // The number of a packet that is no fragment, the bit that says so, and the
+                // checksum of both.
                 for index in [4, 5, 6, 10, 11] {
                     built[index] = packets[0][index];
                 }

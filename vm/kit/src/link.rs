@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Interfaces and their addresses, told to the kernel directly.
+//! Interfaces and their addresses, by netlink.
 //!
-//! `ip` could do all of this, but to start a program costs an emulated machine more than everything else a test sets
-//! up.
+//! `ip` could do all of this, but to start a program costs an emulated machine more than everything
+//! else a test sets up.
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -26,8 +26,6 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-use crate::netns::Netns;
-
 /// The loopback interface is the first of every namespace.
 const LOOPBACK: u32 = 1;
 
@@ -43,27 +41,27 @@ pub(crate) struct End<'a> {
 /// What becomes of the packets that leave an interface: the queueing discipline `netem`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Netem {
-    /// How long each is held back.
+    /// How long each is delayed.
     pub(crate) delay: Duration,
-    /// So many of a hundred are thrown away instead.
+    /// How many of a hundred are dropped instead.
     pub(crate) loss: u8,
-    /// So many of a hundred are sent twice.
+    /// How many of a hundred are sent twice.
     pub(crate) duplicate: u8,
-    /// So many of a hundred are not held back, and overtake others.
+    /// How many of a hundred are not delayed, and overtake others.
     pub(crate) reorder: u8,
 }
 
-/// The attribute with a queueing discipline's settings, and those of netem's with the delay in nanoseconds, and with how many
-/// packets overtake others.
+/// The attribute with a queueing discipline's settings, and those of netem's with the delay in
+/// nanoseconds, and with how many packets overtake others.
 const TCA_OPTIONS: u16 = 2;
 const TCA_NETEM_REORDER: u16 = 3;
 const TCA_NETEM_LATENCY64: u16 = 10;
 
 impl Netem {
-    /// How many packets it holds back at most.
+    /// How many packets it delays at most.
     const LIMIT: u32 = 100_000;
 
-    /// The settings as the kernel reads them: a `struct tc_netem_qopt`, and attributes.
+    /// Returns the settings as the kernel reads them: a `struct tc_netem_qopt`, and attributes.
     fn options(self) -> Result<Vec<u8>> {
         let nanos = i64::try_from(self.delay.as_nanos())?;
         let [loss, duplicate, reorder] = [self.loss, self.duplicate, self.reorder].map(probability);
@@ -88,25 +86,23 @@ impl Netem {
     }
 }
 
-/// So many of a hundred, as the kernel writes it: of 2^32 - 1.
+/// Returns a percentage as the kernel writes it: of 2^32 - 1.
 fn probability(percent: u8) -> u32 {
     u32::try_from(u64::from(u32::MAX) * u64::from(percent) / 100).unwrap_or(u32::MAX)
 }
 
-/// A conversation with the kernel about the interfaces of one namespace.
+/// A netlink socket for the interfaces of one namespace.
 pub(crate) struct Links {
     socket: Socket,
 }
 
 impl Links {
-    /// Opens a conversation about a namespace.
-    pub(crate) fn of(ns: &Netns) -> Result<Self> {
-        ns.run(|| {
-            let mut socket = Socket::new(NETLINK_ROUTE).context("netlink socket")?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            Ok(Self { socket })
-        })
+    /// Opens a netlink socket in the calling thread's namespace.
+    pub(crate) fn open_here() -> Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE).context("netlink socket")?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        Ok(Self { socket })
     }
 
     /// Lays a cable whose other end is in another namespace.
@@ -162,7 +158,7 @@ impl Links {
         self.up(LOOPBACK)
     }
 
-    /// Gives an interface an address of a network, to be used without asking whether somebody else has it.
+    /// Gives an interface an address of a network, to be used without duplicate address detection.
     pub(crate) fn add_address(&self, index: u32, ip: IpAddr) -> Result<()> {
         let mut address = AddressMessage::default();
         address.header.index = index;
@@ -182,7 +178,7 @@ impl Links {
         .with_context(|| format!("add the address {ip}"))
     }
 
-    /// Tells an interface once and for all whose an address is.
+    /// Adds a permanent neighbour: a peer's address and hardware address.
     pub(crate) fn add_neighbour(&self, index: u32, ip: IpAddr, mac: Mac) -> Result<()> {
         let mut neighbour = NeighbourMessage::default();
         neighbour.header.ifindex = index;
@@ -200,7 +196,8 @@ impl Links {
             .with_context(|| format!("add the neighbour {ip}"))
     }
 
-    /// Has netem treat what leaves an interface from now on; what it holds back already stays as it is.
+    /// Has netem treat the packets that leave an interface from now on; packets that it delays
+    /// already stay as they are.
     pub(crate) fn set_netem(&self, index: u32, netem: Netem) -> Result<()> {
         let mut discipline = root_discipline(index)?;
         discipline.attributes = vec![
@@ -214,10 +211,10 @@ impl Links {
         .with_context(|| format!("give interface {index} {netem:?} (CONFIG_NET_SCH_NETEM)"))
     }
 
-    /// How many packets an interface's netem has thrown away.
+    /// Returns how many packets an interface's netem has dropped.
     pub(crate) fn lost(&self, index: u32) -> Result<u32> {
         let question = RouteNetlinkMessage::GetQueueDiscipline(root_discipline(index)?);
-        // Without the flag the kernel tells everybody who listens to such news, but not who asked.
+        // Without the flag the kernel notifies the listeners of the group, but not the sender.
         let answer = self.ask(question, NLM_F_ECHO)?;
         let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewQueueDiscipline(discipline)) =
             answer
@@ -283,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn netem_is_told_what_to_disturb() {
+    fn netem_options_hold_loss_duplicates_and_reordering() {
         let netem = Netem {
             delay: Duration::ZERO,
             loss: 20,
@@ -298,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn netem_is_told_in_the_kernels_words() {
+    fn netem_options_are_the_kernels_structures() {
         let netem = Netem {
             delay: Duration::from_millis(20),
             loss: 100,

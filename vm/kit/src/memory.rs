@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Arguments of `setsockopt()` and `getsockopt()` that a program should not pass: wrong lengths, and memory that ends too soon.
+//! Arguments of `setsockopt()` and `getsockopt()` that a program should not pass: wrong lengths,
+//! and memory that ends too soon.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,14 +12,14 @@ use crate::sys::Mapping;
 
 pub use crate::sys::Place;
 
-/// What every byte is that nobody has written.
+/// The value of every byte that was not written.
 const CANARY: u8 = 0xa5;
 
 /// Memory of which every byte is watched, and that ends where nothing can be touched.
 #[derive(Debug)]
 pub struct Memory {
     mapping: Mapping,
-    /// What the memory is while nobody has written to it.
+    /// What the memory is before it is written to.
     clean: Vec<u8>,
 }
 
@@ -49,7 +50,7 @@ impl Memory {
         Ok(Self { mapping, clean })
     }
 
-    /// How many bytes can be read from a place on, and none behind them.
+    /// Returns how many bytes can be read from a place on, and none behind them.
     pub fn readable(place: Place) -> usize {
         match place {
             Place::Null | Place::Nowhere | Place::Guard => 0,
@@ -58,7 +59,7 @@ impl Memory {
         }
     }
 
-    /// How many bytes can be written from a place on, and none behind them.
+    /// Returns how many bytes can be written from a place on, and none behind them.
     pub fn writable(place: Place) -> usize {
         match place {
             Place::ReadOnly => 0,
@@ -66,7 +67,8 @@ impl Memory {
         }
     }
 
-    /// `setsockopt()` with a value that begins with `bytes`, as far as the place has room, and goes on with other bytes.
+    /// `setsockopt()` with a value that begins with `bytes`, as far as the place has room, and goes
+    /// on with other bytes.
     pub fn set(
         &mut self,
         socket: impl AsFd,
@@ -140,7 +142,7 @@ impl Memory {
         )
     }
 
-    /// Whether nothing was written since the last call.
+    /// Returns whether nothing was written since the last call.
     pub fn is_untouched(&self) -> bool {
         self.mapping.room() == self.clean
     }

@@ -17,7 +17,7 @@ use crate::wait;
 /// The module's name in the kernel.
 pub const NAME: &str = "accf";
 
-/// The file the module is loaded from, as the guest's environment names it.
+/// Returns the file the module is loaded from, as the guest's environment names it.
 pub fn file() -> Result<PathBuf> {
     std::env::var_os("ACCF_KO")
         .map(PathBuf::from)
@@ -37,7 +37,8 @@ pub fn load(parameters: &str) -> Result<()> {
     })
 }
 
-/// Asks the kernel to unload the module, once: `EWOULDBLOCK` says that it is in use, `ENOENT` that it is not loaded.
+/// Asks the kernel to unload the module, once: `EWOULDBLOCK` says that it is in use, `ENOENT` that
+/// it is not loaded.
 pub fn try_unload() -> Result<(), Errno> {
     let name = CString::new(NAME).map_err(|_| Errno::EINVAL)?;
     delete_module(&name, DeleteModuleFlags::O_NONBLOCK)
@@ -69,7 +70,7 @@ pub fn reload(parameters: &str) -> Result<()> {
     load(parameters)
 }
 
-/// Whether the module is loaded.
+/// Returns whether the module is loaded.
 pub fn is_loaded() -> Result<bool> {
     Ok(refcount()?.is_some())
 }
@@ -86,7 +87,7 @@ pub fn text() -> Result<(u64, u64)> {
     Ok((start, start.saturating_add(size)))
 }
 
-/// How many things hold the module; nothing, if it is not loaded.
+/// Returns how many things hold the module; nothing, if it is not loaded.
 pub fn refcount() -> Result<Option<u64>> {
     match fs::read_to_string("/proc/modules") {
         Ok(modules) => Ok(refcount_in(&modules, NAME)),
@@ -100,7 +101,7 @@ fn refcount_in(modules: &str, name: &str) -> Option<u64> {
     column(modules, name, 2)
 }
 
-/// A number of a module's line, by its column; the name is column 0.
+/// Returns a number of a module's line, by its column; the name is column 0.
 fn column(modules: &str, name: &str, column: usize) -> Option<u64> {
     let line = modules
         .lines()

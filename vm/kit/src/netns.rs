@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Network namespaces: machines of one's own.
+//! Network namespaces.
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,8 +17,9 @@ use crate::link::Links;
 
 /// A network namespace, held open.
 ///
-/// It has no name in the file system, so nothing is left behind whatever happens: the kernel takes it down once the
-/// last clone of this handle, the last thread inside, and the last socket opened inside are gone.
+/// It has no name in the file system, so nothing is left behind whatever happens: the kernel takes
+/// it down once the last clone of this handle, the last thread inside, and the last socket opened
+/// inside are gone.
 #[derive(Clone, Debug)]
 pub struct Netns {
     handle: Arc<File>,
@@ -28,8 +29,13 @@ impl Netns {
     /// Makes a namespace with its loopback interface up.
     pub fn new() -> Result<Self> {
         let ns = Self::without_loopback()?;
-        Links::of(&ns)?.loopback_up()?;
+        ns.links()?.loopback_up()?;
         Ok(ns)
+    }
+
+    /// Opens a netlink socket for the interfaces inside.
+    pub(crate) fn links(&self) -> Result<Links> {
+        self.run(Links::open_here)
     }
 
     /// Makes a namespace as bare as the kernel makes it.
@@ -45,7 +51,7 @@ impl Netns {
         })
     }
 
-    /// The namespace this thread is in.
+    /// Returns the namespace this thread is in.
     pub fn current() -> Result<Self> {
         Ok(Self {
             handle: Arc::new(File::open("/proc/thread-self/ns/net")?),
@@ -59,7 +65,7 @@ impl Netns {
 
     /// Runs `f` inside, on a thread of its own, and waits for it.
     ///
-    /// A socket opened inside stays inside, whoever uses it later.
+    /// A socket opened inside stays inside, whichever thread uses it later.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|scope| {
             scope
@@ -158,7 +164,7 @@ impl Netns {
         })
     }
 
-    /// The index of an interface inside.
+    /// Returns the index of an interface inside.
     pub fn interface_index(&self, interface: &str) -> Result<u32> {
         self.run(|| {
             nix::net::if_::if_nametoindex(interface)
@@ -166,7 +172,7 @@ impl Netns {
         })
     }
 
-    /// The descriptor that names this namespace to the kernel.
+    /// Returns the descriptor that names this namespace to the kernel.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.handle.as_fd()
     }

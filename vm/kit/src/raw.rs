@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! A TCP client that decides on every segment itself.
+//! A TCP client that sends each segment itself.
 //!
-//! It lives behind a TUN interface: the namespace's kernel sees a peer on the other side, and nothing but this code
-//! answers for it. So a test can send what no kernel would: data on the third segment, a SYN after the handshake, a
-//! keepalive probe at will, a wrong acknowledgement number.
+//! It lives behind a TUN interface: the namespace's kernel sees a peer on the other side, and
+//! nothing but this code answers for it. So a test can send what no kernel would: data on the third
+//! segment, a SYN after the handshake, a keepalive probe at will, a wrong acknowledgement number.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -28,7 +28,6 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::capture::Capture;
 use crate::clock::Stamp;
 use crate::endpoint::Family;
-use crate::link::Links;
 use crate::netns::{self, Netns};
 use crate::segment::{Flags, Segment, Timestamps};
 use crate::sys;
@@ -55,7 +54,7 @@ pub struct RawHost {
 #[derive(Debug)]
 struct Shared {
     tun: File,
-    /// Who gets the segments sent to a port here.
+    /// The channel for the segments sent to each port here.
     clients: Mutex<HashMap<u16, Sender<Received>>>,
 }
 
@@ -76,7 +75,7 @@ impl RawHost {
             sys::tun_attach(tun.as_fd(), INTERFACE).context("TUNSETIFF")?;
             Ok(tun)
         })?;
-        let links = Links::of(ns)?;
+        let links = ns.links()?;
         let index = ns.interface_index(INTERFACE)?;
         links.add_address(index, SERVER_V4.into())?;
         links.add_address(index, SERVER_V6.into())?;
@@ -103,10 +102,11 @@ impl RawHost {
         Ok(host)
     }
 
-    /// Waits until the kernel refuses connections on both of its addresses: it is some time before they are in use.
+    /// Waits until the kernel refuses connections on both of its addresses: it is some time before
+    /// they are in use.
     fn wait_until_it_answers(&self) -> Result<()> {
         for family in [Family::V4, Family::V6] {
-            // Nobody listens on the port 1 of a test's namespace.
+            // Nothing listens on port 1 of a test's namespace.
             let mut client = self.client(family, 1);
             let answered = wait::until(Duration::from_secs(20), || {
                 client.syn()?;
@@ -115,18 +115,19 @@ impl RawHost {
             })?;
             ensure!(
                 answered,
-                "nobody answers behind the TUN interface ({family})"
+                "nothing answers behind the TUN interface ({family})"
             );
         }
         Ok(())
     }
 
-    /// Starts to watch the interface; [`Direction::In`](crate::capture::Direction::In) is from a client to the server.
+    /// Starts to watch the interface; [`Direction::In`](crate::capture::Direction::In) is from a
+    /// client to the server.
     pub fn watch(&self) -> Result<Capture> {
         Capture::start(&self.ns, INTERFACE)
     }
 
-    /// The server's address for clients of a family.
+    /// Returns the server's address for clients of a family.
     pub fn server_address(&self, family: Family, port: u16) -> SocketAddr {
         let ip: IpAddr = if family.is_v4_on_the_wire() {
             SERVER_V4.into()
@@ -146,7 +147,7 @@ impl RawHost {
         Ok(at)
     }
 
-    /// A client of a server's port that has not sent anything yet.
+    /// Returns a client of a server's port that has not sent anything yet.
     pub fn client(&self, family: Family, server_port: u16) -> RawClient {
         let server = self.server_address(family, server_port);
         let ip: IpAddr = if family.is_v4_on_the_wire() {
@@ -185,7 +186,7 @@ pub(crate) fn open_tun() -> io::Result<File> {
         if error.kind() != io::ErrorKind::NotFound {
             return Err(error);
         }
-        // Without udev nobody makes the node before the module is loaded.
+        // Without udev the node does not exist before the module is loaded.
         Command::new("modprobe").arg("tun").status()?;
         open()
     })
@@ -194,7 +195,7 @@ pub(crate) fn open_tun() -> io::Result<File> {
 impl Drop for RawHost {
     fn drop(&mut self) {
         if let Some(reader) = self.reader.take() {
-            // Nobody is left to hear of an error here.
+            // An error cannot be reported here.
             let _ = self.stop.write(1);
             let _ = netns::join(reader);
         }
@@ -244,7 +245,8 @@ impl Shared {
 
 /// One connection of a client that sends exactly what it is told.
 ///
-/// Nothing is answered by itself; `snd_nxt` and `rcv_nxt` follow what was sent and received in order.
+/// Nothing is answered by itself; `snd_nxt` and `rcv_nxt` follow what was sent and received in
+/// order.
 #[derive(Debug)]
 pub struct RawClient {
     shared: Arc<Shared>,
@@ -271,7 +273,8 @@ impl RawClient {
         self
     }
 
-    /// A segment of this connection at its present numbers, to be changed and sent with [`RawClient::send`].
+    /// Returns a segment of this connection at its present numbers, to be changed and sent with
+    /// [`RawClient::send`].
     pub fn segment(&self, flags: Flags, payload: &[u8]) -> Segment {
         Segment {
             seq: self.snd_nxt,
@@ -373,7 +376,8 @@ impl RawClient {
         }
     }
 
-    /// Waits for a segment that satisfies `wanted`, and lets others pass; nothing, if none came within `limit`.
+    /// Waits for a segment that satisfies `wanted`, and lets others pass; nothing, if none came
+    /// within `limit`.
     pub fn receive_until(
         &mut self,
         limit: Duration,

@@ -100,9 +100,9 @@ pub struct Timestamps {
 /// One TCP segment with its addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Who sent it.
+    /// The sender's address and port.
     pub source: SocketAddr,
-    /// Whom it is for.
+    /// The receiver's address and port.
     pub destination: SocketAddr,
     /// The sequence number of the first byte, or of the SYN.
     pub seq: u32,
@@ -127,7 +127,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// A segment without options and data.
+    /// Makes a segment without options and data.
     pub fn new(source: SocketAddr, destination: SocketAddr, flags: Flags) -> Self {
         Self {
             source,
@@ -305,44 +305,44 @@ impl Segment {
         options
     }
 
-    /// The sequence number after this segment: what its acknowledgement says.
+    /// Returns the sequence number after this segment: what its acknowledgement says.
     pub fn end_seq(&self) -> u32 {
         let mut length = self.payload.len() as u32;
         length += u32::from(self.flags.syn) + u32::from(self.flags.fin);
         self.seq.wrapping_add(length)
     }
 
-    /// Whether this is a client's first segment.
+    /// Returns whether this is a client's first segment.
     pub fn is_syn(&self) -> bool {
         self.flags.syn && !self.flags.ack
     }
 
-    /// Whether this is a server's answer to a SYN.
+    /// Returns whether this is a server's answer to a SYN.
     pub fn is_syn_ack(&self) -> bool {
         self.flags.syn && self.flags.ack
     }
 
-    /// Whether this is an acknowledgement and nothing else.
+    /// Returns whether this is an acknowledgement and nothing else.
     pub fn is_bare_ack(&self) -> bool {
         self.flags == Flags::ACK && self.payload.is_empty()
     }
 
-    /// Whether this is a reset.
+    /// Returns whether this is a reset.
     pub fn is_rst(&self) -> bool {
         self.flags.rst
     }
 
-    /// Whether this ends the stream.
+    /// Returns whether this ends the stream.
     pub fn is_fin(&self) -> bool {
         self.flags.fin
     }
 
-    /// Whether this carries data.
+    /// Returns whether this carries data.
     pub fn has_data(&self) -> bool {
         !self.payload.is_empty()
     }
 
-    /// Whether one of the two ports is `port`.
+    /// Returns whether one of the two ports is `port`.
     pub fn touches(&self, port: u16) -> bool {
         self.source.port() == port || self.destination.port() == port
     }
@@ -405,7 +405,7 @@ mod tests {
         }
     }
 
-    /// The one's complement sum of a correct packet's words is zero.
+    /// Returns the one's complement sum of words: zero, for a correct packet.
     fn folded(words: &[u8]) -> u16 {
         let mut sum: u32 = words
             .chunks(2)

@@ -34,7 +34,7 @@ fn storage(peer: IpAddr) -> Vec<u8> {
     bytes
 }
 
-/// A key, and zeros behind it.
+/// Returns a key, and zeros behind it.
 fn padded(key: &[u8]) -> Vec<u8> {
     let mut bytes = key.to_vec();
     bytes.resize(KEY_SIZE, 0);
@@ -64,8 +64,9 @@ pub fn ao(socket: impl AsFd, peer: IpAddr, key: &[u8]) -> io::Result<()> {
         IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => 32,
         IpAddr::V6(_) => 128,
     };
-    // struct tcp_ao_add: address, algorithm, interface, flags (set_current, set_rnext), reserved, prefix length, the key's
-    // two numbers, length of the signature (0: usual), key flags, length of the key, key.
+    // struct tcp_ao_add: address, algorithm, interface, flags (set_current, set_rnext), reserved,
+    // prefix length, the key's two numbers, length of the signature (0: usual), key flags, length
+    // of the key, key.
     let mut bytes = storage(peer);
     let mut algorithm = ALGORITHM.to_vec();
     algorithm.resize(ALGORITHM_SIZE, 0);

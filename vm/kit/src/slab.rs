@@ -20,10 +20,11 @@ impl Slabs {
         Self::parse(&fs::read_to_string("/proc/slabinfo").context("/proc/slabinfo")?)
     }
 
-    /// Reads them several times within `time`, and tells the least of each cache, which is exact to the object.
+    /// Reads them several times within `time`, and tells the least of each cache, which is exact to
+    /// the object.
     ///
-    /// Each processor has free objects at hand, which count as used: they are taken from it before each reading. Others are freed
-    /// a while after they were used. Both only ever add.
+    /// Each processor has free objects at hand, which count as used: they are taken from it before
+    /// each reading. Others are freed a while after they were used. Both only ever add.
     pub fn read_exactly(time: Duration) -> Result<Self> {
         const READINGS: u32 = 3;
         let mut least = Self::read()?;
@@ -55,12 +56,13 @@ impl Slabs {
         Ok(Self { bytes })
     }
 
-    /// How many bytes of a cache are in use; nothing, if there is no such cache.
+    /// Returns how many bytes of a cache are in use; nothing, if there is no such cache.
     pub fn bytes(&self, cache: &str) -> Option<i64> {
         self.bytes.get(cache).copied()
     }
 
-    /// How many bytes each cache has grown by since `earlier`, those that have not left out.
+    /// Returns how many bytes each cache has grown by since `earlier`; caches that have not grown
+    /// are left out.
     pub fn growth(&self, earlier: &Self) -> BTreeMap<String, i64> {
         self.bytes
             .iter()
@@ -72,7 +74,7 @@ impl Slabs {
     }
 }
 
-/// A cache's name, and the bytes of its objects in use.
+/// Returns a cache's name, and the bytes of its objects in use.
 fn cache(line: &str) -> Option<(String, i64)> {
     let mut fields = line.split_whitespace();
     let name = fields.next()?;

@@ -18,7 +18,7 @@ pub struct Entry {
     pub state: State,
 }
 
-/// Every TCP socket and request of a namespace.
+/// Returns every TCP socket and request of a namespace.
 pub fn all(ns: &Netns) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for file in ["tcp", "tcp6"] {
@@ -30,7 +30,7 @@ pub fn all(ns: &Netns) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// How many sockets or requests of a local port are in a state.
+/// Returns how many sockets or requests of a local port are in a state.
 pub fn count(ns: &Netns, local_port: u16, state: State) -> Result<usize> {
     Ok(all(ns)?
         .into_iter()
@@ -38,7 +38,7 @@ pub fn count(ns: &Netns, local_port: u16, state: State) -> Result<usize> {
         .count())
 }
 
-/// How many half-open requests a listener's port has: parked ones are among them.
+/// Returns how many half-open requests a listener's port has: parked ones are among them.
 pub fn requests(ns: &Netns, local_port: u16) -> Result<usize> {
     count(ns, local_port, State::SynRecv)
 }
@@ -59,7 +59,8 @@ mod tests {
 
     #[test]
     fn both_families_lines_are_read() {
-        let v4 = "   0: 0100007F:1F90 0200007F:A1B2 03 00000000:00000000 01:00000064 00000000     0        0 0 1 0";
+        let v4 = "   0: 0100007F:1F90 0200007F:A1B2 03 00000000:00000000 01:00000064 00000000 \
+                  0        0 0 1 0";
         assert_eq!(
             parse(v4),
             Some(Entry {
@@ -68,7 +69,8 @@ mod tests {
                 state: State::SynRecv
             })
         );
-        let v6 = "   1: 00000000000000000000000000000000:0050 00000000000000000000000000000000:0000 0A 0:0";
+        let v6 = "   1: 00000000000000000000000000000000:0050 \
+                  00000000000000000000000000000000:0000 0A 0:0";
         assert_eq!(
             parse(v6),
             Some(Entry {

@@ -20,7 +20,8 @@ pub(crate) fn get_option(
 ) -> io::Result<usize> {
     let mut len = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::EINVAL)?;
     // SAFETY:
-    // - `value` is a live, exclusive borrow of `len` writable bytes, and the kernel writes at most that many;
+    // - `value` is a live, exclusive borrow of `len` writable bytes, and the kernel writes at most
+    //   that many;
     // - `len` is a local the kernel may overwrite;
     // - the descriptor stays open while it is borrowed.
     let rc = unsafe {
@@ -64,7 +65,8 @@ pub(crate) fn get_option_nowhere(
     length: u32,
 ) -> io::Result<()> {
     let mut length = length;
-    // SAFETY: nothing is mapped there, so there is nothing to overwrite; `length` is a local the kernel may overwrite.
+    // SAFETY: Nothing is mapped there, so there is nothing to overwrite; `length` is a local the
+    // kernel may overwrite.
     let rc = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, NOWHERE, &mut length) };
     Errno::result(rc)?;
     Ok(())
@@ -77,20 +79,21 @@ pub(crate) fn set_option_nowhere(
     name: i32,
     length: u32,
 ) -> io::Result<()> {
-    // SAFETY: the kernel only reads, or fails to.
+    // SAFETY: The kernel only reads, or fails to.
     let rc = unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, NOWHERE, length) };
     Errno::result(rc)?;
     Ok(())
 }
 
-/// Memory for the arguments of system calls that are not to be trusted with it: a page that can only be read, pages that can be
-/// written, and behind them far more room than any option has where nothing can be done.
+/// Memory for the arguments of system calls that are not to be trusted with it: a page that can
+/// only be read, pages that can be written, and behind them far more room than any option has where
+/// nothing can be done.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     base: *mut u8,
 }
 
-// SAFETY: the memory belongs to this value alone, and is only written through an exclusive borrow.
+// SAFETY: The memory belongs to this value alone, and is only written through an exclusive borrow.
 unsafe impl Send for Mapping {}
 
 impl Mapping {
@@ -102,7 +105,7 @@ impl Mapping {
     const SIZE: usize = Self::PAGE + Self::ROOM + Self::GUARD;
 
     pub(crate) fn new() -> io::Result<Self> {
-        // SAFETY: a new mapping at an address that the kernel chooses, in the way of nothing.
+        // SAFETY: A new mapping at an address that the kernel chooses, in the way of nothing.
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -117,7 +120,8 @@ impl Mapping {
             return Err(io::Error::last_os_error());
         }
         let mapping = Self { base: base.cast() };
-        // SAFETY: both parts lie inside the mapping, which nobody has a reference to yet; anonymous memory is zero.
+        // SAFETY: Both parts lie inside the mapping, which nothing has a reference to yet;
+        // anonymous memory is zero.
         let results = unsafe {
             [
                 libc::mprotect(base, Self::PAGE, libc::PROT_READ),
@@ -134,19 +138,21 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// What can be written.
+    /// Returns what can be written.
     pub(crate) fn room(&self) -> &[u8] {
-        // SAFETY: mapped, readable and initialised for as long as `self` lives; written through `&mut self` only.
+        // SAFETY: Mapped, readable and initialised for as long as `self` lives; written through
+        // `&mut self` only.
         unsafe { std::slice::from_raw_parts(self.base.add(Self::PAGE), Self::ROOM) }
     }
 
-    /// What can be written, to be written.
+    /// Returns what can be written, to be written.
     pub(crate) fn room_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and writable; the borrow is exclusive.
+        // SAFETY: Mapped, writable and initialised for as long as `self` lives; the borrow is
+        // exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(Self::PAGE), Self::ROOM) }
     }
 
-    /// The address of a place. None but those of this mapping can be written.
+    /// Returns the address of a place. None but those of this mapping can be written.
     fn address(&self, place: Place) -> *mut libc::c_void {
         let end = Self::PAGE + Self::ROOM;
         let offset = match place {
@@ -169,7 +175,8 @@ impl Mapping {
         length: i32,
     ) -> io::Result<()> {
         let value = self.address(place);
-        // SAFETY: the kernel only reads: from this mapping, or from where nothing is mapped, or it fails.
+        // SAFETY: The kernel only reads: from this mapping, or from where nothing is mapped, or it
+        // fails.
         let rc = unsafe {
             libc::setsockopt(
                 socket.as_raw_fd(),
@@ -183,7 +190,8 @@ impl Mapping {
         Ok(())
     }
 
-    /// `getsockopt()` with a length that need not be true; also returns the length that the kernel left.
+    /// `getsockopt()` with a length that need not be true; also returns the length that the kernel
+    /// left.
     pub(crate) fn get_option(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -194,8 +202,9 @@ impl Mapping {
     ) -> (io::Result<()>, i32) {
         let value = self.address(place);
         let mut length = length.cast_unsigned();
-        // SAFETY: what the kernel writes, were it more than it may, goes upwards from a place inside this mapping, which is
-        // exclusively borrowed and ends in a guard; or from where nothing can be written. `length` is a local.
+        // SAFETY: What the kernel writes, were it more than it may, goes upwards from a place
+        // inside this mapping, which is exclusively borrowed and ends in a guard; or from where
+        // nothing can be written. `length` is a local.
         let rc = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, value, &mut length) };
         let result = Errno::result(rc).map(drop).map_err(io::Error::from);
         (result, length.cast_signed())
@@ -211,7 +220,8 @@ impl Mapping {
         length: Place,
     ) -> io::Result<()> {
         let (value, length) = (self.address(place), self.address(length));
-        // SAFETY: as above, for both.
+        // SAFETY: What the kernel writes to either place goes upwards inside this mapping, which is
+        // exclusively borrowed and ends in a guard; or from where nothing can be written.
         let rc = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, value, length.cast()) };
         Errno::result(rc)?;
         Ok(())
@@ -220,7 +230,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, to which no reference is left.
+        // SAFETY: Our own mapping, to which no reference is left.
         unsafe { libc::munmap(self.base.cast(), Self::SIZE) };
     }
 }
@@ -234,7 +244,7 @@ pub enum Place {
     Nowhere,
     /// At the begin of a page of zeros that can only be read.
     ReadOnly,
-    /// So many bytes before the end of what can be read and written.
+    /// This many bytes before the end of what can be read and written.
     BeforeEnd(usize),
     /// In memory that is mapped and can neither be read nor written.
     Guard,
@@ -242,18 +252,19 @@ pub enum Place {
 
 /// Takes the connection of a TCP socket apart: `connect()` to `AF_UNSPEC`.
 pub(crate) fn disconnect(socket: BorrowedFd<'_>) -> io::Result<()> {
-    let nobody = libc::sockaddr {
+    let unspecified = libc::sockaddr {
         sa_family: libc::AF_UNSPEC as libc::sa_family_t,
         sa_data: [0; 14],
     };
     let size = size_of::<libc::sockaddr>() as libc::socklen_t;
-    // SAFETY: `nobody` is a whole `sockaddr` that outlives the call, and the kernel only reads it.
-    let rc = unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, size) };
+    // SAFETY: `unspecified` is a whole `sockaddr` that outlives the call, and the kernel only reads
+    // it.
+    let rc = unsafe { libc::connect(socket.as_raw_fd(), &raw const unspecified, size) };
     Errno::result(rc)?;
     Ok(())
 }
 
-/// The address that binds a packet socket to every protocol of one interface.
+/// Returns the address that binds a packet socket to every protocol of one interface.
 pub(crate) fn packet_address(interface: u32) -> io::Result<LinkAddr> {
     let raw = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
@@ -264,7 +275,8 @@ pub(crate) fn packet_address(interface: u32) -> io::Result<LinkAddr> {
         sll_halen: 0,
         sll_addr: [0; 8],
     };
-    // SAFETY: `raw` is a whole, initialised `sockaddr_ll` that outlives the call, and no length is claimed.
+    // SAFETY: `raw` is a whole, initialised `sockaddr_ll` that outlives the call, and no length is
+    // claimed.
     let address = unsafe { LinkAddr::from_raw((&raw const raw).cast(), None) };
     address.ok_or_else(|| Errno::EINVAL.into())
 }
@@ -293,18 +305,19 @@ pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The processor's time-stamp counter.
+/// Returns the processor's time-stamp counter.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn time_stamp_counter() -> u64 {
-    // SAFETY: every x86-64 processor has the instruction, and Linux leaves it to programs.
+    // SAFETY: Every x86-64 processor has the instruction, and Linux leaves it to programs.
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Executes an instruction that does nothing; `MARK` stands where others have their operand's address.
+/// Executes an instruction that does nothing; `MARK` stands where others have their operand's
+/// address.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn mark<const MARK: i32>() {
-    // SAFETY: a NOP with an operand only takes time. The operand's address is not computed, and nothing is there to be
-    // read: no memory, no stack, no register and no flag changes.
+    // SAFETY: A NOP with an operand only takes time. The operand's address is not computed, and
+    // nothing is there to be read: no memory, no stack, no register and no flag changes.
     unsafe {
         core::arch::asm!(
             "nop dword ptr [rax + {mark}]",
@@ -317,7 +330,8 @@ pub(crate) fn mark<const MARK: i32>() {
 /// Gives the calling thread the policy `SCHED_IDLE`.
 pub(crate) fn run_only_when_idle() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
-    // SAFETY: `parameters` is a whole `sched_param` that outlives the call; 0 is the calling thread.
+    // SAFETY: `parameters` is a whole `sched_param` that outlives the call; 0 is the calling
+    // thread.
     let rc = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
     Errno::result(rc)?;
     Ok(())

@@ -63,7 +63,8 @@ pub struct TcpInfo {
     pub rto: Duration,
     /// The delayed-acknowledgement timeout.
     pub ato: Duration,
-    /// How long ago data was sent; before any was, how long ago the kernel made the socket. In whole clock ticks.
+    /// How long ago data was sent; before any was, how long ago the kernel made the socket. In
+    /// whole clock ticks.
     pub since_data_sent: Duration,
     /// The smoothed round-trip time.
     pub rtt: Duration,
@@ -111,7 +112,8 @@ impl TcpInfo {
             .ok_or_else(|| io::Error::other(format!("TCP_INFO of {len} bytes is too short")))
     }
 
-    /// Reads the structure as the kernel wrote it; nothing, if it is shorter than a kernel of this decade's.
+    /// Reads the structure as the kernel wrote it; nothing, if it is shorter than a kernel of this
+    /// decade's.
     fn parse(bytes: &[u8]) -> Option<Self> {
         let byte = |at: usize| bytes.get(at).copied();
         let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));

@@ -14,8 +14,8 @@ pub const DATAREADY: &str = "dataready";
 
 /// Attaches the upper-layer protocol `name` to a TCP socket: `setsockopt(IPPROTO_TCP, TCP_ULP)`.
 ///
-/// The errno is the message: `ENOENT` nobody offers this name, `EEXIST` the socket has one already, `ENOTCONN` or
-/// `EOPNOTSUPP` the socket is not of the kind or in the state it takes.
+/// The errno is the message: `ENOENT` no ULP has this name, `EEXIST` the socket has one already,
+/// `ENOTCONN` or `EOPNOTSUPP` the socket is not of the kind or in the state it takes.
 pub fn attach(socket: impl AsFd, name: &str) -> io::Result<()> {
     sys::set_option(
         socket.as_fd(),
@@ -25,7 +25,7 @@ pub fn attach(socket: impl AsFd, name: &str) -> io::Result<()> {
     )
 }
 
-/// The name of the upper-layer protocol attached to a TCP socket, if there is one.
+/// Returns the name of the upper-layer protocol attached to a TCP socket, if there is one.
 pub fn attached(socket: impl AsFd) -> io::Result<Option<String>> {
     // TCP_ULP_NAME_MAX is 16, with the final zero byte.
     let mut name = [0u8; 16];
@@ -39,7 +39,7 @@ pub fn attached(socket: impl AsFd) -> io::Result<Option<String>> {
     Ok(if text.is_empty() { None } else { Some(text) })
 }
 
-/// The names this kernel offers: `net.ipv4.tcp_available_ulp`.
+/// Returns the names this kernel offers: `net.ipv4.tcp_available_ulp`.
 ///
 /// The file is the first namespace's, so this does not work from inside another one.
 pub fn available() -> io::Result<Vec<String>> {

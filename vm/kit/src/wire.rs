@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Two machines and a cable: a client's and a server's namespace, joined by a veth pair.
+//! A client's and a server's namespace, joined by a veth pair.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -25,7 +25,8 @@ const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 
 /// Two namespaces joined by a cable, with IPv4 and IPv6 addresses.
 ///
-/// The neighbours know each other from the start, so that no ARP and no neighbour discovery is in the measurements.
+/// The neighbours know each other from the start, so that no ARP and no neighbour discovery is in
+/// the measurements.
 #[derive(Clone, Debug)]
 pub struct Wire {
     /// Where the clients are.
@@ -48,7 +49,7 @@ impl Wire {
             server: Netns::without_loopback()?,
             delay: rtt / 2,
         };
-        let links = [Links::of(&wire.client)?, Links::of(&wire.server)?];
+        let links = [wire.client.links()?, wire.server.links()?];
         let [near, far] = [CLIENT_MAC, SERVER_MAC].map(|mac| End {
             name: INTERFACE,
             mac,
@@ -80,8 +81,9 @@ impl Wire {
 
     /// Waits until a datagram has crossed the cable each way.
     ///
-    /// The kernel lets an interface send only some time after its other end came up, and drops what comes before: a
-    /// first SYN lost would be sent again after a second, and spoil what is measured.
+    /// The kernel lets an interface send only some time after its other end came up, and drops what
+    /// comes before: a first SYN lost would be sent again after a second, and spoil what is
+    /// measured.
     fn wait_until_it_carries(&self) -> Result<()> {
         let socket = |ns: &Netns| {
             ns.run(|| {
@@ -118,7 +120,7 @@ impl Wire {
         Ok(())
     }
 
-    /// What netem does at each end of the cable by itself.
+    /// Returns what netem does at each end of the cable by itself.
     fn calm(&self) -> Netem {
         Netem {
             delay: self.delay,
@@ -128,8 +130,8 @@ impl Wire {
         }
     }
 
-    /// Has the cable, both ways, lose so many of a hundred packets, carry as many twice, and hold back all but as many for
-    /// a moment, so that those overtake others.
+    /// Has the cable, both ways, lose `percent` of a hundred packets, carry as many twice, and
+    /// delay all but as many for a moment, so that those overtake others.
     pub fn disturb(&self, percent: u8) -> Result<()> {
         const MOMENT: Duration = Duration::from_millis(5);
         for ns in [&self.client, &self.server] {
@@ -139,7 +141,8 @@ impl Wire {
                 duplicate: percent,
                 reorder: percent,
             };
-            Links::of(ns)?.set_netem(ns.interface_index(INTERFACE)?, netem)?;
+            ns.links()?
+                .set_netem(ns.interface_index(INTERFACE)?, netem)?;
         }
         Ok(())
     }
@@ -148,7 +151,7 @@ impl Wire {
     ///
     /// A capture does not see what is lost, nor does the server's TCP notice.
     pub fn lose_from_server(&self) -> Result<Loss<'_>> {
-        let links = Links::of(&self.server)?;
+        let links = self.server.links()?;
         let index = self.server.interface_index(INTERFACE)?;
         let netem = Netem {
             loss: 100,
@@ -164,7 +167,7 @@ impl Wire {
         })
     }
 
-    /// The server's address for clients of a family.
+    /// Returns the server's address for clients of a family.
     pub fn server_ip(&self, family: Family) -> IpAddr {
         if family.is_v4_on_the_wire() {
             SERVER_V4.into()
@@ -173,7 +176,7 @@ impl Wire {
         }
     }
 
-    /// The server's address and port for clients of a family.
+    /// Returns the server's address and port for clients of a family.
     pub fn server_address(&self, family: Family, port: u16) -> SocketAddr {
         SocketAddr::new(self.server_ip(family), port)
     }
@@ -186,7 +189,7 @@ impl Wire {
             (&self.client, client, server, SERVER_MAC),
             (&self.server, server, client, CLIENT_MAC),
         ] {
-            let links = Links::of(ns)?;
+            let links = ns.links()?;
             let index = ns.interface_index(INTERFACE)?;
             links.add_address(index, own.into())?;
             links.add_neighbour(index, peer.into(), peer_mac)?;
@@ -194,7 +197,7 @@ impl Wire {
         Ok((client, server))
     }
 
-    /// The clients' address of a family.
+    /// Returns the clients' address of a family.
     pub fn client_ip(&self, family: Family) -> IpAddr {
         if family.is_v4_on_the_wire() {
             CLIENT_V4.into()

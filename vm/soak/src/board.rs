@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What happens is written here, by whoever does it, for whoever wants to know how far it is.
+//! Counts of what happens, kept by all threads of a round.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,12 +39,12 @@ impl Board {
         *lock(&self.events).entry(what.to_owned()).or_default() += count;
     }
 
-    /// Says how many clients have begun at a place so far.
+    /// Sets how many clients have begun at a place so far.
     pub(crate) fn begun(&self, place: &str, count: u64) {
         lock(&self.begun).insert(place.to_owned(), count);
     }
 
-    /// How many clients have begun in this round.
+    /// Returns how many clients have begun in this round.
     pub(crate) fn now(&self) -> u64 {
         lock(&self.begun).values().sum()
     }
@@ -69,7 +69,7 @@ impl Board {
         }
     }
 
-    /// Something is not as it has to be.
+    /// Records that something is not as it has to be.
     pub(crate) fn complain(&self, what: impl fmt::Display) {
         let text = what.to_string();
         eprintln!("not as it should be: {text}");
@@ -81,17 +81,17 @@ impl Board {
         self.event("complaints");
     }
 
-    /// What is not as it has to be.
+    /// Returns what is not as it has to be.
     pub(crate) fn complaints(&self) -> Vec<String> {
         lock(&self.complaints).clone()
     }
 
-    /// Has a namespace be looked at until [`Self::forget_namespaces`].
+    /// Adds a namespace to look at until [`Self::forget_namespaces`].
     pub(crate) fn show_namespace(&self, ns: &Netns) {
         lock(&self.namespaces).push(ns.clone());
     }
 
-    /// The namespaces to be looked at.
+    /// Returns the namespaces to be looked at.
     pub(crate) fn namespaces(&self) -> Vec<Netns> {
         lock(&self.namespaces).clone()
     }
@@ -101,7 +101,7 @@ impl Board {
         lock(&self.namespaces).clear();
     }
 
-    /// What the clients did and what became of them.
+    /// Returns what the clients did and what became of them.
     pub(crate) fn all_clients(&self) -> Vec<Clients> {
         lock(&self.clients)
             .iter()
@@ -113,17 +113,17 @@ impl Board {
             .collect()
     }
 
-    /// What else happened.
+    /// Returns what else happened.
     pub(crate) fn all_events(&self) -> BTreeMap<String, u64> {
         lock(&self.events).clone()
     }
 
-    /// What the module has counted.
+    /// Returns what the module has counted.
     pub(crate) fn all_counters(&self) -> BTreeMap<String, u64> {
         lock(&self.counters).clone()
     }
 
-    /// Where it is, in one line.
+    /// Describes the state in one line.
     pub(crate) fn line(&self) -> String {
         let begun = lock(&self.begun);
         let mut habits: BTreeMap<String, u64> = BTreeMap::new();
@@ -149,7 +149,7 @@ impl Board {
         )
     }
 
-    /// A new round begins: what has begun in the last one is over.
+    /// Forgets what has begun in the last round: a new one begins.
     pub(crate) fn new_round(&self) {
         lock(&self.begun).clear();
     }

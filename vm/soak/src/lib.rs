@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the guest side of the soak reports to the host side.
 //!
-//! The guest (`main.rs`) has everything happen at once for a while, and proves at the end that nothing is left of it. The
-//! host (`xtask/src/soak/`) adds what only it knows: what the kernel's log says, and whether memory has leaked.
+//! The guest (`main.rs`) runs everything at once for a while, and proves at the end that nothing is
+//! left of it. The host (`xtask/src/soak/`) adds what only it knows: what the kernel's log says,
+//! and whether memory has leaked.
 
 #![forbid(unsafe_code)]
 
@@ -10,7 +11,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The file in `$ACCF_OUT` that holds the [`Record`]; written last, so its presence means "complete".
+/// The file in `$ACCF_OUT` that holds the [`Record`]; written last, so its presence means
+/// "complete".
 pub const RECORD_FILE: &str = "soak.json";
 
 /// The version of these types; the host refuses a record of another version.
@@ -29,7 +31,7 @@ pub struct Record {
     pub seconds: u64,
     /// How long it took.
     pub took: u64,
-    /// How often everything was started, and torn down to nothing.
+    /// How often everything was started and torn down.
     pub rounds: u32,
     /// What the clients did, and what became of them.
     pub clients: Vec<Clients>,
@@ -55,7 +57,7 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// How many they were.
+    /// Returns how many they were.
     pub fn count(&self) -> u64 {
         self.fates.values().sum()
     }
@@ -88,12 +90,12 @@ pub struct Proof {
 }
 
 impl Record {
-    /// How many clients there were.
+    /// Returns how many clients there were.
     pub fn connections(&self) -> u64 {
         self.clients.iter().map(Clients::count).sum()
     }
 
-    /// Whether everything held that the guest knows of.
+    /// Returns whether everything held that the guest knows of.
     pub fn held(&self) -> bool {
         !self.proofs.is_empty() && self.proofs.iter().all(|proof| proof.held)
     }

@@ -1,22 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The guest side of the soak: everything happens at once, and nothing is left of it.
+//! The guest side of the soak: runs everything at once, and proves that nothing is left of it.
 //!
-//! It goes in rounds. In each, the module is loaded; clients of every kind meet listeners of every kind, while settings
-//! change, listeners close, servers are killed, namespaces go, memory is short, packets get lost, and somebody tries to
-//! unload the module; then no more clients come, all that is there comes to its end, and the module goes. What is proved
-//! after each round and in the end is in the [`Record`](accf_soak::Record) that is left in `$ACCF_OUT`.
+//! It goes in rounds. In each, the module is loaded; clients of every kind meet listeners of every
+//! kind, while settings change, listeners close, servers are killed, namespaces go, memory is
+//! short, packets get lost, and a thread tries to unload the module; then no more clients come, all
+//! connections end, and the module is unloaded. What is proved after each round and in the end is
+//! in the [`Record`](accf_soak::Record) that is left in `$ACCF_OUT`.
 
 #![forbid(unsafe_code)]
 
 mod board;
-mod cable;
-mod garden;
-mod group;
+mod changing_listeners;
+mod impaired_wire;
+mod namespaces;
 mod program;
 mod proof;
-mod raw;
+mod random;
 mod round;
-mod spaces;
+mod run;
+mod segment_clients;
+mod server_group;
+mod socket_clients;
 mod watch;
 
 use std::path::PathBuf;
@@ -34,7 +38,7 @@ use crate::program::Program;
 use crate::proof::Before;
 use crate::round::Round;
 
-/// Has everything happen at once, in a guest, as root.
+/// Runs everything at once, in a guest, as root.
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -74,7 +78,7 @@ fn main() -> ExitCode {
             port,
             seed,
             patience,
-        } => group::serve(&family, port, seed, Duration::from_secs(patience)),
+        } => server_group::serve(&family, port, seed, Duration::from_secs(patience)),
     };
     match result {
         Ok(code) => code,
@@ -111,9 +115,9 @@ fn soak(seconds: u64, seed: u64) -> Result<ExitCode> {
     let each = (seconds / ROUNDS).clamp(SHORTEST, LONGEST);
     let (mut rounds, mut left) = (0, seconds);
     while left > 0 && board.complaints().is_empty() {
-        let round = Round::new(rounds, seed, &board, &program, patience);
+        let round = Round::new(rounds, seed, &board, &program, patience, run::ACTORS.len());
         let time = each.min(left);
-        if let Err(error) = round::run(round, Duration::from_secs(time)) {
+        if let Err(error) = run::run(round, Duration::from_secs(time)) {
             board.complain(format!("round {}: {error:#}", rounds + 1));
         }
         board.new_round();

@@ -9,7 +9,8 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use nix::sys::memfd::{memfd_create, MFdFlags};
 
-/// A copy of this program in memory, where starting it does not depend on how the guest sees the host's files.
+/// A copy of this program in memory, where starting it does not depend on how the guest sees the
+/// host's files.
 #[derive(Debug)]
 pub(crate) struct Program {
     copy: OwnedFd,
@@ -25,7 +26,7 @@ impl Program {
         Ok(Self { copy: copy.into() })
     }
 
-    /// A command that runs it.
+    /// Returns a command that runs it.
     pub(crate) fn command(&self) -> Command {
         Command::new(format!(
             "/proc/{}/fd/{}",

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What must hold in the end: nothing is left.
+//! Proves in the end that nothing is left.
 
 use std::fs;
 use std::thread::sleep;
@@ -24,16 +24,19 @@ const EXACTLY: [&str; 7] = [
     "net_namespace",
 ];
 
-/// The caches that the module's own objects are in, which others use, too, and how many bytes of others may have come.
+/// The caches that the module's own objects are in, which others use, too, and how many bytes of
+/// others may have come.
 ///
-/// What a parked connection is remembered by takes 64 bytes. So few cannot be a leak of them: there were thousands.
+/// The module's entry of a parked connection takes 64 bytes. As few as are allowed here cannot be a
+/// leak of them: there were thousands.
 const ROUGHLY: [(&str, i64); 2] = [("kmalloc-64", 64 * 256), ("kmalloc-4k", 4096 * 32)];
 
-/// How long a socket may stay that nobody has open, with its namespace.
+/// How long a socket may stay that no process has open, with its namespace.
 ///
-/// If the other side's namespace goes while a FIN is on its way, nobody acknowledges it. The kernel sends it again until 102.2 s
-/// have passed since it first did (`tcp_orphan_retries()`: 8 times, as if from 200 ms), but asks that only when it would send
-/// again, each time twice as long after the last one: at most 204.4 s, and twice the first retransmission timeout.
+/// If the other side's namespace goes while a FIN is on its way, the FIN is not acknowledged. The
+/// kernel sends it again until 102.2 s have passed since it first did (`tcp_orphan_retries()`: 8
+/// times, as if from 200 ms), but asks that only when it would send again, each time twice as long
+/// after the last one: at most 204.4 s, and twice the first retransmission timeout.
 const ORPHANED: Duration = Duration::from_secs(240);
 
 /// What was there before.
@@ -55,8 +58,10 @@ impl Before {
         let complaints = board.complaints();
         proofs.push(Proof {
             name: "fates".to_owned(),
-            says: "every client's fate agrees with what it did, every listener's counts add up and come to zero"
-                .to_owned(),
+            says:
+                "every client's fate agrees with what it did, every listener's counts add up and \
+                   come to zero"
+                    .to_owned(),
             held: complaints.is_empty(),
             found: if complaints.is_empty() {
                 "no complaint".to_owned()
@@ -89,7 +94,7 @@ impl Before {
         Ok((proofs, slabs))
     }
 
-    /// The caches before and after; what is being freed has `limit` to go.
+    /// Returns the caches before and after; what is being freed has `limit` to go.
     fn slabs(&self, limit: Duration) -> Result<Vec<Slab>> {
         let start = Instant::now();
         loop {
@@ -117,7 +122,8 @@ impl Before {
     }
 }
 
-/// How many TCP sockets there are, and how many of them nobody has open: those of namespaces that nobody can enter are among them.
+/// Describes how many TCP sockets there are, and how many of them no process has open, in all
+/// namespaces, also in those that no thread can enter any more.
 fn sockets() -> Result<String> {
     let text = fs::read_to_string("/proc/net/sockstat").context("/proc/net/sockstat")?;
     read_sockets(&text).with_context(|| format!("/proc/net/sockstat: `{}`", text.trim()))
@@ -132,11 +138,12 @@ fn read_sockets(text: &str) -> Option<String> {
     };
     let (all, orphans) = (of("alloc")?, of("orphan")?);
     Some(format!(
-        "{all} TCP sockets, {orphans} of which nobody has open"
+        "{all} TCP sockets, {orphans} of which no process has open"
     ))
 }
 
-/// Has the kernel free the namespaces that are gone, but for the last one: it does when the next one goes.
+/// Has the kernel free the namespaces that are gone, but for the last one: it does when the next
+/// one goes.
 fn bury_namespaces() -> Result<()> {
     for _ in 0..2 {
         drop(Netns::new()?);
@@ -146,9 +153,9 @@ fn bury_namespaces() -> Result<()> {
     Ok(())
 }
 
-/// The module goes and comes, and nobody holds it.
+/// Proves that nothing holds the module, and that it can be unloaded.
 fn module_goes() -> Result<Proof> {
-    let says = "nobody holds the module, and it goes".to_owned();
+    let says = "nothing holds the module, and it can be unloaded".to_owned();
     if !module::is_loaded()? {
         module::load("")?;
     }
@@ -198,7 +205,7 @@ const COUNTERS: [&str; 8] = [
     "aborted",
 ];
 
-/// Everything that was to happen has happened.
+/// Proves that everything that was to happen has happened.
 fn everything_happened(board: &Board) -> Proof {
     let (events, counters) = (board.all_events(), board.all_counters());
     let of = |counts: &std::collections::BTreeMap<String, u64>, name: &str| {
@@ -230,12 +237,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_that_nobody_has_are_told() {
+    fn orphaned_sockets_are_described() {
         let text =
             "sockets: used 5\nTCP: inuse 1 orphan 3 tw 7 alloc 4 mem 0\nUDP: inuse 0 mem 0\n";
         assert_eq!(
             read_sockets(text).unwrap(),
-            "4 TCP sockets, 3 of which nobody has open"
+            "4 TCP sockets, 3 of which no process has open"
         );
         assert_eq!(read_sockets("UDP: inuse 0 mem 0\n"), None);
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Somebody looks at all listeners all the time, from outside.
+//! Looks at all listeners all the time, by `inet_diag`.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 
 use crate::round::Round;
 
-/// Reads all counts of all listeners by `inet_diag`, again and again: whenever that is, they add up.
+/// Reads the counts of all listeners, over and over: they must add up at any time.
 pub(crate) fn watch(round: &Round<'_>, nth: u64) -> Result<()> {
     let mut rng = round.rng(&format!("watcher {nth}"));
     while !round.is_settled() {

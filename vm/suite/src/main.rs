@@ -13,7 +13,7 @@ mod cases;
 mod count;
 mod fuzz;
 mod ktap;
-mod play;
+mod model_runner;
 mod runner;
 mod scene;
 

@@ -12,7 +12,7 @@ use accf_kit::endpoint::{Family, Listen};
 use accf_kit::netns::Netns;
 use accf_kit::segment::Flags;
 use accf_kit::slab::Slabs;
-use accf_kit::swarm::Swarm;
+use accf_kit::tun_clients::TunClients;
 use accf_kit::{module, sockets, wait};
 use anyhow::{bail, ensure, Context as _, Result};
 
@@ -48,7 +48,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
     };
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
-    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     let mut members = swarm.open(0..count, limit(context))?;
     let seen = scene.counts(context, counted!(parked: count.into()))?;
@@ -130,7 +130,7 @@ case!(Alone, "backlog.the_kernels_own_deferral_fills_it" => each_family(deferred
 fn deferred(context: &Context, family: Family) -> Result<()> {
     const COUNT: u32 = 500;
     let scene = RawScene::new(context, family, &Listen::deferred(family, 60).backlog(128))?;
-    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     let answered = swarm.try_open(0..COUNT, Duration::from_millis(400))?;
     let requests = sockets::requests(&scene.ns, scene.port())?;
@@ -150,12 +150,12 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
     const SYNS: u32 = 60;
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(256))?;
-    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
     swarm.open(1000..1100, limit(context))?;
     // One of them may still count as half-open until the next one is parked.
     scene.counts(context, counted!(parked: 100))?;
     let spare = stats(&scene.listener)?.half_open;
-    let mut members: Vec<_> = (0..SYNS).map(|nth| swarm.member(nth)).collect();
+    let mut members: Vec<_> = (0..SYNS).map(|nth| swarm.client(nth)).collect();
     for member in &mut members {
         swarm.syn(member)?;
     }
@@ -239,12 +239,12 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     const SYNS: u32 = 400;
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
-    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     let mut parked = swarm.open(0..PARKED, limit(context))?;
     scene.counts(context, counted!(parked: PARKED.into()))?;
     for nth in 10_000..10_000 + SYNS {
-        let mut member = swarm.member(nth);
+        let mut member = swarm.client(nth);
         swarm.syn(&mut member)?;
     }
     let seen = stats(&scene.listener)?;
@@ -283,7 +283,7 @@ fn of_one(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: u32 = 30;
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(1))?;
-    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     for nth in 0..CLIENTS {
         // One by one: two handshakes at once exceed the backlog.
@@ -317,7 +317,7 @@ fn memory(context: &Context, family: Family) -> Result<()> {
     }
     module::reload("")?;
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
-    let mut swarm = Swarm::new(&scene.ns, family, scene.port())?;
+    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
     // Not counted: what is allocated once for each address, and in stock for each processor.
     let first = 1_000;
     swarm.open(0..first, limit(context))?;

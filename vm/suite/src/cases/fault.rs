@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
+use accf_kit::clients::{Fate, Pace};
 use accf_kit::control::Stats;
 use accf_kit::fault::{Failing, Whose};
-use accf_kit::meeting::{Meeting, Trouble};
+use accf_kit::impaired_wire::{ImpairedWire, Impairment};
 use accf_kit::module;
-use accf_kit::traffic::Fate;
 use anyhow::{bail, ensure, Result};
 
 use crate::case::{case, once, Context, Kernel};
@@ -28,18 +28,18 @@ fn with_module<T>(context: &Context, test: impl FnOnce() -> Result<T>) -> Result
 
 case!(Alone, "fault.lossy_cable.20_percent" => once(lossy_cable).long(LIMIT));
 fn lossy_cable(context: &Context) -> Result<()> {
-    let trouble = Trouble {
+    let trouble = Impairment {
         disturbed: 20,
-        ..Trouble::default()
+        ..Impairment::default()
     };
     with_module(context, || meet(context, trouble))
 }
 
 case!(Alone, "fault.connection_tracking" => once(connection_tracking).long(LIMIT));
 fn connection_tracking(context: &Context) -> Result<()> {
-    let trouble = Trouble {
+    let trouble = Impairment {
         tracked: true,
-        ..Trouble::default()
+        ..Impairment::default()
     };
     with_module(context, || meet(context, trouble))
 }
@@ -65,10 +65,10 @@ fn no_memory(context: &Context, whose: Whose, percent: u8) -> Result<()> {
     let Some(failing) = Failing::some(whose, percent)? else {
         return context.lacks("failslab");
     };
-    let trouble = Trouble {
+    let trouble = Impairment {
         shortage: true,
         no_packets: whose == Whose::Network,
-        ..Trouble::default()
+        ..Impairment::default()
     };
     let seen = meet(context, trouble)?;
     let failed = failing.injected()?;
@@ -85,7 +85,7 @@ fn no_memory(context: &Context, whose: Whose, percent: u8) -> Result<()> {
 
 /// Has clients of every kind connect to listeners of all settings, and compares what happened to
 /// them with what they did.
-fn meet(context: &Context, trouble: Trouble) -> Result<Vec<Stats>> {
+fn meet(context: &Context, trouble: Impairment) -> Result<Vec<Stats>> {
     const AT_ONCE: usize = 60;
     let (clients, deadline) = match context.kernel {
         Kernel::Stock => (400, Duration::from_millis(1500)),
@@ -93,18 +93,20 @@ fn meet(context: &Context, trouble: Trouble) -> Result<Vec<Stats>> {
     };
     context.note(format!("seed {}", context.seed));
     let lifetime = context.patience() * 3;
-    let mut meeting = Meeting::new(trouble, deadline, lifetime, context.rng())?;
-    meeting.run(AT_ONCE, Duration::from_millis(2), |crowd| {
-        crowd.begun().values().sum::<u64>() >= clients
-    })?;
-    for (fate, count) in fates(&meeting) {
+    let mut wire = ImpairedWire::new(trouble, deadline, lifetime, context.rng())?;
+    let pace = Pace {
+        at_once: AT_ONCE,
+        gap: Duration::from_millis(2),
+    };
+    wire.run(pace, |begun| begun < clients)?;
+    for (fate, count) in fates(&wire) {
         context.note(format!("{count} {}", fate.text()));
     }
-    let complaints = meeting.crowd().complaints();
+    let complaints = wire.clients().complaints(0);
     if !complaints.is_empty() {
         bail!("{}", complaints.join("\n"));
     }
-    let all = meeting.settle(context.patience() * 6)?;
+    let all = wire.settle(context.patience() * 6)?;
     for seen in &all {
         context.note(describe(seen));
     }
@@ -114,9 +116,9 @@ fn meet(context: &Context, trouble: Trouble) -> Result<Vec<Stats>> {
 }
 
 /// Returns how many clients ended in each way.
-fn fates(meeting: &Meeting) -> Vec<(Fate, u64)> {
+fn fates(wire: &ImpairedWire) -> Vec<(Fate, u64)> {
     let of = |fate| {
-        let all = meeting.crowd().fates().iter();
+        let all = wire.clients().tally().fates().iter();
         all.filter(|((.., it), _)| *it == fate)
             .map(|(_, count)| *count)
             .sum()

@@ -14,7 +14,7 @@ use accf_kit::control::{set_config, settings, OnTimeout};
 use accf_kit::endpoint::{bound, connect_here, Family, Listen};
 use accf_kit::netns::Netns;
 use accf_kit::segment::Flags;
-use accf_kit::swarm::Swarm;
+use accf_kit::tun_clients::TunClients;
 use accf_kit::wire::{Wire, INTERFACE};
 use accf_kit::{module, sockets, ulp, wait};
 use anyhow::{ensure, Context as _, Result};
@@ -293,7 +293,7 @@ fn closed_at_the_deadline(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
     let mut rng = context.rng();
     let listen = Listen::filtered(family).backlog(1024).port(4003);
-    let mut swarm = Swarm::new(&ns, family, 4003)?;
+    let mut swarm = TunClients::new(&ns, family, 4003)?;
     for round in 0..rounds {
         let listener = listen.open(&ns)?;
         let first = round * CLIENTS;

@@ -20,7 +20,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::case::{case, families, Context, Kernel};
-use crate::play::{Done, Outcome, Theatre};
+use crate::model_runner::{Done, ModelRunner, Outcome};
 
 /// How many seconds new histories are played.
 const SECONDS: u64 = 25;
@@ -76,7 +76,7 @@ fn random_histories(context: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     ns.run(|| {
         let (pace, at_once) = pace(context.kernel);
-        let theatre = Theatre::new(context, &ns, family, pace)?;
+        let theatre = ModelRunner::new(context, &ns, family, pace)?;
         let mut seed = [0; 32];
         let mut rng = context.rng();
         seed.fill_with(|| rng.u8(..));
@@ -157,7 +157,7 @@ enum Verdict {
 }
 
 struct Rehearsal<'a> {
-    theatre: Theatre<'a>,
+    theatre: ModelRunner<'a>,
     pace: Pace,
     tally: Tally,
     runner: TestRunner,
@@ -191,7 +191,7 @@ impl Rehearsal<'_> {
         for _ in 0..ATTEMPTS {
             let batch = open.iter().filter_map(|&it| histories.get(it));
             let batch: Vec<History> = batch.cloned().collect();
-            let outcomes = self.theatre.play(&batch)?;
+            let outcomes = self.theatre.run(&batch)?;
             let mut again = Vec::new();
             for (outcome, index) in outcomes.into_iter().zip(open) {
                 let verdict = match outcome {

@@ -17,7 +17,7 @@ use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::forge::Forged;
 use accf_kit::netns::Netns;
 use accf_kit::segment::{Flags, Segment, Timestamps};
-use accf_kit::swarm::{self, Member, Swarm};
+use accf_kit::tun_clients::{self, TunClient, TunClients};
 use accf_kit::wait;
 use anyhow::{ensure, Context as _, Result};
 
@@ -39,7 +39,7 @@ const FENCE: u32 = 0;
 /// One client of one of the listeners.
 #[derive(Debug)]
 struct Side {
-    member: Member,
+    member: TunClient,
     /// The sequence number of the SYN-ACK; 0 if none has come.
     isn: u32,
     /// The timestamp to echo: the SYN-ACK's, or one of later answers to a parked request.
@@ -64,7 +64,7 @@ struct Answer {
 /// The two listeners, and the sender.
 struct Fuzzer<'a> {
     context: &'a Context,
-    swarm: Swarm,
+    swarm: TunClients,
     plain: Listener,
     filtered: Listener,
     next: u32,
@@ -91,10 +91,10 @@ fn like_plain(context: &Context, family: Family) -> Result<()> {
         .backlog(4096)
         .config(HOLD)
         .open(&ns)?;
-    let swarm = Swarm::new(&ns, family, plain.port())?;
+    let swarm = TunClients::new(&ns, family, plain.port())?;
     // No ACK is delayed: a route with `quickack`, more specific than the interface's own.
     for network in ["198.18.0.0/25", "198.18.0.128/25", "2001:db8:2::/65"] {
-        let route = ["route", "add", network, "dev", swarm::INTERFACE];
+        let route = ["route", "add", network, "dev", tun_clients::INTERFACE];
         ns.command("ip", &[&route[..], &["quickack", "1"]].concat())?;
     }
     let mut fuzzer = Fuzzer {
@@ -159,9 +159,9 @@ impl Fuzzer<'_> {
             (first + 1, self.filtered.port()),
         ]
         .map(|(nth, port)| Side {
-            member: Member {
+            member: TunClient {
                 snd_nxt: isn,
-                ..self.swarm.member_of(nth, port)
+                ..self.swarm.client_of(nth, port)
             },
             isn: 0,
             tsval: 0,
@@ -289,7 +289,7 @@ impl Fuzzer<'_> {
         answers: &mut [Vec<Answer>; 2],
         is_parked: bool,
     ) -> Result<()> {
-        let mut fence = self.swarm.member_of(FENCE, 1);
+        let mut fence = self.swarm.client_of(FENCE, 1);
         self.swarm.syn(&mut fence)?;
         let mut over = false;
         while !over {

@@ -15,7 +15,7 @@ use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::forge::{Envelope, Forged, MAX_OPTIONS};
 use accf_kit::netns::Netns;
 use accf_kit::segment::{Flags, Segment, Timestamps};
-use accf_kit::swarm::{Member, Swarm};
+use accf_kit::tun_clients::{TunClient, TunClients};
 use accf_kit::{sockets, wait};
 use anyhow::{anyhow, bail, ensure, Context as _, Result};
 use nix::errno::Errno;
@@ -102,7 +102,7 @@ enum Phase {
 /// A client of a round.
 #[derive(Debug)]
 struct Client {
-    member: Member,
+    member: TunClient,
     /// The sequence numbers of all SYNs that it sent.
     isns: Vec<u32>,
     /// Whether it has sent a SYN in this attempt.
@@ -128,7 +128,7 @@ struct Client {
 }
 
 impl Client {
-    fn new(member: Member, rng: &mut fastrand::Rng, speaks: Option<usize>) -> Self {
+    fn new(member: TunClient, rng: &mut fastrand::Rng, speaks: Option<usize>) -> Self {
         let timestamps = rng.bool().then(|| Timestamps {
             value: rng.u32(1..),
             echo: 0,
@@ -194,7 +194,7 @@ impl Client {
 struct Fuzzer<'a> {
     context: &'a Context,
     ns: Netns,
-    swarm: Swarm,
+    swarm: TunClients,
     listener: Listener,
     next: u32,
     /// The SYNs that were sent: at most this many requests were parked.
@@ -211,7 +211,7 @@ fn segments(context: &Context, family: Family) -> Result<()> {
     for (name, value) in [("tcp_synack_retries", "1"), ("tcp_invalid_ratelimit", "0")] {
         ns.set_sysctl(&format!("net.ipv4.{name}"), value)?;
     }
-    let swarm = Swarm::new(&ns, family, listener.port())?;
+    let swarm = TunClients::new(&ns, family, listener.port())?;
     let server = Server {
         listener: &listener.socket().try_clone()?,
         over: AtomicBool::new(false),
@@ -264,7 +264,7 @@ impl Fuzzer<'_> {
             .map(|nth| {
                 let honest = nth - first >= RANDOM;
                 let speaks = honest.then(|| rng.usize(1..STEPS));
-                Client::new(self.swarm.member(nth), rng, speaks)
+                Client::new(self.swarm.client(nth), rng, speaks)
             })
             .collect();
         let played = self
@@ -799,7 +799,7 @@ mod tests {
 
     #[test]
     fn a_client_that_acknowledged_in_time_is_not_late() {
-        let member = Member {
+        let member = TunClient {
             nth: 0,
             port: 80,
             snd_nxt: 1,

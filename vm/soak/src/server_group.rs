@@ -1,34 +1,37 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Server processes that share a port, and are killed; what they leave goes to the others, or it does not.
+//! Server processes that share a port, and are killed; their requests migrate to the others, or do
+//! not.
 //!
-//! All of them have the filter. With one that has none beside them the module may stay for good, as is known: the kernel
-//! copies requests to where nothing tells the module that they are over.
+//! All of them have the filter. With a listener beside them that has none, the module may stay
+//! loaded for good, as is known: the kernel clones requests to where nothing tells the module that
+//! they are over.
 //!
-//! All of them may inherit, and have counts then that no longer come to zero (`account::at_rest_as_heir()`).
+//! Requests may migrate to each of them; its counts then no longer come to zero
+//! (`account::at_rest_after_migration()`).
 
 use std::io::{Read, Write};
 use std::process::{Child, ExitCode, Stdio};
-use std::thread;
+use std::thread::sleep;
 use std::time::Duration;
 
-use accf_kit::account::{at_rest_as_heir, stats};
+use accf_kit::account::{at_rest_after_migration, stats};
+use accf_kit::clients::Target;
 use accf_kit::control::{set_config, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen};
 use accf_kit::netns::Netns;
-use accf_kit::traffic::{Crowd, Server, Target};
-use anyhow::{anyhow, bail, ensure, Context as _, Result};
+use accf_kit::server::Server;
+use anyhow::{bail, ensure, Context as _, Result};
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 
-use crate::cable;
-use crate::garden::{any_settings, loopback};
-use crate::round::{any_family, Round};
+use crate::random::{any_family, any_settings};
+use crate::round::Round;
+use crate::socket_clients::run_clients;
 
 const PLACE: &str = "a group of servers that are killed";
 
-/// So many processes.
+/// How many processes there are.
 const MEMBERS: usize = 3;
-const AT_ONCE: usize = 60;
-/// Below those that clients get: who opens again finds its port free.
+/// Below the ports that clients get: a process that opens it again finds it free.
 const PORT: u16 = 8000;
 const MIGRATE: &str = "net.ipv4.tcp_migrate_req";
 
@@ -42,45 +45,22 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     for _ in 0..MEMBERS {
         members.push(Member::start(round, &ns, family, rng.u64(..))?);
     }
-    let target = Target {
-        address: loopback(family, PORT),
-        deadline: Duration::from_secs(2),
-        on_timeout: None,
-        evicts: true,
-        lossy: true,
-        forgets: false,
-    };
-    let crowd_rng = round.rng("clients of a group");
-    let mut crowd = Crowd::new(vec![target], Duration::ZERO, round.lifetime(), crowd_rng)?;
-    let ns = &ns;
+    let target = Target::that_changes(family.loopback(PORT), Duration::from_secs(2));
     round.begin();
-    let crowd = thread::scope(|scope| -> Result<Crowd> {
-        let clients = scope.spawn(|| -> Result<Crowd> {
-            ns.enter()?;
-            crowd.run(AT_ONCE, round.gap(), |crowd| {
-                let begun = crowd.begun().values().sum();
-                round.board.begun(PLACE, begun);
-                round.is_over()
-            })?;
-            Ok(crowd)
-        });
-        while round.pause(&mut rng, Duration::from_secs(2) * round.patience.min(2))
-            && !clients.is_finished()
-        {
-            let migrate = if rng.bool() { "1" } else { "0" };
-            ns.set_sysctl(MIGRATE, migrate)?;
-            round.board.event("tcp_migrate_req set");
-            let victim = rng.usize(..members.len());
-            drop(members.swap_remove(victim));
-            round.board.event("server processes killed");
-            members.push(Member::start(round, ns, family, rng.u64(..))?);
+    run_clients(round, PLACE, &ns, vec![target], || {
+        if !round.pause(&mut rng, Duration::from_secs(2) * round.patience.min(2)) {
+            sleep(Duration::from_millis(20));
+            return Ok(());
         }
-        clients
-            .join()
-            .map_err(|_| anyhow!("the clients panicked"))?
+        let migrate = if rng.bool() { "1" } else { "0" };
+        ns.set_sysctl(MIGRATE, migrate)?;
+        round.board.event("tcp_migrate_req set");
+        let victim = rng.usize(..members.len());
+        drop(members.swap_remove(victim));
+        round.board.event("server processes killed");
+        members.push(Member::start(round, &ns, family, rng.u64(..))?);
+        Ok(())
     })?;
-    let resets_not_sent = cable::resets_not_sent(round, ns)?;
-    cable::tell(round, PLACE, &crowd, resets_not_sent);
     for member in members {
         member.finish()?;
         round
@@ -111,14 +91,14 @@ impl Member {
         })?;
         let mut output = process.stdout.take().context("no output")?;
         let member = Self { process };
-        // It says so once it listens.
+        // It writes a byte once it listens.
         output
             .read_exact(&mut [0])
             .context("a server process did not begin to listen")?;
         Ok(member)
     }
 
-    /// Has it come to rest, and end.
+    /// Lets it come to rest, and end.
     fn finish(mut self) -> Result<()> {
         drop(self.process.stdin.take());
         let status = self.process.wait()?;
@@ -138,7 +118,7 @@ impl Drop for Member {
     }
 }
 
-/// The server process: serves until its input ends, and comes to rest.
+/// Runs a server process: serves until its input ends, and comes to rest.
 pub(crate) fn serve(family: &str, port: u16, seed: u64, limit: Duration) -> Result<ExitCode> {
     let family = Family::ALL
         .into_iter()
@@ -164,7 +144,7 @@ pub(crate) fn serve(family: &str, port: u16, seed: u64, limit: Duration) -> Resu
         server.step(Duration::from_millis(50))?;
         match input.read(&mut byte) {
             Ok(0) => break,
-            Ok(_) => bail!("nobody says anything to a server process"),
+            Ok(_) => bail!("a server process got input"),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error).context("the input"),
         }
@@ -175,7 +155,7 @@ pub(crate) fn serve(family: &str, port: u16, seed: u64, limit: Duration) -> Resu
     }
     set_config(&copy, &settings(1, 0, OnTimeout::Reset))?;
     server
-        .settle_as(0, limit, at_rest_as_heir)
+        .settle_as(0, limit, at_rest_after_migration)
         .context("a member of a group of servers")?;
     Ok(ExitCode::SUCCESS)
 }

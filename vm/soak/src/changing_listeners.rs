@@ -1,63 +1,42 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Listeners that change all the time while clients come: their settings, their filter, whether they are there at all.
+//! Listeners that change all the time while clients come: their settings, their filter, whether
+//! they are there at all.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
 use accf_kit::account::stats;
-use accf_kit::control::{set_config, settings, Config};
+use accf_kit::clients::Target;
+use accf_kit::control::{set_config, settings};
 use accf_kit::endpoint::{set_defer_accept, Family, Listen, Listener};
 use accf_kit::netns::Netns;
-use accf_kit::traffic::{Crowd, Server, Target};
+use accf_kit::server::Server;
 use accf_kit::{ulp, wait};
-use anyhow::{anyhow, Context as _, Result};
+use anyhow::{Context as _, Result};
 
-use crate::cable;
-use crate::round::{any_family, any_policy, Round};
+use crate::random::{any_family, any_policy, any_settings};
+use crate::round::Round;
+use crate::socket_clients::run_clients;
 
 const PLACE: &str = "listeners that change and close";
 
-/// So many listeners.
-const BEDS: usize = 4;
-const AT_ONCE: usize = 60;
+/// How many listeners there are.
+const LISTENERS: usize = 4;
 const BACKLOG: i32 = 1024;
-/// Below those that clients get: who opens again finds its port free.
+/// Below the ports that clients get: a listener that is opened again finds its port free.
 const FIRST_PORT: u16 = 8001;
 
 /// A listener that changes.
-struct Bed {
+struct Changing {
     family: Family,
     port: u16,
-    /// It listens, and has no filter yet.
+    /// Whether it listens, and has no filter yet.
     bare: bool,
     /// When it is to be there again.
     closed_until: Option<Instant>,
 }
 
-/// Settings, at random.
-pub(crate) fn any_settings(rng: &mut fastrand::Rng) -> Config {
-    let timeout_ms = match rng.u8(..10) {
-        0 => 0,
-        1..=4 => rng.u32(1..100),
-        _ => rng.u32(100..3_000),
-    };
-    let max_parked = if rng.bool() { rng.u32(1..30) } else { 0 };
-    settings(timeout_ms, max_parked, any_policy(rng))
-}
-
-/// The address of a family's clients on this machine itself.
-pub(crate) fn loopback(family: Family, port: u16) -> SocketAddr {
-    let ip: IpAddr = if family.is_v4_on_the_wire() {
-        Ipv4Addr::LOCALHOST.into()
-    } else {
-        Ipv6Addr::LOCALHOST.into()
-    };
-    SocketAddr::new(ip, port)
-}
-
-pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
+pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let mut rng = round.rng(PLACE);
     let ns = Netns::new()?;
     round.board.event("namespaces made");
@@ -65,22 +44,16 @@ pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
     let mut server = Server::new()?;
     let mut beds = Vec::new();
     let mut targets = Vec::new();
-    for (port, _) in (FIRST_PORT..).zip(0..BEDS) {
+    for (port, _) in (FIRST_PORT..).zip(0..LISTENERS) {
         let family = any_family(&mut rng);
         let listener = Listen::filtered(family)
             .backlog(BACKLOG)
             .port(port)
             .config(any_settings(&mut rng))
             .open(&ns)?;
-        targets.push(Target {
-            address: loopback(family, listener.port()),
-            deadline: Duration::from_secs(2),
-            on_timeout: None,
-            evicts: true,
-            lossy: true,
-            forgets: false,
-        });
-        beds.push(Bed {
+        let address = family.loopback(listener.port());
+        targets.push(Target::that_changes(address, Duration::from_secs(2)));
+        beds.push(Changing {
             family,
             port: listener.port(),
             bare: false,
@@ -88,55 +61,35 @@ pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
         });
         server.add(listener)?;
     }
-    let crowd_rng = round.rng("clients of listeners that change");
-    let mut crowd = Crowd::new(targets, Duration::ZERO, round.lifetime(), crowd_rng)?;
-    let gone = AtomicBool::new(false);
+    let mut next = Instant::now();
     round.begin();
-    let ns = &ns;
-    let crowd = thread::scope(|scope| -> Result<Crowd> {
-        let clients = scope.spawn(|| -> Result<Crowd> {
-            ns.enter()?;
-            let result = crowd.run(AT_ONCE, round.gap(), |crowd| {
-                let begun = crowd.begun().values().sum();
-                round.board.begun(PLACE, begun);
-                round.is_over()
-            });
-            gone.store(true, Ordering::Relaxed);
-            result.map(|()| crowd)
-        });
-        let mut next = Instant::now();
-        while !gone.load(Ordering::Relaxed) && !clients.is_finished() {
-            server.step(Duration::from_millis(10))?;
-            if Instant::now() >= next && !round.is_over() {
-                let index = rng.usize(..BEDS);
-                let bed = beds.get_mut(index).context("no such bed")?;
-                tend(round, ns, &mut server, index, bed, &mut rng)?;
-                next = Instant::now() + Duration::from_millis(rng.u64(10..200));
-            }
-            for (index, bed) in beds.iter_mut().enumerate() {
-                let is_time = bed
-                    .closed_until
-                    .is_some_and(|at| round.is_over() || Instant::now() >= at);
-                if is_time {
-                    open(round, ns, &mut server, index, bed, &mut rng)?;
-                }
+    run_clients(round, PLACE, &ns, targets, || {
+        server.step(Duration::from_millis(10))?;
+        if Instant::now() >= next && !round.is_over() {
+            let index = rng.usize(..LISTENERS);
+            let bed = beds.get_mut(index).context("no such listener")?;
+            change(round, &ns, &mut server, index, bed, &mut rng)?;
+            next = Instant::now() + Duration::from_millis(rng.u64(10..200));
+        }
+        for (index, bed) in beds.iter_mut().enumerate() {
+            let is_time = bed
+                .closed_until
+                .is_some_and(|at| round.is_over() || Instant::now() >= at);
+            if is_time {
+                open(round, &ns, &mut server, index, bed, &mut rng)?;
             }
         }
-        clients
-            .join()
-            .map_err(|_| anyhow!("the clients panicked"))?
+        Ok(())
     })?;
-    let resets_not_sent = cable::resets_not_sent(round, ns)?;
-    cable::tell(round, PLACE, &crowd, resets_not_sent);
     for (index, bed) in beds.iter_mut().enumerate() {
         if bed.closed_until.is_some() {
-            open(round, ns, &mut server, index, bed, &mut rng)?;
+            open(round, &ns, &mut server, index, bed, &mut rng)?;
         }
         let listener = server.listener(index).context("no such listener")?;
         if bed.bare {
             ulp::attach(listener, ulp::DATAREADY).context("attach at last")?;
         }
-        // Whoever is still there meets its deadline now.
+        // Clients that are still parked meet their deadline now.
         set_config(listener, &settings(1, 0, any_policy(&mut rng)))?;
         round.at_rest(&server.settle(index, round.limit())?);
         drop(server.take(index)?);
@@ -144,13 +97,14 @@ pub(crate) fn grow(round: &Round<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Opens a listener again, on the same port; now and then without its filter, which it gets under load.
+/// Opens a listener again, on the same port; now and then without its filter, which it gets under
+/// load.
 fn open(
     round: &Round<'_>,
     ns: &Netns,
     server: &mut Server,
     index: usize,
-    bed: &mut Bed,
+    bed: &mut Changing,
     rng: &mut fastrand::Rng,
 ) -> Result<()> {
     let listen = match rng.u8(..3) {
@@ -161,7 +115,8 @@ fn open(
         _ => Listen::filtered(bed.family).config(any_settings(rng)),
     };
     let listen = listen.backlog(BACKLOG).port(bed.port);
-    // A process that is just being started has copies of all sockets for a moment, which may be long where much is going on.
+    // A process that is just being started has copies of all sockets for a moment, which may be
+    // long where much is going on.
     let mut listener = listen.open(ns);
     wait::until(round.limit(), || {
         if listener.is_err() {
@@ -177,13 +132,13 @@ fn open(
     Ok(())
 }
 
-/// Does something to a listener.
-fn tend(
+/// Changes a listener at random.
+fn change(
     round: &Round<'_>,
     ns: &Netns,
     server: &mut Server,
     index: usize,
-    bed: &mut Bed,
+    bed: &mut Changing,
     rng: &mut fastrand::Rng,
 ) -> Result<()> {
     if bed.closed_until.is_some() {

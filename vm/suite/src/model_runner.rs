@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Plays the model's histories with real listeners and real segments, and compares what is to be seen.
+//! Runs the model's histories with real listeners and real segments, and compares the outcome.
 //!
-//! Many are played at the same time, each with a listener of its own, by one thread: it sends for all clients, and what
-//! the kernel answers is there when the system call that sent it returns. What happens by itself has to be there once
-//! the model's guard is over, or as much later as this machine was late just then.
+//! Many histories run at the same time, each with a listener of its own, by one thread: it sends
+//! for all clients, and what the kernel answers is there when the system call that sent it returns.
+//! What happens by itself has to be there once the model's guard is over, or as much later as this
+//! machine was late just then.
 //!
-//! Where this machine is so slow that something may have happened by itself in the middle of a move, nobody can tell
-//! what is to be seen; nor where it stood still just when something was not as predicted. Such a history is played again.
+//! Where this machine is so slow that something may have happened by itself in the middle of a
+//! move, the right outcome is unknown; so it is where the machine stood still just when something
+//! was not as predicted. Such a history runs again.
 
 use std::net::SocketAddr;
 use std::thread::sleep;
@@ -18,8 +20,8 @@ use accf_kit::control::{self, settings, Config, OnTimeout, Stats};
 use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::segment::{Flags, Segment, Timestamps};
-use accf_kit::swarm::{Member, Swarm};
 use accf_kit::tcp_info::TcpInfo;
+use accf_kit::tun_clients::{TunClient, TunClients};
 use accf_model::history::{History, CLIENTS};
 use accf_model::script::{in_millis, Action, Cue, Director, Pace, TooLate};
 use accf_model::server::{self, Counts, Millis, Seen, Sent};
@@ -36,7 +38,7 @@ pub(crate) enum Outcome {
     AsPredicted(Done),
     /// Something else was to be seen; and all that was done before.
     Differs(String),
-    /// The machine was so late that nobody can tell.
+    /// The machine was so late that the right outcome is unknown.
     Late,
 }
 
@@ -51,18 +53,18 @@ pub(crate) struct Done {
     pub(crate) counts: Counts,
 }
 
-/// Where histories are played.
-pub(crate) struct Theatre<'a> {
+/// Runs histories, all of them behind one TUN interface.
+pub(crate) struct ModelRunner<'a> {
     context: &'a Context,
-    swarm: Swarm,
+    tun: TunClients,
     family: Family,
     pace: Pace,
     /// How many clients there have been.
     clients: u32,
 }
 
-impl<'a> Theatre<'a> {
-    /// A theatre in the calling thread's namespace, which is `ns`.
+impl<'a> ModelRunner<'a> {
+    /// Makes a runner in the calling thread's namespace, which is `ns`.
     pub(crate) fn new(
         context: &'a Context,
         ns: &Netns,
@@ -71,59 +73,59 @@ impl<'a> Theatre<'a> {
     ) -> Result<Self> {
         Ok(Self {
             context,
-            swarm: Swarm::new(ns, family, 1)?,
+            tun: TunClients::new(ns, family, 1)?,
             family,
             pace,
             clients: 0,
         })
     }
 
-    /// Plays histories, all at once.
-    pub(crate) fn play(&mut self, histories: &[History]) -> Result<Vec<Outcome>> {
-        let mut stages = Vec::new();
+    /// Runs histories, all at once.
+    pub(crate) fn run(&mut self, histories: &[History]) -> Result<Vec<Outcome>> {
+        let mut runs = Vec::new();
         for history in histories {
-            stages.push(Stage::new(self, history)?);
+            runs.push(Run::new(self, history)?);
         }
         let start = Instant::now();
-        for (nth, stage) in stages.iter_mut().enumerate() {
+        for (nth, run) in runs.iter_mut().enumerate() {
             // Not all at the same moment.
-            stage.start = start + Duration::from_millis(nth as u64 * 37 % 200);
-            stage.next_at = stage.start;
+            run.start = start + Duration::from_millis(nth as u64 * 37 % 200);
+            run.next_at = run.start;
         }
         loop {
-            let running = stages.iter().enumerate();
-            let running = running.filter(|(_, stage)| stage.outcome.is_none());
-            let Some((at, nth)) = running.map(|(nth, stage)| (stage.next_at, nth)).min() else {
+            let running = runs.iter().enumerate();
+            let running = running.filter(|(_, run)| run.outcome.is_none());
+            let Some((at, nth)) = running.map(|(nth, run)| (run.next_at, nth)).min() else {
                 break;
             };
             sleep(at.saturating_duration_since(Instant::now()));
-            self.go_on(&mut stages, nth)?;
+            self.go_on(&mut runs, nth)?;
         }
-        let outcomes = stages.iter_mut().map(|stage| stage.outcome.take());
+        let outcomes = runs.iter_mut().map(|run| run.outcome.take());
         let outcomes = outcomes.map(|outcome| outcome.unwrap_or(Outcome::Late));
         let outcomes = outcomes.collect();
-        // What is left of the connections ends with a reset, which nobody waits for.
-        drop(stages);
-        while self.swarm.take()?.is_some() {}
+        // The remaining connections end with a reset; the test does not wait for it.
+        drop(runs);
+        while self.tun.take()?.is_some() {}
         Ok(outcomes)
     }
 
-    /// Makes the next move of a stage, if it is time.
-    fn go_on(&mut self, stages: &mut [Stage], nth: usize) -> Result<()> {
-        let stage = &mut stages[nth];
-        let cue = stage.director.next(stage.now());
+    /// Makes the next move of a run, if it is time.
+    fn go_on(&mut self, runs: &mut [Run], nth: usize) -> Result<()> {
+        let run = &mut runs[nth];
+        let cue = run.director.next(run.now());
         match cue {
             Ok(Cue::Wait(until)) => {
-                stage.next_at = stage.start + Duration::from_millis(until);
+                run.next_at = run.start + Duration::from_millis(until);
                 Ok(())
             }
             Ok(Cue::Over) => {
-                stage.outcome = Some(Outcome::AsPredicted(stage.done));
+                run.outcome = Some(Outcome::AsPredicted(run.done));
                 Ok(())
             }
-            Ok(Cue::Act(action, before)) => self.perform(stages, nth, action, &before),
+            Ok(Cue::Act(action, before)) => self.perform(runs, nth, action, &before),
             Err(TooLate) => {
-                stage.outcome = Some(Outcome::Late);
+                run.outcome = Some(Outcome::Late);
                 Ok(())
             }
         }
@@ -131,40 +133,40 @@ impl<'a> Theatre<'a> {
 
     fn perform(
         &mut self,
-        stages: &mut [Stage],
+        runs: &mut [Run],
         nth: usize,
         action: Action,
         before: &Seen,
     ) -> Result<()> {
-        if !self.is_seen(stages, nth, before, action)? {
+        if !self.is_seen(runs, nth, before, action)? {
             return Ok(());
         }
-        let stage = &mut stages[nth];
-        let from = stage.now();
+        let run = &mut runs[nth];
+        let from = run.now();
         // The server's ACKs of what it hears now are its connection's.
-        let connects = stage.act(&self.swarm, action)?;
+        let connects = run.act(&self.tun, action)?;
         // The clock shows the last millisecond that has begun.
-        let to = stage.now() + 1;
-        stage.told.push(format!("{from:5} ms  {action}"));
-        let Ok(after) = stage.director.done(from, to) else {
-            stage.outcome = Some(Outcome::Late);
+        let to = run.now() + 1;
+        run.told.push(format!("{from:5} ms  {action}"));
+        let Ok(after) = run.director.done(from, to) else {
+            run.outcome = Some(Outcome::Late);
             return Ok(());
         };
         if let Some(client) = connects {
-            stage.connected[client] |= after.connected[client];
+            run.connected[client] |= after.connected[client];
         }
-        if self.is_seen(stages, nth, &after, action)? {
-            let stage = &mut stages[nth];
-            stage.done.moves += 1;
-            stage.next_at = Instant::now();
+        if self.is_seen(runs, nth, &after, action)? {
+            let run = &mut runs[nth];
+            run.done.moves += 1;
+            run.next_at = Instant::now();
         }
         Ok(())
     }
 
-    /// Waits until a stage looks as predicted; if it does not, that is its outcome.
+    /// Waits until a run looks as predicted; if it does not, that is its outcome.
     fn is_seen(
         &mut self,
-        stages: &mut [Stage],
+        runs: &mut [Run],
         nth: usize,
         expected: &Seen,
         action: Action,
@@ -173,47 +175,46 @@ impl<'a> Theatre<'a> {
         let (begun, at) = (Instant::now(), Stamp::now());
         // What is not as it should be may have gone wrong since all was well.
         let (from, until) = (
-            stages[nth].seen.before(guard * 2),
+            runs[nth].seen.before(guard * 2),
             Stamp::from_epoch(at.epoch() + guard),
         );
         loop {
             let waited = begun.elapsed();
-            self.hear(stages)?;
-            let stage = &mut stages[nth];
-            let Some(difference) = stage.difference(expected)? else {
-                stage.seen = Stamp::now();
-                stage.connected.clone_from(&expected.connected);
-                stage.half_open.clone_from(&expected.half_open);
+            self.hear(runs)?;
+            let run = &mut runs[nth];
+            let Some(difference) = run.difference(expected)? else {
+                run.seen = Stamp::now();
+                run.connected.clone_from(&expected.connected);
+                run.half_open.clone_from(&expected.half_open);
                 if let Some(counts) = expected.counts {
-                    stage.done.counts = counts;
+                    run.done.counts = counts;
                 }
-                stage.done.segments =
-                    stage.sent + expected.sent.iter().map(Vec::len).sum::<usize>();
+                run.done.segments = run.sent + expected.sent.iter().map(Vec::len).sum::<usize>();
                 return Ok(true);
             };
-            let now = stage.now();
-            if stage
+            let now = run.now();
+            if run
                 .director
                 .next_by_itself()
                 .is_some_and(|next| now >= next)
             {
                 // It may be that which is to be seen.
-                stage.outcome = Some(Outcome::Late);
+                run.outcome = Some(Outcome::Late);
                 return Ok(false);
             }
             let late = self.context.late(from, until);
             if waited > guard + late {
                 if late > guard {
                     // Its clock tick, too, by which the kernel decides whether to answer again.
-                    stage.outcome = Some(Outcome::Late);
+                    run.outcome = Some(Outcome::Late);
                     return Ok(false);
                 }
-                stage.outcome = Some(Outcome::Differs(format!(
-                    "backlog {}; {}\n{}\nAt {now} ms ({action} comes next, or was the last), the machine being up to {late:?} \
-                     late:\n{difference}",
-                    stage.backlog,
-                    stage.terms,
-                    stage.told.join("\n"),
+                run.outcome = Some(Outcome::Differs(format!(
+                    "backlog {}; {}\n{}\nAt {now} ms ({action} comes next, or was the last), \
+                     the machine being up to {late:?} late:\n{difference}",
+                    run.backlog,
+                    run.terms,
+                    run.told.join("\n"),
                 )));
                 return Ok(false);
             }
@@ -222,16 +223,16 @@ impl<'a> Theatre<'a> {
     }
 
     /// Takes all segments off the wire that are there.
-    fn hear(&mut self, stages: &mut [Stage]) -> Result<()> {
-        let Some(oldest) = stages.first().map(|it| it.first) else {
+    fn hear(&mut self, runs: &mut [Run]) -> Result<()> {
+        let Some(oldest) = runs.first().map(|it| it.first) else {
             return Ok(());
         };
-        while let Some((nth, segment)) = self.swarm.take()? {
+        while let Some((nth, segment)) = self.tun.take()? {
             let Some(place) = nth.checked_sub(oldest) else {
                 continue;
             };
-            if let Some(stage) = stages.get_mut(place as usize / CLIENTS) {
-                stage.hear(place as usize % CLIENTS, &segment);
+            if let Some(run) = runs.get_mut(place as usize / CLIENTS) {
+                run.hear(place as usize % CLIENTS, &segment);
             }
         }
         Ok(())
@@ -251,7 +252,7 @@ struct Client {
 }
 
 /// One history, and how far it has got.
-struct Stage {
+struct Run {
     director: Director,
     backlog: usize,
     terms: server::Terms,
@@ -262,7 +263,7 @@ struct Stage {
     port: u16,
     listener: Option<Listener>,
     clients: Vec<Client>,
-    /// Who is connected: the ACKs of connections are not counted.
+    /// Which clients are connected: the ACKs of connections are not counted.
     connected: Vec<bool>,
     half_open: Vec<bool>,
     accepted: Vec<usize>,
@@ -279,15 +280,15 @@ struct Stage {
     outcome: Option<Outcome>,
 }
 
-impl Stage {
-    fn new(theatre: &mut Theatre<'_>, history: &History) -> Result<Self> {
-        let terms = in_millis(history.terms, theatre.pace);
-        let listener = Listen::filtered(theatre.family)
+impl Run {
+    fn new(runner: &mut ModelRunner<'_>, history: &History) -> Result<Self> {
+        let terms = in_millis(history.terms, runner.pace);
+        let listener = Listen::filtered(runner.family)
             .config(config(terms))
             .backlog(i32::try_from(history.backlog)?)
             .open_here()?;
-        let first = theatre.clients;
-        theatre.clients += CLIENTS as u32;
+        let first = runner.clients;
+        runner.clients += CLIENTS as u32;
         let client = |nth: u32| Client {
             nth,
             isn: nth.wrapping_mul(2_654_435_761).wrapping_sub(2),
@@ -300,7 +301,7 @@ impl Stage {
         };
         let now = Instant::now();
         Ok(Self {
-            director: Director::new(history, theatre.pace),
+            director: Director::new(history, runner.pace),
             backlog: history.backlog,
             terms,
             start: now,
@@ -308,7 +309,7 @@ impl Stage {
             first,
             port: listener.port(),
             listener: Some(listener),
-            clients: (first..theatre.clients).map(client).collect(),
+            clients: (first..runner.clients).map(client).collect(),
             connected: vec![false; CLIENTS],
             half_open: vec![false; CLIENTS],
             accepted: Vec::new(),
@@ -322,18 +323,18 @@ impl Stage {
         })
     }
 
-    /// What time it is here.
+    /// Returns what time it is here.
     fn now(&self) -> Millis {
         let time = Instant::now().saturating_duration_since(self.start);
         u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Does something; returns the client that may be connected because of that.
-    fn act(&mut self, swarm: &Swarm, action: Action) -> Result<Option<usize>> {
+    fn act(&mut self, tun: &TunClients, action: Action) -> Result<Option<usize>> {
         match action {
             Action::Send(client, segment) => {
-                let segment = self.segment(swarm, client, segment);
-                swarm.send(&segment)?;
+                let segment = self.segment(tun, client, segment);
+                tun.send(&segment)?;
                 self.sent += 1;
                 return Ok(Some(client));
             }
@@ -358,28 +359,28 @@ impl Stage {
         // Its end leaves nothing behind.
         socket.set_linger(Some(Duration::ZERO))?;
         let peer: SocketAddr = peer.as_socket().context("a peer without an address")?;
-        let nth = Swarm::at(peer).and_then(|nth| nth.checked_sub(self.first));
+        let nth = TunClients::at(peer).and_then(|nth| nth.checked_sub(self.first));
         let client = nth.map(|nth| nth as usize).filter(|nth| *nth < CLIENTS);
         self.accepted
-            .push(client.with_context(|| format!("accepted {peer}, who is nobody's client"))?);
+            .push(client.with_context(|| format!("accepted {peer}, which is no client"))?);
         self.sockets.push(socket);
         Ok(())
     }
 
-    /// What a client sends.
-    fn segment(&mut self, swarm: &Swarm, client: usize, segment: server::Segment) -> Segment {
+    /// Returns what a client sends.
+    fn segment(&mut self, tun: &TunClients, client: usize, segment: server::Segment) -> Segment {
         use server::Segment as Kind;
         const FAR: u32 = 1_000_000;
         let port = self.port;
         let client = &mut self.clients[client];
         let next = client.isn.wrapping_add(1);
-        let member = Member {
+        let tun_client = TunClient {
             nth: client.nth,
             port,
             snd_nxt: next,
             rcv_nxt: client.rcv_nxt.unwrap_or(0),
         };
-        let make = |flags, payload: &[u8]| swarm.segment(&member, flags, payload);
+        let make = |flags, payload: &[u8]| tun.segment(&tun_client, flags, payload);
         let at = |mut segment: Segment, seq: u32| {
             segment.seq = seq;
             segment
@@ -449,8 +450,9 @@ impl Stage {
         } else {
             None
         };
-        // Who is half open and echoes the timestamp of another segment than the SYN-ACK is not heard any more: this kernel's
-        // tcp_check_req() takes it for a stranger, with or without a filter. Not so for who is parked.
+        // A half-open client that echoes the timestamp of another segment than the SYN-ACK is not
+        // heard any more: this kernel's tcp_check_req() drops its segments, with or without a
+        // filter. A parked client's are not dropped.
         let is_newer = sent != Some(Sent::Ack) || !self.half_open[nth];
         if let (Some(own), Some(theirs)) = (&mut client.timestamps, segment.timestamps) {
             if is_newer {
@@ -463,7 +465,7 @@ impl Stage {
         }
     }
 
-    /// How it differs from what is predicted.
+    /// Returns how it differs from what is predicted.
     fn difference(&self, expected: &Seen) -> Result<Option<String>> {
         let mut told = Vec::new();
         ensure!(
@@ -522,7 +524,7 @@ impl Stage {
             .min(expected.parked as i64);
         let half_open = expected.half_open as i64;
         as_expected.half_open = seen.half_open.clamp(half_open, half_open + spare);
-        // What the kernel's own timers do is its business. That the histogram adds up is looked at below.
+        // What TCP's own timers do is not predicted. That the histogram adds up is looked at below.
         as_expected.synack_suppressed = seen.synack_suppressed;
         as_expected.wait_log2 = seen.wait_log2;
         if as_expected != *seen {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Thousands of clients, each as cheap as three numbers.
+//! Thousands of clients that send each segment themselves, behind one TUN interface and on one
+//! thread.
 //!
-//! A [`RawClient`](crate::raw::RawClient) has a channel of its own, and somebody who waits at it. Here one thread is all
-//! of the clients: it sends for whomever it likes, and is told what came for whom. They live behind a TUN interface of
-//! their own, on two hundred addresses.
+//! A [`RawClient`](crate::raw::RawClient) has a channel of its own, and a thread that waits at it.
+//! Here a client is three numbers: one thread sends for all of them, and is told which segment came
+//! for which client. They live behind a TUN interface of their own, on two hundred addresses.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -19,29 +20,30 @@ use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
 use crate::endpoint::Family;
-use crate::link::Links;
 use crate::netns::Netns;
 use crate::segment::{Flags, Segment};
 use crate::{count, raw, sys};
 
 /// The interface's name.
-pub const INTERFACE: &str = "swarm0";
+pub const INTERFACE: &str = "clients0";
 
 const SERVER_V4: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
-/// How many addresses the clients have: enough to be many, and fewer than the kernel remembers neighbours.
+/// How many addresses the clients have: enough to be many, and fewer than the kernel remembers
+/// neighbours.
 const ADDRESSES: u32 = 200;
 /// The last part of the first address.
 const FIRST_ADDRESS: u32 = 11;
 const FIRST_PORT: u32 = 1024;
 /// How many segments of the server may wait to be read: more than it sends at once.
 const QUEUE: u32 = 20_000;
-/// How many handshakes of [`Swarm::open`] are under way at once: fewer than any backlog a test asks for.
+/// How many handshakes of [`TunClients::open`] are under way at once: fewer than any backlog a test
+/// asks for.
 const WINDOW: usize = 32;
 
 /// The far side of a TUN interface, with all of its clients.
 #[derive(Debug)]
-pub struct Swarm {
+pub struct TunClients {
     tun: File,
     family: Family,
     server: SocketAddr,
@@ -49,9 +51,9 @@ pub struct Swarm {
     spent: Cell<u64>,
 }
 
-/// One client: which one, and where it is in its two streams.
+/// One client: its number, and where it is in its two streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct TunClient {
     /// Its number.
     pub nth: u32,
     /// The server's port.
@@ -62,7 +64,7 @@ pub struct Member {
     pub rcv_nxt: u32,
 }
 
-impl Swarm {
+impl TunClients {
     /// Plugs a TUN interface into a server's namespace, for clients of one of its ports.
     pub fn new(ns: &Netns, family: Family, server_port: u16) -> Result<Self> {
         let tun = ns.run(|| {
@@ -70,7 +72,7 @@ impl Swarm {
             sys::tun_attach(tun.as_fd(), INTERFACE).context("TUNSETIFF")?;
             Ok(tun)
         })?;
-        let links = Links::of(ns)?;
+        let links = ns.links()?;
         let index = ns.interface_index(INTERFACE)?;
         links.set_queue(index, QUEUE)?;
         links.add_address(index, SERVER_V4.into())?;
@@ -81,23 +83,23 @@ impl Swarm {
         } else {
             SERVER_V6.into()
         };
-        let mut swarm = Self {
+        let mut clients = Self {
             tun,
             family,
             server: SocketAddr::new(ip, 1),
             buffer: vec![0; 1 << 16],
             spent: Cell::new(0),
         };
-        swarm.wait_until_it_answers()?;
-        swarm.server = SocketAddr::new(ip, server_port);
-        Ok(swarm)
+        clients.wait_until_it_answers()?;
+        clients.server = SocketAddr::new(ip, server_port);
+        Ok(clients)
     }
 
     /// Waits until the kernel refuses connections: it is some time before an address is in use.
     fn wait_until_it_answers(&mut self) -> Result<()> {
         let limit = Instant::now() + Duration::from_secs(20);
         while Instant::now() < limit {
-            self.syn(&mut self.member(0))?;
+            self.syn(&mut self.client(0))?;
             let mut answered = false;
             self.pump(Duration::from_millis(20), |_, segment| {
                 answered |= segment.is_rst();
@@ -108,19 +110,19 @@ impl Swarm {
             }
         }
         bail!(
-            "nobody answers behind the TUN interface {INTERFACE} ({})",
+            "nothing answers behind the TUN interface {INTERFACE} ({})",
             self.family
         )
     }
 
-    /// A client of the server's port that has not sent anything yet.
-    pub fn member(&self, nth: u32) -> Member {
-        self.member_of(nth, self.server.port())
+    /// Returns a client of the server's port that has not sent anything yet.
+    pub fn client(&self, nth: u32) -> TunClient {
+        self.client_of(nth, self.server.port())
     }
 
-    /// A client of another port of the server.
-    pub fn member_of(&self, nth: u32, port: u16) -> Member {
-        Member {
+    /// Returns a client of another port of the server.
+    pub fn client_of(&self, nth: u32, port: u16) -> TunClient {
+        TunClient {
             nth,
             port,
             snd_nxt: nth.wrapping_mul(2_654_435_761),
@@ -128,7 +130,12 @@ impl Swarm {
         }
     }
 
-    /// Where a client is.
+    /// Returns the server's address and port for clients.
+    pub fn server_address(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.server.ip(), port)
+    }
+
+    /// Returns a client's address and port.
     pub fn address(&self, nth: u32) -> SocketAddr {
         let host = FIRST_ADDRESS + nth % ADDRESSES;
         let ip: IpAddr = if self.family.is_v4_on_the_wire() {
@@ -143,7 +150,7 @@ impl Swarm {
         SocketAddr::new(ip, u16::try_from(port).unwrap_or(u16::MAX))
     }
 
-    /// Who is at an address.
+    /// Returns the number of the client at an address.
     pub fn at(address: SocketAddr) -> Option<u32> {
         let host = match address.ip().to_canonical() {
             IpAddr::V4(ip) => u32::from(ip.octets()[3]),
@@ -154,15 +161,16 @@ impl Swarm {
         (host < ADDRESSES).then_some(port * ADDRESSES + host)
     }
 
-    /// A segment of a client at its present numbers, to be changed and sent with [`Swarm::send`].
-    pub fn segment(&self, member: &Member, flags: Flags, payload: &[u8]) -> Segment {
+    /// Returns a segment of a client at its present numbers, to be changed and sent with
+    /// [`TunClients::send`].
+    pub fn segment(&self, client: &TunClient, flags: Flags, payload: &[u8]) -> Segment {
         Segment {
-            seq: member.snd_nxt,
-            ack: if flags.ack { member.rcv_nxt } else { 0 },
+            seq: client.snd_nxt,
+            ack: if flags.ack { client.rcv_nxt } else { 0 },
             payload: payload.to_vec(),
             ..Segment::new(
-                self.address(member.nth),
-                SocketAddr::new(self.server.ip(), member.port),
+                self.address(client.nth),
+                self.server_address(client.port),
                 flags,
             )
         }
@@ -191,39 +199,41 @@ impl Swarm {
         }
     }
 
-    /// The instructions spent so far on what the clients sent: in the kernel, from where a network card would hand it a packet,
-    /// and by whoever it woke meanwhile; its answers among them. Taking those off the wire is the clients' own business. On a
-    /// machine that counts them ([`count`]).
+    /// Returns the instructions spent so far on what the clients sent: in the kernel, from where a
+    /// network card would hand it a packet, and by the threads that it woke meanwhile, answers
+    /// included. Taking those off the wire is the clients' own business. On a machine that counts
+    /// them ([`count`]).
     pub fn spent(&self) -> u64 {
         self.spent.get()
     }
 
     /// Sends a segment at a client's present numbers and moves `snd_nxt` behind it.
-    pub fn push(&self, member: &mut Member, flags: Flags, payload: &[u8]) -> Result<()> {
-        let segment = self.segment(member, flags, payload);
+    pub fn push(&self, client: &mut TunClient, flags: Flags, payload: &[u8]) -> Result<()> {
+        let segment = self.segment(client, flags, payload);
         self.send(&segment)?;
-        member.snd_nxt = segment.end_seq();
+        client.snd_nxt = segment.end_seq();
         Ok(())
     }
 
     /// Sends a client's SYN.
-    pub fn syn(&self, member: &mut Member) -> Result<()> {
-        let mut segment = self.segment(member, Flags::SYN, b"");
+    pub fn syn(&self, client: &mut TunClient) -> Result<()> {
+        let mut segment = self.segment(client, Flags::SYN, b"");
         segment.mss = Some(1460);
         segment.sack_permitted = true;
         segment.window_scale = Some(7);
         self.send(&segment)?;
-        member.snd_nxt = segment.end_seq();
+        client.snd_nxt = segment.end_seq();
         Ok(())
     }
 
-    /// Tells `heard` of all that has come, and of what comes within `limit` if nothing has; says whether anything did.
+    /// Calls `heard` with each segment that has come, or that comes within `limit` if none has;
+    /// returns whether any did.
     pub fn pump(
         &mut self,
         limit: Duration,
         mut heard: impl FnMut(u32, &Segment) -> Result<()>,
     ) -> Result<bool> {
-        // A budget: who is flooded must still get to do something else.
+        // A budget: a caller that is flooded must still get to do something else.
         const AT_ONCE: usize = 256;
         let mut any = false;
         for _ in 0..AT_ONCE {
@@ -237,7 +247,7 @@ impl Swarm {
         Ok(any)
     }
 
-    /// The next segment that has come, and for whom; nothing, if none is there now.
+    /// Takes the next segment that has come, with its client; nothing, if none is there now.
     pub fn take(&mut self) -> Result<Option<(u32, Segment)>> {
         loop {
             let length = match (&self.tun).read(&mut self.buffer) {
@@ -256,10 +266,11 @@ impl Swarm {
         }
     }
 
-    /// Has clients do their handshakes, a few at a time, each with a bare ACK; each SYN-ACK must come within `limit`.
+    /// Has clients do their handshakes, a few at a time, each with a bare ACK; each SYN-ACK must
+    /// come within `limit`.
     ///
     /// Another segment than the one SYN-ACK is an error.
-    pub fn open(&mut self, clients: Range<u32>, limit: Duration) -> Result<Vec<Member>> {
+    pub fn open(&mut self, clients: Range<u32>, limit: Duration) -> Result<Vec<TunClient>> {
         let count = clients.len();
         let mut opened = Vec::with_capacity(count);
         self.handshakes(clients, limit, true, &mut opened)?;
@@ -271,10 +282,11 @@ impl Swarm {
         Ok(opened)
     }
 
-    /// The same for a server that need not answer everybody, and may say more: returns who was answered.
+    /// Does the same with a server that need not answer every client, and may send more; returns
+    /// the clients that were answered.
     ///
-    /// Once nothing came for `limit`, those who wait give up.
-    pub fn try_open(&mut self, clients: Range<u32>, limit: Duration) -> Result<Vec<Member>> {
+    /// Once nothing came for `limit`, the clients that wait give up.
+    pub fn try_open(&mut self, clients: Range<u32>, limit: Duration) -> Result<Vec<TunClient>> {
         let mut opened = Vec::with_capacity(clients.len());
         self.handshakes(clients, limit, false, &mut opened)?;
         Ok(opened)
@@ -285,17 +297,17 @@ impl Swarm {
         clients: Range<u32>,
         limit: Duration,
         strict: bool,
-        opened: &mut Vec<Member>,
+        opened: &mut Vec<TunClient>,
     ) -> Result<()> {
         let first = clients.start;
-        let mut members: Vec<Member> = clients.map(|nth| self.member(nth)).collect();
+        let mut all: Vec<TunClient> = clients.map(|nth| self.client(nth)).collect();
         let (mut sent, mut under_way) = (0, 0);
         loop {
             while under_way < WINDOW {
-                let Some(member) = members.get_mut(sent) else {
+                let Some(client) = all.get_mut(sent) else {
                     break;
                 };
-                self.syn(member)?;
+                self.syn(client)?;
                 sent += 1;
                 under_way += 1;
             }
@@ -305,12 +317,12 @@ impl Swarm {
             let mut ready = Vec::new();
             let any = self.pump(limit, |nth, segment| {
                 let index = nth.wrapping_sub(first) as usize;
-                let Some(member) = members.get_mut(index) else {
+                let Some(client) = all.get_mut(index) else {
                     return Ok(());
                 };
-                let is_answer = segment.is_syn_ack() && segment.ack == member.snd_nxt;
-                if is_answer && member.rcv_nxt == 0 {
-                    member.rcv_nxt = segment.end_seq();
+                let is_answer = segment.is_syn_ack() && segment.ack == client.snd_nxt;
+                if is_answer && client.rcv_nxt == 0 {
+                    client.rcv_nxt = segment.end_seq();
                     ready.push(index);
                 } else {
                     ensure!(!strict, "not the one answer to a SYN: {segment}");
@@ -322,12 +334,12 @@ impl Swarm {
                 under_way = 0;
             }
             for index in ready {
-                let Some(member) = members.get_mut(index) else {
+                let Some(client) = all.get_mut(index) else {
                     continue;
                 };
                 under_way = under_way.saturating_sub(1);
-                self.push(member, Flags::ACK, b"")?;
-                opened.push(*member);
+                self.push(client, Flags::ACK, b"")?;
+                opened.push(*client);
             }
         }
     }
@@ -347,8 +359,8 @@ impl Swarm {
 mod tests {
     use super::*;
 
-    fn swarm(family: Family) -> Swarm {
-        Swarm {
+    fn clients(family: Family) -> TunClients {
+        TunClients {
             tun: File::open("/dev/null").unwrap(),
             family,
             server: "198.18.0.1:80".parse().unwrap(),
@@ -360,17 +372,17 @@ mod tests {
     #[test]
     fn addresses_and_numbers_belong_together() {
         for family in Family::ALL {
-            let swarm = swarm(family);
+            let clients = clients(family);
             for nth in (0..2_000).chain([99_999, 1_000_000]) {
-                assert_eq!(Swarm::at(swarm.address(nth)), Some(nth), "{family}");
+                assert_eq!(TunClients::at(clients.address(nth)), Some(nth), "{family}");
             }
-            assert_eq!(swarm.address(0).is_ipv4(), family.is_v4_on_the_wire());
+            assert_eq!(clients.address(0).is_ipv4(), family.is_v4_on_the_wire());
         }
-        assert_eq!(Swarm::at("198.18.0.1:2000".parse().unwrap()), None);
-        assert_eq!(Swarm::at("198.18.0.211:2000".parse().unwrap()), None);
-        assert_eq!(Swarm::at("198.18.0.11:80".parse().unwrap()), None);
+        assert_eq!(TunClients::at("198.18.0.1:2000".parse().unwrap()), None);
+        assert_eq!(TunClients::at("198.18.0.211:2000".parse().unwrap()), None);
+        assert_eq!(TunClients::at("198.18.0.11:80".parse().unwrap()), None);
         assert_eq!(
-            Swarm::at("[::ffff:198.18.0.11]:1024".parse().unwrap()),
+            TunClients::at("[::ffff:198.18.0.11]:1024".parse().unwrap()),
             Some(0)
         );
     }

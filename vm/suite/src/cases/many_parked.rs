@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
-//! Two hundred thousand parked connections of one listener, and clients that have something to say beside them.
+//! Two hundred thousand parked connections of one listener, and active clients beside them.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ use accf_kit::counters::Counters;
 use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::segment::{Flags, Segment};
-use accf_kit::swarm::{Member, Swarm};
+use accf_kit::tun_clients::{TunClient, TunClients};
 use accf_kit::{module, sockets, wait};
 use anyhow::{bail, ensure, Context as _, Result};
 
@@ -19,8 +19,8 @@ use crate::case::{case, expect_eq, expect_in, families, Context, Kernel};
 use crate::count::{counted, counts};
 use crate::scene::{REQUEST, RESPONSE};
 
-/// How many are parked.
-fn multitude(kernel: Kernel, family: Family) -> u32 {
+/// Returns how many are parked.
+fn parked_count(kernel: Kernel, family: Family) -> u32 {
     match (kernel, family) {
         (Kernel::Stock, Family::V4) => 200_000,
         (Kernel::Stock, _) => 50_000,
@@ -28,13 +28,14 @@ fn multitude(kernel: Kernel, family: Family) -> u32 {
     }
 }
 
-/// How many active clients come, one after the other, at the listener when it is empty, and when it is not.
+/// How many active clients come, one after the other, at the listener when it is empty, and when it
+/// is not.
 const ACTIVE: u32 = 61;
-/// How many of the parked ones speak, and how many reset.
+/// How many of the parked clients send a request, and how many reset.
 const SPEAKERS: usize = 100;
 
-/// How often as long an active client may take beside the multitude, and how much longer on top of that: what is measured is
-/// a median, and this machine may do other things.
+/// How often as long an active client may take beside the parked ones, and how much longer on top
+/// of that: what is measured is a median, and this machine may do other things.
 const TIMES_LONGER: u32 = 2;
 const LONGER: Duration = Duration::from_millis(2);
 
@@ -43,32 +44,34 @@ struct Place<'a> {
     context: &'a Context,
     ns: Netns,
     listener: Listener,
-    swarm: Swarm,
+    tun: TunClients,
     /// How many clients have come.
     came: u32,
 }
 
 impl Place<'_> {
-    /// A client comes, thinks no longer than it takes to send two segments, speaks, and is served.
+    /// Connects a client that sends its request at once, after a bare ACK or with its ACK, and
+    /// serves it.
     ///
     /// Returns how long it took, from its SYN to the last byte of the response.
-    fn active(&mut self, thinks: bool) -> Result<Duration> {
-        let mut member = self.swarm.member(self.came);
+    fn active(&mut self, is_parked: bool) -> Result<Duration> {
+        let mut client = self.tun.client(self.came);
         self.came += 1;
         let start = Instant::now();
-        self.swarm.syn(&mut member)?;
-        let syn_ack = self.hear(&member, |segment| segment.is_syn_ack())?;
-        member.rcv_nxt = syn_ack;
-        if thinks {
-            self.swarm.push(&mut member, Flags::ACK, b"")?;
+        self.tun.syn(&mut client)?;
+        let syn_ack = self.hear(&client, |segment| segment.is_syn_ack())?;
+        client.rcv_nxt = syn_ack;
+        if is_parked {
+            self.tun.push(&mut client, Flags::ACK, b"")?;
         }
-        self.serve(&mut member)?;
+        self.serve(&mut client)?;
         Ok(start.elapsed())
     }
 
-    /// A client speaks; it is the one that is accepted, and it gets the response. Then it is gone.
-    fn serve(&mut self, member: &mut Member) -> Result<()> {
-        self.swarm.push(member, Flags::PSH_ACK, REQUEST)?;
+    /// Sends a client's request; it must be the client that is accepted, and get the response. Then
+    /// it is gone.
+    fn serve(&mut self, client: &mut TunClient) -> Result<()> {
+        self.tun.push(client, Flags::PSH_ACK, REQUEST)?;
         let (socket, peer) = match self.listener.socket().accept() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 // Not before the system call that sent the request was over.
@@ -78,8 +81,8 @@ impl Place<'_> {
             accepted => accepted,
         }
         .context("accept")?;
-        let peer = peer.as_socket().and_then(Swarm::at);
-        expect_eq!(peer, Some(member.nth), "the client that was accepted");
+        let peer = peer.as_socket().and_then(TunClients::at);
+        expect_eq!(peer, Some(client.nth), "the client that was accepted");
         socket.set_linger(Some(Duration::ZERO))?;
         let mut stream = TcpStream::from(socket);
         let mut request = vec![0; REQUEST.len()];
@@ -88,31 +91,31 @@ impl Place<'_> {
             .context("read the request")?;
         expect_eq!(request, REQUEST, "the request");
         stream.write_all(RESPONSE).context("write the response")?;
-        self.hear(member, |segment| segment.payload == RESPONSE)?;
+        self.hear(client, |segment| segment.payload == RESPONSE)?;
         Ok(())
     }
 
-    /// Waits for a segment for a client; what comes for anybody else is an error.
-    fn hear(&mut self, member: &Member, wanted: impl Fn(&Segment) -> bool) -> Result<u32> {
+    /// Waits for a segment for a client; a segment for any other one is an error.
+    fn hear(&mut self, client: &TunClient, wanted: impl Fn(&Segment) -> bool) -> Result<u32> {
         let mut heard = None;
         while heard.is_none() {
-            let any = self.swarm.pump(self.context.patience(), |nth, segment| {
-                // Who has been served is reset at the end.
+            let any = self.tun.pump(self.context.patience(), |nth, segment| {
+                // A client that was served is reset at the end.
                 ensure!(
-                    nth == member.nth || segment.is_rst(),
+                    nth == client.nth || segment.is_rst(),
                     "client {nth} got {segment}, out of nothing"
                 );
-                if nth == member.nth && wanted(segment) {
+                if nth == client.nth && wanted(segment) {
                     heard = Some(segment.end_seq());
                 }
                 Ok(())
             })?;
-            ensure!(any, "no answer to client {}", member.nth);
+            ensure!(any, "no answer to client {}", client.nth);
         }
         heard.context("no answer")
     }
 
-    /// How long active clients take.
+    /// Returns how long active clients take.
     fn median(&mut self) -> Result<Duration> {
         let mut times = Vec::new();
         for nth in 0..ACTIVE {
@@ -120,7 +123,7 @@ impl Place<'_> {
         }
         times.sort_unstable();
         let middle = times.get(times.len() / 2).copied();
-        middle.context("nobody was measured")
+        middle.context("no client was measured")
     }
 }
 
@@ -129,7 +132,7 @@ case!(
     families(&[Family::V4, Family::V6], beside).long(Duration::from_secs(400))
 );
 fn beside(context: &Context, family: Family) -> Result<()> {
-    let count = multitude(context.kernel, family);
+    let count = parked_count(context.kernel, family);
     module::reload("")?;
     let ns = roomy_namespace()?;
     let config = settings(3_600_000, count + 10, OnTimeout::Accept);
@@ -137,34 +140,34 @@ fn beside(context: &Context, family: Family) -> Result<()> {
         .config(config)
         .backlog(128)
         .open(&ns)?;
-    let swarm = Swarm::new(&ns, family, listener.port())?;
+    let tun = TunClients::new(&ns, family, listener.port())?;
     let mut place = Place {
         context,
         ns,
         listener,
-        swarm,
+        tun,
         came: 0,
     };
 
     // Twice: the first time everything is done for the first time.
     place.median()?;
     let alone = place.median()?;
-    let thinkers = u64::from(2 * ACTIVE.div_ceil(2));
-    counts(context, &place.listener, counted!(released_data: thinkers))?;
+    let released = u64::from(2 * ACTIVE.div_ceil(2));
+    counts(context, &place.listener, counted!(released_data: released))?;
 
     let first = place.came;
     let start = Instant::now();
     // A SYN-ACK may come twice, on a machine that is very late.
-    let mut members = place
-        .swarm
+    let mut clients = place
+        .tun
         .try_open(first..first + count, context.patience())?;
-    expect_eq!(members.len(), count as usize, "handshakes that were done");
+    expect_eq!(clients.len(), count as usize, "handshakes that were done");
     place.came += count;
     let took = start.elapsed();
     let seen = counts(
         context,
         &place.listener,
-        counted!(parked: count.into(), released_data: thinkers),
+        counted!(parked: count.into(), released_data: released),
     )?;
     context.note(format!(
         "{count} parked in {:.1} s; half_open {}",
@@ -175,7 +178,8 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     let before = Counters::read(&place.ns)?;
     let beside = place.median()?;
     context.note(format!(
-        "an active client takes {:.0} µs at an empty listener, and {:.0} µs beside {count} parked ones",
+        "an active client takes {:.0} µs at an empty listener, and {:.0} µs beside {count} \
+         parked ones",
         alone.as_secs_f64() * 1e6,
         beside.as_secs_f64() * 1e6
     ));
@@ -184,19 +188,19 @@ fn beside(context: &Context, family: Family) -> Result<()> {
         Duration::ZERO..alone * TIMES_LONGER + LONGER,
         "time of an active client beside {count} parked ones, where it takes {alone:?} alone"
     );
-    let thinkers = thinkers + u64::from(ACTIVE.div_ceil(2));
+    let released = released + u64::from(ACTIVE.div_ceil(2));
 
-    // Any of the parked ones is served as soon as it speaks, and gone as soon as it resets.
-    context.rng().shuffle(&mut members);
-    for member in members.iter_mut().take(SPEAKERS) {
-        place.serve(member)?;
+    // Any parked client is served as soon as it sends, and gone as soon as it resets.
+    context.rng().shuffle(&mut clients);
+    for client in clients.iter_mut().take(SPEAKERS) {
+        place.serve(client)?;
     }
-    for member in members.iter_mut().skip(SPEAKERS).take(SPEAKERS) {
-        place.swarm.push(member, Flags::RST, b"")?;
+    for client in clients.iter_mut().skip(SPEAKERS).take(SPEAKERS) {
+        place.tun.push(client, Flags::RST, b"")?;
     }
     let spoken = SPEAKERS as u64;
     let left = u64::from(count) - 2 * spoken;
-    let expected = counted!(parked: left, released_data: thinkers + spoken, aborted: spoken);
+    let expected = counted!(parked: left, released_data: released + spoken, aborted: spoken);
     counts(context, &place.listener, expected)?;
     expect_eq!(
         sockets::requests(&place.ns, place.listener.port())? as u64,
@@ -214,26 +218,21 @@ fn beside(context: &Context, family: Family) -> Result<()> {
         expect_eq!(after.growth(&before, counter)?, 0, "growth of {counter}");
     }
 
-    // Nobody is accepted, or hears anything, who has not spoken.
+    // A client that has sent nothing is not accepted, and is sent nothing.
     if place.listener.accept_now()?.is_some() {
         bail!("a silent client was accepted");
     }
-    place
-        .swarm
-        .pump(Duration::from_millis(300), |nth, segment| {
-            ensure!(
-                segment.is_rst(),
-                "client {nth} got {segment}, out of nothing"
-            );
-            Ok(())
-        })?;
+    place.tun.pump(Duration::from_millis(300), |nth, segment| {
+        ensure!(
+            segment.is_rst(),
+            "client {nth} got {segment}, out of nothing"
+        );
+        Ok(())
+    })?;
 
     // They go with the listener.
     let Place {
-        ns,
-        listener,
-        swarm,
-        ..
+        ns, listener, tun, ..
     } = place;
     let port = listener.port();
     let start = Instant::now();
@@ -244,17 +243,17 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     let gone = wait::until(limit, || Ok(sockets::requests(&ns, port)? == 0))?;
     ensure!(gone, "requests are left of a listener that was closed");
     context.note(format!("all were gone after {:?}", start.elapsed()));
-    drop(swarm);
+    drop(tun);
     drop(ns);
     module::unload(context.patience())
 }
 
-/// A namespace whose table of connections has a place for each of them. In a smaller one the kernel's own search for one
-/// connection takes longer, the more there are, at any listener.
+/// Makes a namespace whose table of connections has a place for each of them. In a smaller one
+/// the kernel's own search for one connection takes longer, the more there are, at any listener.
 fn roomy_namespace() -> Result<Netns> {
     const SIZE: &str = "net.ipv4.tcp_child_ehash_entries";
     const PLACES: u32 = 1 << 18;
-    // A setting of whoever makes a namespace.
+    // A new namespace takes the setting of the namespace that its maker is in.
     let here = Netns::current()?;
     let before = here.sysctl(SIZE)?;
     here.set_sysctl(SIZE, &PLACES.to_string())?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Network namespaces that come and go, with whoever is parked in them.
+//! Network namespaces that come and go, with the requests that are parked in them.
 
 use std::net::TcpStream;
 use std::time::Duration;
@@ -8,26 +8,26 @@ use accf_kit::account::stats;
 use accf_kit::endpoint::{connect_here, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::segment::Flags;
-use accf_kit::swarm::Swarm;
+use accf_kit::tun_clients::TunClients;
 use anyhow::Result;
 
-use crate::garden::{any_settings, loopback};
-use crate::round::{any_family, Round};
+use crate::random::{any_family, any_settings};
+use crate::round::Round;
 
 const PLACE: &str = "namespaces that go with their clients";
 
-/// So many clients in each.
+/// How many clients each has.
 const CLIENTS: u32 = 12;
 
 /// What a namespace dies with; what is dropped first is up to chance.
 enum Part {
     Listener(Listener),
     Streams(Vec<TcpStream>),
-    Swarm(Box<Swarm>),
+    TunClients(Box<TunClients>),
     Handle(Netns),
 }
 
-pub(crate) fn churn(round: &Round<'_>) -> Result<()> {
+pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let mut rng = round.rng(PLACE);
     let mut begun = 0;
     round.begin();
@@ -39,28 +39,28 @@ pub(crate) fn churn(round: &Round<'_>) -> Result<()> {
             .open(&ns)?;
         let mut parts = Vec::new();
         let habit = if rng.bool() {
-            let mut swarm = Swarm::new(&ns, family, listener.port())?;
+            let mut tun = TunClients::new(&ns, family, listener.port())?;
             // Some may not be answered, where memory is short.
-            let members = swarm.try_open(0..CLIENTS, Duration::from_millis(300))?;
-            for (member, speaks) in members
+            let clients = tun.try_open(0..CLIENTS, Duration::from_millis(300))?;
+            for (client, speaks) in clients
                 .into_iter()
                 .zip(std::iter::repeat_with(|| rng.u8(..4)))
             {
-                let mut member = member;
+                let mut client = client;
                 match speaks {
-                    0 => swarm.push(&mut member, Flags::FIN_ACK, b"")?,
-                    1 => swarm.push(&mut member, Flags::RST, b"")?,
+                    0 => tun.push(&mut client, Flags::FIN_ACK, b"")?,
+                    1 => tun.push(&mut client, Flags::RST, b"")?,
                     _ => {}
                 }
             }
             // Half-open ones.
             for nth in CLIENTS..CLIENTS + 4 {
-                swarm.syn(&mut swarm.member(nth))?;
+                tun.syn(&mut tun.client(nth))?;
             }
-            parts.push(Part::Swarm(Box::new(swarm)));
+            parts.push(Part::TunClients(Box::new(tun)));
             "are parked or half-open, segment by segment"
         } else {
-            let address = loopback(family, listener.port());
+            let address = family.loopback(listener.port());
             let streams = ns.run(|| {
                 // One that does not connect, where memory is short, is one less.
                 let streams = (0..CLIENTS).filter_map(|_| connect_here(address).ok());
@@ -78,7 +78,7 @@ pub(crate) fn churn(round: &Round<'_>) -> Result<()> {
             match part {
                 Part::Listener(listener) => drop(listener),
                 Part::Streams(streams) => drop(streams),
-                Part::Swarm(swarm) => drop(swarm),
+                Part::TunClients(tun) => drop(tun),
                 Part::Handle(ns) => drop(ns),
             }
         }
