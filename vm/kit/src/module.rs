@@ -87,6 +87,17 @@ pub fn text() -> Result<(u64, u64)> {
     Ok((start, start.saturating_add(size)))
 }
 
+/// Returns whether the module says that it is pinned: it cannot be unloaded until the next reboot.
+pub fn is_pinned() -> Result<bool> {
+    let path = format!("/sys/module/{NAME}/parameters/pinned");
+    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
+    match text.trim() {
+        "Y" => Ok(true),
+        "N" => Ok(false),
+        other => bail!("{path}: `{other}` is neither Y nor N"),
+    }
+}
+
 /// Returns how many things hold the module; nothing, if it is not loaded.
 pub fn refcount() -> Result<Option<u64>> {
     match fs::read_to_string("/proc/modules") {

@@ -13,7 +13,7 @@ use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::scene::{RawScene, Scene};
 
 /// Runs the command in a namespace.
-fn accf(ns: &Netns, arguments: &[&str]) -> Result<Output> {
+pub(crate) fn accf(ns: &Netns, arguments: &[&str]) -> Result<Output> {
     ns.run(|| {
         Command::new("accf")
             .args(arguments)
@@ -46,7 +46,7 @@ fn shows(context: &Context, family: Family) -> Result<()> {
     let list = shown(&scene.ns, &["list"])?;
     let lines: Vec<&str> = list.lines().filter(|line| line.contains(':')).collect();
     expect_eq!(lines.len(), 1, "listeners in\n{list}");
-    let words: Vec<&str> = list
+    let words: Vec<&str> = lines[0]
         .split_whitespace()
         .skip_while(|w| !w.contains(':'))
         .collect();

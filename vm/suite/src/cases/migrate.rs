@@ -4,6 +4,7 @@
 //! (`net.ipv4.tcp_migrate_req`): each is served once, and accounted for.
 
 use std::net::Shutdown;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -13,7 +14,9 @@ use accf_kit::raw::{RawClient, RawHost};
 use accf_kit::segment::Segment;
 use accf_kit::{module, netns::Netns, wait};
 use anyhow::{ensure, Context as _, Result};
+use serde_json::Value;
 
+use super::command;
 use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::count::{counted, counts, describe, stats};
 use crate::scene::{requests, serve, REQUEST};
@@ -109,11 +112,44 @@ impl Group {
             Ok(seen == expected)
         })?;
         expect_eq!(seen, expected, "the module's reference count");
+        if module::is_loaded()? {
+            shows_pinned(expected == PINNED)?;
+        }
         if seen == 0 && module::is_loaded()? {
             module::unload(context.patience())?;
         }
         Ok(())
     }
+}
+
+/// What the module says in the kernel log when it is pinned.
+const PIN_MESSAGE: &str =
+    "accf: a request may have been cloned out of reach: unloading needs a reboot";
+
+/// Checks that the kernel log, the module's parameter and the command `accf` tell whether the
+/// module is pinned: the log once, however often it was pinned.
+fn shows_pinned(is_pinned: bool) -> Result<()> {
+    expect_eq!(module::is_pinned()?, is_pinned, "the parameter `pinned`");
+    let log = Command::new("dmesg").output().context("start dmesg")?;
+    let log = String::from_utf8_lossy(&log.stdout);
+    let messages = log.lines().filter(|line| line.contains(PIN_MESSAGE));
+    expect_eq!(
+        messages.count(),
+        usize::from(is_pinned),
+        "messages in the kernel log"
+    );
+    let ns = Netns::new()?;
+    let list = command::accf(&ns, &["list"])?;
+    let list = String::from_utf8_lossy(&list.stdout);
+    expect_eq!(
+        list.contains("cannot be unloaded until the next reboot"),
+        is_pinned,
+        "whether `accf list` says so in\n{list}"
+    );
+    let json = command::accf(&ns, &["list", "--json"])?;
+    let json: Value = serde_json::from_slice(&json.stdout)?;
+    expect_eq!(json["module"]["pinned"], is_pinned, "`pinned` in {json}");
+    Ok(())
 }
 
 /// Checks that the second listener has no request left that it counts.

@@ -9,7 +9,7 @@ mod account;
 mod attach;
 mod backlog;
 mod bypass;
-mod command;
+pub(crate) mod command;
 mod concurrent_segments;
 mod concurrent_sockets;
 pub(crate) mod control;

@@ -244,7 +244,9 @@ fn command(rng: &mut fastrand::Rng, landmarks: &[Landmark]) -> Result<()> {
         return Ok(());
     }
     let all: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
-    let all = all.as_array().context("not an array")?;
+    let all = all["listeners"]
+        .as_array()
+        .context("no array of listeners")?;
     for landmark in landmarks {
         let port = landmark.listener.port();
         let mut reported = all.iter().filter(|one| one["port"] == port);
