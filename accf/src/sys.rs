@@ -18,7 +18,7 @@ pub(crate) fn get_option(
     // - `value` is an exclusive borrow of `len` writable bytes, the kernel writes at most `len`
     //   bytes, and every value is valid for a byte;
     // - `len` is a local variable, which the kernel may overwrite;
-    // - the descriptor stays open while it is borrowed.
+    // - The descriptor stays open while it is borrowed.
     let status = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -45,7 +45,7 @@ pub(crate) fn set_option(
     let len = length(value)?;
     // SAFETY:
     // - `value` is a borrow of `len` readable bytes, which the kernel only reads;
-    // - the descriptor stays open while it is borrowed.
+    // - The descriptor stays open while it is borrowed.
     let status =
         unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
     if status < 0 {

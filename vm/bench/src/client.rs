@@ -4,8 +4,8 @@
 //!
 //! There is one processor. The client has the lowest priority and never sleeps. So a server that is
 //! woken runs at once, until it waits again, before the client's system call returns:
-//! [`TunClients::spent`] then is what the kernel and the server do for a connection. It leaves out the
-//! client's own program, and what it takes to read the server's segments.
+//! [`TunClients::spent`] then is what the kernel and the server do for a connection. It leaves out
+//! the client's own program, and what it takes to read the server's segments.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -253,7 +253,12 @@ fn own_sleeps() -> Result<i64> {
 ///
 /// The server closes first. Each of its segments must be the expected one, so all listeners send
 /// the same ones.
-fn connect(tun: &mut TunClients, member: TunClient, manner: Manner, cost: &mut Costs) -> Result<()> {
+fn connect(
+    tun: &mut TunClients,
+    member: TunClient,
+    manner: Manner,
+    cost: &mut Costs,
+) -> Result<()> {
     let begin = (count::instructions(), tun.spent());
     let mut member = member;
     tun.syn(&mut member)?;

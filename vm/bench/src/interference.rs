@@ -2,7 +2,8 @@
 //! How long an active client waits beside many idle ones.
 //!
 //! It sends its request with the third segment of the handshake. From its SYN until its response,
-//! all instructions of the kernel and the server count ([`TunClients::spent`]); the client's do not.
+//! all instructions of the kernel and the server count ([`TunClients::spent`]); the client's do
+//! not.
 //! There is one processor, so the response has arrived once the server waits again.
 //!
 //! Active and idle clients have the same server, with a backlog of 128: it has accepted the idle

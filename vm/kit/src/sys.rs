@@ -23,7 +23,7 @@ pub(crate) fn get_option(
     // - `value` is a live, exclusive borrow of `len` writable bytes, and the kernel writes at most
     //   that many;
     // - `len` is a local the kernel may overwrite;
-    // - the descriptor stays open while it is borrowed.
+    // - The descriptor stays open while it is borrowed.
     let rc = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -47,7 +47,7 @@ pub(crate) fn set_option(
     let len = libc::socklen_t::try_from(value.len()).map_err(|_| Errno::EINVAL)?;
     // SAFETY:
     // - `value` is a live borrow of `len` readable bytes, which the kernel only reads;
-    // - the descriptor stays open while it is borrowed.
+    // - The descriptor stays open while it is borrowed.
     let rc =
         unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, value.as_ptr().cast(), len) };
     Errno::result(rc)?;
@@ -299,7 +299,7 @@ pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     // SAFETY:
     // - `request` is a whole `ifreq` whose name ends with a zero byte, alive during the call;
     // - TUNSETIFF reads it and writes back the name only, inside the same structure;
-    // - the descriptor stays open while it is borrowed.
+    // - The descriptor stays open while it is borrowed.
     let rc = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw const request) };
     Errno::result(rc)?;
     Ok(())

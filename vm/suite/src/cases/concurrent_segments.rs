@@ -109,7 +109,7 @@ fn run(context: &Context, family: Family, hesitation: Option<Range<Duration>>) -
         context.note(format!("listener {index}: {counted}"));
         let account = || {
             clients.account(index, &seen, &served)?;
-            // There are so many clients at once that where there is little room, some are evicted,
+            // Clients are so numerous that where there is little room, some are evicted,
             // and some are not.
             if !is_hesitant && policy.max_parked > 0 {
                 ensure!(seen.evicted > 0, "no client was evicted");

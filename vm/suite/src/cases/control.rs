@@ -476,10 +476,10 @@ fn overdue(context: &Context, family: Family) -> Result<()> {
     scene.counts(context, counted!(timeout_accept: 5)).map(drop)
 }
 
-case!(Default, "control.shorter_with_nobody_parked" => each_family(shorter_with_nobody));
+case!(Default, "control.shorter_with_nobody_parked" => each_family(shorter_while_empty));
 /// Checks that a new deadline holds for later clients, although the timer was armed for earlier
 /// ones.
-fn shorter_with_nobody(context: &Context, family: Family) -> Result<()> {
+fn shorter_while_empty(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::filtered(context, family)?;
     let (mut client, _) = scene.connect_and_ack(context)?;
     let accepted = scene.serve_parked(context, &mut client)?;
@@ -710,7 +710,7 @@ case!(Alone, "control.unprivileged" => once(unprivileged));
 /// Checks that a user without `CAP_NET_ADMIN` can lower `max_parked` below the module's parameter,
 /// and not raise it.
 fn unprivileged(_: &Context) -> Result<()> {
-    const NOBODY: u32 = 65_534;
+    const UNPRIVILEGED: u32 = 65_534;
     module::reload("max_parked=100")?;
     let ns = Netns::new()?;
     let listeners: Vec<_> = Family::ALL
@@ -722,7 +722,12 @@ fn unprivileged(_: &Context) -> Result<()> {
             .context("as an administrator")?;
     }
     // The process does nothing after this that needs privileges.
-    setresuid(NOBODY.into(), NOBODY.into(), NOBODY.into()).context("become the user nobody")?;
+    setresuid(
+        UNPRIVILEGED.into(),
+        UNPRIVILEGED.into(),
+        UNPRIVILEGED.into(),
+    )
+    .context("become an unprivileged user")?;
     for listener in &listeners {
         for (max_parked, error) in [
             (101, Some(Errno::EPERM)),

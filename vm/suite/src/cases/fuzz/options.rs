@@ -143,11 +143,16 @@ impl fmt::Display for Op {
 case!(Fuzz, "fuzz.options" => each_family(|context, family| options(context, family, true)));
 case!(Fuzz, "fuzz.options_unprivileged.v4" => once(|context| options(context, Family::V4, false)));
 fn options(context: &Context, family: Family, privileged: bool) -> Result<()> {
-    const NOBODY: u32 = 65_534;
+    const UNPRIVILEGED: u32 = 65_534;
     let ns = Netns::new()?;
     ns.enter()?;
     if !privileged {
-        setresuid(NOBODY.into(), NOBODY.into(), NOBODY.into()).context("become the user nobody")?;
+        setresuid(
+            UNPRIVILEGED.into(),
+            UNPRIVILEGED.into(),
+            UNPRIVILEGED.into(),
+        )
+        .context("become an unprivileged user")?;
     }
     let mut memory = Memory::new()?;
     let peer = bound(family, 0, false)?;
