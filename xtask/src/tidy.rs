@@ -25,18 +25,13 @@ struct File<'a> {
 type Rule = fn(&File<'_>, &Machine) -> Vec<String>;
 
 /// All rules about files.
-const RULES: [Rule; 6] = [
+const RULES: [Rule; 11] = [
     licence,
     module_doc,
     unsafe_places,
     archive_names,
     machine_paths,
     unfinished,
-];
-
-/// The rules about files that the tree does not comply with yet: `cargo xtask tidy --pending` says
-/// where.
-const PENDING: [Rule; 5] = [
     style::width,
     style::safety,
     style::imports,
@@ -52,9 +47,8 @@ struct Machine {
     hosts: Vec<String>,
 }
 
-/// Checks the checkout's tracked files and commits, by the rules that are `pending`, too, and
-/// returns what is wrong.
-pub(crate) fn check(sh: &Shell, pending: bool) -> Result<Vec<String>> {
+/// Checks the checkout's tracked files and commits, and returns what is wrong.
+pub(crate) fn check(sh: &Shell) -> Result<Vec<String>> {
     let root = project::root();
     let _here = sh.push_dir(root);
     let machine = Machine::here();
@@ -74,8 +68,7 @@ pub(crate) fn check(sh: &Shell, pending: bool) -> Result<Vec<String>> {
             continue;
         };
         let file = File { path, text };
-        let pending = PENDING.iter().filter(|_| pending);
-        for rule in RULES.iter().chain(pending) {
+        for rule in RULES {
             let found = rule(&file, &machine);
             complaints.extend(found.iter().map(|complaint| format!("{path}: {complaint}")));
         }
@@ -399,7 +392,7 @@ mod tests {
     fn this_checkout_is_tidy() {
         project::check().unwrap();
         let sh = Shell::new().unwrap();
-        let complaints = check(&sh, false).unwrap();
+        let complaints = check(&sh).unwrap();
         assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
     }
 

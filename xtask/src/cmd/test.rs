@@ -172,7 +172,7 @@ fn check_filters(filters: &[String], names: &str) -> Result<()> {
 fn run_all(sh: &Shell, all: bool) -> Result<Tally> {
     let mut tally = Tally::new()?;
     tally.check("tidy", || {
-        let complaints = tidy::check(sh, false)?;
+        let complaints = tidy::check(sh)?;
         if !complaints.is_empty() {
             bail!("{}", complaints.join("\n"));
         }

@@ -6,19 +6,16 @@ use xshell::Shell;
 
 use crate::tidy;
 
-/// Check licence headers, documentation, where `unsafe` is, commit subjects, and that nothing of
-/// this machine is in a file or commit.
+/// Check licence headers, documentation, where `unsafe` is, width, SAFETY comments, imports, words
+/// that are out, the layers of module/net/, commit subjects, and that nothing of this machine is in
+/// a file or commit.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Tidy {
-    /// Also check the rules that the tree does not comply with yet.
-    #[arg(long)]
-    pending: bool,
-}
+pub(crate) struct Tidy {}
 
 impl Tidy {
     /// Runs the command.
     pub(crate) fn run(&self, sh: &Shell) -> Result<()> {
-        let complaints = tidy::check(sh, self.pending)?;
+        let complaints = tidy::check(sh)?;
         if !complaints.is_empty() {
             bail!("the checkout is not tidy:\n{}", complaints.join("\n"));
         }

@@ -10,13 +10,15 @@ const PLACE: &str = "module/net/";
 /// directory, which is one entry, may.
 const ROWS: &[&[&str]] = &[
     &["bindings"],
-    &["bh", "rcu"],
+    &["bh"],
+    &["rcu"],
     &["tcp_segment"],
     &["listen_sock"],
     &["reqsk"],
     &["netns"],
     &["reuseport"],
-    &["sockopt", "diag"],
+    &["sockopt"],
+    &["diag"],
     &["registration"],
     &["parked_request"],
     &["reqsk_ops"],
