@@ -331,6 +331,11 @@ impl Trace {
         self.packets.iter().rfind(|p| wanted(&p.segment))
     }
 
+    /// Returns what this machine sent.
+    pub fn sent(&self) -> Self {
+        self.filter(|p| p.direction == Direction::Out)
+    }
+
     /// Returns what was sent to or from a server's port.
     pub fn of_port(&self, port: u16) -> Self {
         self.filter(|p| p.segment.touches(port))

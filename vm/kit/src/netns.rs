@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ScopedJoinHandle};
 use std::{fs, io::Write, thread};
 
 use anyhow::{anyhow, bail, ensure, Context, Result};
@@ -184,7 +184,16 @@ fn sysctl_path(name: &str) -> PathBuf {
 
 /// Ends a thread started by [`Netns::spawn`] and returns its result; its panic becomes an error.
 pub fn join<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
-    match thread.join() {
+    outcome(thread.join())
+}
+
+/// Ends a scoped thread and returns its result; its panic becomes an error.
+pub fn join_scoped<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    outcome(thread.join())
+}
+
+fn outcome<T>(joined: thread::Result<Result<T>>) -> Result<T> {
+    match joined {
         Ok(result) => result,
         Err(panic) => {
             let text = panic

@@ -38,7 +38,8 @@ macro_rules! expect_in {
 }
 
 /// Registers a case of the table, or one for each of several families: a stage, a name
-/// (`area.what`, unique), and how it runs.
+/// (`area.what`, unique), and how it runs; or `each_family, test(argument)` for a test that takes
+/// more than the context and the family.
 ///
 /// Stands right above the function that it runs. Cases of a stage run in the order of their files'
 /// names, and of their lines.
@@ -53,6 +54,12 @@ macro_rules! case {
                 line: line!(),
             }
         }
+    };
+    ($stage:ident, $name:literal => each_family, $test:ident($($argument:expr),+)) => {
+        $crate::case::case!(
+            $stage, $name =>
+            $crate::case::each_family(|context, family| $test(context, family, $($argument),+))
+        );
     };
 }
 

@@ -25,13 +25,21 @@ macro_rules! counted {
 
 pub(crate) use counted;
 
-/// Waits until a listener has counted exactly what `expected` says; returns what it has counted.
+/// Waits until a listener has counted exactly what `expected` says.
 ///
 /// `parked_total` need not be named: it is the sum of the others. A few parked connections may
 /// still count as half-open, one for each processor; how many SYN-ACKs were suppressed is up to the
 /// kernel's timers.
-pub(crate) fn counts(context: &Context, listener: impl AsFd, expected: Stats) -> Result<Stats> {
-    let mut expected = expected;
+pub(crate) fn counts(context: &Context, listener: impl AsFd, expected: Stats) -> Result<()> {
+    read_counts(context, listener, expected).map(drop)
+}
+
+/// The same; returns what it has counted.
+pub(crate) fn read_counts(
+    context: &Context,
+    listener: impl AsFd,
+    mut expected: Stats,
+) -> Result<Stats> {
     expected.parked_total = expected.accounted();
     let mut seen = Stats::default();
     let as_expected = wait::until(context.patience(), || {

@@ -4,7 +4,8 @@
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::thread;
 use std::time::Duration;
 
@@ -13,15 +14,17 @@ use accf_kit::clock::Stamp;
 use accf_kit::control::Stats;
 use accf_kit::endpoint::{connect, connect_here, Accepted, Family, Listen, Listener};
 use accf_kit::netns::Netns;
-use accf_kit::raw::{RawClient, RawHost};
+use accf_kit::raw::{RawClient, RawHost, Received};
 use accf_kit::segment::Segment;
 use accf_kit::tcp_info::{State, TcpInfo};
 use accf_kit::wire::Wire;
-use accf_kit::{sockets, wait};
-use anyhow::{anyhow, ensure, Context as _, Result};
+use accf_kit::{sockets, ulp, wait};
+use anyhow::{ensure, Context as _, Result};
+
+pub(crate) use accf_kit::netns::join_scoped;
 
 use crate::case::{expect_eq, Context};
-use crate::count::{counted, counts};
+use crate::count::{counted, counts, read_counts};
 
 /// The request of clients.
 pub(crate) const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
@@ -105,8 +108,13 @@ pub(crate) trait Scene: Sized {
     }
 
     /// Waits until the listener has counted exactly what `expected` says ([`counts`]).
-    fn counts(&self, context: &Context, expected: Stats) -> Result<Stats> {
+    fn counts(&self, context: &Context, expected: Stats) -> Result<()> {
         counts(context, self.listener(), expected)
+    }
+
+    /// The same; returns what it has counted.
+    fn read_counts(&self, context: &Context, expected: Stats) -> Result<Stats> {
+        read_counts(context, self.listener(), expected)
     }
 
     /// Waits until the bare ACK of a client is on the server's wire.
@@ -133,6 +141,18 @@ pub(crate) trait Scene: Sized {
     /// Ends the capture and judges what it saw of the listener.
     fn judge(self, verdict: impl FnOnce(&Trace) -> Result<()>) -> Result<()> {
         verdict(&self.stop()?)
+    }
+
+    /// Ends the capture and checks how many SYN-ACKs it saw.
+    fn judge_syn_acks(self, expected: usize) -> Result<()> {
+        expect_eq!(self.stop()?.syn_acks(), expected, "SYN-ACKs");
+        Ok(())
+    }
+
+    /// Ends the capture and checks how many resets the server sent.
+    fn judge_resets_sent(self, expected: usize) -> Result<()> {
+        expect_eq!(self.stop()?.sent().resets(), expected, "resets");
+        Ok(())
     }
 
     /// Ends the capture and checks how many SYN-ACKs and resets it saw.
@@ -289,13 +309,8 @@ impl LoopbackScene {
 
     /// Connects a client: its handshake is done on its side.
     pub(crate) fn connect(&self) -> Result<Client> {
-        let server: IpAddr = if self.family.is_v4_on_the_wire() {
-            Ipv4Addr::LOCALHOST.into()
-        } else {
-            Ipv6Addr::LOCALHOST.into()
-        };
-        let stream = self.ns.run(|| connect_here((server, self.port()).into()))?;
-        Client::new(stream)
+        let server = self.family.loopback(self.port());
+        Client::new(self.ns.run(|| connect_here(server))?)
     }
 }
 
@@ -362,7 +377,7 @@ impl RawScene {
         self.serve(context, &mut first)?;
         second.rst()?;
         let expected = counted!(parked: 1, released_data: 1, aborted: 1);
-        Ok((third, self.counts(context, expected)?))
+        Ok((third, self.read_counts(context, expected)?))
     }
 }
 
@@ -387,6 +402,23 @@ impl Peer for RawClient {
         );
         Ok(())
     }
+}
+
+/// Sends a request from a client that is accepted already, and serves it.
+pub(crate) fn serve_raw(client: &mut RawClient, accepted: &Accepted) -> Result<()> {
+    client.data(REQUEST)?;
+    serve(accepted)
+}
+
+/// Waits for the server's reset of a client; `or_else` is the error if none comes.
+pub(crate) fn expect_reset(
+    context: &Context,
+    client: &mut RawClient,
+    or_else: &'static str,
+) -> Result<Received> {
+    client
+        .receive_until(context.patience(), Segment::is_rst)?
+        .context(or_else)
 }
 
 /// Connects again from the port of a client whose connection is over.
@@ -437,7 +469,7 @@ pub(crate) fn accept_while<T>(
     thread::scope(|scope| {
         let server = scope.spawn(|| accept(listener, context));
         let client = connect();
-        let accepted = server.join().map_err(|_| anyhow!("the server panicked"))?;
+        let accepted = join_scoped(server);
         Ok((accepted?, client?))
     })
 }
@@ -545,17 +577,9 @@ pub(crate) fn exchange_and_close(mut client: Client, accepted: Accepted) -> Resu
 /// Closes a connection from both ends, and checks that each end reads the end of the stream.
 pub(crate) fn close(mut client: Client, mut accepted: Accepted) -> Result<()> {
     client.stream.shutdown(Shutdown::Write)?;
-    expect_eq!(
-        rest(&mut accepted.stream)?.len(),
-        0,
-        "bytes the server reads before the end of the stream"
-    );
+    reads_end(&mut accepted.stream, "bytes for the server before the end")?;
     drop(accepted);
-    expect_eq!(
-        rest(&mut client.stream)?.len(),
-        0,
-        "bytes the client reads before the end of the stream"
-    );
+    reads_end(&mut client.stream, "bytes for the client before the end")?;
     Ok(())
 }
 
@@ -566,6 +590,18 @@ pub(crate) fn rest(stream: &mut TcpStream) -> Result<Vec<u8>> {
         .read_to_end(&mut bytes)
         .context("read to the end of the stream")?;
     Ok(bytes)
+}
+
+/// Checks that there is nothing more to read from a stream.
+pub(crate) fn reads_end(stream: &mut TcpStream, what: &str) -> Result<()> {
+    expect_eq!(rest(stream)?.len(), 0, "{what}");
+    Ok(())
+}
+
+/// Checks which filter, or other upper-layer protocol, a socket has.
+pub(crate) fn expect_filter(socket: impl AsFd, expected: Option<&str>, what: &str) -> Result<()> {
+    expect_eq!(ulp::attached(socket)?.as_deref(), expected, "{what}");
+    Ok(())
 }
 
 /// Checks that a stream ends with a reset.

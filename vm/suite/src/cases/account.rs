@@ -13,7 +13,7 @@ use anyhow::{anyhow, ensure, Context as _, Result};
 
 use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{consistent, counted, describe, stats};
-use crate::scene::{rest, RawScene, Scene, WireScene, REQUEST};
+use crate::scene::{join_scoped, reads_end, RawScene, Scene, WireScene, REQUEST};
 
 /// Returns the bucket of the histogram that has one wait more than before.
 fn bucket(before: &Stats, after: &Stats) -> Result<accf_kit::control::WaitBucket> {
@@ -68,9 +68,7 @@ fn histogram(context: &Context, family: Family) -> Result<()> {
         before = after;
     }
     context.note(format!("buckets from {buckets:?}"));
-    scene
-        .counts(context, counted!(released_data: 3, released_fin: 3))
-        .map(drop)
+    scene.counts(context, counted!(released_data: 3, released_fin: 3))
 }
 
 case!(Default, "account.consistent_at_any_time" => each_family(consistent_always));
@@ -157,12 +155,10 @@ fn consistent_always(context: &Context, family: Family) -> Result<()> {
             outcome = outcome.and(result);
         }
         over.store(true, Ordering::Relaxed);
-        accepting
-            .join()
-            .map_err(|_| anyhow!("the server panicked"))??;
+        join_scoped(accepting)?;
         let mut reads = Vec::new();
         for reader in reading {
-            reads.push(reader.join().map_err(|_| anyhow!("a reader panicked"))??);
+            reads.push(join_scoped(reader)?);
         }
         outcome.map(|()| reads)
     })?;
@@ -224,7 +220,7 @@ fn every_end(context: &Context, family: Family) -> Result<()> {
     let (mut client, _) = scene.parked(context)?;
     client.fin()?;
     let mut accepted = scene.accept(context)?;
-    expect_eq!(rest(&mut accepted.stream)?.len(), 0, "bytes before the end");
+    reads_end(&mut accepted.stream, "bytes before the end")?;
     expected.released_fin = 1;
     scene.counts(context, expected)?;
 
@@ -259,7 +255,7 @@ fn every_end(context: &Context, family: Family) -> Result<()> {
     scene.counts(context, expected)?;
     scene.judge(|trace| {
         let evicted_and_due = 2;
-        let sent = trace.filter(|packet| packet.direction == accf_kit::capture::Direction::Out);
+        let sent = trace.sent();
         let of_policy = sent.count(|segment: &Segment| segment.is_rst() && !segment.flags.ack);
         expect_eq!(of_policy, evicted_and_due, "resets without an ACK");
         Ok(())

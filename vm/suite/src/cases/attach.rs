@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::case::{case, each_family, expect_eq, once, Context};
-use crate::scene::{exchange_and_close, rest, Scene, WireScene};
+use crate::scene::{exchange_and_close, expect_filter, reads_end, Scene, WireScene};
 
 /// Attaches a filter and returns the errno of the call.
 fn errno_of_attaching(socket: impl AsFd, name: &str) -> Result<Option<Errno>> {
@@ -35,7 +35,7 @@ fn not_loaded(_: &Context) -> Result<()> {
         Some(Errno::ENOENT),
         "attaching without the module"
     );
-    expect_eq!(ulp::attached(&listener)?, None, "the listener's filter");
+    expect_filter(&listener, None, "the listener's filter")?;
     Ok(())
 }
 
@@ -43,19 +43,15 @@ case!(Default, "attach.before_listen" => each_family(before_listen));
 fn before_listen(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let socket = ns.run(|| bound(family, 0, false))?;
-    expect_eq!(ulp::attached(&socket)?, None, "the filter before attaching");
+    expect_filter(&socket, None, "the filter before attaching")?;
     expect_eq!(errno_of_attaching(&socket, DATAREADY)?, None, "attaching");
-    expect_eq!(
-        ulp::attached(&socket)?.as_deref(),
-        Some(DATAREADY),
-        "the filter"
-    );
+    expect_filter(&socket, Some(DATAREADY), "the filter")?;
     socket.listen(16)?;
-    expect_eq!(
-        ulp::attached(&socket)?.as_deref(),
+    expect_filter(
+        &socket,
         Some(DATAREADY),
-        "the filter of the listening socket"
-    );
+        "the filter of the listening socket",
+    )?;
     Ok(())
 }
 
@@ -63,17 +59,9 @@ case!(Default, "attach.after_listen" => each_family(after_listen));
 fn after_listen(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::plain(family).open(&ns)?;
-    expect_eq!(
-        ulp::attached(&listener)?,
-        None,
-        "the filter before attaching"
-    );
+    expect_filter(&listener, None, "the filter before attaching")?;
     expect_eq!(errno_of_attaching(&listener, DATAREADY)?, None, "attaching");
-    expect_eq!(
-        ulp::attached(&listener)?.as_deref(),
-        Some(DATAREADY),
-        "the filter"
-    );
+    expect_filter(&listener, Some(DATAREADY), "the filter")?;
     Ok(())
 }
 
@@ -91,11 +79,7 @@ fn twice(_: &Context, family: Family) -> Result<()> {
                 "attaching `{name}` after `{DATAREADY}`"
             );
         }
-        expect_eq!(
-            ulp::attached(&listener)?.as_deref(),
-            Some(DATAREADY),
-            "the filter"
-        );
+        expect_filter(&listener, Some(DATAREADY), "the filter")?;
     }
     Ok(())
 }
@@ -116,7 +100,7 @@ fn unknown_name(_: &Context) -> Result<()> {
             "attaching `{name}`"
         );
     }
-    expect_eq!(ulp::attached(&listener)?, None, "the listener's filter");
+    expect_filter(&listener, None, "the listener's filter")?;
     Ok(())
 }
 
@@ -132,7 +116,7 @@ fn connected(context: &Context, family: Family) -> Result<()> {
             matches!(errno, Some(Errno::ENOTCONN | Errno::EOPNOTSUPP)),
             "attaching to a connected {end}: expected ENOTCONN or EOPNOTSUPP, saw {errno:?}"
         );
-        expect_eq!(ulp::attached(stream)?, None, "the {end}'s filter");
+        expect_filter(stream, None, &format!("the {end}'s filter"))?;
     }
     exchange_and_close(client, accepted)
 }
@@ -172,7 +156,7 @@ fn then_connect(context: &Context, family: Family) -> Result<()> {
     client.read_exact(&mut buffer).context("client reads")?;
     expect_eq!(&buffer, b"pong", "what the client reads");
     drop(accepted);
-    expect_eq!(rest(&mut client)?.len(), 0, "bytes before the end");
+    reads_end(&mut client, "bytes before the end")?;
     Ok(())
 }
 

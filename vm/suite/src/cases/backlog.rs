@@ -18,7 +18,7 @@ use anyhow::{bail, ensure, Context as _, Result};
 
 use crate::case::{case, each_family, expect_eq, expect_in, Context, Kernel, Skip};
 use crate::count::{counted, describe, stats};
-use crate::scene::{requests, serve, RawScene, Scene, REQUEST};
+use crate::scene::{requests, serve, serve_raw, RawScene, Scene, REQUEST};
 
 /// Returns how long a swarm waits for a segment that has to come.
 fn limit(context: &Context) -> Duration {
@@ -51,7 +51,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
     let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
     let mut members = swarm.open(0..count, limit(context))?;
-    let seen = scene.counts(context, counted!(parked: count.into()))?;
+    let seen = scene.read_counts(context, counted!(parked: count.into()))?;
     context.note(describe(&seen));
     expect_eq!(
         sockets::requests(&scene.ns, scene.port())?,
@@ -258,8 +258,7 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     let acked = client.open(context.patience())?;
     let accepted = scene.accept(context)?;
     context.at_once(acked, accepted.at, "from the bare ACK to accept()")?;
-    client.data(REQUEST)?;
-    serve(&accepted)?;
+    serve_raw(&mut client, &accepted)?;
     let seen = stats(&scene.listener)?;
     expect_eq!(seen.bypass_syncookie, 1, "connections made of cookies");
     expect_eq!(seen.parked, u64::from(PARKED), "parked connections");

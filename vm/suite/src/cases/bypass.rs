@@ -18,8 +18,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{counted, stats};
 use crate::scene::{
-    accept_queue_holds, accept_while, exchange_and_close, receives_nothing, serve, Client, Peer,
-    RawScene, Scene, WireScene, REQUEST, RESPONSE,
+    accept_queue_holds, accept_while, exchange_and_close, receives_nothing, serve, serve_raw,
+    Client, Peer, RawScene, Scene, WireScene, REQUEST, RESPONSE,
 };
 
 /// Checks that two silent clients are each accepted at once, work, and are counted.
@@ -47,7 +47,7 @@ fn speaker_does_not_count(context: &Context, scene: &RawScene) -> Result<()> {
     let before = stats(&scene.listener)?;
     let mut client = scene.half_open(context)?;
     scene.serve(context, &mut client)?;
-    scene.counts(context, before).map(drop)
+    scene.counts(context, before)
 }
 
 case!(Default, "bypass.syncookie" => each_family(syncookie));
@@ -123,7 +123,7 @@ fn no_fastopen(context: &Context, family: Family) -> Result<()> {
     client.ack()?;
     scene.counts(context, counted!(parked: 1))?;
     scene.serve(context, &mut client)?;
-    scene.counts(context, counted!(released_data: 1)).map(drop)
+    scene.counts(context, counted!(released_data: 1))
 }
 
 case!(Default, "bypass.abort_on_overflow" => each_family(abort_on_overflow));
@@ -153,13 +153,10 @@ fn abort_on_overflow(context: &Context, family: Family) -> Result<()> {
     )?;
     client.ack()?;
     let accepted = scene.accept_from(context, &client)?;
-    client.data(REQUEST)?;
-    serve(&accepted)?;
+    serve_raw(&mut client, &accepted)?;
     scene.counts(context, counted!(parked: 1, fallback: 1))?;
     scene.serve(context, &mut other)?;
-    scene
-        .counts(context, counted!(released_data: 1, fallback: 1))
-        .map(drop)
+    scene.counts(context, counted!(released_data: 1, fallback: 1))
 }
 
 case!(Default, "bypass.accept_queue_full" => each_family(accept_queue_full));
@@ -196,15 +193,12 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     // is counted once.
     newcomer.ack()?;
     let accepted = scene.accept_from(context, &newcomer)?;
-    newcomer.data(REQUEST)?;
-    serve(&accepted)?;
+    serve_raw(&mut newcomer, &accepted)?;
     scene.serve(context, &mut oldest)?;
-    scene
-        .counts(
-            context,
-            counted!(released_data: 1, bypass_accept_queue_full: 1),
-        )
-        .map(drop)
+    scene.counts(
+        context,
+        counted!(released_data: 1, bypass_accept_queue_full: 1),
+    )
 }
 
 /// Sets the key for one direction of a connection: its socket, the peer's address, the key.
@@ -218,14 +212,8 @@ const ONLY_MD5: (&str, Sign, &[Errno]) = ("TCP-MD5", MD5, &[Errno::ENOPROTOOPT])
 
 const KEY: &[u8] = b"a key of both ends";
 
-case!(
-    Default, "bypass.signed_md5" =>
-    each_family(|context, family| signed(context, family, "TCP-MD5", MD5))
-);
-case!(
-    Default, "bypass.signed_ao" =>
-    each_family(|context, family| signed(context, family, "TCP-AO", AO))
-);
+case!(Default, "bypass.signed_md5" => each_family, signed("TCP-MD5", MD5));
+case!(Default, "bypass.signed_ao" => each_family, signed("TCP-AO", AO));
 /// Makes a listener check the signatures of a peer.
 ///
 /// Ends the case if the kernel cannot, which fails with one of the errors in `missing`.
@@ -375,8 +363,7 @@ fn no_memory(context: &Context, family: Family) -> Result<()> {
         drop(failing);
         context.at_once(sent, accepted.at, "from the bare ACK to accept()")?;
         scene.counts(context, counted!(bypass_no_memory: nth))?;
-        client.data(REQUEST)?;
-        serve(&accepted)?;
+        serve_raw(&mut client, &accepted)?;
     }
     // The next allocation succeeds, and its connection is parked.
     let (mut client, _) = scene.parked(context)?;

@@ -17,9 +17,10 @@ use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::server::{Served, Server};
 use accf_kit::wire::Wire;
 use accf_kit::{module, sockets, wait};
-use anyhow::{anyhow, bail, ensure, Result};
+use anyhow::{bail, ensure, Result};
 
 use crate::case::{case, expect_eq, expect_in, once, Context};
+use crate::scene::join_scoped;
 
 const MIX: &Mix = &[
     (Behaviour::DataAtOnce, 20),
@@ -115,7 +116,7 @@ fn run(context: &Context, deadline: Option<Duration>, count: u64) -> Result<()> 
         sleep(context.prompt());
         over.store(true, Ordering::Relaxed);
         for thread in servers {
-            result = result.and(thread.join().map_err(|_| anyhow!("a server panicked"))?);
+            result = result.and(join_scoped(thread));
         }
         result
     })?;

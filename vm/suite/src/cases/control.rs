@@ -17,7 +17,6 @@ use accf_kit::control::{
 use accf_kit::endpoint::{bound, Family, Listen};
 use accf_kit::module;
 use accf_kit::netns::Netns;
-use accf_kit::segment::Segment;
 use accf_kit::{sockets, ulp};
 use anyhow::{bail, ensure, Context as _, Result};
 use nix::errno::Errno;
@@ -26,9 +25,9 @@ use nix::unistd::setresuid;
 use socket2::SockRef;
 
 use crate::case::{case, each_family, expect_eq, expect_in, once, Context};
-use crate::count::{counted, counts, describe};
+use crate::count::{counted, counts, describe, read_counts};
 use crate::scene::{
-    close, exchange_and_close, receives_nothing, serve, RawScene, Scene, WireScene,
+    close, exchange_and_close, expect_reset, receives_nothing, serve, RawScene, Scene, WireScene,
 };
 
 /// The defaults of the module's parameters.
@@ -83,7 +82,7 @@ fn defaults(context: &Context, family: Family) -> Result<()> {
             DEFAULTS,
             "configuration (listening: {listens})"
         );
-        let seen = counts(context, &socket, counted!())?;
+        let seen = read_counts(context, &socket, counted!())?;
         expect_eq!(seen.synack_suppressed, 0, "SYN-ACKs not sent");
     }
     expect_eq!(
@@ -391,7 +390,7 @@ fn other_levels(context: &Context, family: Family) -> Result<()> {
         DEFAULTS,
         "configuration after all that"
     );
-    counts(context, &listener, counted!()).map(drop)
+    counts(context, &listener, counted!())
 }
 
 case!(Default, "control.each_listener_its_own" => each_family(each_its_own));
@@ -473,7 +472,7 @@ fn overdue(context: &Context, family: Family) -> Result<()> {
         context.at_once(set, accepted.at, "from the shorter deadline to accept()")?;
         exchange_and_close(client, accepted)?;
     }
-    scene.counts(context, counted!(timeout_accept: 5)).map(drop)
+    scene.counts(context, counted!(timeout_accept: 5))
 }
 
 case!(Default, "control.shorter_with_nobody_parked" => each_family(shorter_while_empty));
@@ -556,12 +555,10 @@ fn policy(context: &Context, family: Family) -> Result<()> {
     let (silent, ack) = scene.parked(context)?;
     control::set_config(&scene.listener, &timeout(deadline_ms))?;
     scene.accept_on_time(context, &silent, ack.at, DEADLINE)?;
-    scene
-        .counts(
-            context,
-            counted!(timeout_reset: 1, timeout_drop: 1, timeout_accept: 1),
-        )
-        .map(drop)
+    scene.counts(
+        context,
+        counted!(timeout_reset: 1, timeout_drop: 1, timeout_accept: 1),
+    )
 }
 
 case!(Default, "control.fewer_while_parked" => each_family(fewer));
@@ -582,18 +579,14 @@ fn fewer(context: &Context, family: Family) -> Result<()> {
     scene.counts(context, counted!(parked: 4, evicted: 2))?;
     control::set_config(&scene.listener, &settings(60_000, 3, OnTimeout::Reset))?;
     let third = clients.get_mut(2).context("no third client")?;
-    third
-        .receive_until(context.patience(), Segment::is_rst)?
-        .context("no reset for the third client")?;
+    expect_reset(context, third, "no reset for the third client")?;
     scene.counts(context, counted!(parked: 3, evicted: 3))?;
     control::set_config(&scene.listener, &settings(60_000, 1, OnTimeout::Drop))?;
     scene.counts(context, counted!(parked: 1, evicted: 5))?;
     scene.accept_nothing(Duration::from_millis(300), "the others were not accepted")?;
     let last = clients.last_mut().context("no last client")?;
     scene.serve(context, last)?;
-    scene
-        .counts(context, counted!(evicted: 5, released_data: 1))
-        .map(drop)
+    scene.counts(context, counted!(evicted: 5, released_data: 1))
 }
 
 case!(Default, "control.long_deadlines.v4" => once(long_deadlines));
@@ -617,9 +610,7 @@ fn long_deadlines(context: &Context) -> Result<()> {
         let accepted = scene.accept(context)?;
         context.at_once(set, accepted.at, "from the shorter deadline to accept()")?;
     }
-    scene
-        .counts(context, counted!(timeout_accept: count))
-        .map(drop)
+    scene.counts(context, counted!(timeout_accept: count))
 }
 
 case!(Default, "control.told_by_inet_diag" => each_family(told_by_diag));
@@ -693,9 +684,7 @@ fn parameters(context: &Context) -> Result<()> {
     module::reload("timeout_ms=400 on_timeout=1")?;
     let scene = RawScene::filtered(context, Family::V6)?;
     let (mut client, _) = scene.parked(context)?;
-    client
-        .receive_until(context.patience(), Segment::is_rst)?
-        .context("no reset at the deadline")?;
+    expect_reset(context, &mut client, "no reset at the deadline")?;
     scene.counts(context, counted!(timeout_reset: 1))?;
     drop(scene);
     module::reload("on_timeout=2 timeout_ms=300")?;

@@ -10,15 +10,15 @@ use accf_kit::endpoint::{Accepted, Family, Listen};
 use accf_kit::segment::{Flags, Segment};
 use accf_kit::tcp_info::TcpInfo;
 use accf_kit::wire::{Wire, INTERFACE};
-use accf_kit::{sockets, ulp, wait};
-use anyhow::{anyhow, ensure, Context as _, Result};
+use accf_kit::{sockets, wait};
+use anyhow::{ensure, Context as _, Result};
 use socket2::SockRef;
 
 use super::hold::{path_ms, rto_is_the_paths, rtt_is_the_paths};
 use crate::case::{case, each_family, expect_eq, expect_in, once, Context};
 use crate::scene::{
-    bare_acks, close, established, exchange_and_close, rest, serve, totals, Client, LoopbackScene,
-    RawScene, Scene, WireScene, REQUEST, RESPONSE,
+    bare_acks, close, established, exchange_and_close, expect_filter, join_scoped, rest, serve,
+    serve_raw, totals, Client, LoopbackScene, RawScene, Scene, WireScene, RESPONSE,
 };
 
 /// The deadline that the module is loaded with in the stage `TwoSeconds`.
@@ -28,23 +28,14 @@ const DEADLINE: Duration = Duration::from_secs(2);
 /// the connection is like any other.
 fn silent_on(context: &Context, scene: WireScene) -> Result<()> {
     let (client, ack) = scene.connect_and_ack(context)?;
-    let accepted = scene.accept(context)?;
+    let accepted = scene.accept_from(context, &client)?;
     let after = context.on_time(ack.at, &accepted, DEADLINE)?;
     context.accepted_at_once(&accepted)?;
     context.note(format!(
         "connection {after:.1} ms after the bare ACK, accept() {:.1} ms",
         accepted.at.ms_after(ack.at)
     ));
-    expect_eq!(
-        accepted.peer.port(),
-        client.local.port(),
-        "the client that was accepted"
-    );
-    expect_eq!(
-        ulp::attached(&accepted.stream)?,
-        None,
-        "the accepted socket's filter"
-    );
+    expect_filter(&accepted.stream, None, "the accepted socket's filter")?;
     established(&client, &accepted)?;
     // Time for any segment that was sent because of the deadline.
     sleep(Duration::from_millis(300));
@@ -70,11 +61,11 @@ case!(
 );
 case!(
     TwoSeconds, "deadline.syn_ack_retries_0" =>
-    each_family(|context, family| with_sysctl(context, family, "net.ipv4.tcp_synack_retries", "0"))
+    each_family, with_sysctl("net.ipv4.tcp_synack_retries", "0")
 );
 case!(
     TwoSeconds, "deadline.syn_ack_retries_1" =>
-    each_family(|context, family| with_sysctl(context, family, "net.ipv4.tcp_synack_retries", "1"))
+    each_family, with_sysctl("net.ipv4.tcp_synack_retries", "1")
 );
 /// The same with a sysctl that must make no difference.
 fn with_sysctl(context: &Context, family: Family, name: &str, value: &str) -> Result<()> {
@@ -147,7 +138,7 @@ fn all_on_time(
                 .collect::<Result<Vec<_>>>()
         });
         let clients = connect();
-        let accepted = server.join().map_err(|_| anyhow!("the server panicked"))?;
+        let accepted = join_scoped(server);
         Ok::<_, anyhow::Error>((accepted?, clients?))
     })?;
     let acks = bare_acks(&scene.capture.so_far()?.to_port(scene.port()));
@@ -270,10 +261,7 @@ fn rst_before(context: &Context, family: Family) -> Result<()> {
     client.rst()?;
     scene.requests(context, 0)?;
     scene.accept_nothing(Duration::from_millis(2500), "the only client has reset")?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        Ok(())
-    })
+    scene.judge_syn_acks(1)
 }
 
 case!(TwoSeconds, "deadline.rtt" => each_family(rtt));
@@ -311,8 +299,7 @@ fn after_syn(context: &Context, family: Family) -> Result<()> {
         .receive_until(context.patience(), Segment::is_syn_ack)?
         .context("no answer to the retransmitted SYN")?;
     let accepted = scene.accept_on_time(context, &client, ack.at, DEADLINE)?;
-    client.data(REQUEST)?;
-    serve(&accepted)?;
+    serve_raw(&mut client, &accepted)?;
     scene.judge_totals(2, 0)
 }
 
@@ -329,8 +316,7 @@ fn after_odd_segments(context: &Context, family: Family) -> Result<()> {
         client.send(&probe)?;
     }
     let accepted = scene.accept_on_time(context, &client, ack.at, DEADLINE)?;
-    client.data(REQUEST)?;
-    serve(&accepted)
+    serve_raw(&mut client, &accepted)
 }
 
 case!(TwoSeconds, "deadline.of_a_late_bare_ack" => each_family(late_ack));
@@ -345,8 +331,7 @@ fn late_ack(context: &Context, family: Family) -> Result<()> {
     client.ack()?;
     let ack = scene.bare_ack(context, &client)?;
     let accepted = scene.accept_on_time(context, &client, ack.at, DEADLINE)?;
-    client.data(REQUEST)?;
-    serve(&accepted)?;
+    serve_raw(&mut client, &accepted)?;
     scene.judge_totals(2, 0)
 }
 
@@ -370,8 +355,7 @@ fn near_before_slow(context: &Context, family: Family) -> Result<()> {
             "the port of the {name} client, whose turn it is"
         );
         context.on_time(ack.at, &accepted, DEADLINE)?;
-        client.data(REQUEST)?;
-        serve(&accepted)?;
+        serve_raw(client, &accepted)?;
     }
     Ok(())
 }

@@ -156,10 +156,7 @@ fn after_listen(context: &Context, family: Family) -> Result<()> {
     let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_secs(3))?;
     scene.counts(context, counted!(released_data: 1, timeout_accept: 1))?;
     exchange_and_close(client, accepted)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        Ok(())
-    })
+    scene.judge_syn_acks(2)
 }
 
 case!(Default, "defer.while_parked" => each_family(while_parked));
@@ -181,7 +178,7 @@ fn while_parked(context: &Context, family: Family) -> Result<()> {
         let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_secs(3))?;
         exchange_and_close(client, accepted)?;
     }
-    scene.counts(context, counted!(timeout_accept: 2)).map(drop)
+    scene.counts(context, counted!(timeout_accept: 2))
 }
 
 case!(Default, "defer.between_syn_and_ack" => each_family(between_syn_and_ack));

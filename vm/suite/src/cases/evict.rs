@@ -6,17 +6,15 @@ use std::collections::VecDeque;
 use std::thread::sleep;
 use std::time::Duration;
 
-use accf_kit::capture::Direction;
 use accf_kit::clock::Stamp;
 use accf_kit::control::{self, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen};
 use accf_kit::raw::{RawClient, RawHost};
-use accf_kit::segment::Segment;
 use anyhow::{Context as _, Result};
 
 use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::count::{counted, counts};
-use crate::scene::{accept_from_port, serve, RawScene, Scene, REQUEST};
+use crate::scene::{accept_from_port, expect_reset, serve_raw, RawScene, Scene, REQUEST};
 
 /// How many may be parked.
 const ROOM: usize = 3;
@@ -63,30 +61,16 @@ fn evict_oldest(
     Ok(parked)
 }
 
-/// Checks how many resets the server sent.
-fn resets_sent(scene: RawScene, expected: usize) -> Result<()> {
-    scene.judge(|trace| {
-        let sent = trace.filter(|packet| packet.direction == Direction::Out);
-        expect_eq!(sent.resets(), expected, "resets");
-        Ok(())
-    })
-}
-
 case!(Default, "evict.oldest_first.accept" => each_family(accepted_in_order));
 fn accepted_in_order(context: &Context, family: Family) -> Result<()> {
     let scene = crowded(context, family, OnTimeout::Accept)?;
     let parked = evict_oldest(context, &scene, |oldest, ack| {
         let accepted = scene.accept_from(context, oldest)?;
         context.at_once(ack, accepted.at, "from the newcomer's ACK to accept()")?;
-        oldest.data(REQUEST)?;
-        serve(&accepted)
+        serve_raw(oldest, &accepted)
     })?;
     all_served(context, &scene, parked)?;
-    scene.judge(|trace| {
-        let sent = trace.filter(|packet| packet.direction == Direction::Out);
-        expect_eq!(sent.syn_acks(), CLIENTS, "SYN-ACKs");
-        Ok(())
-    })
+    scene.judge_syn_acks(CLIENTS)
 }
 
 case!(Default, "evict.oldest_first.reset" => each_family(reset_in_order));
@@ -94,16 +78,14 @@ fn reset_in_order(context: &Context, family: Family) -> Result<()> {
     let scene = crowded(context, family, OnTimeout::Reset)?;
     let parked = evict_oldest(context, &scene, |oldest, ack| {
         let expected = oldest.rcv_nxt;
-        let reset = oldest
-            .receive_until(context.patience(), Segment::is_rst)?
-            .context("no reset for the oldest")?;
+        let reset = expect_reset(context, oldest, "no reset for the oldest")?;
         context.at_once(ack, reset.at, "from the newcomer's ACK to the reset")?;
         expect_eq!(reset.segment.seq, expected, "sequence number of the reset");
         Ok(())
     })?;
     scene.accept_nothing(Duration::from_millis(200), "no client has sent anything")?;
     all_served(context, &scene, parked)?;
-    resets_sent(scene, CLIENTS - ROOM)
+    scene.judge_resets_sent(CLIENTS - ROOM)
 }
 
 case!(Default, "evict.oldest_first.drop" => each_family(dropped_in_order));
@@ -123,12 +105,10 @@ fn dropped_in_order(context: &Context, family: Family) -> Result<()> {
     for _ in ROOM..CLIENTS {
         let mut dropped = parked.pop_front().context("no client is left")?;
         dropped.data(REQUEST)?;
-        dropped
-            .receive_until(context.patience(), Segment::is_rst)?
-            .context("no reset for data of a client that was dropped")?;
+        expect_reset(context, &mut dropped, "no reset of a dropped client")?;
     }
     all_served(context, &scene, parked)?;
-    resets_sent(scene, CLIENTS - ROOM)
+    scene.judge_resets_sent(CLIENTS - ROOM)
 }
 
 case!(Default, "evict.who_has_gone_makes_room" => each_family(gone));
@@ -143,9 +123,7 @@ fn gone(context: &Context, family: Family) -> Result<()> {
     drop(scene.accept(context)?);
     let (sixth, _) = scene.parked(context)?;
     let (seventh, _) = scene.parked(context)?;
-    third
-        .receive_until(context.patience(), Segment::is_rst)?
-        .context("no reset for the oldest")?;
+    expect_reset(context, &mut third, "no reset for the oldest")?;
     scene.counts(
         context,
         counted!(parked: 3, released_data: 1, released_fin: 1, aborted: 1, evicted: 1),
@@ -164,8 +142,7 @@ fn room_for_one(context: &Context, family: Family) -> Result<()> {
         let accepted = scene.accept_from(context, &last)?;
         context.at_once(ack.at, accepted.at, "from the newcomer's ACK to accept()")?;
         scene.counts(context, counted!(parked: 1, evicted: nth))?;
-        last.data(REQUEST)?;
-        serve(&accepted)?;
+        serve_raw(&mut last, &accepted)?;
         last = client;
     }
     all_served(context, &scene, [last])
@@ -195,12 +172,10 @@ fn hundreds_in_order(context: &Context) -> Result<()> {
     }
     scene.accept_nothing(Duration::from_millis(200), "the others are parked")?;
     control::set_config(&scene.listener, &settings(1, 10, OnTimeout::Drop))?;
-    scene
-        .counts(
-            context,
-            counted!(timeout_drop: 10, evicted: MANY as u64 - 10),
-        )
-        .map(drop)
+    scene.counts(
+        context,
+        counted!(timeout_drop: 10, evicted: MANY as u64 - 10),
+    )
 }
 
 case!(FourPerNetns, "evict.namespace_ceiling" => each_family(namespace_ceiling));
@@ -220,8 +195,7 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
     let sent = stranger.open(context.patience())?;
     let accepted = accept_from_port(&second, context, stranger.local.port())?;
     context.at_once(sent, accepted.at, "from the bare ACK to accept()")?;
-    stranger.data(REQUEST)?;
-    serve(&accepted)?;
+    serve_raw(&mut stranger, &accepted)?;
     counts(context, &second, counted!(bypass_namespace_limit: 1))?;
     scene.counts(context, counted!(parked: 4))?;
 
@@ -229,8 +203,7 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
     parked.push_back(scene.parked(context)?.0);
     let mut oldest = parked.pop_front().context("no client is parked")?;
     let accepted = scene.accept_from(context, &oldest)?;
-    oldest.data(REQUEST)?;
-    serve(&accepted)?;
+    serve_raw(&mut oldest, &accepted)?;
     scene.counts(context, counted!(parked: 4, evicted: 1))?;
 
     // It does not evict if the policy is to reset or to drop: the oldest has not had its time.
@@ -238,8 +211,7 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
         control::set_config(&scene.listener, &settings(60_000, 0, on_timeout))?;
         let (mut newcomer, _) = scene.parked(context)?;
         let accepted = scene.accept_from(context, &newcomer)?;
-        newcomer.data(REQUEST)?;
-        serve(&accepted)?;
+        serve_raw(&mut newcomer, &accepted)?;
         scene.counts(
             context,
             counted!(parked: 4, evicted: 1, bypass_namespace_limit: nth),
@@ -278,7 +250,6 @@ fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
         &second,
         counted!(parked: 4, evicted: 1, bypass_namespace_limit: 1),
     )
-    .map(drop)
 }
 
 case!(FourPerNetns, "evict.namespaces_share_nothing" => each_family(namespaces));

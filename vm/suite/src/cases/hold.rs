@@ -24,8 +24,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::case::{case, each_family, expect_eq, expect_in, families, once, Context, Kernel};
 use crate::scene::{
-    accept_while, bare_ack, close, established, exchange_and_close, rest, serve, totals, Scene,
-    WireScene,
+    accept_while, bare_ack, close, established, exchange_and_close, expect_filter, join_scoped,
+    reads_end, rest, serve, totals, Scene, WireScene,
 };
 
 case!(Default, "hold.bare_ack_then_data" => each_family(bare_ack_then_data));
@@ -43,11 +43,7 @@ fn bare_ack_then_data(context: &Context, family: Family) -> Result<()> {
         accepted.at.ms_after(sent),
         accepted.at.ms_after(ack.at)
     ));
-    expect_eq!(
-        ulp::attached(&accepted.stream)?,
-        None,
-        "the accepted socket's filter"
-    );
+    expect_filter(&accepted.stream, None, "the accepted socket's filter")?;
     scene.requests(context, 0)?;
     serve(&accepted)?;
     client.response()?;
@@ -84,7 +80,7 @@ fn byte_at_a_time(context: &Context, family: Family) -> Result<()> {
     let mut accepted = accepted.context("nothing was sent")?;
     expect_eq!(rest(&mut accepted.stream)?, text, "what the server reads");
     drop(accepted);
-    expect_eq!(rest(&mut client.stream)?.len(), 0, "bytes the client reads");
+    reads_end(&mut client.stream, "bytes the client reads")?;
     scene.judge(|trace| {
         totals(trace, 1, 0)?;
         let first = trace.first(Segment::has_data).context("no data")?;
@@ -139,7 +135,7 @@ enum Timestamps {
     Off,
 }
 
-case!(Default, "hold.rtt" => each_family(|context, family| rtt(context, family, Timestamps::On)));
+case!(Default, "hold.rtt" => each_family, rtt(Timestamps::On));
 case!(
     Default, "hold.rtt_without_timestamps.v4" =>
     once(|context| rtt(context, Family::V4, Timestamps::Off))
@@ -312,9 +308,7 @@ fn epoll_wakes_once(context: &Context, family: Family) -> Result<()> {
             Ok(())
         })();
         stop.write(1)?;
-        let server = server
-            .join()
-            .map_err(|_| anyhow::anyhow!("the server panicked"))??;
+        let server = join_scoped(server)?;
         outcome?;
         expect_eq!(server, CLIENTS, "wake-ups of epoll_wait()");
         expect_eq!(
@@ -361,10 +355,7 @@ fn reuse_port(context: &Context, family: Family) -> Result<()> {
         served[0] > 0 && served[1] > 0,
         "all {CLIENTS} connections went to one of two listeners"
     );
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), CLIENTS, "SYN-ACKs");
-        Ok(())
-    })
+    scene.judge_syn_acks(CLIENTS)
 }
 
 case!(Default, "hold.keepalive" => each_family(keepalive));
@@ -387,7 +378,7 @@ fn keepalive(context: &Context, family: Family) -> Result<()> {
         totals(trace, 1, 0)?;
         let silence = trace.between(ack.at, sent);
         let probes = silence.filter(|packet| packet.direction == Direction::In);
-        let answers = silence.filter(|packet| packet.direction == Direction::Out);
+        let answers = silence.sent();
         expect_in!(probes.packets.len(), 2..=4, "keepalive probes");
         expect_eq!(
             answers.packets.len(),
@@ -520,11 +511,7 @@ fn several_threads(context: &Context) -> Result<()> {
         over.store(true, Ordering::Relaxed);
         let mut served = Vec::new();
         for server in servers {
-            served.extend(
-                server
-                    .join()
-                    .map_err(|_| anyhow::anyhow!("a server panicked"))??,
-            );
+            served.extend(join_scoped(server)?);
         }
         let clients = clients?;
         expect_eq!(served.len(), CLIENTS, "connections accepted");
@@ -578,13 +565,7 @@ fn plain_beside(context: &Context) -> Result<()> {
     )?;
     scene.accept_nothing(Duration::from_secs(1), "its client has not sent anything")?;
     let trace = scene.capture.so_far()?.from_port(plain.port());
-    expect_eq!(
-        trace
-            .filter(|packet| packet.direction == Direction::Out)
-            .syn_acks(),
-        1,
-        "SYN-ACKs of the plain listener"
-    );
+    expect_eq!(trace.sent().syn_acks(), 1, "SYN-ACKs of the plain listener");
     drop((accepted, client));
     let mut held = held;
     scene.serve(context, &mut held)

@@ -12,7 +12,7 @@ use anyhow::{ensure, Context as _, Result};
 use nix::errno::Errno;
 
 use crate::case::{case, each_family, expect_eq, Context};
-use crate::scene::{Client, Scene, WireScene};
+use crate::scene::{expect_filter, Client, Scene, WireScene};
 
 const SECRET: &[u8] = b"a secret that must not be on the wire";
 
@@ -43,27 +43,23 @@ fn encrypt(
     mut client: Client,
     mut accepted: Accepted,
 ) -> Result<()> {
-    expect_eq!(
-        ulp::attached(&accepted.stream)?,
-        None,
-        "the accepted socket's filter"
-    );
+    expect_filter(&accepted.stream, None, "the accepted socket's filter")?;
     match ktls::attach(&accepted.stream) {
         Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => {
             return context.lacks("TLS (CONFIG_TLS)")
         }
         result => result.context("attach `tls` to the accepted socket")?,
     }
-    expect_eq!(
-        ulp::attached(&accepted.stream)?.as_deref(),
+    expect_filter(
+        &accepted.stream,
         Some("tls"),
-        "the accepted socket's upper-layer protocol"
-    );
-    expect_eq!(
-        ulp::attached(&scene.listener)?.as_deref(),
+        "the accepted socket's upper-layer protocol",
+    )?;
+    expect_filter(
+        &scene.listener,
         Some(ulp::DATAREADY),
-        "the listener's filter"
-    );
+        "the listener's filter",
+    )?;
     ktls::attach(&client.stream).context("attach `tls` to the client")?;
     let mut rng = context.rng();
     let mut key = || Key {

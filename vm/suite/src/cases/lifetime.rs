@@ -22,7 +22,8 @@ use nix::errno::Errno;
 
 use crate::case::{case, each_family, expect_eq, once, Context, Kernel};
 use crate::scene::{
-    exchange_and_close, reads_reset, requests, serve, RawScene, Scene, WireScene, REQUEST,
+    exchange_and_close, expect_filter, expect_reset, join_scoped, reads_reset, requests, serve,
+    RawScene, Scene, WireScene, REQUEST,
 };
 
 /// Unloads the module, which may take a grace period or two after the last close.
@@ -101,9 +102,7 @@ fn unload_parked(context: &Context, family: Family) -> Result<()> {
     unloads(context)?;
     // The module is unloaded: TCP answers the client's data with a reset.
     client.data(REQUEST)?;
-    let answer = client
-        .receive_until(context.patience(), |segment| segment.is_rst())?
-        .context("no reset for data to a closed listener")?;
+    let answer = expect_reset(context, &mut client, "no reset for data after the close")?;
     expect_eq!(
         answer.segment.seq,
         client.rcv_nxt,
@@ -234,9 +233,7 @@ fn under_traffic(context: &Context) -> Result<()> {
             Ok(())
         })();
         over.store(true, Ordering::Relaxed);
-        let attempts = unloader
-            .join()
-            .map_err(|_| anyhow::anyhow!("the thread that unloads panicked"))??;
+        let attempts = join_scoped(unloader)?;
         clients.map(|()| attempts)
     })?;
     context.note(format!("{attempts} attempts"));
@@ -315,9 +312,7 @@ fn closed_at_the_deadline(context: &Context) -> Result<()> {
             for member in &mut members {
                 swarm.push(member, Flags::RST, b"")?;
             }
-            closer
-                .join()
-                .map_err(|_| anyhow::anyhow!("the closing thread panicked"))?
+            join_scoped(closer)
         })?;
         requests(&ns, 4003, context, 0)?;
         while swarm.pump(Duration::ZERO, |_, _| Ok(()))? {}
@@ -463,11 +458,11 @@ fn listen_again(context: &Context, family: Family) -> Result<()> {
         Err(Errno::EWOULDBLOCK),
         "unloading while a socket has the filter"
     );
-    expect_eq!(
-        ulp::attached(&scene.listener)?.as_deref(),
+    expect_filter(
+        &scene.listener,
         Some(ulp::DATAREADY),
-        "the filter after shutdown()"
-    );
+        "the filter after shutdown()",
+    )?;
     scene.listener.socket().listen(16)?;
     let (mut client, _) = scene.connect_and_pause(context, Duration::from_secs(1))?;
     let accepted = scene.serve_parked(context, &mut client)?;
@@ -554,23 +549,11 @@ fn listen_without_hooks(context: &Context) -> Result<()> {
     socket.listen(16)?;
 
     sends.request()?;
-    let accepted = scene.accept(context)?;
-    let peer = accepted.peer.port();
-    expect_eq!(
-        peer,
-        sends.local.port(),
-        "the client that was accepted first"
-    );
+    let accepted = scene.accept_from(context, &sends)?;
     serve(&accepted)?;
     sends.response()?;
     // The silent client is accepted at its deadline.
-    let accepted = scene.accept(context)?;
-    let peer = accepted.peer.port();
-    expect_eq!(
-        peer,
-        silent.local.port(),
-        "the client that was accepted then"
-    );
+    let accepted = scene.accept_from(context, &silent)?;
     drop((scene, accepted, sends, silent));
     unloads(context)
 }

@@ -16,7 +16,7 @@ use accf_kit::{module, sockets, wait};
 use anyhow::{bail, ensure, Context as _, Result};
 
 use crate::case::{case, expect_eq, expect_in, families, Context, Kernel};
-use crate::count::{counted, counts};
+use crate::count::{counted, counts, read_counts};
 use crate::scene::{REQUEST, RESPONSE};
 
 /// Returns how many are parked.
@@ -164,7 +164,7 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     expect_eq!(clients.len(), count as usize, "handshakes that were done");
     place.came += count;
     let took = start.elapsed();
-    let seen = counts(
+    let seen = read_counts(
         context,
         &place.listener,
         counted!(parked: count.into(), released_data: released),

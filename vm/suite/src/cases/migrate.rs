@@ -17,7 +17,7 @@ use anyhow::{ensure, Context as _, Result};
 use serde_json::Value;
 
 use super::command;
-use crate::case::{case, each_family, expect_eq, once, Context};
+use crate::case::{case, expect_eq, once, Context};
 use crate::count::{counted, counts, describe, stats};
 use crate::scene::{requests, serve, REQUEST};
 
@@ -195,19 +195,19 @@ fn listens_again_then_reset(context: &Context) -> Result<()> {
 
 case!(
     Alone, "migrate.closed_then_data.to_filtered" =>
-    each_family(|context, family| then_data(context, family, Target::Filtered, End::Close))
+    each_family, then_data(Target::Filtered, End::Close)
 );
 case!(
     Alone, "migrate.closed_then_data.to_plain" =>
-    each_family(|context, family| then_data(context, family, Target::Plain, End::Close))
+    each_family, then_data(Target::Plain, End::Close)
 );
 case!(
     Alone, "migrate.shut_down_then_data.to_filtered" =>
-    each_family(|context, family| then_data(context, family, Target::Filtered, End::Shutdown))
+    each_family, then_data(Target::Filtered, End::Shutdown)
 );
 case!(
     Last, "migrate.shut_down_then_data.to_plain" =>
-    each_family(|context, family| then_data(context, family, Target::Plain, End::Shutdown))
+    each_family, then_data(Target::Plain, End::Shutdown)
 );
 /// Checks that every client that sends data after the first listener stopped is served once, by the
 /// other one.
@@ -273,11 +273,11 @@ fn then_data(context: &Context, family: Family, target: Target, end: End) -> Res
 
 case!(
     Alone, "migrate.shut_down_then_deadline.to_filtered" =>
-    each_family(|context, family| then_deadline(context, family, Target::Filtered))
+    each_family, then_deadline(Target::Filtered)
 );
 case!(
     Last, "migrate.shut_down_then_deadline.to_plain" =>
-    each_family(|context, family| then_deadline(context, family, Target::Plain))
+    each_family, then_deadline(Target::Plain)
 );
 /// Checks that at the deadline each silent connection is either accepted by the other listener,
 /// once, or gone.
@@ -324,13 +324,10 @@ fn then_deadline(context: &Context, family: Family, target: Target) -> Result<()
     group.end(context, left)
 }
 
-case!(
-    Alone, "migrate.shut_down_then_reset.to_filtered" =>
-    each_family(|context, family| then_reset(context, family, &[]))
-);
+case!(Alone, "migrate.shut_down_then_reset.to_filtered" => each_family, then_reset(&[]));
 case!(
     Alone, "migrate.shut_down_then_reset.beside_closed" =>
-    each_family(|context, family| then_reset(context, family, &[Target::Plain, Target::Filtered]))
+    each_family, then_reset(&[Target::Plain, Target::Filtered])
 );
 /// Checks that the module can be unloaded if every client resets once the first listener is shut
 /// down: TCP may clone the requests, but a filtered or closed listener keeps no clone.

@@ -7,7 +7,6 @@ use std::io::Read;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use accf_kit::capture::Direction;
 use accf_kit::control::{self, timeout};
 use accf_kit::endpoint::{set_tcp_option, Family, Listen};
 use accf_kit::raw::RawClient;
@@ -19,7 +18,8 @@ use super::plain::unanswered;
 use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::counted;
 use crate::scene::{
-    connect_again, receives_nothing, rest, serve, Peer, RawScene, Scene, REQUEST, RESPONSE,
+    connect_again, reads_end, receives_nothing, serve, serve_raw, Peer, RawScene, Scene, REQUEST,
+    RESPONSE,
 };
 
 /// How long to wait for an answer that must not come: too short for a retransmission.
@@ -66,14 +66,8 @@ fn duplicate_acks(context: &Context, family: Family) -> Result<()> {
     scene.judge_totals(1, 0)
 }
 
-case!(
-    Default, "odd.keepalive_probes" =>
-    each_family(|context, family| keepalive(context, family, false))
-);
-case!(
-    Default, "odd.keepalive_probes_with_timestamps" =>
-    each_family(|context, family| keepalive(context, family, true))
-);
+case!(Default, "odd.keepalive_probes" => each_family, keepalive(false));
+case!(Default, "odd.keepalive_probes_with_timestamps" => each_family, keepalive(true));
 /// Checks that a keepalive probe, without data or with one byte before the window, is answered by
 /// an ACK.
 ///
@@ -132,7 +126,7 @@ fn retransmitted_syn(context: &Context, family: Family) -> Result<()> {
     )?;
     scene.serve(context, &mut client)?;
     scene.judge(|trace| {
-        let sent = trace.filter(|packet| packet.direction == Direction::Out);
+        let sent = trace.sent();
         expect_eq!(sent.syn_acks(), 2, "SYN-ACKs");
         let numbers: Vec<u32> = sent
             .packets
@@ -210,14 +204,10 @@ fn end_first(context: &Context, family: Family) -> Result<()> {
     client.send(&request)?;
     client.snd_nxt = fin.end_seq();
     serve(&accepted)?;
-    expect_eq!(
-        rest(&mut accepted.stream)?.len(),
-        0,
-        "bytes behind the request"
-    );
+    reads_end(&mut accepted.stream, "bytes behind the request")?;
     client.read_response(context)?;
     // Counted as data: the FIN comes after a gap.
-    scene.counts(context, counted!(released_data: 1)).map(drop)
+    scene.counts(context, counted!(released_data: 1))
 }
 
 case!(Default, "odd.beyond_the_window" => each_family(beyond_the_window));
@@ -329,7 +319,7 @@ fn ends(
     scene.counts(context, counted!(parked: 1, aborted: 1))?;
     scene.accept_nothing(SILENCE, "one client is gone, and the other is silent")?;
     scene.serve(context, &mut other)?;
-    let seen = scene.counts(context, counted!(released_data: 1, aborted: 1))?;
+    let seen = scene.read_counts(context, counted!(released_data: 1, aborted: 1))?;
     expect_eq!(seen.half_open, 0, "half-open requests in the end");
     // The same client connects again.
     connect_again(context, &mut client)?;
@@ -491,7 +481,7 @@ fn counted_once(context: &Context, family: Family) -> Result<()> {
             .with_context(|| format!("round {round}"))?;
     }
     scene.serve(context, &mut client)?;
-    let seen = scene.counts(context, counted!(released_data: 1))?;
+    let seen = scene.read_counts(context, counted!(released_data: 1))?;
     expect_eq!(
         (seen.half_open, seen.half_open_young),
         (0, 0),
@@ -568,7 +558,7 @@ fn low_water_mark(context: &Context, family: Family) -> Result<()> {
         "whether more than ten do"
     );
     serve(&accepted)?;
-    scene.counts(context, counted!(released_data: 1)).map(drop)
+    scene.counts(context, counted!(released_data: 1))
 }
 
 case!(Default, "odd.urgent_data" => each_family(urgent_data));
@@ -593,9 +583,8 @@ fn urgent_data(context: &Context, family: Family) -> Result<()> {
         .recv_out_of_band(&mut byte)
         .context("read what is out of band")?;
     expect_eq!(length, 1, "bytes out of band");
-    client.data(REQUEST)?;
-    serve(&accepted)?;
-    scene.counts(context, counted!(released_data: 1)).map(drop)
+    serve_raw(&mut client, &accepted)?;
+    scene.counts(context, counted!(released_data: 1))
 }
 
 case!(Default, "odd.zero_window" => each_family(zero_window));
@@ -629,7 +618,5 @@ fn zero_window(context: &Context, family: Family) -> Result<()> {
             .with_context(|| format!("no response into an open window (sends at once: {sends})"))?;
         expect_eq!(response.segment.payload, RESPONSE, "the response");
     }
-    scene
-        .counts(context, counted!(released_data: 1, timeout_accept: 1))
-        .map(drop)
+    scene.counts(context, counted!(released_data: 1, timeout_accept: 1))
 }

@@ -7,12 +7,11 @@ use std::time::Duration;
 
 use accf_kit::capture::Direction;
 use accf_kit::endpoint::{Family, Listen};
-use accf_kit::ulp;
 use anyhow::{bail, Context as _, Result};
 
 use crate::case::{case, each_family, expect_eq, expect_in, Context};
 use crate::scene::{
-    accept_while, close, established, exchange_and_close, RawScene, Scene, WireScene,
+    accept_while, close, established, exchange_and_close, expect_filter, RawScene, Scene, WireScene,
 };
 
 case!(Unloaded, "unloaded.plain.accepted_at_once" => each_family(at_once));
@@ -24,16 +23,8 @@ fn at_once(context: &Context, family: Family) -> Result<()> {
     let (accepted, client) = accept_while(&scene.listener, context, || scene.connect())?;
     let ack = scene.bare_ack(context, &client)?;
     context.at_once(ack.at, accepted.at, "from the bare ACK to accept()")?;
-    expect_eq!(
-        ulp::attached(&scene.listener)?,
-        None,
-        "the listener's filter"
-    );
-    expect_eq!(
-        ulp::attached(&accepted.stream)?,
-        None,
-        "the accepted socket's filter"
-    );
+    expect_filter(&scene.listener, None, "the listener's filter")?;
+    expect_filter(&accepted.stream, None, "the accepted socket's filter")?;
     // Longer than the first retransmission of a SYN-ACK would take.
     sleep(Duration::from_millis(1500));
     established(&client, &accepted)?;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
-use accf_kit::capture::{Capture, Direction, Packet, Trace};
+use accf_kit::capture::{Capture, Packet, Trace};
 use accf_kit::clock::Stamp;
 use accf_kit::control::{self, settings, timeout, OnTimeout};
 use accf_kit::endpoint::{connect_here, set_tcp_option, Family, Listen, Listener};
@@ -16,15 +16,15 @@ use accf_kit::raw::RawClient;
 use accf_kit::segment::{Flags, Segment};
 use accf_kit::wait;
 use accf_kit::wire::{Wire, INTERFACE};
-use anyhow::{anyhow, bail, ensure, Context as _, Result};
+use anyhow::{bail, ensure, Context as _, Result};
 use socket2::SockRef;
 
 use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::count::{counted, counts, describe, stats};
 use crate::scene::{
-    accept_queue_holds, bare_acks, connect_again, exchange_and_close, reads_reset,
-    receives_nothing, rest, serve, totals, Client, LoopbackScene, RawScene, Scene, WireScene,
-    REQUEST,
+    accept_queue_holds, bare_acks, connect_again, exchange_and_close, expect_reset, join_scoped,
+    reads_end, reads_reset, receives_nothing, serve, totals, Client, LoopbackScene, RawScene,
+    Scene, WireScene, REQUEST,
 };
 
 /// A deadline long enough to tell it from "at once", and short enough to wait for.
@@ -122,14 +122,8 @@ fn reset_on_loopback(context: &Context, family: Family) -> Result<()> {
     reset_in(context, &scene, client)
 }
 
-case!(
-    Default, "policy.reset_of_a_raw_client" =>
-    each_family(|context, family| raw_reset(context, family, false))
-);
-case!(
-    Default, "policy.reset_of_a_raw_client_with_timestamps" =>
-    each_family(|context, family| raw_reset(context, family, true))
-);
+case!(Default, "policy.reset_of_a_raw_client" => each_family, raw_reset(false));
+case!(Default, "policy.reset_of_a_raw_client_with_timestamps" => each_family, raw_reset(true));
 /// The same for a raw client, segment by segment.
 fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> {
     let scene = RawScene::new(context, family, &listen(family, DEADLINE, OnTimeout::Reset))?;
@@ -163,7 +157,7 @@ fn raw_reset(context: &Context, family: Family, timestamps: bool) -> Result<()> 
         .context("no answer to data after the reset")?
         .segment;
     expect_eq!(answer.is_rst(), true, "whether {answer} is a reset");
-    scene.counts(context, counted!(timeout_reset: 1)).map(drop)
+    scene.counts(context, counted!(timeout_reset: 1))
 }
 
 case!(Default, "policy.reset_after_odd_segments" => each_family(reset_after_odd));
@@ -179,15 +173,12 @@ fn reset_after_odd(context: &Context, family: Family) -> Result<()> {
     let mut probe = client.segment(Flags::ACK, b"");
     probe.seq = client.snd_nxt.wrapping_sub(1);
     client.send(&probe)?;
-    let reset = client
-        .receive_until(context.patience(), Segment::is_rst)?
-        .context("no reset at the deadline")?
-        .segment;
+    let reset = expect_reset(context, &mut client, "no reset at the deadline")?.segment;
     expect_eq!(reset.seq, expected, "sequence number of the reset");
     expect_eq!(reset.flags, Flags::RST, "flags of the reset");
     let packet = reset_of(&scene.capture, context, client.local.port())?;
     context.happened_on_time(ack.at, packet.at, DEADLINE, "to the reset")?;
-    scene.counts(context, counted!(timeout_reset: 1)).map(drop)
+    scene.counts(context, counted!(timeout_reset: 1))
 }
 
 case!(Default, "policy.reset_and_come_again" => each_family(come_again));
@@ -203,9 +194,7 @@ fn come_again(context: &Context, family: Family) -> Result<()> {
         connect_again(context, &mut client)?;
     }
     scene.serve(context, &mut client)?;
-    scene
-        .counts(context, counted!(timeout_reset: 3, released_data: 1))
-        .map(drop)
+    scene.counts(context, counted!(timeout_reset: 3, released_data: 1))
 }
 
 /// Polls the counts and returns when a client was dropped.
@@ -272,9 +261,7 @@ fn raw_drop(context: &Context, family: Family) -> Result<()> {
     expect_eq!(answer.seq, expected, "sequence number of the reset");
     connect_again(context, &mut client)?;
     scene.serve(context, &mut client)?;
-    scene
-        .counts(context, counted!(timeout_drop: 1, released_data: 1))
-        .map(drop)
+    scene.counts(context, counted!(timeout_drop: 1, released_data: 1))
 }
 
 case!(Default, "policy.fifty_milliseconds" => each_family(fifty_milliseconds));
@@ -377,7 +364,7 @@ fn four_accept(context: &Context, family: Family) -> Result<()> {
         let clients = connect_in_turn(&wire, family, &listeners);
         let accepted = servers
             .into_iter()
-            .map(|server| server.join().map_err(|_| anyhow!("a server panicked"))?)
+            .map(join_scoped)
             .collect::<Result<Vec<_>>>();
         Ok::<_, anyhow::Error>((accepted?, clients?))
     })?;
@@ -432,14 +419,8 @@ fn four_reset(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-case!(
-    Default, "policy.reset.data_before" =>
-    each_family(|context, family| data_before(context, family, OnTimeout::Reset))
-);
-case!(
-    Default, "policy.drop.data_before" =>
-    each_family(|context, family| data_before(context, family, OnTimeout::Drop))
-);
+case!(Default, "policy.reset.data_before" => each_family, data_before(OnTimeout::Reset));
+case!(Default, "policy.drop.data_before" => each_family, data_before(OnTimeout::Drop));
 /// Checks that the policy does not affect a client that sends data in time.
 fn data_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     let deadline = Duration::from_millis(1500);
@@ -459,11 +440,11 @@ fn data_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Resu
 
 case!(
     Default, "policy.reset.fin_and_rst_before" =>
-    each_family(|context, family| fin_and_rst_before(context, family, OnTimeout::Reset))
+    each_family, fin_and_rst_before(OnTimeout::Reset)
 );
 case!(
     Default, "policy.drop.fin_and_rst_before" =>
-    each_family(|context, family| fin_and_rst_before(context, family, OnTimeout::Drop))
+    each_family, fin_and_rst_before(OnTimeout::Drop)
 );
 /// The same for clients that end the stream or reset in time.
 fn fin_and_rst_before(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
@@ -474,27 +455,19 @@ fn fin_and_rst_before(context: &Context, family: Family, on_timeout: OnTimeout) 
     leaver.fin()?;
     breaker.rst()?;
     let mut accepted = scene.accept_from(context, &leaver)?;
-    expect_eq!(
-        rest(&mut accepted.stream)?.len(),
-        0,
-        "bytes before the end of the stream"
-    );
+    reads_end(&mut accepted.stream, "bytes before the end of the stream")?;
     scene.accept_nothing(Duration::from_millis(1800), "the other client has reset")?;
     scene.counts(context, counted!(released_fin: 1, aborted: 1))?;
-    scene.judge(|trace| {
-        let sent = trace.filter(|packet| packet.direction == Direction::Out);
-        expect_eq!(sent.resets(), 0, "resets of the server");
-        Ok(())
-    })
+    scene.judge_resets_sent(0)
 }
 
 case!(
     Default, "policy.reset.data_at_that_moment" =>
-    each_family(|context, family| data_at_that_moment(context, family, OnTimeout::Reset))
+    each_family, data_at_that_moment(OnTimeout::Reset)
 );
 case!(
     Default, "policy.drop.data_at_that_moment" =>
-    each_family(|context, family| data_at_that_moment(context, family, OnTimeout::Drop))
+    each_family, data_at_that_moment(OnTimeout::Drop)
 );
 /// Checks that a client that sends data as its deadline expires is either served, or gets a reset.
 fn data_at_that_moment(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
@@ -547,9 +520,7 @@ fn data_at_that_moment(context: &Context, family: Family, on_timeout: OnTimeout)
             Ok(refused)
         })();
         over.store(true, Ordering::Relaxed);
-        let served = server
-            .join()
-            .map_err(|_| anyhow!("the server panicked"))??;
+        let served = join_scoped(server)?;
         Ok::<_, anyhow::Error>((served, outcome?))
     })?;
     let mut different = served.clone();
@@ -568,14 +539,8 @@ fn data_at_that_moment(context: &Context, family: Family, on_timeout: OnTimeout)
     scene.requests(context, 0)
 }
 
-case!(
-    Default, "policy.reset.many_at_once" =>
-    each_family(|context, family| many(context, family, OnTimeout::Reset))
-);
-case!(
-    Default, "policy.drop.many_at_once" =>
-    each_family(|context, family| many(context, family, OnTimeout::Drop))
-);
+case!(Default, "policy.reset.many_at_once" => each_family, many(OnTimeout::Reset));
+case!(Default, "policy.drop.many_at_once" => each_family, many(OnTimeout::Drop));
 /// Checks that each of many clients is reset or dropped once, and that none is left.
 fn many(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
     const CLIENTS: usize = 150;
@@ -648,16 +613,12 @@ fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     let speakers = fill_accept_queue(context, &scene)?;
     let set = Stamp::now();
     control::set_config(&scene.listener, &settings(50, 0, OnTimeout::Reset))?;
-    let reset = third
-        .receive_until(context.patience(), Segment::is_rst)?
-        .context("no reset at the deadline, although it needs no room")?;
+    let reset = expect_reset(context, &mut third, "no reset, which needs no room")?;
     context.at_once(set, reset.at, "from the shorter deadline to the reset")?;
     for _ in &speakers {
         serve(&scene.accept(context)?)?;
     }
-    scene
-        .counts(context, counted!(timeout_accept: 2, timeout_reset: 1))
-        .map(drop)
+    scene.counts(context, counted!(timeout_accept: 2, timeout_reset: 1))
 }
 
 /// Fills the accept queue of a listener with a backlog of 1, with clients that send data at once.
@@ -703,7 +664,7 @@ fn beyond_seven_bits(context: &Context) -> Result<()> {
         describe(&stats(&scene.listener)?)
     );
     let accepted = scene.accept_on_time(context, &client, ack.at, LONG)?;
-    let seen = scene.counts(context, counted!(timeout_accept: 1))?;
+    let seen = scene.read_counts(context, counted!(timeout_accept: 1))?;
     context.note(describe(&seen));
     exchange_and_close(client, accepted)?;
     scene.judge_totals(1, 0)

@@ -15,8 +15,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::case::{case, each_family, expect_eq, Context};
 use crate::scene::{
-    close, connect_again, exchange_and_close, receives_nothing, rest, serve, totals, Client, Peer,
-    RawScene, Scene, WireScene, REQUEST, RESPONSE,
+    close, connect_again, exchange_and_close, reads_end, receives_nothing, rest, serve, totals,
+    Client, Peer, RawScene, Scene, WireScene, REQUEST, RESPONSE,
 };
 
 case!(Default, "release.piggyback" => each_family(piggyback));
@@ -96,11 +96,7 @@ fn fin(context: &Context, family: Family) -> Result<()> {
     client.stream.shutdown(Shutdown::Write)?;
     let mut accepted = scene.accept(context)?;
     context.at_once(sent, accepted.at, "from the FIN to accept()")?;
-    expect_eq!(
-        rest(&mut accepted.stream)?.len(),
-        0,
-        "bytes before the end of the stream"
-    );
+    reads_end(&mut accepted.stream, "bytes before the end of the stream")?;
     expect_eq!(
         TcpInfo::of(&accepted.stream)?.state,
         State::CloseWait,
@@ -109,11 +105,7 @@ fn fin(context: &Context, family: Family) -> Result<()> {
     accepted.stream.write_all(RESPONSE)?;
     client.response()?;
     drop(accepted);
-    expect_eq!(
-        rest(&mut client.stream)?.len(),
-        0,
-        "bytes after the response"
-    );
+    reads_end(&mut client.stream, "bytes after the response")?;
     scene.requests(context, 0)?;
     scene.judge_totals(1, 0)
 }
@@ -125,11 +117,7 @@ fn fin_at_once(context: &Context, family: Family) -> Result<()> {
     for _ in 0..10 {
         drop(scene.connect()?);
         let mut accepted = scene.accept(context)?;
-        expect_eq!(
-            rest(&mut accepted.stream)?.len(),
-            0,
-            "bytes before the end of the stream"
-        );
+        reads_end(&mut accepted.stream, "bytes before the end of the stream")?;
     }
     scene.requests(context, 0)?;
     scene.judge_totals(10, 0)
@@ -157,10 +145,7 @@ fn data_with_fin(context: &Context, family: Family) -> Result<()> {
         accepted.stream.write_all(RESPONSE)?;
         client.read_response(context)?;
     }
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        Ok(())
-    })
+    scene.judge_syn_acks(2)
 }
 
 case!(Default, "release.rst" => each_family(rst));
@@ -207,8 +192,5 @@ fn raw_rst(context: &Context, family: Family) -> Result<()> {
         "the client has not sent anything",
     )?;
     scene.serve(context, &mut client)?;
-    scene.judge(|trace| {
-        expect_eq!(trace.syn_acks(), 2, "SYN-ACKs");
-        Ok(())
-    })
+    scene.judge_syn_acks(2)
 }

@@ -25,6 +25,7 @@ use serde_json::Value;
 use crate::case::{case, expect_eq, once, Context};
 use crate::count::{consistent, counted, counts, describe};
 use crate::fuzz::{self, bytes, Fed};
+use crate::scene::join_scoped;
 
 /// How many threads open and close listeners.
 const CHURNERS: u64 = 2;
@@ -105,7 +106,7 @@ fn dumps(context: &Context) -> Result<()> {
         });
         over.store(true, Ordering::Relaxed);
         for thread in churning {
-            thread.join().map_err(|_| anyhow!("a churner panicked"))??;
+            join_scoped(thread)?;
         }
         asked
     })?;

@@ -23,7 +23,7 @@ use nix::libc;
 use nix::unistd::setresuid;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::case::{case, each_family, expect_eq, once, Context};
+use crate::case::{case, expect_eq, once, Context};
 use crate::fuzz::{self, bytes, special, Fed};
 
 /// The size of `struct accf_config`.
@@ -140,7 +140,7 @@ impl fmt::Display for Op {
     }
 }
 
-case!(Fuzz, "fuzz.options" => each_family(|context, family| options(context, family, true)));
+case!(Fuzz, "fuzz.options" => each_family, options(true));
 case!(Fuzz, "fuzz.options_unprivileged.v4" => once(|context| options(context, Family::V4, false)));
 fn options(context: &Context, family: Family, privileged: bool) -> Result<()> {
     const UNPRIVILEGED: u32 = 65_534;

@@ -17,7 +17,7 @@ use accf_kit::netns::Netns;
 use accf_kit::segment::{Flags, Segment, Timestamps};
 use accf_kit::tun_clients::{TunClient, TunClients};
 use accf_kit::{sockets, wait};
-use anyhow::{anyhow, bail, ensure, Context as _, Result};
+use anyhow::{bail, ensure, Context as _, Result};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::Socket;
@@ -25,7 +25,7 @@ use socket2::Socket;
 use crate::case::{case, each_family, expect_eq, expect_in, Context};
 use crate::count::{describe, stats};
 use crate::fuzz::{self, bytes, Fed};
-use crate::scene::{REQUEST, RESPONSE};
+use crate::scene::{join_scoped, REQUEST, RESPONSE};
 
 /// How many clients of a round send random segments.
 const RANDOM: u32 = 24;
@@ -236,9 +236,7 @@ fn segments(context: &Context, family: Family) -> Result<()> {
         ];
         let fed = fuzz::rounds(context, &needed, |rng, fed| fuzzer.round(rng, fed, &server));
         server.over.store(true, Ordering::Relaxed);
-        serving
-            .join()
-            .map_err(|_| anyhow!("the server panicked"))??;
+        join_scoped(serving)?;
         fed
     })?;
     context.note(describe(&stats(&fuzzer.listener)?));
