@@ -7,7 +7,7 @@
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::server::{OnTimeout, Segment, Terms};
+use crate::server::{Config, OnTimeout, Segment};
 
 /// The number of a listener's clients.
 pub const CLIENTS: usize = 6;
@@ -22,7 +22,7 @@ pub enum Move {
     /// Some time passes, in quarters of a unit.
     Wait(u32),
     /// The server changes its settings.
-    Configure(Terms),
+    Configure(Config),
     /// The server calls `accept()`.
     Accept,
     /// The server closes the listener.
@@ -35,7 +35,7 @@ pub struct History {
     /// Its backlog.
     pub backlog: usize,
     /// Its first settings.
-    pub terms: Terms,
+    pub config: Config,
     /// The moves; one that is not possible at its time is left out.
     pub moves: Vec<Move>,
 }
@@ -44,16 +44,16 @@ pub struct History {
 pub fn histories(moves: usize) -> impl Strategy<Value = History> {
     let random = (
         prop_oneof![Just(64_usize), Just(16_usize), 0..4_usize],
-        any_terms(),
+        any_config(),
         prop::collection::vec(any_move(4), 4..moves),
     );
     // A server that does not accept: a client is half open when the accept queue is full.
     let slow = (
         1..4_usize,
-        any_terms(),
+        any_config(),
         prop::collection::vec(any_move(1), 4..moves),
     )
-        .prop_map(|(backlog, terms, mut moves)| {
+        .prop_map(|(backlog, config, mut moves)| {
             let syn = |client| Move::Send(client, Segment::Syn);
             let data = |client| Move::Send(client, Segment::Data);
             let last = backlog + 1;
@@ -62,16 +62,16 @@ pub fn histories(moves: usize) -> impl Strategy<Value = History> {
             first.extend([syn(CLIENTS - 1), syn(last), data(last)]);
             first.push(Move::Send(CLIENTS - 1, Segment::Ack));
             moves.splice(0..0, first);
-            (backlog, terms, moves)
+            (backlog, config, moves)
         });
-    prop_oneof![3 => random, 1 => slow].prop_map(|(backlog, terms, moves)| History {
+    prop_oneof![3 => random, 1 => slow].prop_map(|(backlog, config, moves)| History {
         backlog,
-        terms,
+        config,
         moves,
     })
 }
 
-fn any_terms() -> impl Strategy<Value = Terms> {
+fn any_config() -> impl Strategy<Value = Config> {
     let timeout = prop_oneof![
         6 => (2..7_u64).prop_map(Some),
         1 => Just(Some(1000)),
@@ -87,7 +87,7 @@ fn any_terms() -> impl Strategy<Value = Terms> {
         OnTimeout::Reset,
         OnTimeout::Drop,
     ]);
-    (timeout, max_parked, on_timeout).prop_map(|(timeout, max_parked, on_timeout)| Terms {
+    (timeout, max_parked, on_timeout).prop_map(|(timeout, max_parked, on_timeout)| Config {
         timeout,
         max_parked,
         on_timeout,
@@ -102,7 +102,7 @@ fn any_move(accepts: u32) -> impl Strategy<Value = Move> {
         9 => (1..9_u32).prop_map(Move::Wait),
         // Long enough for SYN-ACKs to be retransmitted.
         1 => (9..24_u32).prop_map(Move::Wait),
-        3 => any_terms().prop_map(Move::Configure),
+        3 => any_config().prop_map(Move::Configure),
         accepts => Just(Move::Accept),
         1 => Just(Move::Close),
     ]

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use crate::history::{History, Move, CLIENTS};
-use crate::server::{Millis, Seen, Segment, Server, Terms};
+use crate::server::{Config, Millis, Seen, Segment, Server};
 
 /// How exactly a machine keeps times.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ pub enum Action {
     /// This client sends a segment.
     Send(usize, Segment),
     /// The server changes its settings to these.
-    Configure(Terms),
+    Configure(Config),
     /// The server calls `accept()`.
     Accept,
     /// The server closes the listener.
@@ -88,14 +88,14 @@ impl Director {
                 Item::Do(Action::Send(client, Segment::Ack)),
             ],
             Move::Wait(quarters) => vec![Item::Pause(Millis::from(quarters) * pace.unit / 4)],
-            Move::Configure(terms) => vec![Item::Do(Action::Configure(in_millis(terms, pace)))],
+            Move::Configure(config) => vec![Item::Do(Action::Configure(in_millis(config, pace)))],
             Move::Accept => vec![Item::Do(Action::Accept)],
             Move::Close => vec![Item::Do(Action::Close)],
         });
-        let terms = in_millis(history.terms, pace);
+        let config = in_millis(history.config, pace);
         Self {
             pace,
-            server: Server::new(terms, history.backlog, CLIENTS, pace.timers_late),
+            server: Server::new(config, history.backlog, CLIENTS, pace.timers_late),
             items: items.collect(),
             not_before: 0,
             postponed: 0,
@@ -161,7 +161,7 @@ impl Director {
         self.server.begin(from, to);
         match self.items.front() {
             Some(Item::Do(Action::Send(client, segment))) => self.server.receive(*client, *segment),
-            Some(Item::Do(Action::Configure(terms))) => self.server.configure(*terms),
+            Some(Item::Do(Action::Configure(config))) => self.server.configure(*config),
             Some(Item::Do(Action::Accept)) => self.server.accept(),
             Some(Item::Do(Action::Close)) => self.server.close(),
             Some(Item::Do(Action::Look) | Item::Pause(_)) | None => {}
@@ -194,7 +194,7 @@ impl Director {
         let (server, guard) = (&self.server, self.pace.guard);
         match action {
             Action::Send(client, segment) => server.unclear_answer(client, segment, guard),
-            Action::Configure(terms) => server.unclear_configure(terms, guard),
+            Action::Configure(config) => server.unclear_configure(config, guard),
             Action::Accept => server.unclear_accept(guard),
             Action::Close | Action::Look => None,
         }
@@ -241,7 +241,7 @@ pub struct Script {
     /// The listener's backlog.
     pub backlog: usize,
     /// Its first settings.
-    pub terms: Terms,
+    pub config: Config,
     /// The steps in order; events of the server's own are the difference between one's `after` and
     /// the next one's `before`.
     pub steps: Vec<Step>,
@@ -270,7 +270,7 @@ impl Script {
                 Cue::Over => {
                     return Ok(Self {
                         backlog: history.backlog,
-                        terms: in_millis(history.terms, pace),
+                        config: in_millis(history.config, pace),
                         steps,
                     });
                 }
@@ -280,14 +280,14 @@ impl Script {
 }
 
 /// Converts settings of a history to those of a server, with times in milliseconds.
-pub fn in_millis(terms: Terms, pace: Pace) -> Terms {
-    Terms {
-        timeout: terms.timeout.map(|units| units * pace.unit),
-        ..terms
+pub fn in_millis(config: Config, pace: Pace) -> Config {
+    Config {
+        timeout: config.timeout.map(|units| units * pace.unit),
+        ..config
     }
 }
 
-impl fmt::Display for Terms {
+impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.timeout {
             Some(timeout) => write!(f, "{timeout} ms")?,
@@ -305,7 +305,7 @@ impl fmt::Display for Action {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Send(client, segment) => write!(f, "client {client} sends {segment:?}"),
-            Self::Configure(terms) => write!(f, "the server sets {terms}"),
+            Self::Configure(config) => write!(f, "the server sets {config}"),
             Self::Accept => f.write_str("the server accepts"),
             Self::Close => f.write_str("the server closes the listener"),
             Self::Look => f.write_str("the end"),
@@ -316,7 +316,7 @@ impl fmt::Display for Action {
 impl fmt::Display for Script {
     /// Writes one line for the first settings, and one for each step.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "backlog {}; {}", self.backlog, self.terms)?;
+        write!(f, "backlog {}; {}", self.backlog, self.config)?;
         self.steps
             .iter()
             .try_for_each(|step| write!(f, "\n{:5} ms  {}", step.at, step.action))

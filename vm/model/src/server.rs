@@ -36,7 +36,7 @@ pub enum OnTimeout {
 
 /// A listener's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Terms {
+pub struct Config {
     /// How long a silent client is parked (in a [history](crate::history), in units); `None`:
     /// without a deadline.
     pub timeout: Option<Millis>,
@@ -235,7 +235,7 @@ pub struct Server {
     now: Millis,
     /// The end of the present action.
     over: Millis,
-    terms: Terms,
+    config: Config,
     backlog: usize,
     is_open: bool,
     /// How late the kernel's own timers may be.
@@ -252,7 +252,7 @@ pub struct Server {
 
 impl Server {
     /// Makes a listener without clients' segments, at time 0.
-    pub fn new(terms: Terms, backlog: usize, clients: usize, timers_late: Millis) -> Self {
+    pub fn new(config: Config, backlog: usize, clients: usize, timers_late: Millis) -> Self {
         let client = Client {
             state: State::Gone,
             answered: None,
@@ -262,7 +262,7 @@ impl Server {
         Self {
             now: 0,
             over: 0,
-            terms,
+            config,
             backlog,
             is_open: true,
             timers_late,
@@ -369,8 +369,8 @@ impl Server {
     }
 
     /// Returns the same for new settings, with which a deadline would be just now.
-    pub fn unclear_configure(&self, terms: Terms, guard: Millis) -> Option<Millis> {
-        let timeout = terms.timeout?;
+    pub fn unclear_configure(&self, config: Config, guard: Millis) -> Option<Millis> {
+        let timeout = config.timeout?;
         self.parked
             .iter()
             .filter_map(|&client| self.parked_at(client))
@@ -492,8 +492,8 @@ impl Server {
     }
 
     /// Changes the settings, which apply at once, also to parked clients.
-    pub fn configure(&mut self, terms: Terms) {
-        self.terms = terms;
+    pub fn configure(&mut self, config: Config) {
+        self.config = config;
         self.expire_all();
     }
 
@@ -533,7 +533,7 @@ impl Server {
             State::HalfOpen(HalfOpen { acked: true, .. }) => self.connect(client),
             State::HalfOpen(_) => {
                 let may_park = self.may_park_one_more();
-                if !may_park && self.terms.on_timeout == OnTimeout::Accept && self.is_full() {
+                if !may_park && self.config.on_timeout == OnTimeout::Accept && self.is_full() {
                     // The oldest cannot be evicted.
                     self.counts.bypass_accept_queue_full += 1;
                     self.connect(client);
@@ -587,7 +587,7 @@ impl Server {
         let Some(client) = self.parked.pop_front() else {
             return;
         };
-        let count = match self.terms.on_timeout {
+        let count = match self.config.on_timeout {
             _ if is_eviction => &mut self.counts.evicted,
             OnTimeout::Accept => &mut self.counts.timeout_accept,
             OnTimeout::Reset => &mut self.counts.timeout_reset,
@@ -595,7 +595,7 @@ impl Server {
         };
         *count += 1;
         self.clients[client].state = State::Gone;
-        match self.terms.on_timeout {
+        match self.config.on_timeout {
             OnTimeout::Accept => self.connect(client),
             OnTimeout::Reset => self.send(client, Sent::Reset),
             OnTimeout::Drop => {}
@@ -617,7 +617,7 @@ impl Server {
 
     /// Returns whether the oldest is to be accepted, but the accept queue is full.
     fn is_waiting_for_room(&self) -> bool {
-        self.terms.on_timeout == OnTimeout::Accept && self.is_full() && self.expired().is_some()
+        self.config.on_timeout == OnTimeout::Accept && self.is_full() && self.expired().is_some()
     }
 
     /// Expires or evicts all clients that are to be.
@@ -689,11 +689,11 @@ impl Server {
     }
 
     fn deadline(&self, client: usize) -> Option<Window> {
-        Some(self.parked_at(client)?.after(self.terms.timeout?))
+        Some(self.parked_at(client)?.after(self.config.timeout?))
     }
 
     fn max_parked(&self) -> Option<usize> {
-        (self.terms.max_parked > 0).then_some(self.terms.max_parked as usize)
+        (self.config.max_parked > 0).then_some(self.config.max_parked as usize)
     }
 
     fn may_park_one_more(&self) -> bool {

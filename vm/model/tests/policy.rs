@@ -48,7 +48,7 @@ struct Listener {
     bypassed: u64,
 }
 
-fn config_of(config: server::Terms) -> Config {
+fn config_of(config: server::Config) -> Config {
     let millis = config.timeout.map_or(0, |millis| millis as u32);
     Config {
         timeout: Timeout::from_millis(millis),
@@ -67,7 +67,7 @@ fn config_of(config: server::Terms) -> Config {
 impl Listener {
     fn new(history: &History) -> Self {
         Self {
-            config: config_of(in_millis(history.terms, PACE)),
+            config: config_of(in_millis(history.config, PACE)),
             backlog: history.backlog,
             now: 0,
             is_open: true,

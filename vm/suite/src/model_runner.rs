@@ -213,7 +213,7 @@ impl<'a> ModelRunner<'a> {
                     "backlog {}; {}\n{}\nAt {now} ms ({action} comes next, or was the last), \
                      the machine being up to {late:?} late:\n{difference}",
                     run.backlog,
-                    run.terms,
+                    run.config,
                     run.told.join("\n"),
                 )));
                 return Ok(false);
@@ -255,7 +255,7 @@ struct Client {
 struct Run {
     director: Director,
     backlog: usize,
-    terms: server::Terms,
+    config: server::Config,
     start: Instant,
     next_at: Instant,
     /// The number of its first client.
@@ -282,9 +282,9 @@ struct Run {
 
 impl Run {
     fn new(runner: &mut ModelRunner<'_>, history: &History) -> Result<Self> {
-        let terms = in_millis(history.terms, runner.pace);
+        let config = in_millis(history.config, runner.pace);
         let listener = Listen::filtered(runner.family)
-            .config(config(terms))
+            .config(kit_config(config))
             .backlog(i32::try_from(history.backlog)?)
             .open_here()?;
         let first = runner.clients;
@@ -303,7 +303,7 @@ impl Run {
         Ok(Self {
             director: Director::new(history, runner.pace),
             backlog: history.backlog,
-            terms,
+            config,
             start: now,
             next_at: now,
             first,
@@ -338,9 +338,9 @@ impl Run {
                 self.sent += 1;
                 return Ok(Some(client));
             }
-            Action::Configure(terms) => {
+            Action::Configure(config) => {
                 let listener = self.listener.as_ref().context("the listener is closed")?;
-                control::set_config(listener, &config(terms)).context("ACCF_CONFIG")?;
+                control::set_config(listener, &kit_config(config)).context("ACCF_CONFIG")?;
             }
             Action::Accept => self.accept()?,
             Action::Close => self.listener = None,
@@ -538,12 +538,12 @@ impl Run {
     }
 }
 
-fn config(terms: server::Terms) -> Config {
-    let timeout = terms.timeout.unwrap_or(0);
+fn kit_config(config: server::Config) -> Config {
+    let timeout = config.timeout.unwrap_or(0);
     settings(
         u32::try_from(timeout).unwrap_or(u32::MAX),
-        terms.max_parked,
-        match terms.on_timeout {
+        config.max_parked,
+        match config.on_timeout {
             server::OnTimeout::Accept => OnTimeout::Accept,
             server::OnTimeout::Reset => OnTimeout::Reset,
             server::OnTimeout::Drop => OnTimeout::Drop,
