@@ -6,25 +6,23 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
 use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{
     bind, recvmsg, setsockopt, sockopt, ControlMessageOwned, LinkAddr, MsgFlags, RecvMsg,
 };
 use socket2::{Domain, Socket, Type};
 
 use crate::clock::Stamp;
-use crate::netns::{self, Netns};
+use crate::netns::Netns;
 use crate::segment::Segment;
-use crate::{sys, wait};
+use crate::sys;
+use crate::wait::{self, Reader};
 
 /// Which way a packet crossed the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,8 +50,7 @@ pub struct Packet {
 #[derive(Debug)]
 pub struct Capture {
     shared: Arc<Shared>,
-    stop: Arc<EventFd>,
-    reader: Option<JoinHandle<Result<()>>>,
+    reader: Reader,
 }
 
 #[derive(Debug)]
@@ -72,18 +69,8 @@ impl Capture {
     /// they really leave.
     pub fn start(ns: &Netns, interface: &str) -> Result<Self> {
         let shared = Arc::new(ns.run(|| Shared::open(interface))?);
-        let stop = Arc::new(EventFd::from_flags(
-            EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
-        )?);
-        let reader = std::thread::spawn({
-            let (shared, stop) = (Arc::clone(&shared), Arc::clone(&stop));
-            move || shared.read_until(&stop)
-        });
-        Ok(Self {
-            shared,
-            stop,
-            reader: Some(reader),
-        })
+        let reader = Reader::start(shared.clone(), Shared::drain)?;
+        Ok(Self { shared, reader })
     }
 
     /// Returns everything captured until this moment.
@@ -115,28 +102,11 @@ impl Capture {
 
     /// Ends the capture. Packets the kernel had no room for are an error: a count would be wrong.
     pub fn stop(mut self) -> Result<Trace> {
-        self.end()?;
+        self.reader.stop()?;
         self.shared.drain()?;
         let lost = self.shared.lost()?;
         ensure!(lost == 0, "the capture lost {lost} packets");
         self.shared.so_far()
-    }
-
-    fn end(&mut self) -> Result<()> {
-        match self.reader.take() {
-            Some(reader) => {
-                self.stop.write(1)?;
-                netns::join(reader)
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        // An error cannot be reported here; `stop` reports it.
-        let _ = self.end();
     }
 }
 
@@ -150,6 +120,12 @@ impl Viewer {
     /// Returns everything captured until this moment.
     pub fn so_far(&self) -> Result<Trace> {
         self.shared.so_far()
+    }
+}
+
+impl AsFd for Shared {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
@@ -180,23 +156,6 @@ impl Shared {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Packet>> {
         self.packets.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn read_until(&self, stop: &EventFd) -> Result<()> {
-        loop {
-            let mut fds = [
-                PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
-                PollFd::new(stop.as_fd(), PollFlags::POLLIN),
-            ];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return Err(error).context("poll a packet socket"),
-            }
-            self.drain()?;
-            if fds[1].any() == Some(true) {
-                return Ok(());
-            }
-        }
     }
 
     /// Takes everything out of the socket that is in it now.

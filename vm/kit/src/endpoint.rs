@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -41,12 +41,26 @@ impl Family {
         self != Self::V6
     }
 
+    /// Returns the one of two addresses that its clients' packets have.
+    pub fn pick(self, v4: Ipv4Addr, v6: Ipv6Addr) -> IpAddr {
+        if self.is_v4_on_the_wire() {
+            v4.into()
+        } else {
+            v6.into()
+        }
+    }
+
     /// Returns the address of a listener on the same machine, for clients of this family.
     pub fn loopback(self, port: u16) -> SocketAddr {
-        if self.is_v4_on_the_wire() {
-            (Ipv4Addr::LOCALHOST, port).into()
-        } else {
-            (Ipv6Addr::LOCALHOST, port).into()
+        (self.pick(Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST), port).into()
+    }
+
+    /// Returns an address as a socket of this family sees it: a mapped one, if the socket is an
+    /// IPv6 one that takes both.
+    pub fn as_seen(self, ip: IpAddr) -> IpAddr {
+        match (self, ip) {
+            (Self::Mapped, IpAddr::V4(ip)) => ip.to_ipv6_mapped().into(),
+            _ => ip,
         }
     }
 }

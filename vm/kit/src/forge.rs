@@ -7,12 +7,34 @@ use std::net::IpAddr;
 
 use anyhow::{bail, ensure, Context, Result};
 use etherparse::checksum::Sum16BitWords;
-use etherparse::ip_number;
+use etherparse::icmpv4::DestUnreachableHeader;
+use etherparse::icmpv6::DestUnreachableCode;
+use etherparse::{ip_number, Icmpv4Type, Icmpv6Type, PacketBuilder};
 
 use crate::segment::Segment;
 
 /// How long the options of a TCP header can be.
 pub const MAX_OPTIONS: usize = 40;
+
+/// Builds an ICMP error about a segment, as the router next to its destination sends it.
+pub fn unreachable(segment: &Segment) -> Result<Vec<u8>> {
+    let original = segment.build()?;
+    let mut packet = Vec::new();
+    match (segment.destination.ip(), segment.source.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let host = Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Host);
+            let builder = PacketBuilder::ipv4(from.octets(), to.octets(), 64);
+            builder.icmpv4(host).write(&mut packet, &original)?;
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let port = Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Port);
+            let builder = PacketBuilder::ipv6(from.octets(), to.octets(), 64);
+            builder.icmpv6(port).write(&mut packet, &original)?;
+        }
+        (from, to) => bail!("no packet goes from {from} to {to}"),
+    }
+    Ok(packet)
+}
 
 /// A segment, and what is odd about the packet that carries it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,29 +9,25 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
-use nix::errno::Errno;
 use nix::libc;
-use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::capture::Capture;
 use crate::clock::Stamp;
 use crate::endpoint::Family;
-use crate::netns::{self, Netns};
+use crate::netns::Netns;
 use crate::segment::{Flags, Segment, Timestamps};
 use crate::sys;
-use crate::wait;
+use crate::wait::{self, Reader};
 
 /// The interface's name.
 pub const INTERFACE: &str = "raw0";
@@ -46,8 +42,7 @@ const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
 pub struct RawHost {
     ns: Netns,
     shared: Arc<Shared>,
-    stop: Arc<EventFd>,
-    reader: Option<JoinHandle<Result<()>>>,
+    _reader: Reader,
     next_port: AtomicU16,
 }
 
@@ -70,32 +65,16 @@ pub struct Received {
 impl RawHost {
     /// Plugs a TUN interface into a server's namespace.
     pub fn new(ns: &Netns) -> Result<Self> {
-        let tun = ns.run(|| {
-            let tun = open_tun().context("/dev/net/tun (CONFIG_TUN)")?;
-            sys::tun_attach(tun.as_fd(), INTERFACE).context("TUNSETIFF")?;
-            Ok(tun)
-        })?;
-        let links = ns.links()?;
-        let index = ns.interface_index(INTERFACE)?;
-        links.add_address(index, SERVER_V4.into())?;
-        links.add_address(index, SERVER_V6.into())?;
-        links.up(index)?;
         let shared = Arc::new(Shared {
-            tun,
+            tun: plug(ns, INTERFACE, None, SERVER_V4, SERVER_V6)?,
             clients: Mutex::new(HashMap::new()),
         });
-        let stop = Arc::new(EventFd::from_flags(
-            EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
-        )?);
-        let reader = std::thread::spawn({
-            let (shared, stop) = (Arc::clone(&shared), Arc::clone(&stop));
-            move || shared.read_until(&stop)
-        });
+        let mut buffer = vec![0; 1 << 16];
+        let reader = Reader::start(shared.clone(), move |shared| shared.read(&mut buffer))?;
         let host = Self {
             ns: ns.clone(),
             shared,
-            stop,
-            reader: Some(reader),
+            _reader: reader,
             next_port: AtomicU16::new(20_000),
         };
         host.wait_until_it_answers()?;
@@ -129,32 +108,18 @@ impl RawHost {
 
     /// Returns the server's address for clients of a family.
     pub fn server_address(&self, family: Family, port: u16) -> SocketAddr {
-        let ip: IpAddr = if family.is_v4_on_the_wire() {
-            SERVER_V4.into()
-        } else {
-            SERVER_V6.into()
-        };
-        SocketAddr::new(ip, port)
+        SocketAddr::new(family.pick(SERVER_V4, SERVER_V6), port)
     }
 
     /// Puts a whole packet on the wire, from its IP header on: what is no client's segment.
     pub fn inject(&self, packet: &[u8]) -> Result<Stamp> {
-        let at = Stamp::now();
-        let length = (&self.shared.tun)
-            .write(packet)
-            .context("write to a TUN interface")?;
-        ensure!(length == packet.len(), "a TUN interface took half a packet");
-        Ok(at)
+        self.shared.write(packet)
     }
 
     /// Returns a client of a server's port that has not sent anything yet.
     pub fn client(&self, family: Family, server_port: u16) -> RawClient {
         let server = self.server_address(family, server_port);
-        let ip: IpAddr = if family.is_v4_on_the_wire() {
-            CLIENT_V4.into()
-        } else {
-            CLIENT_V6.into()
-        };
+        let ip = family.pick(CLIENT_V4, CLIENT_V6);
         let port = self.next_port.fetch_add(1, Ordering::Relaxed);
         let (sender, inbox) = channel();
         self.shared.lock().insert(port, sender);
@@ -174,7 +139,32 @@ impl RawHost {
     }
 }
 
-pub(crate) fn open_tun() -> io::Result<File> {
+/// Plugs a TUN interface into a server's namespace, with the server's addresses and, if a length is
+/// given, a queue for what the server sends.
+pub(crate) fn plug(
+    ns: &Netns,
+    interface: &str,
+    queue: Option<u32>,
+    v4: Ipv4Addr,
+    v6: Ipv6Addr,
+) -> Result<File> {
+    let tun = ns.run(|| {
+        let tun = open().context("/dev/net/tun (CONFIG_TUN)")?;
+        sys::tun_attach(tun.as_fd(), interface).context("TUNSETIFF")?;
+        Ok(tun)
+    })?;
+    let links = ns.links()?;
+    let index = ns.interface_index(interface)?;
+    if let Some(packets) = queue {
+        links.set_queue(index, packets)?;
+    }
+    links.add_address(index, v4.into())?;
+    links.add_address(index, v6.into())?;
+    links.up(index)?;
+    Ok(tun)
+}
+
+fn open() -> io::Result<File> {
     let open = || {
         OpenOptions::new()
             .read(true)
@@ -192,13 +182,9 @@ pub(crate) fn open_tun() -> io::Result<File> {
     })
 }
 
-impl Drop for RawHost {
-    fn drop(&mut self) {
-        if let Some(reader) = self.reader.take() {
-            // An error cannot be reported here.
-            let _ = self.stop.write(1);
-            let _ = netns::join(reader);
-        }
+impl AsFd for Shared {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.tun.as_fd()
     }
 }
 
@@ -207,26 +193,23 @@ impl Shared {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_until(&self, stop: &EventFd) -> Result<()> {
-        let mut buffer = vec![0u8; 1 << 16];
-        loop {
-            let mut fds = [
-                PollFd::new(self.tun.as_fd(), PollFlags::POLLIN),
-                PollFd::new(stop.as_fd(), PollFlags::POLLIN),
-            ];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(error) => return Err(error).context("poll a TUN interface"),
-            }
-            if fds[1].any() == Some(true) {
-                return Ok(());
-            }
-            match (&self.tun).read(&mut buffer) {
-                Ok(length) => self.dispatch(buffer.get(..length).unwrap_or_default()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error).context("read from a TUN interface"),
-            }
+    fn write(&self, packet: &[u8]) -> Result<Stamp> {
+        let at = Stamp::now();
+        // A write to a TUN interface is taken as a whole or not at all.
+        let length = (&self.tun)
+            .write(packet)
+            .context("write to a TUN interface")?;
+        ensure!(length == packet.len(), "a TUN interface took half a packet");
+        Ok(at)
+    }
+
+    fn read(&self, buffer: &mut [u8]) -> Result<()> {
+        match (&self.tun).read(buffer) {
+            Ok(length) => self.dispatch(buffer.get(..length).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).context("read from a TUN interface"),
         }
+        Ok(())
     }
 
     fn dispatch(&self, packet: &[u8]) {
@@ -288,13 +271,7 @@ impl RawClient {
 
     /// Sends a segment just as it is; returns when.
     pub fn send(&mut self, segment: &Segment) -> Result<Stamp> {
-        let packet = segment.build()?;
-        let at = Stamp::now();
-        // A write to a TUN interface is taken as a whole or not at all.
-        let length = (&self.shared.tun)
-            .write(&packet)
-            .context("write to a TUN interface")?;
-        ensure!(length == packet.len(), "a TUN interface took half a packet");
+        let at = self.shared.write(&segment.build()?)?;
         if let Some(timestamps) = &mut self.timestamps {
             timestamps.value = timestamps.value.wrapping_add(1);
         }

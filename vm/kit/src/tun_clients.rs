@@ -22,7 +22,7 @@ use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use crate::endpoint::Family;
 use crate::netns::Netns;
 use crate::segment::{Flags, Segment};
-use crate::{count, raw, sys};
+use crate::{count, raw};
 
 /// The interface's name.
 pub const INTERFACE: &str = "clients0";
@@ -67,24 +67,9 @@ pub struct TunClient {
 impl TunClients {
     /// Plugs a TUN interface into a server's namespace, for clients of one of its ports.
     pub fn new(ns: &Netns, family: Family, server_port: u16) -> Result<Self> {
-        let tun = ns.run(|| {
-            let tun = raw::open_tun().context("/dev/net/tun (CONFIG_TUN)")?;
-            sys::tun_attach(tun.as_fd(), INTERFACE).context("TUNSETIFF")?;
-            Ok(tun)
-        })?;
-        let links = ns.links()?;
-        let index = ns.interface_index(INTERFACE)?;
-        links.set_queue(index, QUEUE)?;
-        links.add_address(index, SERVER_V4.into())?;
-        links.add_address(index, SERVER_V6.into())?;
-        links.up(index)?;
-        let ip: IpAddr = if family.is_v4_on_the_wire() {
-            SERVER_V4.into()
-        } else {
-            SERVER_V6.into()
-        };
+        let ip = family.pick(SERVER_V4, SERVER_V6);
         let mut clients = Self {
-            tun,
+            tun: raw::plug(ns, INTERFACE, Some(QUEUE), SERVER_V4, SERVER_V6)?,
             family,
             server: SocketAddr::new(ip, 1),
             buffer: vec![0; 1 << 16],

@@ -169,11 +169,7 @@ impl Wire {
 
     /// Returns the server's address for clients of a family.
     pub fn server_ip(&self, family: Family) -> IpAddr {
-        if family.is_v4_on_the_wire() {
-            SERVER_V4.into()
-        } else {
-            SERVER_V6.into()
-        }
+        family.pick(SERVER_V4, SERVER_V6)
     }
 
     /// Returns the server's address and port for clients of a family.
@@ -199,11 +195,7 @@ impl Wire {
 
     /// Returns the clients' address of a family.
     pub fn client_ip(&self, family: Family) -> IpAddr {
-        if family.is_v4_on_the_wire() {
-            CLIENT_V4.into()
-        } else {
-            CLIENT_V6.into()
-        }
+        family.pick(CLIENT_V4, CLIENT_V6)
     }
 
     /// Starts to watch the server's end of the cable.

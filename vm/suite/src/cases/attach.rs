@@ -3,6 +3,7 @@
 //! Attaching the filter: which sockets take it, and which refuse it.
 
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
 use accf_kit::endpoint::{bound, connect, connect_here, set_tcp_option, Family, Listen};
@@ -131,12 +132,7 @@ fn then_connect(context: &Context, family: Family) -> Result<()> {
         let socket = bound(family, 0, false)?;
         ulp::attach(&socket, DATAREADY).context("attach")?;
         // A mapped address, as the socket is an IPv6 one.
-        let address = match (family, server.ip()) {
-            (Family::Mapped, std::net::IpAddr::V4(ip)) => {
-                (ip.to_ipv6_mapped(), server.port()).into()
-            }
-            _ => server,
-        };
+        let address = SocketAddr::new(family.as_seen(server.ip()), server.port());
         socket
             .connect_timeout(&address.into(), context.patience())
             .context("connect with a socket that has the filter")?;
@@ -177,7 +173,7 @@ fn mptcp(context: &Context, domain: Domain) -> Result<()> {
             }
             Err(error) => return Err(error).context("MPTCP socket"),
         };
-        let address: std::net::SocketAddr = if domain == Domain::IPV4 {
+        let address: SocketAddr = if domain == Domain::IPV4 {
             ([127, 0, 0, 1], 0).into()
         } else {
             (std::net::Ipv6Addr::LOCALHOST, 0).into()
@@ -243,7 +239,7 @@ fn smc(context: &Context) -> Result<()> {
         let Some(socket) = smc_socket()? else {
             return context.lacks("SMC");
         };
-        let address: std::net::SocketAddr = ([127, 0, 0, 1], 0).into();
+        let address: SocketAddr = ([127, 0, 0, 1], 0).into();
         socket.bind(&address.into())?;
         socket.listen(16)?;
         expect_eq!(

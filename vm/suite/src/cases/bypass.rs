@@ -236,10 +236,7 @@ fn sign_listener(
 /// could not be signed.
 fn signed(context: &Context, family: Family, what: &str, sign: Sign) -> Result<()> {
     let scene = WireScene::filtered(context, family)?;
-    let as_seen_by_the_server = match (family, scene.wire.client_ip(family)) {
-        (Family::Mapped, IpAddr::V4(ip)) => ip.to_ipv6_mapped().into(),
-        (_, ip) => ip,
-    };
+    let as_seen_by_the_server = family.as_seen(scene.wire.client_ip(family));
     let missing = &[Errno::ENOPROTOOPT, Errno::ENOENT];
     let signature: (_, _, &[_]) = (what, sign, missing);
     sign_listener(context, &scene.listener, as_seen_by_the_server, signature)?;
@@ -278,10 +275,7 @@ case!(Default, "bypass.signed_md5_of_a_raw_client" => each_family(raw_signed));
 fn raw_signed(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::filtered(context, family)?;
     let mut client = scene.client();
-    let as_seen_by_the_server = match (family, client.local.ip()) {
-        (Family::Mapped, IpAddr::V4(ip)) => ip.to_ipv6_mapped().into(),
-        (_, ip) => ip,
-    };
+    let as_seen_by_the_server = family.as_seen(client.local.ip());
     sign_listener(context, &scene.listener, as_seen_by_the_server, ONLY_MD5)?;
     let send = |segment: &Segment, key: Option<&[u8]>| {
         let packet = segment.build_signed(key)?;

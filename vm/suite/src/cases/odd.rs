@@ -4,15 +4,14 @@
 //! stays parked.
 
 use std::io::Read;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use accf_kit::control::{self, timeout};
 use accf_kit::endpoint::{set_tcp_option, Family, Listen};
 use accf_kit::raw::RawClient;
 use accf_kit::segment::{Flags, Segment, Timestamps};
-use accf_kit::wait;
-use anyhow::{bail, ensure, Context as _, Result};
+use accf_kit::{forge, wait};
+use anyhow::{ensure, Context as _, Result};
 
 use super::plain::unanswered;
 use crate::case::{case, each_family, expect_eq, Context};
@@ -36,6 +35,21 @@ fn answer(context: &Context, client: &mut RawClient, to: &str) -> Result<Segment
     Ok(received
         .with_context(|| format!("no answer to {to}"))?
         .segment)
+}
+
+/// Waits for the server's answer, which must be a bare ACK of all that the client has sent.
+fn acknowledged(context: &Context, client: &mut RawClient, to: &str) -> Result<Segment> {
+    let reply = answer(context, client, to)?;
+    expect_eq!(reply.flags, Flags::ACK, "flags of the answer to {to}");
+    expect_eq!(reply.ack, client.snd_nxt, "what is acknowledged to {to}");
+    Ok(reply)
+}
+
+/// Sends a segment that is at another sequence number than the next one.
+fn send_at(client: &mut RawClient, flags: Flags, payload: &[u8], seq: u32) -> Result<()> {
+    let mut segment = client.segment(flags, payload);
+    segment.seq = seq;
+    client.send(&segment).map(drop)
 }
 
 /// Checks that the request is still parked, that nothing was accepted, and that the client is
@@ -82,13 +96,10 @@ fn keepalive(context: &Context, family: Family, timestamps: bool) -> Result<()> 
     client.open(context.patience())?;
     scene.requests(context, 1)?;
     for garbage in [&b""[..], b"\0"] {
-        let mut probe = client.segment(Flags::ACK, garbage);
-        probe.seq = client.snd_nxt.wrapping_sub(1);
-        client.send(&probe)?;
+        let before = client.snd_nxt.wrapping_sub(1);
+        send_at(&mut client, Flags::ACK, garbage, before)?;
         let what = format!("a keepalive probe with {} bytes", garbage.len());
-        let answer = answer(context, &mut client, &what)?;
-        expect_eq!(answer.flags, Flags::ACK, "flags of the answer to {what}");
-        expect_eq!(answer.ack, client.snd_nxt, "what is acknowledged to {what}");
+        let answer = acknowledged(context, &mut client, &what)?;
         expect_eq!(
             answer.seq,
             client.rcv_nxt,
@@ -216,13 +227,10 @@ fn beyond_the_window(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
     for (flags, payload) in [(Flags::PSH_ACK, &b"too far"[..]), (Flags::FIN_ACK, b"")] {
-        let mut far = client.segment(flags, payload);
-        far.seq = client.snd_nxt.wrapping_add(1_000_000);
-        client.send(&far)?;
+        let far = client.snd_nxt.wrapping_add(1_000_000);
+        send_at(&mut client, flags, payload, far)?;
         let what = format!("[{flags}] beyond the window");
-        let reply = answer(context, &mut client, &what)?;
-        expect_eq!(reply.flags, Flags::ACK, "flags of the answer to {what}");
-        expect_eq!(reply.ack, client.snd_nxt, "what is acknowledged to {what}");
+        acknowledged(context, &mut client, &what)?;
         scene.counts(context, counted!(parked: 1))?;
     }
     still_parked(context, &scene, &mut client)
@@ -243,9 +251,7 @@ fn old_timestamp(context: &Context, family: Family) -> Result<()> {
         ..now
     });
     client.send(&old)?;
-    let answer = answer(context, &mut client, "an old timestamp")?;
-    expect_eq!(answer.flags, Flags::ACK, "flags of the answer");
-    expect_eq!(answer.ack, client.snd_nxt, "what is acknowledged");
+    acknowledged(context, &mut client, "an old timestamp")?;
     still_parked(context, &scene, &mut client)
 }
 
@@ -254,12 +260,9 @@ case!(Default, "odd.inexact_reset" => each_family(inexact_rst));
 fn inexact_rst(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::filtered(context, family)?;
     let (mut client, _) = scene.parked(context)?;
-    let mut rst = client.segment(Flags::RST, b"");
-    rst.seq = client.snd_nxt.wrapping_add(100);
-    client.send(&rst)?;
-    let reply = answer(context, &mut client, "a reset inside the window")?;
-    expect_eq!(reply.flags, Flags::ACK, "flags of the answer");
-    expect_eq!(reply.ack, client.snd_nxt, "what is acknowledged");
+    let inside = client.snd_nxt.wrapping_add(100);
+    send_at(&mut client, Flags::RST, b"", inside)?;
+    acknowledged(context, &mut client, "a reset inside the window")?;
     still_parked(context, &scene, &mut client)
 }
 
@@ -270,37 +273,15 @@ fn stray(context: &Context, family: Family) -> Result<()> {
     let (mut client, _) = scene.parked(context)?;
     let far = client.snd_nxt.wrapping_sub(1_000_000);
 
-    let mut rst = client.segment(Flags::RST, b"");
-    rst.seq = far;
-    client.send(&rst)?;
+    send_at(&mut client, Flags::RST, b"", far)?;
     no_answer(&mut client, "a reset outside the window")?;
 
-    let mut data = client.segment(Flags::PSH_ACK, b"stray");
-    data.seq = far;
-    client.send(&data)?;
-    let reply = answer(context, &mut client, "data outside the window")?;
-    expect_eq!(reply.flags, Flags::ACK, "flags of the answer to stray data");
-    expect_eq!(
-        reply.ack,
-        client.snd_nxt,
-        "what is acknowledged to stray data"
-    );
+    send_at(&mut client, Flags::PSH_ACK, b"stray", far)?;
+    acknowledged(context, &mut client, "data outside the window")?;
 
     std::thread::sleep(Duration::from_millis(600));
-    let mut syn = client.segment(Flags::SYN, b"");
-    syn.seq = far;
-    client.send(&syn)?;
-    let reply = answer(context, &mut client, "a SYN outside the window")?;
-    expect_eq!(
-        reply.flags,
-        Flags::ACK,
-        "flags of the answer to a stray SYN"
-    );
-    expect_eq!(
-        reply.ack,
-        client.snd_nxt,
-        "what is acknowledged to a stray SYN"
-    );
+    send_at(&mut client, Flags::SYN, b"", far)?;
+    acknowledged(context, &mut client, "a SYN outside the window")?;
 
     still_parked(context, &scene, &mut client)
 }
@@ -331,9 +312,8 @@ case!(Default, "odd.syn_in_the_window" => each_family(syn_in_window));
 /// connection as TCP does.
 fn syn_in_window(context: &Context, family: Family) -> Result<()> {
     ends(context, family, |context, _, client| {
-        let mut syn = client.segment(Flags::SYN, b"");
-        syn.seq = client.snd_nxt.wrapping_add(100);
-        client.send(&syn)?;
+        let inside = client.snd_nxt.wrapping_add(100);
+        send_at(client, Flags::SYN, b"", inside)?;
         let reply = answer(context, client, "a SYN inside the window")?;
         expect_eq!(reply.is_rst(), true, "whether {reply} is a reset");
         Ok(())
@@ -369,94 +349,15 @@ case!(Default, "odd.icmp_error" => each_family(icmp_error));
 /// Checks ICMP errors from a router: about the SYN-ACK, and about another segment.
 fn icmp_error(context: &Context, family: Family) -> Result<()> {
     ends(context, family, |context, scene, client| {
-        let mut syn_ack = Segment::new(
-            client.server,
-            client.local,
-            Flags {
-                syn: true,
-                ..Flags::ACK
-            },
-        );
+        let mut syn_ack = Segment::new(client.server, client.local, Flags::SYN_ACK);
         // About a segment that was never sent: ignored.
         syn_ack.seq = client.rcv_nxt.wrapping_add(5000);
-        scene.host.inject(&unreachable(&syn_ack)?)?;
+        scene.host.inject(&forge::unreachable(&syn_ack)?)?;
         scene.counts(context, counted!(parked: 2))?;
         syn_ack.seq = client.rcv_nxt.wrapping_sub(1);
-        scene.host.inject(&unreachable(&syn_ack)?)?;
+        scene.host.inject(&forge::unreachable(&syn_ack)?)?;
         Ok(())
     })
-}
-
-/// Builds an ICMP error about a segment, as the router next to its destination sends it.
-fn unreachable(segment: &Segment) -> Result<Vec<u8>> {
-    let (server, client) = (segment.source.ip(), segment.destination.ip());
-    let original = segment.build()?;
-    let mut packet = Vec::new();
-    match (client, server) {
-        (IpAddr::V4(client), IpAddr::V4(server)) => {
-            // Destination unreachable, host unreachable: type 3, code 1.
-            let mut icmp = vec![3, 1, 0, 0, 0, 0, 0, 0];
-            icmp.extend(original);
-            checksum(&mut icmp, 0);
-            let length = u16::try_from(20 + icmp.len())?;
-            packet.extend([0x45, 0]);
-            packet.extend(length.to_be_bytes());
-            packet.extend([0, 0, 0, 0, 64, 1, 0, 0]);
-            packet.extend(client.octets());
-            packet.extend(server.octets());
-            let sum = folded(&packet, 0);
-            if let Some(field) = packet.get_mut(10..12) {
-                field.copy_from_slice(&sum.to_be_bytes());
-            }
-            packet.extend(icmp);
-        }
-        (IpAddr::V6(client), IpAddr::V6(server)) => {
-            // Destination unreachable, port unreachable: type 1, code 4.
-            let mut icmp = vec![1, 4, 0, 0, 0, 0, 0, 0];
-            icmp.extend(original);
-            let length = u16::try_from(icmp.len())?;
-            let mut pseudo = client.octets().to_vec();
-            pseudo.extend(server.octets());
-            pseudo.extend(u32::from(length).to_be_bytes());
-            pseudo.extend([0, 0, 0, 58]);
-            checksum(&mut icmp, sum(&pseudo));
-            packet.extend([0x60, 0, 0, 0]);
-            packet.extend(length.to_be_bytes());
-            packet.extend([58, 64]);
-            packet.extend(client.octets());
-            packet.extend(server.octets());
-            packet.extend(icmp);
-        }
-        _ => bail!("no packet goes from {client} to {server}"),
-    }
-    Ok(packet)
-}
-
-/// Fills in the checksum of an ICMP message, its third and fourth byte.
-fn checksum(icmp: &mut [u8], pseudo: u32) {
-    let sum = folded(icmp, pseudo);
-    if let Some(field) = icmp.get_mut(2..4) {
-        field.copy_from_slice(&sum.to_be_bytes());
-    }
-}
-
-fn sum(bytes: &[u8]) -> u32 {
-    bytes
-        .chunks(2)
-        .map(|pair| {
-            let high = pair.first().copied().unwrap_or(0);
-            let low = pair.get(1).copied().unwrap_or(0);
-            u32::from(u16::from_be_bytes([high, low]))
-        })
-        .sum()
-}
-
-fn folded(bytes: &[u8], start: u32) -> u16 {
-    let mut sum = start + sum(bytes);
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 case!(Default, "odd.counted_once" => each_family(counted_once));
@@ -473,9 +374,8 @@ fn counted_once(context: &Context, family: Family) -> Result<()> {
         wrong.ack = client.rcv_nxt.wrapping_add(1000);
         client.send(&wrong)?;
         answer(context, &mut client, "a wrong ACK number")?;
-        let mut far = client.segment(Flags::RST, b"");
-        far.seq = client.snd_nxt.wrapping_sub(1_000_000);
-        client.send(&far)?;
+        let far = client.snd_nxt.wrapping_sub(1_000_000);
+        send_at(&mut client, Flags::RST, b"", far)?;
         scene
             .counts(context, counted!(parked: 1))
             .with_context(|| format!("round {round}"))?;

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
@@ -133,21 +132,13 @@ fn end(context: &Context, listener: &Listener, family: Family) -> Result<()> {
     ensure!(gone, "clients are left: {}", describe(&seen));
     control::set_config(listener, &timeout(60_000))?;
     take(listener, Duration::ZERO)?;
-    let mut client = connect_here(address(family, listener.port()))?;
+    let mut client = connect_here(family.loopback(listener.port()))?;
     client.write_all(REQUEST)?;
     let accepted = listener
         .accept(context.patience())?
         .context("the last client was not accepted")?;
     serve(&accepted)?;
     reset_on_close(&accepted.stream)
-}
-
-fn address(family: Family, port: u16) -> SocketAddr {
-    if family.is_v4_on_the_wire() {
-        (Ipv4Addr::LOCALHOST, port).into()
-    } else {
-        (Ipv6Addr::LOCALHOST, port).into()
-    }
 }
 
 /// Accepts the connections in the queue, and resets them.
@@ -166,7 +157,7 @@ fn take(listener: &Listener, limit: Duration) -> Result<()> {
 
 /// Runs a client that may be reset or dropped at any time.
 fn come(rng: &mut fastrand::Rng, family: Family, port: u16) -> Result<()> {
-    let mut client = match connect_here(address(family, port)) {
+    let mut client = match connect_here(family.loopback(port)) {
         Ok(client) => client,
         // The deadline expired before connect() returned.
         Err(error) if is_reset(&error) => return Ok(()),

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -129,7 +129,7 @@ impl Landmark {
         let config = settings(0, max_parked, word);
         let listener = Listen::filtered(family).config(config).open_here()?;
         let clients = (0..PARKED)
-            .map(|_| connect_here(address(family, listener.port())))
+            .map(|_| connect_here(family.loopback(listener.port())))
             .collect::<Result<_>>()?;
         counts(context, &listener, counted!(parked: PARKED))?;
         Ok(Self {
@@ -156,14 +156,6 @@ impl Landmark {
     }
 }
 
-fn address(family: Family, port: u16) -> SocketAddr {
-    if family.is_v4_on_the_wire() {
-        (Ipv4Addr::LOCALHOST, port).into()
-    } else {
-        (Ipv6Addr::LOCALHOST, port).into()
-    }
-}
-
 /// Opens and closes a listener, filtered or not, with a client or two.
 fn live(rng: &mut fastrand::Rng) -> Result<()> {
     let family = rng.choice(Family::ALL).unwrap_or(Family::V4);
@@ -177,7 +169,7 @@ fn live(rng: &mut fastrand::Rng) -> Result<()> {
     let listener = listen.open_here()?;
     let mut clients = Vec::new();
     for _ in 0..rng.usize(..3) {
-        let mut client = connect_here(address(family, listener.port()))?;
+        let mut client = connect_here(family.loopback(listener.port()))?;
         reset_on_close(&client)?;
         if rng.bool() {
             client.write_all(b"?")?;

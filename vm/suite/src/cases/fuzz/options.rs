@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::Write;
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use accf_kit::control::{accf_config, accf_stats, ACCF_CONFIG, ACCF_STATS, SOL_ACCF};
@@ -203,11 +203,8 @@ fn round(
 /// Returns the address of a peer for sockets of a family.
 fn address_of(peer: &Socket, family: Family) -> Result<SocketAddr> {
     let port = peer.local_addr()?.as_socket().context("no address")?.port();
-    Ok(match family {
-        Family::V4 => (Ipv4Addr::LOCALHOST, port).into(),
-        Family::V6 => (Ipv6Addr::LOCALHOST, port).into(),
-        Family::Mapped => (Ipv4Addr::LOCALHOST.to_ipv6_mapped(), port).into(),
-    })
+    let ip = family.as_seen(family.loopback(port).ip());
+    Ok((ip, port).into())
 }
 
 /// Makes closing a socket a reset, which leaves nothing behind.
