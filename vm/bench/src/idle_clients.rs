@@ -435,14 +435,7 @@ impl IdleClients {
 
 /// Makes a namespace with a large table of connections.
 fn namespace() -> Result<Netns> {
-    const SIZE: &str = "net.ipv4.tcp_child_ehash_entries";
-    // A new namespace takes it from the namespace of the thread that makes it.
-    let here = Netns::current()?;
-    let before = here.sysctl(SIZE)?;
-    here.set_sysctl(SIZE, &TABLE_SIZE.to_string())?;
-    let ns = Netns::new();
-    here.set_sysctl(SIZE, &before)?;
-    let ns = ns?;
+    let ns = Netns::with_table(TABLE_SIZE)?;
     let size = ns.sysctl("net.ipv4.tcp_ehash_entries")?;
     ensure!(
         size == TABLE_SIZE.to_string(),

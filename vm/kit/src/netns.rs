@@ -164,6 +164,21 @@ impl Netns {
         })
     }
 
+    /// Makes a namespace whose table of connections has this size, a power of two.
+    ///
+    /// In a table with fewer places than connections the kernel's own search for one takes longer,
+    /// the more there are, at any listener.
+    pub fn with_table(size: u32) -> Result<Self> {
+        const SIZE: &str = "net.ipv4.tcp_child_ehash_entries";
+        // A new namespace takes the setting of the namespace that its maker is in.
+        let here = Self::current()?;
+        let before = here.sysctl(SIZE)?;
+        here.set_sysctl(SIZE, &size.to_string())?;
+        let ns = Self::new();
+        here.set_sysctl(SIZE, &before)?;
+        ns
+    }
+
     /// Returns the index of an interface inside.
     pub fn interface_index(&self, interface: &str) -> Result<u32> {
         self.run(|| {

@@ -455,18 +455,14 @@ mod tests {
             )
         };
         assert!(of(Flags::SYN).is_syn() && !of(Flags::SYN).is_syn_ack());
-        let syn_ack = Flags {
-            syn: true,
-            ..Flags::ACK
-        };
-        assert!(of(syn_ack).is_syn_ack() && !of(syn_ack).is_syn());
+        assert!(of(Flags::SYN_ACK).is_syn_ack() && !of(Flags::SYN_ACK).is_syn());
         assert!(of(Flags::ACK).is_bare_ack());
         assert!(!of(Flags::FIN_ACK).is_bare_ack());
         let mut data = of(Flags::ACK);
         data.payload = vec![1];
         assert!(!data.is_bare_ack());
         assert!(data.touches(5) && data.touches(9) && !data.touches(6));
-        assert_eq!(syn_ack.to_string(), "S.");
+        assert_eq!(Flags::SYN_ACK.to_string(), "S.");
     }
 
     proptest::proptest! {

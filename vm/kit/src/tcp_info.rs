@@ -55,14 +55,8 @@ impl From<u8> for State {
 pub struct TcpInfo {
     /// The socket's state.
     pub state: State,
-    /// Retransmissions of the segment that waits for its acknowledgement now.
-    pub retransmits: u8,
-    /// How often the retransmission timeout has been doubled.
-    pub backoff: u8,
     /// The retransmission timeout.
     pub rto: Duration,
-    /// The delayed-acknowledgement timeout.
-    pub ato: Duration,
     /// How long ago data was sent; before any was, how long ago the kernel made the socket. In
     /// whole clock ticks.
     pub since_data_sent: Duration,
@@ -72,26 +66,14 @@ pub struct TcpInfo {
     pub rtt_var: Duration,
     /// The shortest round-trip time seen.
     pub min_rtt: Duration,
-    /// The sender's maximum segment size, in bytes.
-    pub snd_mss: u32,
-    /// The slow-start threshold, in segments.
-    pub snd_ssthresh: u32,
-    /// The congestion window, in segments.
-    pub snd_cwnd: u32,
     /// On a listener: connections that wait for `accept()`. Elsewhere: segments not acknowledged.
     pub unacked: u32,
-    /// On a listener: its backlog. Elsewhere: segments acknowledged selectively.
-    pub sacked: u32,
     /// Retransmitted segments, over the connection's life.
     pub total_retrans: u32,
     /// The path MTU, in bytes.
     pub path_mtu: u32,
-    /// Bytes of ours acknowledged.
-    pub bytes_acked: u64,
     /// Bytes received.
     pub bytes_received: u64,
-    /// Segments sent.
-    pub segs_out: u32,
     /// Segments received.
     pub segs_in: u32,
 }
@@ -122,24 +104,15 @@ impl TcpInfo {
         let micros = |at: usize| Some(Duration::from_micros(u64::from(word(at)?)));
         Some(Self {
             state: State::from(byte(0)?),
-            retransmits: byte(2)?,
-            backoff: byte(4)?,
             rto: micros(8)?,
-            ato: micros(12)?,
             since_data_sent: millis(44)?,
             rtt: micros(68)?,
             rtt_var: micros(72)?,
             min_rtt: micros(148)?,
-            snd_mss: word(16)?,
-            snd_ssthresh: word(76)?,
-            snd_cwnd: word(80)?,
             unacked: word(24)?,
-            sacked: word(28)?,
             total_retrans: word(100)?,
             path_mtu: word(60)?,
-            bytes_acked: long(120)?,
             bytes_received: long(128)?,
-            segs_out: word(136)?,
             segs_in: word(140)?,
         })
     }

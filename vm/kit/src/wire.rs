@@ -202,11 +202,6 @@ impl Wire {
     pub fn watch_server(&self) -> Result<Capture> {
         Capture::start(&self.server, INTERFACE)
     }
-
-    /// Starts to watch the client's end of the cable.
-    pub fn watch_client(&self) -> Result<Capture> {
-        Capture::start(&self.client, INTERFACE)
-    }
 }
 
 /// A time in which a cable loses all that the server sends.

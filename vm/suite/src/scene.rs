@@ -19,7 +19,8 @@ use accf_kit::segment::Segment;
 use accf_kit::tcp_info::{State, TcpInfo};
 use accf_kit::wire::Wire;
 use accf_kit::{sockets, ulp, wait};
-use anyhow::{ensure, Context as _, Result};
+use anyhow::{bail, ensure, Context as _, Result};
+use nix::errno::Errno;
 
 pub(crate) use accf_kit::netns::join_scoped;
 
@@ -368,6 +369,11 @@ impl RawScene {
         Ok((client, ack))
     }
 
+    /// Returns several clients that have done so, one after another.
+    pub(crate) fn parked_many(&self, context: &Context, count: usize) -> Result<Vec<RawClient>> {
+        (0..count).map(|_| Ok(self.parked(context)?.0)).collect()
+    }
+
     /// Gives the listener a past: one client was served, one has reset, and one, which is returned,
     /// is parked.
     pub(crate) fn served_reset_and_parked(&self, context: &Context) -> Result<(RawClient, Stats)> {
@@ -512,6 +518,17 @@ pub(crate) fn requests(ns: &Netns, port: u16, context: &Context, expected: usize
     })?;
     expect_eq!(seen, expected, "requests of port {port} in SYN_RECV");
     Ok(())
+}
+
+/// Returns the errno of a system call that failed.
+pub(crate) fn errno<T>(result: io::Result<T>) -> Result<Option<Errno>> {
+    match result {
+        Ok(_) => Ok(None),
+        Err(error) => match error.raw_os_error() {
+            Some(number) => Ok(Some(Errno::from_raw(number))),
+            None => bail!("not an errno: {error}"),
+        },
+    }
 }
 
 /// Reads a request from an accepted connection and answers it.

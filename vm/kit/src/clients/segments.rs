@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, bail, ensure, Context as _, Result};
+use anyhow::{bail, ensure, Context as _, Result};
 use nix::sched::{sched_setaffinity, CpuSet};
 use nix::unistd::Pid;
 
@@ -20,7 +20,7 @@ use super::{
 use crate::control::{set_config, OnTimeout};
 use crate::endpoint::{Family, Listener};
 use crate::exchange::ANONYMOUS;
-use crate::netns::Netns;
+use crate::netns::{join_scoped, Netns};
 use crate::segment::{Flags, Segment};
 use crate::server::{Served, Server};
 use crate::tun_clients::{TunClient, TunClients};
@@ -201,8 +201,7 @@ impl Clients<Segments> {
             let thread = scope.spawn(|| server.run(&over));
             let result = self.run_and_drain(pace, more, drain);
             over.store(true, Ordering::Relaxed);
-            let served = thread.join().map_err(|_| anyhow!("the server panicked"))?;
-            result.and(served)
+            result.and(join_scoped(thread))
         })?;
         Ok((0..listeners.len())
             .map(|index| server.served(index))

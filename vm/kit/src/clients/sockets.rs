@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{anyhow, bail, ensure, Context as _, Result};
+use anyhow::{bail, ensure, Context as _, Result};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -17,7 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::{Acted, Behaviour, Clients, Event, Fate, Limit, Mix, Pace, Target, Timing, Transport};
 use crate::endpoint::let_data_carry_the_ack;
 use crate::exchange::{reply, request};
-use crate::netns::Netns;
+use crate::netns::{join_scoped, Netns};
 
 /// Kinds of clients, and how many of a hundred are of each.
 pub const MIX: &Mix = &[
@@ -113,9 +113,7 @@ impl Clients<Sockets> {
             while !gone.load(Ordering::Relaxed) && !clients.is_finished() {
                 meanwhile()?;
             }
-            clients
-                .join()
-                .map_err(|_| anyhow!("the clients panicked"))?
+            join_scoped(clients)
         })
     }
 }

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
 use std::time::Duration;
 
+use accf_kit::account::at_rest;
 use accf_kit::control::{self, settings, OnTimeout, Stats};
 use accf_kit::endpoint::{connect_here, reset_on_close, Family, Listen};
 use accf_kit::segment::Segment;
-use anyhow::{anyhow, ensure, Context as _, Result};
+use anyhow::{ensure, Context as _, Result};
 
 use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{consistent, counted, describe, stats};
@@ -149,10 +150,7 @@ fn consistent_always(context: &Context, family: Family) -> Result<()> {
             .collect();
         let mut outcome = Ok(());
         for client in clients {
-            let result = client
-                .join()
-                .unwrap_or_else(|_| Err(anyhow!("a client panicked")));
-            outcome = outcome.and(result);
+            outcome = outcome.and(join_scoped(client));
         }
         over.store(true, Ordering::Relaxed);
         join_scoped(accepting)?;
@@ -171,12 +169,7 @@ fn consistent_always(context: &Context, family: Family) -> Result<()> {
     let seen = stats(&scene.listener)?;
     context.note(describe(&seen));
     expect_eq!(seen.bypassed(), 0, "connections that could not be parked");
-    expect_eq!(
-        (seen.parked, seen.half_open, seen.half_open_young),
-        (0, 0, 0),
-        "parked, half-open and young requests in the end"
-    );
-    Ok(())
+    at_rest(&seen)
 }
 
 /// Checks that no total has shrunk.

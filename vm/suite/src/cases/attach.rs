@@ -9,22 +9,16 @@ use std::os::fd::AsFd;
 use accf_kit::endpoint::{bound, connect, connect_here, set_tcp_option, Family, Listen};
 use accf_kit::netns::Netns;
 use accf_kit::ulp::{self, DATAREADY};
-use anyhow::{bail, ensure, Context as _, Result};
+use anyhow::{ensure, Context as _, Result};
 use nix::errno::Errno;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::case::{case, each_family, expect_eq, once, Context};
-use crate::scene::{exchange_and_close, expect_filter, reads_end, Scene, WireScene};
+use crate::scene::{errno, exchange_and_close, expect_filter, reads_end, Scene, WireScene};
 
 /// Attaches a filter and returns the errno of the call.
 fn errno_of_attaching(socket: impl AsFd, name: &str) -> Result<Option<Errno>> {
-    match ulp::attach(socket, name) {
-        Ok(()) => Ok(None),
-        Err(error) => match error.raw_os_error() {
-            Some(number) => Ok(Some(Errno::from_raw(number))),
-            None => bail!("attach: {error}"),
-        },
-    }
+    errno(ulp::attach(socket, name))
 }
 
 case!(Unloaded, "attach.enoent_without_the_module" => once(not_loaded));

@@ -6,6 +6,7 @@
 use std::thread::sleep;
 use std::time::Duration;
 
+use accf_kit::account::at_rest;
 use accf_kit::control::{self, timeout};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::{Family, Listen};
@@ -20,9 +21,17 @@ use crate::case::{case, each_family, expect_eq, expect_in, Context, Kernel, Skip
 use crate::count::{counted, describe, stats};
 use crate::scene::{requests, serve, serve_raw, RawScene, Scene, REQUEST};
 
-/// Returns how long a swarm waits for a segment that has to come.
-fn limit(context: &Context) -> Duration {
-    context.patience()
+/// Loads the module, and opens a filtered listener that many raw clients can connect to.
+fn scene_with_clients(
+    context: &Context,
+    family: Family,
+    backlog: i32,
+) -> Result<(RawScene, TunClients)> {
+    module::reload("")?;
+    let listen = Listen::filtered(family).backlog(backlog);
+    let scene = RawScene::new(context, family, &listen)?;
+    let tun = TunClients::new(&scene.ns, family, scene.port())?;
+    Ok((scene, tun))
 }
 
 /// Checks that counters of a namespace have not grown.
@@ -46,11 +55,9 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
         Kernel::Stock => 10_000,
         Kernel::Dev => 2_000,
     };
-    module::reload("")?;
-    let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
-    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
+    let (scene, mut tun) = scene_with_clients(context, family, 128)?;
     let before = Counters::read(&scene.ns)?;
-    let mut members = swarm.open(0..count, limit(context))?;
+    let mut clients = tun.open(0..count, context.patience())?;
     let seen = scene.read_counts(context, counted!(parked: count.into()))?;
     context.note(describe(&seen));
     expect_eq!(
@@ -60,7 +67,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
     );
 
     // No SYN-ACK is sent again, and no timer of theirs fires.
-    let quiet = swarm.pump(Duration::from_millis(1500), |nth, segment| {
+    let quiet = tun.pump(Duration::from_millis(1500), |nth, segment| {
         bail!("client {nth} got {segment}, out of nothing")
     })?;
     ensure!(!quiet, "an idle client got a segment");
@@ -96,16 +103,16 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
 
     // Each of them is served as soon as it sends data.
     let mut rng = context.rng();
-    rng.shuffle(&mut members);
-    for member in members.iter_mut().take(SPEAKERS) {
-        swarm.push(member, Flags::PSH_ACK, REQUEST)?;
-        let accepted = scene.accept_from_port(context, swarm.address(member.nth).port())?;
+    rng.shuffle(&mut clients);
+    for client in clients.iter_mut().take(SPEAKERS) {
+        tun.push(client, Flags::PSH_ACK, REQUEST)?;
+        let accepted = scene.accept_from_port(context, tun.address(client.nth).port())?;
         serve(&accepted)?;
-        swarm.push(member, Flags::RST, b"")?;
+        tun.push(client, Flags::RST, b"")?;
     }
     // The same number reset.
-    for member in members.iter_mut().skip(SPEAKERS).take(SPEAKERS) {
-        swarm.push(member, Flags::RST, b"")?;
+    for client in clients.iter_mut().skip(SPEAKERS).take(SPEAKERS) {
+        tun.push(client, Flags::RST, b"")?;
     }
     let spoken = SPEAKERS as u64;
     scene.counts(
@@ -121,7 +128,7 @@ fn thousands(context: &Context, family: Family) -> Result<()> {
     let port = listener.port();
     drop(listener);
     requests(&ns, port, context, 0)?;
-    drop(swarm);
+    drop(tun);
     module::unload(context.patience())
 }
 
@@ -130,9 +137,9 @@ case!(Alone, "backlog.the_kernels_own_deferral_fills_it" => each_family(deferred
 fn deferred(context: &Context, family: Family) -> Result<()> {
     const COUNT: u32 = 500;
     let scene = RawScene::new(context, family, &Listen::deferred(family, 60).backlog(128))?;
-    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
+    let mut tun = TunClients::new(&scene.ns, family, scene.port())?;
     let before = Counters::read(&scene.ns)?;
-    let answered = swarm.try_open(0..COUNT, Duration::from_millis(400))?;
+    let answered = tun.try_open(0..COUNT, Duration::from_millis(400))?;
     let requests = sockets::requests(&scene.ns, scene.port())?;
     let cookies = Counters::read(&scene.ns)?.growth(&before, "TcpExtSyncookiesSent")?;
     context.note(format!(
@@ -148,25 +155,23 @@ case!(Alone, "backlog.syns_only" => each_family(syns_only));
 /// Checks that requests with a SYN only fill the backlog, and are counted exactly.
 fn syns_only(context: &Context, family: Family) -> Result<()> {
     const SYNS: u32 = 60;
-    module::reload("")?;
-    let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(256))?;
-    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
-    swarm.open(1000..1100, limit(context))?;
+    let (scene, mut tun) = scene_with_clients(context, family, 256)?;
+    tun.open(1000..1100, context.patience())?;
     // One of them may still count as half-open until the next one is parked.
     scene.counts(context, counted!(parked: 100))?;
     let spare = stats(&scene.listener)?.half_open;
-    let mut members: Vec<_> = (0..SYNS).map(|nth| swarm.client(nth)).collect();
-    for member in &mut members {
-        swarm.syn(member)?;
+    let mut clients: Vec<_> = (0..SYNS).map(|nth| tun.client(nth)).collect();
+    for client in &mut clients {
+        tun.syn(client)?;
     }
     let mut answers = 0;
     while answers < SYNS {
-        let any = swarm.pump(limit(context), |nth, segment| {
-            let member = members
+        let any = tun.pump(context.patience(), |nth, segment| {
+            let client = clients
                 .get_mut(nth as usize)
                 .context("a segment for another client")?;
             ensure!(segment.is_syn_ack(), "not a SYN-ACK: {segment}");
-            member.rcv_nxt = segment.end_seq();
+            client.rcv_nxt = segment.end_seq();
             answers += 1;
             Ok(())
         })?;
@@ -200,13 +205,13 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
     );
     // Some reset, some acknowledge, some send data.
     let (resets, acks, data) = (10, 30, 20);
-    for (index, member) in members.iter_mut().enumerate() {
+    for (index, client) in clients.iter_mut().enumerate() {
         if index < resets {
-            swarm.push(member, Flags::RST, b"")?;
+            tun.push(client, Flags::RST, b"")?;
         } else if index < resets + acks {
-            swarm.push(member, Flags::ACK, b"")?;
+            tun.push(client, Flags::ACK, b"")?;
         } else {
-            swarm.push(member, Flags::PSH_ACK, REQUEST)?;
+            tun.push(client, Flags::PSH_ACK, REQUEST)?;
         }
     }
     scene.counts(context, counted!(parked: 130))?;
@@ -220,14 +225,8 @@ fn syns_only(context: &Context, family: Family) -> Result<()> {
         drop(scene.accept(context)?);
     }
     scene.counts(context, counted!(timeout_accept: 130))?;
-    let seen = stats(&scene.listener)?;
-    expect_eq!(
-        (seen.half_open, seen.half_open_young),
-        (0, 0),
-        "half-open and young requests in the end"
-    );
-    drop(scene);
-    drop(swarm);
+    at_rest(&stats(&scene.listener)?)?;
+    drop((scene, tun));
     module::unload(context.patience())
 }
 
@@ -237,15 +236,13 @@ case!(Alone, "backlog.flood_beside_the_parked" => each_family(flood));
 fn flood(context: &Context, family: Family) -> Result<()> {
     const PARKED: u32 = 300;
     const SYNS: u32 = 400;
-    module::reload("")?;
-    let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
-    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
+    let (scene, mut tun) = scene_with_clients(context, family, 128)?;
     let before = Counters::read(&scene.ns)?;
-    let mut parked = swarm.open(0..PARKED, limit(context))?;
+    let mut parked = tun.open(0..PARKED, context.patience())?;
     scene.counts(context, counted!(parked: PARKED.into()))?;
     for nth in 10_000..10_000 + SYNS {
-        let mut member = swarm.client(nth);
-        swarm.syn(&mut member)?;
+        let mut client = tun.client(nth);
+        tun.syn(&mut client)?;
     }
     let seen = stats(&scene.listener)?;
     context.note(describe(&seen));
@@ -263,16 +260,15 @@ fn flood(context: &Context, family: Family) -> Result<()> {
     expect_eq!(seen.bypass_syncookie, 1, "connections made of cookies");
     expect_eq!(seen.parked, u64::from(PARKED), "parked connections");
     // The requests parked before are still there.
-    for member in parked.iter_mut().take(50) {
-        swarm.push(member, Flags::PSH_ACK, REQUEST)?;
-        let accepted = scene.accept_from_port(context, swarm.address(member.nth).port())?;
+    for client in parked.iter_mut().take(50) {
+        tun.push(client, Flags::PSH_ACK, REQUEST)?;
+        let accepted = scene.accept_from_port(context, tun.address(client.nth).port())?;
         serve(&accepted)?;
     }
     let seen = stats(&scene.listener)?;
     expect_eq!(seen.released_data, 50, "connections released by data");
     expect_eq!(seen.bypassed(), 1, "connections that could not be parked");
-    drop(scene);
-    drop(swarm);
+    drop((scene, tun));
     module::unload(context.patience())
 }
 
@@ -280,13 +276,11 @@ case!(Alone, "backlog.of_one" => each_family(of_one));
 /// Checks that the smallest backlog holds any number of idle clients and refuses none.
 fn of_one(context: &Context, family: Family) -> Result<()> {
     const CLIENTS: u32 = 30;
-    module::reload("")?;
-    let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(1))?;
-    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
+    let (scene, mut tun) = scene_with_clients(context, family, 1)?;
     let before = Counters::read(&scene.ns)?;
     for nth in 0..CLIENTS {
         // One by one: two handshakes at once exceed the backlog.
-        swarm.open(nth..nth + 1, limit(context))?;
+        tun.open(nth..nth + 1, context.patience())?;
     }
     scene.counts(context, counted!(parked: CLIENTS.into()))?;
     let mut client = scene.half_open(context)?;
@@ -301,8 +295,7 @@ fn of_one(context: &Context, family: Family) -> Result<()> {
     ] {
         expect_eq!(after.growth(&before, counter)?, 0, "growth of {counter}");
     }
-    drop(scene);
-    drop(swarm);
+    drop((scene, tun));
     module::unload(context.patience())
 }
 
@@ -314,16 +307,14 @@ fn memory(context: &Context, family: Family) -> Result<()> {
     if context.kernel == Kernel::Dev {
         return Err(Skip("this kernel's checkers keep memory of their own".to_owned()).into());
     }
-    module::reload("")?;
-    let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(128))?;
-    let mut swarm = TunClients::new(&scene.ns, family, scene.port())?;
+    let (scene, mut tun) = scene_with_clients(context, family, 128)?;
     // Not counted: what is allocated once for each address, and in stock for each processor.
     let first = 1_000;
-    swarm.open(0..first, limit(context))?;
+    tun.open(0..first, context.patience())?;
     scene.counts(context, counted!(parked: first.into()))?;
     sleep(Duration::from_millis(300));
     let before = Slabs::read()?;
-    swarm.open(first..first + COUNT, limit(context))?;
+    tun.open(first..first + COUNT, context.patience())?;
     scene.counts(context, counted!(parked: u64::from(first + COUNT)))?;
     sleep(Duration::from_millis(300));
     let growth = Slabs::read()?.growth(&before);
@@ -344,7 +335,6 @@ fn memory(context: &Context, family: Family) -> Result<()> {
         200.0..=MOST,
         "bytes of a parked connection ({growth:?})"
     );
-    drop(scene);
-    drop(swarm);
+    drop((scene, tun));
     module::unload(context.patience())
 }

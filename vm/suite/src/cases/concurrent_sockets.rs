@@ -17,7 +17,7 @@ use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::server::{Served, Server};
 use accf_kit::wire::Wire;
 use accf_kit::{module, sockets, wait};
-use anyhow::{bail, ensure, Result};
+use anyhow::{ensure, Result};
 
 use crate::case::{case, expect_eq, expect_in, once, Context};
 use crate::scene::join_scoped;
@@ -109,8 +109,7 @@ fn run(context: &Context, deadline: Option<Duration>, count: u64) -> Result<()> 
             .collect();
         let mut result = Ok(());
         for thread in clients {
-            let joined = thread.join();
-            result = result.and(joined.unwrap_or_else(|_| bail!("a client panicked")));
+            result = result.and(join_scoped(thread));
         }
         // The last connections may still be on their way to accept().
         sleep(context.prompt());

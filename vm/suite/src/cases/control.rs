@@ -2,7 +2,6 @@
 
 //! What a server can set and read: `SOL_ACCF`, the module's parameters, `inet_diag`.
 
-use std::io;
 use std::net::Shutdown;
 use std::num::NonZeroU32;
 use std::os::fd::AsFd;
@@ -27,7 +26,8 @@ use socket2::SockRef;
 use crate::case::{case, each_family, expect_eq, expect_in, once, Context};
 use crate::count::{counted, counts, describe, read_counts};
 use crate::scene::{
-    close, exchange_and_close, expect_reset, receives_nothing, serve, RawScene, Scene, WireScene,
+    close, errno, exchange_and_close, expect_reset, receives_nothing, serve, RawScene, Scene,
+    WireScene,
 };
 
 /// The defaults of the module's parameters.
@@ -54,17 +54,6 @@ fn numbers(listener: impl AsFd) -> Result<(u32, u32, u32)> {
     match (word(0), word(1), word(2)) {
         (Some(timeout), Some(max), Some(policy)) => Ok((timeout, max, policy)),
         _ => bail!("the configuration is too short"),
-    }
-}
-
-/// Returns the errno of a system call that failed.
-fn errno<T>(result: io::Result<T>) -> Result<Option<Errno>> {
-    match result {
-        Ok(_) => Ok(None),
-        Err(error) => match error.raw_os_error() {
-            Some(number) => Ok(Some(Errno::from_raw(number))),
-            None => bail!("not an errno: {error}"),
-        },
     }
 }
 
@@ -565,10 +554,7 @@ case!(Default, "control.fewer_while_parked" => each_family(fewer));
 /// Checks that a smaller `max_parked` evicts the oldest, and keeps the others.
 fn fewer(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::filtered(context, family)?;
-    let mut clients = Vec::new();
-    for _ in 0..6 {
-        clients.push(scene.parked(context)?.0);
-    }
+    let mut clients = scene.parked_many(context, 6)?;
     scene.counts(context, counted!(parked: 6))?;
     let set = Stamp::now();
     control::set_config(&scene.listener, &settings(60_000, 4, OnTimeout::Accept))?;

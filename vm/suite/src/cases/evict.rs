@@ -9,7 +9,7 @@ use std::time::Duration;
 use accf_kit::clock::Stamp;
 use accf_kit::control::{self, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen};
-use accf_kit::raw::{RawClient, RawHost};
+use accf_kit::raw::RawClient;
 use anyhow::{Context as _, Result};
 
 use crate::case::{case, each_family, expect_eq, once, Context};
@@ -184,10 +184,7 @@ case!(FourPerNetns, "evict.namespace_ceiling" => each_family(namespace_ceiling))
 fn namespace_ceiling(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::filtered(context, family)?;
     let second = Listen::filtered(family).open(&scene.ns)?;
-    let mut parked = VecDeque::new();
-    for _ in 0..4 {
-        parked.push_back(scene.parked(context)?.0);
-    }
+    let mut parked = VecDeque::from(scene.parked_many(context, 4)?);
     scene.counts(context, counted!(parked: 4))?;
 
     // The second listener has no request to evict: its client is accepted as on a plain one.
@@ -268,14 +265,11 @@ fn namespaces(context: &Context, family: Family) -> Result<()> {
     drop(first);
     // A new namespace starts with a count of zero.
     let third = RawScene::filtered(context, family)?;
-    for _ in 0..4 {
-        clients.push(third.parked(context)?.0);
-    }
+    clients.extend(third.parked_many(context, 4)?);
     for scene in [&second, &third] {
         scene.counts(context, counted!(parked: 4))?;
     }
-    let other: &RawHost = &third.host;
-    let mut fifth = other.client(family, third.port());
+    let mut fifth = third.client();
     fifth.open(context.patience())?;
     third.counts(context, counted!(parked: 4, evicted: 1))?;
     second.counts(context, counted!(parked: 4))?;

@@ -24,8 +24,8 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::case::{case, each_family, expect_eq, expect_in, families, once, Context, Kernel};
 use crate::scene::{
-    accept_while, bare_ack, close, established, exchange_and_close, expect_filter, join_scoped,
-    reads_end, rest, serve, totals, Scene, WireScene,
+    accept, accept_while, bare_ack, close, established, exchange_and_close, expect_filter,
+    join_scoped, reads_end, rest, serve, totals, Scene, WireScene,
 };
 
 case!(Default, "hold.bare_ack_then_data" => each_family(bare_ack_then_data));
@@ -159,9 +159,7 @@ fn rtt(context: &Context, family: Family, timestamps: Timestamps) -> Result<()> 
     client.request()?;
     plain_client.write_all(b"x")?;
     let accepted = scene.accept(context)?;
-    let plain_accepted = plain
-        .accept(context.patience())?
-        .context("the plain listener has no connection")?;
+    let plain_accepted = accept(&plain, context)?;
     (&plain_accepted.stream).read_exact(&mut [0])?;
     let (held, free) = (
         TcpInfo::of(&accepted.stream)?,
@@ -441,14 +439,13 @@ fn attached_while_listening(context: &Context, family: Family) -> Result<()> {
     let (early, _) = scene.connect_and_ack(context)?;
     scene.requests(context, 0)?;
     ulp::attach(&scene.listener, ulp::DATAREADY).context("attach")?;
-    let (late, _) = scene.connect_and_ack(context)?;
+    let (mut late, _) = scene.connect_and_ack(context)?;
     let accepted = scene.accept_from(context, &early)?;
     scene.accept_nothing(
         Duration::from_millis(500),
         "the second client has not sent anything",
     )?;
     exchange_and_close(early, accepted)?;
-    let mut late = late;
     let accepted = scene.serve_parked(context, &mut late)?;
     close(late, accepted)
 }
@@ -554,7 +551,7 @@ fn plain_beside(context: &Context) -> Result<()> {
     let family = Family::V4;
     let scene = WireScene::filtered(context, family)?;
     let plain = Listen::plain(family).open(&scene.wire.server)?;
-    let (held, _) = scene.connect_and_ack(context)?;
+    let (mut held, _) = scene.connect_and_ack(context)?;
     let server = scene.wire.server_address(family, plain.port());
     let (accepted, client) = accept_while(&plain, context, || connect(&scene.wire.client, server))?;
     let ack = bare_ack(&scene.capture, context, client.local_addr()?.port())?;
@@ -567,6 +564,5 @@ fn plain_beside(context: &Context) -> Result<()> {
     let trace = scene.capture.so_far()?.from_port(plain.port());
     expect_eq!(trace.sent().syn_acks(), 1, "SYN-ACKs of the plain listener");
     drop((accepted, client));
-    let mut held = held;
     scene.serve(context, &mut held)
 }

@@ -290,17 +290,17 @@ fn closed_at_the_deadline(context: &Context) -> Result<()> {
     let ns = Netns::new()?;
     let mut rng = context.rng();
     let listen = Listen::filtered(family).backlog(1024).port(4003);
-    let mut swarm = TunClients::new(&ns, family, 4003)?;
+    let mut tun = TunClients::new(&ns, family, 4003)?;
     for round in 0..rounds {
         let listener = listen.open(&ns)?;
         let first = round * CLIENTS;
-        let mut members = swarm.open(first..first + CLIENTS, context.patience())?;
+        let mut clients = tun.open(first..first + CLIENTS, context.patience())?;
         let on_timeout = match round % 3 {
             0 => OnTimeout::Reset,
             1 => OnTimeout::Drop,
             _ => OnTimeout::Accept,
         };
-        rng.shuffle(&mut members);
+        rng.shuffle(&mut clients);
         let pause = Duration::from_micros(rng.u64(..5_000));
         thread::scope(|scope| -> Result<()> {
             let closer = scope.spawn(move || -> Result<()> {
@@ -309,15 +309,15 @@ fn closed_at_the_deadline(context: &Context) -> Result<()> {
                 drop(listener);
                 Ok(())
             });
-            for member in &mut members {
-                swarm.push(member, Flags::RST, b"")?;
+            for client in &mut clients {
+                tun.push(client, Flags::RST, b"")?;
             }
             join_scoped(closer)
         })?;
         requests(&ns, 4003, context, 0)?;
-        while swarm.pump(Duration::ZERO, |_, _| Ok(()))? {}
+        while tun.pump(Duration::ZERO, |_, _| Ok(()))? {}
     }
-    drop(swarm);
+    drop(tun);
     refcount_is_zero(context)?;
     unloads(context)
 }

@@ -34,6 +34,9 @@ const ACTIVE: u32 = 61;
 /// How many of the parked clients send a request, and how many reset.
 const SPEAKERS: usize = 100;
 
+/// The size of the namespace's table of connections: it has a place for each of them.
+const TABLE_SIZE: u32 = 1 << 18;
+
 /// How often as long an active client may take beside the parked ones, and how much longer on top
 /// of that: what is measured is a median, and this machine may do other things.
 const TIMES_LONGER: u32 = 2;
@@ -134,7 +137,7 @@ case!(
 fn beside(context: &Context, family: Family) -> Result<()> {
     let count = parked_count(context.kernel, family);
     module::reload("")?;
-    let ns = roomy_namespace()?;
+    let ns = Netns::with_table(TABLE_SIZE)?;
     let config = settings(3_600_000, count + 10, OnTimeout::Accept);
     let listener = Listen::filtered(family)
         .config(config)
@@ -246,18 +249,4 @@ fn beside(context: &Context, family: Family) -> Result<()> {
     drop(tun);
     drop(ns);
     module::unload(context.patience())
-}
-
-/// Makes a namespace whose table of connections has a place for each of them. In a smaller one
-/// the kernel's own search for one connection takes longer, the more there are, at any listener.
-fn roomy_namespace() -> Result<Netns> {
-    const SIZE: &str = "net.ipv4.tcp_child_ehash_entries";
-    const PLACES: u32 = 1 << 18;
-    // A new namespace takes the setting of the namespace that its maker is in.
-    let here = Netns::current()?;
-    let before = here.sysctl(SIZE)?;
-    here.set_sysctl(SIZE, &PLACES.to_string())?;
-    let ns = Netns::new();
-    here.set_sysctl(SIZE, &before)?;
-    ns
 }

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
+use accf_kit::account::{at_rest, settle};
 use accf_kit::control::{self, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::raw::{RawClient, RawHost};
@@ -26,6 +27,15 @@ use crate::scene::{requests, serve, REQUEST};
 enum Target {
     Filtered,
     Plain,
+}
+
+impl Target {
+    fn listen(self, family: Family) -> Listen {
+        match self {
+            Self::Filtered => Listen::filtered(family).reuse_port(),
+            Self::Plain => Listen::plain(family).reuse_port(),
+        }
+    }
 }
 
 /// How the first listener stops.
@@ -76,11 +86,7 @@ impl Group {
         }
         counts(context, &first, counted!(parked: CLIENTS as u64))?;
         // Opened after the clients have connected, so that all of them are the first listener's.
-        let second = match target {
-            Target::Filtered => Listen::filtered(family).reuse_port(),
-            Target::Plain => Listen::plain(family).reuse_port(),
-        };
-        let second = second.port(first.port()).open(&ns)?;
+        let second = target.listen(family).port(first.port()).open(&ns)?;
         Ok(Self {
             ns,
             host,
@@ -157,18 +163,9 @@ fn accounts_of(context: &Context, second: &Listener, target: Target) -> Result<(
     if target == Target::Plain {
         return Ok(());
     }
-    let mut seen = stats(second)?;
-    wait::until(context.patience(), || {
-        seen = stats(second)?;
-        Ok((seen.parked, seen.half_open, seen.half_open_young) == (0, 0, 0))
-    })?;
+    let seen =
+        settle(second, context.patience(), at_rest, || Ok(())).context("the second listener")?;
     context.note(format!("the second listener: {}", describe(&seen)));
-    expect_eq!(
-        (seen.parked, seen.half_open, seen.half_open_young),
-        (0, 0, 0),
-        "parked, half-open and young requests of the second listener, of {}",
-        describe(&seen)
-    );
     Ok(())
 }
 
@@ -334,16 +331,8 @@ case!(
 fn then_reset(context: &Context, family: Family, closed: &[Target]) -> Result<()> {
     let mut group = Group::new(context, family, Target::Filtered, 60_000)?;
     for target in closed {
-        let third = match target {
-            Target::Filtered => Listen::filtered(family),
-            Target::Plain => Listen::plain(family),
-        };
-        drop(
-            third
-                .reuse_port()
-                .port(group.second.port())
-                .open(&group.ns)?,
-        );
+        let third = target.listen(family).port(group.second.port());
+        drop(third.open(&group.ns)?);
     }
     group.first()?.socket().shutdown(Shutdown::Both)?;
     for client in &mut group.clients {

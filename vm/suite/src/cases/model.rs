@@ -149,13 +149,6 @@ impl Tally {
     }
 }
 
-/// The result of a history.
-enum Verdict {
-    AsPredicted(Done),
-    Differs(String),
-    GivenUp,
-}
-
 struct Rehearsal<'a> {
     theatre: ModelRunner<'a>,
     pace: Pace,
@@ -173,37 +166,31 @@ impl Rehearsal<'_> {
             trees.push(tree.map_err(|reason| anyhow!("no history: {reason}"))?);
         }
         let histories: Vec<History> = trees.iter().map(ValueTree::current).collect();
-        let verdicts = self.verdicts(&histories)?;
-        for (verdict, mut tree) in verdicts.into_iter().zip(trees) {
-            match verdict {
-                Verdict::AsPredicted(done) => self.tally.add(&done),
-                Verdict::GivenUp => self.tally.given_up += 1,
-                Verdict::Differs(difference) => return self.explain(&mut tree, difference),
+        let outcomes = self.outcomes(&histories)?;
+        for (outcome, mut tree) in outcomes.into_iter().zip(trees) {
+            match outcome {
+                Outcome::AsPredicted(done) => self.tally.add(&done),
+                Outcome::Late => self.tally.given_up += 1,
+                Outcome::Differs(difference) => return self.explain(&mut tree, difference),
             }
         }
         Ok(())
     }
 
-    /// Plays histories until the machine is fast enough.
-    fn verdicts(&mut self, histories: &[History]) -> Result<Vec<Verdict>> {
-        let mut verdicts: Vec<Verdict> = histories.iter().map(|_| Verdict::GivenUp).collect();
+    /// Plays histories until the machine is fast enough, or gives some up.
+    fn outcomes(&mut self, histories: &[History]) -> Result<Vec<Outcome>> {
+        let mut outcomes = vec![Outcome::Late; histories.len()];
         let mut open: Vec<usize> = (0..histories.len()).collect();
         for _ in 0..ATTEMPTS {
             let batch = open.iter().filter_map(|&it| histories.get(it));
             let batch: Vec<History> = batch.cloned().collect();
-            let outcomes = self.theatre.run(&batch)?;
             let mut again = Vec::new();
-            for (outcome, index) in outcomes.into_iter().zip(open) {
-                let verdict = match outcome {
-                    Outcome::AsPredicted(done) => Verdict::AsPredicted(done),
-                    Outcome::Differs(difference) => Verdict::Differs(difference),
-                    Outcome::Late => {
-                        again.push(index);
-                        continue;
-                    }
-                };
-                if let Some(slot) = verdicts.get_mut(index) {
-                    *slot = verdict;
+            for (outcome, index) in self.theatre.run(&batch)?.into_iter().zip(open) {
+                if let Outcome::Late = outcome {
+                    again.push(index);
+                }
+                if let Some(slot) = outcomes.get_mut(index) {
+                    *slot = outcome;
                 }
             }
             open = again;
@@ -212,7 +199,7 @@ impl Rehearsal<'_> {
             }
             self.tally.again += open.len();
         }
-        Ok(verdicts)
+        Ok(outcomes)
     }
 
     /// Searches for a smaller history that does not go as predicted either, and fails with it.
@@ -234,9 +221,8 @@ impl Rehearsal<'_> {
                 Some(differs) => *differs,
                 None => {
                     tried += 1;
-                    let verdicts = self.verdicts(&[history])?;
-                    match verdicts.into_iter().next() {
-                        Some(Verdict::Differs(difference)) => {
+                    match self.outcomes(&[history])?.into_iter().next() {
+                        Some(Outcome::Differs(difference)) => {
                             smallest = difference;
                             true
                         }

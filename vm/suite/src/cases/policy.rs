@@ -22,9 +22,9 @@ use socket2::SockRef;
 use crate::case::{case, each_family, expect_eq, once, Context};
 use crate::count::{counted, counts, describe, stats};
 use crate::scene::{
-    accept_queue_holds, bare_acks, connect_again, exchange_and_close, expect_reset, join_scoped,
-    reads_end, reads_reset, receives_nothing, serve, totals, Client, LoopbackScene, RawScene,
-    Scene, WireScene, REQUEST,
+    accept, accept_queue_holds, bare_acks, connect_again, exchange_and_close, expect_reset,
+    join_scoped, reads_end, reads_reset, receives_nothing, serve, totals, Client, LoopbackScene,
+    RawScene, Scene, WireScene, REQUEST,
 };
 
 /// A deadline long enough to tell it from "at once", and short enough to wait for.
@@ -352,11 +352,7 @@ fn four_accept(context: &Context, family: Family) -> Result<()> {
             .map(|listener| {
                 scope.spawn(move || {
                     (0..EACH)
-                        .map(|_| {
-                            listener
-                                .accept(context.patience())?
-                                .context("no connection to accept")
-                        })
+                        .map(|_| accept(listener, context))
                         .collect::<Result<Vec<_>>>()
                 })
             })
@@ -584,10 +580,7 @@ case!(Default, "policy.accept_queue_full" => each_family(accept_queue_full));
 /// reset do not.
 fn accept_queue_full(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(1))?;
-    let mut silent = Vec::new();
-    for _ in 0..2 {
-        silent.push(scene.parked(context)?.0);
-    }
+    let silent = scene.parked_many(context, 2)?;
     let speakers = fill_accept_queue(context, &scene)?;
     control::set_config(&scene.listener, &timeout(50))?;
     sleep(Duration::from_millis(500));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use accf_kit::clock::Stamp;
 use accf_kit::endpoint::{let_data_carry_the_ack, reset_on_close, Family};
-use accf_kit::segment::{Flags, Segment};
+use accf_kit::segment::Flags;
 use accf_kit::tcp_info::{State, TcpInfo};
 use anyhow::{Context as _, Result};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -70,7 +70,7 @@ fn kernel_piggyback(context: &Context, family: Family) -> Result<()> {
     close(client, accepted)?;
     scene.judge(|trace| {
         expect_eq!(trace.syn_acks(), 1, "SYN-ACKs");
-        let to_server = trace.to_port(trace_port(trace)?);
+        let to_server = trace.to_port(server.port());
         let third = to_server.packets.get(1).context("no third segment")?;
         expect_eq!(
             third.segment.payload,
@@ -79,12 +79,6 @@ fn kernel_piggyback(context: &Context, family: Family) -> Result<()> {
         );
         Ok(())
     })
-}
-
-/// Returns the server's port of a trace that begins with a SYN.
-fn trace_port(trace: &accf_kit::capture::Trace) -> Result<u16> {
-    let syn = trace.first(Segment::is_syn).context("no SYN")?;
-    Ok(syn.segment.destination.port())
 }
 
 case!(Default, "release.fin" => each_family(fin));

@@ -19,14 +19,14 @@ use accf_kit::memory::{Memory, Place};
 use accf_kit::netns::Netns;
 use accf_kit::ulp::DATAREADY;
 use accf_kit::wait;
-use anyhow::{anyhow, bail, ensure, Context as _, Result};
+use anyhow::{anyhow, ensure, Context as _, Result};
 use nix::errno::Errno;
 use nix::libc;
 
 use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{describe, stats};
 use crate::fuzz::{self, bytes, Fed};
-use crate::scene::{serve, REQUEST};
+use crate::scene::{join_scoped, serve, REQUEST};
 
 /// How long a round takes.
 const ROUND: Duration = Duration::from_millis(500);
@@ -109,8 +109,7 @@ fn round(
         over.store(true, Ordering::Relaxed);
         let mut outcome = accepted;
         for thread in threads {
-            let result = thread.join().unwrap_or_else(|_| bail!("a thread panicked"));
-            outcome = outcome.and(result);
+            outcome = outcome.and(join_scoped(thread));
         }
         outcome
     })?;

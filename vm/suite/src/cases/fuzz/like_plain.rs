@@ -64,7 +64,7 @@ struct Answer {
 /// The two listeners, and the sender.
 struct Fuzzer<'a> {
     context: &'a Context,
-    swarm: TunClients,
+    tun: TunClients,
     plain: Listener,
     filtered: Listener,
     next: u32,
@@ -91,7 +91,7 @@ fn like_plain(context: &Context, family: Family) -> Result<()> {
         .backlog(4096)
         .config(HOLD)
         .open(&ns)?;
-    let swarm = TunClients::new(&ns, family, plain.port())?;
+    let tun = TunClients::new(&ns, family, plain.port())?;
     // No ACK is delayed: a route with `quickack`, more specific than the interface's own.
     for network in ["198.18.0.0/25", "198.18.0.128/25", "2001:db8:2::/65"] {
         let route = ["route", "add", network, "dev", tun_clients::INTERFACE];
@@ -99,7 +99,7 @@ fn like_plain(context: &Context, family: Family) -> Result<()> {
     }
     let mut fuzzer = Fuzzer {
         context,
-        swarm,
+        tun,
         plain,
         filtered,
         next: FENCE + 1,
@@ -145,7 +145,7 @@ impl Fuzzer<'_> {
                 connection.set_linger(Some(Duration::ZERO))?;
             }
         }
-        while self.swarm.pump(Duration::ZERO, |_, _| Ok(()))? {}
+        while self.tun.pump(Duration::ZERO, |_, _| Ok(()))? {}
         Ok(())
     }
 
@@ -161,7 +161,7 @@ impl Fuzzer<'_> {
         .map(|(nth, port)| Side {
             member: TunClient {
                 snd_nxt: isn,
-                ..self.swarm.client_of(nth, port)
+                ..self.tun.client_of(nth, port)
             },
             isn: 0,
             tsval: 0,
@@ -179,7 +179,7 @@ impl Fuzzer<'_> {
             clock = clock.wrapping_add(1);
             // The server's sequence numbers count from its SYN-ACK, its timestamps from the last
             // one seen.
-            let mut base = self.swarm.segment(&sides[0].member, Flags::ACK, b"");
+            let mut base = self.tun.segment(&sides[0].member, Flags::ACK, b"");
             base.ack = 1;
             base.timestamps = timestamps.then_some(Timestamps {
                 value: clock,
@@ -210,7 +210,7 @@ impl Fuzzer<'_> {
             for side in &sides {
                 let own = self.of(side, &forged);
                 for packet in own.packets()? {
-                    self.swarm.inject(&packet)?;
+                    self.tun.inject(&packet)?;
                 }
             }
             self.receive(&mut sides, &mut answers, is_parked)?;
@@ -260,9 +260,9 @@ impl Fuzzer<'_> {
         }
         for side in &sides {
             for isn in &syns {
-                let mut rst = self.swarm.segment(&side.member, Flags::RST, b"");
+                let mut rst = self.tun.segment(&side.member, Flags::RST, b"");
                 rst.seq = isn.wrapping_add(1);
-                self.swarm.send(&rst)?;
+                self.tun.send(&rst)?;
             }
         }
         Ok(())
@@ -271,7 +271,7 @@ impl Fuzzer<'_> {
     /// Returns the segment for one side: the same but for the numbers that its listener chose.
     fn of(&self, side: &Side, forged: &Forged) -> Forged {
         let member = &side.member;
-        let addresses = self.swarm.segment(member, Flags::ACK, b"");
+        let addresses = self.tun.segment(member, Flags::ACK, b"");
         let mut own = forged.clone();
         own.segment.source = addresses.source;
         own.segment.destination = addresses.destination;
@@ -289,11 +289,11 @@ impl Fuzzer<'_> {
         answers: &mut [Vec<Answer>; 2],
         is_parked: bool,
     ) -> Result<()> {
-        let mut fence = self.swarm.client_of(FENCE, 1);
-        self.swarm.syn(&mut fence)?;
+        let mut fence = self.tun.client_of(FENCE, 1);
+        self.tun.syn(&mut fence)?;
         let mut over = false;
         while !over {
-            let any = self.swarm.pump(self.context.patience(), |nth, segment| {
+            let any = self.tun.pump(self.context.patience(), |nth, segment| {
                 over |= nth == FENCE;
                 for (side, answers) in sides.iter_mut().zip(answers.iter_mut()) {
                     if side.member.nth == nth {

@@ -194,7 +194,7 @@ impl Client {
 struct Fuzzer<'a> {
     context: &'a Context,
     ns: Netns,
-    swarm: TunClients,
+    tun: TunClients,
     listener: Listener,
     next: u32,
     /// The SYNs that were sent: at most this many requests were parked.
@@ -211,7 +211,7 @@ fn segments(context: &Context, family: Family) -> Result<()> {
     for (name, value) in [("tcp_synack_retries", "1"), ("tcp_invalid_ratelimit", "0")] {
         ns.set_sysctl(&format!("net.ipv4.{name}"), value)?;
     }
-    let swarm = TunClients::new(&ns, family, listener.port())?;
+    let tun = TunClients::new(&ns, family, listener.port())?;
     let server = Server {
         listener: &listener.socket().try_clone()?,
         over: AtomicBool::new(false),
@@ -220,7 +220,7 @@ fn segments(context: &Context, family: Family) -> Result<()> {
     let mut fuzzer = Fuzzer {
         context,
         ns,
-        swarm,
+        tun,
         listener,
         next: 0,
         syns: 0,
@@ -262,7 +262,7 @@ impl Fuzzer<'_> {
             .map(|nth| {
                 let honest = nth - first >= RANDOM;
                 let speaks = honest.then(|| rng.usize(1..STEPS));
-                Client::new(self.swarm.client(nth), rng, speaks)
+                Client::new(self.tun.client(nth), rng, speaks)
             })
             .collect();
         let played = self
@@ -351,7 +351,7 @@ impl Fuzzer<'_> {
     /// Receives what the server sends.
     fn receive(&mut self, clients: &mut [Client], limit: Duration) -> Result<()> {
         let first = clients.first().map_or(0, |client| client.member.nth);
-        self.swarm.pump(limit, |nth, segment| {
+        self.tun.pump(limit, |nth, segment| {
             let index = nth.wrapping_sub(first) as usize;
             // Segments for clients of earlier rounds are ignored.
             let Some(client) = clients.get_mut(index) else {
@@ -394,7 +394,7 @@ impl Fuzzer<'_> {
     fn segment(&self, client: &Client, flags: Flags, payload: &[u8]) -> Segment {
         Segment {
             timestamps: client.timestamps,
-            ..self.swarm.segment(&client.member, flags, payload)
+            ..self.tun.segment(&client.member, flags, payload)
         }
     }
 
@@ -406,7 +406,7 @@ impl Fuzzer<'_> {
         }
         client.note(format!("sent {} {:?}", forged.segment, odd(forged)));
         for packet in forged.packets()? {
-            self.swarm.inject(&packet)?;
+            self.tun.inject(&packet)?;
         }
         if let Some(timestamps) = &mut client.timestamps {
             timestamps.value = timestamps.value.wrapping_add(1);
@@ -515,12 +515,12 @@ impl Fuzzer<'_> {
         let gone = wait::until(self.context.patience() * 4, || {
             for client in clients {
                 for isn in &client.isns {
-                    let mut rst = self.swarm.segment(&client.member, Flags::RST, b"");
+                    let mut rst = self.tun.segment(&client.member, Flags::RST, b"");
                     rst.seq = isn.wrapping_add(1);
-                    self.swarm.send(&rst)?;
+                    self.tun.send(&rst)?;
                 }
             }
-            while self.swarm.pump(Duration::ZERO, |_, _| Ok(()))? {}
+            while self.tun.pump(Duration::ZERO, |_, _| Ok(()))? {}
             seen = stats(&self.listener)?;
             requests = sockets::requests(&self.ns, self.listener.port())?;
             Ok((seen.parked, seen.half_open, seen.half_open_young, requests) == (0, 0, 0, 0))
