@@ -4,11 +4,12 @@
 //! An entry is built under a temporary name and renamed when it is complete, so what has its final
 //! name is whole. A lock per entry keeps two tasks from building the same thing at once.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 use sha2::{Digest, Sha256};
 
 use crate::host;
@@ -79,8 +80,7 @@ impl Entry {
     pub(crate) fn ensure(&self, build: impl FnOnce(&Path) -> Result<()>) -> Result<&Path> {
         if !self.exists() {
             let cache = dir()?;
-            fs::create_dir_all(&cache)
-                .with_context(|| format!("cannot create the cache {}", cache.display()))?;
+            fs::create_dir_all(&cache)?;
             let _lock = self.lock()?;
             // Another task may have made it while we waited.
             if !self.exists() {
@@ -109,12 +109,11 @@ impl Entry {
         remove(&temp)?;
         let log = self.log();
         if log.exists() {
-            fs::remove_file(&log).with_context(|| format!("cannot remove {}", log.display()))?;
+            fs::remove_file(&log)?;
         }
-        fs::create_dir(&temp).with_context(|| format!("cannot create {}", temp.display()))?;
+        fs::create_dir(&temp)?;
         build(&temp)?;
-        fs::rename(&temp, &self.path)
-            .with_context(|| format!("cannot rename {} into place", temp.display()))
+        Ok(fs::rename(&temp, &self.path)?)
     }
 
     /// Takes the entry's lock, waiting for another task that builds it.
@@ -140,8 +139,8 @@ impl Entry {
 /// Removes the entries of `kind` that were not used for a long time, and unfinished ones of
 /// interrupted tasks.
 fn prune(cache: &Path, kind: &str) -> Result<()> {
-    for entry in fs::read_dir(cache).context("cannot read the cache")? {
-        let path = entry.context("cannot read the cache")?.path();
+    for entry in fs::read_dir(cache)? {
+        let path = entry?.path();
         if is_ours(&path, kind) && is_old(&path) {
             eprintln!("removing {}, unused for a month", path.display());
             remove(&path)?;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Runs long commands: their output goes to a log file, and a failure shows its end.
 
-use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{bail, Context, Result};
+use fs_err::{self as fs, File};
 
 use crate::ui::Step;
 
@@ -16,13 +16,9 @@ const TAIL: usize = 30;
 /// Runs `command`, appends what it prints to `log` and shows its progress on `step`.
 pub(crate) fn logged(mut command: Command, log: &Path, step: &Step) -> Result<()> {
     if let Some(dir) = log.parent() {
-        fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        fs::create_dir_all(dir)?;
     }
-    let mut file = File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .with_context(|| format!("cannot write the log {}", log.display()))?;
+    let mut file = append(log)?;
     let program = command.get_program().to_string_lossy().into_owned();
     // One pipe for both streams keeps their lines in order.
     let (reader, writer) = std::io::pipe().context("cannot create a pipe")?;
@@ -36,9 +32,7 @@ pub(crate) fn logged(mut command: Command, log: &Path, step: &Step) -> Result<()
     drop(command);
     for line in BufReader::new(reader).split(b'\n') {
         let line = line.context("cannot read a command's output")?;
-        file.write_all(&line)
-            .and_then(|()| file.write_all(b"\n"))
-            .with_context(|| format!("cannot write the log {}", log.display()))?;
+        file.write_all(&[&line, &b"\n"[..]].concat())?;
         step.note(&String::from_utf8_lossy(&line));
     }
     let status = child.wait().context("cannot wait for a command")?;
@@ -46,6 +40,11 @@ pub(crate) fn logged(mut command: Command, log: &Path, step: &Step) -> Result<()
         return Ok(());
     }
     bail!("{}", failure(&program, &status.to_string(), log));
+}
+
+/// Opens a file that several programs may write: each adds at the end.
+pub(crate) fn append(path: &Path) -> std::io::Result<File> {
+    File::options().create(true).append(true).open(path)
 }
 
 /// Describes a failed command by the end of its log.

@@ -2,11 +2,11 @@
 //! Builds our modules for a kernel.
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 
 use crate::kernel::{jobs, Kernel, Kind, Target};
 use crate::sysroot::{Sysroot, BUILD};
@@ -134,8 +134,7 @@ impl Part {
     /// that it is not.
     fn check_instrumented(&self, output: &Path) -> Result<()> {
         let object = output.join(self.directory).join(self.object);
-        let bytes =
-            fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
+        let bytes = fs::read(&object)?;
         for call in TSAN_CALLS {
             if !has_symbol(&bytes, call) {
                 bail!(
@@ -161,15 +160,14 @@ impl Part {
         let source = source.join(self.directory);
         let objects = output.join(self.directory);
         let log = output.join(format!("{}.log", self.directory));
-        fs::create_dir_all(&objects)
-            .with_context(|| format!("cannot create {}", objects.display()))?;
+        fs::create_dir_all(&objects)?;
         // Two tasks at once must not compile into the same files.
         let lock = fs::File::create(output.join(format!("{}.lock", self.directory)))
             .context("cannot create the build's lock")?;
         lock.lock().context("cannot lock the build")?;
         // The log has the lines of this run only.
         if log.exists() {
-            fs::remove_file(&log).with_context(|| format!("cannot remove {}", log.display()))?;
+            fs::remove_file(&log)?;
         }
         let variable = |name: &str, value: &Path| {
             let mut assignment = OsString::from(format!("{name}="));
@@ -183,12 +181,11 @@ impl Part {
         all.extend_from_slice(arguments);
         all.push("modules".into());
         exec::logged(make(&all), &log, step)?;
-        let text = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+        let text = fs::read(&log)?;
         let warnings = warnings(&String::from_utf8_lossy(&text));
         if !warnings.is_empty() {
             // Up-to-date objects would not be compiled again, and so not be warned of.
-            fs::remove_dir_all(&objects)
-                .with_context(|| format!("cannot remove {}", objects.display()))?;
+            fs::remove_dir_all(&objects)?;
             bail!(
                 "warnings while building {}:\n{}\n(all of it: {})",
                 self.module,
@@ -201,8 +198,7 @@ impl Part {
         let new = output.join(format!("{}.new", self.module));
         fs::copy(objects.join(self.module), &new)
             .with_context(|| format!("the build made no {}", self.module))?;
-        fs::rename(&new, &module)
-            .with_context(|| format!("cannot replace {}", module.display()))?;
+        fs::rename(&new, &module)?;
         Ok(module)
     }
 }

@@ -2,10 +2,10 @@
 //! Where things are: the checkout and the directories of its build products.
 
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, Result};
+use fs_err as fs;
 
 /// The directory of this package when it was compiled.
 const COMPILED: &str = env!("CARGO_MANIFEST_DIR");
@@ -55,19 +55,18 @@ pub(crate) fn target() -> PathBuf {
 /// Makes the directory `path`, empty: a result of an earlier run must not count as one of this run.
 pub(crate) fn empty(path: &Path) -> Result<()> {
     if path.exists() {
-        fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))?;
+        fs::remove_dir_all(path)?;
     }
-    fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))
+    Ok(fs::create_dir_all(path)?)
 }
 
 /// Replaces the committed file `name`, a path in the checkout, by `text`, and prints its name.
 pub(crate) fn replace(name: &str, text: &str) -> Result<()> {
     let path = root().join(name);
     if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)
-            .with_context(|| format!("cannot create {}", directory.display()))?;
+        fs::create_dir_all(directory)?;
     }
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::write(&path, text)?;
     println!("Replaced {name}");
     Ok(())
 }

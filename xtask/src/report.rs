@@ -2,10 +2,10 @@
 //! Reports: what a guest recorded, read and checked; and the results, for a terminal and as files.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
+use fs_err as fs;
 use serde::de::DeserializeOwned;
 use serde::Serialize;
 
@@ -36,10 +36,8 @@ pub(crate) fn check_schema(name: &str, found: u32, wanted: u32) -> Result<()> {
 
 /// Writes the file `name` into `out`.
 pub(crate) fn write(out: &Path, name: &str, content: impl AsRef<[u8]>) -> Result<()> {
-    let path = out.join(name);
-    fs::create_dir_all(out)
-        .and_then(|()| fs::write(&path, content))
-        .with_context(|| format!("cannot write {}", path.display()))
+    fs::create_dir_all(out)?;
+    Ok(fs::write(out.join(name), content)?)
 }
 
 /// Writes the numbers to `report.json` and the document to `report.md`.

@@ -3,11 +3,11 @@
 //! its source, and that is the guests' root file system.
 
 use std::cmp::Ordering;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::archive::{self, Archive};
@@ -139,12 +139,11 @@ impl Sysroot {
             ui::step("sysroot", |_| create(temp, &archive, &entry.log()))
         })?;
         let file = path.join(MANIFEST);
-        let text = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let text = fs::read(&file)?;
         let manifest = serde_json::from_slice(&text)
             .with_context(|| format!("cannot understand {}", file.display()))?;
         let file = path.join(DPKG_STATUS);
-        let status =
-            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let status = fs::read_to_string(&file)?;
         check_versions(&status, &manifest)?;
         Ok(Self {
             path: path.to_owned(),
@@ -347,9 +346,9 @@ fn create(root: &Path, archive: &Archive, log: &Path) -> Result<()> {
         unpack_source(root, &kernel, log, step)
     })?;
     let build = root.join(BUILD.trim_start_matches('/'));
-    fs::create_dir_all(&build).with_context(|| format!("cannot create {}", build.display()))?;
+    fs::create_dir_all(&build)?;
     let text = serde_json::to_string_pretty(&kernel).context("cannot write the manifest")?;
-    fs::write(root.join(MANIFEST), text).context("cannot write the manifest")
+    Ok(fs::write(root.join(MANIFEST), text)?)
 }
 
 /// Installs the distribution and our packages.

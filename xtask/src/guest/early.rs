@@ -7,11 +7,11 @@
 //! reported. Once the first process runs, or the kernel has complained, a hang is a result like any
 //! other.
 
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use fs_err as fs;
 
 use super::machine::End;
 use super::splat;
@@ -100,14 +100,14 @@ pub(super) fn set_aside(run: &Path, number: usize, end: &End) -> Result<String> 
         if !from.exists() {
             continue;
         }
-        let said = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+        let said = fs::read(&from)?;
         let said = String::from_utf8_lossy(&said);
         let line = said.lines().rev().find(|line| !line.trim().is_empty());
         if let Some(line) = line {
             last = format!("last `{}`", splat::message(line.trim()));
         }
         let to = run.join(format!("{name}.hung-{number}"));
-        fs::rename(&from, &to).with_context(|| format!("cannot write {}", to.display()))?;
+        fs::rename(&from, &to)?;
     }
     let what = match end {
         End::CrashedEarly(said) => format!("crashed before the first process ran: {}", said.trim()),

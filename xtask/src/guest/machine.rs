@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The machine a guest runs on, which virtme-ng starts.
 
-use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,6 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use fs_err::{self as fs, File};
 
 use super::early::{self, Judgement, Sight, SILENCE};
 use super::splat;
@@ -92,18 +92,13 @@ pub(super) struct Machine {
 impl Machine {
     /// Starts the machine.
     pub(super) fn start(sysroot: &Sysroot, parts: &Parts<'_>) -> Result<Self> {
-        let create = |name: &str| {
-            // Shared by several programs: each adds at the end.
-            File::options()
-                .create(true)
-                .append(true)
-                .open(parts.run.join(name))
-                .with_context(|| format!("cannot write {name}"))
-        };
+        let create = |name| exec::append(&parts.run.join(name));
         let mut command = command(sysroot, parts);
-        command.stderr(create("virtme.log")?);
+        command.stderr(create("virtme.log")?.into_file());
         if !parts.terminal {
-            command.stdin(Stdio::null()).stdout(create("console")?);
+            command
+                .stdin(Stdio::null())
+                .stdout(create("console")?.into_file());
         }
         Ok(Self {
             process: command.spawn().context("cannot start virtme-ng")?,
@@ -300,8 +295,7 @@ impl Tail {
             return Ok(());
         };
         let mut new = Vec::new();
-        file.read_to_end(&mut new)
-            .with_context(|| format!("cannot read {}", self.path.display()))?;
+        file.read_to_end(&mut new)?;
         if !new.is_empty() {
             to.write_all(&new)
                 .and_then(|()| to.flush())
@@ -320,11 +314,7 @@ mod tests {
     fn the_console_and_the_mark_are_read() {
         let run = Scratch::new("early");
         let say = |name: &str, text: &str| {
-            let mut file = File::options()
-                .create(true)
-                .append(true)
-                .open(run.0.join(name))
-                .unwrap();
+            let mut file = exec::append(&run.0.join(name)).unwrap();
             file.write_all(text.as_bytes()).unwrap();
         };
         let begin = Instant::now();
@@ -361,12 +351,7 @@ mod tests {
         tail.copy(&mut seen).unwrap();
         fs::write(&path, "one ").unwrap();
         tail.copy(&mut seen).unwrap();
-        File::options()
-            .append(true)
-            .open(&path)
-            .unwrap()
-            .write_all(b"two")
-            .unwrap();
+        exec::append(&path).unwrap().write_all(b"two").unwrap();
         tail.copy(&mut seen).unwrap();
         tail.copy(&mut seen).unwrap();
         assert_eq!(seen, b"one two");

@@ -2,10 +2,10 @@
 //! Our own kernels: the packaged kernel's source, a small configuration and checkers. The dev
 //! kernel has as many checkers as go together; the others differ from it in what they look for.
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, Result};
+use fs_err as fs;
 
 use super::{config, jobs, Kernel, Kind};
 use crate::cache::Entry;
@@ -136,11 +136,9 @@ impl Own {
         if let Some(edit) = &self.edit {
             let place = format!("{source}/{}", edit.file);
             let original = sysroot.path().join(place.trim_start_matches('/'));
-            let text = fs::read_to_string(&original)
-                .with_context(|| format!("cannot read {}", original.display()))?;
+            let text = fs::read_to_string(&original)?;
             let edited = build.join("edited");
-            fs::write(&edited, edit.apply(&text)?)
-                .with_context(|| format!("cannot write {}", edited.display()))?;
+            fs::write(&edited, edit.apply(&text)?)?;
             binds.push((edited, place));
         }
         let make = |arguments: &[&str]| -> Result<()> {
@@ -155,15 +153,15 @@ impl Own {
         };
         make(&["tinyconfig"])?;
         let file = build.join(".config");
-        let mut text = fs::read_to_string(&file).context("cannot read tinyconfig's result")?;
+        let mut text = fs::read_to_string(&file)?;
         for fragment in self.fragments {
             // The last line that sets an option counts.
             text.push('\n');
             text.push_str(fragment.text);
         }
-        fs::write(&file, text).context("cannot write the configuration")?;
+        fs::write(&file, text)?;
         make(&["olddefconfig"])?;
-        let result = fs::read_to_string(&file).context("cannot read the configuration")?;
+        let result = fs::read_to_string(&file)?;
         let refused = config::not_taken(self.fragments.iter().map(|part| part.text), &result);
         if !refused.is_empty() {
             let files: Vec<_> = self.fragments.iter().map(|part| part.file).collect();

@@ -11,10 +11,10 @@
 //!   revisions of a package can have one release.
 
 use std::collections::HashSet;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 
 use super::{config, jobs, Kernel, Kind};
 use crate::cache::Entry;
@@ -29,8 +29,7 @@ const RECIPE: &str = "1";
 pub(super) fn ensure(sysroot: &Sysroot) -> Result<Kernel> {
     let manifest = sysroot.manifest();
     let config_file = sysroot.headers().join(".config");
-    let config = fs::read_to_string(&config_file)
-        .with_context(|| format!("cannot read {}", config_file.display()))?;
+    let config = fs::read_to_string(&config_file)?;
     let compiler = config::compiler(&config)
         .with_context(|| format!("{} does not say what compiled it", config_file.display()))?;
     let compilers = manifest.compilers.join("\n");
@@ -71,7 +70,7 @@ fn create(
     log: &Path,
     step: &Step,
 ) -> Result<()> {
-    fs::write(build.join(".config"), config).context("cannot write the configuration")?;
+    fs::write(build.join(".config"), config)?;
     let release = &sysroot.manifest().release;
     let make = sysroot.inside().bind(build, BUILD).command(
         "nice",
@@ -91,8 +90,7 @@ fn create(
     );
     exec::logged(make, log, step)?;
     let packaged = sysroot.headers().join("Module.symvers");
-    fs::copy(&packaged, build.join("Module.symvers"))
-        .with_context(|| format!("cannot copy {}", packaged.display()))?;
+    fs::copy(&packaged, build.join("Module.symvers"))?;
     check_symbols(build)
 }
 
@@ -100,8 +98,7 @@ fn create(
 /// were built by the same rustc, for crates of the same names. This says nothing about their
 /// source.
 fn check_symbols(build: &Path) -> Result<()> {
-    let symvers =
-        fs::read_to_string(build.join("Module.symvers")).context("cannot read Module.symvers")?;
+    let symvers = fs::read_to_string(build.join("Module.symvers"))?;
     let exported: HashSet<&str> = symvers
         .lines()
         .filter_map(|line| line.split_whitespace().nth(1))
@@ -110,8 +107,7 @@ fn check_symbols(build: &Path) -> Result<()> {
     let mut missing = Vec::new();
     for header in ["core", "kernel"] {
         let header = build.join(format!("rust/exports_{header}_generated.h"));
-        let text = fs::read_to_string(&header)
-            .with_context(|| format!("cannot read {}", header.display()))?;
+        let text = fs::read_to_string(&header)?;
         for symbol in text.lines().filter_map(exported_symbol) {
             count += 1;
             if !exported.contains(symbol) {

@@ -11,11 +11,11 @@ mod counts;
 mod results;
 mod symbols;
 
-use std::fs;
 use std::path::Path;
 
 use accf_bench::{Profile, PROFILE_FILE, SCHEMA, SYMBOLS_FILE};
 use anyhow::{ensure, Context, Result};
+use fs_err as fs;
 
 use self::counts::Counts;
 use self::results::{Part, Report};
@@ -63,7 +63,7 @@ pub(crate) fn evaluate(
 
 /// Reads a text file.
 fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    Ok(fs::read_to_string(path)?)
 }
 
 #[cfg(test)]
