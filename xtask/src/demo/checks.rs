@@ -251,15 +251,22 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Verdict> {
 
 #[cfg(test)]
 mod tests {
-    use accf_demo::{Counters, UnixNanos};
+    use accf_demo::Counters;
 
     use super::*;
     use crate::demo::capture::Flags;
     use crate::demo::sample::{sample, Sample};
     use crate::verdict::failed;
 
-    /// Returns the names of the checks that fail.
-    fn failing(sample: &Sample) -> Vec<String> {
+    const TALKS: (Scenario, Listener) = (Scenario::Rfc793, Listener::Dataready);
+    const SILENT: (Scenario, Listener) = (Scenario::Silent, Listener::Dataready);
+    const RESET: (Scenario, Listener) = (Scenario::Silent, Listener::DatareadyReset);
+    const DROP: (Scenario, Listener) = (Scenario::Silent, Listener::DatareadyDrop);
+
+    /// Returns the names of the checks that fail after a change of the sample.
+    fn failing(change: impl FnOnce(&mut Sample)) -> Vec<String> {
+        let mut sample = sample();
+        change(&mut sample);
         let findings = sample.findings();
         let all = [premises(&findings), claims(&findings)].concat();
         failed(&all).map(|verdict| verdict.name.clone()).collect()
@@ -267,296 +274,212 @@ mod tests {
 
     #[test]
     fn the_sample_passes_every_check() {
-        assert_eq!(failing(&sample()), [""; 0]);
+        assert_eq!(failing(|_| {}), [""; 0]);
     }
 
     #[test]
     fn a_second_syn_ack_fails() {
-        for scenario in [Scenario::Rfc793, Scenario::Silent] {
-            let mut sample = sample();
-            let connection = (scenario, Listener::Dataready);
-            sample.send(connection, End::Server, Flags::SYN_ACK, 1060.0);
-            let mut wanted = vec![format!("{}.dataready.syn_acks", scenario.key())];
-            if scenario == Scenario::Silent {
-                wanted.push("d.dataready.nothing_sent".to_owned());
-            }
-            assert_eq!(failing(&sample), wanted);
-        }
+        let again = |connection| {
+            failing(|it| it.send(connection, End::Server, Flags::SYN_ACK, 1060.0)).join(" ")
+        };
+        assert_eq!(again(TALKS), "a.dataready.syn_acks");
+        let wanted = "d.dataready.syn_acks d.dataready.nothing_sent";
+        assert_eq!(again(SILENT), wanted);
     }
-
-    const RESET: (Scenario, Listener) = (Scenario::Silent, Listener::DatareadyReset);
-    const DROP: (Scenario, Listener) = (Scenario::Silent, Listener::DatareadyDrop);
 
     #[test]
     fn a_segment_from_the_server_at_the_deadline_fails() {
-        for (listener, flags, wanted) in [
-            (Listener::Dataready, Flags::ACK, "d.dataready.nothing_sent"),
-            (
-                Listener::DatareadyDrop,
-                Flags::ACK,
-                "d.dataready_drop.nothing_sent",
-            ),
-            (
-                Listener::DatareadyReset,
-                Flags::ACK,
-                "d.dataready_reset.nothing_else",
-            ),
-            (
-                Listener::DatareadyReset,
-                Flags::RST,
-                "d.dataready_reset.resets",
-            ),
+        let sent = |connection, flags, ms| {
+            failing(|it| it.send(connection, End::Server, flags, ms)).join(" ")
+        };
+        for (connection, flags, wanted) in [
+            (SILENT, Flags::ACK, "d.dataready.nothing_sent"),
+            (DROP, Flags::ACK, "d.dataready_drop.nothing_sent"),
+            (RESET, Flags::ACK, "d.dataready_reset.nothing_else"),
+            (RESET, Flags::RST, "d.dataready_reset.resets"),
         ] {
-            let mut sample = sample();
-            sample.send((Scenario::Silent, listener), End::Server, flags, 5062.5);
-            assert_eq!(failing(&sample), [wanted], "{listener} {flags}");
+            let found = sent(connection, flags, 5062.5);
+            assert_eq!(found, wanted, "{connection:?} {flags}");
         }
         // An RST at the deadline, in addition to the one for the late request.
-        let mut early = sample();
-        early.send(DROP, End::Server, Flags::RST, 5061.0);
-        assert_eq!(
-            failing(&early),
-            ["d.dataready_drop.told", "d.dataready_drop.nothing_sent"]
-        );
-        let mut twice = sample();
-        twice.send(DROP, End::Server, Flags::RST, 10_200.0);
-        assert_eq!(failing(&twice), ["d.dataready_drop.resets"]);
+        let wanted = "d.dataready_drop.told d.dataready_drop.nothing_sent";
+        assert_eq!(sent(DROP, Flags::RST, 5061.0), wanted);
+        let twice = sent(DROP, Flags::RST, 10_200.0);
+        assert_eq!(twice, "d.dataready_drop.resets");
     }
 
     #[test]
     fn an_rst_with_another_number_or_at_another_time_fails() {
-        let mut wrong = sample();
-        wrong.forge(RESET, Flags::RST, |tcp| tcp.seq += 1);
-        assert_eq!(failing(&wrong), ["d.dataready_reset.reset_seq"]);
+        let wrong = failing(|it| it.forge(RESET, Flags::RST, |tcp| tcp.seq += 1));
+        assert_eq!(wrong, ["d.dataready_reset.reset_seq"]);
 
         for ms in [-60, 60] {
-            let mut shifted = sample();
-            shifted.shift(RESET, Flags::RST, ms);
-            shifted
-                .exchange(RESET.0, RESET.1)
-                .client
-                .error
-                .as_mut()
-                .unwrap()
-                .at
-                .0 = shifted.arrival(RESET, Flags::RST).0 + 1_000_000;
-            assert_eq!(failing(&shifted), ["d.dataready_reset.deadline"]);
+            let shifted = failing(|it| {
+                it.shift(RESET, End::Server, Flags::RST, ms);
+                it.error(RESET).at.0 = it.arrival(RESET, Flags::RST).0 + 1_000_000;
+            });
+            assert_eq!(shifted, ["d.dataready_reset.deadline"]);
         }
 
-        let mut none = sample();
-        none.drop_segment(RESET, Flags::RST);
-        let wanted = [
-            "d.dataready_reset.deadline",
-            "d.dataready_reset.resets",
-            "d.dataready_reset.reset_seq",
-            "d.dataready_reset.told",
-        ];
-        assert_eq!(failing(&none), wanted);
-        let mut none = sample();
-        none.drop_segment(DROP, Flags::RST);
-        assert_eq!(
-            failing(&none),
-            ["d.dataready_drop.resets", "d.dataready_drop.told"]
-        );
+        let none = failing(|it| it.drop_segment(RESET, Flags::RST));
+        let wanted = ["deadline", "resets", "reset_seq", "told"];
+        assert_eq!(none, wanted.map(|name| format!("d.dataready_reset.{name}")));
+        let none = failing(|it| it.drop_segment(DROP, Flags::RST));
+        assert_eq!(none, ["d.dataready_drop.resets", "d.dataready_drop.told"]);
     }
 
     #[test]
     fn a_client_without_econnreset_fails() {
-        for (scenario, listener) in [RESET, DROP] {
-            let id = format!("d.{}.told", listener.key());
-            let mut silent = sample();
-            silent.exchange(scenario, listener).client.error = None;
-            assert_eq!(failing(&silent), [id.as_str()]);
-            let mut other = sample();
-            let error = &mut other.exchange(scenario, listener).client.error;
-            error.as_mut().unwrap().name = "ETIMEDOUT".to_owned();
-            assert_eq!(failing(&other), [id.as_str()]);
-            let mut late = sample();
-            let error = &mut late.exchange(scenario, listener).client.error;
-            error.as_mut().unwrap().at.0 += 60_000_000;
-            assert_eq!(failing(&late), [id.as_str()]);
+        for connection in [RESET, DROP] {
+            let wanted = [format!("d.{}.told", connection.1.key())];
+            let silent = failing(|it| it.exchange(connection).client.error = None);
+            assert_eq!(silent, wanted);
+            let other = failing(|it| it.error(connection).name = "ETIMEDOUT".to_owned());
+            assert_eq!(other, wanted);
+            let late = failing(|it| it.error(connection).at.0 += 60_000_000);
+            assert_eq!(late, wanted);
         }
     }
 
     #[test]
     fn a_connection_that_is_accepted_after_all_fails() {
-        let accepted = sample()
-            .exchange(Scenario::Silent, Listener::Plain)
-            .accepted
-            .clone();
-        for (scenario, listener) in [RESET, DROP] {
-            let mut sample = sample();
-            sample.exchange(scenario, listener).accepted = accepted.clone();
-            assert_eq!(
-                failing(&sample),
-                [format!("d.{}.never_accepted", listener.key())]
-            );
+        for connection in [RESET, DROP] {
+            let found = failing(|it| {
+                let accepted = it.accepted((Scenario::Silent, Listener::Plain)).clone();
+                it.exchange(connection).accepted = Some(accepted);
+            });
+            let wanted = format!("d.{}.never_accepted", connection.1.key());
+            assert_eq!(found, [wanted]);
         }
     }
 
     #[test]
     fn wrong_counters_fail() {
-        for listener in [
-            Listener::Dataready,
-            Listener::DatareadyReset,
-            Listener::DatareadyDrop,
-        ] {
-            let wanted = [format!("d.{}.counter", listener.key())];
-            let mut zero = sample();
-            zero.exchange(Scenario::Silent, listener).counters = Some(Counters::default());
-            assert_eq!(failing(&zero), wanted);
-            let mut none = sample();
-            none.exchange(Scenario::Silent, listener).counters = None;
-            assert_eq!(failing(&none), wanted);
-            let mut two = sample();
-            let counters = &mut two.exchange(Scenario::Silent, listener).counters;
-            let counters = counters.as_mut().unwrap();
-            counters.timeout_accept *= 2;
-            counters.timeout_reset *= 2;
-            counters.timeout_drop *= 2;
-            assert_eq!(failing(&two), wanted);
+        for connection in [SILENT, RESET, DROP] {
+            let wanted = [format!("d.{}.counter", connection.1.key())];
+            for counters in [None, Some(Counters::default())] {
+                let found = failing(|it| it.exchange(connection).counters = counters);
+                assert_eq!(found, wanted);
+            }
+            let two = failing(|it| {
+                let counters = it.exchange(connection).counters.as_mut().unwrap();
+                counters.timeout_accept *= 2;
+                counters.timeout_reset *= 2;
+                counters.timeout_drop *= 2;
+            });
+            assert_eq!(two, wanted);
         }
     }
 
     #[test]
     fn a_connection_dropped_at_another_time_fails() {
         for off_ns in [-55_000_000, 55_000_000_i64] {
-            let mut sample = sample();
-            let let_go = sample.exchange(DROP.0, DROP.1).let_go.as_mut().unwrap();
-            let_go.0 = let_go.0.strict_add_signed(off_ns);
-            assert_eq!(failing(&sample), ["d.dataready_drop.deadline"]);
+            let found = failing(|it| {
+                let let_go = it.exchange(DROP).let_go.as_mut().unwrap();
+                let_go.0 = let_go.0.strict_add_signed(off_ns);
+            });
+            assert_eq!(found, ["d.dataready_drop.deadline"]);
         }
-        let mut never = sample();
-        never.exchange(DROP.0, DROP.1).let_go = None;
-        assert_eq!(failing(&never), ["d.dataready_drop.deadline"]);
+        let never = failing(|it| it.exchange(DROP).let_go = None);
+        assert_eq!(never, ["d.dataready_drop.deadline"]);
     }
 
     #[test]
     fn a_late_request_without_an_answer_fails() {
-        let mut sample = sample();
-        sample
-            .exchange(Scenario::Silent, Listener::Dataready)
-            .client
-            .first_byte = None;
-        assert_eq!(failing(&sample), ["d.dataready.served"]);
+        let found = failing(|it| it.exchange(SILENT).client.first_byte = None);
+        assert_eq!(found, ["d.dataready.served"]);
     }
 
     #[test]
     fn accept_before_the_request_fails() {
-        let mut sample = sample();
-        let exchange = sample.exchange(Scenario::Rfc793, Listener::Dataready);
-        exchange.accepted.as_mut().unwrap().at.0 -= 1_000_000_000;
-        assert_eq!(failing(&sample), ["a.dataready.accept_after_data"]);
+        let found = failing(|it| it.accepted(TALKS).at.0 -= 1_000_000_000);
+        assert_eq!(found, ["a.dataready.accept_after_data"]);
     }
 
     #[test]
     fn an_rtt_that_differs_from_the_paths_fails() {
         for rtt_us in [30_200, 50_400, 6_040_900] {
-            let mut sample = sample();
-            let exchange = sample.exchange(Scenario::Rfc793, Listener::Dataready);
-            exchange.accepted.as_mut().unwrap().tcp_info.rtt_us = rtt_us;
-            assert_eq!(failing(&sample), ["a.dataready.rtt"]);
+            let found = failing(|it| it.accepted(TALKS).tcp_info.rtt_us = rtt_us);
+            assert_eq!(found, ["a.dataready.rtt"]);
         }
     }
 
     #[test]
     fn an_rto_that_differs_from_plain_fails() {
         for rto_us in [216_000, 266_000, 18_000_000] {
-            let mut sample = sample();
-            let exchange = sample.exchange(Scenario::Rfc793, Listener::Dataready);
-            exchange.accepted.as_mut().unwrap().tcp_info.rto_us = rto_us;
-            assert_eq!(failing(&sample), ["a.dataready.rto"]);
+            let found = failing(|it| it.accepted(TALKS).tcp_info.rto_us = rto_us);
+            assert_eq!(found, ["a.dataready.rto"]);
         }
     }
 
     #[test]
     fn a_late_or_failed_answer_fails() {
         for server in HttpServer::ALL {
-            let id = format!("c.{}.dataready.first_byte", server.key());
-            let mut late = sample();
-            late.request(server, Listener::Dataready)
-                .time_to_first_byte_ms = Some(500.1);
-            assert_eq!(failing(&late), [id.as_str()]);
-            let mut none = sample();
-            none.request(server, Listener::Dataready)
-                .time_to_first_byte_ms = None;
-            assert_eq!(failing(&none), [id.as_str()]);
-            let mut error = sample();
-            error.request(server, Listener::Dataready).http_status = Some(500);
-            assert_eq!(failing(&error), [id.as_str()]);
+            let wanted = [format!("c.{}.dataready.first_byte", server.key())];
+            for took in [Some(500.1), None] {
+                let change = |it: &mut Sample| {
+                    it.request(server, Listener::Dataready)
+                        .time_to_first_byte_ms = took;
+                };
+                assert_eq!(failing(change), wanted);
+            }
+            let error =
+                failing(|it| it.request(server, Listener::Dataready).http_status = Some(500));
+            assert_eq!(error, wanted);
         }
     }
 
     #[test]
     fn a_deadline_missed_either_way_fails() {
         for off_ns in [-52_000_000, 50_000_000_i64] {
-            let mut sample = sample();
-            let exchange = sample.exchange(Scenario::Silent, Listener::Dataready);
-            let at = &mut exchange.accepted.as_mut().unwrap().at;
-            *at = UnixNanos(at.0.strict_add_signed(off_ns));
-            assert_eq!(failing(&sample), ["d.dataready.deadline"]);
+            let found = failing(|it| {
+                let at = &mut it.accepted(SILENT).at;
+                at.0 = at.0.strict_add_signed(off_ns);
+            });
+            assert_eq!(found, ["d.dataready.deadline"]);
         }
     }
 
     #[test]
     fn a_missing_accept_fails() {
-        let mut sample = sample();
-        sample
-            .exchange(Scenario::Silent, Listener::Dataready)
-            .accepted = None;
-        assert_eq!(failing(&sample), ["d.dataready.deadline"]);
-        sample
-            .exchange(Scenario::Rfc793, Listener::Dataready)
-            .accepted = None;
-        let wanted = [
-            "a.dataready.accept_after_data",
-            "a.dataready.rtt",
-            "a.dataready.rto",
-            "d.dataready.deadline",
-        ];
-        assert_eq!(failing(&sample), wanted);
+        let silent = failing(|it| it.exchange(SILENT).accepted = None);
+        assert_eq!(silent, ["d.dataready.deadline"]);
+        let talks = failing(|it| it.exchange(TALKS).accepted = None);
+        let wanted = ["accept_after_data", "rtt", "rto"];
+        assert_eq!(talks, wanted.map(|name| format!("a.dataready.{name}")));
     }
 
     #[test]
     fn a_scenario_that_differs_from_its_name_fails() {
         // Not stuck: the plain listener answered.
-        let mut answered = sample();
-        let request = answered.request(HttpServer::PythonHttpServer, Listener::Plain);
-        request.time_to_first_byte_ms = Some(90.0);
-        assert_eq!(failing(&answered), ["c.python_http_server.plain.stuck"]);
+        let answered = failing(|it| {
+            let request = it.request(HttpServer::PythonHttpServer, Listener::Plain);
+            request.time_to_first_byte_ms = Some(90.0);
+        });
+        assert_eq!(answered, ["c.python_http_server.plain.stuck"]);
 
         // No piggyback: a bare ACK came before the data.
-        let mut bare = sample();
         let connection = (Scenario::Piggyback, Listener::DeferAccept);
-        bare.send(connection, End::Client, Flags::ACK, 40.2);
-        assert_eq!(failing(&bare), ["b.defer_accept.third_segment"]);
+        let bare = failing(|it| it.send(connection, End::Client, Flags::ACK, 40.2));
+        assert_eq!(bare, ["b.defer_accept.third_segment"]);
 
         // No delay.
-        let mut near = sample();
-        near.guest.path.echo_rtt_us = vec![90; 9];
-        assert!(failing(&near).contains(&"path.rtt".to_owned()));
+        let near = failing(|it| it.guest.path.echo_rtt_us = vec![90; 9]);
+        assert!(near.contains(&"path.rtt".to_owned()));
 
         // The client was not silent for long enough, or not silent at all.
-        let mut soon = sample();
-        let (data, plain) = (Flags::DATA, Listener::Plain);
-        soon.shift_from((Scenario::Silent, plain), End::Client, data, -2000);
-        assert_eq!(failing(&soon), ["d.plain.silence"]);
+        let plain = (Scenario::Silent, Listener::Plain);
+        let soon = failing(|it| it.shift(plain, End::Client, Flags::DATA, -2000));
+        assert_eq!(soon, ["d.plain.silence"]);
 
         // The plain listener accepted late.
-        let mut late = sample();
-        late.exchange(Scenario::Silent, Listener::Plain)
-            .accepted
-            .as_mut()
-            .unwrap()
-            .at
-            .0 += 60_000_000;
-        assert_eq!(failing(&late), ["d.plain.at_once"]);
+        let late = failing(|it| it.accepted(plain).at.0 += 60_000_000);
+        assert_eq!(late, ["d.plain.at_once"]);
     }
 
     #[test]
     fn checks_of_the_rtt_need_a_measured_path() {
-        let mut sample = sample();
-        sample.guest.path.echo_rtt_us.clear();
-        assert_eq!(failing(&sample), ["path.rtt", "a.dataready.rtt"]);
+        let found = failing(|it| it.guest.path.echo_rtt_us.clear());
+        assert_eq!(found, ["path.rtt", "a.dataready.rtt"]);
     }
 }

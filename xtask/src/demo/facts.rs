@@ -190,25 +190,19 @@ impl Findings {
                 segments,
             });
         }
+        const NOTHING: &str = "the guest reported nothing of";
         let findings = Self { guest, facts };
         for scenario in [Scenario::Rfc793, Scenario::Piggyback, Scenario::Silent] {
             for listener in scenario.listeners().iter().copied() {
-                findings.of(scenario, listener).with_context(|| {
-                    format!(
-                        "the guest reported nothing of ({}) for {listener}",
-                        scenario.key()
-                    )
-                })?;
+                let key = scenario.key();
+                let facts = findings.of(scenario, listener);
+                facts.with_context(|| format!("{NOTHING} ({key}) for {listener}"))?;
             }
         }
         for listener in Scenario::LoadBalancer.listeners().iter().copied() {
             for server in accf_demo::HttpServer::ALL {
-                findings.served(server, listener).with_context(|| {
-                    format!(
-                        "the guest reported nothing of (c) for {listener}, {}",
-                        server.title()
-                    )
-                })?;
+                let (title, served) = (server.title(), findings.served(server, listener));
+                served.with_context(|| format!("{NOTHING} (c) for {listener}, {title}"))?;
             }
         }
         Ok(findings)
@@ -243,7 +237,7 @@ mod tests {
     use accf_demo::HttpServer;
 
     use super::*;
-    use crate::demo::capture::Flags;
+    use crate::demo::capture::{Flags, Tcp};
     use crate::demo::sample::sample;
 
     #[test]
@@ -266,9 +260,8 @@ mod tests {
         assert!(piggyback.bare_ack().is_none());
         assert!(piggyback.silence_ms().is_none());
 
-        let deferred = findings
-            .of(Scenario::Silent, Listener::DeferAccept)
-            .unwrap();
+        let deferred = findings.of(Scenario::Silent, Listener::DeferAccept);
+        let deferred = deferred.unwrap();
         assert_eq!(deferred.syn_acks(), 2);
         let again: Vec<bool> = deferred.segments.iter().map(|s| s.retransmission).collect();
         assert_eq!(again.iter().filter(|again| **again).count(), 1);
@@ -311,10 +304,8 @@ mod tests {
         let mut no_exchange = sample();
         no_exchange.guest.exchanges.pop();
         let mut no_request = sample();
-        no_request
-            .guest
-            .requests
-            .retain(|r| r.server != HttpServer::Gunicorn);
+        let requests = &mut no_request.guest.requests;
+        requests.retain(|r| r.server != HttpServer::Gunicorn);
         let mut no_packets = sample();
         no_packets.client.frames.clear();
         no_packets.server.frames.clear();
@@ -339,19 +330,13 @@ mod tests {
     #[test]
     fn a_lost_segment_has_no_arrival() {
         let mut sample = sample();
-        let request =
-            |tcp: super::super::capture::Tcp| tcp.source_port == 40_000 && tcp.flags == Flags::DATA;
-        sample
-            .server
-            .frames
-            .retain(|frame| !frame.tcp.is_some_and(request));
+        let request = |tcp: Tcp| tcp.source_port == 40_000 && tcp.flags == Flags::DATA;
+        let frames = &mut sample.server.frames;
+        frames.retain(|frame| !frame.tcp.is_some_and(request));
         let findings = sample.findings();
         let facts = findings.of(Scenario::Rfc793, Listener::Plain).unwrap();
-        let lost: Vec<_> = facts
-            .segments
-            .iter()
-            .filter(|s| s.arrived().is_none())
-            .collect();
+        let segments = facts.segments.iter();
+        let lost: Vec<_> = segments.filter(|s| s.arrived().is_none()).collect();
         assert_eq!(lost.len(), 1);
         assert_eq!(lost[0].payload_len, 47);
     }

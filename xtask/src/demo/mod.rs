@@ -169,13 +169,8 @@ mod tests {
         assert_eq!(gunicorn["answered"], false);
 
         // A claim that does not hold.
-        sample
-            .exchange(Scenario::Rfc793, Listener::Dataready)
-            .accepted
-            .as_mut()
-            .unwrap()
-            .at
-            .0 -= 2_000_000_000;
+        let connection = (Scenario::Rfc793, Listener::Dataready);
+        sample.accepted(connection).at.0 -= 2_000_000_000;
         sample.record(&recorded.0);
         let outcome = evaluate(&recorded.0, &out.0, SCREEN).unwrap();
         assert_eq!(failed(&outcome.checks).count(), 1, "{:?}", outcome.checks);

@@ -98,11 +98,21 @@ impl Sample {
     }
 
     /// Returns the report's entry of a connection.
-    pub(crate) fn exchange(&mut self, scenario: Scenario, listener: Listener) -> &mut Exchange {
+    pub(crate) fn exchange(&mut self, (scenario, listener): Connection) -> &mut Exchange {
         let mut exchanges = self.guest.exchanges.iter_mut();
         exchanges
             .find(|e| e.scenario == scenario && e.listener == listener)
             .unwrap()
+    }
+
+    /// Returns the report's entry of a connection that was accepted.
+    pub(crate) fn accepted(&mut self, connection: Connection) -> &mut Accepted {
+        self.exchange(connection).accepted.as_mut().unwrap()
+    }
+
+    /// Returns the error that the client of a connection got.
+    pub(crate) fn error(&mut self, connection: Connection) -> &mut ClientError {
+        self.exchange(connection).client.error.as_mut().unwrap()
     }
 
     /// Returns the report's entry of a request.
@@ -114,14 +124,8 @@ impl Sample {
     }
 
     /// Adds a segment to a connection, `ms` after its SYN.
-    pub(crate) fn send(
-        &mut self,
-        (scenario, listener): (Scenario, Listener),
-        from: End,
-        flags: Flags,
-        ms: f64,
-    ) {
-        let exchange = self.exchange(scenario, listener).clone();
+    pub(crate) fn send(&mut self, connection: Connection, from: End, flags: Flags, ms: f64) {
+        let exchange = self.exchange(connection).clone();
         let start = exchange.client.connect_called;
         let mut talk = Talk::new(exchange.client_port, exchange.server_port, start);
         talk.seq = (CLIENT_ISN + 1, SERVER_ISN + 1);
@@ -134,8 +138,14 @@ impl Sample {
         talk.segment(from, flags, Some(seq), 0, (ms * 1e3) as u64);
         self.client.frames.extend(talk.client);
         self.server.frames.extend(talk.server);
-        self.client.frames.sort_by_key(|frame| frame.at);
-        self.server.frames.sort_by_key(|frame| frame.at);
+        self.sort();
+    }
+
+    /// Puts the frames into the order of their times.
+    fn sort(&mut self) {
+        for capture in [&mut self.client, &mut self.server] {
+            capture.frames.sort_by_key(|frame| frame.at);
+        }
     }
 }
 
@@ -147,18 +157,15 @@ impl Sample {
     /// Returns all frames of a connection with these flags from one end, at both ends.
     fn segments(
         &mut self,
-        (scenario, listener): Connection,
+        connection: Connection,
         from: End,
         flags: Flags,
     ) -> impl Iterator<Item = &mut Frame> {
-        let Exchange {
-            client_port,
-            server_port,
-            ..
-        } = *self.exchange(scenario, listener);
+        let exchange = self.exchange(connection);
+        let (client, server) = (exchange.client_port, exchange.server_port);
         let ports = match from {
-            End::Client => (client_port, server_port),
-            End::Server => (server_port, client_port),
+            End::Client => (client, server),
+            End::Server => (server, client),
         };
         let frames = self.client.frames.iter_mut();
         frames.chain(&mut self.server.frames).filter(move |frame| {
@@ -180,18 +187,12 @@ impl Sample {
         }
     }
 
-    /// Shifts a segment of the server in time.
-    pub(crate) fn shift(&mut self, connection: Connection, flags: Flags, ms: i64) {
-        self.shift_from(connection, End::Server, flags, ms);
-    }
-
     /// Shifts a segment of one end in time.
-    pub(crate) fn shift_from(&mut self, connection: Connection, from: End, flags: Flags, ms: i64) {
+    pub(crate) fn shift(&mut self, connection: Connection, from: End, flags: Flags, ms: i64) {
         for frame in self.segments(connection, from, flags) {
             frame.at.0 = frame.at.0.strict_add_signed(ms * 1_000_000);
         }
-        self.client.frames.sort_by_key(|frame| frame.at);
-        self.server.frames.sort_by_key(|frame| frame.at);
+        self.sort();
     }
 
     /// Returns when a segment from the server arrived at the client.
@@ -242,14 +243,12 @@ impl Talk {
             End::Server => (self.ports.1, self.ports.0, self.seq.1, self.seq.0),
         };
         let again = seq.is_some();
-        let seq = seq.unwrap_or(own);
-        let ack = if flags.ack { peer } else { 0 };
         let tcp = Tcp {
             source_port,
             destination_port,
             flags,
-            seq,
-            ack,
+            seq: seq.unwrap_or(own),
+            ack: if flags.ack { peer } else { 0 },
             payload_len: len,
             ip_id: self.ip_id,
         };
@@ -261,18 +260,12 @@ impl Talk {
             tcp: Some(tcp),
         };
         let (near, far) = (frame(self.at(us)), frame(self.at(us + DELAY_US)));
-        let room = len as u32 + u32::from(flags.syn) + u32::from(flags.fin);
-        let (to_client, to_server) = match from {
-            End::Client => (near, far),
-            End::Server => (far, near),
+        let (to_client, to_server, own) = match from {
+            End::Client => (near, far, &mut self.seq.0),
+            End::Server => (far, near, &mut self.seq.1),
         };
         if !again {
-            let own = if from == End::Client {
-                &mut self.seq.0
-            } else {
-                &mut self.seq.1
-            };
-            *own += room;
+            *own += len as u32 + u32::from(flags.syn) + u32::from(flags.fin);
         }
         self.client.push(to_client);
         self.server.push(to_server);
@@ -358,8 +351,6 @@ pub(crate) fn sample() -> Sample {
             exchanges.push(exchange);
         }
     }
-    client.sort_by_key(|frame: &Frame| frame.at);
-    server.sort_by_key(|frame: &Frame| frame.at);
 
     let mut requests = Vec::new();
     for (i, server) in HttpServer::ALL.into_iter().enumerate() {
@@ -386,7 +377,11 @@ pub(crate) fn sample() -> Sample {
         }
     }
 
-    Sample {
+    let [client, server] = [client, server].map(|frames| Capture {
+        link: DataLink::RAW,
+        frames,
+    });
+    let mut sample = Sample {
         guest: GuestReport {
             schema: accf_demo::SCHEMA,
             kernel_release: "7.3.4-synthetic".into(),
@@ -401,15 +396,11 @@ pub(crate) fn sample() -> Sample {
             server_capture: "server.pcap".into(),
             took_ms: 60_000,
         },
-        client: Capture {
-            link: DataLink::RAW,
-            frames: client,
-        },
-        server: Capture {
-            link: DataLink::RAW,
-            frames: server,
-        },
-    }
+        client,
+        server,
+    };
+    sample.sort();
+    sample
 }
 
 fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange {
