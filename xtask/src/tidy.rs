@@ -8,7 +8,7 @@ mod words;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use xshell::{cmd, Shell};
 
 use crate::project;
@@ -47,8 +47,16 @@ struct Machine {
     hosts: Vec<String>,
 }
 
-/// Checks the checkout's tracked files and commits, and returns what is wrong.
-pub(crate) fn check(sh: &Shell) -> Result<Vec<String>> {
+/// Checks the checkout's tracked files and commits.
+pub(crate) fn run(sh: &Shell) -> Result<()> {
+    let complaints = check(sh)?;
+    let all = complaints.join("\n");
+    ensure!(complaints.is_empty(), "the checkout is not tidy:\n{all}");
+    Ok(())
+}
+
+/// Returns what is wrong with the checkout's tracked files and commits.
+fn check(sh: &Shell) -> Result<Vec<String>> {
     let root = project::root();
     let _here = sh.push_dir(root);
     let machine = Machine::here();
@@ -202,17 +210,13 @@ fn unsafe_places(file: &File<'_>, _machine: &Machine) -> Vec<String> {
     }
     let forbids = ["forbid", "deny"].map(|level| format!("{level}({UNSAFE_LINT})"));
     let is_kernels = file.path.starts_with("module/");
-    let complaint = |(number, line): (usize, &str)| {
+    by_line(file.text, |line| {
         let code = line.split("//").next().unwrap_or_default();
         let loosens = code.contains(UNSAFE_LINT) && !forbids.iter().any(|set| code.contains(set));
-        let has_word = || {
-            code.split(|c: char| !(c.is_alphanumeric() || c == '_'))
-                .any(|word| word == "unsafe")
-        };
-        (loosens || (is_kernels && has_word()))
-            .then(|| format!("line {number}: `unsafe` outside its layer"))
-    };
-    (1..).zip(file.text.lines()).filter_map(complaint).collect()
+        let mut words = code.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+        let has_word = words.any(|word| word == "unsafe");
+        (loosens || (is_kernels && has_word)).then(|| "`unsafe` outside its layer".to_owned())
+    })
 }
 
 /// Returns what the names of package archives and registries contain.
@@ -257,18 +261,11 @@ fn archive_names(file: &File<'_>, machine: &Machine) -> Vec<String> {
 
 /// No file has a path of the machine on which it was written.
 fn machine_paths(file: &File<'_>, machine: &Machine) -> Vec<String> {
-    let mut complaints = Vec::new();
-    for path in &machine.paths {
-        for (number, line) in file.text.lines().enumerate() {
-            if mentions_path(line, path) {
-                complaints.push(format!(
-                    "line {}: contains the machine's own path {path}",
-                    number + 1
-                ));
-            }
-        }
-    }
-    complaints
+    by_line(file.text, |line| {
+        let mut paths = machine.paths.iter();
+        let path = paths.find(|path| mentions_path(line, path))?;
+        Some(format!("contains the machine's own path {path}"))
+    })
 }
 
 /// Returns whether `line` has `path` as a whole path or the beginning of one.
@@ -293,17 +290,12 @@ fn unfinished(file: &File<'_>, _machine: &Machine) -> Vec<String> {
     if file.path.starts_with("LICENSES/") {
         return Vec::new();
     }
-    let mut complaints = Vec::new();
-    for (number, line) in file.text.lines().enumerate() {
-        let has_word = line
-            .split(|c: char| !c.is_ascii_alphanumeric())
-            .any(|word| words.iter().any(|w| w == word));
+    by_line(file.text, |line| {
+        let mut parts = line.split(|c: char| !c.is_ascii_alphanumeric());
+        let has_word = parts.any(|word| words.iter().any(|w| w == word));
         let has_macro = macros.iter().any(|name| line.contains(name.as_str()));
-        if has_word || has_macro {
-            complaints.push(format!("line {}: unfinished: {}", number + 1, line.trim()));
-        }
-    }
-    complaints
+        (has_word || has_macro).then(|| format!("unfinished: {}", line.trim()))
+    })
 }
 
 /// The columns that a commit's subject may have.
@@ -351,14 +343,17 @@ fn commit_rule(commit: &str, machine: &Machine) -> Vec<String> {
 
 /// Complains of every line that has one of `patterns`.
 fn occurrences(text: &str, patterns: &[String], what: &str) -> Vec<String> {
-    let mut complaints = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        for pattern in patterns.iter().filter(|pattern| line.contains(*pattern)) {
-            complaints.push(format!("line {}: {what} {pattern}", number + 1));
-        }
-    }
-    complaints.dedup();
-    complaints
+    by_line(text, |line| {
+        let pattern = patterns.iter().find(|pattern| line.contains(*pattern))?;
+        Some(format!("{what} {pattern}"))
+    })
+}
+
+/// Returns the complaints of a rule about single lines.
+fn by_line(text: &str, rule: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let lines = (1..).zip(text.lines());
+    let complaints = lines.filter_map(|(n, line)| Some(format!("line {n}: {}", rule(line)?)));
+    complaints.collect()
 }
 
 #[cfg(test)]
@@ -391,9 +386,7 @@ mod tests {
     #[test]
     fn this_checkout_is_tidy() {
         project::check().unwrap();
-        let sh = Shell::new().unwrap();
-        let complaints = check(&sh).unwrap();
-        assert!(complaints.is_empty(), "\n{}", complaints.join("\n"));
+        run(&Shell::new().unwrap()).unwrap();
     }
 
     #[test]

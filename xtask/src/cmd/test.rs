@@ -2,13 +2,13 @@
 //! `cargo xtask test`: all tests, on the host and in guests of the kernels.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use accf_bench::{Bench, Recording};
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 use xshell::{cmd, Shell};
 
 use crate::bench::{self, Request, SHORT_RUN_SLACK};
@@ -16,7 +16,8 @@ use crate::guest::{race, Report};
 use crate::kernel::Kind;
 use crate::ktap::{self, Outcome, Results, Test as Case};
 use crate::lab::{Lab, BOOTING_AND_LOADING};
-use crate::{exec, program, project, soak, tidy, ui};
+use crate::ui::{self, Step};
+use crate::{exec, program, project, soak, tidy};
 
 use super::{any_seed, exit_code};
 
@@ -171,18 +172,11 @@ fn check_filters(filters: &[String], names: &str) -> Result<()> {
 /// merged. A failure does not keep the rest from running.
 fn run_all(sh: &Shell, all: bool) -> Result<Tally> {
     let mut tally = Tally::new()?;
-    tally.check("tidy", || {
-        let complaints = tidy::check(sh)?;
-        if !complaints.is_empty() {
-            bail!("{}", complaints.join("\n"));
-        }
-        Ok(())
-    });
+    tally.check("tidy", |_| tidy::run(sh));
     let cargo = |arguments: &str| {
         let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
-        command
-            .args(arguments.split(' '))
-            .current_dir(project::root());
+        command.args(arguments.split(' '));
+        command.current_dir(project::root());
         command
     };
     tally.logged("rustfmt", cargo("fmt --all -- --check"));
@@ -219,6 +213,7 @@ fn run_all(sh: &Shell, all: bool) -> Result<Tally> {
 }
 
 /// The results so far.
+#[derive(Default)]
 struct Tally {
     cases: Vec<Case>,
     /// Tests of the host, of which only the number is known.
@@ -232,9 +227,8 @@ impl Tally {
         let logs = project::target().join("test");
         project::empty(&logs)?;
         Ok(Self {
-            cases: Vec::new(),
-            host_passed: 0,
             logs,
+            ..Self::default()
         })
     }
 
@@ -265,8 +259,8 @@ impl Tally {
     }
 
     /// Runs a check and records its result.
-    fn check(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
-        let result = ui::step(name, |_| check());
+    fn check(&mut self, name: &str, check: impl FnOnce(&Step) -> Result<()>) {
+        let result = ui::step(name, check);
         if self.taken(name, result).is_some() {
             self.pass(name);
         }
@@ -275,10 +269,7 @@ impl Tally {
     /// Runs a command whose success is the test.
     fn logged(&mut self, name: &str, command: Command) {
         let log = self.logs.join(format!("{name}.log"));
-        let result = ui::step(name, |step| exec::logged(command, &log, step));
-        if self.taken(name, result).is_some() {
-            self.pass(name);
-        }
+        self.check(name, |step| exec::logged(command, &log, step));
     }
 
     /// Runs the host's tests.
@@ -307,7 +298,7 @@ impl Tally {
     fn guest(&mut self, kind: Kind, lab: &Lab, suite: &Path, filters: &[String]) -> Result<()> {
         let name = kind.name();
         let out = self.logs.join(name);
-        fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+        fs::create_dir_all(&out)?;
         let mut guest = lab.guest(&[]);
         guest.timeout = Some(GUEST_TIMEOUT);
         guest.echo = !filters.is_empty();
@@ -421,10 +412,8 @@ impl Tally {
             let watched = race::watched(&text).unwrap_or(0);
             let wanted = if whole { KCSAN_WATCHES } else { 1 };
             if watched < wanted {
-                self.fail(
-                    "kcsan/guest",
-                    &format!("KCSAN watched {watched} accesses, and must watch {wanted} or more"),
-                );
+                let says = format!("KCSAN watched {watched} accesses; it must watch {wanted}");
+                self.fail("kcsan/guest", &says);
             }
             if !report.foreign_races.iter().any(|race| race.is_on_purpose) {
                 self.fail(
@@ -434,18 +423,14 @@ impl Tally {
                 );
             }
         }
-        self.ktap(
-            &format!("{name}/suite"),
-            &String::from_utf8_lossy(&report.stdout),
-        );
+        let text = String::from_utf8_lossy(&report.stdout);
+        self.ktap(&format!("{name}/suite"), &text);
         // A suite that fails without a failed test, or a script that could not go on.
         if self.failed() == before && report.status.is_some_and(|status| status != 0) {
             let said = String::from_utf8_lossy(&report.stderr);
             let status = report.status.unwrap_or_default();
-            self.fail(
-                &format!("{name}/guest"),
-                &format!("the command in the guest ended with status {status}:\n{said}"),
-            );
+            let says = format!("the command in the guest ended with status {status}:\n{said}");
+            self.fail(&format!("{name}/guest"), &says);
         }
     }
 
@@ -500,10 +485,9 @@ impl Tally {
 
 /// Keeps a guest's logs with those of the tests.
 pub(crate) fn keep(report: &Report, out: &Path) -> Result<()> {
-    fs::write(out.join("suite.ktap"), &report.stdout)
-        .and_then(|()| fs::write(out.join("stderr"), &report.stderr))
-        .and_then(|()| fs::write(out.join("dmesg"), &report.dmesg))
-        .with_context(|| format!("cannot write the guest's logs to {}", out.display()))
+    fs::write(out.join("suite.ktap"), &report.stdout)?;
+    fs::write(out.join("stderr"), &report.stderr)?;
+    Ok(fs::write(out.join("dmesg"), &report.dmesg)?)
 }
 
 /// The results of `cargo test`.
@@ -544,40 +528,34 @@ fn number_before(text: &str, word: &str) -> usize {
 mod tests {
     use super::*;
     use crate::guest::race::Race;
+    use crate::guest::Failure;
     use crate::scratch::Scratch;
 
-    /// Results without a directory of logs.
-    fn tally() -> Tally {
-        Tally {
-            cases: Vec::new(),
-            host_passed: 0,
-            logs: PathBuf::new(),
-        }
+    /// A text with a test that passed.
+    const GOOD: &str = "KTAP version 1\n1..1\nok 1 a\n";
+
+    /// Returns the results of a guest whose logs are in `out`.
+    fn judged(kind: Kind, report: &Report, out: &str) -> Tally {
+        let mut tally = Tally::default();
+        tally.judge(kind, report, Path::new(out), true);
+        tally
     }
 
     /// A guest's report.
     fn report(status: i32, stdout: &str) -> Report {
         Report {
             status: Some(status),
-            failures: Vec::new(),
-            boots_in_vain: Vec::new(),
-            foreign_races: Vec::new(),
             stdout: stdout.as_bytes().to_vec(),
             stderr: b"what it said".to_vec(),
-            dmesg: String::new(),
-            boot_time: None,
-            took: Duration::ZERO,
-            run: PathBuf::new(),
+            ..Report::default()
         }
     }
 
     /// A data race of other code than ours, or the deliberate one.
     fn race(is_on_purpose: bool) -> Race {
         Race {
-            title: String::new(),
-            text: String::new(),
-            is_ours: false,
             is_on_purpose,
+            ..Race::default()
         }
     }
 
@@ -596,28 +574,25 @@ mod tests {
 
     #[test]
     fn a_good_guest_passes() {
-        let mut tally = tally();
         let good = "KTAP version 1\n1..2\nok 1 a\nok 2 b # SKIP not here\n";
-        tally.judge(Kind::Stock, &report(0, good), Path::new(""), true);
+        let tally = judged(Kind::Stock, &report(0, good), "");
         assert_eq!(tally.last_line(), "1 passed, 0 failed, 1 skipped");
     }
 
     #[test]
     fn a_silent_guest_fails() {
-        let mut tally = tally();
-        tally.judge(Kind::Stock, &report(0, ""), Path::new(""), true);
-        assert!(tally.failed() > 0);
+        assert!(judged(Kind::Stock, &report(0, ""), "").failed() > 0);
     }
 
     #[test]
     fn missed_bars_fail() {
         let mut recording = bench::sample::sample();
-        let mut first = tally();
+        let mut first = Tally::default();
         first.bars(&recording, &Bench::ALL);
         assert_eq!(first.failed(), 0, "{}", first.failures());
         assert!(first.cases.len() > Bench::ALL.len());
         recording.measurements.clear();
-        let mut second = tally();
+        let mut second = Tally::default();
         second.bars(&recording, &Bench::ALL);
         assert!(second.failed() >= first.cases.len());
     }
@@ -631,7 +606,7 @@ mod tests {
             proofs: soak::sample_proofs(),
             record: None,
         };
-        let mut tally = tally();
+        let mut tally = Tally::default();
         tally.proofs(&soak);
         assert_eq!(tally.last_line(), "1 passed, 0 failed");
         soak.proofs[0].pass = false;
@@ -642,18 +617,14 @@ mod tests {
 
     #[test]
     fn no_kunit_results_are_a_failure() {
-        let mut tally = tally();
-        let good = "KTAP version 1\n1..1\nok 1 a\n";
-        tally.judge(Kind::Dev, &report(0, good), Path::new("/nonexistent"), true);
-        assert!(tally.failed() > 0);
+        assert!(judged(Kind::Dev, &report(0, GOOD), "/nonexistent").failed() > 0);
     }
 
     #[test]
     fn a_kcsan_that_watches_nothing_fails() {
         let out = Scratch::new("kcsan-looks");
         let write = |name: &str, text: &str| fs::write(out.0.join(name), text).unwrap();
-        let good = "KTAP version 1\n1..1\nok 1 a\n";
-        write("kunit.ktap", good);
+        write("kunit.ktap", GOOD);
         let looked = "enabled: 1\nsetup_watchpoints: 3000000\n";
         let both = vec![race(false), race(true)];
         for (text, races, failed) in [
@@ -664,8 +635,8 @@ mod tests {
             ("", both, 1),
         ] {
             write("kcsan", text);
-            let mut tally = super::tests::tally();
-            let mut report = report(0, good);
+            let mut tally = Tally::default();
+            let mut report = report(0, GOOD);
             report.foreign_races = races;
             tally.judge(Kind::Kcsan, &report, &out.0, true);
             assert_eq!(tally.failed(), failed, "{text}");
@@ -674,21 +645,18 @@ mod tests {
 
     #[test]
     fn a_status_without_a_failed_test_fails() {
-        let mut tally = tally();
-        let good = "KTAP version 1\n1..1\nok 1 a\n";
-        tally.judge(Kind::Stock, &report(1, good), Path::new(""), true);
+        let tally = judged(Kind::Stock, &report(1, GOOD), "");
         assert_eq!(tally.last_line(), "1 passed, 1 failed");
         assert!(tally.failures().to_string().contains("what it said"));
     }
 
     #[test]
     fn a_failed_guest_fails_even_if_the_suite_passed() {
-        let mut tally = tally();
-        let mut report = report(0, "KTAP version 1\n1..1\nok 1 a\n");
+        let mut report = report(0, GOOD);
         report
             .failures
-            .push(crate::guest::Failure::Splat("WARNING: x".to_owned()));
-        tally.judge(Kind::Stock, &report, Path::new(""), true);
+            .push(Failure::Splat("WARNING: x".to_owned()));
+        let tally = judged(Kind::Stock, &report, "");
         assert_eq!(tally.last_line(), "1 passed, 1 failed");
     }
 
@@ -708,17 +676,13 @@ mod tests {
     #[test]
     fn a_filtered_run_needs_few_accesses() {
         let out = Scratch::new("kcsan-filtered");
-        let good = "KTAP version 1\n1..1\nok 1 a\n";
-        fs::write(out.0.join("kunit.ktap"), good).unwrap();
-        let mut report = report(0, good);
+        fs::write(out.0.join("kunit.ktap"), GOOD).unwrap();
+        let mut report = report(0, GOOD);
         report.foreign_races = vec![race(true)];
         for (watched, failed) in [(3, 0), (0, 1)] {
-            fs::write(
-                out.0.join("kcsan"),
-                format!("setup_watchpoints: {watched}\n"),
-            )
-            .unwrap();
-            let mut tally = tally();
+            let text = format!("setup_watchpoints: {watched}\n");
+            fs::write(out.0.join("kcsan"), text).unwrap();
+            let mut tally = Tally::default();
             tally.judge(Kind::Kcsan, &report, &out.0, false);
             assert_eq!(tally.failed(), failed, "{watched}");
         }

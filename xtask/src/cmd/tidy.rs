@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `cargo xtask tidy`: check the rules that no compiler checks.
 
-use anyhow::{bail, Result};
+use anyhow::Result;
 use xshell::Shell;
 
 use crate::tidy;
@@ -15,10 +15,7 @@ pub(crate) struct Tidy {}
 impl Tidy {
     /// Runs the command.
     pub(crate) fn run(&self, sh: &Shell) -> Result<()> {
-        let complaints = tidy::check(sh)?;
-        if !complaints.is_empty() {
-            bail!("the checkout is not tidy:\n{}", complaints.join("\n"));
-        }
+        tidy::run(sh)?;
         println!("tidy");
         Ok(())
     }

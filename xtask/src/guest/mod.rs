@@ -11,13 +11,13 @@ pub(crate) mod splat;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
+use fs_err as fs;
 
 use crate::kernel::{Kernel, Kind};
 use crate::sysroot::Sysroot;
@@ -129,7 +129,7 @@ impl fmt::Display for Failure {
 }
 
 /// The report of a guest's run.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Report {
     /// The command's exit status, if it came to an end.
     pub(crate) status: Option<i32>,
@@ -168,8 +168,7 @@ impl Report {
         if !self.boots_in_vain.is_empty() {
             return Ok(());
         }
-        fs::remove_dir_all(&self.run)
-            .with_context(|| format!("cannot remove {}", self.run.display()))
+        Ok(fs::remove_dir_all(&self.run)?)
     }
 }
 
@@ -200,16 +199,14 @@ impl Guest {
     ) -> Result<Report> {
         let run = new_run_directory(kernel.kind)?;
         let shares = self.all_shares()?;
-        fs::create_dir_all(&self.out)
-            .with_context(|| format!("cannot create {}", self.out.display()))?;
+        fs::create_dir_all(&self.out)?;
         for name in ["stdout", "stderr"] {
-            fs::write(run.join(name), "").context("cannot create the guest's output files")?;
+            fs::write(run.join(name), "")?;
         }
         let files = run.join("guest");
-        fs::create_dir(&files).context("cannot create the directory of the guest's files")?;
+        fs::create_dir(&files)?;
         for (name, content) in self.guest_files(kernel.kind, &run, &shares, command, terminal)? {
-            fs::write(files.join(name), content)
-                .with_context(|| format!("cannot write the guest's {name}"))?;
+            fs::write(files.join(name), content)?;
         }
         let parts = machine::Parts {
             image: &kernel.image,
@@ -247,8 +244,7 @@ impl Guest {
     fn all_shares(&self) -> Result<Vec<PathBuf>> {
         let mut shares = vec![project::root().to_owned()];
         for share in &self.shares {
-            let path = fs::canonicalize(share)
-                .with_context(|| format!("cannot share {}", share.display()))?;
+            let path = fs::canonicalize(share)?;
             if !path.is_dir()
                 || path == Path::new("/")
                 || path.as_os_str().as_bytes().contains(&b'\n')
@@ -370,7 +366,6 @@ impl Guest {
         Ok(Report {
             status,
             failures,
-            boots_in_vain: Vec::new(),
             foreign_races,
             stdout: read("stdout").unwrap_or_default(),
             stderr: read("stderr").unwrap_or_default(),
@@ -378,6 +373,7 @@ impl Guest {
             boot_time,
             took,
             run,
+            ..Report::default()
         })
     }
 }
@@ -444,9 +440,8 @@ const KEPT_RUNS: usize = 20;
 fn new_run_directory(kind: Kind) -> Result<PathBuf> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let base = project::target().join("run");
-    fs::create_dir_all(&base).with_context(|| format!("cannot create {}", base.display()))?;
-    let mut old: Vec<_> = fs::read_dir(&base)
-        .context("cannot list old runs")?
+    fs::create_dir_all(&base)?;
+    let mut old: Vec<_> = fs::read_dir(&base)?
         .filter_map(|entry| {
             let entry = entry.ok()?;
             Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
@@ -462,9 +457,9 @@ fn new_run_directory(kind: Kind) -> Result<PathBuf> {
     let run = base.join(name);
     if run.exists() {
         // Process ids repeat.
-        fs::remove_dir_all(&run).with_context(|| format!("cannot remove {}", run.display()))?;
+        fs::remove_dir_all(&run)?;
     }
-    fs::create_dir(&run).with_context(|| format!("cannot create {}", run.display()))?;
+    fs::create_dir(&run)?;
     Ok(run)
 }
 

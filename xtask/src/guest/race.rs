@@ -44,7 +44,7 @@ const ON_PURPOSE: &str = "race_on_purpose";
 const LONGEST: usize = 200;
 
 /// One report.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Race {
     /// Its first line, without the common beginning: `data-race in A / B`.
     pub(crate) title: String,
