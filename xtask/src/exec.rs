@@ -74,6 +74,13 @@ pub(crate) fn dying_with_us(command: Command) -> Command {
     wrap(wrapper, &command)
 }
 
+/// Returns the beginning of a command in mount and PID namespaces of its own, which ends with it.
+pub(crate) fn unshare() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--kill-child"]);
+    command
+}
+
 /// Appends the program, arguments, environment and directory of `inner` to `wrapper`.
 pub(crate) fn wrap(mut wrapper: Command, inner: &Command) -> Command {
     wrapper.arg(inner.get_program()).args(inner.get_args());
@@ -95,25 +102,26 @@ mod tests {
     use crate::scratch::Scratch;
     use crate::ui;
 
-    #[test]
-    fn a_failure_shows_both_streams_and_the_log() {
-        let scratch = Scratch::new("exec-fails");
+    /// Returns the error of a script, and the path of its log.
+    fn failed(name: &str, script: &str) -> (String, String) {
+        let scratch = Scratch::new(name);
         let log = scratch.0.join("log");
         let mut command = Command::new("sh");
-        command.args(["-c", "echo first; echo second >&2; exit 3"]);
+        command.args(["-c", script]);
         let error = ui::step("fails", |step| logged(command, &log, step)).unwrap_err();
-        let text = error.to_string();
+        (error.to_string(), log.display().to_string())
+    }
+
+    #[test]
+    fn a_failure_shows_both_streams_and_the_log() {
+        let (text, log) = failed("exec-fails", "echo first; echo second >&2; exit 3");
         assert!(text.contains("first\nsecond"), "{text}");
-        assert!(text.contains(&log.display().to_string()), "{text}");
+        assert!(text.contains(&log), "{text}");
     }
 
     #[test]
     fn a_full_disk_is_named() {
-        let scratch = Scratch::new("exec-full");
-        let log = scratch.0.join("log");
-        let mut command = Command::new("sh");
-        command.args(["-c", "echo 'write: No space left on device'; exit 1"]);
-        let error = ui::step("full", |step| logged(command, &log, step)).unwrap_err();
-        assert!(error.to_string().contains("The disk is full"));
+        let (text, _) = failed("exec-full", "echo 'write: No space left on device'; exit 1");
+        assert!(text.contains("The disk is full"));
     }
 }

@@ -11,33 +11,15 @@ use anyhow::{bail, Context, Result};
 use crate::exec;
 use crate::ui;
 
-/// A program the host must have, and the package that brings it.
-struct Need {
-    program: &'static str,
-    package: &'static str,
-}
-
-/// What every user needs.
-const NEEDS: [Need; 3] = [
-    Need {
-        program: "mmdebstrap",
-        package: "mmdebstrap",
-    },
-    Need {
-        program: "unshare",
-        package: "util-linux",
-    },
-    Need {
-        program: "setpriv",
-        package: "util-linux",
-    },
+/// The programs that every user needs, each with the package that brings it.
+const NEEDS: [(&str, &str); 3] = [
+    ("mmdebstrap", "mmdebstrap"),
+    ("unshare", "util-linux"),
+    ("setpriv", "util-linux"),
 ];
 
 /// What users other than root need besides.
-const NEEDS_OF_USERS: [Need; 1] = [Need {
-    program: "newuidmap",
-    package: "uidmap",
-}];
+const NEEDS_OF_USERS: [(&str, &str); 1] = [("newuidmap", "uidmap")];
 
 /// The package of the keys that sign the distribution we build in.
 const KEYRING_PACKAGE: &str = "debian-archive-keyring";
@@ -108,8 +90,8 @@ fn missing() -> Vec<&'static str> {
     let mut packages: Vec<_> = NEEDS
         .iter()
         .chain(of_users)
-        .filter(|need| find(need.program).is_none())
-        .map(|need| need.package)
+        .filter(|(program, _)| find(program).is_none())
+        .map(|(_, package)| *package)
         .collect();
     if !KEYRINGS.iter().any(|file| Path::new(file).is_file()) {
         packages.push(KEYRING_PACKAGE);

@@ -127,7 +127,7 @@ pub(crate) fn parse(text: &str) -> Results {
         results.errors.push("no KTAP at all".to_owned());
     }
     while let Some(level) = levels.pop() {
-        close(&level, &path(&levels, level.name.as_deref()), &mut results);
+        close(&level, &levels, &mut results);
     }
     results
 }
@@ -145,12 +145,10 @@ fn open(levels: &mut Vec<Level>, indent: usize, results: &Results) {
 fn close_to(levels: &mut Vec<Level>, indent: usize, results: &mut Results) {
     while levels.last().is_some_and(|level| level.indent >= indent) {
         if let Some(level) = levels.pop() {
-            let name = path(levels, level.name.as_deref());
-            close(&level, &name, results);
+            let name = close(&level, levels, results);
             if indent > 0 {
-                results
-                    .errors
-                    .push(format!("{name}: the suite ended without a result"));
+                let error = format!("{name}: the suite ended without a result");
+                results.errors.push(error);
             }
         }
     }
@@ -178,15 +176,13 @@ fn result(levels: &mut Vec<Level>, results: &mut Results, indent: usize, passed:
     while levels.last().is_some_and(|level| level.indent > indent) {
         closed = levels.pop();
         if let Some(level) = &closed {
-            let name = path(levels, level.name.as_deref());
-            close(level, &name, results);
+            close(level, levels, results);
         }
     }
     let number = results.tests.len();
     if levels.is_empty() {
-        results
-            .errors
-            .push(format!("a result outside any KTAP: {rest}"));
+        let error = format!("a result outside any KTAP: {rest}");
+        results.errors.push(error);
         open(levels, indent, results);
     }
     let (name, directive) = match rest.split_once('#') {
@@ -205,9 +201,8 @@ fn result(levels: &mut Vec<Level>, results: &mut Results, indent: usize, passed:
     let diagnostics = std::mem::take(&mut level.diagnostics).join("\n");
     let inner = closed.map(|closed| closed.first..number);
     let inner_failed = inner.clone().is_some_and(|range| {
-        results.tests[range]
-            .iter()
-            .any(|test| test.outcome == Outcome::Failed)
+        let mut tests = results.tests[range].iter();
+        tests.any(|test| test.outcome == Outcome::Failed)
     });
     let is_suite = inner.is_some_and(|range| !range.is_empty());
     let outcome = match (&skip_reason, passed) {
@@ -228,31 +223,26 @@ fn result(levels: &mut Vec<Level>, results: &mut Results, indent: usize, passed:
 
 /// Returns the names of the suites around, and `name`, joined.
 fn path(levels: &[Level], name: Option<&str>) -> String {
-    let names: Vec<&str> = levels
-        .iter()
-        .filter_map(|level| level.name.as_deref())
-        .chain(name)
-        .collect();
-    if names.is_empty() {
-        "the outermost level".to_owned()
-    } else {
-        names.join("/")
+    let suites = levels.iter().filter_map(|level| level.name.as_deref());
+    match suites.chain(name).collect::<Vec<_>>().as_slice() {
+        [] => "the outermost level".to_owned(),
+        names => names.join("/"),
     }
 }
 
-/// Checks the plan of a level that has ended.
-fn close(level: &Level, name: &str, results: &mut Results) {
-    match level.plan {
-        Some(plan) if plan != level.count => results.errors.push(format!(
-            "{name}: {plan} tests were planned, {} have a result",
-            level.count
+/// Checks the plan of a level inside `levels` that has ended. Returns the level's name.
+fn close(level: &Level, levels: &[Level], results: &mut Results) -> String {
+    let (name, count) = (path(levels, level.name.as_deref()), level.count);
+    let error = match level.plan {
+        Some(plan) if plan != count => Some(format!(
+            "{name}: {plan} tests were planned, {count} have a result"
         )),
         // The debugfs file of a suite has its level without a plan around it.
-        None if level.count == 0 => results
-            .errors
-            .push(format!("{name}: neither a plan nor a result")),
-        _ => {}
-    }
+        None if count == 0 => Some(format!("{name}: neither a plan nor a result")),
+        _ => None,
+    };
+    results.errors.extend(error);
+    name
 }
 
 #[cfg(test)]

@@ -19,6 +19,11 @@ impl Scratch {
     pub(crate) fn text(&self, name: &str) -> String {
         fs::read_to_string(self.0.join(name)).unwrap()
     }
+
+    /// Returns the value in its JSON file `name`.
+    pub(crate) fn json(&self, name: &str) -> serde_json::Value {
+        serde_json::from_str(&self.text(name)).unwrap()
+    }
 }
 
 impl Drop for Scratch {

@@ -260,19 +260,8 @@ impl Inside {
         program: &str,
         arguments: impl IntoIterator<Item = S>,
     ) -> Command {
-        let mut command = Command::new("unshare");
-        command
-            .args([
-                "--mount",
-                "--pid",
-                "--fork",
-                "--kill-child",
-                "sh",
-                "-c",
-                ENTER,
-                "sh",
-            ])
-            .arg(&self.root);
+        let mut command = exec::unshare();
+        command.args(["sh", "-c", ENTER, "sh"]).arg(&self.root);
         for (from, to) in &self.binds {
             command.arg(from).arg(to);
         }
@@ -354,6 +343,8 @@ fn create(root: &Path, archive: &Archive, log: &Path) -> Result<()> {
 /// Installs the distribution and our packages.
 fn bootstrap(root: &Path, archive: &Archive, log: &Path, step: &Step) -> Result<()> {
     let Archive { main, security } = archive;
+    let proxies = archive::proxy_settings()?;
+    let packages = [COMPILERS, TOOLS].concat().join(",");
     let mut command = Command::new("mmdebstrap");
     command
         .args(["--mode=root", "--variant=apt"])
@@ -363,23 +354,16 @@ fn bootstrap(root: &Path, archive: &Archive, log: &Path, step: &Step) -> Result<
             // apt's lists are for finding the kernel.
             "--skip=cleanup/apt/lists",
         ])
-        .args(
-            archive::proxy_settings()?
-                .iter()
-                .map(|setting| format!("--aptopt={setting}")),
-        )
-        .arg(format!(
-            "--include={}",
-            [COMPILERS, TOOLS].concat().join(",")
-        ))
+        .args(proxies.iter().map(|setting| format!("--aptopt={setting}")))
+        .arg(format!("--include={packages}"))
         .arg(SUITE)
         .arg(root)
         .arg(format!("deb {main} {SUITE} main"))
         .arg(format!("deb {main} {SUITE}-updates main"))
         .arg(format!("deb {main} {BACKPORTS} main"))
         .arg(format!("deb {security} {SUITE}-security main"));
-    let mut private = Command::new("unshare");
-    private.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    let mut private = exec::unshare();
+    private.arg("--mount-proc");
     let command = host::as_root(exec::dying_with_us(exec::wrap(private, &command)));
     exec::logged(command, log, step).with_context(|| {
         format!(
@@ -451,25 +435,19 @@ fn compare_releases(a: &str, b: &str) -> Ordering {
 /// Installs the packaged kernel, what building for it takes, and its source.
 fn install_kernel(root: &Path, kernel: &Manifest, log: &Path, step: &Step) -> Result<()> {
     let packages = kernel.packages();
-    let mut arguments: Vec<String> = [
-        "install",
-        "--yes",
-        "--no-install-recommends",
-        "-o",
-        "APT::Sandbox::User=root",
-        "-t",
-        BACKPORTS,
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    arguments.extend(packages.iter().cloned());
+    let options = "install --yes --no-install-recommends -o APT::Sandbox::User=root -t";
+    let packages = packages.iter().map(String::as_str);
+    let arguments = options
+        .split(' ')
+        .chain([BACKPORTS])
+        .chain(packages.clone());
     let inside = Inside::new(root).network();
-    exec::logged(inside.command("apt-get", &arguments), log, step).with_context(|| {
+    exec::logged(inside.command("apt-get", arguments), log, step).with_context(|| {
         format!(
             "cannot install {} from the suite {BACKPORTS}: the archive must have them all, of \
              one version; a mirror in the middle of an update has not: try again later, or another \
              mirror (--mirror URL)",
-            packages.join(", ")
+            packages.collect::<Vec<_>>().join(", ")
         )
     })?;
     // The image package would have done this.

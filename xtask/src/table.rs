@@ -23,16 +23,22 @@ pub(crate) struct Screen {
 }
 
 impl Screen {
-    /// Returns the terminal of standard output; without one, no colours and a width of 120.
+    /// No terminal.
+    pub(crate) const PLAIN: Self = Self {
+        colours: false,
+        width: 120,
+    };
+
+    /// Returns the terminal of standard output, if it is one.
     pub(crate) fn stdout() -> Self {
         let term = console::Term::stdout();
-        let colours = term.is_term() && console::colors_enabled();
-        let width = if term.is_term() {
-            usize::from(term.size().1)
-        } else {
-            120
-        };
-        Self { colours, width }
+        if !term.is_term() {
+            return Self::PLAIN;
+        }
+        Self {
+            colours: console::colors_enabled(),
+            width: usize::from(term.size().1),
+        }
     }
 
     /// Styles `words` if colours are used.

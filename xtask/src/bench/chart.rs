@@ -53,13 +53,10 @@ const CROSSES: f64 = 0.06;
 /// Width of a group of columns, as a fraction of its room.
 const GROUP: f64 = 0.8;
 
-/// Colour of text, as in the demo's picture.
+/// The colours of text, lines and the background, as in the demo's picture.
 const INK: RGBColor = RGBColor(0x1f, 0x23, 0x28);
-/// See [`INK`].
 const SOFT: RGBColor = RGBColor(0x59, 0x63, 0x6e);
-/// See [`INK`].
 const GRID: RGBColor = RGBColor(0xd8, 0xde, 0xe4);
-/// See [`INK`].
 const PAPER: RGBColor = RGBColor(0xff, 0xff, 0xff);
 /// Colour of what a bar allows.
 const ALLOWED: RGBColor = RGBColor(0xda, 0xfb, 0xe1);
@@ -175,12 +172,9 @@ fn bold(style: TextStyle<'static>) -> TextStyle<'static> {
 
 /// Returns the approximate width of small text.
 fn width(words: &str) -> i32 {
-    let of = |letter: char| {
-        if letter.is_uppercase() {
-            CAPITAL
-        } else {
-            CHARACTER
-        }
+    let of = |letter: char| match letter.is_uppercase() {
+        true => CAPITAL,
+        false => CHARACTER,
     };
     words.chars().map(of).sum::<f64>() as i32
 }
@@ -277,10 +271,8 @@ impl Panel {
             points.chain(series.missing.iter().copied())
         });
         let x_range = self.x.scale.range(x_values);
-        let (lowest, highest) = self
-            .y
-            .scale
-            .range(like.iter().flat_map(|panel| panel.heights()));
+        let heights = like.iter().flat_map(|panel| panel.heights());
+        let (lowest, highest) = self.y.scale.range(heights);
         // Crosses stand above everything that was measured.
         let rows = like.iter().map(|panel| panel.missing_rows());
         let room = (highest - lowest) * CROSSES * rows.max().unwrap_or(0) as f64;
@@ -294,11 +286,8 @@ impl Panel {
             .build_cartesian_2d(x_range.0..x_range.1, y_range.0..y_range.1)?;
         let (xs, ys) = plot.plotting_area().get_pixel_range();
         let style = bold(text(13.5, INK, HPos::Left, VPos::Bottom));
-        root.draw(&Text::new(
-            self.title.as_str(),
-            (xs.start, ys.start - 8),
-            style,
-        ))?;
+        let at = (xs.start, ys.start - 8);
+        root.draw(&Text::new(self.title.as_str(), at, style))?;
         for limit in &self.limits {
             self.allowed(root, &plot, limit)?;
         }
@@ -323,9 +312,7 @@ impl Panel {
     /// Returns all values that the y axis must include.
     fn heights(&self) -> Vec<f64> {
         let points = self.series.iter().flat_map(|series| &series.points);
-        let mut heights: Vec<f64> = points
-            .flat_map(|(_, statistics)| [statistics.min, statistics.max])
-            .collect();
+        let mut heights: Vec<f64> = points.flat_map(|(_, y)| [y.min, y.max]).collect();
         for limit in &self.limits {
             match limit {
                 Limit::Level(y) | Limit::Column(_, _, y) => heights.push(*y),
@@ -395,11 +382,9 @@ impl Panel {
         let mut crosses = ys.start + 8;
         for series in &self.series {
             let colour = colour(series.listener);
-            let line: Vec<(i32, i32)> = series
-                .points
-                .iter()
-                .map(|(x, y)| self.pixel(plot, *x, y.median))
-                .collect();
+            let points = series.points.iter();
+            let line = points.map(|(x, y)| self.pixel(plot, *x, y.median));
+            let line: Vec<(i32, i32)> = line.collect();
             root.draw(&PathElement::new(line.clone(), colour.stroke_width(2)))?;
             for ((x, y), at) in series.points.iter().zip(&line) {
                 let (_, low) = self.pixel(plot, *x, y.min);
@@ -445,10 +430,8 @@ impl Panel {
     /// Returns the left and the right end of a listener's column.
     fn column(&self, plot: &Plot<'_, '_>, x: f64, listener: Listener) -> (i32, i32) {
         let count = self.series.len().max(1) as f64;
-        let series = self.series.iter();
-        let index = series
-            .take_while(|series| series.listener != listener)
-            .count() as f64;
+        let before = self.series.iter().take_while(|it| it.listener != listener);
+        let index = before.count() as f64;
         let wide = GROUP / count;
         let left = self.x.scale.place(x) - GROUP / 2.0 + wide * index;
         let pixel = |place: f64| plot.backend_coord(&(place, 0.0)).0;
@@ -487,12 +470,18 @@ impl Panel {
         let Limit::Between(places) = limit else {
             return Ok(());
         };
+        let [low, high] = self.edges(plot, places);
+        let around: Vec<(i32, i32)> = low.into_iter().chain(high.into_iter().rev()).collect();
+        root.draw(&Polygon::new(around, ALLOWED.filled()))
+    }
+
+    /// Returns the lower and the upper edge of what is allowed at these places.
+    fn edges(&self, plot: &Plot<'_, '_>, places: &[(f64, f64, f64)]) -> [Vec<(i32, i32)>; 2] {
         let low = places.iter().map(|(x, low, _)| self.pixel(plot, *x, *low));
         let high = places
             .iter()
             .map(|(x, _, high)| self.pixel(plot, *x, *high));
-        let around: Vec<(i32, i32)> = low.chain(high.rev()).collect();
-        root.draw(&Polygon::new(around, ALLOWED.filled()))
+        [low.collect(), high.collect()]
     }
 
     /// Draws a limit.
@@ -509,12 +498,9 @@ impl Panel {
                 dashed(root, [(left - 4, y), (right + 4, y)])
             }
             Limit::Between(places) => {
-                let low = places.iter().map(|(x, low, _)| self.pixel(plot, *x, *low));
-                let high = places
-                    .iter()
-                    .map(|(x, _, high)| self.pixel(plot, *x, *high));
-                dashed(root, low.collect::<Vec<_>>())?;
-                dashed(root, high.collect::<Vec<_>>())
+                let [low, high] = self.edges(plot, places);
+                dashed(root, low)?;
+                dashed(root, high)
             }
         }
     }
@@ -586,19 +572,13 @@ fn whisker(root: &Area<'_>, colour: RGBColor, x: i32, (high, low): (i32, i32)) -
 }
 
 /// Draws a bar as a dashed line.
-fn dashed<P>(root: &Area<'_>, points: P) -> Drawn
-where
-    P: IntoIterator<Item = (i32, i32)>,
-    P::IntoIter: Clone,
-{
-    let line = DashedPathElement::new(points, 6, 4, INK.stroke_width(2));
+fn dashed(root: &Area<'_>, points: impl Into<Vec<(i32, i32)>>) -> Drawn {
+    let line = DashedPathElement::new(points.into(), 6, 4, INK.stroke_width(2));
     root.draw(&line)
 }
 
 /// Escapes `words` for XML.
 fn escaped(words: &str) -> String {
-    words
-        .replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
+    let words = words.replace('&', "&amp;").replace('<', "&lt;");
+    words.replace('>', "&gt;")
 }

@@ -139,6 +139,11 @@ impl<'a> Key<'a> {
         Self { x: Some(x), ..self }
     }
 
+    /// Returns the same figure without a place.
+    pub(crate) fn anywhere(self) -> Self {
+        Self { x: None, ..self }
+    }
+
     /// Returns the name of a measurement.
     pub(crate) fn of(measurement: &'a Measurement) -> Self {
         Self {
@@ -221,18 +226,18 @@ impl<'a> Figures<'a> {
 
     /// Returns the places of a figure in rising order, whether or not they could be measured.
     pub(crate) fn places(self, key: Key<'_>) -> Vec<f64> {
-        let mut places: Vec<f64> = self
-            .of(key.bench)
-            .filter(|measurement| {
-                let other = Key::of(measurement);
-                Key { x: None, ..other } == Key { x: None, ..key }
-            })
-            .filter_map(|measurement| measurement.x)
-            .collect();
-        places.sort_by(f64::total_cmp);
-        places.dedup();
-        places
+        let all = self.of(key.bench);
+        let same = all.filter(|it| Key::of(it).anywhere() == key.anywhere());
+        in_order(same.filter_map(|measurement| measurement.x))
     }
+}
+
+/// Returns places in rising order, each once.
+pub(crate) fn in_order(places: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    let mut places: Vec<f64> = places.into_iter().collect();
+    places.sort_by(f64::total_cmp);
+    places.dedup();
+    places
 }
 
 /// Returns the title of a listener.

@@ -2,16 +2,14 @@
 //! The guest of the benchmarks: it has one processor, and its clocks count instructions.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use accf_bench::Bench;
 use anyhow::Result;
-use xshell::Shell;
 
 use crate::guest::Guest;
 use crate::lab::Lab;
-use crate::program;
 
 /// The guest's time limit, for an emulated guest on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(4 * 3600);
@@ -40,11 +38,6 @@ pub(crate) struct Request {
     pub(crate) rounds: u32,
     /// Whether to run with fewer connections and shorter times.
     pub(crate) short: bool,
-}
-
-/// Builds the program that measures.
-pub(crate) fn build_program(sh: &Shell) -> Result<PathBuf> {
-    program::build(sh, "accf-bench")
 }
 
 /// Returns a guest whose clocks count instructions. Its command loads `module` itself.

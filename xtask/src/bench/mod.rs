@@ -22,7 +22,7 @@ use accf_bench::{Bench, Recording, RECORDING_FILE, SCHEMA};
 use anyhow::Result;
 
 pub(crate) use self::bars::{judge, SHORT_RUN_SLACK};
-pub(crate) use self::guest::{build_program, machine, Request};
+pub(crate) use self::guest::{machine, Request};
 pub(crate) use self::results::closing_line;
 use self::results::{Before, Report};
 use crate::report::{self, check_schema, write, write_both};
@@ -104,16 +104,11 @@ mod tests {
         fs::write(directory.0.join(RECORDING_FILE), text).unwrap();
     }
 
-    const SCREEN: Screen = Screen {
-        colours: false,
-        width: 120,
-    };
-
     #[test]
     fn a_recording_becomes_all_files_and_verdicts() {
         let (recorded, out) = (Scratch::new("bench-recorded"), Scratch::new("bench-out"));
         record(&recorded, &sample());
-        let outcome = evaluate(&recorded.0, None, &Bench::ALL, &out.0, SCREEN).unwrap();
+        let outcome = evaluate(&recorded.0, None, &Bench::ALL, &out.0, Screen::PLAIN).unwrap();
         assert_eq!(failed(&outcome.bars).next(), None);
         assert_eq!(outcome.plots.len(), Bench::ALL.len());
         for (name, svg) in &outcome.plots {
@@ -135,7 +130,7 @@ mod tests {
         ] {
             assert!(report.contains(row), "{row}\n{report}");
         }
-        let json: serde_json::Value = serde_json::from_str(&out.text("report.json")).unwrap();
+        let json = out.json("report.json");
         assert_eq!(json["pass"], true);
         let bars = json["bars"].as_array().unwrap();
         let bytes = bars
@@ -160,7 +155,7 @@ mod tests {
         let (recorded, out) = (Scratch::new("bench-same"), Scratch::new("bench-same-out"));
         record(&recorded, &sample());
         let report = || {
-            let outcome = evaluate(&recorded.0, None, &Bench::ALL, &out.0, SCREEN).unwrap();
+            let outcome = evaluate(&recorded.0, None, &Bench::ALL, &out.0, Screen::PLAIN).unwrap();
             let files = [out.text("report.md"), out.text("report.json")];
             (outcome.page, outcome.plots, files)
         };
@@ -178,11 +173,11 @@ mod tests {
         sample::change(&mut recording, key, &[512.0]);
         record(&recorded, &recording);
         let asked = [Bench::Holding];
-        let outcome = evaluate(&recorded.0, None, &asked, &out.0, SCREEN).unwrap();
+        let outcome = evaluate(&recorded.0, None, &asked, &out.0, Screen::PLAIN).unwrap();
         assert_eq!(failed(&outcome.bars).count(), 2, "{:?}", outcome.bars);
         assert!(outcome.shown.contains("FAIL"));
         assert!(out.text("report.md").contains("**FAILS**"));
-        let json: serde_json::Value = serde_json::from_str(&out.text("report.json")).unwrap();
+        let json = out.json("report.json");
         assert_eq!(json["pass"], false);
     }
 
@@ -199,13 +194,20 @@ mod tests {
             revision: "0123abc module: before",
             recorded: &before.0,
         };
-        let outcome = evaluate(&recorded.0, Some(earlier), &Bench::ALL, &out.0, SCREEN).unwrap();
+        let outcome = evaluate(
+            &recorded.0,
+            Some(earlier),
+            &Bench::ALL,
+            &out.0,
+            Screen::PLAIN,
+        )
+        .unwrap();
         let row =
             "| connection | instructions | epoll, client pauses |  | 90,000 | 84,500 | −6.1 % |";
         assert!(outcome.page.contains(row), "{}", outcome.page);
         assert!(outcome.page.contains("--before 0123abc\n"));
         assert!(outcome.shown.contains("0123abc module: before"));
-        let json: serde_json::Value = serde_json::from_str(&out.text("report.json")).unwrap();
+        let json = out.json("report.json");
         assert_eq!(json["before"]["revision"], earlier.revision);
         assert_eq!(json["before"]["changes"][0]["after"]["median"], 84_500.0);
     }

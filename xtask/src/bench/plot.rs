@@ -5,7 +5,7 @@ use accf_bench::{Bench, Listener, Recording};
 
 use super::bars::bound;
 use super::chart::{Axis, Limit, Panel, Picture, Series};
-use super::figures::{case_title, Figures, Key, Statistics};
+use super::figures::{case_title, in_order, Figures, Key, Statistics};
 use super::scale::{long, short, Scale};
 
 /// Returns the file name of a benchmark's picture.
@@ -32,9 +32,8 @@ pub(crate) fn all(recording: &Recording) -> Vec<(Bench, Picture)> {
         let mut series = picture.panels.iter().flat_map(|panel| &panel.series);
         series.any(|series| !series.points.is_empty())
     };
-    pictures
-        .filter(|(_, picture)| shows_something(picture))
-        .collect()
+    let shown = pictures.filter(|(_, picture)| shows_something(picture));
+    shown.collect()
 }
 
 /// Returns the line of each listener that has such figures.
@@ -42,12 +41,8 @@ fn lines(figures: Figures<'_>, key: Key<'_>) -> Vec<Series> {
     let lines = Listener::ALL.into_iter().map(|listener| {
         let key = key.at(listener);
         let places = figures.places(key);
-        series(
-            listener,
-            places
-                .into_iter()
-                .map(|x| (x, figures.statistics(key.x(x)).ok())),
-        )
+        let at = |x| (x, figures.statistics(key.x(x)).ok());
+        series(listener, places.into_iter().map(at))
     });
     lines.filter(has_anything).collect()
 }
@@ -99,6 +94,18 @@ fn values(series: &[Series]) -> Vec<f64> {
     points.flat_map(|(_, y)| [y.min, y.max]).collect()
 }
 
+/// Returns a panel with a line for each listener.
+fn line_panel(title: &str, x: Axis, y: Axis, series: Vec<Series>, limits: Vec<Limit>) -> Panel {
+    Panel {
+        title: title.into(),
+        x,
+        y,
+        series,
+        as_columns: false,
+        limits,
+    }
+}
+
 /// Returns a panel with a group of columns for each case.
 fn column_panel(title: &str, cases: &[&str], y: Axis, series: Vec<Series>) -> Panel {
     Panel {
@@ -133,6 +140,9 @@ fn names(cases: &[&str]) -> Vec<String> {
         .collect()
 }
 
+/// The title of a panel.
+const INSTRUCTIONS: &str = "Instructions per connection";
+
 /// Plots the cost of one connection.
 fn connection(figures: Figures<'_>) -> Picture {
     const CASES: [&str; 4] = [
@@ -157,9 +167,8 @@ fn connection(figures: Figures<'_>) -> Picture {
         };
         Some(Limit::Column(f64::from(place), Listener::Dataready, limit))
     });
-    let series = columns(&CASES, |case, listener| {
-        asked(figures, key(case).at(listener))
-    });
+    let figure = |case, listener| asked(figures, key(case).at(listener));
+    let series = columns(&CASES, figure);
     let y = Axis::new("instructions", Scale::Linear, long);
     Picture {
         title: "The cost of one connection, from the SYN to the last ACK".into(),
@@ -169,7 +178,7 @@ fn connection(figures: Figures<'_>) -> Picture {
         limit: Some("dataready must not be above"),
         panels: vec![Panel {
             limits: limits.collect(),
-            ..column_panel("Instructions per connection", &CASES, y, series)
+            ..column_panel(INSTRUCTIONS, &CASES, y, series)
         }],
         ..Picture::default()
     }
@@ -194,14 +203,10 @@ fn holding(figures: Figures<'_>) -> Picture {
             let cost = fewest.and_then(|fewest| figures.statistics(key.x(fewest)).ok());
             (cost.map(|cost| cost.median * bound::FLAT), "instructions")
         };
-        Panel {
-            title: title.into(),
-            x: Axis::new("idle connections", Scale::Log, short),
-            y: Axis::new(unit, Scale::Linear, short),
-            series: lines(figures, key),
-            as_columns: false,
-            limits: limit.map(Limit::Level).into_iter().collect(),
-        }
+        let x = Axis::new("idle connections", Scale::Log, short);
+        let y = Axis::new(unit, Scale::Linear, short);
+        let limits = limit.map(Limit::Level).into_iter().collect();
+        line_panel(title, x, y, lines(figures, key), limits)
     });
     Picture {
         title: "The cost of a parked connection, by the number of parked connections".into(),
@@ -219,12 +224,11 @@ fn holding(figures: Figures<'_>) -> Picture {
 fn interference(figures: Figures<'_>) -> Picture {
     let key = Key::new(Bench::Interference, "latency");
     let series = lines(figures, key);
-    let mut places: Vec<f64> = Listener::ALL
-        .into_iter()
-        .flat_map(|listener| figures.places(key.at(listener)))
-        .collect();
-    places.sort_by(f64::total_cmp);
-    places.dedup();
+    let listeners = Listener::ALL.into_iter();
+    let places = in_order(listeners.flat_map(|it| figures.places(key.at(it))));
+    let (title, of) = ("Latency of an active client", "instructions");
+    let x = Axis::new("idle connections", Scale::Steps(places), short);
+    let y = Axis::new(of, Scale::for_values(values(&series)), short);
     let empty = figures.statistics(key.x(0.0)).ok();
     let limit = empty.map(|empty| Limit::Level(empty.median * bound::UNDISTURBED));
     Picture {
@@ -233,14 +237,7 @@ fn interference(figures: Figures<'_>) -> Picture {
                128."
             .into(),
         limit: Some("dataready must not be above"),
-        panels: vec![Panel {
-            title: "Latency of an active client".into(),
-            x: Axis::new("idle connections", Scale::Steps(places), short),
-            y: Axis::new("instructions", Scale::for_values(values(&series)), short),
-            series,
-            as_columns: false,
-            limits: limit.into_iter().collect(),
-        }],
+        panels: vec![line_panel(title, x, y, series, limit.into_iter().collect())],
         ..Picture::default()
     }
 }
@@ -260,15 +257,10 @@ fn pause(figures: Figures<'_>) -> Picture {
             let (low, high) = (1.0 - bound::LIKE_PLAIN, 1.0 + bound::LIKE_PLAIN);
             Some((place, plain * low, plain * high))
         });
-        let limit = Limit::Between(allowed.collect());
-        Panel {
-            title: title.into(),
-            x: Axis::new("the client's pause, s", Scale::Log, short),
-            y: Axis::new("ms", Scale::Log, long),
-            series: lines(figures, key),
-            as_columns: false,
-            limits: vec![limit],
-        }
+        let limits = vec![Limit::Between(allowed.collect())];
+        let x = Axis::new("the client's pause, s", Scale::Log, short);
+        let y = Axis::new("ms", Scale::Log, long);
+        line_panel(title, x, y, lines(figures, key), limits)
     });
     let panels = with_series(panels);
     Picture {
@@ -295,17 +287,11 @@ fn deadline(figures: Figures<'_>) -> Picture {
     let panels = panels.into_iter().map(|(case, title)| {
         let key = Key::new(Bench::Deadline, "late").case(case);
         let places = figures.places(key).into_iter();
-        let allowed = places
-            .map(|place| (place, -bound::EARLY_MS, late))
-            .collect();
-        Panel {
-            title: title.into(),
-            x: Axis::new("deadline, s", Scale::Log, |ms| short(ms / 1e3)),
-            y: Axis::new("late by, ms", Scale::Symmetric(EVEN_MS), long),
-            series: lines(figures, key),
-            as_columns: false,
-            limits: vec![Limit::Between(allowed)],
-        }
+        let allowed = places.map(|place| (place, -bound::EARLY_MS, late));
+        let limits = vec![Limit::Between(allowed.collect())];
+        let x = Axis::new("deadline, s", Scale::Log, |ms| short(ms / 1e3));
+        let y = Axis::new("late by, ms", Scale::Symmetric(EVEN_MS), long);
+        line_panel(title, x, y, lines(figures, key), limits)
     });
     let panels = with_series(panels);
     Picture {
@@ -322,10 +308,8 @@ fn deadline(figures: Figures<'_>) -> Picture {
 fn segments(figures: Figures<'_>) -> Picture {
     const CASES: [&str; 2] = ["silent", "slow"];
     let asked = |metric, case, listener| {
-        asked(
-            figures,
-            Key::new(Bench::Segments, metric).case(case).at(listener),
-        )
+        let key = Key::new(Bench::Segments, metric).case(case);
+        asked(figures, key.at(listener))
     };
     let panel = |title: &str, y: &str, series| {
         column_panel(title, &CASES, Axis::new(y, Scale::Whole, long), series)
@@ -357,18 +341,13 @@ fn segments(figures: Figures<'_>) -> Picture {
 fn others(figures: Figures<'_>) -> Picture {
     const CASES: [&str; 3] = ["without_module", "with_module", "filter_elsewhere"];
     let key = Key::new(Bench::Others, "instructions");
-    let series = columns(&CASES, |case, listener| {
-        asked(figures, key.case(case).at(listener))
-    });
+    let y = Axis::new("instructions", Scale::Linear, long);
+    let figure = |case, listener| asked(figures, key.case(case).at(listener));
+    let series = columns(&CASES, figure);
     Picture {
         title: "The cost of a connection at a plain listener".into(),
         note: "An epoll server whose clients pause; its listener does not have the filter.".into(),
-        panels: vec![column_panel(
-            "Instructions per connection",
-            &CASES,
-            Axis::new("instructions", Scale::Linear, long),
-            series,
-        )],
+        panels: vec![column_panel(INSTRUCTIONS, &CASES, y, series)],
         ..Picture::default()
     }
 }

@@ -7,7 +7,7 @@ use accf_bench::{Bench, Listener, Measurement, Recording, Unit};
 use serde::Serialize;
 use serde_json::{json, Value};
 
-use super::figures::{case_title, title, value, Comparison, Figures, Key, Statistics};
+use super::figures::{case_title, in_order, title, value, Comparison, Figures, Key, Statistics};
 use super::plot;
 use crate::report::{Document, Section};
 use crate::table::{number, numeric, percent, words, Column, Table};
@@ -100,15 +100,8 @@ impl<'a> Before<'a> {
             words("change"),
         ];
         let is_last = |change: &&Change<'_>| {
-            let mut all = self.changes.iter();
-            let (key, kind) = (
-                change.key,
-                Key {
-                    x: None,
-                    ..change.key
-                },
-            );
-            all.all(|it| Key { x: None, ..it.key } != kind || it.key.x <= key.x)
+            let (mut all, key) = (self.changes.iter(), change.key);
+            all.all(|it| it.key.anywhere() != key.anywhere() || it.key.x <= key.x)
         };
         let rows = self.changes.iter().filter(is_last).map(|change| {
             let key = change.key;
@@ -323,10 +316,8 @@ impl<'a> Report<'a> {
             ]
             .contains(&key.metric);
             row.extend([Listener::Plain, Listener::DeferAccept].map(|other| {
-                let comparison = self
-                    .figures
-                    .compare(key.at(Listener::Dataready), key.at(other));
-                match comparison {
+                let this = key.at(Listener::Dataready);
+                match self.figures.compare(this, key.at(other)) {
                     Ok(comparison) if proportional => comparison.words(),
                     _ => String::new(),
                 }
@@ -351,9 +342,8 @@ impl<'a> Report<'a> {
             }
         }
         let rank = |key: &Key<'_>| {
-            kinds
-                .iter()
-                .position(|kind| *kind == (key.metric, key.case))
+            let mut kinds = kinds.iter();
+            kinds.position(|kind| *kind == (key.metric, key.case))
         };
         keys.sort_by(|a, b| {
             let places = || a.x.unwrap_or(0.0).total_cmp(&b.x.unwrap_or(0.0));
@@ -424,10 +414,8 @@ impl<'a> Report<'a> {
                 }
             }
         }
-        let notes = notes.into_iter();
-        notes
-            .map(|(listeners, note)| format!("{}, {note}", listeners.join(", ")))
-            .collect()
+        let write = |(listeners, note): (Vec<&str>, _)| format!("{}, {note}", listeners.join(", "));
+        notes.into_iter().map(write).collect()
     }
 
     /// Returns the benchmarks that have figures.
@@ -530,9 +518,7 @@ fn places(all: &[&Measurement], note: &str) -> String {
     let mut kinds: Vec<(String, Vec<f64>)> = Vec::new();
     for measurement in all.iter().filter(has_note) {
         let mut kind = metric_title(&measurement.metric).to_owned();
-        let mut same = all
-            .iter()
-            .filter(|other| other.metric == measurement.metric);
+        let mut same = all.iter().filter(|it| it.metric == measurement.metric);
         // The case is left out if the note is on all cases.
         if !measurement.case.is_empty() && !same.all(|other| has_note(&other)) {
             kind += &format!(", {}", case_title(&measurement.case));
@@ -542,14 +528,12 @@ fn places(all: &[&Measurement], note: &str) -> String {
             None => kinds.push((kind, measurement.x.into_iter().collect())),
         }
     }
-    let kinds = kinds.iter_mut().map(|(kind, places)| {
-        places.sort_by(f64::total_cmp);
-        places.dedup();
-        match places.as_slice() {
-            [] => kind.clone(),
-            [one] => format!("{kind} at {}", number(*one)),
-            [first, .., last] => format!("{kind} at {} to {}", number(*first), number(*last)),
-        }
-    });
+    let kinds = kinds
+        .into_iter()
+        .map(|(kind, places)| match in_order(places)[..] {
+            [] => kind,
+            [one] => format!("{kind} at {}", number(one)),
+            [first, .., last] => format!("{kind} at {} to {}", number(first), number(last)),
+        });
     kinds.collect::<Vec<String>>().join("; ")
 }

@@ -63,46 +63,22 @@ pub(crate) fn change(recording: &mut Recording, key: Key<'_>, samples: &[f64]) {
 
 fn connection(recording: &mut Recording) {
     let cases = [
-        (
-            "epoll/pause",
-            [102_345.0, 84_120.0, 84_500.0],
-            [9.0, 7.0, 7.0],
-        ),
-        (
-            "epoll/same_trip",
-            [83_900.0, 84_010.0, 84_120.0],
-            [7.0, 7.0, 7.0],
-        ),
-        (
-            "blocking/pause",
-            [98_100.0, 80_400.0, 80_710.0],
-            [5.0, 5.0, 5.0],
-        ),
-        (
-            "blocking/same_trip",
-            [80_000.0, 80_130.0, 80_200.0],
-            [5.0, 5.0, 5.0],
-        ),
+        ("epoll/pause", [102_345.0, 84_120.0, 84_500.0], [9, 7, 7]),
+        ("epoll/same_trip", [83_900.0, 84_010.0, 84_120.0], [7; 3]),
+        ("blocking/pause", [98_100.0, 80_400.0, 80_710.0], [5; 3]),
+        ("blocking/same_trip", [80_000.0, 80_130.0, 80_200.0], [5; 3]),
     ];
     for (case, instructions, calls) in cases {
-        for ((listener, instructions), calls) in
-            Listener::ALL.into_iter().zip(instructions).zip(calls)
-        {
-            let key = |metric| Key::new(Bench::Connection, metric).case(case).at(listener);
-            add(
-                recording,
-                key("instructions"),
-                Unit::Instructions,
-                &around(instructions),
-            );
-            add(recording, key("system_calls"), Unit::Count, &[calls; 3]);
-            add(
-                recording,
-                key("context_switches"),
-                Unit::Count,
-                &[4.0, 5.0, 4.0],
-            );
-            add(recording, key("wakeups"), Unit::Count, &[2.0; 3]);
+        let figures = instructions.into_iter().zip(calls);
+        for (listener, (instructions, calls)) in Listener::ALL.into_iter().zip(figures) {
+            let mut add = |metric, unit, samples: [f64; 3]| {
+                let key = Key::new(Bench::Connection, metric).case(case);
+                add(recording, key.at(listener), unit, &samples);
+            };
+            add("instructions", Unit::Instructions, around(instructions));
+            add("system_calls", Unit::Count, [f64::from(calls); 3]);
+            add("context_switches", Unit::Count, [4.0, 5.0, 4.0]);
+            add("wakeups", Unit::Count, [2.0; 3]);
         }
     }
 }
@@ -186,17 +162,14 @@ fn deadline(recording: &mut Recording) {
 
 fn segments(recording: &mut Recording) {
     for (case, figures) in [
-        (
-            "silent",
-            [[1.0, 1.0, 2.0], [2.0, 3.0, 3.0], [1.0, 1.0, 2.0]],
-        ),
-        ("slow", [[1.0, 4.0, 5.0], [2.0, 5.0, 6.0], [1.0, 4.0, 5.0]]),
+        ("silent", [[1, 1, 2], [2, 3, 3], [1, 1, 2]]),
+        ("slow", [[1, 4, 5], [2, 5, 6], [1, 4, 5]]),
     ] {
         for (listener, counts) in Listener::ALL.into_iter().zip(figures) {
             let metrics = ["syn_acks", "from_server", "from_client"];
             for (metric, count) in metrics.into_iter().zip(counts) {
                 let key = Key::new(Bench::Segments, metric).case(case).at(listener);
-                add(recording, key, Unit::Segments, &[count; 3]);
+                add(recording, key, Unit::Segments, &[f64::from(count); 3]);
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::bench::{self, Earlier, Outcome, Request};
 use crate::kernel::Kind;
 use crate::lab::Lab;
 use crate::table::Screen;
-use crate::{project, report, ui, verdict};
+use crate::{program, project, report, ui, verdict};
 
 /// The page in the checkout.
 const DOCS_PAGE: &str = "docs/benchmarks.md";
@@ -68,7 +68,7 @@ impl Bench {
         };
         let lab = Lab::new(Kind::Stock)?;
         let module = lab.module().context("no module was built")?;
-        let program = bench::build_program(sh)?;
+        let program = program::build(sh, "accf-bench")?;
         let out = project::target().join("bench");
         project::empty(&out)?;
 

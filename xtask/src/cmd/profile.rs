@@ -37,7 +37,7 @@ impl Profile {
         let lab = Lab::new(Kind::Stock)?;
         let module = lab.module().context("no module was built")?;
         let plugin = program::build_plugin(sh, "accf-profile")?;
-        let program = bench::build_program(sh)?;
+        let program = program::build(sh, "accf-bench")?;
 
         let out = project::target().join("profile");
         let (recorded, counted) = (out.join("guest"), out.join("counts"));

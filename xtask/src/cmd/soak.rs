@@ -10,9 +10,9 @@ use xshell::Shell;
 
 use crate::kernel::Kind;
 use crate::lab::Lab;
-use crate::soak::{self, Request};
+use crate::soak::Request;
 use crate::table::Screen;
-use crate::{project, report, ui, verdict};
+use crate::{program, project, report, ui, verdict};
 
 /// Run everything at once in a guest with four processors, and prove that nothing is left of it.
 ///
@@ -46,7 +46,7 @@ impl Soak {
             seed,
         };
         let lab = Lab::new(self.kernel)?;
-        let program = soak::build_program(sh)?;
+        let program = program::build(sh, "accf-soak")?;
         let out = project::target().join("soak");
         println!("seed {seed}: --seed {seed} repeats the random numbers");
         let soak = ui::step("the soak in a guest", |_| {

@@ -337,7 +337,7 @@ impl Tally {
 
     /// Runs the benchmarks with few connections and short times, and records which bars hold.
     fn benchmarks(&mut self, sh: &Shell, lab: &Lab) -> Result<()> {
-        let program = bench::build_program(sh)?;
+        let program = program::build(sh, "accf-bench")?;
         let module = lab.module().context("no module was built")?;
         let request = Request {
             benches: Bench::ALL.to_vec(),
@@ -354,7 +354,7 @@ impl Tally {
 
     /// Runs the soak, and records its proofs.
     fn soak(&mut self, sh: &Shell, kind: Kind, lab: &Lab) -> Result<()> {
-        let program = soak::build_program(sh)?;
+        let program = program::build(sh, "accf-soak")?;
         let request = soak::Request {
             kind,
             time: SOAK,

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use accf_demo::UnixNanos;
 use anyhow::{bail, Context, Result};
+use bitflags::bitflags;
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use pcap_file::pcap::PcapReader;
 use pcap_file::DataLink;
@@ -33,30 +34,21 @@ impl End {
     }
 }
 
-/// The flags of a TCP segment that the demo looks at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Flags {
-    pub(crate) syn: bool,
-    pub(crate) ack: bool,
-    pub(crate) fin: bool,
-    pub(crate) rst: bool,
-    pub(crate) psh: bool,
+bitflags! {
+    /// The flags of a TCP segment that the demo looks at.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub(crate) struct Flags: u8 {
+        const SYN = 1;
+        const FIN = 2;
+        const RST = 4;
+        const PSH = 8;
+        const ACK = 16;
+    }
 }
 
 impl fmt::Display for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let set = [
-            (self.syn, "SYN"),
-            (self.fin, "FIN"),
-            (self.rst, "RST"),
-            (self.psh, "PSH"),
-            (self.ack, "ACK"),
-        ];
-        let names: Vec<_> = set
-            .iter()
-            .filter(|(on, _)| *on)
-            .map(|(_, name)| *name)
-            .collect();
+        let names: Vec<_> = self.iter_names().map(|(name, _)| name).collect();
         f.write_str(&names.join("-"))
     }
 }
@@ -139,16 +131,18 @@ fn dissect(link: DataLink, bytes: &[u8]) -> Result<Option<Tcp>> {
         Some(NetSlice::Ipv4(ip)) => ip.header().identification(),
         _ => 0,
     };
+    let set = [
+        (Flags::SYN, tcp.syn()),
+        (Flags::FIN, tcp.fin()),
+        (Flags::RST, tcp.rst()),
+        (Flags::PSH, tcp.psh()),
+        (Flags::ACK, tcp.ack()),
+    ];
+    let flags = set.iter().filter(|(_, on)| *on).map(|(flag, _)| *flag);
     Ok(Some(Tcp {
         source_port: tcp.source_port(),
         destination_port: tcp.destination_port(),
-        flags: Flags {
-            syn: tcp.syn(),
-            ack: tcp.ack(),
-            fin: tcp.fin(),
-            rst: tcp.rst(),
-            psh: tcp.psh(),
-        },
+        flags: flags.collect(),
         seq: tcp.sequence_number(),
         ack: tcp.acknowledgment_number(),
         payload_len: tcp.payload().len(),
@@ -194,14 +188,11 @@ impl Segment {
 
     /// Returns the kind of the segment in one word.
     pub(crate) fn name(&self) -> &'static str {
-        let Flags {
-            syn, ack, fin, rst, ..
-        } = self.flags;
-        match (syn, ack) {
-            (true, true) => "SYN-ACK",
-            (true, false) => "SYN",
-            _ if rst => "RST",
-            _ if fin => "FIN",
+        match self.flags {
+            flags if flags.contains(Flags::SYN | Flags::ACK) => "SYN-ACK",
+            flags if flags.contains(Flags::SYN) => "SYN",
+            flags if flags.contains(Flags::RST) => "RST",
+            flags if flags.contains(Flags::FIN) => "FIN",
             _ if self.payload_len > 0 => "data",
             _ => "ACK",
         }
@@ -209,15 +200,12 @@ impl Segment {
 
     /// Returns whether this is a SYN-ACK, original or retransmitted.
     pub(crate) fn is_syn_ack(&self) -> bool {
-        self.from == End::Server && self.flags.syn && self.flags.ack
+        self.from == End::Server && self.flags.contains(Flags::SYN | Flags::ACK)
     }
 
     /// Returns whether this is an ACK without data and without other flags.
     pub(crate) fn is_bare_ack(&self) -> bool {
-        let Flags {
-            syn, ack, fin, rst, ..
-        } = self.flags;
-        ack && !syn && !fin && !rst && self.payload_len == 0
+        self.flags.difference(Flags::PSH) == Flags::ACK && self.payload_len == 0
     }
 }
 
@@ -268,8 +256,9 @@ pub(crate) fn connection(
     segments.sort_by_key(Segment::sent);
     for i in 0..segments.len() {
         let (earlier, this) = (&segments[..i], &segments[i]);
-        let takes_room = this.flags.syn || this.flags.fin || this.payload_len > 0;
-        let place = |s: &Segment| (s.from, s.seq, s.payload_len, s.flags.syn, s.flags.fin);
+        let ends = |s: &Segment| s.flags & (Flags::SYN | Flags::FIN);
+        let takes_room = !ends(this).is_empty() || this.payload_len > 0;
+        let place = |s: &Segment| (s.from, s.seq, s.payload_len, ends(s));
         segments[i].retransmission =
             takes_room && earlier.iter().any(|other| place(other) == place(this));
     }
@@ -279,7 +268,7 @@ pub(crate) fn connection(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::demo::sample::sample;
+    use crate::demo::sample::{sample, SYN_ACK};
     use crate::scratch::Scratch;
 
     #[test]
@@ -298,7 +287,7 @@ mod tests {
 
     #[test]
     fn flags_have_names() {
-        assert_eq!(Flags::SYN_ACK.to_string(), "SYN-ACK");
+        assert_eq!(SYN_ACK.to_string(), "SYN-ACK");
         assert_eq!(Flags::default().to_string(), "");
     }
 }

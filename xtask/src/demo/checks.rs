@@ -6,7 +6,7 @@
 
 use accf_demo::{HttpServer, Listener, Scenario};
 
-use super::capture::{End, Segment};
+use super::capture::{End, Flags, Segment};
 use super::facts::{Facts, Findings};
 use crate::verdict::{Bound, Claim, Unit, Verdict};
 
@@ -224,7 +224,7 @@ fn policy(facts: &Facts, on_timeout: &str) -> Vec<Verdict> {
     checks.push(match on_timeout {
         "reset" => claim("nothing_else", "the server sends nothing but the RST").count(
             "segments",
-            sent(|segment| !segment.flags.rst),
+            sent(|segment| !segment.flags.contains(Flags::RST)),
             0,
         ),
         _ => claim(
@@ -254,8 +254,7 @@ mod tests {
     use accf_demo::Counters;
 
     use super::*;
-    use crate::demo::capture::Flags;
-    use crate::demo::sample::{sample, Sample};
+    use crate::demo::sample::{sample, Sample, DATA, SYN_ACK};
     use crate::verdict::failed;
 
     const TALKS: (Scenario, Listener) = (Scenario::Rfc793, Listener::Dataready);
@@ -279,9 +278,8 @@ mod tests {
 
     #[test]
     fn a_second_syn_ack_fails() {
-        let again = |connection| {
-            failing(|it| it.send(connection, End::Server, Flags::SYN_ACK, 1060.0)).join(" ")
-        };
+        let again =
+            |connection| failing(|it| it.send(connection, End::Server, SYN_ACK, 1060.0)).join(" ");
         assert_eq!(again(TALKS), "a.dataready.syn_acks");
         let wanted = "d.dataready.syn_acks d.dataready.nothing_sent";
         assert_eq!(again(SILENT), wanted);
@@ -469,7 +467,7 @@ mod tests {
 
         // The client was not silent for long enough, or not silent at all.
         let plain = (Scenario::Silent, Listener::Plain);
-        let soon = failing(|it| it.shift(plain, End::Client, Flags::DATA, -2000));
+        let soon = failing(|it| it.shift(plain, End::Client, DATA, -2000));
         assert_eq!(soon, ["d.plain.silence"]);
 
         // The plain listener accepted late.

@@ -4,7 +4,7 @@
 use accf_demo::{Accepted, Exchange, GuestReport, Listener, Scenario, ServedRequest, UnixNanos};
 use anyhow::{ensure, Context, Result};
 
-use super::capture::{connection, Capture, End, Segment};
+use super::capture::{connection, Capture, End, Flags, Segment};
 use crate::report::check_schema;
 
 /// What happened on one connection.
@@ -75,7 +75,8 @@ impl Facts {
 
     /// Returns the RSTs of the server.
     pub(crate) fn resets(&self) -> impl Iterator<Item = &Segment> {
-        self.from(End::Server).filter(|s| s.flags.rst)
+        self.from(End::Server)
+            .filter(|s| s.flags.contains(Flags::RST))
     }
 
     /// Returns the sequence number of the server's first RST relative to its SYN-ACK; the client
@@ -179,8 +180,9 @@ impl Findings {
             let first = segments.first().with_context(|| {
                 format!("{what}: the captures have no packet from port {from} to port {to}")
             })?;
+            let is_syn = first.from == End::Client && first.flags.contains(Flags::SYN);
             ensure!(
-                first.from == End::Client && first.flags.syn && first.at_client.is_some(),
+                is_syn && first.at_client.is_some(),
                 "{what}: the captures do not begin with the client's SYN, but with {} {:?}",
                 first.flags,
                 first.from
@@ -237,8 +239,8 @@ mod tests {
     use accf_demo::HttpServer;
 
     use super::*;
-    use crate::demo::capture::{Flags, Tcp};
-    use crate::demo::sample::sample;
+    use crate::demo::capture::Tcp;
+    use crate::demo::sample::{sample, DATA};
 
     #[test]
     fn the_numbers_are_those_of_the_sample() {
@@ -311,7 +313,7 @@ mod tests {
         no_packets.server.frames.clear();
         let mut no_syn = sample();
         for frames in [&mut no_syn.client.frames, &mut no_syn.server.frames] {
-            frames.retain(|frame| frame.tcp.is_some_and(|tcp| !tcp.flags.syn));
+            frames.retain(|frame| frame.tcp.is_some_and(|tcp| !tcp.flags.contains(Flags::SYN)));
         }
         let mut other = sample();
         other.guest.schema += 1;
@@ -330,7 +332,7 @@ mod tests {
     #[test]
     fn a_lost_segment_has_no_arrival() {
         let mut sample = sample();
-        let request = |tcp: Tcp| tcp.source_port == 40_000 && tcp.flags == Flags::DATA;
+        let request = |tcp: Tcp| tcp.source_port == 40_000 && tcp.flags == DATA;
         let frames = &mut sample.server.frames;
         frames.retain(|frame| !frame.tcp.is_some_and(request));
         let findings = sample.findings();

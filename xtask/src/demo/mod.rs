@@ -105,34 +105,13 @@ mod tests {
         let outcome = evaluate(&recorded.0, &out.0, SCREEN).unwrap();
         assert_eq!(failed(&outcome.checks).next(), None);
         for row in [
-            [
-                "dataready, accept",
-                "5,001",
-                "nothing",
-                "connected; served",
-                "timeout_accept 1",
-            ],
-            [
-                "dataready, reset",
-                "never",
-                "RST, 5,001",
-                "ECONNRESET, 5,082",
-                "timeout_reset 1",
-            ],
-            [
-                "dataready, drop",
-                "never",
-                "nothing",
-                "connected; RST",
-                "timeout_drop 1",
-            ],
+            "dataready, accept | 5,001 | nothing | connected; served | timeout_accept 1",
+            "dataready, reset | never | RST, 5,001 | ECONNRESET, 5,082 | timeout_reset 1",
+            "dataready, drop | never | nothing | connected; RST | timeout_drop 1",
         ] {
-            let shown = |line: &str| row.iter().all(|cell| line.contains(cell));
-            assert!(
-                outcome.shown.lines().any(shown),
-                "{row:?}\n{}",
-                outcome.shown
-            );
+            let shown = |line: &str| row.split(" | ").all(|cell| line.contains(cell));
+            let found = outcome.shown.lines().any(shown);
+            assert!(found, "{row}\n{}", outcome.shown);
         }
         for line in outcome.shown.lines() {
             assert!(console::measure_text_width(line) <= SCREEN.width, "{line}");
@@ -148,13 +127,10 @@ mod tests {
             "dataready_drop.pcapng",
         ];
         for file in files {
-            assert!(
-                fs::metadata(out.0.join(file)).unwrap().len() > 500,
-                "{file}"
-            );
+            let length = fs::metadata(out.0.join(file)).unwrap().len();
+            assert!(length > 500, "{file}");
         }
-        let json = out.text("report.json");
-        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let json = out.json("report.json");
         assert_eq!(json["pass"], true);
         let numbers = &json["scenarios"]["a"]["listeners"]["dataready"];
         assert_eq!(numbers["syn_acks_sent"], 1);
@@ -175,8 +151,7 @@ mod tests {
         let outcome = evaluate(&recorded.0, &out.0, SCREEN).unwrap();
         assert_eq!(failed(&outcome.checks).count(), 1, "{:?}", outcome.checks);
         assert!(outcome.shown.contains("FAIL"));
-        let json = out.text("report.json");
-        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        let json = out.json("report.json");
         assert_eq!(json["pass"], false);
         assert!(out.text("report.md").contains("**FAILS**"));
     }
@@ -184,16 +159,9 @@ mod tests {
     #[test]
     fn no_report_is_an_error() {
         let empty = Scratch::new("demo-empty");
-        let error = evaluate(&empty.0, &empty.0, SCREEN).unwrap_err();
-        assert!(
-            format!("{error:#}").contains("did not get to the end"),
-            "{error:#}"
-        );
+        let says = || format!("{:#}", evaluate(&empty.0, &empty.0, SCREEN).unwrap_err());
+        assert!(says().contains("did not get to the end"), "{}", says());
         fs::write(empty.0.join(accf_demo::REPORT_FILE), "{}").unwrap();
-        let error = evaluate(&empty.0, &empty.0, SCREEN).unwrap_err();
-        assert!(
-            format!("{error:#}").contains("is not a recording"),
-            "{error:#}"
-        );
+        assert!(says().contains("is not a recording"), "{}", says());
     }
 }

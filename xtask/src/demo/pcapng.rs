@@ -15,7 +15,7 @@ use pcap_file::pcapng::blocks::section_header::{SectionHeaderBlock, SectionHeade
 use pcap_file::pcapng::{PcapNgBlock, PcapNgWriter};
 use pcap_file::Endianness;
 
-use super::capture::{Capture, Frame, Tcp};
+use super::capture::{Capture, Flags, Frame, Tcp};
 use super::facts::{Facts, Findings};
 use super::ms;
 
@@ -60,7 +60,7 @@ impl<'a> Packets<'a> {
             let error = exchange.client.error.as_ref();
             let error = error.map_or("no error", |error| &error.name);
             self.comment(
-                |tcp| ours(tcp) && tcp.flags.rst && tcp.source_port == server,
+                |tcp| ours(tcp) && tcp.flags.contains(Flags::RST) && tcp.source_port == server,
                 format!("accf: the server never accepted; the client got {error}"),
             );
             return;
@@ -104,7 +104,7 @@ impl<'a> Packets<'a> {
 
 /// Returns whether this is a SYN of a client.
 fn is_syn(tcp: &Tcp) -> bool {
-    tcp.flags.syn && !tcp.flags.ack
+    tcp.flags & (Flags::SYN | Flags::ACK) == Flags::SYN
 }
 
 /// Returns a capture of the server's end with all packets to and from the ports of `listener`.
@@ -199,10 +199,8 @@ mod tests {
                 }));
             }
             let count = |words| {
-                comments
-                    .iter()
-                    .filter(|c: &&String| c.contains(words))
-                    .count()
+                let comments = comments.iter();
+                comments.filter(|it: &&String| it.contains(words)).count()
             };
             let (accepts, nevers) = (count("accept() returned"), count("never accepted"));
             let wanted = match listener {

@@ -10,7 +10,7 @@ use accf_demo::{
     Accepted, ClientError, ClientView, Counters, Exchange, GuestReport, HttpServer, Listener, Path,
     Scenario, ServedRequest, TcpInfo, UnixNanos,
 };
-use etherparse::{IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, PacketBuilder};
+use etherparse::{IpHeaders, IpNumber, Ipv4Extensions, Ipv4Header, PacketBuilder, TcpHeader};
 use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
 use pcap_file::{DataLink, TsResolution};
 
@@ -24,40 +24,10 @@ const CLIENT_ISN: u32 = 5_000;
 const REQUEST: usize = 47;
 const RESPONSE: usize = 89;
 
-/// The flags that the segments have.
-impl Flags {
-    const NONE: Self = Self {
-        syn: false,
-        ack: false,
-        fin: false,
-        rst: false,
-        psh: false,
-    };
-    pub(crate) const ACK: Self = Self {
-        ack: true,
-        ..Self::NONE
-    };
-    pub(crate) const DATA: Self = Self {
-        psh: true,
-        ..Self::ACK
-    };
-    pub(crate) const FIN: Self = Self {
-        fin: true,
-        ..Self::ACK
-    };
-    pub(crate) const RST: Self = Self {
-        rst: true,
-        ..Self::NONE
-    };
-    pub(crate) const SYN: Self = Self {
-        syn: true,
-        ..Self::NONE
-    };
-    pub(crate) const SYN_ACK: Self = Self {
-        syn: true,
-        ..Self::ACK
-    };
-}
+/// The flags of a segment with data.
+pub(crate) const DATA: Flags = Flags::ACK.union(Flags::PSH);
+pub(crate) const SYN_ACK: Flags = Flags::SYN.union(Flags::ACK);
+const FIN_ACK: Flags = Flags::FIN.union(Flags::ACK);
 
 /// The recordings of a demo.
 #[derive(Clone, Debug)]
@@ -130,11 +100,7 @@ impl Sample {
         let mut talk = Talk::new(exchange.client_port, exchange.server_port, start);
         talk.seq = (CLIENT_ISN + 1, SERVER_ISN + 1);
         talk.ip_id = 1000;
-        let seq = if flags.syn {
-            SERVER_ISN
-        } else {
-            SERVER_ISN + 1
-        };
+        let seq = SERVER_ISN + u32::from(!flags.contains(Flags::SYN));
         talk.segment(from, flags, Some(seq), 0, (ms * 1e3) as u64);
         self.client.frames.extend(talk.client);
         self.server.frames.extend(talk.server);
@@ -248,7 +214,7 @@ impl Talk {
             destination_port,
             flags,
             seq: seq.unwrap_or(own),
-            ack: if flags.ack { peer } else { 0 },
+            ack: if flags.contains(Flags::ACK) { peer } else { 0 },
             payload_len: len,
             ip_id: self.ip_id,
         };
@@ -265,7 +231,7 @@ impl Talk {
             End::Server => (far, near, &mut self.seq.1),
         };
         if !again {
-            *own += len as u32 + u32::from(flags.syn) + u32::from(flags.fin);
+            *own += len as u32 + (flags & (Flags::SYN | Flags::FIN)).bits().count_ones();
         }
         self.client.push(to_client);
         self.server.push(to_server);
@@ -275,36 +241,27 @@ impl Talk {
 /// Returns the bytes of a segment, from the IP header on.
 fn frame(tcp: &Tcp) -> Vec<u8> {
     let (client, server) = ([192, 0, 2, 1], [192, 0, 2, 2]);
-    let to_server = tcp.destination_port < 10_000;
-    let (source, destination) = if to_server {
-        (client, server)
-    } else {
-        (server, client)
+    let (source, destination) = match tcp.destination_port < 10_000 {
+        true => (client, server),
+        false => (server, client),
     };
     let ip = Ipv4Header {
         identification: tcp.ip_id,
         ..Ipv4Header::new(0, 64, IpNumber::TCP, source, destination).unwrap()
     };
     let ip = PacketBuilder::ip(IpHeaders::Ipv4(ip, Ipv4Extensions::default()));
-    let mut step = ip.tcp(tcp.source_port, tcp.destination_port, tcp.seq, 64240);
-    if tcp.flags.syn {
-        step = step.syn();
-    }
-    if tcp.flags.ack {
-        step = step.ack(tcp.ack);
-    }
-    if tcp.flags.fin {
-        step = step.fin();
-    }
-    if tcp.flags.psh {
-        step = step.psh();
-    }
-    if tcp.flags.rst {
-        step = step.rst();
-    }
+    let step = ip.tcp_header(TcpHeader {
+        acknowledgment_number: tcp.ack,
+        syn: tcp.flags.contains(Flags::SYN),
+        fin: tcp.flags.contains(Flags::FIN),
+        rst: tcp.flags.contains(Flags::RST),
+        psh: tcp.flags.contains(Flags::PSH),
+        ack: tcp.flags.contains(Flags::ACK),
+        ..TcpHeader::new(tcp.source_port, tcp.destination_port, tcp.seq, 64240)
+    });
     let mut bytes = Vec::new();
-    step.write(&mut bytes, &vec![b'x'; tcp.payload_len])
-        .unwrap();
+    let payload = vec![b'x'; tcp.payload_len];
+    step.write(&mut bytes, &payload).unwrap();
     bytes
 }
 
@@ -408,7 +365,7 @@ fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange
     let piggyback = scenario == Scenario::Piggyback;
     let silent = scenario == Scenario::Silent;
     talk.segment(Client, Flags::SYN, None, 0, 0);
-    talk.segment(Server, Flags::SYN_ACK, None, 0, 20_100);
+    talk.segment(Server, SYN_ACK, None, 0, 20_100);
     if !piggyback {
         talk.segment(Client, Flags::ACK, None, 0, 40_200);
     }
@@ -424,7 +381,7 @@ fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange
     let accept_us = match (silent, listener) {
         (_, Listener::Plain) if !piggyback => Some(acked + WAKE_US),
         (true, Listener::DeferAccept) => {
-            talk.segment(Server, Flags::SYN_ACK, Some(SERVER_ISN), 0, 7_040_000);
+            talk.segment(Server, SYN_ACK, Some(SERVER_ISN), 0, 7_040_000);
             talk.segment(Client, Flags::ACK, None, 0, 7_060_100);
             Some(7_080_100 + WAKE_US)
         }
@@ -441,30 +398,23 @@ fn exchange(scenario: Scenario, listener: Listener, talk: &mut Talk) -> Exchange
         _ => request_at.map(|request| request + DELAY_US + WAKE_US),
     };
     if let Some(request) = request_at {
-        talk.segment(Client, Flags::DATA, None, REQUEST, request);
+        talk.segment(Client, DATA, None, REQUEST, request);
     }
     let served = request_at.filter(|_| accept_us.is_some());
     if let Some(request) = served {
         let arrived = request + DELAY_US;
         talk.segment(Server, Flags::ACK, None, 0, arrived + 100);
-        talk.segment(Server, Flags::DATA, None, RESPONSE, arrived + 2 * WAKE_US);
-        talk.segment(Server, Flags::FIN, None, 0, arrived + 3 * WAKE_US);
-        talk.segment(
-            Client,
-            Flags::FIN,
-            None,
-            0,
-            arrived + 3 * WAKE_US + DELAY_US,
-        );
+        talk.segment(Server, DATA, None, RESPONSE, arrived + 2 * WAKE_US);
+        talk.segment(Server, FIN_ACK, None, 0, arrived + 3 * WAKE_US);
+        let closed = arrived + 3 * WAKE_US;
+        talk.segment(Client, FIN_ACK, None, 0, closed + DELAY_US);
     }
     if let Some(reset) = reset_at {
         talk.segment(Server, Flags::RST, None, 0, reset);
     }
-    let late_sample = listener == Listener::DeferAccept && scenario == Scenario::Rfc793;
-    let tcp_info = if late_sample {
-        info(6_040_900, 18_124_000)
-    } else {
-        info(40_700, 241_000)
+    let tcp_info = match (listener, scenario) {
+        (Listener::DeferAccept, Scenario::Rfc793) => info(6_040_900, 18_124_000),
+        _ => info(40_700, 241_000),
     };
     let seconds = if silent { 5 } else { 60 };
     let count = |counted: bool| u64::from(counted);

@@ -9,7 +9,7 @@ use svg::node::element::{Circle, Group, Line, Path, Polygon, Rectangle, Style, T
 use svg::node::Text as Characters;
 use svg::Node;
 
-use super::capture::End;
+use super::capture::{End, Flags};
 use super::checks::bound;
 use super::facts::{Facts, Findings};
 use super::ms;
@@ -353,7 +353,7 @@ fn column(
         }
     }
     let mut arrows = ladder.arrows.iter().rev();
-    let rst = arrows.find(|arrow| arrow.segment.flags.rst);
+    let rst = arrows.find(|arrow| arrow.segment.flags.contains(Flags::RST));
     if let (Some((_, name)), Some(rst)) = (&ladder.error, rst) {
         let at = y(rst.arrived_ms.unwrap_or(rst.sent_ms));
         for side in [-6.0, 6.0] {
@@ -491,7 +491,9 @@ fn ending(facts: &Facts) -> Vec<Row> {
         more => format!("{} segments", more.len()),
     };
     let wanted = match facts.exchange.listener {
-        Listener::DatareadyReset => matches!(sent.as_slice(), [rst] if rst.flags.rst),
+        Listener::DatareadyReset => {
+            matches!(sent.as_slice(), [rst] if rst.flags.contains(Flags::RST))
+        }
         _ => sent.is_empty(),
     };
     rows.push(("server sent", value, judged(wanted)));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The events of a connection for pictures, and a time scale that leaves silence out.
 
-use super::capture::{End, Segment};
+use super::capture::{End, Flags, Segment};
 use super::facts::Facts;
 
 /// Longer silence is shown as a gap.
@@ -24,7 +24,7 @@ impl Arrow {
             0 => segment.name().to_owned(),
             len => format!("{len} B of data"),
         };
-        if segment.payload_len > 0 && segment.flags.fin {
+        if segment.payload_len > 0 && segment.flags.contains(Flags::FIN) {
             label += ", FIN";
         }
         if segment.retransmission {
@@ -66,14 +66,15 @@ impl Ladder {
     pub(crate) fn new(facts: &Facts, until: Until) -> Self {
         let ms = |at: accf_demo::UnixNanos| at.ms_since(facts.start());
         let all = &facts.segments;
+        let first = |flag| all.iter().position(|s| s.flags.contains(flag));
         let shown = match until {
             Until::End => all.len(),
             Until::Answer => all
                 .iter()
                 .position(|s| s.from == End::Server && s.payload_len > 0)
                 .map(|answer| answer + 1)
-                .or_else(|| all.iter().position(|s| s.flags.rst).map(|rst| rst + 1))
-                .or_else(|| all.iter().position(|s| s.flags.fin))
+                .or_else(|| first(Flags::RST).map(|rst| rst + 1))
+                .or_else(|| first(Flags::FIN))
                 .unwrap_or(all.len()),
         };
         let arrows = all
@@ -102,10 +103,9 @@ impl Ladder {
     /// Returns when the connection stops being pending in the kernel: it is accepted, reset or
     /// dropped.
     pub(crate) fn pending_until_ms(&self) -> Option<f64> {
-        let reset = self
-            .arrows
-            .iter()
-            .find(|arrow| arrow.segment.from == End::Server && arrow.segment.flags.rst);
+        let is_reset = |it: &Segment| it.from == End::Server && it.flags.contains(Flags::RST);
+        let mut arrows = self.arrows.iter();
+        let reset = arrows.find(|arrow| is_reset(&arrow.segment));
         self.accept_ms
             .or(self.dropped_ms)
             .or(reset.map(|arrow| arrow.sent_ms))

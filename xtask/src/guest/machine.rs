@@ -177,8 +177,7 @@ impl Drop for Machine {
 
 /// Returns the command that starts the machine.
 fn command(sysroot: &Sysroot, parts: &Parts<'_>) -> Command {
-    let mut unshare = Command::new("unshare");
-    unshare.args(["--mount", "--pid", "--fork", "--kill-child"]);
+    let mut unshare = exec::unshare();
     unshare.args(["sh", "-c", BOOT, "boot"]);
     unshare.arg(sysroot.path()).arg(parts.files);
     unshare.args(parts.shares).arg("--");

@@ -10,7 +10,6 @@ pub(crate) mod race;
 pub(crate) mod splat;
 
 use std::ffi::{OsStr, OsString};
-use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -80,52 +79,40 @@ impl Default for Guest {
 }
 
 /// Something that makes a guest's run worthless.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum Failure {
-    /// The guest stopped without a verdict.
+    /// There is no verdict.
+    #[error("the guest stopped without a verdict; the end of its console:\n{0}")]
     NoVerdict(String),
     /// The kernel panicked.
+    #[error("the guest's kernel panicked:\n{0}")]
     Panic(String),
     /// The guest hung before its first process ran, as often as it was booted.
+    #[error(
+        "the guest hung before its first process ran, each of the {times} times that it was \
+         booted; the end of its console:\n{0}",
+        times = early::AGAIN + 1
+    )]
     NeverBooted(String),
     /// The guest was still running at the deadline.
+    #[error(
+        "the guest hung: it was still running after {seconds} s (--timeout) and was ended; the \
+         end of its console:\n{1}",
+        seconds = .0.as_secs()
+    )]
     Timeout(Duration, String),
     /// The kernel reported something wrong, or our module was not silent.
+    #[error("the guest's kernel log has a splat: {0}")]
     Splat(String),
     /// The kernel reported a data race that names our module.
+    #[error("a data race in the guest: {0}")]
     Race(String),
     /// The module could not be loaded.
+    #[error("the guest could not load the module:\n{0}")]
     Insmod(String),
     /// The kernel found leaked memory.
+    #[error("the guest's kernel found leaked memory:\n{0}")]
     Leak(String),
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoVerdict(log) => write!(
-                f,
-                "the guest stopped without a verdict; the end of its console:\n{log}"
-            ),
-            Self::Panic(log) => write!(f, "the guest's kernel panicked:\n{log}"),
-            Self::NeverBooted(log) => write!(
-                f,
-                "the guest hung before its first process ran, each of the {} times that it was \
-                 booted; the end of its console:\n{log}",
-                early::AGAIN + 1
-            ),
-            Self::Timeout(limit, log) => write!(
-                f,
-                "the guest hung: it was still running after {} s (--timeout) and was ended; the \
-                 end of its console:\n{log}",
-                limit.as_secs()
-            ),
-            Self::Splat(log) => write!(f, "the guest's kernel log has a splat: {log}"),
-            Self::Race(log) => write!(f, "a data race in the guest: {log}"),
-            Self::Insmod(log) => write!(f, "the guest could not load the module:\n{log}"),
-            Self::Leak(log) => write!(f, "the guest's kernel found leaked memory:\n{log}"),
-        }
-    }
 }
 
 /// The report of a guest's run.

@@ -73,12 +73,6 @@ mod tests {
     use super::*;
     use crate::scratch::Scratch;
 
-    /// A screen without colours.
-    const SCREEN: Screen = Screen {
-        colours: false,
-        width: 120,
-    };
-
     /// The symbols of a kernel with the module.
     const KALLSYMS: &str = "\
 ffffffff81000000 T memset
@@ -121,7 +115,7 @@ ffffffffc0000000 t _RNvNtNtCsd5nqjlr6OOH_9accf_main3net5hooks13syn_recv_sock\t[a
     fn a_profile_is_reported() {
         let (recorded, out) = (Scratch::new("profile"), Scratch::new("profile-out"));
         leave(&recorded, [550, 521, 951]);
-        let shown = evaluate(&recorded.0, &recorded.0, &out.0, SCREEN).unwrap();
+        let shown = evaluate(&recorded.0, &recorded.0, &out.0, Screen::PLAIN).unwrap();
         let heading = "dataready against defer_accept: 43 instructions more";
         assert!(shown.contains(heading), "{shown}");
         let report = out.text("report.md");
@@ -136,7 +130,7 @@ ffffffffc0000000 t _RNvNtNtCsd5nqjlr6OOH_9accf_main3net5hooks13syn_recv_sock\t[a
         ] {
             assert!(report.contains(text), "{text}\n{report}");
         }
-        let json: serde_json::Value = serde_json::from_str(&out.text("report.json")).unwrap();
+        let json = out.json("report.json");
         let filter = &json["sections"][2];
         assert_eq!(filter["listener"], "dataready");
         assert_eq!(
@@ -159,7 +153,7 @@ ffffffffc0000000 t _RNvNtNtCsd5nqjlr6OOH_9accf_main3net5hooks13syn_recv_sock\t[a
     fn inconsistent_profiles_are_refused() {
         let recorded = Scratch::new("profile-wrong");
         let says = || {
-            let result = evaluate(&recorded.0, &recorded.0, &recorded.0, SCREEN);
+            let result = evaluate(&recorded.0, &recorded.0, &recorded.0, Screen::PLAIN);
             format!("{:#}", result.unwrap_err())
         };
         assert!(says().contains("did not get to the end"));

@@ -5,19 +5,18 @@
 mod results;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use accf_soak::{Proof, Record, RECORD_FILE, SCHEMA};
 use anyhow::{Context, Result};
-use xshell::Shell;
 
 use crate::guest::{Failure, Guest, Report};
 use crate::kernel::Kind;
 use crate::lab::Lab;
+use crate::project;
 use crate::report::{self as files, check_schema, write, write_both};
 use crate::verdict::{Claim, Verdict};
-use crate::{program, project};
 
 #[cfg(test)]
 pub(crate) use self::results::sample_proofs;
@@ -39,11 +38,6 @@ pub(crate) struct Request {
     pub(crate) time: Duration,
     /// The seed of all random numbers.
     pub(crate) seed: u64,
-}
-
-/// Builds the guest's program.
-pub(crate) fn build_program(sh: &Shell) -> Result<PathBuf> {
-    program::build(sh, "accf-soak")
 }
 
 impl Request {

@@ -173,10 +173,7 @@ mod tests {
         let soak = soak(Some(sample()));
         for text in [
             soak.document().markdown(),
-            soak.document().terminal(Screen {
-                colours: false,
-                width: 120,
-            }),
+            soak.document().terminal(Screen::PLAIN),
         ] {
             for part in [
                 "1,200 answered, 34 reset",

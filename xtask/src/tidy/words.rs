@@ -97,17 +97,12 @@ mod tests {
             "/// This is, as a\n/// rule, so.\n",
             "# made anew\n",
         ] {
-            assert_eq!(
-                complaints(words, "vm/kit/src/lib.rs", text).len(),
-                1,
-                "{text}"
-            );
+            let found = complaints(words, "vm/kit/src/lib.rs", text);
+            assert_eq!(found.len(), 1, "{text}");
         }
         let found = complaints(words, "a.md", "one\n\nso many\n");
-        assert_eq!(
-            found,
-            ["line 3: not \"so many\", but N, or what limits the number"]
-        );
+        let wanted = "line 3: not \"so many\", but N, or what limits the number";
+        assert_eq!(found, [wanted]);
     }
 
     #[test]
