@@ -151,17 +151,14 @@ impl Table {
         if screen.colours {
             table.enforce_styling();
         }
-        let shown: Vec<bool> = self
-            .columns
-            .iter()
-            .map(|column| column.kind != Kind::CodeInMarkdown)
-            .collect();
+        let shown = self.columns.iter();
+        let shown = shown.map(|column| column.kind != Kind::CodeInMarkdown);
+        let shown: Vec<bool> = shown.collect();
         let columns = only(self.columns, &shown);
-        table.set_header(
-            columns
-                .iter()
-                .map(|column| align(column.short, column.kind)),
-        );
+        let titles = columns
+            .iter()
+            .map(|column| align(column.short, column.kind));
+        table.set_header(titles);
         for row in self.rows {
             let cells = only(row, &shown).into_iter().zip(&columns);
             table.add_row(cells.map(|(words, column)| {

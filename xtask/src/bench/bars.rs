@@ -178,11 +178,8 @@ fn connection(figures: Figures<'_>) -> Vec<Verdict> {
             limit if limit < 1.0 => Found::reduction,
             _ => Found::ratio,
         });
-        let says = format!(
-            "{}: instructions against {}",
-            case_title(case),
-            title(other)
-        );
+        let (what, than) = (case_title(case), title(other));
+        let says = format!("{what}: instructions against {than}");
         let versus = format!("dataready_vs_{}", other.key());
         let claim = claim(Bench::Connection, &[case, &versus], says);
         bar(claim, Unit::Ratio, Bound::AtMost(limit), found)
@@ -215,11 +212,13 @@ fn holding(figures: Figures<'_>) -> Vec<Verdict> {
     ];
     let flat = costs.into_iter().map(|(metric, case, what)| {
         let key = Key::new(bench, metric).case(case);
-        let found = last_against_first(figures, key, " parked").unwrap_or_else(|| {
+        let found = last_against_first(figures, key, " parked");
+        let once = || {
             Err(format!(
                 "{what}: not measured at two numbers of connections"
             ))
-        });
+        };
+        let found = found.unwrap_or_else(once);
         let says = format!("{what}: the most parked against the fewest");
         let claim = claim(bench, &[metric, case, "flat"], says);
         bar(claim, Unit::Ratio, Bound::AtMost(bound::FLAT), found)
@@ -296,11 +295,8 @@ fn pause(figures: Figures<'_>) -> Vec<Verdict> {
 
 /// Returns the greatest of a line's medians as a fraction of the least.
 fn flatness(figures: Figures<'_>, key: Key<'_>, places: &[f64]) -> Finding {
-    let all: Result<Vec<Statistics>, String> = places
-        .iter()
-        .map(|place| figures.statistics(key.x(*place)))
-        .collect();
-    let mut all = all?;
+    let all = places.iter().map(|place| figures.statistics(key.x(*place)));
+    let mut all = all.collect::<Result<Vec<Statistics>, String>>()?;
     all.sort_by(|a, b| a.median.total_cmp(&b.median));
     let comparison = match all.as_slice() {
         [least, .., greatest] => Comparison::new(greatest, least),
@@ -336,12 +332,8 @@ fn deadline(figures: Figures<'_>) -> Vec<Verdict> {
         };
         let says = format!("at most {ticks} clock ticks late");
         add("late", &says, late, at_worst(|late| late));
-        add(
-            "early",
-            "not early",
-            bound::EARLY_MS,
-            at_worst(|late| -late),
-        );
+        let early = at_worst(|late| -late);
+        add("early", "not early", bound::EARLY_MS, early);
     }
     bars
 }
@@ -368,12 +360,8 @@ fn segments(figures: Figures<'_>) -> Vec<Verdict> {
         });
         let says = format!("{}: SYN-ACKs", case_title(case));
         let once = Bound::Exactly(bound::SYN_ACKS);
-        bars.push(bar(
-            claim(bench, &[case, "syn_acks"], says),
-            SEGMENTS,
-            once,
-            found,
-        ));
+        let claimed = claim(bench, &[case, "syn_acks"], says);
+        bars.push(bar(claimed, SEGMENTS, once, found));
 
         let total = |listener| {
             let sum = |metric| figures.statistics(key(metric).at(listener));
@@ -401,12 +389,10 @@ fn others(figures: Figures<'_>) -> Vec<Verdict> {
     };
     let bars = ["with_module", "filter_elsewhere"].into_iter().map(|case| {
         let comparison = figures.compare(key.case(case), key.case("without_module"));
-        let excused = comparison
-            .as_ref()
-            .map_or(0.0, |comparison| comparison.spread.min(bound::EXCUSED));
+        let spread = comparison.as_ref().map_or(0.0, |it| it.spread);
         let name = format!("{case}_vs_without_module");
         let says = format!("{}: difference from without it", case_title(case));
-        let limit = Bound::AtMost(equal.max(excused));
+        let limit = Bound::AtMost(equal.max(spread.min(bound::EXCUSED)));
         let found = comparison.map(Found::difference);
         bar(claim(bench, &[&name], says), Unit::Difference, limit, found)
     });
@@ -544,9 +530,8 @@ mod tests {
         for (key, samples, names) in cases {
             let mut recording = sample();
             change(&mut recording, *key, samples);
-            let names = names
-                .iter()
-                .map(|name| format!("{}.{name}", key.bench.key()));
+            let bench = key.bench.key();
+            let names = names.iter().map(|name| format!("{bench}.{name}"));
             let names: Vec<String> = names.collect();
             assert_eq!(missed(&recording, 0.0), names, "{key:?} {samples:?}");
         }
@@ -604,21 +589,15 @@ mod tests {
         let mut recording = sample();
         let key = Key::new(Bench::Interference, "latency").x(1e4);
         change(&mut recording, key, &[]);
-        if let Some(measurement) = recording
-            .measurements
-            .iter_mut()
-            .find(|measurement| Key::of(measurement) == key)
-        {
-            measurement.note = Some("not served".into());
-        }
+        let mut all = recording.measurements.iter_mut();
+        let missing = all.find(|measurement| Key::of(measurement) == key);
+        missing.unwrap().note = Some("not served".into());
         let bars = judge(&recording, &Bench::ALL);
         let bar = find(&bars, "interference.latency.dataready");
         assert_eq!((value(bar), bar.pass), (None, false));
         assert!(!bar.holds(SHORT_RUN_SLACK));
-        assert_eq!(
-            bar.found,
-            "latency of dataready, at 10,000 could not be measured: not served"
-        );
+        let found = "latency of dataready, at 10,000 could not be measured: not served";
+        assert_eq!(bar.found, found);
 
         // A benchmark without any figures.
         let all = judge(&sample(), &Bench::ALL).len();
@@ -632,23 +611,28 @@ mod tests {
     #[test]
     fn bars_are_written_in_words() {
         let bars = judge(&sample(), &Bench::ALL);
-        let says = |name| find(&bars, name).to_string();
-        assert_eq!(
-            says("connection.epoll.pause.dataready_vs_plain"),
-            "epoll, client pauses: instructions against plain: found 0.826 (−17.4 %), must \
-             be ≤ 0.90"
-        );
-        assert_eq!(
-            says("holding.bytes.dataready"),
-            "bytes of a parked connection: found 387 bytes, 1,000,000 parked, must be ≤ 400 bytes"
-        );
-        assert_eq!(
-            says("deadline.dataready.early"),
-            "a deadline: not early, at the worst: found 0.00 ms, deadline 50 ms, must be ≤ 0.01 ms"
-        );
-        assert_eq!(
-            says("segments.slow.total_vs_plain"),
-            "slow client: all segments, against plain: found 9 segments, must be ≤ 9 segments"
-        );
+        for (name, words) in [
+            (
+                "connection.epoll.pause.dataready_vs_plain",
+                "epoll, client pauses: instructions against plain: found 0.826 (−17.4 %), must \
+                 be ≤ 0.90",
+            ),
+            (
+                "holding.bytes.dataready",
+                "bytes of a parked connection: found 387 bytes, 1,000,000 parked, must be ≤ 400 \
+                 bytes",
+            ),
+            (
+                "deadline.dataready.early",
+                "a deadline: not early, at the worst: found 0.00 ms, deadline 50 ms, must be ≤ \
+                 0.01 ms",
+            ),
+            (
+                "segments.slow.total_vs_plain",
+                "slow client: all segments, against plain: found 9 segments, must be ≤ 9 segments",
+            ),
+        ] {
+            assert_eq!(find(&bars, name).to_string(), words);
+        }
     }
 }

@@ -122,10 +122,9 @@ impl Layout {
     };
 
     fn of(columns: usize) -> Self {
-        if columns > 3 {
-            Self::NARROW
-        } else {
-            Self::WIDE
+        match columns {
+            ..=3 => Self::WIDE,
+            _ => Self::NARROW,
         }
     }
 
@@ -270,10 +269,9 @@ fn column(
     let y = |ms: f64| top + scale.y(ms);
     let listener = facts.exchange.listener;
 
-    let name = if layout.is_narrow() {
-        listener.full_title()
-    } else {
-        listener.title()
+    let name = match layout.is_narrow() {
+        true => listener.full_title(),
+        false => listener.title(),
     };
     g.append(text("ink name", x + 12.0, 60.0, name));
     g.append(middle_text("soft small", client, top - 8.0, "client"));
@@ -284,12 +282,8 @@ fn column(
 
     // The bars between the bare ACK and the first byte to read.
     let bar = |class: &str, from: f64, to: f64| {
-        rect(
-            class,
-            (server - 4.5, from),
-            (9.0, (to - from).max(0.0)),
-            3.0,
-        )
+        let size = (9.0, (to - from).max(0.0));
+        rect(class, (server - 4.5, from), size, 3.0)
     };
     let beside = server + 12.0;
     let noticeable = |from: f64, to: f64| to - from > QUIET_MS;
@@ -377,11 +371,8 @@ fn column(
 /// Draws scenario (c): a panel with a row for each server. Returns it with its height.
 fn load_balancer(findings: &Findings) -> (Group, f64) {
     let height = 78.0 + 26.0 * HttpServer::ALL.len() as f64;
-    let idle = findings
-        .guest
-        .requests
-        .first()
-        .map_or(0, |request| request.idle_ports.len());
+    let first = findings.guest.requests.first();
+    let idle = first.map_or(0, |request| request.idle_ports.len());
     let heading = format!(
         "A load balancer keeps {idle} idle connections open to a one-worker server; then one real \
          request"
@@ -417,17 +408,20 @@ fn load_balancer(findings: &Findings) -> (Group, f64) {
 type Row = (&'static str, String, &'static str);
 
 fn judged(good: bool) -> &'static str {
-    if good {
-        "ink bold"
-    } else {
-        "again-text"
+    match good {
+        true => "ink bold",
+        false => "again-text",
     }
+}
+
+fn row(name: &'static str, value: impl Into<String>, good: bool) -> Row {
+    (name, value.into(), judged(good))
 }
 
 /// Returns the numbers below a column.
 fn numbers(facts: &Facts, findings: &Findings) -> Vec<Row> {
     let syn_acks = facts.syn_acks();
-    let mut rows = vec![("SYN-ACKs sent", syn_acks.to_string(), judged(syn_acks == 1))];
+    let mut rows = vec![row("SYN-ACKs sent", syn_acks.to_string(), syn_acks == 1)];
     if facts.exchange.scenario == Scenario::Silent {
         rows.extend(ending(facts));
         return rows;
@@ -437,36 +431,25 @@ fn numbers(facts: &Facts, findings: &Findings) -> Vec<Row> {
         Some(idle) => ms(idle),
         None => "until it gives up".into(),
     };
-    rows.push((
-        "worker blocked",
-        value,
-        judged(idle.is_some_and(|ms| ms < QUIET_MS)),
-    ));
+    let short = idle.is_some_and(|ms| ms < QUIET_MS);
+    rows.push(row("worker blocked", value, short));
     let path = findings.path_rtt_ms().unwrap_or(f64::NAN);
     if let Some(rtt) = facts.rtt_ms() {
         let good = (rtt - path).abs() <= bound::RTT_OFF_MS;
-        rows.push(("RTT of the socket", ms(rtt), judged(good)));
+        rows.push(row("RTT of the socket", ms(rtt), good));
     }
-    let plain = findings
-        .of(facts.exchange.scenario, Listener::Plain)
-        .and_then(Facts::rto_ms);
+    let plain = findings.of(facts.exchange.scenario, Listener::Plain);
+    let plain = plain.and_then(Facts::rto_ms);
     if let (Some(rto), Some(plain)) = (facts.rto_ms(), plain) {
-        let off = 100.0 * (rto / plain - 1.0).abs();
-        rows.push((
-            "RTO of the socket",
-            ms(rto),
-            judged(off <= bound::RTO_OFF_PERCENT),
-        ));
+        let good = 100.0 * (rto / plain - 1.0).abs() <= bound::RTO_OFF_PERCENT;
+        rows.push(row("RTO of the socket", ms(rto), good));
     }
     rows
 }
 
 /// Returns how a silent client's connection ended.
 fn ending(facts: &Facts) -> Vec<Row> {
-    let silently = matches!(
-        facts.exchange.listener,
-        Listener::DatareadyReset | Listener::DatareadyDrop
-    );
+    let listener = facts.exchange.listener;
     // In time is at the requested deadline. A plain listener has none.
     let in_time = |after: Option<f64>| match (after, facts.exchange.deadline_ms) {
         (Some(after), Some(deadline)) => (after - deadline as f64).abs() <= bound::DEADLINE_OFF_MS,
@@ -474,15 +457,15 @@ fn ending(facts: &Facts) -> Vec<Row> {
         (None, _) => false,
     };
     let accepted = facts.accept_after_bare_ack_ms();
-    let good = if silently {
-        accepted.is_none()
-    } else {
-        in_time(accepted)
+    let good = match listener {
+        Listener::DatareadyReset | Listener::DatareadyDrop => accepted.is_none(),
+        _ => in_time(accepted),
     };
-    let value = accepted.map_or("never".into(), |after| {
-        format!("ACK + {:.2} s", after / 1e3)
-    });
-    let mut rows = vec![("accept()", value, judged(good))];
+    let value = match accepted {
+        Some(after) => format!("ACK + {:.2} s", after / 1e3),
+        None => "never".to_owned(),
+    };
+    let mut rows = vec![row("accept()", value, good)];
 
     let sent = facts.sent_into_silence().unwrap_or_default();
     let value = match sent.as_slice() {
@@ -490,13 +473,13 @@ fn ending(facts: &Facts) -> Vec<Row> {
         [one] => one.name().to_owned(),
         more => format!("{} segments", more.len()),
     };
-    let wanted = match facts.exchange.listener {
+    let wanted = match listener {
         Listener::DatareadyReset => {
             matches!(sent.as_slice(), [rst] if rst.flags.contains(Flags::RST))
         }
         _ => sent.is_empty(),
     };
-    rows.push(("server sent", value, judged(wanted)));
+    rows.push(row("server sent", value, wanted));
 
     let idle = match (accepted, facts.worker_idle_ms()) {
         (None, _) => "never".to_owned(),
@@ -505,11 +488,9 @@ fn ending(facts: &Facts) -> Vec<Row> {
     };
     // The worker may wait for the rest of the client's silence after the deadline.
     let left = facts.silence_ms().unwrap_or(0.0) - facts.exchange.deadline_ms.unwrap_or(0) as f64;
-    let plain = facts.exchange.listener == Listener::Plain;
-    let short = facts
-        .worker_idle_ms()
-        .is_none_or(|idle| idle <= left + bound::DEADLINE_OFF_MS);
-    rows.push(("worker blocked", idle, judged(short && !plain)));
+    let short = |idle| idle <= left + bound::DEADLINE_OFF_MS;
+    let good = facts.worker_idle_ms().is_none_or(short) && listener != Listener::Plain;
+    rows.push(row("worker blocked", idle, good));
 
     let late = match (facts.request(), facts.exchange.client.first_byte) {
         (None, _) => "not made",
@@ -517,20 +498,17 @@ fn ending(facts: &Facts) -> Vec<Row> {
         (Some(_), None) if facts.resets().next().is_some() => "RST",
         (Some(_), None) => "no answer",
     };
-    rows.push(("late request", late.to_owned(), judged(late != "no answer")));
+    rows.push(row("late request", late, late != "no answer"));
     rows
 }
 
 /// Returns the middle of the first cut after `at_ms`, or a place below `at_ms` if there is none.
 fn cut_after(scale: &Scale, at_ms: f64, top: f64) -> f64 {
-    let cut = scale
-        .stretches
-        .windows(2)
-        .find(|pair| pair[0].ms.1 >= at_ms);
-    cut.map_or_else(
-        || top + scale.y(at_ms) + 40.0,
-        |pair| top + (pair[0].y.1 + pair[1].y.0) / 2.0,
-    )
+    let mut cuts = scale.stretches.windows(2);
+    match cuts.find(|pair| pair[0].ms.1 >= at_ms) {
+        Some(pair) => top + (pair[0].y.1 + pair[1].y.0) / 2.0,
+        None => top + scale.y(at_ms) + 40.0,
+    }
 }
 
 /// Writes a few short lines, centred on `y`.
@@ -584,14 +562,10 @@ fn draw_arrow(
     let angle = (dy / dx).atan().to_degrees();
     let (mx, my) = ((x1 + x2) / 2.0, (y1 + y2) / 2.0);
     let shift = if label_below { 17.0 } else { -6.0 };
-    g.append(
-        text(&format!("{words} {label_class}"), 0.0, shift, arrow.label())
-            .set("text-anchor", "middle")
-            .set(
-                "transform",
-                format!("translate({mx:.1} {my:.1}) rotate({angle:.1})"),
-            ),
-    );
+    let class = format!("{words} {label_class}");
+    let label = middle_text(&class, 0.0, shift, arrow.label());
+    let along = format!("translate({mx:.1} {my:.1}) rotate({angle:.1})");
+    g.append(label.set("transform", along));
 }
 
 fn legend() -> Group {

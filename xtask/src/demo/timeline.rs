@@ -241,22 +241,24 @@ mod tests {
             labels.join(" | ")
         };
         let served = "47 B of data | ACK | 89 B of data";
-        assert_eq!(
-            labels(Scenario::Rfc793, Listener::Plain, Until::Answer),
-            format!("SYN | SYN-ACK | ACK | {served}")
-        );
-        assert_eq!(
-            labels(Scenario::Silent, Listener::DeferAccept, Until::Answer),
-            format!("SYN | SYN-ACK | ACK | SYN-ACK again | ACK | {served}")
-        );
-        assert_eq!(
-            labels(Scenario::Silent, Listener::DatareadyReset, Until::Answer),
-            "SYN | SYN-ACK | ACK | RST"
-        );
-        assert_eq!(
-            labels(Scenario::Silent, Listener::DatareadyDrop, Until::End),
-            "SYN | SYN-ACK | ACK | 47 B of data | RST"
-        );
+        let plain = labels(Scenario::Rfc793, Listener::Plain, Until::Answer);
+        assert_eq!(plain, format!("SYN | SYN-ACK | ACK | {served}"));
+        let again = format!("SYN | SYN-ACK | ACK | SYN-ACK again | ACK | {served}");
+        for (listener, until, wanted) in [
+            (Listener::DeferAccept, Until::Answer, again.as_str()),
+            (
+                Listener::DatareadyReset,
+                Until::Answer,
+                "SYN | SYN-ACK | ACK | RST",
+            ),
+            (
+                Listener::DatareadyDrop,
+                Until::End,
+                "SYN | SYN-ACK | ACK | 47 B of data | RST",
+            ),
+        ] {
+            assert_eq!(labels(Scenario::Silent, listener, until), wanted);
+        }
     }
 
     #[test]

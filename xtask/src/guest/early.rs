@@ -234,10 +234,7 @@ mod tests {
         fs::write(run.0.join("virtme.log"), "").unwrap();
         let text = set_aside(&run.0, 1, &End::HungEarly).unwrap();
         assert!(text.contains("last `tsc: last`; see"), "{text}");
-        assert_eq!(
-            fs::read_to_string(run.0.join("console.hung-1")).unwrap(),
-            said
-        );
+        assert_eq!(run.text("console.hung-1"), said);
         assert!(!run.0.join("console").exists());
         let text = set_aside(&run.0, 2, &End::HungEarly).unwrap();
         assert!(text.contains("nothing before"), "{text}");

@@ -112,11 +112,8 @@ fn by_title(races: &[Race]) -> Vec<(usize, &str)> {
 
 /// Describes the reports that do not name us: their number and each title. Empty if there are none.
 pub(crate) fn summary(foreign: &[Race]) -> String {
-    let foreign: Vec<_> = foreign
-        .iter()
-        .filter(|race| !race.is_on_purpose)
-        .cloned()
-        .collect();
+    let foreign = foreign.iter().filter(|race| !race.is_on_purpose);
+    let foreign: Vec<Race> = foreign.cloned().collect();
     if foreign.is_empty() {
         return String::new();
     }
@@ -272,14 +269,11 @@ mod tests {
             let frames = frames.iter();
             frames.map(|frame| stamp(&format!(" {frame}"))).collect()
         };
-        let name = |frame: &str| frame.split('+').next().unwrap().to_owned();
+        let name = |frames: &[&str]| frames[0].split('+').next().unwrap().to_owned();
+        let (here, there) = (name(this), name(other));
         [
             stamp(RULE),
-            stamp(&format!(
-                "BUG: KCSAN: data-race in {} / {}",
-                name(this[0]),
-                name(other[0])
-            )),
+            stamp(&format!("BUG: KCSAN: data-race in {here} / {there}")),
             stamp(""),
             stamp("write to 0xffff888003a5b0d8 of 8 bytes by interrupt on cpu 1:"),
             frames(this),
@@ -446,19 +440,11 @@ mod tests {
         let ours: Vec<bool> = races.iter().map(|race| race.is_ours).collect();
         assert_eq!(ours, [false, false, true]);
         assert_eq!(rest, "[    1.0] before\n[   40.0] after\n");
-        assert_eq!(
-            by_title(&races),
-            [
-                (2, "data-race in tcp_ack / tcp_poll"),
-                (1, "data-race in f / g")
-            ]
-        );
+        let twice = "data-race in tcp_ack / tcp_poll";
+        assert_eq!(by_title(&races), [(2, twice), (1, "data-race in f / g")]);
         let summary = summary(&races);
         assert!(summary.contains("3 reports"), "{summary}");
-        assert!(
-            summary.contains("2 × data-race in tcp_ack / tcp_poll"),
-            "{summary}"
-        );
+        assert!(summary.contains(&format!("2 × {twice}")), "{summary}");
         assert_eq!(super::summary(&[]), "");
     }
 
@@ -496,11 +482,8 @@ mod tests {
     fn a_message_in_the_middle_of_a_report_is_not_lost() {
         let log = report(&["tcp_ack+0x1/0x2"], &["tcp_poll+0x1/0x2"]);
         let said = "[   33.1] WARNING: net/core/sock.c:1 at sk_free+0x1/0x2, CPU#0: swapper/0/0";
-        let log = log.replacen(
-            "[   33.100000] value",
-            &format!("{said}\n[   33.1] value"),
-            1,
-        );
+        let with = format!("{said}\n[   33.1] value");
+        let log = log.replacen("[   33.100000] value", &with, 1);
         let (races, rest) = take(&log);
         assert_eq!(races.len(), 1);
         assert_eq!(rest.trim_end(), said);
