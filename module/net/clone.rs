@@ -10,8 +10,9 @@
 //! A peer that *restores clones* is harmless: a listener with the filter that keeps the module
 //! until its accept queue is empty, and that gives the original operations back to each request
 //! before it is cloned into the queue, and to each clone whose SYN-ACK is sent
-//! (`Listener::restores_clones()`). Any other peer may hold a clone for as long as it likes. Where such a clone
-//! may exist, the module is pinned: it stays in memory until the next reboot, and says so.
+//! (`Listener::restores_clones()`). Any other peer may hold a clone for as long as it likes. Where
+//! such a clone may exist, the module is pinned: it stays in memory until the next reboot, and says
+//! so.
 //!
 //! The question is asked at three moments. The first row that fits counts:
 //!
@@ -65,8 +66,8 @@ pub(crate) enum Moment<'a> {
 /// Returns whether a clone of `request` may outlive every listener that keeps the module, by the
 /// table at the top of this file. `restores_clones` judges the peers.
 ///
-/// Any context. No lock of a listener may be held for [`Moment::Destroyed`]: looking a connection up
-/// may call a destructor.
+/// Any context. No lock of a listener may be held for [`Moment::Destroyed`]: looking a connection
+/// up may call a destructor.
 ///
 /// # Safety
 ///
@@ -97,9 +98,9 @@ unsafe fn may_be_cloned(
     parked: &ParkedRequest,
     restores_clones: RestoresClones,
 ) -> bool {
-    // The CPU that makes a connection takes the request out of the table, and then clones it.
-    // This CPU has restored the operations, and then looks into the table. B8 orders the two: either
-    // the clone has the original operations, or the request is seen to be gone.
+    // The CPU that makes a connection takes the request out of the table, and then clones it. This
+    // CPU has restored the operations, and then looks into the table. B8 orders the two: either the
+    // clone has the original operations, or the request is seen to be gone.
     //
     // The SYN-ACK timer's handler clones the request, and then takes it out of the table; the timer
     // is not pending while it runs. (Between the start of the handler and the clone there is only

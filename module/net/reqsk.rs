@@ -77,10 +77,10 @@ pub(crate) enum RoundTrip {
 ///
 /// # Invariants
 ///
-/// `ptr` points to a `struct tcp_request_sock` that is in memory for `'a`: a reference to it is held,
-/// or the code that uses this is its destructor, or it was parked and the lock of its listener is
-/// held, for which its destructor has to wait. It has a listener (it was not made from a
-/// syncookie), to which it holds a reference.
+/// `ptr` points to a `struct tcp_request_sock` that is in memory for `'a`: a reference to it is
+/// held, or the code that uses this is its destructor, or it was parked and the lock of its
+/// listener is held, for which its destructor has to wait. It has a listener (it was not made from
+/// a syncookie), to which it holds a reference.
 ///
 /// `listener` is its `rsk_listener`, which does not change once other code can find the request.
 #[derive(Clone, Copy)]

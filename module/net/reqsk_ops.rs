@@ -375,9 +375,9 @@ impl RequestSock<'_> {
 
     /// Gives TCP's operations back to a clone that `reqsk_timer_handler()` has just made.
     ///
-    /// Of all requests that `send_synack` is called for, only such a clone passes the test: it is in
-    /// no table yet, and belongs to the handler alone. `tag` is that of the clone's own listener, if
-    /// that has a filter.
+    /// Of all requests that `send_synack` is called for, only such a clone passes the test: it is
+    /// in no table yet, and belongs to the handler alone. `tag` is that of the clone's own
+    /// listener, if that has a filter.
     ///
     /// # Safety
     ///

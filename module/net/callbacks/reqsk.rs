@@ -172,7 +172,8 @@ unsafe extern "C" fn destructor(req: *mut request_sock) {
     }
 }
 
-/// Takes `request` out of its queue if it is parked, and pins the module if a clone of it may exist.
+/// Takes `request` out of its queue if it is parked, and pins the module if a clone of it may
+/// exist.
 ///
 /// # Safety
 ///

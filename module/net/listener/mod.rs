@@ -6,8 +6,8 @@
 //! * `timer`: one high-resolution timer for the deadline of the request that was parked first;
 //! * `close`: the end of a listener.
 //!
-//! A request's own SYN-ACK timer cannot give the deadline: the timer wheel is coarse (256 ms for
-//! 5 s at HZ=250). All requests of a listener have the same timeout, so the one that was parked first
+//! A request's own SYN-ACK timer cannot give the deadline: the timer wheel is coarse (256 ms for 5
+//! s at HZ=250). All requests of a listener have the same timeout, so the one that was parked first
 //! expires first, and is also the one that is evicted when too many are parked. Everything is O(1).
 //!
 //! The SYN-ACK timer must not send the SYN-ACK again while a request is parked, nor have TCP drop
@@ -126,10 +126,10 @@ impl DerefMut for Locked {
 ///
 /// # Invariants
 ///
-/// `sock` is in memory, and with it `netns`, whenever a method follows it. Before [`Self::close`] has
-/// returned, the socket is not freed, as `release()` is part of that. Later, a caller has the socket
-/// itself (`Self::of()`), or one of its requests, which holds a reference to it; or it is the timer's
-/// handler, which finds the queue closed and follows neither.
+/// `sock` is in memory, and with it `netns`, whenever a method follows it. Before [`Self::close`]
+/// has returned, the socket is not freed, as `release()` is part of that. Later, a caller has the
+/// socket itself (`Self::of()`), or one of its requests, which holds a reference to it; or it is
+/// the timer's handler, which finds the queue closed and follows neither.
 #[pin_data]
 pub(crate) struct Listener {
     #[pin]
@@ -349,8 +349,8 @@ impl Listener {
         self.listen_sock().take_defer_accept()
     }
 
-    /// Turns the value of `TCP_DEFER_ACCEPT` into the timeout. TCP would act on the option before the
-    /// module sees the ACK.
+    /// Turns the value of `TCP_DEFER_ACCEPT` into the timeout. TCP would act on the option before
+    /// the module sees the ACK.
     pub(crate) fn take_over_defer_accept(self: ArcBorrow<'_, Self>) {
         let Some(retransmits) = NonZeroU8::new(self.take_defer_accept()) else {
             return;
