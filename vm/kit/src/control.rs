@@ -11,7 +11,9 @@ use std::time::Duration;
 use anyhow::{bail, Context, Result};
 
 pub use accf::abi::{accf_config, accf_stats, ACCF_CONFIG, ACCF_STATS, SOL_ACCF};
-pub use accf::{config, listeners_on, set_config, stats, Config, OnTimeout, Stats, WaitBucket};
+pub use accf::{
+    attach, config, listeners_on, set_config, stats, Config, Error, OnTimeout, Stats, WaitBucket,
+};
 
 use crate::netns::Netns;
 use crate::sys;

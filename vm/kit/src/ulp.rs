@@ -9,7 +9,7 @@ use nix::libc;
 
 use crate::sys;
 
-/// The accept filter that holds a connection back until its first byte is there.
+/// The accept filter that parks a connection until its first byte arrives.
 pub const DATAREADY: &str = "dataready";
 
 /// Attaches the upper-layer protocol `name` to a TCP socket: `setsockopt(IPPROTO_TCP, TCP_ULP)`.

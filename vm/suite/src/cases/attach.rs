@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
+use accf_kit::control;
 use accf_kit::endpoint::{bound, connect, connect_here, set_tcp_option, Family, Listen};
 use accf_kit::netns::Netns;
 use accf_kit::ulp::{self, DATAREADY};
@@ -178,11 +179,17 @@ fn mptcp(context: &Context, domain: Domain) -> Result<()> {
                 socket.listen(16)?;
             }
             let errno = errno_of_attaching(&socket, DATAREADY)?;
-            // MPTCP has no such option.
+            // MPTCP does not list the option (mptcp_supported_sockopt()).
+            expect_eq!(
+                errno,
+                Some(Errno::ENOPROTOOPT),
+                "attaching to an MPTCP socket (listening: {listens})"
+            );
+            // The library tells that from a socket that is not TCP at all.
+            let error = control::attach(&socket, DATAREADY);
             ensure!(
-                matches!(errno, Some(Errno::EOPNOTSUPP | Errno::ENOPROTOOPT)),
-                "attaching to an MPTCP socket (listening: {listens}): expected EOPNOTSUPP or \
-                 ENOPROTOOPT, saw {errno:?}"
+                matches!(error, Err(control::Error::Mptcp)),
+                "the library said {error:?}"
             );
         }
         // The listener works after the refusal.
