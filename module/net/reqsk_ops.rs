@@ -128,6 +128,7 @@ impl RequestOpsOverride {
     ///   exist.
     /// * TCP may call each of `callbacks` in place of its own for a parked request. All callers
     ///   pass the same: those of the first are final.
+    #[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
     pub(crate) unsafe fn for_request(
         request: &RequestSock<'_>,
         callbacks: &RequestCallbacks,

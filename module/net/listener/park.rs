@@ -119,6 +119,7 @@ impl Listener {
     /// Evicts synchronously instead of from the timer, so that the CPU that parks the new request
     /// pays for the eviction. If the oldest is to be accepted, TCP's receive handler is called
     /// again from within itself: once, as a rebuilt ACK is never parked.
+    #[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
     fn evict_oldest(
         self: ArcBorrow<'_, Self>,
         newcomer: &RequestSock<'_>,
@@ -299,6 +300,7 @@ impl Listener {
     ///
     /// The lock has been held since `parked` was seen in the queue, and its request was seen to be
     /// dying ([`RequestSock::get`] has failed).
+    #[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
     pub(super) unsafe fn dequeue_dying(&self, queue: &mut ParkQueue, parked: &ParkedRequest) {
         let flags = parked.flags();
         // SAFETY: The entry was seen in the queue, and the lock is held.
@@ -360,6 +362,7 @@ impl Listener {
     }
 
     /// Counts a connection that was made although the filter would have parked it.
+    #[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
     pub(crate) fn count_bypass(&self, bh: &BhDisabled<'_>, cause: Bypass) {
         self.queue.lock(bh).stats.bypass(cause);
     }
