@@ -362,7 +362,8 @@ impl TestRequest {
         // SAFETY: The request holds a reference to its listener. If that has a filter, the filter
         // was attached by `callbacks::ulp::init()`.
         let listener = unsafe { Listener::of(request.listen_sock(), &bh) }.ok_or(ENOENT)?;
-        Ok(listener.park(&bh, request, segment))
+        // SAFETY: `self` holds a reference to the request.
+        Ok(unsafe { listener.park(&bh, request, segment) })
     }
 
     /// Completes it, as `syn_recv_sock()` of its listener does when data has made a connection of

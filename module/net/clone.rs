@@ -189,11 +189,15 @@ impl ListenerChanges {
 /// Keeps the module in memory until the next reboot, and says so once in the kernel log. Any
 /// context; takes printk's locks.
 ///
-/// The caller runs on behalf of a listener or a request, and something else keeps the module for
-/// as long as the call takes: usually the listener that is being closed; where a clone is cloned
-/// again, whatever kept it for the first clone. A caller that runs while the module is already
-/// being unloaded comes too late.
-pub(crate) fn pin_module() {
-    // SAFETY: The module is alive while its code runs on behalf of a listener or a request.
+/// That takes effect if something holds a reference to the module now: usually the socket of the
+/// parking listener; where a clone is cloned again, a peer, or the pin for the first clone. Where
+/// the module is already being unloaded, the call comes too late, and does nothing but say so.
+///
+/// # Safety
+///
+/// The module must stay in memory until the call has returned: something holds a reference to it,
+/// or the caller is the destructor of a request, for which unloading waits (`Registration`).
+pub(crate) unsafe fn pin_module() {
+    // SAFETY: The module stays in memory for the call, by the contract of this function.
     unsafe { bindings::accf_pin_module() };
 }

@@ -42,7 +42,7 @@ const SPARES: usize = 64;
 
 /// Whether requests may be parked.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
+enum State {
     /// Not yet: CPUs may still make connections without calling the module.
     Attached,
     /// Yes.
@@ -60,8 +60,9 @@ pub(crate) enum State {
 ///
 /// # Invariants
 ///
-/// * The value is behind the lock of its listener, so code that has a reference holds the lock.
-/// * Each entry is in the list that its flags name, and its request is parked at the listener.
+/// * Each entry is in the list that its flags name.
+/// * If there is an entry, the value is behind the lock of the listener where the request of each
+///   entry is parked, so that code that has a reference to the value holds that lock.
 pub(crate) struct ParkQueue {
     /// Requests whose SYN-ACK timers are deferred. All of them were parked before those in `armed`.
     deferred: List<ParkedRequest>,
@@ -83,18 +84,20 @@ pub(crate) struct ParkQueue {
     /// The override of the last request parked, which usually suits the next one, too.
     pub(crate) ops_override: Option<&'static RequestOpsOverride>,
     /// Whether requests may be parked.
-    pub(crate) state: State,
+    state: State,
     /// Entries of requests that are no longer parked, for requests to come.
     spares: KVec<Pin<UniqueArc<ParkedRequest>>>,
 }
 
 impl ParkQueue {
-    /// Makes an empty queue in [`State::Attached`], for the lock of a listener. May sleep.
+    /// Makes an empty queue, where nothing is parked before [`Self::activate`], for the lock of a
+    /// listener. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`: there is no memory.
     pub(crate) fn new(config: Config) -> Result<Self> {
+        // INVARIANT: There is no entry.
         Ok(Self {
             deferred: List::new(),
             armed: List::new(),
@@ -108,6 +111,30 @@ impl ParkQueue {
             state: State::Attached,
             spares: KVec::with_capacity(SPARES, GFP_KERNEL)?,
         })
+    }
+
+    /// Allows parking, and returns `true`, unless the listener was closed or is active already.
+    ///
+    /// # Safety
+    ///
+    /// Every CPU that makes a connection at the listener must call the module for it, now and until
+    /// the queue is closed.
+    pub(crate) unsafe fn activate(&mut self) -> bool {
+        let is_attached = self.state == State::Attached;
+        if is_attached {
+            self.state = State::Active;
+        }
+        is_attached
+    }
+
+    /// Returns whether requests may be parked.
+    pub(crate) fn is_active(&self) -> bool {
+        self.state == State::Active
+    }
+
+    /// Forbids parking for good.
+    pub(crate) fn close(&mut self) {
+        self.state = State::Closed;
     }
 
     /// Returns whether the listener was closed.
@@ -159,8 +186,17 @@ impl ParkQueue {
     }
 
     /// Appends the entry of a request that is parked at this listener.
-    pub(crate) fn push_back(&mut self, parked: ListArc<ParkedRequest>) {
-        // INVARIANT: The flags name the list.
+    ///
+    /// It must have been parked after all others, and its flags must say that its SYN-ACK timer is
+    /// armed if [`Self::has_armed`]: the lists are in the order of parking.
+    ///
+    /// # Safety
+    ///
+    /// * The queue must be behind the lock of a listener, which the caller holds.
+    /// * The request of `parked` must be parked at that listener, with `parked`: the caller has
+    ///   just called [`override_ops()`](super::reqsk::RequestSock::override_ops) for it.
+    pub(crate) unsafe fn push_back(&mut self, parked: ListArc<ParkedRequest>) {
+        // INVARIANT: The flags name the list. The rest is the contract of this function.
         if parked.flags().is_timer_armed() {
             self.armed.push_back(parked);
         } else {
@@ -218,26 +254,34 @@ impl ParkQueue {
                 return;
             };
             // SAFETY: The entry was in the queue until now, and the lock is held by the type
-            // invariants.
+            // invariants, as there was an entry.
             let request = unsafe { parked.request() };
             // If the timer is not pending, either its handler runs late: it will not send
             // anything, and sets the timer to as late as it ever does. Or the request is about to
             // leave the queue.
             request.defer_timer();
-            parked.set_timer_deferred();
+            // SAFETY: The entry has just left `armed`, and goes into `deferred` next. The lock is
+            // held by the type invariants, as there was an entry.
+            unsafe { parked.set_timer_deferred() };
             self.deferred.push_back(parked);
         }
     }
 
     /// Marks a parked request as expired, or as not expired.
-    pub(crate) fn set_expired(
+    ///
+    /// # Safety
+    ///
+    /// `parked` must be in this queue.
+    pub(crate) unsafe fn set_expired(
         &mut self,
         parked: &ParkedRequest,
         expired: Option<(Expiry, OnTimeout)>,
     ) {
         self.expired -= u64::from(parked.flags().expired().is_some());
         self.expired += u64::from(expired.is_some());
-        parked.set_expired(expired);
+        // SAFETY: The entry is in this queue by the contract of this function, and the lock is held
+        // by the type invariants.
+        unsafe { parked.set_expired(expired) };
     }
 
     /// Counts a request with these flags as no longer expired, as it leaves the queue.

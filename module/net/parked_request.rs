@@ -225,7 +225,11 @@ impl ParkedRequest {
     }
 
     /// Takes note of the client's last bare ACK.
-    pub(crate) fn set_last_ack(&self, request: &RequestSock<'_>, segment: &TcpSegment<'_>) {
+    ///
+    /// # Safety
+    ///
+    /// `self` must be in the queue of the parking listener, whose lock the caller holds.
+    pub(crate) unsafe fn set_last_ack(&self, request: &RequestSock<'_>, segment: &TcpSegment<'_>) {
         let timestamps = segment.timestamps(request.uses_timestamps());
         if let Some(timestamps) = timestamps {
             self.ack.tsval.store(timestamps.value, Relaxed);
@@ -282,32 +286,67 @@ impl ParkedRequest {
     }
 
     /// Marks the request as expired, with what is to become of it; `None` makes it wait again.
-    pub(crate) fn set_expired(&self, expired: Option<(Expiry, OnTimeout)>) {
+    ///
+    /// # Safety
+    ///
+    /// `self` must be in the queue of the parking listener, whose lock the caller holds.
+    pub(crate) unsafe fn set_expired(&self, expired: Option<(Expiry, OnTimeout)>) {
         let (expiry, on_timeout) = expired.unzip();
-        self.set(ParkedFlag::TimedOut, expiry == Some(Expiry::Timeout));
-        self.set(ParkedFlag::Evicted, expiry == Some(Expiry::Eviction));
-        self.set(ParkedFlag::Accept, on_timeout == Some(OnTimeout::Accept));
+        // SAFETY: The lock is held by the contract of this function, and the flags that change are
+        // not `TimerArmed`.
+        unsafe {
+            self.set(ParkedFlag::TimedOut, expiry == Some(Expiry::Timeout));
+            self.set(ParkedFlag::Evicted, expiry == Some(Expiry::Eviction));
+            self.set(ParkedFlag::Accept, on_timeout == Some(OnTimeout::Accept));
+        }
     }
 
     /// Marks the request as one that was to be accepted and was refused. Returns whether it was
     /// marked before.
-    pub(crate) fn set_refused(&self) -> bool {
+    ///
+    /// # Safety
+    ///
+    /// `self` must be in the queue of the parking listener, whose lock the caller holds.
+    pub(crate) unsafe fn set_refused(&self) -> bool {
         let before = self.flags().contains(ParkedFlag::Refused);
-        self.set(ParkedFlag::Refused, true);
+        // SAFETY: The lock is held by the contract of this function, and the flag is not
+        // `TimerArmed`.
+        unsafe { self.set(ParkedFlag::Refused, true) };
         before
     }
 
     /// Marks the request as one whose SYN-ACK timer is deferred: it moves to the list of those.
-    pub(crate) fn set_timer_deferred(&self) {
-        self.set(ParkedFlag::TimerArmed, false);
+    ///
+    /// # Safety
+    ///
+    /// `self` must just have been taken out of the list of requests with armed timers. The caller
+    /// must have held the lock of the parking listener since, and put `self` into the other list
+    /// before dropping the lock: `ParkQueue::remove()` takes the flag for the list.
+    pub(crate) unsafe fn set_timer_deferred(&self) {
+        // SAFETY: The lock is held, and the entry moves to the list that the flag names, by the
+        // contract of this function.
+        unsafe { self.set(ParkedFlag::TimerArmed, false) };
     }
 
     /// Records whether the request is taken off the listener's count of young requests.
-    pub(crate) fn set_young(&self, young: bool) {
-        self.set(ParkedFlag::Young, young);
+    ///
+    /// # Safety
+    ///
+    /// `self` must be in the queue of the parking listener, whose lock the caller holds.
+    pub(crate) unsafe fn set_young(&self, young: bool) {
+        // SAFETY: The lock is held by the contract of this function, and the flag is not
+        // `TimerArmed`.
+        unsafe { self.set(ParkedFlag::Young, young) };
     }
 
-    fn set(&self, flag: ParkedFlag, value: bool) {
+    /// Sets or clears a flag.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the lock of the parking listener: the flags are read and written in two
+    /// steps. `self` must be in the list that [`ParkedFlag::TimerArmed`] names, or in no list, when
+    /// the lock is dropped.
+    unsafe fn set(&self, flag: ParkedFlag, value: bool) {
         let flags = self.flags().with(flag, value);
         self.ack.state.store(flags.0, Relaxed);
     }

@@ -219,14 +219,19 @@ impl<'a> RequestSock<'a> {
     /// Marks it as acked, as the kernel does when `syn_recv_sock` makes no connection, and then
     /// checks, after a full barrier, whether it may be parked. Fails if it is not in the table of
     /// connections any more, or if its listener has stopped or checks signatures. A listener that
-    /// passes the check has listened since [`Self::write_seq`] was read, or listens again.
+    /// passes the check has listened since its `write_seq` was read ([`ListenSock::write_seq`]), or
+    /// listens again.
     ///
-    /// Must be called under the lock of its parking listener.
-    pub(crate) fn set_acked(&self) -> Result<(), Bypass> {
-        // SAFETY: Alive by the type invariants, and so is its listener. Another CPU that writes
-        // this bit sets it too. The kernel writes another bit of the same byte only for listeners
-        // with a key, and may write this bit back as it was before; therefore the call then checks
-        // whether the listener has one.
+    /// # Safety
+    ///
+    /// The caller must hold the lock of the request's parking listener, and drop it only once the
+    /// request is parked, or will not be. A CPU that makes a connection of the request and finds it
+    /// acked ([`Self::was_acked`]) waits for that lock, and takes what it finds then as final.
+    pub(crate) unsafe fn set_acked(&self) -> Result<(), Bypass> {
+        // SAFETY: Alive by the type invariants, and so is its listener. The lock is held by the
+        // contract of this function. Another CPU that writes this bit sets it too. The kernel
+        // writes another bit of the same byte only for listeners with a key, and may write this bit
+        // back as it was before; therefore the call then checks whether the listener has one.
         let found = unsafe { bindings::accf_req_set_acked(self.listener, self.as_ptr()) };
         match found {
             0 => Ok(()),

@@ -135,10 +135,11 @@ impl RequestOpsOverride {
     ) -> Option<&'static Self> {
         let slot = Self::slot(request.family())?;
         if slot.as_ref().is_none() {
-            // INVARIANT: By the contract of this function, and as requests of no other kind get
-            // here, these are `tcp_request_sock_ops`, `tcp6_request_sock_ops`,
-            // `tcp_request_sock_ipv4_ops` and `tcp_request_sock_ipv6_ops`, which are constants.
-            slot.populate(Self::new(request.ops(), request.tcp_ops(), callbacks));
+            // SAFETY: By the contract of this function, and as requests of no other kind get here,
+            // these are `tcp_request_sock_ops`, `tcp6_request_sock_ops`,
+            // `tcp_request_sock_ipv4_ops` and `tcp_request_sock_ipv6_ops`, which are constants. The
+            // callbacks are as `new()` wants them, by the contract of this function.
+            slot.populate(unsafe { Self::new(request.ops(), request.tcp_ops(), callbacks) });
         }
         slot.as_ref()
             .filter(|ops_override| ops_override.is_for(request))
@@ -149,16 +150,24 @@ impl RequestOpsOverride {
         ptr::eq(request.ops(), self.original) && ptr::eq(request.tcp_ops(), self.original_tcp)
     }
 
-    fn new(
+    /// Makes the override of requests that have these operations.
+    ///
+    /// # Safety
+    ///
+    /// * `original` and `original_tcp` must point to constants of the kernel's image.
+    /// * TCP may call each of `callbacks` in place of its own for a request that has, or had, these
+    ///   operations.
+    unsafe fn new(
         original: *const request_sock_ops,
         original_tcp: *const tcp_request_sock_ops,
         callbacks: &RequestCallbacks,
     ) -> Self {
-        // SAFETY: The operations of a request are valid and never change.
+        // SAFETY: Both point to constants by the contract of this function.
         let (mut ops, mut tcp) = unsafe { (*original, *original_tcp) };
         ops.send_ack = Some(callbacks.send_ack);
         ops.destructor = Some(callbacks.destructor);
         tcp.send_synack = Some(callbacks.send_synack);
+        // INVARIANT: Both point to constants by the contract of this function.
         Self {
             original,
             original_tcp,
@@ -208,6 +217,7 @@ pub(crate) struct ListenerTag(usize);
 
 impl ListenerTag {
     /// The tag of orphaned requests, which own their [`ParkedRequest`].
+    // INVARIANT: A request is aligned to eight bytes, so bit 0 makes the tag odd.
     const ORPHANED: Self = Self(1);
 
     /// Makes a random tag. Any context.
@@ -272,7 +282,8 @@ impl RequestSock<'_> {
     /// # Safety
     ///
     /// * The caller holds the lock of the request's listener, which has `tag`.
-    /// * The request is in the table of connections, and is not parked.
+    /// * The request was in the table of connections after it was acked, both under this lock
+    ///   ([`Self::set_acked`] has returned `Ok`), and is not parked.
     /// * `parked` goes into a list of that listener before the lock is dropped.
     pub(crate) unsafe fn override_ops(
         &self,
@@ -300,8 +311,8 @@ impl RequestSock<'_> {
     ///
     /// # Safety
     ///
-    /// The request must stay parked for as long as the reference is used: the caller holds the
-    /// lock of its listener, or is its destructor.
+    /// The request must be parked or orphaned, and stay so for as long as the reference is used:
+    /// the caller holds the lock of its listener, or is its destructor.
     pub(crate) unsafe fn parked(&self) -> &ParkedRequest {
         // SAFETY: `dl_next` is what `override_ops()` or `hand_over_to_destructor()` wrote, and
         // stays so by the contract of this function. The list, or the request itself, has a
@@ -318,14 +329,14 @@ impl RequestSock<'_> {
     ///
     /// # Safety
     ///
-    /// The request must be parked, and the caller must hold the lock of its listener and a
+    /// The request must be parked or orphaned. The caller must hold the lock of its listener and a
     /// reference to the request, or be its destructor.
     pub(crate) unsafe fn restore_ops(&self) -> *const ParkedRequest {
         // SAFETY: `dl_next` is what `override_ops()` or `hand_over_to_destructor()` wrote, as the
-        // request is parked by the contract of this function.
+        // request is parked or orphaned by the contract of this function.
         let parked = unsafe { (*self.as_ptr()).dl_next.cast::<ParkedRequest>() };
-        // SAFETY: A parked request has the ops override. No other CPU changes that, by the lock or
-        // as the caller is the destructor.
+        // SAFETY: A parked request has the ops override, and an orphaned one has kept it. No other
+        // CPU changes that, by the lock or as the caller is the destructor.
         unsafe { self.write_original_ops() };
         parked
     }

@@ -590,7 +590,9 @@ unsafe fn on_bare_ack(
 
     let cause = match policy::on_segment(Verdict::Wait, phase) {
         Action::Park => {
-            if listener.park(bh, request, segment) {
+            // SAFETY: The request is the arguments' `req_unhash`, to which TCP holds a reference
+            // during this call.
+            if unsafe { listener.park(bh, request, segment) } {
                 return args.drop_segment().as_ptr();
             }
             None

@@ -189,13 +189,15 @@ unsafe fn leave_queue(bh: &BhDisabled<'_>, request: &RequestSock<'_>) {
     let is_parked_there = listener.is_some_and(|listener| listener.has_parked(request));
     if !is_parked_there && !request.is_orphaned() {
         if must_pin(request, Moment::CloneDestroyed) {
-            pin_module();
+            // SAFETY: The caller is the destructor of the request.
+            unsafe { pin_module() };
         }
         return;
     }
     // SAFETY: The request is parked or orphaned, and the caller is its destructor.
     if must_pin(request, Moment::Destroyed(unsafe { request.parked() })) {
-        pin_module();
+        // SAFETY: The caller is the destructor of the request.
+        unsafe { pin_module() };
     }
     match listener {
         // SAFETY: The caller is the request's destructor; the request was parked at this listener

@@ -140,7 +140,11 @@ unsafe fn attach<F: Filter>(sk: NonNull<sock>) -> Result {
         rcu::synchronize_rcu();
     }
     // W4.
-    with_bh_off(|bh| listener.activate(bh));
+    with_bh_off(|bh| {
+        // SAFETY: W1 to W3 are done. Where another CPU could know the socket before, a grace period
+        // has passed since; where none could, it finds all three.
+        unsafe { listener.activate(bh) };
+    });
     Ok(())
 }
 
@@ -218,7 +222,8 @@ unsafe extern "C" fn release(sk: *mut sock) {
 
     // W5. Un-parks every request before the listener is unpublished: a reader that no longer finds
     // the listener assumes that none is parked.
-    listener.close(&bh.token());
+    // SAFETY: TCP puts the socket's reference to the module after the return of this function.
+    unsafe { listener.close(&bh.token()) };
 
     // SAFETY: The socket is being destroyed, so no other CPU writes these. A socket that has
     // connected since may have got other operations, which stay.

@@ -14,7 +14,6 @@ use crate::{
             pin_module,
             Moment, //
         },
-        park_queue::State,
         parked_request::ParkedRequest,
         rcu::{
             DeferDrop,
@@ -46,9 +45,13 @@ impl Listener {
     ///
     /// The socket has stopped by now. The caller holds its lock. O(number of parked requests), as
     /// TCP itself takes for the requests in the accept queue.
-    pub(crate) fn close(&self, bh: &BhDisabled<'_>) {
+    ///
+    /// # Safety
+    ///
+    /// The socket must hold its reference to the module until the call has returned.
+    pub(crate) unsafe fn close(&self, bh: &BhDisabled<'_>) {
         let mut queue = self.queue.lock(bh);
-        queue.state = State::Closed;
+        queue.close();
         self.restores_clones.store(false, Relaxed);
         let mut closed = 0;
         let mut is_pin_needed = false;
@@ -85,7 +88,8 @@ impl Listener {
         // Printing under the lock would keep other CPUs waiting.
         drop(queue);
         if is_pin_needed {
-            pin_module();
+            // SAFETY: The socket holds a reference to the module, by the contract of this function.
+            unsafe { pin_module() };
         }
     }
 }

@@ -79,10 +79,7 @@ use super::{
     clone,
     listen_sock::ListenSock,
     netns::Netns,
-    park_queue::{
-        ParkQueue,
-        State, //
-    },
+    park_queue::ParkQueue,
     rcu::{
         RcuHead,
         ReadSide, //
@@ -207,10 +204,19 @@ impl Listener {
         )
     }
 
-    /// Allows parking (W4): from now on every CPU calls the module for this socket.
-    pub(crate) fn activate(&self, bh: &BhDisabled<'_>) {
-        self.queue.lock(bh).state = State::Active;
-        self.restores_clones.store(true, Relaxed);
+    /// Allows parking (W4), unless the listener was closed.
+    ///
+    /// # Safety
+    ///
+    /// Every CPU that makes a connection at the listener's socket must call the module for it: W1
+    /// to W3 are done, and if the socket had listened before, a grace period has passed since W3.
+    pub(crate) unsafe fn activate(&self, bh: &BhDisabled<'_>) {
+        let mut queue = self.queue.lock(bh);
+        // SAFETY: By the contract of this function. A socket that loses the module's operations
+        // later is told by `is_hooked()` (`check_may_park()`) and by `clone()`.
+        if unsafe { queue.activate() } {
+            self.restores_clones.store(true, Relaxed);
+        }
     }
 
     /// Returns the listening socket.
@@ -329,7 +335,8 @@ impl Listener {
         self.take_defer_accept();
         let mut queue = self.queue.lock(bh);
         queue.config = config;
-        self.schedule(&mut queue, now());
+        // SAFETY: The queue is this listener's.
+        unsafe { self.schedule(&mut queue, now()) };
     }
 
     /// Returns whether the application has set `TCP_DEFER_ACCEPT` since it was last taken over.
@@ -359,7 +366,8 @@ impl Listener {
         let bh = bh.token();
         let mut queue = self.queue.lock(&bh);
         queue.config.timeout = Timeout::from_retransmits(retransmits);
-        self.schedule(&mut queue, now());
+        // SAFETY: The queue is this listener's.
+        unsafe { self.schedule(&mut queue, now()) };
     }
 
     /// Returns the counters and the configuration, all read at one moment.

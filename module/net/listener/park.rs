@@ -25,10 +25,7 @@ use crate::{
             Moment, //
         },
         netns::NetnsCharge,
-        park_queue::{
-            ParkQueue,
-            State, //
-        },
+        park_queue::ParkQueue,
         parked_request::{
             AckInfo,
             ParkedFlags,
@@ -73,7 +70,12 @@ impl Listener {
     /// Returns `false` if the request could not be parked; the cause is counted. Nothing else has
     /// changed then, except that the request may be acked, as a request is that was parked and fell
     /// back.
-    pub(crate) fn park(
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold a reference to `request`: the destructor looks whether the request is
+    /// parked without taking the lock.
+    pub(crate) unsafe fn park(
         self: ArcBorrow<'_, Self>,
         bh: &BhDisabled<'_>,
         request: RequestSock<'_>,
@@ -88,12 +90,14 @@ impl Listener {
             return false;
         }
         if request.is_parked(self.tag) {
-            // SAFETY: The request is parked here, and the lock is held.
-            unsafe { request.parked() }.set_last_ack(&request, &segment);
+            // SAFETY: The request is parked here, and the lock is held; so its entry is in the
+            // queue.
+            unsafe { request.parked().set_last_ack(&request, &segment) };
             return true;
         }
         let had_armed = queue.has_armed();
-        // SAFETY: The queue is this listener's. The request was made for it and is not parked.
+        // SAFETY: The queue is this listener's. The request was made for it and is not parked, and
+        // is not dying, as the caller holds a reference by the contract of this function.
         let is_over_limit = match unsafe { self.enqueue(&mut queue, &request, ack) } {
             Ok(is_over_limit) => is_over_limit,
             Err(cause) => {
@@ -106,10 +110,12 @@ impl Listener {
         let is_soon_enough =
             |at| had_armed || !queue.has_armed() || at <= policy::synack_timer_deferral(now);
         if !queue.timer_at.is_some_and(is_soon_enough) {
-            self.schedule(&mut queue, now);
+            // SAFETY: The queue is this listener's.
+            unsafe { self.schedule(&mut queue, now) };
         }
         if is_over_limit {
-            self.evict_oldest(&request, bh, queue);
+            // SAFETY: The queue is this listener's.
+            unsafe { self.evict_oldest(&request, bh, queue) };
         }
         true
     }
@@ -119,19 +125,25 @@ impl Listener {
     /// Evicts synchronously instead of from the timer, so that the CPU that parks the new request
     /// pays for the eviction. If the oldest is to be accepted, TCP's receive handler is called
     /// again from within itself: once, as a rebuilt ACK is never parked.
+    ///
+    /// # Safety
+    ///
+    /// `queue` must be this listener's.
     #[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
-    fn evict_oldest(
+    unsafe fn evict_oldest(
         self: ArcBorrow<'_, Self>,
         newcomer: &RequestSock<'_>,
         bh: &BhDisabled<'_>,
         mut queue: Guard<'_, Locked, SpinLockBackend>,
     ) {
-        let Some(expired) = self.take_expired(&mut queue, Expiry::Eviction) else {
+        // SAFETY: The queue is this listener's by the contract of this function.
+        let Some(expired) = (unsafe { self.take_expired(&mut queue, Expiry::Eviction) }) else {
             return;
         };
         if ptr::eq(expired.request.as_request().as_ptr(), newcomer.as_ptr()) {
             // All others were dying, and have left the queue meanwhile: there is room.
-            queue.set_expired(&expired.parked, None);
+            // SAFETY: The entry was in the queue, and the lock has been held since.
+            unsafe { queue.set_expired(&expired.parked, None) };
             drop(queue);
         } else {
             drop(queue);
@@ -147,7 +159,7 @@ impl Listener {
     /// # Safety
     ///
     /// * `queue` must be this listener's.
-    /// * `request` must be one that was made for this listener and is not parked.
+    /// * `request` must have been made for this listener. It must not be parked, nor be dying.
     #[inline(always)] // Saves 120 instructions of a bare ACK (`cargo xtask bench connection`).
     unsafe fn enqueue(
         &self,
@@ -158,7 +170,9 @@ impl Listener {
         self.check_may_park(queue)?;
         // Pairs with `was_acked()` (B5, B6): either the CPU that makes the connection finds the
         // request acked and takes the lock, or this one finds it gone from the table.
-        request.set_acked()?;
+        // SAFETY: The request was made for this listener, by the contract of this function. The
+        // caller has locked the queue, and the request is parked below, or the call fails.
+        unsafe { request.set_acked() }?;
         // SAFETY: The request is not parked, by the contract of this function.
         let ops_override = unsafe { self.ops_override_for(queue, request) }?;
         let charge = self.netns.charge(self.defaults.namespace_limit);
@@ -181,10 +195,12 @@ impl Listener {
         if is_young {
             self.listen_sock().add_young(-1);
         }
-        // SAFETY: The listener is locked. The request was in the table, as `set_acked()` has
-        // checked, and is not parked by the contract of this function. The entry is queued below.
+        // SAFETY: The listener is locked. The request was in the table after it was acked, under
+        // this lock (B5, B6), and is not parked by the contract of this function. The entry is
+        // queued below.
         unsafe { request.override_ops(ops_override, self.tag, &parked) };
-        queue.push_back(parked);
+        // SAFETY: The queue is this listener's, and locked; the request was just parked here.
+        unsafe { queue.push_back(parked) };
         queue.stats.park();
         queue.backlog_share = policy::backlog_share(self.listen_sock().backlog(), self.cpus);
         self.update_backlog(queue);
@@ -196,7 +212,7 @@ impl Listener {
         // The socket may have lost the module's operations (see `Self::is_hooked()`). A CPU that
         // has made a connection without the module since has seen that, and takes the lock in
         // `fall_back()` before it goes on.
-        if queue.state == State::Active && self.is_hooked(self.listen_sock()) {
+        if queue.is_active() && self.is_hooked(self.listen_sock()) {
             Ok(())
         } else {
             Err(Bypass::Other)
@@ -250,8 +266,10 @@ impl Listener {
     ///
     /// # Safety
     ///
-    /// [`RequestSock::restore_ops`] has just returned `parked` for a request that was parked here,
-    /// and the lock has been held since. `flags` are those of `parked`.
+    /// * `queue` must be this listener's.
+    /// * [`RequestSock::restore_ops`] has just returned `parked` for a request that was parked here
+    ///   or orphaned, and the lock has been held since.
+    /// * `flags` must be those of `parked`.
     #[inline(always)] // See `complete()`.
     unsafe fn dequeue(
         &self,
@@ -262,7 +280,8 @@ impl Listener {
         waited: Nanos,
     ) -> Arc<ParkedRequest> {
         // SAFETY: There is a reference to the entry: the queue's, or the request's, which is the
-        // caller's now. The entry is in this queue or in no list.
+        // caller's now. The request was parked at the listener whose queue this is, so the entry is
+        // in this queue, or it was orphaned, and the entry is in no list. `flags` are the entry's.
         match unsafe { queue.remove(&*parked, flags) } {
             Some(parked) => {
                 self.account_for(queue, flags, end, waited);
@@ -279,8 +298,9 @@ impl Listener {
     ///
     /// # Safety
     ///
-    /// [`RequestSock::restore_ops`] has just returned `parked` for a request that was parked here,
-    /// and the lock has been held since.
+    /// * `queue` must be this listener's.
+    /// * [`RequestSock::restore_ops`] has just returned `parked` for a request that was parked here
+    ///   or orphaned, and the lock has been held since.
     pub(super) unsafe fn dequeue_unconnected(
         &self,
         queue: &mut ParkQueue,
@@ -289,7 +309,7 @@ impl Listener {
     ) -> Arc<ParkedRequest> {
         // SAFETY: There is a reference to the entry, by the contract of this function.
         let flags = unsafe { (*parked).flags() };
-        // SAFETY: By the contract of this function.
+        // SAFETY: By the contract of this function. The flags were just read from `parked`.
         unsafe { self.dequeue(queue, parked, flags, end, Nanos(0)) }
     }
 
@@ -298,16 +318,19 @@ impl Listener {
     ///
     /// # Safety
     ///
-    /// The lock has been held since `parked` was seen in the queue, and its request was seen to be
-    /// dying ([`RequestSock::get`] has failed).
+    /// * `queue` must be this listener's.
+    /// * The lock has been held since `parked` was seen in `queue`, and its request was seen to be
+    ///   dying ([`RequestSock::get`] has failed).
     #[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
     pub(super) unsafe fn dequeue_dying(&self, queue: &mut ParkQueue, parked: &ParkedRequest) {
         let flags = parked.flags();
         // SAFETY: The entry was seen in the queue, and the lock is held.
         if must_pin(&unsafe { parked.request() }, Moment::Leaves(parked)) {
-            pin_module();
+            // SAFETY: A request is parked here. So the listener was not closed, as that would need
+            // the lock, and its socket holds a reference to the module.
+            unsafe { pin_module() };
         }
-        // SAFETY: The entry is in this queue.
+        // SAFETY: The entry is in this queue, and these are its flags.
         if let Some(parked) = unsafe { queue.remove(parked, flags) } {
             // SAFETY: The entry was just taken out of the queue, with the lock held; the request
             // is dying by the contract of this function, and parked, as it was in the queue.
@@ -356,8 +379,9 @@ impl Listener {
     ) {
         let _queue = self.queue.lock(bh);
         if self.has_parked(request) {
-            // SAFETY: The request is parked here, and the lock is held.
-            unsafe { request.parked() }.set_last_ack(request, segment);
+            // SAFETY: The request is parked here, and the lock is held; so its entry is in the
+            // queue.
+            unsafe { request.parked().set_last_ack(request, segment) };
         }
     }
 
@@ -387,7 +411,8 @@ impl Listener {
         let parked = unsafe { request.parked() };
         if parked.flags().is_young() {
             // The handler is about to count it off.
-            parked.set_young(false);
+            // SAFETY: As the request is parked here, its entry is in the queue. The lock is held.
+            unsafe { parked.set_young(false) };
             self.listen_sock().add_young(1);
         }
         // SAFETY: The lock is held; the handler is the caller by the contract of this function.
@@ -418,7 +443,8 @@ impl Listener {
         let waited = Nanos(now.0.saturating_sub(parked.parked_at().0));
         let flags = parked.flags();
         let end = End::of_accepted(segment, flags.expired());
-        // SAFETY: The request is parked here, the lock is held, and the caller holds a reference.
+        // SAFETY: The queue is this listener's. The request is parked here, the lock is held, and
+        // the caller holds a reference. `flags` were read from the entry under the lock.
         let parked = unsafe { self.dequeue(&mut queue, request.restore_ops(), flags, end, waited) };
         if let Some(round_trip) = parked.round_trip() {
             // SAFETY: The caller has taken the request out of the table, and the connection exists,
@@ -437,7 +463,8 @@ impl Listener {
     pub(crate) unsafe fn fall_back(&self, bh: &BhDisabled<'_>, request: &RequestSock<'_>) {
         let mut queue = self.queue.lock(bh);
         if self.has_parked(request) {
-            // SAFETY: The request is parked here, and the caller holds a reference to it.
+            // SAFETY: The queue is this listener's. The request is parked here, and the caller
+            // holds a reference to it.
             unsafe { self.fall_back_parked(&mut queue, request) };
         }
     }
@@ -449,12 +476,14 @@ impl Listener {
     /// `queue` must be this listener's, `request` parked here, and the caller must hold a reference
     /// to it.
     pub(super) unsafe fn fall_back_parked(&self, queue: &mut ParkQueue, request: &RequestSock<'_>) {
-        // SAFETY: The request is parked here and the caller holds a reference, by the contract of
-        // this function. The lock is held, as `queue` shows.
+        // SAFETY: The queue is this listener's, the request is parked here and the caller holds a
+        // reference, by the contract of this function. The lock is held, as `queue` shows.
         let parked =
             unsafe { self.dequeue_unconnected(queue, request.restore_ops(), End::Fallback) };
         if must_pin(request, Moment::Leaves(&parked)) {
-            pin_module();
+            // SAFETY: A request was parked here until now. So the listener was not closed, as that
+            // would need the lock, and its socket holds a reference to the module.
+            unsafe { pin_module() };
         }
         queue.recycle(parked);
         request.expire_timer_in(1);
@@ -468,8 +497,8 @@ impl Listener {
     /// reference went.
     pub(crate) unsafe fn on_destroyed(&self, bh: &BhDisabled<'_>, request: &RequestSock<'_>) {
         let mut queue = self.queue.lock(bh);
-        // SAFETY: The request is parked here or orphaned, the lock is held, and the caller is its
-        // destructor.
+        // SAFETY: The queue is this listener's. The request is parked here or orphaned, the lock is
+        // held, and the caller is its destructor.
         let parked =
             unsafe { self.dequeue_unconnected(&mut queue, request.restore_ops(), End::Aborted) };
         queue.recycle(parked);

@@ -98,7 +98,11 @@ impl Listener {
     }
 
     /// Sets the timer to when there will be something to do.
-    pub(super) fn schedule(self: ArcBorrow<'_, Self>, queue: &mut Locked, now: Nanos) {
+    ///
+    /// # Safety
+    ///
+    /// `queue` must be this listener's.
+    pub(super) unsafe fn schedule(self: ArcBorrow<'_, Self>, queue: &mut Locked, now: Nanos) {
         if queue.is_closed() {
             return;
         }
@@ -108,11 +112,21 @@ impl Listener {
             TimerAction::Expire(_) => Some(now),
         };
         let at = earlier(at, queue.deferral_at());
-        self.set_timer(queue, now, at);
+        // SAFETY: The queue is this listener's by the contract of this function.
+        unsafe { self.set_timer(queue, now, at) };
     }
 
     /// Sets the timer. May be called by its own handler.
-    fn set_timer(self: ArcBorrow<'_, Self>, queue: &mut Locked, now: Nanos, at: Option<Nanos>) {
+    ///
+    /// # Safety
+    ///
+    /// `queue` must be this listener's.
+    unsafe fn set_timer(
+        self: ArcBorrow<'_, Self>,
+        queue: &mut Locked,
+        now: Nanos,
+        at: Option<Nanos>,
+    ) {
         queue.timer_at = at;
         // If the timer is still set, it will find nothing to do. The next request that is parked
         // sets it again.
@@ -122,21 +136,30 @@ impl Listener {
         if queue.timer.is_none() {
             queue.timer = Some(Arc::from(self).start(delta(now, at)));
         } else {
-            // SAFETY: `self` is a live listener, and its timer was started by its handle, which
-            // cancels it.
+            // SAFETY: `self` is a live listener. Its timer has a handle, as the queue is its own by
+            // the contract of this function. The handle owns a reference to the listener, and
+            // cancels the timer when it is dropped.
             unsafe { <Self as HasHrTimer<Self>>::start(&*self, delta(now, at)) };
         }
     }
 
-    /// Marks the oldest request as expired, and takes a reference to it. `queue` is this
-    /// listener's.
-    pub(super) fn take_expired(&self, queue: &mut ParkQueue, expiry: Expiry) -> Option<Expired> {
+    /// Marks the oldest request as expired, and takes a reference to it.
+    ///
+    /// # Safety
+    ///
+    /// `queue` must be this listener's.
+    pub(super) unsafe fn take_expired(
+        &self,
+        queue: &mut ParkQueue,
+        expiry: Expiry,
+    ) -> Option<Expired> {
         loop {
             let parked: Arc<ParkedRequest> = queue.oldest()?.into();
             // SAFETY: The entry is in the queue, and the lock is held.
             if let Some(request) = unsafe { parked.request() }.get() {
                 let on_timeout = queue.config.on_timeout;
-                queue.set_expired(&parked, Some((expiry, on_timeout)));
+                // SAFETY: The entry is in the queue.
+                unsafe { queue.set_expired(&parked, Some((expiry, on_timeout))) };
                 return Some(Expired {
                     request,
                     parked,
@@ -144,7 +167,8 @@ impl Listener {
                     on_timeout,
                 });
             }
-            // SAFETY: The entry is in the queue, the lock is held, and the request is dying.
+            // SAFETY: The queue is this listener's by the contract of this function. The entry is
+            // in it, the lock is held, and the request is dying.
             unsafe { self.dequeue_dying(queue, &parked) };
         }
     }
@@ -182,10 +206,16 @@ impl Listener {
         if !self.has_parked(&request) || !request.is_hashed() {
             return;
         }
-        if self.listen_sock().accept_queue_is_full() || !expired.parked.set_refused() {
+        // SAFETY: The request is parked here, and the lock is held.
+        let parked = unsafe { request.parked() };
+        // SAFETY: As the request is parked here, its entry is in the queue, and the lock is held.
+        let may_wait = || !unsafe { parked.set_refused() };
+        if self.listen_sock().accept_queue_is_full() || may_wait() {
             // The request waits for room. Or there was no room until a moment ago.
-            queue.set_expired(&expired.parked, None);
-            self.schedule(&mut queue, now());
+            // SAFETY: As the request is parked here, its entry is in the queue.
+            unsafe { queue.set_expired(parked, None) };
+            // SAFETY: The queue is this listener's.
+            unsafe { self.schedule(&mut queue, now()) };
         } else {
             // TCP has refused twice, for a reason that waiting does not mend (no route, a socket
             // filter, no memory). It may ask the client for another ACK, as on a plain listener.
@@ -212,7 +242,8 @@ impl Listener {
             return;
         }
         let end = End::of_expired(expired.expiry, expired.on_timeout);
-        // SAFETY: The request is parked here, the lock is held, and `expired` has a reference.
+        // SAFETY: The queue is this listener's. The request is parked here, the lock is held, and
+        // `expired` has a reference.
         drop(unsafe { self.dequeue_unconnected(&mut queue, request.restore_ops(), end) });
         drop(queue);
 
@@ -232,7 +263,8 @@ impl Listener {
             queue.defer_timers(now);
             let next = match self.timer_action(&queue, now) {
                 TimerAction::Expire(expiry) => {
-                    let expired = self.take_expired(&mut queue, expiry);
+                    // SAFETY: The queue is this listener's.
+                    let expired = unsafe { self.take_expired(&mut queue, expiry) };
                     // Dropping the last reference to a request calls its destructor, which takes
                     // the lock.
                     drop(queue);
@@ -246,13 +278,15 @@ impl Listener {
             };
             // There may be more timers than could be deferred in one go.
             let deferral_at = queue.deferral_at().map(|at| at.max(now.after(NEXT_RUN)));
-            self.set_timer(&mut queue, now, earlier(next, deferral_at));
+            // SAFETY: The queue is this listener's.
+            unsafe { self.set_timer(&mut queue, now, earlier(next, deferral_at)) };
             return;
         }
         let mut queue = self.queue.lock(bh);
         if !queue.is_closed() {
             let now = now();
-            self.set_timer(&mut queue, now, Some(now.after(NEXT_RUN)));
+            // SAFETY: The queue is this listener's.
+            unsafe { self.set_timer(&mut queue, now, Some(now.after(NEXT_RUN))) };
         }
     }
 }
