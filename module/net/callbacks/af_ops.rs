@@ -112,13 +112,14 @@ enum Lookup<'a> {
 impl<'a> Lookup<'a> {
     /// Looks a socket up for a segment (R1).
     ///
-    /// The listener is not found by the operations themselves: SMC copies those of its sockets, the
-    /// module's among them.
+    /// The listener is found by the socket's data, and not by the operations that the kernel has
+    /// called. Those may be a copy: `smc_listen()` makes one. (`attach()` refuses SMC's sockets,
+    /// but cannot tell one that another thread is having fall back to TCP at that moment.)
     ///
     /// No barrier is needed between the kernel's read of the operations and the read of the data
-    /// here. If the socket had ever listened when the filter was attached, a grace period lies
-    /// between W1 and W3: an RCU reader that sees W3 began after W1. If it had not, no CPU could
-    /// find it in the table before both were written.
+    /// here. If the socket had ever listened when the filter was attached, there was a grace period
+    /// between W1 and W3: an RCU reader that finds W3 began after W1. If the socket had not, no CPU
+    /// could find it in the table before both were written.
     ///
     /// # Safety
     ///
@@ -155,8 +156,10 @@ impl<'a> Lookup<'a> {
     fn detached(sock: ListenSock<'a>, _rcu: &'a impl ReadSide) -> Self {
         // Reads the operations after the data; pairs with B2 in `release()`.
         smp_mb(Read);
-        // SAFETY: The operations of a TCP socket are constants, or part of a listener that is
-        // dropped a grace period after it was unpublished, which `_rcu` holds off.
+        // SAFETY: The operations of a TCP socket are constants; or part of a listener, which is
+        // dropped a grace period after it was unpublished; or a copy that SMC has made, inside a
+        // `struct smc_sock`, which owns the socket and is freed a grace period after it was closed
+        // (`SOCK_RCU_FREE`, set by `smc_listen()`). `_rcu` holds off both grace periods.
         Self::Detached(unsafe { &*sock.af_ops() })
     }
 }
@@ -187,7 +190,7 @@ unsafe extern "C" fn setsockopt(
         });
     }
     // SAFETY: TCP has called this function for this socket, whose file is held.
-    match unsafe { original_ops(listening) }.setsockopt {
+    match unsafe { original(listening, |ops| ops.setsockopt) } {
         // SAFETY: The arguments are those that TCP has for its own function.
         Some(original) if !ptr::fn_addr_eq(original, setsockopt as SetSockOpt) => unsafe {
             original(sk, level, optname, optval, optlen)
@@ -255,7 +258,7 @@ unsafe extern "C" fn getsockopt(
         });
     }
     // SAFETY: TCP has called this function for this socket, whose file is held.
-    match unsafe { original_ops(listening) }.getsockopt {
+    match unsafe { original(listening, |ops| ops.getsockopt) } {
         // SAFETY: The arguments are those that TCP has for its own function.
         Some(original) if !ptr::fn_addr_eq(original, getsockopt as GetSockOpt) => unsafe {
             original(sk, level, optname, optval, optlen)
@@ -297,20 +300,21 @@ unsafe fn get_option(
     }
 }
 
-/// Returns TCP's operations of a filtered listener.
+/// Returns the function that `field` takes from TCP's operations of a filtered listener.
 ///
 /// # Safety
 ///
 /// TCP must have called one of the module's functions for `sock`, whose file it holds.
-unsafe fn original_ops(sock: ListenSock<'_>) -> &'static inet_connection_sock_af_ops {
+unsafe fn original<F>(
+    sock: ListenSock<'_>,
+    field: impl FnOnce(&inet_connection_sock_af_ops) -> Option<F>,
+) -> Option<F> {
     let rcu = rcu::read_lock();
     // SAFETY: By the contract of this function.
     match unsafe { Lookup::after_barrier(sock, &rcu) } {
-        Lookup::Listener(listener) => listener.original_ops(),
+        Lookup::Listener(listener) => field(listener.original_ops()),
         // A socket whose file is held is not released, so this is not reached.
-        // SAFETY: If it were released, the socket would have TCP's operations back, which are
-        // constants.
-        Lookup::Detached(ops) => unsafe { &*ptr::from_ref(ops) },
+        Lookup::Detached(ops) => field(ops),
     }
 }
 
@@ -387,7 +391,10 @@ pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
     };
     // SAFETY: TCP calls this function for a socket, which is not NULL, and in memory for the call.
     let sock = unsafe { ListenSock::from_raw(NonNull::new_unchecked(sk.cast_mut())) };
-    // SAFETY: TCP has checked the segment.
+    // SAFETY: `tcp_v4_rcv()` and `tcp_v6_rcv()` pull the whole TCP header into linear memory and
+    // fill the control block before they pass a segment on: to `tcp_check_req()`, or to a listener,
+    // which finds a cookie in it or answers it by Fast Open, be that at once or from the backlog.
+    // No function on the way here takes either away. TCP keeps the segment during this call.
     let segment = unsafe { TcpSegment::from_raw(skb) };
     let Some(request) = NonNull::new(req_unhash) else {
         // SAFETY: TCP has made the request `req` for this segment, and looked none up.
@@ -452,7 +459,8 @@ impl SynRecvSockArgs {
             )
         };
         let child = NonNull::new(child);
-        // SAFETY: A `syn_recv_sock` that makes a child writes `own_req`.
+        // SAFETY: `own_req` points to a variable of TCP, which waits for the return of this call,
+        // by the type invariants. A `syn_recv_sock` that makes a child writes it.
         let owns_request = child.is_some() && unsafe { *own_req };
         Child {
             child,

@@ -107,7 +107,9 @@ unsafe fn attach<F: Filter>(sk: NonNull<sock>) -> Result {
         return Err(EOPNOTSUPP);
     }
 
-    // SAFETY: The operations of a TCP socket without a ULP are constants of the kernel.
+    // SAFETY: The operations of a TCP socket are constants of the kernel, unless it has a ULP or
+    // carries more than TCP: SMC gives its sockets a copy, in memory of its own. The socket has no
+    // ULP by the contract of this function, and `carries_more_than_tcp()` has returned `false`.
     let original: &'static bindings::inet_connection_sock_af_ops = unsafe { &*sock.af_ops() };
     let ops = af_ops::table::<F>(original);
     let defaults = registration.defaults();
