@@ -123,11 +123,13 @@ unsafe fn may_be_cloned(
 
 /// Answers for [`Moment::Destroyed`].
 ///
-/// A listener with the filter would have restored the operations. If the connection exists, a plain
-/// listener has made it. The connection is locked while the CPU that makes it puts the request.
-/// Where that is not the last reference (netfilter may queue a segment with one for as long as
-/// user space likes), the connection may be gone by now and the clone not, so the peers are asked
-/// as well.
+/// If the connection exists, a plain listener has made it: one with the filter would have restored
+/// the operations first.
+///
+/// The connection still exists when the CPU that has made it puts the last reference to the
+/// request, as that CPU holds its lock. Another CPU may put the last reference later: netfilter may
+/// queue a segment, and with it a reference, for as long as user space likes. The connection may be
+/// gone then, while the clone is not. So the peers are asked as well.
 ///
 /// # Safety
 ///

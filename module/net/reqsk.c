@@ -90,7 +90,7 @@ struct accf_synack_timer accf_req_synack_timer(const struct request_sock *req)
 
 	if (timer.left < 0 || !timer_pending(&req->rsk_timer))
 		timer.left = 0;
-	/* B9. */
+	/* B9. Without a partner: the handler writes the two without a barrier. */
 	smp_rmb();
 	timer.timeouts = data_race((u8)req->num_timeout);
 	timer.max_timeouts = READ_ONCE(inet_csk(sk)->icsk_syn_retries) ?:

@@ -196,18 +196,27 @@ u32 accf_reuseport_peers(const struct sock *sk,
 				peers |= ACCF_MAY_HOLD_CLONES;
 			goto out;
 		}
-		/* Pairs with __reuseport_add_sock(), as in reuseport_select_sock(). */
+		/* B11. Pairs with smp_wmb() in __reuseport_add_sock(): slot, num_socks. */
 		smp_rmb();
 		for (i = listening - 1; i >= 0; i--)
 			peers |= accf_listening_peer(sk, data_race(READ_ONCE(group->socks[i])),
 						     restores_clones);
+		/*
+		 * B11. Pairs with __reuseport_detach_sock(), which writes a slot that was
+		 * read above, before __reuseport_add_closed_sock(): num_closed_socks.
+		 */
 		smp_rmb();
 		/* Read the count again: it includes members that have stopped since. */
 		i = group->max_socks - READ_ONCE(group->num_closed_socks);
+		/* B11. Pairs with __reuseport_add_closed_sock(): slot, num_closed_socks. */
 		smp_rmb();
 		for (; i < group->max_socks; i++)
 			peers |= accf_stopped_peer(sk, data_race(READ_ONCE(group->socks[i])),
 						   restores_clones);
+		/*
+		 * B11. Pairs with __reuseport_detach_sock(): slot, num_socks; and with
+		 * __reuseport_detach_closed_sock(): slot, num_closed_socks.
+		 */
 		smp_rmb();
 		if (listening == data_race(READ_ONCE(group->num_socks)) &&
 		    stopped == READ_ONCE(group->num_closed_socks))

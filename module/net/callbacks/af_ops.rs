@@ -102,10 +102,11 @@ pub(crate) fn table<F: Filter>(
 enum Lookup<'a> {
     /// A filtered listener.
     Listener(ArcBorrow<'a, Listener>),
-    /// A listener that was destroyed while the kernel made the call, and has these operations now.
+    /// The operations that a socket has whose listener was destroyed while the kernel made the
+    /// call.
     ///
-    /// They may still be the module's, in a socket that is not a listener's any more, so a callback
-    /// must not call itself through them.
+    /// A callback must not call itself through them: SMC's copy of the module's operations may be
+    /// left in the socket.
     Detached(&'a inet_connection_sock_af_ops),
 }
 
@@ -152,7 +153,7 @@ impl<'a> Lookup<'a> {
     }
 
     /// Returns the operations of a socket that has no listener any more (R5).
-    #[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
+    #[cold] // One of those that `net/mod.rs` names: together, they save 48 instructions.
     fn detached(sock: ListenSock<'a>, _rcu: &'a impl ReadSide) -> Self {
         // Reads the operations after the data; pairs with B2 in `release()`.
         smp_mb(Read);
@@ -354,7 +355,7 @@ unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -> c_int {
 }
 
 /// Takes `TCP_DEFER_ACCEPT` over, out of the way of SYNs to listeners that do not set it.
-#[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
+#[cold] // One of those that `net/mod.rs` names: together, they save 48 instructions.
 fn take_over_defer_accept(listener: ArcBorrow<'_, Listener>) {
     listener.take_over_defer_accept();
 }
@@ -493,7 +494,7 @@ impl SynRecvSockArgs {
     /// # Safety
     ///
     /// `ops` must be the operations of the arguments' socket.
-    #[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
+    #[cold] // One of those that `net/mod.rs` names: together, they save 48 instructions.
     unsafe fn call_current<F: Filter>(self, ops: &inet_connection_sock_af_ops) -> *mut sock {
         let ours: SynRecvSock = syn_recv_sock::<F>;
         let made = match ops.syn_recv_sock {
@@ -623,7 +624,7 @@ unsafe fn on_bare_ack(
 }
 
 /// Returns the phase of a request for which `flags`, from `accf_req_flags()`, are not 0.
-#[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
+#[cold] // One of those that `net/mod.rs` names: together, they save 48 instructions.
 fn phase_of_acked_or_exempt(
     bh: &BhDisabled<'_>,
     listener: ArcBorrow<'_, Listener>,
@@ -646,8 +647,11 @@ fn phase_of_acked_or_exempt(
     }
 }
 
-/// Returns the parking listener of `request`, of which a segment has come to `listener`: the same,
-/// unless its own has stopped and this one of its group is to take over.
+/// Returns the parking listener of `request`, for a segment of it that has come to `listener`.
+///
+/// The two are the same, unless the parking listener has stopped, and TCP has chosen `listener` of
+/// its group to make the connection. Returns `None` if the request cannot be parked: it has not the
+/// ops override, or its listener has no filter (any more).
 fn resolve_parking_listener<'a>(
     bh: &'a BhDisabled<'_>,
     listener: ArcBorrow<'a, Listener>,
@@ -669,7 +673,7 @@ fn resolve_parking_listener<'a>(
 ///
 /// `sock` must be the arguments' socket, and `segment` their segment. Their `req` must be the
 /// request that TCP has made, and `req_unhash` NULL.
-#[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
+#[cold] // One of those that `net/mod.rs` names: together, they save 48 instructions.
 unsafe fn on_ack_without_request<F: Filter>(
     args: SynRecvSockArgs,
     sock: ListenSock<'_>,

@@ -105,8 +105,9 @@ impl Listener {
                 return false;
             }
         };
-        // The timer is set soon enough if it is set for requests parked before: the new one is
-        // later than all of them.
+        // The deadline of this request is later than those of all others in the queue. So the timer
+        // fires soon enough if it is set at all, except for the SYN-ACK timer of this request, if
+        // that is the first one to be deferred.
         let is_soon_enough =
             |at| had_armed || !queue.has_armed() || at <= policy::synack_timer_deferral(now);
         if !queue.timer_at.is_some_and(is_soon_enough) {
@@ -129,7 +130,7 @@ impl Listener {
     /// # Safety
     ///
     /// `queue` must be this listener's.
-    #[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
+    #[cold] // One of those that `net/mod.rs` names: together, they save 48 instructions.
     unsafe fn evict_oldest(
         self: ArcBorrow<'_, Self>,
         newcomer: &RequestSock<'_>,
@@ -262,7 +263,8 @@ impl Listener {
     /// Takes the entry of a request out of the queue and settles its accounts, unless that was done
     /// before.
     ///
-    /// If TCP is still to count the request off, this comes before that, otherwise right after.
+    /// TCP counts the request off the SYN backlog as well: after this call if the request becomes a
+    /// connection or falls back, and before it if TCP has dropped the request.
     ///
     /// # Safety
     ///
@@ -321,7 +323,7 @@ impl Listener {
     /// * `queue` must be this listener's.
     /// * The lock has been held since `parked` was seen in `queue`, and its request was seen to be
     ///   dying ([`RequestSock::get`] has failed).
-    #[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
+    #[cold] // One of those that `net/mod.rs` names: together, they save 48 instructions.
     pub(super) unsafe fn dequeue_dying(&self, queue: &mut ParkQueue, parked: &ParkedRequest) {
         let flags = parked.flags();
         // SAFETY: The entry was seen in the queue, and the lock is held.
@@ -386,7 +388,7 @@ impl Listener {
     }
 
     /// Counts a connection that was made although the filter would have parked it.
-    #[cold] // Together: saves 48 instructions of a parked connection (`bench holding`).
+    #[cold] // One of those that `net/mod.rs` names: together, they save 48 instructions.
     pub(crate) fn count_bypass(&self, bh: &BhDisabled<'_>, cause: Bypass) {
         self.queue.lock(bh).stats.bypass(cause);
     }
@@ -426,7 +428,9 @@ impl Listener {
     /// # Safety
     ///
     /// The caller has taken the request out of the table (`own_req`), and the connection exists.
-    #[inline(always)] // With what it calls: saves 280 instructions of a request, likewise.
+    // With `dequeue()`, `account_for()` and `update_backlog()`, which it calls: saves 280
+    // instructions of a request (`cargo xtask bench connection`).
+    #[inline(always)]
     pub(crate) unsafe fn complete(
         &self,
         bh: &BhDisabled<'_>,
