@@ -110,7 +110,7 @@ pub(crate) struct Test {
     all: bool,
 
     /// Only cases of the client suite with NAME in their name; may be repeated. Guests of `dev`,
-    /// `kcsan` and `rt` run all KUnit suites before. `cargo xtask vm -- accf-suite run --list`
+    /// `kcsan` and `rt` run all KUnit suites before. `cargo run -p accf-suite -- run --list`
     /// prints the names.
     #[arg(long, value_name = "NAME", conflicts_with = "all")]
     filter: Vec<String>,
@@ -160,8 +160,8 @@ fn check_filters(filters: &[String], names: &str) -> Result<()> {
     for filter in filters {
         if !names.lines().any(|name| name.contains(filter.as_str())) {
             bail!(
-                "no case of the client suite has `{filter}` in its name; `cargo xtask vm -- \
-                 accf-suite run --list` prints the names"
+                "no case of the client suite has `{filter}` in its name; `cargo run -p accf-suite \
+                 -- run --list` prints the names"
             );
         }
     }
