@@ -3,6 +3,7 @@
  * What must be known of a listening socket.
  */
 
+#include <linux/net.h>
 #include <linux/netlink.h>
 
 #include "bindings.h"
@@ -44,6 +45,24 @@ bool accf_carries_more_than_tcp(const struct sock *sk)
 	does |= tcp_sk(sk)->syn_smc;
 #endif
 	return does;
+}
+
+/**
+ * accf_restore_zerocopy() - Let a socket, and what it accepts, send zero-copy.
+ * @sk: the socket, locked, which carries TCP only
+ *
+ * __tcp_set_ulp() clears SOCK_SUPPORT_ZC before it calls init(), because kTLS
+ * does not take the buffers of io_uring (msg_ubuf), and inet_accept() copies
+ * the bit to each socket that it accepts. tcp_init_sock() has set it for every
+ * TCP socket, and it holds wherever data goes to tcp_sendmsg() itself. A ULP
+ * that is set on an accepted socket clears the bit of that socket again.
+ *
+ * Context: Process. tcp_close() clears sk_socket under the socket's lock.
+ */
+void accf_restore_zerocopy(struct sock *sk)
+{
+	if (sk->sk_socket && sk->sk_prot->sendmsg == tcp_sendmsg)
+		set_bit(SOCK_SUPPORT_ZC, &sk->sk_socket->flags);
 }
 
 /**

@@ -98,6 +98,17 @@ impl<'a> ListenSock<'a> {
         unsafe { bindings::accf_carries_more_than_tcp(self.as_ptr()) }
     }
 
+    /// Lets the socket, and what it accepts, send zero-copy again, which `TCP_ULP` has turned off.
+    ///
+    /// # Safety
+    ///
+    /// The socket must be locked by the caller in process context, and carry TCP only.
+    pub(crate) unsafe fn restore_zerocopy(self) {
+        // SAFETY: The socket is in memory by the type invariants, and locked by the contract of
+        // this function, so that it keeps its `sk_socket`.
+        unsafe { bindings::accf_restore_zerocopy(self.as_ptr()) };
+    }
+
     /// Returns whether a connection made now would be refused (`sk_acceptq_is_full()`).
     pub(crate) fn accept_queue_is_full(self) -> bool {
         // SAFETY: The socket is in memory by the type invariants.

@@ -103,7 +103,14 @@ unsafe fn attach<F: Filter>(sk: NonNull<sock>) -> Result {
     let registration = unsafe { Registration::by_name(F::NAME) }.ok_or(ENOENT)?;
     // SAFETY: The socket is a TCP socket, and in memory as the caller has locked it.
     let sock = unsafe { ListenSock::from_raw(sk) };
-    if !sock.may_listen() || sock.carries_more_than_tcp() {
+    if sock.carries_more_than_tcp() {
+        return Err(EOPNOTSUPP);
+    }
+    // Comes first, because the rest may wait for grace periods, and a socket that another thread
+    // accepts before this lacks the bit. Comes before the next error, because TCP has cleared it.
+    // SAFETY: The socket is locked by the contract of this function, and carries TCP only.
+    unsafe { sock.restore_zerocopy() };
+    if !sock.may_listen() {
         return Err(EOPNOTSUPP);
     }
 

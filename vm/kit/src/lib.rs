@@ -22,6 +22,7 @@
 //! | load and unload the module | [`module`] |
 //! | sign segments | [`signature`] |
 //! | encrypt in the kernel | [`ktls`] |
+//! | send without a copy | [`zerocopy`] |
 //!
 //! Everything runs as root, and changes nothing outside the namespaces it makes, except for
 //! [`module`]. All points in time are [`clock::Stamp`]s, so those of packets and of system calls
@@ -57,3 +58,4 @@ pub mod tun_clients;
 pub mod ulp;
 pub mod wait;
 pub mod wire;
+pub mod zerocopy;

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use io_uring::{cqueue, opcode, types, IoUring};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{LinkAddr, SockaddrLike};
@@ -335,4 +336,54 @@ pub(crate) fn run_only_when_idle() -> io::Result<()> {
     let rc = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
     Errno::result(rc)?;
     Ok(())
+}
+
+/// What became of an `IORING_OP_SEND_ZC`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZeroCopySent {
+    /// How many bytes were sent.
+    pub bytes: usize,
+    /// Whether the kernel has told that it needs the buffer no longer.
+    pub notified: bool,
+}
+
+/// Sends `bytes` by `IORING_OP_SEND_ZC`, and waits for the kernel to release them.
+///
+/// `bytes` are never changed or freed, so that it does no harm if they are in use for longer.
+pub(crate) fn send_zero_copy(
+    socket: BorrowedFd<'_>,
+    bytes: &'static [u8],
+) -> io::Result<ZeroCopySent> {
+    let len = u32::try_from(bytes.len()).map_err(|_| Errno::EMSGSIZE)?;
+    let mut ring = IoUring::new(4)?;
+    let target = types::Fd(socket.as_raw_fd());
+    let entry = opcode::SendZc::new(target, bytes.as_ptr(), len).build();
+    // SAFETY: `bytes` live for ever and are only read. The descriptor stays open while it is
+    // borrowed: the operation holds its own reference to the file once it was submitted.
+    unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)?;
+    let mut sent = None;
+    loop {
+        ring.submit_and_wait(1)?;
+        while let Some(completion) = ring.completion().next() {
+            let flags = completion.flags();
+            if cqueue::notif(flags) {
+                let bytes = sent.ok_or(Errno::EPROTO)?;
+                return Ok(ZeroCopySent {
+                    bytes,
+                    notified: true,
+                });
+            }
+            let Ok(bytes) = usize::try_from(completion.result()) else {
+                // Not even a notification follows.
+                return Err(io::Error::from_raw_os_error(-completion.result()));
+            };
+            sent = Some(bytes);
+            if !cqueue::more(flags) {
+                return Ok(ZeroCopySent {
+                    bytes,
+                    notified: false,
+                });
+            }
+        }
+    }
 }

@@ -17,6 +17,7 @@ mod deadline;
 mod defer;
 mod evict;
 mod fault;
+mod field_zerocopy;
 mod fuzz;
 mod hold;
 mod ktls;
