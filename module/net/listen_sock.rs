@@ -115,6 +115,12 @@ impl<'a> ListenSock<'a> {
         unsafe { bindings::accf_sk_acceptq_is_full(self.as_ptr()) }
     }
 
+    /// Returns how many connections the accept queue holds when it is full: one more than the
+    /// backlog.
+    pub(crate) fn accept_queue_capacity(self) -> u32 {
+        self.backlog().saturating_add(1)
+    }
+
     /// Returns the backlog that `listen()` was given (`sk_max_ack_backlog`).
     pub(crate) fn backlog(self) -> u32 {
         // SAFETY: The socket is in memory by the type invariants, with this field at this offset.

@@ -22,6 +22,7 @@ use crate::policy::{
     Expiry,
     Nanos,
     OnTimeout,
+    RoomWatch,
     Stats, //
 };
 
@@ -79,6 +80,8 @@ pub(crate) struct ParkQueue {
     pub(crate) backlog_excluded: u64,
     /// How many parked requests are expired: some CPU is acting on each of them.
     expired: u64,
+    /// When to look for room in the accept queue, while expired requests wait for it.
+    pub(crate) room_watch: RoomWatch,
     /// When the listener's timer fires, if it is set.
     pub(crate) timer_at: Option<Nanos>,
     /// The override of the last request parked, which usually suits the next one, too.
@@ -106,6 +109,7 @@ impl ParkQueue {
             backlog_share: 0,
             backlog_excluded: 0,
             expired: 0,
+            room_watch: RoomWatch::default(),
             timer_at: None,
             ops_override: None,
             state: State::Attached,

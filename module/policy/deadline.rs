@@ -80,12 +80,6 @@ impl Timeout {
     }
 }
 
-/// How soon an expired request is tried again while the listener's accept queue is full.
-///
-/// Nothing goes over the wire in between: 20 times a second the timer checks whether the server has
-/// called `accept()`.
-const ACCEPT_QUEUE_RETRY: Nanos = Nanos::from_millis(50);
-
 /// How long the SYN-ACK timer of a parked request stays armed before it is deferred. Most clients
 /// send sooner, and the timers of their requests need not be touched.
 const DEFER_AFTER: Nanos = Nanos::from_millis(300);
@@ -134,6 +128,9 @@ pub enum TimerAction {
     At(Nanos),
     /// Expire the oldest parked request.
     Expire(Expiry),
+    /// Look for room in the accept queue later ([`RoomWatch`](super::RoomWatch)): the oldest
+    /// parked request is expired and is to be accepted, and the queue is full.
+    WaitForRoom,
 }
 
 /// Decides what a listener's timer does at `now`, given how many requests are parked, and when the
@@ -158,7 +155,7 @@ pub fn timer_action(
         None => return TimerAction::Idle,
     };
     if accept_queue_full && config.on_timeout == OnTimeout::Accept {
-        TimerAction::At(now.after(ACCEPT_QUEUE_RETRY))
+        TimerAction::WaitForRoom
     } else {
         TimerAction::Expire(expiry)
     }

@@ -12,6 +12,7 @@ mod config;
 mod deadline;
 mod filter;
 mod request;
+mod room;
 mod stats;
 
 pub use backlog::{
@@ -48,6 +49,7 @@ pub use request::{
     SynAck,
     Trigger, //
 };
+pub use room::RoomWatch;
 pub use stats::{
     Bypass,
     End,

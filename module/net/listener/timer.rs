@@ -106,12 +106,8 @@ impl Listener {
         if queue.is_closed() {
             return;
         }
-        let at = match self.timer_action(queue, now) {
-            TimerAction::Idle => None,
-            TimerAction::At(at) => Some(at),
-            TimerAction::Expire(_) => Some(now),
-        };
-        let at = earlier(at, queue.deferral_at());
+        let action = self.timer_action(queue, now);
+        let at = earlier(firing_time(queue, now, action), queue.deferral_at());
         // SAFETY: The queue is this listener's by the contract of this function.
         unsafe { self.set_timer(queue, now, at) };
     }
@@ -261,21 +257,24 @@ impl Listener {
             }
             let now = now();
             queue.defer_timers(now);
-            let next = match self.timer_action(&queue, now) {
-                TimerAction::Expire(expiry) => {
-                    // SAFETY: The queue is this listener's.
-                    let expired = unsafe { self.take_expired(&mut queue, expiry) };
-                    // Dropping the last reference to a request calls its destructor, which takes
-                    // the lock.
-                    drop(queue);
-                    if let Some(expired) = expired {
-                        self.expire(&expired, bh, rcu);
-                    }
-                    continue;
+            let action = self.timer_action(&queue, now);
+            if let TimerAction::Expire(expiry) = action {
+                // SAFETY: The queue is this listener's.
+                let expired = unsafe { self.take_expired(&mut queue, expiry) };
+                queue.room_watch.on_handed_over();
+                // Dropping the last reference to a request calls its destructor, which takes the
+                // lock.
+                drop(queue);
+                if let Some(expired) = expired {
+                    self.expire(&expired, bh, rcu);
                 }
-                TimerAction::At(at) => Some(at),
-                TimerAction::Idle => None,
-            };
+                continue;
+            }
+            if action == TimerAction::WaitForRoom {
+                let capacity = self.listen_sock().accept_queue_capacity();
+                queue.room_watch.on_full(now, capacity);
+            }
+            let next = firing_time(&mut queue, now, action);
             // There may be more timers than could be deferred in one go.
             let deferral_at = queue.deferral_at().map(|at| at.max(now.after(NEXT_RUN)));
             // SAFETY: The queue is this listener's.
@@ -289,6 +288,18 @@ impl Listener {
             unsafe { self.set_timer(&mut queue, now, Some(now.after(NEXT_RUN))) };
         }
     }
+}
+
+/// Returns when the timer of a listener is to fire for `action`.
+fn firing_time(queue: &mut ParkQueue, now: Nanos, action: TimerAction) -> Option<Nanos> {
+    let at = match action {
+        TimerAction::Expire(_) => return Some(now),
+        TimerAction::WaitForRoom => return Some(queue.room_watch.next(now)),
+        TimerAction::At(at) => Some(at),
+        TimerAction::Idle => None,
+    };
+    queue.room_watch.stop();
+    at
 }
 
 /// Returns the earlier of two points, either of which may be missing.

@@ -26,6 +26,7 @@ use accf_policy::{
     Nanos,
     OnTimeout,
     Phase,
+    RoomWatch,
     SegmentKind,
     Stats,
     SynAck,
@@ -71,6 +72,7 @@ struct Listener {
     now: u64,
     queue: VecDeque<(usize, u64)>,
     alarm: Option<u64>,
+    room_watch: RoomWatch,
     accept_queue: usize,
     fates: Vec<Option<Fate>>,
     parked_at: Vec<Option<u64>>,
@@ -87,6 +89,7 @@ impl Listener {
             now: 0,
             queue: VecDeque::new(),
             alarm: None,
+            room_watch: RoomWatch::default(),
             accept_queue: 0,
             fates: vec![None; clients],
             parked_at: vec![None; clients],
@@ -183,9 +186,15 @@ impl Listener {
 
     fn schedule(&mut self) {
         match self.decide() {
-            TimerAction::Idle => {}
-            TimerAction::At(at) => self.alarm = Some(at.0),
+            TimerAction::Idle => self.room_watch.stop(),
+            TimerAction::At(at) => {
+                self.room_watch.stop();
+                self.alarm = Some(at.0);
+            }
             TimerAction::Expire(_) => self.alarm = Some(self.now),
+            TimerAction::WaitForRoom => {
+                self.alarm = Some(self.room_watch.next(Nanos(self.now)).0);
+            }
         }
     }
 
@@ -203,19 +212,34 @@ impl Listener {
             match self.decide() {
                 TimerAction::Idle => {
                     self.alarm = None;
+                    self.room_watch.stop();
                     return;
                 }
                 TimerAction::At(at) => {
-                    assert!(
-                        at.0 > self.now,
-                        "a timer in the past would never leave the CPU"
-                    );
-                    self.alarm = Some(at.0);
+                    self.room_watch.stop();
+                    self.set_alarm(at);
                     return;
                 }
-                TimerAction::Expire(expiry) => self.expire(expiry),
+                TimerAction::WaitForRoom => {
+                    let now = Nanos(self.now);
+                    self.room_watch.on_full(now, self.backlog as u32 + 1);
+                    self.set_alarm(self.room_watch.next(now));
+                    return;
+                }
+                TimerAction::Expire(expiry) => {
+                    self.room_watch.on_handed_over();
+                    self.expire(expiry);
+                }
             }
         }
+    }
+
+    fn set_alarm(&mut self, at: Nanos) {
+        assert!(
+            at.0 > self.now,
+            "a timer in the past would never leave the CPU"
+        );
+        self.alarm = Some(at.0);
     }
 
     fn step(&mut self, event: &Event) {
@@ -450,9 +474,9 @@ proptest! {
         match timer_action(Nanos(now), &config, parked, parked_at.map(Nanos), full) {
             TimerAction::Idle => prop_assert!(deadline.is_none() && !is_over),
             TimerAction::At(at) => {
-                prop_assert!(at.0 > now || now == u64::MAX);
-                prop_assert!(Some(at) == deadline || (waits && (is_late || is_over)));
+                prop_assert!(at.0 > now && Some(at) == deadline && !is_over);
             }
+            TimerAction::WaitForRoom => prop_assert!(waits && (is_late || is_over)),
             TimerAction::Expire(Expiry::Timeout) => prop_assert!(!waits && is_late),
             TimerAction::Expire(Expiry::Eviction) => prop_assert!(!waits && !is_late && is_over),
         }

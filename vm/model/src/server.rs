@@ -8,8 +8,8 @@ use std::fmt;
 /// A point in time, or a span of it.
 pub type Millis = u64;
 
-/// The limit for an expired request to be accepted once the accept queue has room: the module
-/// checks at this interval.
+/// The limit for an expired request to be accepted once the accept queue has room: the module looks
+/// at least that often, and more often the sooner the server has accepted.
 pub const ROOM_NOTICED_WITHIN: Millis = 50;
 
 /// After this time without an ACK the SYN-ACK is retransmitted, and then after twice as long.

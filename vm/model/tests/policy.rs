@@ -10,7 +10,7 @@ use accf_model::script::{in_millis, Action, Cue, Director, Pace, Script};
 use accf_model::server::{self, Counts, Seen};
 use accf_policy::{
     on_park, on_segment, timer_action, Action as Ruling, Admission, Bypass, Config, Dataready, End,
-    Expiry, Filter, Nanos, OnTimeout, Phase, SegmentKind, Stats, Timeout, TimerAction,
+    Expiry, Filter, Nanos, OnTimeout, Phase, RoomWatch, SegmentKind, Stats, Timeout, TimerAction,
 };
 use proptest::prelude::*;
 
@@ -41,6 +41,7 @@ struct Listener {
     /// The parked clients, and since when.
     parked: VecDeque<(usize, u64)>,
     alarm: Option<u64>,
+    room_watch: RoomWatch,
     queue: VecDeque<usize>,
     accepted: Vec<usize>,
     stats: Stats,
@@ -74,6 +75,7 @@ impl Listener {
             states: vec![State::Gone; CLIENTS],
             parked: VecDeque::new(),
             alarm: None,
+            room_watch: RoomWatch::default(),
             queue: VecDeque::new(),
             accepted: Vec::new(),
             stats: Stats::default(),
@@ -179,6 +181,7 @@ impl Listener {
             TimerAction::Idle => None,
             TimerAction::At(at) => Some(at.0),
             TimerAction::Expire(_) => Some(self.now),
+            TimerAction::WaitForRoom => Some(self.room_watch.next(Nanos(self.now)).0),
         };
     }
 
@@ -191,8 +194,18 @@ impl Listener {
                 let parked = self.parked.len() as u64;
                 let now = Nanos(self.now);
                 match timer_action(now, &self.config, parked, oldest, self.is_full()) {
-                    TimerAction::Expire(expiry) => self.expire(expiry),
-                    _ => break,
+                    TimerAction::Expire(expiry) => {
+                        self.room_watch.on_handed_over();
+                        self.expire(expiry);
+                    }
+                    TimerAction::WaitForRoom => {
+                        self.room_watch.on_full(now, self.backlog as u32 + 1);
+                        break;
+                    }
+                    TimerAction::At(_) | TimerAction::Idle => {
+                        self.room_watch.stop();
+                        break;
+                    }
                 }
             }
             self.schedule();
