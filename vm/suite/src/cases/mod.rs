@@ -18,6 +18,7 @@ mod defer;
 mod evict;
 mod fault;
 mod field_zerocopy;
+mod field_pace;
 mod fuzz;
 mod hold;
 mod ktls;
