@@ -207,23 +207,67 @@ pub fn bound(family: Family, port: u16, reuse_port: bool) -> Result<Socket> {
     Ok(socket)
 }
 
+/// When something happened: between two points in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Between {
+    /// The earliest that it can have happened.
+    pub from: Stamp,
+    /// The latest that it can have happened.
+    pub to: Stamp,
+}
+
+impl Between {
+    /// Returns when something happened that was `age` old at some point between `before` and
+    /// `after`.
+    pub fn of_age(age: Duration, before: Stamp, after: Stamp) -> Self {
+        Self {
+            from: before.before(age),
+            to: after.before(age),
+        }
+    }
+
+    /// Returns the same for something that cannot have happened after `limit`.
+    #[must_use]
+    pub fn not_after(self, limit: Stamp) -> Self {
+        Self {
+            from: self.from.min(limit),
+            to: self.to.min(limit),
+        }
+    }
+
+    /// Returns how long the time is that is left open.
+    fn length(self) -> Duration {
+        self.to.since(self.from)
+    }
+}
+
+impl From<Stamp> for Between {
+    /// For what is known exactly.
+    fn from(at: Stamp) -> Self {
+        Self { from: at, to: at }
+    }
+}
+
 /// Returns when the kernel made a socket that has not sent anything.
-fn made(socket: &Socket) -> Result<Stamp> {
+///
+/// The kernel tells the age of the socket at a point in time between the call and the return. If
+/// this thread does not run for a while in between, that may be far from either.
+fn made(socket: &Socket) -> Result<Between> {
     const ATTEMPTS: usize = 5;
-    let mut best: Option<(Duration, Stamp)> = None;
+    let mut best: Option<Between> = None;
     for _ in 0..ATTEMPTS {
         let before = Stamp::now();
         let age = TcpInfo::of(socket).context("TCP_INFO")?.since_data_sent;
-        // The longer the asking took, the less is known about which moment the age belongs to.
-        let took = Stamp::now().since(before);
-        if best.is_none_or(|(least, _)| took < least) {
-            best = Some((took, before.before(age)));
+        let after = Stamp::now();
+        let took = after.since(before);
+        if best.is_none_or(|best| took < best.length()) {
+            best = Some(Between::of_age(age, before, after));
         }
         if took < Duration::from_millis(2) {
             break;
         }
     }
-    best.map(|(_, made)| made).context("no attempt was made")
+    best.context("no attempt was made")
 }
 
 fn port_of(socket: &Socket) -> Result<u16> {
@@ -249,8 +293,8 @@ pub struct Accepted {
     /// The client.
     pub peer: SocketAddr,
     /// When the kernel made the socket and put it into the listener's queue, give or take a clock
-    /// tick.
-    pub made: Stamp,
+    /// tick. Not after `at`.
+    pub made: Between,
     /// When `accept()` returned.
     pub at: Stamp,
 }
@@ -304,7 +348,7 @@ impl Listener {
             Err(error) => return Err(error).context("accept"),
         };
         let at = Stamp::now();
-        let made = made(&socket)?;
+        let made = made(&socket)?.not_after(at);
         socket.set_nonblocking(false)?;
         let stream = TcpStream::from(socket);
         limit_io(&stream)?;
@@ -394,4 +438,27 @@ fn limit_io(stream: &TcpStream) -> Result<()> {
     stream.set_read_timeout(Some(IO_LIMIT))?;
     stream.set_write_timeout(Some(IO_LIMIT))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_an_age_happened_between_two_points_in_time() {
+        let ms = |ms| Stamp::from_epoch(Duration::from_millis(ms));
+        let made = Between::of_age(Duration::from_millis(4), ms(100), ms(112));
+        assert_eq!(
+            made,
+            Between {
+                from: ms(96),
+                to: ms(108)
+            }
+        );
+        assert_eq!(made.length(), Duration::from_millis(12));
+        // It was accepted before its age was asked for.
+        assert_eq!(made.not_after(ms(99)).to, ms(99));
+        assert_eq!(made.not_after(ms(99)).from, ms(96));
+        assert_eq!(made.not_after(ms(90)), Between::from(ms(90)));
+    }
 }

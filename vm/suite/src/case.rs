@@ -3,13 +3,14 @@
 //! Cases: how they are registered, and the context they run in.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use accf_kit::capture::{Capture, Viewer};
 use accf_kit::clock::{Pulse, Stamp};
-use accf_kit::endpoint::{Accepted, Family};
-use anyhow::{bail, Result};
+use accf_kit::endpoint::{Accepted, Between, Family};
+use anyhow::{bail, ensure, Result};
 
 /// Fails unless a value is the one expected; the error says both.
 macro_rules! expect_eq {
@@ -340,16 +341,19 @@ impl Context {
 
     /// Checks that `accept()` returned a connection as soon as there was one.
     pub(crate) fn accepted_at_once(&self, accepted: &Accepted) -> Result<()> {
-        // A tick may make the connection look later than it was.
-        let made = accepted.made.min(accepted.at);
-        self.at_once(made, accepted.at, "from the connection to accept()")
+        self.at_once(
+            accepted.made.to,
+            accepted.at,
+            "from the connection to accept()",
+        )
     }
 
     /// Checks that a connection came at its deadline after the bare ACK; returns the milliseconds.
     ///
     /// Early by more than two clock ticks is wrong. Late is wrong beyond the tolerance and what
-    /// this machine was late at that time. What counts is when the connection was made;
-    /// [`Self::accepted_at_once`] checks when it was accepted.
+    /// this machine was late at that time. What counts is when the connection was made, at the
+    /// latest for the former, and at the earliest for the latter; [`Self::accepted_at_once`] checks
+    /// when it was accepted.
     pub(crate) fn on_time(
         &self,
         ack: Stamp,
@@ -364,24 +368,26 @@ impl Context {
     pub(crate) fn happened_on_time(
         &self,
         ack: Stamp,
-        happened: Stamp,
+        happened: impl Into<Between>,
         deadline: Duration,
         what: &str,
     ) -> Result<f64> {
+        let happened = happened.into();
         let due = Stamp::from_epoch(ack.epoch() + deadline);
-        let late = self.pulse.worst(due, happened);
+        let late = self.pulse.worst(due, happened.from);
         let (early_ms, tolerance) = match self.kernel {
             Kernel::Stock => (10.0, Duration::from_millis(50)),
             Kernel::Dev => (20.0, Duration::from_millis(150)),
         };
-        let after = happened.ms_after(ack);
         let deadline_ms = deadline.as_secs_f64() * 1e3;
-        expect_in!(
-            after,
-            deadline_ms - early_ms..deadline_ms + (tolerance + late).as_secs_f64() * 1e3,
-            "milliseconds from the bare ACK {what} (this machine was up to {late:?} late)"
+        let range = deadline_ms - early_ms..deadline_ms + (tolerance + late).as_secs_f64() * 1e3;
+        let (from, to) = (happened.from.ms_after(ack), happened.to.ms_after(ack));
+        ensure!(
+            may_be_in(&range, from, to),
+            "milliseconds from the bare ACK {what} (this machine was up to {late:?} late): \
+             expected {range:?}, saw {from:?} to {to:?}"
         );
-        Ok(after)
+        Ok(from)
     }
 
     /// Returns the most that this machine was late between two times.
@@ -435,6 +441,11 @@ impl Context {
     }
 }
 
+/// Returns whether what happened between `from` and `to` may have happened in `range`.
+fn may_be_in(range: &Range<f64>, from: f64, to: f64) -> bool {
+    to >= range.start && from < range.end
+}
+
 /// The error of a case that does not apply to this kernel.
 #[derive(Debug)]
 pub(crate) struct Skip(pub(crate) String);
@@ -446,3 +457,22 @@ impl fmt::Display for Skip {
 }
 
 impl std::error::Error for Skip {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_certainly_early_or_late_fails() {
+        let range = 1990.0..2050.0;
+        assert!(may_be_in(&range, 2000.0, 2001.0));
+        // The thread did not run for 15 ms while it asked for the age.
+        assert!(may_be_in(&range, 1988.0, 2003.0));
+        assert!(may_be_in(&range, 2045.0, 2060.0));
+        assert!(!may_be_in(&range, 1975.0, 1989.9));
+        assert!(!may_be_in(&range, 2050.0, 2060.0));
+        // A point in time.
+        assert!(may_be_in(&range, 1990.0, 1990.0));
+        assert!(!may_be_in(&range, 1989.0, 1989.0));
+    }
+}
