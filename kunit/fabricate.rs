@@ -167,7 +167,8 @@ impl TestListener {
         })
     }
 
-    fn sk(&self) -> *mut bindings::sock {
+    /// Returns its `struct sock`.
+    pub(crate) fn sk(&self) -> *mut bindings::sock {
         // SAFETY: The socket is alive as long as `self`.
         unsafe { bindings::accf_kunit_sk(self.0.as_ptr()) }
     }
@@ -265,6 +266,18 @@ impl TestRequest {
         NonNull::new(unsafe { bindings::accf_kunit_clone(self.0.as_ptr()) })
             .map(Self)
             .ok_or(ENOMEM)
+    }
+
+    /// Sets its `sk`, as `inet_csk_reqsk_queue_add()` does.
+    pub(crate) fn set_child(&self, child: *mut bindings::sock) {
+        // SAFETY: The request is alive as long as `self`, and no other code uses it.
+        unsafe { (*self.0.as_ptr()).sk = child };
+    }
+
+    /// Returns its `sk`.
+    pub(crate) fn child(&self) -> *mut bindings::sock {
+        // SAFETY: The request is alive as long as `self`, and no other code uses it.
+        unsafe { (*self.0.as_ptr()).sk }
     }
 
     /// Returns the request as the type of `net/`.

@@ -6,6 +6,8 @@ use kernel::prelude::*;
 
 #[kunit_tests(accf_listener)]
 mod tests {
+    use core::ptr;
+
     use kernel::{
         prelude::*,
         sync::atomic::ordering::Relaxed, //
@@ -409,6 +411,15 @@ mod tests {
         assert!(SYNACKS.load(Relaxed) == sent + 1);
         assert!(clone.has_original_ops());
         assert!(request.phase() == Some(Phase::Parked));
+        drop(clone);
+
+        // A clone that was not restored then keeps its child, if it is in an accept queue by the
+        // time that a SYN of its client is answered.
+        let clone = request.kernel_clone()?;
+        clone.set_child(listener.sk());
+        assert!(clone.send_synack() == 0);
+        assert!(clone.child() == listener.sk());
+        clone.set_child(ptr::null_mut());
         drop(clone);
 
         request.complete()?;

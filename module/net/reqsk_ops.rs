@@ -19,8 +19,9 @@
 //!
 //! The tag tells a parked request from a clone of one. `inet_reqsk_clone()` copies all four fields,
 //! and nothing tells the module. A clone is at another address, so its `sk` is not its tag. A clone
-//! of that clone may be where the original was, but it is made for a third listener, which has
-//! another [`ListenerTag`]. TCP reads `dl_next` and `sk` only of requests in an accept queue, and
+//! of that clone may be where the original was, but it is made for another listener, which has
+//! another [`ListenerTag`] (unless the original's listener was shut down and listens again: see
+//! `docs/design.md`). TCP reads `dl_next` and `sk` only of requests in an accept queue, and
 //! `inet_csk_reqsk_queue_add()` writes both when a request enters one; and of Fast Open's requests,
 //! which are never parked.
 //!
@@ -33,9 +34,12 @@ use kernel::{
     ffi::c_int,
     list::ListArc,
     sync::{
+        atomic::{
+            self,
+            ordering::Relaxed, //
+        },
         barrier::{
             smp_mb,
-            Read,
             Write, //
         },
         SetOnce, //
@@ -228,6 +232,13 @@ impl ListenerTag {
         // is clear, unlike that of `ORPHANED`.
         Self(random as usize & !7 | 2)
     }
+
+    /// Returns whether `sk`, read from a request, is a tag, and neither NULL nor a socket.
+    fn is_tag(sk: *mut sock) -> bool {
+        // A request is aligned to eight bytes, so the lowest bits are those of `ORPHANED` or of
+        // `new()`. So is a socket.
+        sk.addr() & 7 != 0
+    }
 }
 
 impl RequestSock<'_> {
@@ -262,19 +273,6 @@ impl RequestSock<'_> {
     pub(crate) fn has_ops_override(&self) -> bool {
         RequestOpsOverride::of(self)
             .is_some_and(|ops_override| ptr::eq(self.ops(), ops_override.ops()))
-    }
-
-    /// Returns whether the request is a clone that is not yet in the table. `tag` is that of its
-    /// own listener, if that has a filter.
-    fn is_new_clone(&self, tag: Option<ListenerTag>) -> bool {
-        let sk = self.sk();
-        // Reads `sk` before the operations; pairs with B4 in `write_original_ops()`. A CPU that
-        // finds the `sk` of a request in an accept queue finds TCP's operations, too.
-        smp_mb(Read);
-        !sk.is_null()
-            && !tag.is_some_and(|tag| ptr::eq(sk, self.tag_at(tag)))
-            && !self.is_hashed()
-            && self.has_ops_override()
     }
 
     /// Marks the request as parked, with the operations of `ops_override`.
@@ -378,8 +376,6 @@ impl RequestSock<'_> {
                 ops_override.original_tcp(),
             );
             ptr::write_volatile(&raw mut (*req).rsk_ops, ops_override.original());
-            // B4: `sk` is TCP's only once the operations are. Pairs with `is_new_clone()`.
-            smp_mb(Write);
             ptr::write_volatile(&raw mut (*req).sk, ptr::null_mut());
             ptr::write_volatile(&raw mut (*req).dl_next, ptr::null_mut());
         }
@@ -387,18 +383,41 @@ impl RequestSock<'_> {
 
     /// Gives TCP's operations back to a clone that `reqsk_timer_handler()` has just made.
     ///
-    /// Of all requests that `send_synack` is called for, only such a clone passes the test: it is
-    /// in no table yet, and belongs to the handler alone. `tag` is that of the clone's own
-    /// listener, if that has a filter.
+    /// Such a clone is in no table yet, and belongs to the handler alone. Its `sk` is the tag of
+    /// the request that it was cloned from. `tag` is that of the clone's own listener, if that has
+    /// a filter.
+    ///
+    /// A clone that was made earlier, and not restored then, passes the same test once another CPU
+    /// has made a connection of it and taken it out of the table. That CPU may be putting it into
+    /// an accept queue, so that `sk` and `dl_next` are TCP's now (B4).
     ///
     /// # Safety
     ///
     /// The caller must be `send_synack`, called for this request, which is not dying.
     pub(crate) unsafe fn restore_ops_of_new_clone(&self, tag: Option<ListenerTag>) {
-        if self.is_new_clone(tag) {
-            // SAFETY: The clone has the ops override, as just seen. It is the handler's alone, and
-            // the handler waits for `send_synack`.
-            unsafe { self.write_original_ops() };
+        let sk = self.sk();
+        let is_own_tag = tag.is_some_and(|tag| ptr::eq(sk, self.tag_at(tag)));
+        if !ListenerTag::is_tag(sk) || is_own_tag || self.is_hashed() || !self.has_ops_override() {
+            return;
+        }
+        // There is one if the request has it.
+        let Some(ops_override) = RequestOpsOverride::of(self) else {
+            return;
+        };
+        let req = self.as_ptr();
+        // SAFETY: The request is alive by the type invariants. It is a clone that is not parked, so
+        // either value of the operations will do, on every CPU, and no CPU gives it the override
+        // again: it is in no table, and `enqueue()` parks only what is. `sk` is only replaced if no
+        // other CPU has written it, which TCP does at once. `dl_next` stays: TCP writes it before
+        // reading it.
+        unsafe {
+            ptr::write_volatile(
+                &raw mut (*self.tcp()).af_specific,
+                ops_override.original_tcp(),
+            );
+            ptr::write_volatile(&raw mut (*req).rsk_ops, ops_override.original());
+            // B4: Pairs with the write of `sk` in `inet_csk_reqsk_queue_add()`.
+            let _ = atomic::cmpxchg(&raw mut (*req).sk, sk, ptr::null_mut(), Relaxed);
         }
     }
 }

@@ -87,6 +87,10 @@ unsafe extern "C" fn send_synack(
     let bh = BhGuard::new();
     let bh = bh.token();
     let listener = Listener::parking_listener(&request, &bh);
+    if listener.is_none() {
+        // R6: Reads the tag after the data; pairs with B2 in `release()`.
+        smp_mb(Read);
+    }
     // A clone for another listener, which the timer's handler has just made, is plain again.
     // SAFETY: TCP calls this function for a request that is not dying.
     unsafe { request.restore_ops_of_new_clone(listener.map(|listener| listener.tag())) };
