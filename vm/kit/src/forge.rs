@@ -50,6 +50,12 @@ pub struct Forged {
     pub reserved: u8,
     /// The congestion bits: CWR and ECE.
     pub congestion: (bool, bool),
+    /// TOS, or traffic class.
+    pub dsfield: u8,
+    /// TTL, or hop limit.
+    pub hop_limit: u8,
+    /// The flow label of IPv6, 20 bits.
+    pub flow_label: u32,
     /// What is added to the right checksum.
     pub checksum_off_by: u16,
     /// What the packet looks like.
@@ -86,6 +92,9 @@ impl From<Segment> for Forged {
             data_offset: None,
             reserved: 0,
             congestion: (false, false),
+            dsfield: 0,
+            hop_limit: 64,
+            flow_label: 0,
             checksum_off_by: 0,
             envelope: Envelope::Plain,
         }
@@ -93,6 +102,12 @@ impl From<Segment> for Forged {
 }
 
 impl Forged {
+    /// Sets AE, CWR and ECE, as a number of which ECE is the lowest bit.
+    pub fn set_ace(&mut self, ace: u8) {
+        self.reserved = self.reserved & !1 | ace >> 2 & 1;
+        self.congestion = (ace & 2 != 0, ace & 1 != 0);
+    }
+
     /// Returns the packets, from their IP headers on, in the order in which they are to be sent.
     pub fn packets(&self) -> Result<Vec<Vec<u8>>> {
         let tcp = self.tcp()?;
@@ -209,11 +224,11 @@ impl Forged {
                 );
                 let header = 20 + options.len();
                 let length = u16::try_from(header + part.len())?.saturating_add_signed(claims);
-                packet.extend([0x40 | u8::try_from(header / 4)?, 0]);
+                packet.extend([0x40 | u8::try_from(header / 4)?, self.dsfield]);
                 packet.extend(length.to_be_bytes());
                 packet.extend(id.to_be_bytes());
                 packet.extend((offset | u16::from(more) << 13).to_be_bytes());
-                packet.extend([64, ip_number::TCP.0, 0, 0]);
+                packet.extend([self.hop_limit, ip_number::TCP.0, 0, 0]);
                 packet.extend(source.octets());
                 packet.extend(destination.octets());
                 packet.extend(options);
@@ -241,9 +256,10 @@ impl Forged {
                     first = ip_number::IPV6_FRAGMENTATION_HEADER.0;
                 }
                 let length = u16::try_from(next.len() + part.len())?.saturating_add_signed(claims);
-                packet.extend([0x60, 0, 0, 0]);
+                let first_word = 6 << 28 | u32::from(self.dsfield) << 20 | self.flow_label;
+                packet.extend(first_word.to_be_bytes());
                 packet.extend(length.to_be_bytes());
-                packet.extend([first, 64]);
+                packet.extend([first, self.hop_limit]);
                 packet.extend(source.octets());
                 packet.extend(destination.octets());
                 packet.extend(next);
@@ -343,6 +359,28 @@ mod tests {
                 let parts: Vec<u8> = fragments.iter().flat_map(|f| f[skip..].to_vec()).collect();
                 assert_eq!(parts, tcp);
             }
+        }
+    }
+
+    #[test]
+    fn bits_of_ip_and_ecn_are_where_they_belong() {
+        for segment in segments() {
+            let mut forged = Forged::from(segment.clone());
+            forged.dsfield = 0x29;
+            forged.hop_limit = 7;
+            forged.flow_label = 0xa_bcde;
+            forged.set_ace(0b101);
+            let packet = &forged.packets().unwrap()[0];
+            let tcp = if segment.source.is_ipv4() {
+                assert_eq!((packet[1], packet[8]), (0x29, 7));
+                20
+            } else {
+                assert_eq!(packet[..4], [0x62, 0x9a, 0xbc, 0xde]);
+                assert_eq!(packet[7], 7);
+                40
+            };
+            assert_eq!((packet[tcp + 12] & 0xf, packet[tcp + 13] >> 6), (1, 1));
+            assert!(Segment::parse(packet).is_some());
         }
     }
 

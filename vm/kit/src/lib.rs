@@ -16,7 +16,7 @@
 //! | run clients of every kind, and check what became of them | [`clients`] |
 //! | serve them | [`server`] |
 //! | do so with listeners of all settings, over a wire that loses packets | [`impaired_wire`] |
-//! | read the kernel's state | [`tcp_info`], [`counters`], [`sockets`] |
+//! | read the kernel's state | [`tcp_info`], [`counters`], [`sockets`], [`packet_options`] |
 //! | count instructions instead of time | [`count`] |
 //! | see how much memory the kernel uses, and have it run out | [`slab`], [`fault`] |
 //! | load and unload the module | [`module`] |
@@ -46,6 +46,7 @@ mod marks;
 pub mod memory;
 pub mod module;
 pub mod netns;
+pub mod packet_options;
 pub mod raw;
 pub mod segment;
 pub mod server;

@@ -118,6 +118,103 @@ impl TcpInfo {
     }
 }
 
+/// The fields of `struct tcp_info`: name, offset and size.
+const FIELDS: [(&str, usize, usize); 70] = [
+    ("state", 0, 1),
+    ("ca_state", 1, 1),
+    ("retransmits", 2, 1),
+    ("probes", 3, 1),
+    ("backoff", 4, 1),
+    ("options", 5, 1),
+    ("wscales", 6, 1),
+    ("app_limited and fastopen_client_fail", 7, 1),
+    ("rto", 8, 4),
+    ("ato", 12, 4),
+    ("snd_mss", 16, 4),
+    ("rcv_mss", 20, 4),
+    ("unacked", 24, 4),
+    ("sacked", 28, 4),
+    ("lost", 32, 4),
+    ("retrans", 36, 4),
+    ("fackets", 40, 4),
+    ("last_data_sent", 44, 4),
+    ("last_ack_sent", 48, 4),
+    ("last_data_recv", 52, 4),
+    ("last_ack_recv", 56, 4),
+    ("pmtu", 60, 4),
+    ("rcv_ssthresh", 64, 4),
+    ("rtt", 68, 4),
+    ("rttvar", 72, 4),
+    ("snd_ssthresh", 76, 4),
+    ("snd_cwnd", 80, 4),
+    ("advmss", 84, 4),
+    ("reordering", 88, 4),
+    ("rcv_rtt", 92, 4),
+    ("rcv_space", 96, 4),
+    ("total_retrans", 100, 4),
+    ("pacing_rate", 104, 8),
+    ("max_pacing_rate", 112, 8),
+    ("bytes_acked", 120, 8),
+    ("bytes_received", 128, 8),
+    ("segs_out", 136, 4),
+    ("segs_in", 140, 4),
+    ("notsent_bytes", 144, 4),
+    ("min_rtt", 148, 4),
+    ("data_segs_in", 152, 4),
+    ("data_segs_out", 156, 4),
+    ("delivery_rate", 160, 8),
+    ("busy_time", 168, 8),
+    ("rwnd_limited", 176, 8),
+    ("sndbuf_limited", 184, 8),
+    ("delivered", 192, 4),
+    ("delivered_ce", 196, 4),
+    ("bytes_sent", 200, 8),
+    ("bytes_retrans", 208, 8),
+    ("dsack_dups", 216, 4),
+    ("reord_seen", 220, 4),
+    ("rcv_ooopack", 224, 4),
+    ("snd_wnd", 228, 4),
+    ("rcv_wnd", 232, 4),
+    ("rehash", 236, 4),
+    ("total_rto", 240, 2),
+    ("total_rto_recoveries", 242, 2),
+    ("total_rto_time", 244, 4),
+    ("received_ce", 248, 4),
+    ("delivered_e1_bytes", 252, 4),
+    ("delivered_e0_bytes", 256, 4),
+    ("delivered_ce_bytes", 260, 4),
+    ("received_e1_bytes", 264, 4),
+    ("received_e0_bytes", 268, 4),
+    ("received_ce_bytes", 272, 4),
+    // Of bit-fields: AccECN's mode, whether its option was seen, and what has failed.
+    ("ecn_mode, accecn_opt_seen, accecn_fail_mode", 276, 1),
+    ("options2, bits 0 to 7", 277, 1),
+    ("options2, bits 8 to 15", 278, 1),
+    ("options2, bits 16 to 23", 279, 1),
+];
+
+/// Returns all fields of `TCP_INFO` by name, as numbers in the kernel's units.
+pub fn all(socket: impl AsFd) -> io::Result<Vec<(&'static str, u64)>> {
+    let mut bytes = [0u8; 512];
+    let len = sys::get_option(
+        socket.as_fd(),
+        libc::IPPROTO_TCP,
+        libc::TCP_INFO,
+        &mut bytes,
+    )?;
+    let field = |&(name, at, size): &(&'static str, usize, usize)| {
+        let mut number = [0; 8];
+        let value = bytes.get(..len)?.get(at..at + size)?;
+        number.get_mut(..size)?.copy_from_slice(value);
+        Some((name, u64::from_ne_bytes(number)))
+    };
+    FIELDS
+        .iter()
+        .map(field)
+        .collect::<Option<_>>()
+        .ok_or_else(|| io::Error::other(format!("TCP_INFO of {len} bytes is too short")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,6 +225,15 @@ mod tests {
     fn a_short_structure_is_refused() {
         assert_eq!(TcpInfo::parse(&[0; 151]), None);
         assert!(TcpInfo::parse(&[0; 152]).is_some());
+    }
+
+    #[test]
+    fn the_fields_have_no_gaps() {
+        let mut next = 0;
+        for (name, at, size) in FIELDS {
+            assert_eq!(at, next, "{name}");
+            next = at + size;
+        }
     }
 
     #[test]
