@@ -174,6 +174,7 @@ struct sk_buff *accf_kunit_segment(const struct request_sock *req, u32 len,
 	if (!skb)
 		return NULL;
 	skb_put_zero(skb, sizeof(struct iphdr));
+	skb->protocol = htons(ETH_P_IP);
 	skb_reset_network_header(skb);
 	skb_pull(skb, sizeof(struct iphdr));
 	skb_reset_transport_header(skb);

@@ -390,7 +390,7 @@ impl TestRequest {
         let listener = unsafe { Listener::of(request.listen_sock(), &bh) }.ok_or(ENOENT)?;
         // SAFETY: No other code has a reference to the fabricated request, as if it had been taken
         // out of the table of connections.
-        unsafe { listener.complete(&bh, request, crate::policy::SegmentKind::Data) };
+        drop(unsafe { listener.complete(&bh, request, crate::policy::SegmentKind::Data) });
         Ok(())
     }
 

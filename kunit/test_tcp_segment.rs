@@ -8,10 +8,12 @@ use kernel::prelude::*;
 mod tests {
     use crate::net::{
         bindings::{
+            accf_arrival,
             accf_endpoints,
             in6_addr, //
         },
         tcp_segment::{
+            has_sack,
             timestamps,
             AckPacket,
             BareAck,
@@ -46,6 +48,14 @@ mod tests {
         ack: 0x0506_0708,
         window: 0x090a,
         timestamps: None,
+        has_dsack: false,
+        arrival: accf_arrival {
+            iif: 1,
+            flow_label: 0,
+            hop_limit: 64,
+            dsfield: 0,
+            ace: 0,
+        },
     };
 
     #[test]
@@ -84,6 +94,76 @@ mod tests {
         assert!(
             bytes.get(60..) == Some(&[1, 1, 8, 10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18])
         );
+    }
+
+    #[test]
+    fn an_ack_has_the_bits_of_ip_and_ecn() {
+        let ack = BareAck {
+            arrival: accf_arrival {
+                iif: 1,
+                flow_label: 0xa_bcde,
+                hop_limit: 7,
+                dsfield: 0x29,
+                ace: 0,
+            },
+            ..ACK
+        };
+        let packet = AckPacket::new(&ends(AF_INET), ack);
+        assert!(packet.as_bytes().get(..2) == Some(&[0x45, 0x29]));
+        assert!(packet.as_bytes().get(8) == Some(&7));
+        let packet = AckPacket::new(&ends(AF_INET6), ack);
+        assert!(packet.as_bytes().get(..4) == Some(&[0x62, 0x9a, 0xbc, 0xde]));
+        assert!(packet.as_bytes().get(7) == Some(&7));
+        // ECE, CWR, and AE, which is in the byte before.
+        for (ace, bytes) in [
+            (1, [0x50, 0x50]),
+            (2, [0x50, 0x90]),
+            (4, [0x51, 0x10]),
+            (7, [0x51, 0xd0]),
+        ] {
+            let arrival = accf_arrival { ace, ..ack.arrival };
+            let packet = AckPacket::new(&ends(AF_INET), BareAck { arrival, ..ack });
+            assert!(packet.as_bytes().get(32..34) == Some(&bytes));
+        }
+    }
+
+    #[test]
+    fn an_ack_of_two_syn_acks_says_so() {
+        let packet = AckPacket::new(
+            &ends(AF_INET),
+            BareAck {
+                has_dsack: true,
+                ..ACK
+            },
+        );
+        let bytes = packet.as_bytes();
+        assert_eq!(bytes.len(), 52);
+        assert!(bytes.get(32) == Some(&0x80));
+        let options = bytes.get(40..).unwrap_or(&[]);
+        assert!(options == [1, 1, 5, 10, 5, 6, 7, 7, 5, 6, 7, 8]);
+        assert!(has_sack(options));
+    }
+
+    #[test]
+    fn sack_is_found_among_options() {
+        for options in [
+            [].as_slice(),
+            // Permitted, but no block.
+            &[1, 1, 4, 2],
+            // Without a block.
+            &[5, 2],
+            // A truncated one.
+            &[5, 10, 1, 2, 3, 4, 5, 6, 7],
+            // After the end of the options.
+            &[0, 5, 10, 1, 2, 3, 4, 5, 6, 7, 8],
+            // Inside another option.
+            &[8, 10, 5, 10, 1, 2, 3, 4, 5, 6],
+        ] {
+            assert!(!has_sack(options));
+        }
+        assert!(has_sack(&[
+            1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1, 5, 10, 1, 2, 3, 4, 5, 6, 7, 8
+        ]));
     }
 
     #[test]

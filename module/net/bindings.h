@@ -90,6 +90,20 @@ struct accf_endpoints {
 	struct in6_addr server_v6;
 };
 
+/* What IP and ECN say of a segment: what a child takes from its headers. */
+struct accf_arrival {
+	/* The index of the interface that it came in by. */
+	u32 iif;
+	/* The flow label, 20 bits in host order; 0 in IPv4. */
+	u32 flow_label;
+	/* TTL, or hop limit. */
+	u8 hop_limit;
+	/* TOS, or traffic class, with the bits of ECN. */
+	u8 dsfield;
+	/* The TCP flags AE, CWR and ECE, of which ECE is bit 0. */
+	u8 ace;
+};
+
 /* The SYN-ACK timer of a request. */
 struct accf_synack_timer {
 	/* Jiffies until it fires; 0 if it is not pending, or late. */
@@ -156,6 +170,9 @@ unsigned long accf_jiffies(void);
 u32 accf_rto_max(void);
 u32 accf_echoed_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr);
 void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us);
+void accf_child_set_ack(struct sock *child, const struct request_sock *req,
+			const struct sk_buff *skb, struct accf_arrival ack);
+void accf_child_set_waited(struct sock *child, u32 waited_ms);
 void accf_req_endpoints(const struct request_sock *req,
 			struct accf_endpoints *ends);
 bool accf_req_can_migrate(const struct request_sock *req);
@@ -164,8 +181,10 @@ bool accf_req_is_connected(const struct request_sock *req);
 void accf_req_note_tsval_sent(struct request_sock *req);
 
 /* Segments. */
+struct accf_arrival accf_skb_arrival(const struct sk_buff *skb);
 struct sk_buff *accf_skb_received(const struct request_sock *req,
-				  const void *packet, u32 len, u32 network_len);
+				  const void *packet, u32 len, u32 network_len,
+				  u32 iif);
 bool accf_skb_route(const struct request_sock *req, struct sk_buff *skb);
 void accf_skb_fill_cb(const struct request_sock *req, struct sk_buff *skb);
 void accf_tcp_rcv(const struct request_sock *req, struct sk_buff *skb);

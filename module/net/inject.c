@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Makes a received packet of the headers that inject.rs has built, and hands
- * it to TCP.
+ * Reads what must be kept of a packet, makes a received packet of the headers
+ * that inject.rs has built, and hands it to TCP.
  */
 
+#include <net/ip.h>
 #include <net/ip6_route.h>
 #include <net/protocol.h>
 #include <net/route.h>
+#include <net/tcp_ecn.h>
 
 #include "bindings.h"
 
@@ -16,20 +18,75 @@ static bool accf_req_is_ipv4(const struct request_sock *req)
 }
 
 /**
+ * accf_skb_arrival() - Tell what a child takes from a segment's headers.
+ * @skb: the segment, which tcp_check_req() has checked
+ *
+ * As tcp_v4_syn_recv_sock(), tcp_v6_syn_recv_sock() and tcp_accecn_third_ack()
+ * read it.
+ *
+ * Context: Any.
+ */
+struct accf_arrival accf_skb_arrival(const struct sk_buff *skb)
+{
+	struct accf_arrival arrival = { .ace = tcp_accecn_ace(tcp_hdr(skb)) };
+
+	if (skb->protocol == htons(ETH_P_IP)) {
+		arrival.iif = inet_iif(skb);
+		arrival.hop_limit = ip_hdr(skb)->ttl;
+		arrival.dsfield = ip_hdr(skb)->tos;
+		return arrival;
+	}
+#if IS_ENABLED(CONFIG_IPV6)
+	arrival.iif = tcp_v6_iif(skb);
+	arrival.flow_label = ntohl(ip6_flowlabel(ipv6_hdr(skb)));
+	arrival.hop_limit = ipv6_hdr(skb)->hop_limit;
+	arrival.dsfield = ipv6_get_dsfield(ipv6_hdr(skb));
+#endif
+	return arrival;
+}
+
+/*
+ * Says that @skb has come in by the interface @iif. A look-up for it must find
+ * @req, so if that is bound to another interface, the one is a VRF and the other
+ * is a member of it.
+ */
+static void accf_skb_set_iif(const struct request_sock *req, struct sk_buff *skb, u32 iif)
+{
+	u32 bound = inet_rsk(req)->ir_iif;
+	bool is_l3_slave = bound && bound != iif;
+
+	if (accf_req_is_ipv4(req)) {
+		skb->protocol = htons(ETH_P_IP);
+		skb->skb_iif = iif;
+		IPCB(skb)->iif = is_l3_slave ? bound : iif;
+		if (is_l3_slave)
+			IPCB(skb)->flags |= IPSKB_L3SLAVE;
+	} else {
+		skb->protocol = htons(ETH_P_IPV6);
+		skb->skb_iif = bound ?: iif;
+		IP6CB(skb)->iif = iif;
+		IP6CB(skb)->nhoff = offsetof(struct ipv6hdr, nexthdr);
+		if (is_l3_slave)
+			IP6CB(skb)->flags |= IP6SKB_L3SLAVE;
+	}
+}
+
+/**
  * accf_skb_received() - Make a packet as IP would hand it to TCP, without a route.
  * @req: the request that it belongs to
  * @packet: IP and TCP header
  * @len: their length in bytes
  * @network_len: the length of the IP header in bytes
+ * @iif: the interface that it claims to have come in by, from accf_skb_arrival()
  *
- * The packet claims to have come in by the device that @req is bound to, or by
- * loopback if it is not bound (ip_local_deliver_finish(), ip6_input_finish()).
+ * See ip_local_deliver_finish() and ip6_input_finish(). If the interface is gone,
+ * loopback takes its place as the packet's device.
  *
- * Context: Any; does not sleep.
+ * Context: RCU reader; does not sleep.
  * Return: the packet, which the caller owns, or NULL if there is no memory.
  */
 struct sk_buff *accf_skb_received(const struct request_sock *req, const void *packet,
-				  u32 len, u32 network_len)
+				  u32 len, u32 network_len, u32 iif)
 {
 	const struct inet_request_sock *ireq = inet_rsk(req);
 	struct net *net = read_pnet(&ireq->ireq_net);
@@ -45,30 +102,27 @@ struct sk_buff *accf_skb_received(const struct request_sock *req, const void *pa
 	__skb_pull(skb, network_len);
 	skb->pkt_type = PACKET_HOST;
 	skb->ip_summed = CHECKSUM_UNNECESSARY;
-	skb->dev = net->loopback_dev;
-	skb->skb_iif = ireq->ir_iif ?: net->loopback_dev->ifindex;
+	skb->dev = dev_get_by_index_rcu(net, iif) ?: net->loopback_dev;
 	skb->mark = ireq->ir_mark;
-	if (accf_req_is_ipv4(req)) {
-		skb->protocol = htons(ETH_P_IP);
-		IPCB(skb)->iif = skb->skb_iif;
-	} else {
-		skb->protocol = htons(ETH_P_IPV6);
-		IP6CB(skb)->iif = skb->skb_iif;
-		IP6CB(skb)->nhoff = offsetof(struct ipv6hdr, nexthdr);
-	}
+	accf_skb_set_iif(req, skb, iif);
 	return skb;
 }
 
 /*
  * The route of an IPv4 packet says "for us" and nothing else. Unlike a route
  * that a look-up finds, it says nothing of the device (VRFs), and suits
- * addresses that are not the machine's own (IP_TRANSPARENT).
+ * addresses that are not the machine's own (IP_TRANSPARENT). It is obsolete from
+ * the beginning, so that the child does not take it for the client's next packet
+ * (tcp_v4_early_demux()).
  */
 static struct dst_entry *accf_route_ipv4(struct net *net)
 {
 	struct rtable *rt = rt_dst_alloc(net->loopback_dev, RTCF_LOCAL, RTN_LOCAL, false);
 
-	return rt ? &rt->dst : NULL;
+	if (!rt)
+		return NULL;
+	rt->dst.obsolete = DST_OBSOLETE_KILL;
+	return &rt->dst;
 }
 
 /* The output route to the listener's address, if that is local. */
@@ -123,20 +177,25 @@ bool accf_skb_route(const struct request_sock *req, struct sk_buff *skb)
  * @skb: the packet, from accf_skb_received()
  *
  * As far as sending a reset takes it (tcp_v4_fill_cb(), tcp_v6_fill_cb()):
- * where the packet came in, and no IP options.
+ * where the packet came in, and no IP options. IP's control block begins where
+ * TCP's does, so it is copied first.
  *
  * Context: Any.
  */
 void accf_skb_fill_cb(const struct request_sock *req, struct sk_buff *skb)
 {
 	const struct tcphdr *th = tcp_hdr(skb);
+	struct inet_skb_parm h4 = *IPCB(skb);
+#if IS_ENABLED(CONFIG_IPV6)
+	struct inet6_skb_parm h6 = *IP6CB(skb);
+#endif
 
 	memset(TCP_SKB_CB(skb), 0, sizeof(*TCP_SKB_CB(skb)));
 	if (accf_req_is_ipv4(req))
-		TCP_SKB_CB(skb)->header.h4.iif = skb->skb_iif;
+		TCP_SKB_CB(skb)->header.h4 = h4;
 #if IS_ENABLED(CONFIG_IPV6)
 	else
-		TCP_SKB_CB(skb)->header.h6.iif = skb->skb_iif;
+		TCP_SKB_CB(skb)->header.h6 = h6;
 #endif
 	TCP_SKB_CB(skb)->seq = ntohl(th->seq);
 	TCP_SKB_CB(skb)->end_seq = ntohl(th->seq);

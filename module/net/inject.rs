@@ -29,9 +29,9 @@ pub(crate) fn accept(
     request: &RequestSock<'_>,
     parked: &ParkedRequest,
     _bh: &BhDisabled<'_>,
-    _rcu: &rcu::Guard,
+    rcu: &rcu::Guard,
 ) {
-    let Some(skb) = last_ack(request, parked) else {
+    let Some(skb) = last_ack(request, parked, rcu) else {
         return;
     };
     // SAFETY: `skb` is owned by this function, and either call consumes it. The request is alive.
@@ -56,14 +56,14 @@ pub(crate) fn reset(
     request: &RequestSock<'_>,
     parked: &ParkedRequest,
     _bh: &BhDisabled<'_>,
-    _rcu: &rcu::Guard,
+    rcu: &rcu::Guard,
 ) {
     let Some(send_reset) =
         RequestOpsOverride::of(request).and_then(|ops_override| ops_override.original().send_reset)
     else {
         return;
     };
-    let Some(skb) = last_ack(request, parked) else {
+    let Some(skb) = last_ack(request, parked, rcu) else {
         return;
     };
     // SAFETY: `skb` is owned by this function, and dropped at the end. The request is alive, with
@@ -83,18 +83,25 @@ pub(crate) fn reset(
 
 /// Returns the client's last bare ACK as the IP layer would hand it to TCP, without a route, or
 /// `None` if there is no memory. The caller owns it.
-fn last_ack(request: &RequestSock<'_>, parked: &ParkedRequest) -> Option<NonNull<sk_buff>> {
-    let ack = request.bare_ack(parked.window(), parked.tsval());
+fn last_ack(
+    request: &RequestSock<'_>,
+    parked: &ParkedRequest,
+    _rcu: &rcu::Guard,
+) -> Option<NonNull<sk_buff>> {
+    let kept = parked.ack();
+    let ack = request.bare_ack(&kept);
     let packet = AckPacket::new(&request.endpoints(), ack);
     let bytes = packet.as_bytes();
     // SAFETY: The request is alive, and with it its listener and its namespace. `bytes` are
-    // `bytes.len()` bytes, of which there are fewer than 2^32.
+    // `bytes.len()` bytes, of which there are fewer than 2^32. The caller is an RCU reader, as the
+    // token proves.
     NonNull::new(unsafe {
         bindings::accf_skb_received(
             request.as_ptr(),
             bytes.as_ptr().cast(),
             bytes.len() as u32,
             packet.network_len() as u32,
+            kept.arrival.iif,
         )
     })
 }

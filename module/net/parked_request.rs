@@ -35,8 +35,12 @@ use crate::policy::{
 };
 
 use super::{
-    bindings,
+    bindings::{
+        self,
+        accf_arrival, //
+    },
     reqsk::{
+        KeptAck,
         RequestSock,
         RoundTrip, //
     },
@@ -62,8 +66,9 @@ pub(crate) struct AckInfo {
     /// The request. Alive while its entry is in the queue, under the lock.
     request: NonNull<bindings::request_sock>,
     parked_at: Nanos,
-    /// The round-trip time by the first bare ACK, if it is known.
-    round_trip: Option<RoundTrip>,
+    first_ack: FirstAck,
+    /// The interface that the first bare ACK came in by.
+    iif: u32,
     /// `write_seq` of the listener, read just before the request was parked.
     write_seq: u32,
     /// TSval of the last bare ACK; valid only with [`ParkedFlag::HasTsval`].
@@ -72,13 +77,17 @@ pub(crate) struct AckInfo {
     state: Atomic<u32>,
 }
 
+// Together with the reference count of its `Arc`, 64 bytes.
+const _: () = assert!(size_of::<ParkedRequest>() == 56);
+
 impl AckInfo {
     /// Returns the data of no request, which must be replaced before they are read.
     fn vacant() -> Self {
         Self {
             request: NonNull::dangling(),
             parked_at: Nanos(0),
-            round_trip: None,
+            first_ack: FirstAck(0),
+            iif: 0,
             write_seq: 0,
             tsval: Atomic::new(0),
             state: Atomic::new(0),
@@ -92,13 +101,19 @@ impl AckInfo {
         parked_at: Nanos,
     ) -> Self {
         let timestamps = segment.timestamps(request.uses_timestamps());
+        let arrival = segment.arrival();
+        let mut state = ParkedFlags::of_ack(segment.window(), timestamps).with_ace(arrival.ace);
+        if request.has_repeated_syn_ack() {
+            state = state.of_repeated_syn_ack(request, segment, timestamps);
+        }
         Self {
             request: request.as_non_null(),
             parked_at,
-            round_trip: request.round_trip(parked_at, timestamps),
+            first_ack: FirstAck::new(request.round_trip(parked_at, timestamps), &arrival),
+            iif: arrival.iif,
             write_seq: request.listen_sock().write_seq(),
             tsval: Atomic::new(timestamps.map_or(0, |timestamps| timestamps.value)),
-            state: Atomic::new(ParkedFlags::of_ack(segment.window(), timestamps).into()),
+            state: Atomic::new(state.into()),
         }
     }
 
@@ -121,9 +136,62 @@ unsafe impl Send for AckInfo {}
 // are constant, or atomic.
 unsafe impl Sync for AckInfo {}
 
+/// The round-trip time by the first bare ACK, and that ACK's IP header:
+///
+/// | bits | |
+/// | --- | --- |
+/// | 0 to 27 | the round-trip time in microseconds, or why it is not there |
+/// | 28 to 47 | the flow label |
+/// | 48 to 55 | TTL, or hop limit |
+/// | 56 to 63 | TOS, or traffic class |
+#[derive(Clone, Copy)]
+struct FirstAck(u64);
+
+impl FirstAck {
+    const RTT_BITS: u32 = 28;
+    const RTT_UNKNOWN: u32 = (1 << Self::RTT_BITS) - 1;
+    const RTT_SINCE_SYN_ACK: u32 = Self::RTT_UNKNOWN - 1;
+    /// 268 s, which is longer than TCP waits for anything.
+    const RTT_MAX: u32 = Self::RTT_SINCE_SYN_ACK - 1;
+
+    fn new(round_trip: Option<RoundTrip>, arrival: &accf_arrival) -> Self {
+        let rtt = match round_trip {
+            None => Self::RTT_UNKNOWN,
+            Some(RoundTrip::SinceSynAck) => Self::RTT_SINCE_SYN_ACK,
+            Some(RoundTrip::Micros(micros)) => micros.min(Self::RTT_MAX),
+        };
+        Self(
+            u64::from(rtt)
+                | u64::from(arrival.flow_label) << Self::RTT_BITS
+                | u64::from(arrival.hop_limit) << 48
+                | u64::from(arrival.dsfield) << 56,
+        )
+    }
+
+    /// Returns the round-trip time, if it is known.
+    fn round_trip(self) -> Option<RoundTrip> {
+        match self.0 as u32 & Self::RTT_UNKNOWN {
+            Self::RTT_UNKNOWN => None,
+            Self::RTT_SINCE_SYN_ACK => Some(RoundTrip::SinceSynAck),
+            micros => Some(RoundTrip::Micros(micros)),
+        }
+    }
+
+    /// Returns what IP said of the ACK, which came in by the interface `iif`, with these flags.
+    fn arrival(self, iif: u32, ace: u8) -> accf_arrival {
+        accf_arrival {
+            iif,
+            flow_label: (self.0 >> Self::RTT_BITS) as u32 & 0xf_ffff,
+            hop_limit: (self.0 >> 48) as u8,
+            dsfield: (self.0 >> 56) as u8,
+            ace,
+        }
+    }
+}
+
 impl_flags!(
     /// The state of a parked request, read at once: the window of its last bare ACK in the lower 16
-    /// bits, and flags.
+    /// bits, flags, and the TCP flags AE, CWR and ECE of its first bare ACK in bits 25 to 27.
     #[derive(Clone, Copy)]
     pub(crate) struct ParkedFlags(u32);
 
@@ -144,6 +212,10 @@ impl_flags!(
         Refused = bit_u32(21),
         /// The request is in the list of those whose SYN-ACK timers are still armed.
         TimerArmed = bit_u32(22),
+        /// The first bare ACK echoed the timestamp of the first SYN-ACK, of several.
+        EchoesFirst = bit_u32(23),
+        /// The first bare ACK said that the SYN-ACK came twice.
+        HasDsack = bit_u32(24),
     }
 );
 
@@ -151,6 +223,34 @@ impl ParkedFlags {
     /// Returns what a bare ACK with this window tells, and whether it had a timestamp.
     fn of_ack(window: u16, timestamps: Option<Timestamps>) -> Self {
         Self(u32::from(window)).with(ParkedFlag::HasTsval, timestamps.is_some())
+    }
+
+    /// Where AE, CWR and ECE are; ECE is the lowest.
+    const ACE_SHIFT: u32 = 25;
+
+    /// Returns the same with these AE, CWR and ECE.
+    fn with_ace(self, ace: u8) -> Self {
+        Self(self.0 | u32::from(ace) << Self::ACE_SHIFT)
+    }
+
+    /// Returns AE, CWR and ECE of the first bare ACK.
+    fn ace(self) -> u8 {
+        (self.0 >> Self::ACE_SHIFT) as u8 & 7
+    }
+
+    /// Returns the same with what a bare ACK tells of several SYN-ACKs: `segment`, of `request`,
+    /// with these timestamps.
+    #[cold]
+    fn of_repeated_syn_ack(
+        self,
+        request: &RequestSock<'_>,
+        segment: &TcpSegment<'_>,
+        timestamps: Option<Timestamps>,
+    ) -> Self {
+        let first = request.first_tsval_sent();
+        let echoes_first = timestamps.is_some_and(|timestamps| timestamps.echo == first);
+        self.with(ParkedFlag::EchoesFirst, echoes_first)
+            .with(ParkedFlag::HasDsack, segment.has_sack())
     }
 
     /// Returns the same with `flag` set or cleared.
@@ -260,7 +360,7 @@ impl ParkedRequest {
 
     /// Returns the round-trip time of the handshake, if it is known.
     pub(crate) fn round_trip(&self) -> Option<RoundTrip> {
-        self.ack.round_trip
+        self.ack.first_ack.round_trip()
     }
 
     /// Returns `write_seq` of the listener, read just before the request was parked.
@@ -268,16 +368,23 @@ impl ParkedRequest {
         self.ack.write_seq
     }
 
-    /// Returns the window of the last bare ACK, not scaled.
-    pub(crate) fn window(&self) -> u16 {
-        self.flags().window()
+    /// Returns what IP and ECN said of the first bare ACK.
+    pub(crate) fn arrival(&self) -> accf_arrival {
+        self.ack.first_ack.arrival(self.ack.iif, self.flags().ace())
     }
 
-    /// Returns TSval of the last bare ACK, if it had one.
-    pub(crate) fn tsval(&self) -> Option<u32> {
-        self.flags()
-            .contains(ParkedFlag::HasTsval)
-            .then(|| self.ack.tsval.load(Relaxed))
+    /// Returns what is kept of the bare ACK.
+    pub(crate) fn ack(&self) -> KeptAck {
+        let flags = self.flags();
+        KeptAck {
+            window: flags.window(),
+            tsval: flags
+                .contains(ParkedFlag::HasTsval)
+                .then(|| self.ack.tsval.load(Relaxed)),
+            echoes_first: flags.contains(ParkedFlag::EchoesFirst),
+            has_dsack: flags.contains(ParkedFlag::HasDsack),
+            arrival: self.arrival(),
+        }
     }
 
     /// Returns the flags of the request.

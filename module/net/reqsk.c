@@ -5,6 +5,7 @@
 
 #include <net/inet6_hashtables.h>
 #include <net/inet_hashtables.h>
+#include <net/tcp_ecn.h>
 
 #include "bindings.h"
 
@@ -137,6 +138,101 @@ void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us)
 {
 	tcp_rsk(req)->snt_synack = now_us - rtt_us;
 	req->num_retrans = 0;
+}
+
+/*
+ * Does for @child what tcp_ecn_openreq_child() and tcp_rcv_state_process() do for
+ * the third segment of an Accurate ECN handshake: tcp_accecn_third_ack() and
+ * tcp_ecn_received_counters(). The order is another one: a later segment has been
+ * counted, so what tells of the last one stays.
+ */
+static void accf_child_set_accecn(struct sock *child, const struct request_sock *req,
+				  struct accf_arrival ack)
+{
+	u8 ecn = ack.dsfield & INET_ECN_MASK;
+	struct tcp_sock *tp = tcp_sk(child);
+
+	switch (ack.ace) {
+	case 0x0:
+		tcp_accecn_fail_mode_set(tp, TCP_ACCECN_ACE_FAIL_RECV | TCP_ACCECN_OPT_FAIL_RECV);
+		break;
+	case 0x7:
+	case 0x5:
+	case 0x1:
+		break;
+	default:
+		if (tcp_accecn_validate_syn_feedback(child, ack.ace, tcp_rsk(req)->syn_ect_snt) &&
+		    tcp_accecn_extract_syn_ect(ack.ace) == INET_ECN_CE && !tp->delivered_ce)
+			WRITE_ONCE(tp->delivered_ce, 1);
+		break;
+	}
+	if (INET_ECN_is_not_ect(ecn))
+		return;
+	tp->ecn_flags |= TCP_ECN_SEEN;
+	if (INET_ECN_is_ce(ecn)) {
+		tp->received_ce++;
+		tp->received_ce_pending = min(tp->received_ce_pending + 1, 0xfU);
+	}
+}
+
+/**
+ * accf_child_set_ack() - Have a child take what its client's bare ACK said.
+ * @child: the child of a later segment, new and locked
+ * @req: its request
+ * @skb: the later segment
+ * @ack: the bare ACK
+ *
+ * On a plain listener the ACK makes the child, and the later segment comes to a
+ * connection. That updates what an IPv6 socket has asked to know of its last
+ * segment (tcp_v6_do_rcv()), and leaves the rest as the ACK has set it. It also
+ * counts the bytes of a segment by IP's bits of ECN (tcp_rcv_established()), which
+ * tcp_create_openreq_child() does only where Accurate ECN is in use.
+ *
+ * Context: Bottom halves off, under the lock of @child.
+ */
+void accf_child_set_ack(struct sock *child, const struct request_sock *req,
+			const struct sk_buff *skb, struct accf_arrival ack)
+{
+	struct inet_sock *inet = inet_sk(child);
+
+	WRITE_ONCE(tcp_sk(child)->segs_in, tcp_sk(child)->segs_in + 1);
+	if (READ_ONCE(req->rsk_ops)->family == AF_INET) {
+		WRITE_ONCE(inet->mc_index, ack.iif);
+		WRITE_ONCE(inet->mc_ttl, ack.hop_limit);
+		WRITE_ONCE(inet->rcv_tos, ack.dsfield);
+#if IS_ENABLED(CONFIG_IPV6)
+	} else if (!inet6_sk(child)->rxopt.all) {
+		struct ipv6_pinfo *np = inet6_sk(child);
+
+		WRITE_ONCE(np->mcast_oif, ack.iif);
+		WRITE_ONCE(np->mcast_hops, ack.hop_limit);
+		np->rcv_flowinfo = ip6_make_flowinfo(ack.dsfield, htonl(ack.flow_label));
+		if (inet6_test_bit(REPFLOW, child))
+			np->flow_label = htonl(ack.flow_label);
+#endif
+	}
+	if (tcp_rsk(req)->accecn_ok)
+		accf_child_set_accecn(child, req, ack);
+	else
+		tcp_ecn_received_counters_payload(child, skb);
+}
+
+/**
+ * accf_child_set_waited() - Take the wait of a request off a child's time in recovery.
+ * @child: the child, new and locked
+ * @waited_ms: how long its request was parked, in milliseconds
+ *
+ * If the SYN-ACK was sent again, tcp_create_openreq_child() counts from the first
+ * one until the child is made.
+ *
+ * Context: Bottom halves off, under the lock of @child.
+ */
+void accf_child_set_waited(struct sock *child, u32 waited_ms)
+{
+	struct tcp_sock *tp = tcp_sk(child);
+
+	if (tp->total_rto)
+		tp->total_rto_time -= min(tp->total_rto_time, waited_ms);
 }
 
 /**

@@ -21,10 +21,14 @@ use crate::policy::{
 };
 
 use super::{
-    bindings,
+    bindings::{
+        self,
+        accf_arrival, //
+    },
     listen_sock::ListenSock,
     tcp_segment::{
         BareAck,
+        TcpSegment,
         Timestamps, //
     }, //
 };
@@ -71,6 +75,20 @@ pub(crate) enum RoundTrip {
     SinceSynAck,
     /// This many microseconds.
     Micros(u32),
+}
+
+/// What is kept of a client's bare ACK while its request is parked.
+pub(crate) struct KeptAck {
+    /// The window of the last one, not scaled.
+    pub(crate) window: u16,
+    /// TSval of the last one, if it had one.
+    pub(crate) tsval: Option<u32>,
+    /// Whether the first one echoed the timestamp of the first SYN-ACK, of several.
+    pub(crate) echoes_first: bool,
+    /// Whether the first one said that the SYN-ACK came twice.
+    pub(crate) has_dsack: bool,
+    /// What IP and ECN said of the first one.
+    pub(crate) arrival: accf_arrival,
 }
 
 /// A TCP connection request (`struct request_sock`).
@@ -280,6 +298,19 @@ impl<'a> RequestSock<'a> {
         unsafe { bindings::tcp_abort(self.as_ptr().cast(), ECONNABORTED.to_errno()) };
     }
 
+    /// Returns whether its SYN-ACK was sent more than once.
+    pub(crate) fn has_repeated_syn_ack(&self) -> bool {
+        // SAFETY: Alive by the type invariants. The read is a `READ_ONCE()`.
+        unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).num_retrans) != 0 }
+    }
+
+    /// Returns the timestamp of its first SYN-ACK.
+    pub(crate) fn first_tsval_sent(&self) -> u32 {
+        // SAFETY: Alive by the type invariants. The field does not change once the request can be
+        // found.
+        unsafe { (*self.tcp()).snt_tsval_first }
+    }
+
     /// Returns the round-trip time that the kernel would take if a segment with these timestamps
     /// completed the handshake `now`: the time since the SYN-ACK (`tcp_synack_rtt_meas()`) or, if
     /// the SYN-ACK was sent again, by the echoed timestamp (`tcp_ack_update_rtt()`).
@@ -288,8 +319,7 @@ impl<'a> RequestSock<'a> {
         now: Nanos,
         timestamps: Option<Timestamps>,
     ) -> Option<RoundTrip> {
-        // SAFETY: Alive by the type invariants. The read is a `READ_ONCE()`.
-        if unsafe { ptr::read_volatile(&raw const (*self.as_ptr()).num_retrans) } == 0 {
+        if !self.has_repeated_syn_ack() {
             return Some(RoundTrip::SinceSynAck);
         }
         match timestamps {
@@ -330,6 +360,38 @@ impl<'a> RequestSock<'a> {
                     bindings::accf_set_synack_rtt_us(self.as_ptr(), rtt_us, now.micros());
                 }
             }
+        }
+    }
+
+    /// Makes `child` what it is on a plain listener, where the bare ACK makes it, and not a later
+    /// segment: `ack` is what IP and ECN said of the ACK, and `segment` the later one.
+    ///
+    /// # Safety
+    ///
+    /// `child` must be a new child of this request, locked by the caller in softirq.
+    pub(crate) unsafe fn set_child_ack(
+        &self,
+        child: NonNull<bindings::sock>,
+        segment: &TcpSegment<'_>,
+        ack: accf_arrival,
+    ) {
+        let (child, req) = (child.as_ptr(), self.as_ptr());
+        // SAFETY: The request is alive by the type invariants, and so is the segment. The child is
+        // locked by the contract of this function.
+        unsafe { bindings::accf_child_set_ack(child, req, segment.as_ptr(), ack) };
+    }
+
+    /// Takes the time that the request was parked off what `child` counts as recovery, if its
+    /// SYN-ACK timer has fired.
+    ///
+    /// # Safety
+    ///
+    /// `child` must be a new child of this request, locked by the caller in softirq.
+    pub(crate) unsafe fn set_child_waited(&self, child: NonNull<bindings::sock>, waited: Nanos) {
+        if self.timeouts() != 0 {
+            let waited_ms = u32::try_from(waited.micros() / 1000).unwrap_or(u32::MAX);
+            // SAFETY: The child is locked by the contract of this function.
+            unsafe { bindings::accf_child_set_waited(child.as_ptr(), waited_ms) };
         }
     }
 
@@ -420,23 +482,30 @@ impl<'a> RequestSock<'a> {
         ends
     }
 
-    /// Returns the client's bare ACK with this window and, where timestamps are used, this TSval.
-    pub(crate) fn bare_ack(&self, window: u16, tsval: Option<u32>) -> BareAck {
+    /// Returns the client's bare ACK, of which `kept` was kept.
+    pub(crate) fn bare_ack(&self, kept: &KeptAck) -> BareAck {
         let tcp = self.tcp();
         // SAFETY: Alive by the type invariants. The sequence numbers do not change.
         // `snt_tsval_last` does, and the read of it is a `READ_ONCE()`.
-        let (seq, ack, echo) = unsafe {
+        let (seq, ack, last_tsval) = unsafe {
             (
                 (*tcp).rcv_isn.wrapping_add(1),
                 (*tcp).snt_isn.wrapping_add(1),
                 ptr::read_volatile(&raw const (*tcp).snt_tsval_last),
             )
         };
+        let echo = if kept.echoes_first {
+            self.first_tsval_sent()
+        } else {
+            last_tsval
+        };
         BareAck {
             seq,
             ack,
-            window,
-            timestamps: tsval.map(|value| Timestamps { value, echo }),
+            window: kept.window,
+            timestamps: kept.tsval.map(|value| Timestamps { value, echo }),
+            has_dsack: kept.has_dsack,
+            arrival: kept.arrival,
         }
     }
 }

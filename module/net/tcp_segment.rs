@@ -11,6 +11,7 @@ use crate::policy;
 
 use super::bindings::{
     self,
+    accf_arrival,
     accf_endpoints, //
 };
 
@@ -51,6 +52,11 @@ impl<'a> TcpSegment<'a> {
             skb,
             _skb: PhantomData,
         }
+    }
+
+    /// Returns the kernel's pointer.
+    pub(crate) fn as_ptr(&self) -> *const bindings::sk_buff {
+        self.skb
     }
 
     /// Returns a pointer to its TCP header.
@@ -116,6 +122,18 @@ impl<'a> TcpSegment<'a> {
         u16::from_be_bytes([header[WINDOW], header[WINDOW + 1]])
     }
 
+    /// Returns what IP and ECN say of it.
+    pub(crate) fn arrival(&self) -> accf_arrival {
+        // SAFETY: The segment is valid, with its headers, by the type invariants.
+        unsafe { bindings::accf_skb_arrival(self.skb) }
+    }
+
+    /// Returns whether it acknowledges segments selectively. Of a client that has only been sent
+    /// SYN-ACKs, this means that two of them have come.
+    pub(crate) fn has_sack(&self) -> bool {
+        has_sack(self.options())
+    }
+
     /// Returns TSval and TSecr, if the segment carries timestamps and both ends use them.
     pub(crate) fn timestamps(&self, are_used: bool) -> Option<Timestamps> {
         if are_used {
@@ -131,19 +149,21 @@ const IPV6_LEN: usize = 40;
 const TCP_LEN: usize = 20;
 /// NOP, NOP, timestamps (RFC 7323, appendix A).
 const TIMESTAMPS_LEN: usize = 12;
-const CAPACITY: usize = IPV6_LEN + TCP_LEN + TIMESTAMPS_LEN;
+/// NOP, NOP, one block of SACK.
+const SACK_LEN: usize = 12;
+const CAPACITY: usize = IPV6_LEN + TCP_LEN + TIMESTAMPS_LEN + SACK_LEN;
 
 /// Kinds of TCP options.
 const END: u8 = 0;
 const NOP: u8 = 1;
+const SACK: u8 = 5;
 const TIMESTAMPS: u8 = 8;
-/// Length of the timestamps option, including its kind and length.
+/// Lengths of options, including their kind and length: timestamps, and SACK with one block.
 const TIMESTAMPS_OPTION_LEN: u8 = 10;
+const SACK_OPTION_LEN: u8 = 10;
 
 const TCP_FLAG_ACK: u8 = 0x10;
 const IPPROTO_TCP: u8 = 6;
-/// Any value: TCP only sees it as the hop limit of a packet of its peer.
-const HOP_LIMIT: u8 = 64;
 
 /// What distinguishes one bare ACK of a client from another. Numbers in host order.
 #[derive(Clone, Copy)]
@@ -156,6 +176,10 @@ pub(crate) struct BareAck {
     pub(crate) window: u16,
     /// Its timestamps, if the connection uses them.
     pub(crate) timestamps: Option<Timestamps>,
+    /// Whether it says that the SYN-ACK came twice (D-SACK, RFC 2883).
+    pub(crate) has_dsack: bool,
+    /// What IP and ECN say of it.
+    pub(crate) arrival: accf_arrival,
 }
 
 /// Returns the bytes of an IPv6 address, in network order.
@@ -198,6 +222,22 @@ pub(crate) fn timestamps(mut options: &[u8]) -> Option<Timestamps> {
     }
 }
 
+/// Returns whether the options of a TCP header contain one of SACK, with a block or more.
+pub(crate) fn has_sack(mut options: &[u8]) -> bool {
+    loop {
+        options = match *options {
+            [NOP, ref rest @ ..] => rest,
+            [END, ..] => return false,
+            [kind, len, ..] if len >= 2 => match options.get(usize::from(len)..) {
+                Some(_) if kind == SACK && len >= SACK_OPTION_LEN => return true,
+                Some(rest) => rest,
+                None => return false,
+            },
+            _ => return false,
+        };
+    }
+}
+
 /// An IP packet with a bare ACK, which never goes over a wire.
 pub(crate) struct AckPacket {
     bytes: [u8; CAPACITY],
@@ -215,23 +255,33 @@ impl AckPacket {
             len: 0,
             network_len: 0,
         };
-        let options = if ack.timestamps.is_some() {
-            TIMESTAMPS_LEN
-        } else {
-            0
-        };
+        let mut options = 0;
+        if ack.timestamps.is_some() {
+            options += TIMESTAMPS_LEN;
+        }
+        if ack.has_dsack {
+            options += SACK_LEN;
+        }
         let segment_len = (TCP_LEN + options) as u16;
+        let accf_arrival {
+            flow_label,
+            hop_limit,
+            dsfield,
+            ace,
+            ..
+        } = ack.arrival;
 
         if i32::from(ends.family) == AF_INET {
-            packet.put(&[0x45, 0]);
+            packet.put(&[0x45, dsfield]);
             packet.put(&(IPV4_LEN as u16 + segment_len).to_be_bytes());
-            packet.put(&[0, 0, 0x40, 0, HOP_LIMIT, IPPROTO_TCP, 0, 0]);
+            packet.put(&[0, 0, 0x40, 0, hop_limit, IPPROTO_TCP, 0, 0]);
             packet.put(&ends.client_v4.to_ne_bytes());
             packet.put(&ends.server_v4.to_ne_bytes());
         } else {
-            packet.put(&[0x60, 0, 0, 0]);
+            let version = 6 << 28;
+            packet.put(&(version | u32::from(dsfield) << 20 | flow_label).to_be_bytes());
             packet.put(&segment_len.to_be_bytes());
-            packet.put(&[IPPROTO_TCP, HOP_LIMIT]);
+            packet.put(&[IPPROTO_TCP, hop_limit]);
             packet.put(&in6_bytes(&ends.client_v6));
             packet.put(&in6_bytes(&ends.server_v6));
         }
@@ -241,13 +291,22 @@ impl AckPacket {
         packet.put(&ends.server_port.to_ne_bytes());
         packet.put(&ack.seq.to_be_bytes());
         packet.put(&ack.ack.to_be_bytes());
-        packet.put(&[(segment_len as u8 / 4) << 4, TCP_FLAG_ACK]);
+        // Before the flags stands AE, and its other two bits are their first.
+        packet.put(&[
+            (segment_len as u8 / 4) << 4 | ace >> 2,
+            ace << 6 | TCP_FLAG_ACK,
+        ]);
         packet.put(&ack.window.to_be_bytes());
         packet.put(&[0, 0, 0, 0]);
         if let Some(timestamps) = ack.timestamps {
             packet.put(&[NOP, NOP, TIMESTAMPS, TIMESTAMPS_OPTION_LEN]);
             packet.put(&timestamps.value.to_be_bytes());
             packet.put(&timestamps.echo.to_be_bytes());
+        }
+        if ack.has_dsack {
+            packet.put(&[NOP, NOP, SACK, SACK_OPTION_LEN]);
+            packet.put(&ack.ack.wrapping_sub(1).to_be_bytes());
+            packet.put(&ack.ack.to_be_bytes());
         }
         packet
     }

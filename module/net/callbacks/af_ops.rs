@@ -414,9 +414,8 @@ pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
     let request = unsafe { RequestSock::from_raw(request) };
     let kind = segment.kind(request.client_isn());
     match F::verdict(kind) {
-        // SAFETY: The listener's socket and the request are those of the arguments, and `kind` is
-        // that of their segment.
-        Verdict::Ready => unsafe { on_data(&bh, args, listener, request, kind) }.as_ptr(),
+        // SAFETY: The listener's socket, the request and the segment are those of the arguments.
+        Verdict::Ready => unsafe { on_data(&bh, args, listener, request, segment, kind) }.as_ptr(),
         // SAFETY: The listener's socket, the request and the segment are those of the arguments.
         Verdict::Wait => unsafe { on_bare_ack(&bh, args, listener, request, segment, kind) },
     }
@@ -538,13 +537,14 @@ impl Child {
 ///
 /// # Safety
 ///
-/// `listener` must be that of the arguments' socket, `request` their `req_unhash`, and `kind` that
-/// of their segment.
+/// `listener` must be that of the arguments' socket, `request` their `req_unhash`, and `segment`
+/// their segment, of this `kind`.
 unsafe fn on_data(
     bh: &BhDisabled<'_>,
     args: SynRecvSockArgs,
     listener: ArcBorrow<'_, Listener>,
     request: RequestSock<'_>,
+    segment: TcpSegment<'_>,
     kind: policy::SegmentKind,
 ) -> Child {
     // SAFETY: `listener` is that of the arguments' socket by the contract of this function.
@@ -560,7 +560,12 @@ unsafe fn on_data(
         };
         if let Some(listener) = parking_listener {
             // SAFETY: This call has taken the request out of the table, and made the connection.
-            unsafe { listener.complete(bh, request, kind) };
+            let completed = unsafe { listener.complete(bh, request, kind) };
+            if let (Some(child), Some(completed)) = (made.child, completed) {
+                // SAFETY: The child was just made of the request, and TCP has it locked until this
+                // function's caller has handed it the segment. Bottom halves are off.
+                unsafe { completed.apply_to(child, &request, &segment) };
+            }
         }
     }
     made
@@ -616,7 +621,7 @@ unsafe fn on_bare_ack(
         Action::Bypass(cause) => Some(cause),
     };
     // SAFETY: By the contract of this function.
-    let made = unsafe { on_data(bh, args, listener, request, kind) };
+    let made = unsafe { on_data(bh, args, listener, request, segment, kind) };
     if let (true, Some(cause)) = (made.owns_request, cause) {
         listener.count_bypass(bh, cause);
     }

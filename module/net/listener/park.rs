@@ -2,7 +2,10 @@
 
 //! Parks a request, and takes it out of the queue again.
 
-use core::ptr;
+use core::ptr::{
+    self,
+    NonNull, //
+};
 
 use kernel::{
     prelude::*,
@@ -20,6 +23,10 @@ use kernel::{
 use crate::{
     net::{
         bh::BhDisabled,
+        bindings::{
+            accf_arrival,
+            sock, //
+        },
         clone::{
             pin_module,
             Moment, //
@@ -52,6 +59,35 @@ use super::{
     Listener,
     Locked, //
 };
+
+/// What a connection takes from the time in which its request was parked.
+pub(crate) struct Completed {
+    waited: Nanos,
+    /// The bare ACK, if a later segment has made the connection.
+    ack: Option<accf_arrival>,
+}
+
+impl Completed {
+    /// Makes `child` what it is on a plain listener.
+    ///
+    /// # Safety
+    ///
+    /// `child` must be the new child that `segment` has made of `request`, locked by the caller in
+    /// softirq, and [`Listener::complete`] have returned this value for them.
+    pub(crate) unsafe fn apply_to(
+        &self,
+        child: NonNull<sock>,
+        request: &RequestSock<'_>,
+        segment: &TcpSegment<'_>,
+    ) {
+        // SAFETY: By the contract of this function.
+        unsafe { request.set_child_waited(child, self.waited) };
+        if let Some(ack) = self.ack {
+            // SAFETY: By the contract of this function.
+            unsafe { request.set_child_ack(child, segment, ack) };
+        }
+    }
+}
 
 impl Listener {
     /// Returns where `request` stands here: parked or expired. `None` if it is not parked here.
@@ -423,7 +459,8 @@ impl Listener {
     }
 
     /// Ends the parking of `request` if it is parked here, as `segment` has just made a connection
-    /// of it. The connection gets the round-trip time that the bare ACK showed.
+    /// of it. The connection gets the round-trip time that the bare ACK showed; what else it is to
+    /// get is returned.
     ///
     /// # Safety
     ///
@@ -436,10 +473,10 @@ impl Listener {
         bh: &BhDisabled<'_>,
         request: RequestSock<'_>,
         segment: policy::SegmentKind,
-    ) {
+    ) -> Option<Completed> {
         let mut queue = self.queue.lock(bh);
         if !self.has_parked(&request) {
-            return;
+            return None;
         }
         let now = now();
         // SAFETY: The request is parked here, and the lock is held.
@@ -455,7 +492,11 @@ impl Listener {
             // by the contract of this function.
             unsafe { request.set_round_trip(round_trip, waited, now) };
         }
+        // The ACK that `inject` rebuilds says the same.
+        let is_rebuilt = segment == policy::SegmentKind::BareAck && flags.expired().is_some();
+        let ack = (!is_rebuilt).then(|| parked.arrival());
         queue.recycle(parked);
+        Some(Completed { waited, ack })
     }
 
     /// Has `request` fall back to plain TCP if it is parked here: TCP makes a connection of it, or
