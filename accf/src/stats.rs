@@ -40,12 +40,13 @@ pub struct Stats {
     /// Parked, then evicted: accepted, reset or dropped before the deadline, since another
     /// connection was over the limit ([`Config::max_parked`](crate::Config::max_parked)).
     pub evicted: u64,
-    /// Parked, then ended by TCP: the client's RST, a SYN in the window, an ICMP error, the
-    /// administrator (`ss --kill`), or the shutdown of the listener.
+    /// Parked, then ended by TCP: the client's RST, an ICMP error, the administrator (`ss --kill`),
+    /// the shutdown of the listener, or a SYN inside of the window while the accept queue was full.
     pub aborted: u64,
     /// Parked, then fell back to plain TCP: TCP could not make a connection at the deadline (no
-    /// memory, no route, a firewall), or the listener may not park any longer (see
-    /// `bypass_abort_on_overflow` and `bypass_signed`).
+    /// memory, no route, a firewall), the listener may not park any longer (see
+    /// `bypass_abort_on_overflow` and `bypass_signed`), or a SYN came inside of the window: the
+    /// connection was made, so that it answers the SYN (RFC 5961).
     pub fallback: u64,
     /// SYN-ACKs that were not retransmitted although the SYN-ACK timer of a parked request fired.
     ///

@@ -206,7 +206,8 @@ impl_flags!(
         Evicted = bit_u32(18),
         /// The request was taken off the listener's count of young requests.
         Young = bit_u32(19),
-        /// The request is expired, and is to be accepted.
+        /// The request is expired, and is to be accepted: for the cause that one of the two flags
+        /// above tells, or because a SYN inside of its window came.
         Accept = bit_u32(20),
         /// TCP has refused to make a connection of it.
         Refused = bit_u32(21),
@@ -281,6 +282,8 @@ impl ParkedFlags {
             Some(Expiry::Timeout)
         } else if self.contains(ParkedFlag::Evicted) {
             Some(Expiry::Eviction)
+        } else if self.contains(ParkedFlag::Accept) {
+            Some(Expiry::SynInWindow)
         } else {
             None
         }

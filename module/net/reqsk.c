@@ -297,3 +297,38 @@ bool accf_req_is_connected(const struct request_sock *req)
 	sock_gen_put(sk);
 	return is_connected;
 }
+
+/**
+ * accf_req_of_skb() - Look up the request that a segment belongs to.
+ * @sk: the listener to which TCP has brought the segment
+ * @skb: the segment, with TCP's control block
+ *
+ * As tcp_v4_rcv() and tcp_v6_rcv() have found it before.
+ *
+ * Context: RCU reader, but not under the lock of a listener: as in
+ *          accf_req_is_connected(), a destructor may run.
+ * Return: the request with a reference, or NULL if it has left the table.
+ */
+struct request_sock *accf_req_of_skb(const struct sock *sk, struct sk_buff *skb)
+{
+	const struct tcphdr *th = tcp_hdr(skb);
+	struct net *net = sock_net(sk);
+	struct sock *found = NULL;
+
+	if (skb->protocol == htons(ETH_P_IP))
+		found = __inet_lookup_established(net, ip_hdr(skb)->saddr, th->source,
+						  ip_hdr(skb)->daddr, ntohs(th->dest),
+						  inet_iif(skb), tcp_v4_sdif(skb));
+#if IS_ENABLED(CONFIG_IPV6)
+	else
+		found = __inet6_lookup_established(net, &ipv6_hdr(skb)->saddr, th->source,
+						   &ipv6_hdr(skb)->daddr, ntohs(th->dest),
+						   tcp_v6_iif(skb), tcp_v6_sdif(skb));
+#endif
+	if (!found)
+		return NULL;
+	if (inet_sk_state_load(found) == TCP_NEW_SYN_RECV)
+		return inet_reqsk(found);
+	sock_gen_put(found);
+	return NULL;
+}

@@ -26,6 +26,7 @@ use super::{
         accf_arrival, //
     },
     listen_sock::ListenSock,
+    rcu::ReadSide,
     tcp_segment::{
         BareAck,
         TcpSegment,
@@ -400,7 +401,7 @@ impl<'a> RequestSock<'a> {
         // SAFETY: Alive by the type invariants.
         let taken = unsafe { bindings::accf_req_get(self.as_ptr()) };
         // Not `then_some()`, which would make and drop a `RequestRef` if no reference was taken.
-        // INVARIANT: Owns the reference just taken.
+        // INVARIANT: Owns the reference just taken. `self` has a listener.
         taken.then(|| RequestRef(self.ptr))
     }
 
@@ -514,14 +515,34 @@ impl<'a> RequestSock<'a> {
 ///
 /// # Invariants
 ///
-/// Owns one of the request's references.
+/// Owns one of the references of a request that has a listener.
 pub(crate) struct RequestRef(NonNull<bindings::request_sock>);
 
 impl RequestRef {
+    /// Looks up the request that a segment belongs to, or returns `None` if it has left the table.
+    ///
+    /// A destructor of a request may run: no lock of a listener may be held.
+    ///
+    /// # Safety
+    ///
+    /// `sk` must be a listener in memory, and `skb` a segment that TCP has brought to it, with
+    /// TCP's control block.
+    pub(crate) unsafe fn of_segment(
+        sk: *const bindings::sock,
+        skb: *mut bindings::sk_buff,
+        _rcu: &impl ReadSide,
+    ) -> Option<Self> {
+        // SAFETY: The listener and the segment are as the function wants them, by the contract of
+        // this one; `_rcu` proves that the caller is an RCU reader.
+        let request = unsafe { bindings::accf_req_of_skb(sk, skb) };
+        // INVARIANT: The look-up has taken a reference, which is this value's now. Every request in
+        // the table has a listener.
+        NonNull::new(request).map(Self)
+    }
+
     /// Returns the request.
     pub(crate) fn as_request(&self) -> RequestSock<'_> {
-        // SAFETY: Alive by the reference. It has a listener, as a `RequestRef` is only made from a
-        // `RequestSock` (`RequestSock::get()`).
+        // SAFETY: Alive by the reference, and has a listener by the type invariants.
         unsafe { RequestSock::from_raw(self.0) }
     }
 }

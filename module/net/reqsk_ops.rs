@@ -2,10 +2,11 @@
 
 //! Saves, overrides and restores the operations of a request.
 //!
-//! A parked request has TCP's own operations, except for `send_synack`, `send_ack` and
-//! `destructor`. TCP's operations are not exported. They are taken from the first request seen of
-//! each family, and there is one override of each family for the whole module, in its static data:
-//! a clone of a request (`inet_reqsk_clone()`) may point there for longer than its listener lives.
+//! A parked request has TCP's own operations, except for `send_synack`, `send_ack`, `send_reset`
+//! and `destructor`. TCP's operations are not exported. They are taken from the first request seen
+//! of each family, and there is one override of each family for the whole module, in its static
+//! data: a clone of a request (`inet_reqsk_clone()`) may point there for longer than its listener
+//! lives.
 //!
 //! Four fields tell that a request is parked. All are written under the lock of the parking
 //! listener (the `Listener` of `req->rsk_listener`), or by the request's own destructor:
@@ -42,6 +43,8 @@ use kernel::{
             smp_mb,
             Write, //
         },
+        Arc,
+        ArcBorrow,
         SetOnce, //
     }, //
 };
@@ -74,6 +77,10 @@ pub(crate) type SendSynAck = unsafe extern "C" fn(
     *mut sk_buff,
 ) -> c_int;
 
+/// The type of `request_sock_ops.send_reset`.
+pub(crate) type SendReset =
+    unsafe extern "C" fn(*const sock, *mut sk_buff, bindings::sk_rst_reason);
+
 /// The functions that TCP calls of a parked request instead of its own.
 ///
 /// Each finds the original in [`RequestOpsOverride::of`] its request.
@@ -82,6 +89,8 @@ pub(crate) struct RequestCallbacks {
     pub(crate) send_synack: SendSynAck,
     /// For `request_sock_ops.send_ack`.
     pub(crate) send_ack: unsafe extern "C" fn(*const sock, *mut sk_buff, *mut request_sock),
+    /// For `request_sock_ops.send_reset`.
+    pub(crate) send_reset: SendReset,
     /// For `request_sock_ops.destructor`.
     pub(crate) destructor: unsafe extern "C" fn(*mut request_sock),
 }
@@ -169,6 +178,7 @@ impl RequestOpsOverride {
         // SAFETY: Both point to constants by the contract of this function.
         let (mut ops, mut tcp) = unsafe { (*original, *original_tcp) };
         ops.send_ack = Some(callbacks.send_ack);
+        ops.send_reset = Some(callbacks.send_reset);
         ops.destructor = Some(callbacks.destructor);
         tcp.send_synack = Some(callbacks.send_synack);
         // INVARIANT: Both point to constants by the contract of this function.
@@ -317,6 +327,19 @@ impl RequestSock<'_> {
         // reference to it. The read is a `READ_ONCE()`, as `hand_over_to_destructor()` may be
         // writing the same value.
         unsafe { &*ptr::read_volatile(&raw const (*self.as_ptr()).dl_next).cast::<ParkedRequest>() }
+    }
+
+    /// The same, for as long as the caller needs it.
+    ///
+    /// # Safety
+    ///
+    /// The request must be parked, and the caller hold the lock of its listener.
+    pub(crate) unsafe fn parked_arc(&self) -> Arc<ParkedRequest> {
+        // SAFETY: The request is parked, and the lock is held.
+        let parked = unsafe { self.parked() };
+        // SAFETY: The entry is the value of an `Arc`, of which the queue has a reference while the
+        // lock is held and the request is parked.
+        unsafe { ArcBorrow::from_raw(parked) }.into()
     }
 
     /// Gives a parked request TCP's operations back, and returns what it kept.

@@ -117,6 +117,8 @@ pub enum Expiry {
     Timeout,
     /// More requests are parked than allowed, and it is the oldest.
     Eviction,
+    /// A SYN inside of its window came: TCP makes the connection at once, which answers the SYN.
+    SynInWindow,
 }
 
 /// What a listener's timer must do.

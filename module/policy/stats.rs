@@ -49,6 +49,7 @@ impl End {
     pub const fn of_expired(expiry: Expiry, on_timeout: OnTimeout) -> Self {
         match (expiry, on_timeout) {
             (Expiry::Eviction, _) => Self::Evicted,
+            (Expiry::SynInWindow, _) => Self::Fallback,
             (Expiry::Timeout, OnTimeout::Accept) => Self::TimeoutAccept,
             (Expiry::Timeout, OnTimeout::Reset) => Self::TimeoutReset,
             (Expiry::Timeout, OnTimeout::Drop) => Self::TimeoutDrop,

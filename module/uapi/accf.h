@@ -142,13 +142,15 @@ struct accf_config {
  * @evicted: Parked, then evicted: accepted, reset or dropped before the
  *	     deadline, since another connection was over the limit (max_parked,
  *	     or the module's max_parked_netns).
- * @aborted: Parked, then ended by TCP: the client's RST, a SYN in the window,
- *	     an ICMP error, the administrator (ss --kill), or the client's next
- *	     segment after the listener was shut down.
+ * @aborted: Parked, then ended by TCP: the client's RST, an ICMP error, the
+ *	     administrator (ss --kill), the client's next segment after the
+ *	     listener was shut down, or a SYN inside of the window while the
+ *	     accept queue was full.
  * @fallback: Parked, then fell back to plain TCP: TCP could not make a
- *	      connection at the deadline (no memory, no route, a firewall), or
- *	      the listener may not park any longer (see
- *	      @bypass_abort_on_overflow and @bypass_signed).
+ *	      connection at the deadline (no memory, no route, a firewall), the
+ *	      listener may not park any longer (see @bypass_abort_on_overflow
+ *	      and @bypass_signed), or a SYN came inside of the window: the
+ *	      connection was made, so that it answers the SYN (RFC 5961).
  * @synack_suppressed: SYN-ACKs that were not retransmitted although the SYN-ACK
  *		       timer (req->rsk_timer) of a parked request fired. Almost
  *		       always 0: the listener's timer defers the SYN-ACK timer

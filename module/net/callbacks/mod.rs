@@ -14,6 +14,7 @@
 //! | [`af_ops::syn_recv_sock`] | `icsk_af_ops->syn_recv_sock` | for each ACK of a request | softirq, RCU, listener not locked; a cookie's ACK from the backlog: process, listener owned, bottom halves on |
 //! | [`reqsk::send_synack`] | `af_specific->send_synack` | for parked requests | softirq, RCU |
 //! | [`reqsk::send_ack`] | `rsk_ops->send_ack` | for parked requests | softirq, RCU |
+//! | [`reqsk::send_reset`] | `rsk_ops->send_reset` | for parked requests | softirq, RCU, no lock |
 //! | [`reqsk::destructor`] | `rsk_ops->destructor` | when a parked request dies | process or softirq, may not sleep |
 //!
 //! `peer_restores_clones()` of the listener is called by `reuseport.c` alone.

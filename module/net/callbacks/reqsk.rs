@@ -37,11 +37,15 @@ use crate::{
             must_pin,
             Listener, //
         },
-        reqsk::RequestSock,
+        reqsk::{
+            RequestRef,
+            RequestSock, //
+        },
         reqsk_ops::{
             RequestCallbacks,
             RequestOpsOverride, //
-        }, //
+        },
+        tcp_segment::TcpSegment, //
     },
     policy::{
         self,
@@ -54,6 +58,7 @@ use crate::{
 pub(crate) static CALLBACKS: RequestCallbacks = RequestCallbacks {
     send_synack,
     send_ack,
+    send_reset,
     destructor,
 };
 
@@ -148,6 +153,51 @@ unsafe extern "C" fn send_ack(sk: *const sock, skb: *mut sk_buff, req: *mut requ
         unsafe { original(sk, skb, req) };
     }
     request.note_tsval_sent();
+}
+
+/// Stands in for `tcp_v4_send_reset()` and `tcp_v6_send_reset()` of a parked request.
+///
+/// `tcp_check_req()` answers a SYN inside of the window by a reset, and drops the request. But the
+/// client, if it is still there, takes its connection for established; and that answers such a SYN
+/// by a challenge ACK (RFC 5961, section 4.2). A client that has started anew resets the connection
+/// then, and repeats its SYN, and a SYN of any other origin changes nothing. So TCP gets to make
+/// the connection first, which takes the request out of the table. `tcp_check_req()` notices, and
+/// has `tcp_v4_rcv()` or `tcp_v6_rcv()` look for the owner of the SYN again.
+///
+/// # Safety
+///
+/// * The caller must be `tcp_check_req()`, with a segment of a request in the table, or that was
+///   there a moment ago, that has come to the listener `sk`.
+/// * The caller must be an RCU reader that holds no lock.
+unsafe extern "C" fn send_reset(
+    sk: *const sock,
+    skb: *mut sk_buff,
+    reason: bindings::sk_rst_reason,
+) {
+    let rcu = rcu::read_lock();
+    let bh = BhGuard::new();
+    let bh = bh.token();
+    // SAFETY: The listener and the segment are those of `tcp_check_req()`, which is called with
+    // TCP's control block filled in, and holds a reference to the listener.
+    let Some(found) = (unsafe { RequestRef::of_segment(sk, skb, &bh) }) else {
+        // Another CPU was faster. TCP finds the request out of the table, and looks for the owner
+        // of the segment again.
+        return;
+    };
+    let request = found.as_request();
+    // SAFETY: TCP has pulled the whole header in, and filled its control block in.
+    if unsafe { TcpSegment::from_raw(skb) }.is_syn() {
+        let listener = Listener::parking_listener(&request, &bh);
+        if listener.is_some_and(|listener| listener.on_syn_in_window(&request, &bh, &rcu)) {
+            return;
+        }
+    }
+    let original = RequestOpsOverride::of(&request)
+        .and_then(|ops_override| ops_override.original().send_reset);
+    if let Some(original) = original {
+        // SAFETY: The arguments are those that TCP has for its own function.
+        unsafe { original(sk, skb, reason) };
+    }
 }
 
 /// Stands in for the destructor of a parked request, or of a clone of one.

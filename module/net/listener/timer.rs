@@ -33,7 +33,10 @@ use crate::{
             BUDGET, //
         },
         parked_request::ParkedRequest,
-        reqsk::RequestRef, //
+        reqsk::{
+            RequestRef,
+            RequestSock, //
+        }, //
     },
     policy::{
         self,
@@ -41,6 +44,7 @@ use crate::{
         Expiry,
         Nanos,
         OnTimeout,
+        Phase,
         TimerAction, //
     }, //
 };
@@ -180,6 +184,46 @@ impl Listener {
             OnTimeout::Accept => self.accept(expired, bh, rcu),
             OnTimeout::Reset | OnTimeout::Drop => self.discard(expired, bh, rcu),
         }
+    }
+
+    /// Has TCP make a connection of `request`, as a SYN inside of its window has come. No lock may
+    /// be held. Returns whether the request was parked here.
+    #[cold]
+    pub(crate) fn on_syn_in_window(
+        self: ArcBorrow<'_, Self>,
+        request: &RequestSock<'_>,
+        bh: &BhDisabled<'_>,
+        rcu: &rcu::Guard,
+    ) -> bool {
+        // The caller has a reference, so there is another one.
+        let Some(request) = request.get() else {
+            return false;
+        };
+        let mut queue = self.queue.lock(bh);
+        if !self.has_parked(&request.as_request()) {
+            return false;
+        }
+        // SAFETY: The request is parked here, and the lock is held.
+        let parked = unsafe { request.as_request().parked_arc() };
+        let flags = parked.flags();
+        if flags.expired().is_none() {
+            let accept = (Expiry::SynInWindow, OnTimeout::Accept);
+            queue.set_expired(&parked, Some(accept));
+        } else if flags.phase() == Phase::Parked {
+            // Another CPU is about to reset or drop the request.
+            return true;
+        }
+        drop(queue);
+        // If another CPU is about to have the request accepted, the first of the two makes the
+        // connection.
+        let expired = Expired {
+            request,
+            parked,
+            expiry: Expiry::SynInWindow,
+            on_timeout: OnTimeout::Accept,
+        };
+        self.accept(&expired, bh, rcu);
+        true
     }
 
     /// Has TCP make a connection of an expired request.

@@ -479,6 +479,8 @@ proptest! {
             TimerAction::WaitForRoom => prop_assert!(waits && (is_late || is_over)),
             TimerAction::Expire(Expiry::Timeout) => prop_assert!(!waits && is_late),
             TimerAction::Expire(Expiry::Eviction) => prop_assert!(!waits && !is_late && is_over),
+            // No SYN is known here.
+            TimerAction::Expire(Expiry::SynInWindow) => prop_assert!(false),
         }
     }
 
@@ -628,12 +630,14 @@ fn at_the_limit_the_oldest_is_evicted_if_possible() {
 fn each_end_has_its_counter() {
     let timeout = Some(Expiry::Timeout);
     let eviction = Some(Expiry::Eviction);
+    let syn = Some(Expiry::SynInWindow);
     for (segment, due, end) in [
         (SegmentKind::Data, None, End::Data),
         (SegmentKind::Data, timeout, End::Data),
         (SegmentKind::Fin, None, End::Fin),
         (SegmentKind::BareAck, timeout, End::TimeoutAccept),
         (SegmentKind::BareAck, eviction, End::Evicted),
+        (SegmentKind::BareAck, syn, End::Fallback),
         (SegmentKind::BareAck, None, End::Fallback),
     ] {
         assert_eq!(End::of_accepted(segment, due), end, "{segment:?} {due:?}");

@@ -107,6 +107,7 @@ pub struct Counts {
     pub timeout_drop: u64,
     pub evicted: u64,
     pub aborted: u64,
+    pub fallback: u64,
     pub bypass_accept_queue_full: u64,
 }
 
@@ -121,6 +122,7 @@ impl Counts {
             + self.timeout_drop
             + self.evicted
             + self.aborted
+            + self.fallback
     }
 }
 
@@ -138,6 +140,7 @@ impl fmt::Display for Counts {
             ("timeout_drop", self.timeout_drop),
             ("evicted", self.evicted),
             ("aborted", self.aborted),
+            ("fallback", self.fallback),
             ("bypass_accept_queue_full", self.bypass_accept_queue_full),
         ];
         let mut separator = "";
@@ -476,10 +479,7 @@ impl Server {
             Segment::Data | Segment::DataFin => self.receive_data(client, false),
             Segment::Fin => self.receive_data(client, true),
             Segment::Rst => self.abort(client),
-            Segment::SynInWindow => {
-                self.send(client, Sent::StrayReset);
-                self.abort(client);
-            }
+            Segment::SynInWindow => self.receive_syn_in_window(client),
             Segment::WrongAck => self.send(client, Sent::StrayReset),
             Segment::InexactRst | Segment::Probe | Segment::StraySyn => {
                 if self.may_answer(client) {
@@ -560,6 +560,21 @@ impl Server {
             } else {
                 self.counts.released_data += 1;
             }
+        }
+    }
+
+    /// Handles a SYN inside of the window. A parked client becomes connected, so that the SYN gets
+    /// a connection's answer; if the accept queue is full, it is dropped without a word.
+    fn receive_syn_in_window(&mut self, client: usize) {
+        if !matches!(self.clients[client].state, State::Parked(_)) {
+            self.send(client, Sent::StrayReset);
+            self.abort(client);
+        } else if self.is_full() {
+            self.abort(client);
+        } else {
+            self.connect(client);
+            self.parked.retain(|it| *it != client);
+            self.counts.fallback += 1;
         }
     }
 

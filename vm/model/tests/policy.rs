@@ -227,6 +227,14 @@ impl Listener {
             Sent::Ack => self.acknowledge(client, SegmentKind::BareAck),
             Sent::Data | Sent::DataFin => self.acknowledge(client, SegmentKind::Data),
             Sent::Fin => self.acknowledge(client, SegmentKind::Fin),
+            Sent::SynInWindow if self.states[client] == State::Parked && !self.is_full() => {
+                self.unpark(
+                    client,
+                    End::of_accepted(SegmentKind::BareAck, Some(Expiry::SynInWindow)),
+                );
+                self.states[client] = State::Connected;
+                self.queue.push_back(client);
+            }
             Sent::Rst | Sent::SynInWindow => self.abort(client),
             // TCP handles it without the policy.
             _ => {}
@@ -268,6 +276,7 @@ impl Listener {
             timeout_drop: self.stats.ended(End::TimeoutDrop),
             evicted: self.stats.ended(End::Evicted),
             aborted: self.stats.ended(End::Aborted),
+            fallback: self.stats.ended(End::Fallback),
             bypass_accept_queue_full: self.bypassed,
         }
     }

@@ -516,6 +516,7 @@ impl Run {
         as_expected.timeout_drop = expected.timeout_drop;
         as_expected.evicted = expected.evicted;
         as_expected.aborted = expected.aborted;
+        as_expected.fallback = expected.fallback;
         as_expected.bypass_accept_queue_full = expected.bypass_accept_queue_full;
         as_expected.half_open_young = expected.half_open_young as i64;
         // A few parked ones are still half open for the kernel.

@@ -17,6 +17,7 @@ mod deadline;
 mod defer;
 mod evict;
 mod fault;
+mod field_same_port;
 mod field_zerocopy;
 mod field_pace;
 mod fuzz;

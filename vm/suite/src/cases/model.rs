@@ -145,6 +145,7 @@ impl Tally {
         sum.timeout_drop += counts.timeout_drop;
         sum.evicted += counts.evicted;
         sum.aborted += counts.aborted;
+        sum.fallback += counts.fallback;
         sum.bypass_accept_queue_full += counts.bypass_accept_queue_full;
     }
 }

@@ -4,11 +4,11 @@
 //!
 //! Before a request is parked and after it is released, the two must not differ at all, so any
 //! segment is sent. While one has a parked request, the other has an established connection, and
-//! their answers differ where the README says so (to a SYN) and where Linux's requests differ from
-//! its connections (to a wrong acknowledgement number or timestamp; TS.Recent of a request, RFC
-//! 7323 section 4.3, is its SYN's timestamp, whatever the ACK says). So a parked request gets only
+//! their answers differ to the same SYN again, and where Linux's requests differ from its
+//! connections (to a wrong acknowledgement number or timestamp; TS.Recent of a request, RFC 7323
+//! section 4.3, is its SYN's timestamp, whatever the ACK says). So a parked request gets only
 //! segments that both must answer alike: data in, before and behind its window, the end, resets,
-//! probes, and segments that acknowledge nothing, each with a newer timestamp.
+//! probes, SYNs in the window, and segments that acknowledge nothing, each with a newer timestamp.
 
 use std::time::{Duration, Instant};
 
@@ -391,7 +391,7 @@ fn for_the_parked(rng: &mut fastrand::Rng, mut segment: Segment) -> Segment {
     segment.flags.psh = rng.bool();
     segment.flags.urg = rng.u8(..8) == 0;
     segment.urgent = rng.u16(..200);
-    match rng.u8(..12) {
+    match rng.u8(..13) {
         0 => segment.payload = payload,
         1 => segment.flags.fin = true,
         2 => {
@@ -433,6 +433,12 @@ fn for_the_parked(rng: &mut fastrand::Rng, mut segment: Segment) -> Segment {
         10 => {
             segment.flags = Flags::RST;
             segment.timestamps = None;
+            segment.seq = segment.seq.wrapping_add(rng.u32(1..1000));
+        }
+        // Has the connection of a parked request made.
+        11 => {
+            segment.flags.syn = true;
+            segment.flags.ack = rng.bool();
             segment.seq = segment.seq.wrapping_add(rng.u32(1..1000));
         }
         _ => {
