@@ -208,7 +208,8 @@ impl Listener {
         let flags = parked.flags();
         if flags.expired().is_none() {
             let accept = (Expiry::SynInWindow, OnTimeout::Accept);
-            queue.set_expired(&parked, Some(accept));
+            // SAFETY: As the request is parked here, its entry is in the queue.
+            unsafe { queue.set_expired(&parked, Some(accept)) };
         } else if flags.phase() == Phase::Parked {
             // Another CPU is about to reset or drop the request.
             return true;
