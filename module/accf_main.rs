@@ -21,6 +21,7 @@ use policy::{
     Config,
     Dataready,
     OnTimeout,
+    Parking,
     Timeout, //
 };
 
@@ -90,6 +91,7 @@ fn defaults() -> Result<Defaults> {
             timeout: Timeout::from_millis(module_parameters::timeout_ms.value()),
             max_parked,
             on_timeout,
+            parking: Parking::On,
         },
         namespace_limit: module_parameters::max_parked_netns.value(),
     })

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::abi::{
     accf_config, ACCF_ON_TIMEOUT_ACCEPT, ACCF_ON_TIMEOUT_DROP, ACCF_ON_TIMEOUT_RESET,
+    ACCF_STATE_PARKING, ACCF_STATE_PAUSED,
 };
 use crate::Error;
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub max_parked: Option<NonZeroU32>,
     /// What happens to a connection that is silent until its deadline, or that is evicted.
     pub on_timeout: OnTimeout,
+    /// Whether connections are parked.
+    pub state: State,
 }
 
 /// What happens to a connection that is silent until its deadline, or that is evicted.
@@ -51,6 +54,19 @@ pub enum OnTimeout {
     Other(u32),
 }
 
+/// Whether a listener parks connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    /// It does.
+    #[default]
+    Parking,
+    /// It does not: `accept()` returns new connections as on a listener without a filter. The
+    /// connections that are parked are accepted, the oldest first, whatever `on_timeout` says.
+    Paused,
+    /// The number of a state that this crate does not know, but a newer module does.
+    Other(u32),
+}
+
 impl Config {
     /// Converts the settings that a module returned.
     pub(crate) fn from_abi(raw: &accf_config) -> Self {
@@ -59,6 +75,7 @@ impl Config {
             timeout: timeout.map(|ms| Duration::from_millis(ms.get().into())),
             max_parked: NonZeroU32::new(raw.max_parked),
             on_timeout: OnTimeout::from_abi(raw.on_timeout),
+            state: State::from_abi(raw.state),
         }
     }
 
@@ -68,6 +85,7 @@ impl Config {
             timeout_ms: self.timeout.map_or(Ok(0), milliseconds)?,
             max_parked: self.max_parked.map_or(0, NonZeroU32::get),
             on_timeout: self.on_timeout.to_abi(),
+            state: self.state.to_abi(),
         })
     }
 }
@@ -102,6 +120,36 @@ impl OnTimeout {
     }
 }
 
+impl State {
+    /// Converts a module's number.
+    fn from_abi(raw: u32) -> Self {
+        match raw {
+            ACCF_STATE_PARKING => Self::Parking,
+            ACCF_STATE_PAUSED => Self::Paused,
+            other => Self::Other(other),
+        }
+    }
+
+    /// Returns the number that the module knows this by.
+    fn to_abi(self) -> u32 {
+        match self {
+            Self::Parking => ACCF_STATE_PARKING,
+            Self::Paused => ACCF_STATE_PAUSED,
+            Self::Other(other) => other,
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Parking => f.pad("parking"),
+            Self::Paused => f.pad("paused"),
+            Self::Other(other) => f.pad(&other.to_string()),
+        }
+    }
+}
+
 impl fmt::Display for OnTimeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -119,16 +167,17 @@ mod tests {
 
     #[test]
     fn settings_round_trip() {
-        for on_timeout in [
-            OnTimeout::Accept,
-            OnTimeout::Reset,
-            OnTimeout::Drop,
-            OnTimeout::Other(17),
+        for (on_timeout, state) in [
+            (OnTimeout::Accept, State::Parking),
+            (OnTimeout::Reset, State::Paused),
+            (OnTimeout::Drop, State::Other(5)),
+            (OnTimeout::Other(17), State::Parking),
         ] {
             let config = Config {
                 timeout: Some(Duration::from_millis(1500)),
                 max_parked: NonZeroU32::new(7),
                 on_timeout,
+                state,
             };
             assert_eq!(Config::from_abi(&config.to_abi().unwrap()), config);
         }

@@ -79,6 +79,11 @@ pub struct Stats {
     /// A histogram of the time from a client's bare ACK to its first byte or FIN. Its sum is
     /// `released_data + released_fin`. [`waits`](Self::waits) returns the bounds.
     pub wait_log2: [u64; WAIT_BUCKETS],
+
+    /// Parked, then accepted because parking was paused ([`State`](crate::State)).
+    pub released_paused: u64,
+    /// Not parked: parking is paused.
+    pub bypass_paused: u64,
 }
 
 /// A bucket of the histogram of waits: `from <= wait < to`.
@@ -147,6 +152,7 @@ impl Stats {
             self.evicted,
             self.aborted,
             self.fallback,
+            self.released_paused,
         ]
         .iter()
         .fold(0, |sum, count| sum.wrapping_add(*count))
@@ -163,6 +169,7 @@ impl Stats {
             self.bypass_namespace_limit,
             self.bypass_signed,
             self.bypass_other,
+            self.bypass_paused,
         ]
         .iter()
         .fold(0, |sum, count| sum.wrapping_add(*count))
@@ -194,6 +201,8 @@ impl Stats {
             bypass_signed,
             bypass_other,
             wait_log2,
+            released_paused,
+            bypass_paused,
         } = *raw;
         Self {
             parked,
@@ -218,6 +227,8 @@ impl Stats {
             bypass_signed,
             bypass_other,
             wait_log2,
+            released_paused,
+            bypass_paused,
         }
     }
 }
@@ -274,10 +285,10 @@ mod tests {
         let raw: accf_stats = crate::abi::decode(&bytes);
         assert_eq!(raw.as_bytes(), bytes);
         let stats = Stats::from_abi(&raw);
-        assert_eq!(stats.accounted(), 9);
-        assert_eq!(stats.bypassed(), 8);
+        assert_eq!(stats.accounted(), 10);
+        assert_eq!(stats.bypassed(), 9);
         // half_open, half_open_young, parked_total, synack_suppressed
         let others = 4 + WAIT_BUCKETS;
-        assert_eq!(words, 9 + 8 + others);
+        assert_eq!(words, 10 + 9 + others);
     }
 }

@@ -144,6 +144,8 @@ impl_flags!(
         Refused = bit_u32(21),
         /// The request is in the list of those whose SYN-ACK timers are still armed.
         TimerArmed = bit_u32(22),
+        /// Parking is paused, and the request is handed over to the server.
+        Paused = bit_u32(23),
     }
 );
 
@@ -181,6 +183,8 @@ impl ParkedFlags {
             Some(Expiry::Timeout)
         } else if self.contains(ParkedFlag::Evicted) {
             Some(Expiry::Eviction)
+        } else if self.contains(ParkedFlag::Paused) {
+            Some(Expiry::Pause)
         } else {
             None
         }
@@ -286,6 +290,7 @@ impl ParkedRequest {
         let (expiry, on_timeout) = expired.unzip();
         self.set(ParkedFlag::TimedOut, expiry == Some(Expiry::Timeout));
         self.set(ParkedFlag::Evicted, expiry == Some(Expiry::Eviction));
+        self.set(ParkedFlag::Paused, expiry == Some(Expiry::Pause));
         self.set(ParkedFlag::Accept, on_timeout == Some(OnTimeout::Accept));
     }
 

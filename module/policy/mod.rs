@@ -22,7 +22,8 @@ pub use config::{
     on_park,
     Admission,
     Config,
-    OnTimeout, //
+    OnTimeout,
+    Parking, //
 };
 pub use deadline::{
     is_deferred_with_batch,

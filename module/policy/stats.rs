@@ -28,11 +28,13 @@ pub enum End {
     Aborted,
     /// Fell back to plain TCP.
     Fallback,
+    /// Accepted: parking was paused.
+    Paused,
 }
 
 impl End {
     /// The number of variants.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 
     /// Returns the end of a connection that `segment` made, with the reason why its request had
     /// `expired`, if it had.
@@ -49,6 +51,7 @@ impl End {
     pub const fn of_expired(expiry: Expiry, on_timeout: OnTimeout) -> Self {
         match (expiry, on_timeout) {
             (Expiry::Eviction, _) => Self::Evicted,
+            (Expiry::Pause, _) => Self::Paused,
             (Expiry::Timeout, OnTimeout::Accept) => Self::TimeoutAccept,
             (Expiry::Timeout, OnTimeout::Reset) => Self::TimeoutReset,
             (Expiry::Timeout, OnTimeout::Drop) => Self::TimeoutDrop,
@@ -75,11 +78,13 @@ pub enum Bypass {
     Signed,
     /// Anything else.
     Other,
+    /// Parking is paused.
+    Paused,
 }
 
 impl Bypass {
     /// The number of variants.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 }
 
 /// The number of buckets of [`Stats::wait_log2`].

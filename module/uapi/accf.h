@@ -51,8 +51,9 @@
  *
  * Later versions may add fields at the end of both structures. setsockopt()
  * takes any length from four bytes to a page: fields beyond that length count
- * as zero, and bytes beyond the module's structure must be zero. getsockopt()
- * writes as much as there is room for, and returns that length in optlen.
+ * as zero, but for accf_config.state, which stays as it is, and bytes beyond the
+ * module's structure must be zero. getsockopt() writes as much as there is room
+ * for, and returns that length in optlen.
  *
  * Errors:
  *
@@ -101,6 +102,20 @@ enum accf_on_timeout {
 };
 
 /**
+ * enum accf_state - Whether a listener parks connections.
+ * @ACCF_STATE_PARKING: It does.
+ * @ACCF_STATE_PAUSED: It does not: accept() returns new connections as on a
+ *		       listener without a filter. The connections that are
+ *		       parked are accepted, as at their deadline with
+ *		       ACCF_ON_TIMEOUT_ACCEPT, whatever on_timeout says: the
+ *		       oldest first, and as fast as the accept queue has room.
+ */
+enum accf_state {
+	ACCF_STATE_PARKING = 0,
+	ACCF_STATE_PAUSED = 1,
+};
+
+/**
  * struct accf_config - The settings of a listener (ACCF_CONFIG).
  * @timeout_ms: How long a silent connection stays parked, in milliseconds from
  *		the client's bare ACK. 0: until the client sends. If the
@@ -111,6 +126,9 @@ enum accf_on_timeout {
  *		oldest: @on_timeout is applied to it before its deadline.
  *		0: the module's default, which getsockopt() then returns.
  * @on_timeout: &enum accf_on_timeout.
+ * @state: &enum accf_state. A structure that ends before this field leaves the
+ *	   state as it is, so that a program that does not know the field does
+ *	   not end a pause.
  *
  * A change takes effect at once, also for connections that are already parked.
  */
@@ -118,6 +136,7 @@ struct accf_config {
 	__u32 timeout_ms;
 	__u32 max_parked;
 	__u32 on_timeout;
+	__u32 state;
 };
 
 /* The number of buckets of accf_stats.wait_log2. */
@@ -179,13 +198,15 @@ struct accf_config {
  *	       byte or FIN (@released_data + @released_fin): less than 1 ms in
  *	       bucket 0, and 2^(i-1) ms to less than 2^i ms in bucket i. The
  *	       last bucket has no upper end.
+ * @released_paused: Parked, then accepted because parking was paused.
+ * @bypass_paused: Not parked: parking is paused.
  *
  * One consistent snapshot. The fields count connections since the filter was
  * attached, except those described with "Now"::
  *
  *	parked_total = parked + released_data + released_fin + timeout_accept
  *		     + timeout_reset + timeout_drop + evicted + aborted
- *		     + fallback
+ *		     + fallback + released_paused
  */
 struct accf_stats {
 	__u64 parked;
@@ -213,6 +234,9 @@ struct accf_stats {
 	__u64 bypass_other;
 
 	__u64 wait_log2[ACCF_WAIT_BUCKETS];
+
+	__u64 released_paused;
+	__u64 bypass_paused;
 };
 
 /*

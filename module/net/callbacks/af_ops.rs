@@ -213,7 +213,7 @@ unsafe fn set_option(
     };
     // May sleep, so it comes before the rest.
     // SAFETY: `optval` and `optlen` are those of `setsockopt()` by the contract of this function.
-    let config = unsafe { sockopt::read_config(optval, optlen) }?;
+    let change = unsafe { sockopt::read_config(optval, optlen) }?;
 
     let bh = BhGuard::new();
     let bh = bh.token();
@@ -223,10 +223,10 @@ unsafe fn set_option(
     };
     // Others pay for requests that are parked here, with memory and with their share of the
     // namespace's limit.
-    if config.max_parked > listener.default_max_parked() && !sock.may_raise_max_parked() {
+    if change.config.max_parked > listener.default_max_parked() && !sock.may_raise_max_parked() {
         return Err(EPERM);
     }
-    listener.set_config(&bh, config);
+    listener.set_config(&bh, change);
     Ok(())
 }
 

@@ -135,7 +135,7 @@ impl Listener {
             let parked: Arc<ParkedRequest> = queue.oldest()?.into();
             // SAFETY: The entry is in the queue, and the lock is held.
             if let Some(request) = unsafe { parked.request() }.get() {
-                let on_timeout = queue.config.on_timeout;
+                let on_timeout = expiry.outcome(&queue.config);
                 queue.set_expired(&parked, Some((expiry, on_timeout)));
                 return Some(Expired {
                     request,

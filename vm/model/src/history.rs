@@ -87,10 +87,13 @@ fn any_config() -> impl Strategy<Value = Config> {
         OnTimeout::Reset,
         OnTimeout::Drop,
     ]);
-    (timeout, max_parked, on_timeout).prop_map(|(timeout, max_parked, on_timeout)| Config {
+    let paused = prop::bool::weighted(0.2);
+    let all = (timeout, max_parked, on_timeout, paused);
+    all.prop_map(|(timeout, max_parked, on_timeout, paused)| Config {
         timeout,
         max_parked,
         on_timeout,
+        paused,
     })
 }
 

@@ -297,7 +297,8 @@ impl fmt::Display for Config {
             0 => f.write_str(", any number parked")?,
             most => write!(f, ", at most {most} parked")?,
         }
-        write!(f, ", then {:?}", self.on_timeout)
+        write!(f, ", then {:?}", self.on_timeout)?;
+        f.write_str(if self.paused { ", paused" } else { "" })
     }
 }
 

@@ -44,6 +44,8 @@ pub struct Config {
     pub max_parked: u32,
     /// What happens to a client that expires or is evicted.
     pub on_timeout: OnTimeout,
+    /// Whether no client is parked, and those that are parked are accepted.
+    pub paused: bool,
 }
 
 /// What a client sends. Sequence numbers are those of its first byte unless noted.
@@ -108,6 +110,8 @@ pub struct Counts {
     pub evicted: u64,
     pub aborted: u64,
     pub bypass_accept_queue_full: u64,
+    pub released_paused: u64,
+    pub bypass_paused: u64,
 }
 
 impl Counts {
@@ -121,6 +125,7 @@ impl Counts {
             + self.timeout_drop
             + self.evicted
             + self.aborted
+            + self.released_paused
     }
 }
 
@@ -139,6 +144,8 @@ impl fmt::Display for Counts {
             ("evicted", self.evicted),
             ("aborted", self.aborted),
             ("bypass_accept_queue_full", self.bypass_accept_queue_full),
+            ("released_paused", self.released_paused),
+            ("bypass_paused", self.bypass_paused),
         ];
         let mut separator = "";
         for (name, count) in counts.into_iter().filter(|(_, count)| *count != 0) {
@@ -174,6 +181,17 @@ impl Window {
     pub(crate) fn is_unclear(self, now: Millis, guard: Millis) -> bool {
         now + guard > self.from && now < self.to + guard
     }
+}
+
+/// Why the parking of the oldest client ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expiry {
+    /// Its deadline is over.
+    Deadline,
+    /// More are parked than allowed.
+    Eviction,
+    /// Parking is paused.
+    Pause,
 }
 
 /// A half-open client.
@@ -370,7 +388,7 @@ impl Server {
 
     /// Returns the same for new settings, with which a deadline would be just now.
     pub fn unclear_configure(&self, config: Config, guard: Millis) -> Option<Millis> {
-        let timeout = config.timeout?;
+        let timeout = config.timeout.filter(|_| !config.paused)?;
         self.parked
             .iter()
             .filter_map(|&client| self.parked_at(client))
@@ -531,6 +549,10 @@ impl Server {
     fn acknowledge(&mut self, client: usize) {
         match self.clients[client].state {
             State::HalfOpen(HalfOpen { acked: true, .. }) => self.connect(client),
+            State::HalfOpen(_) if self.config.paused => {
+                self.counts.bypass_paused += 1;
+                self.connect(client);
+            }
             State::HalfOpen(_) => {
                 let may_park = self.may_park_one_more();
                 if !may_park && self.config.on_timeout == OnTimeout::Accept && self.is_full() {
@@ -542,7 +564,7 @@ impl Server {
                 self.clients[client].state = State::Parked(self.present());
                 self.parked.push_back(client);
                 if !may_park {
-                    self.expire(true);
+                    self.expire(Expiry::Eviction);
                 }
             }
             _ => {}
@@ -582,51 +604,63 @@ impl Server {
         self.clients[client].state = State::Gone;
     }
 
-    /// Expires or evicts the oldest, according to `on_timeout`.
-    fn expire(&mut self, is_eviction: bool) {
+    /// Ends the parking of the oldest.
+    fn expire(&mut self, expiry: Expiry) {
         let Some(client) = self.parked.pop_front() else {
             return;
         };
-        let count = match self.config.on_timeout {
-            _ if is_eviction => &mut self.counts.evicted,
-            OnTimeout::Accept => &mut self.counts.timeout_accept,
-            OnTimeout::Reset => &mut self.counts.timeout_reset,
-            OnTimeout::Drop => &mut self.counts.timeout_drop,
+        let on_timeout = self.on_expiry(expiry);
+        let count = match (expiry, on_timeout) {
+            (Expiry::Pause, _) => &mut self.counts.released_paused,
+            (Expiry::Eviction, _) => &mut self.counts.evicted,
+            (Expiry::Deadline, OnTimeout::Accept) => &mut self.counts.timeout_accept,
+            (Expiry::Deadline, OnTimeout::Reset) => &mut self.counts.timeout_reset,
+            (Expiry::Deadline, OnTimeout::Drop) => &mut self.counts.timeout_drop,
         };
         *count += 1;
         self.clients[client].state = State::Gone;
-        match self.config.on_timeout {
+        match on_timeout {
             OnTimeout::Accept => self.connect(client),
             OnTimeout::Reset => self.send(client, Sent::Reset),
             OnTimeout::Drop => {}
         }
     }
 
-    /// Returns whether the oldest is over the limit (`true`), or has expired (`false`); `None` if
-    /// neither.
-    fn expired(&self) -> Option<bool> {
+    /// Returns what happens to a client whose parking ends for this reason.
+    fn on_expiry(&self, expiry: Expiry) -> OnTimeout {
+        match expiry {
+            Expiry::Pause => OnTimeout::Accept,
+            Expiry::Deadline | Expiry::Eviction => self.config.on_timeout,
+        }
+    }
+
+    /// Returns why the oldest may not stay parked; `None` if it may.
+    fn expired(&self) -> Option<Expiry> {
         let &oldest = self.parked.front()?;
-        if self.deadline(oldest).is_some_and(|it| it.to <= self.now) {
-            Some(false)
+        if self.config.paused {
+            Some(Expiry::Pause)
+        } else if self.deadline(oldest).is_some_and(|it| it.to <= self.now) {
+            Some(Expiry::Deadline)
         } else {
             let most = self.max_parked();
             most.is_some_and(|most| self.parked.len() > most)
-                .then_some(true)
+                .then_some(Expiry::Eviction)
         }
     }
 
     /// Returns whether the oldest is to be accepted, but the accept queue is full.
     fn is_waiting_for_room(&self) -> bool {
-        self.config.on_timeout == OnTimeout::Accept && self.is_full() && self.expired().is_some()
+        let accepts = |expiry| self.on_expiry(expiry) == OnTimeout::Accept;
+        self.is_full() && self.expired().is_some_and(accepts)
     }
 
     /// Expires or evicts all clients that are to be.
     fn expire_all(&mut self) {
         while self.is_open && self.room_noticed_by.is_none() && !self.is_waiting_for_room() {
-            let Some(is_eviction) = self.expired() else {
+            let Some(expiry) = self.expired() else {
                 return;
             };
-            self.expire(is_eviction);
+            self.expire(expiry);
         }
     }
 
@@ -689,7 +723,8 @@ impl Server {
     }
 
     fn deadline(&self, client: usize) -> Option<Window> {
-        Some(self.parked_at(client)?.after(self.config.timeout?))
+        let timeout = self.config.timeout.filter(|_| !self.config.paused)?;
+        Some(self.parked_at(client)?.after(timeout))
     }
 
     fn max_parked(&self) -> Option<usize> {

@@ -10,7 +10,7 @@ use accf_model::script::{in_millis, Action, Cue, Director, Pace, Script};
 use accf_model::server::{self, Counts, Seen};
 use accf_policy::{
     on_park, on_segment, timer_action, Action as Ruling, Admission, Bypass, Config, Dataready, End,
-    Expiry, Filter, Nanos, OnTimeout, Phase, SegmentKind, Stats, Timeout, TimerAction,
+    Expiry, Filter, Nanos, OnTimeout, Parking, Phase, SegmentKind, Stats, Timeout, TimerAction,
 };
 use proptest::prelude::*;
 
@@ -45,7 +45,6 @@ struct Listener {
     accepted: Vec<usize>,
     stats: Stats,
     resets: Vec<usize>,
-    bypassed: u64,
 }
 
 fn config_of(config: server::Config) -> Config {
@@ -60,6 +59,10 @@ fn config_of(config: server::Config) -> Config {
             server::OnTimeout::Accept => OnTimeout::Accept,
             server::OnTimeout::Reset => OnTimeout::Reset,
             server::OnTimeout::Drop => OnTimeout::Drop,
+        },
+        parking: match config.paused {
+            true => Parking::Paused,
+            false => Parking::On,
         },
     }
 }
@@ -78,7 +81,6 @@ impl Listener {
             accepted: Vec::new(),
             stats: Stats::default(),
             resets: vec![0; CLIENTS],
-            bypassed: 0,
         }
     }
 
@@ -94,7 +96,7 @@ impl Listener {
 
     fn expire(&mut self, expiry: Expiry) {
         let (client, _) = self.parked[0];
-        match self.config.on_timeout {
+        match expiry.outcome(&self.config) {
             OnTimeout::Accept => {
                 assert!(!self.is_full(), "it would be refused");
                 let ruling =
@@ -128,8 +130,7 @@ impl Listener {
         let parked = self.parked.len() as u64;
         match on_park(&self.config, parked, false, || self.is_full()) {
             Admission::Refuse(cause) => {
-                assert_eq!(cause, Bypass::AcceptQueueFull);
-                self.bypassed += 1;
+                self.stats.bypass(cause);
                 self.connect(client, SegmentKind::BareAck);
                 return;
             }
@@ -255,7 +256,9 @@ impl Listener {
             timeout_drop: self.stats.ended(End::TimeoutDrop),
             evicted: self.stats.ended(End::Evicted),
             aborted: self.stats.ended(End::Aborted),
-            bypass_accept_queue_full: self.bypassed,
+            bypass_accept_queue_full: self.stats.bypassed(Bypass::AcceptQueueFull),
+            released_paused: self.stats.ended(End::Paused),
+            bypass_paused: self.stats.bypassed(Bypass::Paused),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use accf::{Listener, OnTimeout, Stats, WaitBucket};
+use accf::{Listener, OnTimeout, State, Stats, WaitBucket};
 
 use crate::text::{address, max_parked, number, rough, timeout};
 
@@ -34,6 +34,19 @@ fn page(listener: &Listener) -> String {
         text.push_str(format!("  {label:<18}{value}").trim_end());
         text.push('\n');
     };
+    match config.state {
+        State::Parking => {}
+        State::Paused => line(
+            &mut text,
+            "paused",
+            "no connection is parked, and those that are parked are accepted",
+        ),
+        State::Other(other) => line(
+            &mut text,
+            "state",
+            &format!("{other}, which this program does not know: it is older than the module"),
+        ),
+    }
     line(
         &mut text,
         "timeout",
@@ -155,6 +168,11 @@ fn counters(stats: &Stats) -> String {
                     stats.aborted.into(),
                 ),
                 (1, "fell back to plain TCP", stats.fallback.into()),
+                (
+                    1,
+                    "accepted because parking was paused",
+                    stats.released_paused.into(),
+                ),
             ],
         ),
         (
@@ -191,6 +209,7 @@ fn counters(stats: &Stats) -> String {
                     "the listener checks TCP-MD5 or TCP-AO",
                     stats.bypass_signed.into(),
                 ),
+                (0, "parking was paused", stats.bypass_paused.into()),
                 (0, "of any other reason", stats.bypass_other.into()),
             ],
         ),
@@ -282,7 +301,7 @@ mod tests {
     half open: count against the SYN backlog                               3
       of them, SYN-ACK sent once                                           1
   since the filter was attached
-    parked                                                             1,326
+    parked                                                             1,337
       accepted when data came                                          1,100
       accepted when the client closed                                      7
       silent until the deadline, accepted                                 50
@@ -291,6 +310,7 @@ mod tests {
       evicted: over the limit                                              8
       ended by the client, ICMP or the administrator                       9
       fell back to plain TCP                                              10
+      accepted because parking was paused                                 11
   not parked, as on a plain listener, because
     the SYN was answered with a syncookie                                 21
     the SYN carried TCP Fast Open                                         22
@@ -299,6 +319,7 @@ mod tests {
     memory ran out                                                        25
     max_parked_netns was reached                                          26
     the listener checks TCP-MD5 or TCP-AO                                 27
+    parking was paused                                                    29
     of any other reason                                                   28
 
   from the client's ACK to its first byte or its end
@@ -316,6 +337,16 @@ mod tests {
         assert!(text.contains("stays parked until it sends"), "{text}");
         assert!(text.contains("as many as the module's default"), "{text}");
         assert!(text.contains("no parked connection has sent"), "{text}");
+    }
+
+    #[test]
+    fn a_page_tells_of_a_pause() {
+        let text = render(&[&sample::paused()]);
+        assert!(
+            text.contains("\n  paused            no connection is parked"),
+            "{text}"
+        );
+        assert!(!render(&[&sample::busy()]).contains("  paused  "));
     }
 
     #[test]

@@ -146,6 +146,8 @@ impl Tally {
         sum.evicted += counts.evicted;
         sum.aborted += counts.aborted;
         sum.bypass_accept_queue_full += counts.bypass_accept_queue_full;
+        sum.released_paused += counts.released_paused;
+        sum.bypass_paused += counts.bypass_paused;
     }
 }
 

@@ -125,6 +125,7 @@ const HOLD: control::Config = control::Config {
     timeout: None,
     max_parked: None,
     on_timeout: OnTimeout::Accept,
+    state: control::State::Parking,
 };
 
 impl Fuzzer<'_> {
