@@ -17,6 +17,7 @@ mod deadline;
 mod defer;
 mod evict;
 mod fault;
+mod field_pause;
 mod fuzz;
 mod hold;
 mod ktls;
