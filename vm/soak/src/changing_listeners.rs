@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use accf_kit::account::stats;
 use accf_kit::clients::Target;
-use accf_kit::control::{set_config, settings};
+use accf_kit::control::{pause, resume, set_config, settings};
 use accf_kit::endpoint::{set_defer_accept, Family, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::server::Server;
@@ -161,7 +161,12 @@ fn change(
             set_defer_accept(listener, rng.i32(0..5))?;
             round.board.event("TCP_DEFER_ACCEPT set under load");
         }
-        50..=74 => {
+        50..=56 => {
+            pause(listener)?;
+            round.board.event("parking paused under load");
+        }
+        57..=59 => resume(listener)?,
+        60..=74 => {
             stats(listener)?;
             round.board.event("counts read under load");
         }
