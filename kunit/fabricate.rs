@@ -38,6 +38,7 @@ use crate::{
     policy::{
         Config,
         Filter,
+        OnClose,
         OnTimeout,
         Parking,
         Phase,
@@ -65,6 +66,7 @@ pub(crate) const DEFAULTS: Defaults = Defaults {
         max_parked: 1000,
         on_timeout: OnTimeout::Accept,
         parking: Parking::On,
+        on_close: OnClose::Accept,
     },
     namespace_limit: 0,
 };

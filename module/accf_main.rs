@@ -20,6 +20,7 @@ use net::{
 use policy::{
     Config,
     Dataready,
+    OnClose,
     OnTimeout,
     Parking,
     Timeout, //
@@ -92,6 +93,7 @@ fn defaults() -> Result<Defaults> {
             max_parked,
             on_timeout,
             parking: Parking::On,
+            on_close: OnClose::Accept,
         },
         namespace_limit: module_parameters::max_parked_netns.value(),
     })

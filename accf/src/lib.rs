@@ -48,7 +48,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use zerocopy::IntoBytes;
 
-pub use crate::config::{Config, OnTimeout, State};
+pub use crate::config::{Config, OnClose, OnTimeout, State};
 pub use crate::error::Error;
 pub use crate::listeners::{listeners, listeners_on, Listener};
 pub use crate::module::module_pinned;
@@ -147,7 +147,8 @@ pub fn config(socket: impl AsFd) -> Result<Config, Error> {
 ///
 /// * [`Error::NoFilter`] (`ENOPROTOOPT`): the socket has no filter.
 /// * [`Error::TimeoutOutOfRange`]: the timeout is zero, or more than 2^32 - 1 ms.
-/// * [`Error::InvalidSetting`] (`EINVAL`): the module does not know this `on_timeout` or `state`.
+/// * [`Error::InvalidSetting`] (`EINVAL`): the module does not know this `on_timeout`, `state` or
+///   `on_close`.
 /// * [`Error::TooManyParked`] (`EPERM`): `max_parked` is above the module's default, and the caller
 ///   lacks `CAP_NET_ADMIN`.
 /// * [`Error::ModuleTooOld`] (`E2BIG`), [`Error::Os`].

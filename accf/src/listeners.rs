@@ -321,6 +321,7 @@ mod tests {
             max_parked: 0,
             on_timeout: 1,
             state: 0,
+            on_close: 0,
         };
         let stats = accf_stats {
             parked: 5,

@@ -84,6 +84,11 @@ pub struct Stats {
     pub released_paused: u64,
     /// Not parked: parking is paused.
     pub bypass_paused: u64,
+    /// Parked, then reset because the client closed its side without a byte
+    /// ([`OnClose`](crate::OnClose)).
+    pub closed_reset: u64,
+    /// The same for a connection that was not parked, because its FIN came before its bare ACK.
+    pub closed_reset_unparked: u64,
 }
 
 /// A bucket of the histogram of waits: `from <= wait < to`.
@@ -153,6 +158,7 @@ impl Stats {
             self.aborted,
             self.fallback,
             self.released_paused,
+            self.closed_reset,
         ]
         .iter()
         .fold(0, |sum, count| sum.wrapping_add(*count))
@@ -203,6 +209,8 @@ impl Stats {
             wait_log2,
             released_paused,
             bypass_paused,
+            closed_reset,
+            closed_reset_unparked,
         } = *raw;
         Self {
             parked,
@@ -229,6 +237,8 @@ impl Stats {
             wait_log2,
             released_paused,
             bypass_paused,
+            closed_reset,
+            closed_reset_unparked,
         }
     }
 }
@@ -285,10 +295,10 @@ mod tests {
         let raw: accf_stats = crate::abi::decode(&bytes);
         assert_eq!(raw.as_bytes(), bytes);
         let stats = Stats::from_abi(&raw);
-        assert_eq!(stats.accounted(), 10);
+        assert_eq!(stats.accounted(), 11);
         assert_eq!(stats.bypassed(), 9);
-        // half_open, half_open_young, parked_total, synack_suppressed
-        let others = 4 + WAIT_BUCKETS;
-        assert_eq!(words, 10 + 9 + others);
+        // half_open, half_open_young, parked_total, synack_suppressed, closed_reset_unparked
+        let others = 5 + WAIT_BUCKETS;
+        assert_eq!(words, 11 + 9 + others);
     }
 }

@@ -43,7 +43,8 @@ fn ours() -> Vec<String> {
         timeout_ms,
         max_parked,
         on_timeout,
-        state
+        state,
+        on_close
     });
     lines.extend(layout!(accf_stats {
         parked,
@@ -70,6 +71,8 @@ fn ours() -> Vec<String> {
         wait_log2,
         released_paused,
         bypass_paused,
+        closed_reset,
+        closed_reset_unparked,
     }));
     lines.extend(constants!(
         SOL_ACCF,
@@ -78,6 +81,8 @@ fn ours() -> Vec<String> {
         ACCF_ON_TIMEOUT_ACCEPT,
         ACCF_ON_TIMEOUT_RESET,
         ACCF_ON_TIMEOUT_DROP,
+        ACCF_ON_CLOSE_ACCEPT,
+        ACCF_ON_CLOSE_RESET,
         ACCF_STATE_PARKING,
         ACCF_STATE_PAUSED,
         ACCF_WAIT_BUCKETS,

@@ -27,6 +27,7 @@ use crate::policy::{
     Bypass,
     Config,
     End,
+    OnClose,
     OnTimeout,
     Parking,
     Stats,
@@ -61,13 +62,13 @@ impl Name {
     }
 }
 
-// SAFETY: Four 32-bit numbers, without padding.
+// SAFETY: Five 32-bit numbers, without padding.
 unsafe impl AsBytes for accf_config {}
 // SAFETY: 64-bit numbers only, without padding.
 unsafe impl AsBytes for accf_stats {}
 
-const _: () = assert!(size_of::<accf_config>() == 16);
-const _: () = assert!(size_of::<accf_stats>() == (23 + WAIT_BUCKETS) * 8);
+const _: () = assert!(size_of::<accf_config>() == 20);
+const _: () = assert!(size_of::<accf_stats>() == (25 + WAIT_BUCKETS) * 8);
 const _: () = assert!(WAIT_BUCKETS == bindings::ACCF_WAIT_BUCKETS as usize);
 
 impl From<&Config> for accf_config {
@@ -77,6 +78,7 @@ impl From<&Config> for accf_config {
             max_parked: config.max_parked,
             on_timeout: config.on_timeout.number(),
             state: config.parking.number(),
+            on_close: config.on_close.number(),
         }
     }
 }
@@ -90,6 +92,7 @@ impl TryFrom<accf_config> for Config {
             max_parked: config.max_parked,
             on_timeout: OnTimeout::from_number(config.on_timeout).ok_or(EINVAL)?,
             parking: Parking::from_number(config.state).ok_or(EINVAL)?,
+            on_close: OnClose::from_number(config.on_close).ok_or(EINVAL)?,
         })
     }
 }
@@ -127,6 +130,8 @@ impl From<&ListenerInfo> for accf_stats {
             wait_log2: stats.wait_log2,
             released_paused: stats.ended(End::Paused),
             bypass_paused: stats.bypassed(Bypass::Paused),
+            closed_reset: stats.ended(End::ClosedReset),
+            closed_reset_unparked: stats.closed_reset_unparked,
         }
     }
 }

@@ -68,6 +68,34 @@ impl Parking {
     }
 }
 
+/// What becomes of a connection whose client closes its side without having sent a byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnClose {
+    /// The server accepts it, and reads the end of the stream.
+    Accept,
+    /// The client gets an RST.
+    Reset,
+}
+
+impl OnClose {
+    /// Returns what the user's number means (`enum accf_on_close`).
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::Accept),
+            1 => Some(Self::Reset),
+            _ => None,
+        }
+    }
+
+    /// Returns the number that the user would give.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Accept => 0,
+            Self::Reset => 1,
+        }
+    }
+}
+
 /// What a listener was asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -79,6 +107,17 @@ pub struct Config {
     pub on_timeout: OnTimeout,
     /// Whether connections are parked at all.
     pub parking: Parking,
+    /// What becomes of a connection whose client closes without a byte.
+    pub on_close: OnClose,
+}
+
+/// Decides what becomes of a connection whose client has closed its side without a byte: a listener
+/// that is paused accepts it, as a plain one does.
+pub const fn on_fin(config: &Config) -> OnClose {
+    match config.parking {
+        Parking::On => config.on_close,
+        Parking::Paused => OnClose::Accept,
+    }
 }
 
 /// What to do with a connection that the filter wants parked.

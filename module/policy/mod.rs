@@ -19,9 +19,11 @@ pub use backlog::{
     backlog_share, //
 };
 pub use config::{
+    on_fin,
     on_park,
     Admission,
     Config,
+    OnClose,
     OnTimeout,
     Parking, //
 };

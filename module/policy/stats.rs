@@ -30,11 +30,13 @@ pub enum End {
     Fallback,
     /// Accepted: parking was paused.
     Paused,
+    /// Reset: the client closed its side.
+    ClosedReset,
 }
 
 impl End {
     /// The number of variants.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
 
     /// Returns the end of a connection that `segment` made, with the reason why its request had
     /// `expired`, if it had.
@@ -105,6 +107,8 @@ pub struct Stats {
     bypassed: [u64; Bypass::COUNT],
     /// SYN-ACKs that the SYN-ACK timer of a parked request asked for, and that were not sent.
     pub synack_suppressed: u64,
+    /// Connections that were never parked, and reset because the client closed its side.
+    pub closed_reset_unparked: u64,
     /// How long clients took to send: bucket `i` counts waits of less than 2^i milliseconds.
     pub wait_log2: [u64; WAIT_BUCKETS],
 }

@@ -116,6 +116,23 @@ enum accf_state {
 };
 
 /**
+ * enum accf_on_close - What happens to a connection whose client closes its
+ *			side without having sent a byte, as health checks do.
+ * @ACCF_ON_CLOSE_ACCEPT: The server accepts the connection, and reads the end
+ *			  of the stream.
+ * @ACCF_ON_CLOSE_RESET: The client's FIN is answered with an RST, and the
+ *			 server does not see the connection. A client that has
+ *			 closed its socket does not notice, and has no
+ *			 connection left. One that has only shut down its
+ *			 sending side reads ECONNRESET, not the end of the
+ *			 stream.
+ */
+enum accf_on_close {
+	ACCF_ON_CLOSE_ACCEPT = 0,
+	ACCF_ON_CLOSE_RESET = 1,
+};
+
+/**
  * struct accf_config - The settings of a listener (ACCF_CONFIG).
  * @timeout_ms: How long a silent connection stays parked, in milliseconds from
  *		the client's bare ACK. 0: until the client sends. If the
@@ -129,6 +146,7 @@ enum accf_state {
  * @state: &enum accf_state. A structure that ends before this field leaves the
  *	   state as it is, so that a program that does not know the field does
  *	   not end a pause.
+ * @on_close: &enum accf_on_close. In a pause, connections are accepted.
  *
  * A change takes effect at once, also for connections that are already parked.
  */
@@ -137,6 +155,7 @@ struct accf_config {
 	__u32 max_parked;
 	__u32 on_timeout;
 	__u32 state;
+	__u32 on_close;
 };
 
 /* The number of buckets of accf_stats.wait_log2. */
@@ -200,13 +219,17 @@ struct accf_config {
  *	       last bucket has no upper end.
  * @released_paused: Parked, then accepted because parking was paused.
  * @bypass_paused: Not parked: parking is paused.
+ * @closed_reset: Parked, then reset because the client closed its side without
+ *		  a byte (@on_close of accf_config).
+ * @closed_reset_unparked: The same for a connection that was not parked,
+ *			   because its FIN came before its bare ACK.
  *
  * One consistent snapshot. The fields count connections since the filter was
  * attached, except those described with "Now"::
  *
  *	parked_total = parked + released_data + released_fin + timeout_accept
  *		     + timeout_reset + timeout_drop + evicted + aborted
- *		     + fallback + released_paused
+ *		     + fallback + released_paused + closed_reset
  */
 struct accf_stats {
 	__u64 parked;
@@ -237,6 +260,8 @@ struct accf_stats {
 
 	__u64 released_paused;
 	__u64 bypass_paused;
+	__u64 closed_reset;
+	__u64 closed_reset_unparked;
 };
 
 /*

@@ -10,6 +10,7 @@ use accf_policy::{
     backlog_share,
     is_deferred_with_batch,
     may_synack_timer_run,
+    on_fin,
     on_park,
     on_segment,
     on_synack,
@@ -24,6 +25,7 @@ use accf_policy::{
     Expiry,
     Filter,
     Nanos,
+    OnClose,
     OnTimeout,
     Parking,
     Phase,
@@ -137,6 +139,15 @@ impl Listener {
             Action::Park => self.park(client),
             Action::Hold => assert!(is_parked),
             Action::Bypass(cause) => panic!("no client is exempt, but {cause:?}"),
+            Action::Admit
+                if segment == SegmentKind::Fin && on_fin(&self.config) == OnClose::Reset =>
+            {
+                if is_parked {
+                    self.unpark(client, End::ClosedReset);
+                } else {
+                    self.fates[client] = Some(Fate::Passed);
+                }
+            }
             Action::Admit if self.is_full() => {}
             Action::Admit => {
                 self.accept_queue += 1;
@@ -266,6 +277,7 @@ const ENDS: [End; End::COUNT] = [
     End::Aborted,
     End::Fallback,
     End::Paused,
+    End::ClosedReset,
 ];
 
 const CLIENTS: usize = 12;
@@ -278,6 +290,7 @@ fn config_of(millis: u32) -> Config {
         max_parked: CLIENTS as u32,
         on_timeout: OnTimeout::Accept,
         parking: Parking::On,
+        on_close: OnClose::Accept,
     }
 }
 
@@ -287,12 +300,14 @@ fn config() -> impl Strategy<Value = Config> {
         0..60_000_u32,
         1..CLIENTS as u32 + 2,
         prop::sample::select(POLICIES.to_vec()),
+        prop::sample::select(vec![OnClose::Accept, OnClose::Reset]),
     )
-        .prop_map(|(millis, max_parked, on_timeout)| Config {
+        .prop_map(|(millis, max_parked, on_timeout, on_close)| Config {
             timeout: Timeout::from_millis(millis),
             max_parked,
             on_timeout,
             parking: Parking::On,
+            on_close,
         })
 }
 
@@ -435,6 +450,29 @@ proptest! {
             listener.step(event);
         }
         prop_assert!(listener.most <= u64::from(config.max_parked));
+    }
+
+    /// A client that closes without a byte is accepted or reset, as the settings say, and nothing
+    /// but a pause changes that: it is never left without an answer.
+    #[test]
+    fn a_client_that_closes_is_accepted_or_reset(
+        config in any_config(),
+        events in prop::collection::vec(event(), 0..200),
+        client in 0..CLIENTS,
+    ) {
+        let mut listener = Listener::new(config, CLIENTS, CLIENTS);
+        for event in &events {
+            listener.step(event);
+        }
+        let waits = listener.queue.iter().any(|&(parked, _)| parked == client);
+        let accepted = listener.accept_queue;
+        listener.step(&Event::Segment(client, SegmentKind::Fin));
+        if waits {
+            let resets = config.on_close == OnClose::Reset && config.parking == Parking::On;
+            let end = if resets { End::ClosedReset } else { End::Fin };
+            prop_assert_eq!(listener.fates[client], Some(Fate::Ended(end, listener.now)));
+            prop_assert_eq!(listener.accept_queue, accepted + usize::from(!resets));
+        }
     }
 
     /// A pause parks no client, and ends none but by its own doing: all that are parked are
@@ -638,6 +676,7 @@ fn at_the_limit_the_oldest_is_evicted_if_possible() {
             max_parked: 3,
             on_timeout,
             parking: Parking::On,
+            on_close: OnClose::Accept,
         };
         on_park(&config, parked, namespace_full, || accept_queue_full)
     };
@@ -750,6 +789,11 @@ fn numbers_mean_what_the_header_says() {
         assert_eq!(parking.number(), number as u32);
     }
     assert_eq!(Parking::from_number(2), None);
+    for (number, on_close) in [OnClose::Accept, OnClose::Reset].into_iter().enumerate() {
+        assert_eq!(OnClose::from_number(number as u32), Some(on_close));
+        assert_eq!(on_close.number(), number as u32);
+    }
+    assert_eq!(OnClose::from_number(2), None);
 }
 
 #[test]

@@ -88,13 +88,16 @@ fn any_config() -> impl Strategy<Value = Config> {
         OnTimeout::Drop,
     ]);
     let paused = prop::bool::weighted(0.2);
-    let all = (timeout, max_parked, on_timeout, paused);
-    all.prop_map(|(timeout, max_parked, on_timeout, paused)| Config {
-        timeout,
-        max_parked,
-        on_timeout,
-        paused,
-    })
+    let all = (timeout, max_parked, on_timeout, paused, any::<bool>());
+    all.prop_map(
+        |(timeout, max_parked, on_timeout, paused, resets_on_close)| Config {
+            timeout,
+            max_parked,
+            on_timeout,
+            paused,
+            resets_on_close,
+        },
+    )
 }
 
 fn any_move(accepts: u32) -> impl Strategy<Value = Move> {

@@ -298,7 +298,11 @@ impl fmt::Display for Config {
             most => write!(f, ", at most {most} parked")?,
         }
         write!(f, ", then {:?}", self.on_timeout)?;
-        f.write_str(if self.paused { ", paused" } else { "" })
+        f.write_str(if self.paused { ", paused" } else { "" })?;
+        f.write_str(match self.resets_on_close {
+            true => ", resets at a FIN",
+            false => "",
+        })
     }
 }
 

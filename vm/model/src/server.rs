@@ -46,6 +46,8 @@ pub struct Config {
     pub on_timeout: OnTimeout,
     /// Whether no client is parked, and those that are parked are accepted.
     pub paused: bool,
+    /// Whether a client that closes without a byte gets an RST; otherwise the server accepts it.
+    pub resets_on_close: bool,
 }
 
 /// What a client sends. Sequence numbers are those of its first byte unless noted.
@@ -112,6 +114,8 @@ pub struct Counts {
     pub bypass_accept_queue_full: u64,
     pub released_paused: u64,
     pub bypass_paused: u64,
+    pub closed_reset: u64,
+    pub closed_reset_unparked: u64,
 }
 
 impl Counts {
@@ -126,6 +130,7 @@ impl Counts {
             + self.evicted
             + self.aborted
             + self.released_paused
+            + self.closed_reset
     }
 }
 
@@ -146,6 +151,8 @@ impl fmt::Display for Counts {
             ("bypass_accept_queue_full", self.bypass_accept_queue_full),
             ("released_paused", self.released_paused),
             ("bypass_paused", self.bypass_paused),
+            ("closed_reset", self.closed_reset),
+            ("closed_reset_unparked", self.closed_reset_unparked),
         ];
         let mut separator = "";
         for (name, count) in counts.into_iter().filter(|(_, count)| *count != 0) {
@@ -492,6 +499,9 @@ impl Server {
             }
             Segment::Ack => self.acknowledge(client),
             Segment::Data | Segment::DataFin => self.receive_data(client, false),
+            Segment::Fin if self.config.resets_on_close && !self.config.paused => {
+                self.reset_closed(client);
+            }
             Segment::Fin => self.receive_data(client, true),
             Segment::Rst => self.abort(client),
             Segment::SynInWindow => {
@@ -583,6 +593,18 @@ impl Server {
                 self.counts.released_data += 1;
             }
         }
+    }
+
+    /// Resets a client that has closed its side without a byte.
+    fn reset_closed(&mut self, client: usize) {
+        if let State::Parked(_) = self.clients[client].state {
+            self.parked.retain(|it| *it != client);
+            self.counts.closed_reset += 1;
+        } else {
+            self.counts.closed_reset_unparked += 1;
+        }
+        self.clients[client].state = State::Gone;
+        self.send(client, Sent::Reset);
     }
 
     /// Makes a connection of a request, if the accept queue has room.

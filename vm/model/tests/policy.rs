@@ -9,8 +9,9 @@ use accf_model::history::{histories, History, CLIENTS};
 use accf_model::script::{in_millis, Action, Cue, Director, Pace, Script};
 use accf_model::server::{self, Counts, Seen};
 use accf_policy::{
-    on_park, on_segment, timer_action, Action as Ruling, Admission, Bypass, Config, Dataready, End,
-    Expiry, Filter, Nanos, OnTimeout, Parking, Phase, SegmentKind, Stats, Timeout, TimerAction,
+    on_fin, on_park, on_segment, timer_action, Action as Ruling, Admission, Bypass, Config,
+    Dataready, End, Expiry, Filter, Nanos, OnClose, OnTimeout, Parking, Phase, SegmentKind, Stats,
+    Timeout, TimerAction,
 };
 use proptest::prelude::*;
 
@@ -63,6 +64,10 @@ fn config_of(config: server::Config) -> Config {
         parking: match config.paused {
             true => Parking::Paused,
             false => Parking::On,
+        },
+        on_close: match config.resets_on_close {
+            true => OnClose::Reset,
+            false => OnClose::Accept,
         },
     }
 }
@@ -214,6 +219,15 @@ impl Listener {
             _ if !is_known => {}
             Sent::Ack => self.acknowledge(client, SegmentKind::BareAck),
             Sent::Data | Sent::DataFin => self.acknowledge(client, SegmentKind::Data),
+            Sent::Fin if on_fin(&self.config) == OnClose::Reset => {
+                if self.states[client] == State::Parked {
+                    self.unpark(client, End::ClosedReset);
+                } else {
+                    self.stats.closed_reset_unparked += 1;
+                }
+                self.states[client] = State::Gone;
+                self.resets[client] += 1;
+            }
             Sent::Fin => self.acknowledge(client, SegmentKind::Fin),
             Sent::Rst | Sent::SynInWindow => self.abort(client),
             // TCP handles it without the policy.
@@ -259,6 +273,8 @@ impl Listener {
             bypass_accept_queue_full: self.stats.bypassed(Bypass::AcceptQueueFull),
             released_paused: self.stats.ended(End::Paused),
             bypass_paused: self.stats.bypassed(Bypass::Paused),
+            closed_reset: self.stats.ended(End::ClosedReset),
+            closed_reset_unparked: self.stats.closed_reset_unparked,
         }
     }
 

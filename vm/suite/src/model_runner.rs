@@ -16,7 +16,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use accf_kit::clock::Stamp;
-use accf_kit::control::{self, settings, Config, OnTimeout, State, Stats};
+use accf_kit::control::{self, settings, Config, OnClose, OnTimeout, State, Stats};
 use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::segment::{Flags, Segment, Timestamps};
@@ -519,6 +519,8 @@ impl Run {
         as_expected.bypass_accept_queue_full = expected.bypass_accept_queue_full;
         as_expected.released_paused = expected.released_paused;
         as_expected.bypass_paused = expected.bypass_paused;
+        as_expected.closed_reset = expected.closed_reset;
+        as_expected.closed_reset_unparked = expected.closed_reset_unparked;
         as_expected.half_open_young = expected.half_open_young as i64;
         // A few parked ones are still half open for the kernel.
         let spare = processors()
@@ -555,5 +557,13 @@ fn kit_config(config: server::Config) -> Config {
         true => State::Paused,
         false => State::Parking,
     };
-    Config { state, ..kit }
+    let on_close = match config.resets_on_close {
+        true => OnClose::Reset,
+        false => OnClose::Accept,
+    };
+    Config {
+        state,
+        on_close,
+        ..kit
+    }
 }

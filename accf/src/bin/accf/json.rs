@@ -50,6 +50,8 @@ struct ConfigView {
     on_timeout: String,
     /// A word, or the number of a state that this program does not know.
     state: String,
+    /// A word, or the number of an action that this program does not know.
+    on_close: String,
 }
 
 /// The statistics of a listener.
@@ -78,6 +80,8 @@ struct StatsView {
     bypass_other: u64,
     released_paused: u64,
     bypass_paused: u64,
+    closed_reset: u64,
+    closed_reset_unparked: u64,
     /// The buckets of `wait_log2` with their bounds.
     waits: Vec<WaitView>,
 }
@@ -122,6 +126,7 @@ fn config(config: &Config) -> ConfigView {
         max_parked: config.max_parked.map_or(0, |max| max.get()),
         on_timeout: config.on_timeout.to_string(),
         state: config.state.to_string(),
+        on_close: config.on_close.to_string(),
     }
 }
 
@@ -150,6 +155,8 @@ fn stats(stats: &Stats) -> StatsView {
         bypass_other: stats.bypass_other,
         released_paused: stats.released_paused,
         bypass_paused: stats.bypass_paused,
+        closed_reset: stats.closed_reset,
+        closed_reset_unparked: stats.closed_reset_unparked,
         waits: stats
             .waits()
             .map(|bucket| WaitView {
@@ -203,6 +210,7 @@ mod tests {
         assert_eq!(busy["config"]["max_parked"], 2000);
         assert_eq!(busy["config"]["on_timeout"], "reset");
         assert_eq!(busy["config"]["state"], "parking");
+        assert_eq!(busy["config"]["on_close"], "reset");
         let unused = read(&sample::unused());
         assert_eq!(unused["config"]["timeout_ms"], 0);
         assert_eq!(unused["config"]["max_parked"], 0);

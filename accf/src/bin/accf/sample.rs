@@ -4,7 +4,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use accf::{Listener, OnTimeout, State, DATAREADY};
+use accf::{Listener, OnClose, OnTimeout, State, DATAREADY};
 
 /// Returns a listener with the default settings that no client has connected to.
 pub(crate) fn unused() -> Listener {
@@ -32,6 +32,7 @@ pub(crate) fn busy() -> Listener {
     listener.config.timeout = Some(Duration::from_millis(1500));
     listener.config.max_parked = NonZeroU32::new(2000);
     listener.config.on_timeout = OnTimeout::Reset;
+    listener.config.on_close = OnClose::Reset;
     let stats = &mut listener.stats;
     stats.parked = 12;
     stats.half_open = 3;
@@ -45,6 +46,7 @@ pub(crate) fn busy() -> Listener {
     stats.aborted = 9;
     stats.fallback = 10;
     stats.released_paused = 11;
+    stats.closed_reset = 13;
     stats.parked_total = stats.accounted();
     stats.synack_suppressed = 90;
     stats.bypass_syncookie = 21;
@@ -56,6 +58,7 @@ pub(crate) fn busy() -> Listener {
     stats.bypass_signed = 27;
     stats.bypass_other = 28;
     stats.bypass_paused = 29;
+    stats.closed_reset_unparked = 3;
     stats.wait_log2[0] = 100;
     stats.wait_log2[1] = 1_000;
     stats.wait_log2[3] = 7;

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use accf::{Listener, OnTimeout, State, Stats, WaitBucket};
+use accf::{Listener, OnClose, OnTimeout, State, Stats, WaitBucket};
 
 use crate::text::{address, max_parked, number, rough, timeout};
 
@@ -71,6 +71,21 @@ fn page(listener: &Listener) -> String {
             ),
         },
     );
+    match config.on_close {
+        OnClose::Accept => {}
+        OnClose::Reset => line(
+            &mut text,
+            "closed unused",
+            "a client that closes without a byte is reset",
+        ),
+        OnClose::Other(other) => line(
+            &mut text,
+            "closed unused",
+            &format!(
+                "on_close {other}, which this program does not know: it is older than the module"
+            ),
+        ),
+    }
     line(
         &mut text,
         "accept queue",
@@ -172,6 +187,12 @@ fn counters(stats: &Stats) -> String {
                     1,
                     "accepted because parking was paused",
                     stats.released_paused.into(),
+                ),
+                (1, "closed without a byte, reset", stats.closed_reset.into()),
+                (
+                    0,
+                    "closed without a byte before they were parked, reset",
+                    stats.closed_reset_unparked.into(),
                 ),
             ],
         ),
@@ -294,6 +315,7 @@ mod tests {
 [::]:8080  dataready  (uid 1000, socket 4711)
   timeout           1.5 s, then the client is reset
   may be parked     2,000; one more evicts the oldest: it is reset
+  closed unused     a client that closes without a byte is reset
   accept queue      2 of 4,096
 
   now
@@ -301,7 +323,7 @@ mod tests {
     half open: count against the SYN backlog                               3
       of them, SYN-ACK sent once                                           1
   since the filter was attached
-    parked                                                             1,337
+    parked                                                             1,350
       accepted when data came                                          1,100
       accepted when the client closed                                      7
       silent until the deadline, accepted                                 50
@@ -311,6 +333,8 @@ mod tests {
       ended by the client, ICMP or the administrator                       9
       fell back to plain TCP                                              10
       accepted because parking was paused                                 11
+      closed without a byte, reset                                        13
+    closed without a byte before they were parked, reset                   3
   not parked, as on a plain listener, because
     the SYN was answered with a syncookie                                 21
     the SYN carried TCP Fast Open                                         22

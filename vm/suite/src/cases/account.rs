@@ -187,6 +187,8 @@ fn only_grown(before: &Stats, after: &Stats) -> Result<()> {
             stats.fallback,
             stats.synack_suppressed,
             stats.released_paused,
+            stats.closed_reset,
+            stats.closed_reset_unparked,
         ]
     };
     ensure!(

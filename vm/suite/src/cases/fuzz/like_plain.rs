@@ -126,6 +126,7 @@ const HOLD: control::Config = control::Config {
     max_parked: None,
     on_timeout: OnTimeout::Accept,
     state: control::State::Parking,
+    on_close: control::OnClose::Accept,
 };
 
 impl Fuzzer<'_> {

@@ -27,11 +27,11 @@ use crate::case::{case, expect_eq, once, Context};
 use crate::fuzz::{self, bytes, special, Fed};
 
 /// The size of `struct accf_config`.
-const CONFIG: usize = 16;
+const CONFIG: usize = 20;
 /// Its size in programs that do not know the field `state`.
 const CONFIG_WITHOUT_STATE: usize = 12;
 /// The size of `struct accf_stats`.
-const STATS: usize = 8 * (23 + 32);
+const STATS: usize = 8 * (25 + 32);
 /// The most bytes that `setsockopt()` takes.
 const PAGE: usize = 4096;
 /// The defaults of the module's parameters.
@@ -40,6 +40,7 @@ const DEFAULTS: Config = Config {
     max_parked: 16_384,
     on_timeout: 0,
     state: 0,
+    on_close: 0,
 };
 
 const _: () = assert!(size_of::<accf_config>() == CONFIG && size_of::<accf_stats>() == STATS);
@@ -51,6 +52,7 @@ struct Config {
     max_parked: u32,
     on_timeout: u32,
     state: u32,
+    on_close: u32,
 }
 
 impl Config {
@@ -60,6 +62,7 @@ impl Config {
             self.max_parked,
             self.on_timeout,
             self.state,
+            self.on_close,
         ]
         .into_iter()
         .flat_map(u32::to_ne_bytes)
@@ -401,6 +404,11 @@ impl Subject {
             } else {
                 rng.u32(..2)
             },
+            on_close: if rng.u8(..6) == 0 {
+                special(rng)
+            } else {
+                rng.u32(..2)
+            },
         };
         let mut value = config.bytes();
         match rng.u8(..6) {
@@ -627,9 +635,10 @@ impl Subject {
             max_parked: word(1),
             on_timeout: word(2),
             state: word(3),
+            on_close: word(4),
         };
         let whole = given.len() >= length.min(CONFIG);
-        if whole && (asked.on_timeout > 2 || asked.state > 1) {
+        if whole && (asked.on_timeout > 2 || asked.state > 1 || asked.on_close > 1) {
             reasons.push(Errno::EINVAL);
         }
         if whole && asked.max_parked > DEFAULTS.max_parked && !self.privileged {
