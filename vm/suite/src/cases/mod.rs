@@ -18,6 +18,7 @@ mod defer;
 mod evict;
 mod fault;
 mod field_pause;
+mod field_probe;
 mod fuzz;
 mod hold;
 mod ktls;
