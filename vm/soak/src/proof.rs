@@ -195,7 +195,7 @@ const EVENTS: [&str; 14] = [
 ];
 
 /// The counts of the module that cannot be zero if all kinds of clients met all kinds of listeners.
-const COUNTERS: [&str; 9] = [
+const COUNTERS: [&str; 10] = [
     "parked_total",
     "released_data",
     "released_fin",
@@ -205,6 +205,7 @@ const COUNTERS: [&str; 9] = [
     "evicted",
     "aborted",
     "released_paused",
+    "closed_reset",
 ];
 
 /// Proves that everything that was to happen has happened.
