@@ -175,6 +175,11 @@ impl Listener {
             return;
         }
         inject::accept(&request, &expired.parked, bh, rcu);
+        // If TCP_DEFER_ACCEPT was set and no SYN has come since, TCP has dropped the rebuilt ACK.
+        let was_deferred = self.has_defer_accept();
+        if was_deferred {
+            self.take_over_defer_accept();
+        }
 
         // Usually the connection was made, and the request is not parked any more. Or another CPU
         // has just made it, or has seen a reset, and the request is out of the table.
@@ -182,8 +187,10 @@ impl Listener {
         if !self.has_parked(&request) || !request.is_hashed() {
             return;
         }
-        if self.listen_sock().accept_queue_is_full() || !expired.parked.set_refused() {
-            // The request waits for room. Or there was no room until a moment ago.
+        let waits = was_deferred || self.listen_sock().accept_queue_is_full();
+        if waits || !expired.parked.set_refused() {
+            // The request waits for its new deadline, or for room. Or there was no room until a
+            // moment ago.
             queue.set_expired(&expired.parked, None);
             self.schedule(&mut queue, now());
         } else {
