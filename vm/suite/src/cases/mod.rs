@@ -17,6 +17,7 @@ mod deadline;
 mod defer;
 mod evict;
 mod fault;
+mod field_defer_off;
 mod field_pause;
 mod field_probe;
 mod fuzz;
