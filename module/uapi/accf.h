@@ -138,7 +138,8 @@ enum accf_on_close {
  *		the client's bare ACK. 0: until the client sends. If the
  *		application sets TCP_DEFER_ACCEPT, the module moves its value
  *		here, as the kernel rounded it up: to 1, 3, 7, 15, 31, 63 …
- *		seconds. TCP_DEFER_ACCEPT itself then reads 0.
+ *		seconds. TCP_DEFER_ACCEPT itself then reads 0, and setting it
+ *		to 0 again changes nothing.
  * @max_parked: How many connections may be parked at once. One more evicts the
  *		oldest: @on_timeout is applied to it before its deadline.
  *		0: the module's default, which getsockopt() then returns.
