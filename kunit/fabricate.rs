@@ -38,7 +38,9 @@ use crate::{
     policy::{
         Config,
         Filter,
+        OnClose,
         OnTimeout,
+        Parking,
         Phase,
         Stats,
         Timeout,
@@ -63,6 +65,8 @@ pub(crate) const DEFAULTS: Defaults = Defaults {
         timeout: Timeout::Never,
         max_parked: 1000,
         on_timeout: OnTimeout::Accept,
+        parking: Parking::On,
+        on_close: OnClose::Accept,
     },
     namespace_limit: 0,
 };
@@ -230,7 +234,7 @@ impl TestListener {
         // SAFETY: The socket is alive as long as `self`. If it has a filter, that was attached by
         // `callbacks::ulp::init()`.
         let listener = unsafe { Listener::of(self.listen_sock(), &bh) }.ok_or(ENOENT)?;
-        listener.set_config(&bh, config);
+        listener.set_config(&bh, config.into());
         Ok(())
     }
 

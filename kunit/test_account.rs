@@ -21,6 +21,7 @@ mod tests {
             Bypass,
             Config,
             End,
+            Parking,
             Timeout, //
         }, //
     };
@@ -71,6 +72,35 @@ mod tests {
         drop(requests);
         assert!(listener.half_open() == 0);
         assert!(listener.young() == 0);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn a_paused_listener_parks_nothing() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let requests = requests(&listener, 2)?;
+        let set = |parking| {
+            listener.set_config(Config {
+                parking,
+                ..DEFAULTS.config
+            })
+        };
+        set(Parking::Paused)?;
+        assert!(!requests[0].park(1)?);
+        let stats = listener.stats()?;
+        assert!(stats.parked_total == 0);
+        assert!(stats.bypassed(Bypass::Paused) == 1);
+        // What was counted for it is undone.
+        assert!(listener.half_open() == 2);
+        assert!(listener.young() == 2);
+        set(Parking::On)?;
+        assert!(requests[1].park(1)?);
+        requests[1].complete()?;
+        assert!(listener.stats()?.bypassed(Bypass::Paused) == 1);
+        drop(requests);
         drop(listener);
         drop(registration);
         Ok(())

@@ -20,7 +20,9 @@ use net::{
 use policy::{
     Config,
     Dataready,
+    OnClose,
     OnTimeout,
+    Parking,
     Timeout, //
 };
 
@@ -90,6 +92,8 @@ fn defaults() -> Result<Defaults> {
             timeout: Timeout::from_millis(module_parameters::timeout_ms.value()),
             max_parked,
             on_timeout,
+            parking: Parking::On,
+            on_close: OnClose::Accept,
         },
         namespace_limit: module_parameters::max_parked_netns.value(),
     })

@@ -25,6 +25,16 @@ pub const ACCF_ON_TIMEOUT_RESET: u32 = 1;
 /// A connection that is silent until the deadline is dropped without a reply.
 pub const ACCF_ON_TIMEOUT_DROP: u32 = 2;
 
+/// The listener parks connections.
+pub const ACCF_STATE_PARKING: u32 = 0;
+/// The listener parks none, and hands over those that are parked.
+pub const ACCF_STATE_PAUSED: u32 = 1;
+
+/// The server accepts a connection whose client closes its side without a byte.
+pub const ACCF_ON_CLOSE_ACCEPT: u32 = 0;
+/// A client that closes its side without a byte gets an RST.
+pub const ACCF_ON_CLOSE_RESET: u32 = 1;
+
 /// The number of buckets of [`accf_stats::wait_log2`].
 pub const ACCF_WAIT_BUCKETS: usize = 32;
 
@@ -46,6 +56,8 @@ pub struct accf_config {
     pub timeout_ms: u32,
     pub max_parked: u32,
     pub on_timeout: u32,
+    pub state: u32,
+    pub on_close: u32,
 }
 
 /// `struct accf_stats`.
@@ -75,6 +87,10 @@ pub struct accf_stats {
     pub bypass_signed: u64,
     pub bypass_other: u64,
     pub wait_log2: [u64; ACCF_WAIT_BUCKETS],
+    pub released_paused: u64,
+    pub bypass_paused: u64,
+    pub closed_reset: u64,
+    pub closed_reset_unparked: u64,
 }
 
 /// Decodes a structure that a module wrote. The module may be older or newer than this crate.
@@ -90,11 +106,13 @@ pub fn decode<T: FromBytes + IntoBytes>(bytes: &[u8]) -> T {
 mod tests {
     use super::*;
 
-    /// A structure with three different numbers.
+    /// A structure with different numbers.
     const CONFIG: accf_config = accf_config {
         timeout_ms: 1,
         max_parked: 2,
         on_timeout: 3,
+        state: 4,
+        on_close: 5,
     };
 
     #[test]

@@ -6,7 +6,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::abi::{
-    accf_config, ACCF_ON_TIMEOUT_ACCEPT, ACCF_ON_TIMEOUT_DROP, ACCF_ON_TIMEOUT_RESET,
+    accf_config, ACCF_ON_CLOSE_ACCEPT, ACCF_ON_CLOSE_RESET, ACCF_ON_TIMEOUT_ACCEPT,
+    ACCF_ON_TIMEOUT_DROP, ACCF_ON_TIMEOUT_RESET, ACCF_STATE_PARKING, ACCF_STATE_PAUSED,
 };
 use crate::Error;
 
@@ -35,6 +36,10 @@ pub struct Config {
     pub max_parked: Option<NonZeroU32>,
     /// What happens to a connection that is silent until its deadline, or that is evicted.
     pub on_timeout: OnTimeout,
+    /// Whether connections are parked.
+    pub state: State,
+    /// What happens to a connection whose client closes its side without having sent a byte.
+    pub on_close: OnClose,
 }
 
 /// What happens to a connection that is silent until its deadline, or that is evicted.
@@ -51,6 +56,34 @@ pub enum OnTimeout {
     Other(u32),
 }
 
+/// What happens to a connection whose client closes its side without having sent a byte, as health
+/// checks do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnClose {
+    /// The server accepts the connection, and reads the end of the stream.
+    #[default]
+    Accept,
+    /// The client's FIN is answered with an RST, and the server does not see the connection. A
+    /// client that has closed its socket does not notice; one that has only shut down its sending
+    /// side reads `ECONNRESET` instead of the end of the stream.
+    Reset,
+    /// The number of an action that this crate does not know, but a newer module does.
+    Other(u32),
+}
+
+/// Whether a listener parks connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    /// It does.
+    #[default]
+    Parking,
+    /// It does not: `accept()` returns new connections as on a listener without a filter. The
+    /// connections that are parked are accepted, the oldest first, whatever `on_timeout` says.
+    Paused,
+    /// The number of a state that this crate does not know, but a newer module does.
+    Other(u32),
+}
+
 impl Config {
     /// Converts the settings that a module returned.
     pub(crate) fn from_abi(raw: &accf_config) -> Self {
@@ -59,6 +92,8 @@ impl Config {
             timeout: timeout.map(|ms| Duration::from_millis(ms.get().into())),
             max_parked: NonZeroU32::new(raw.max_parked),
             on_timeout: OnTimeout::from_abi(raw.on_timeout),
+            state: State::from_abi(raw.state),
+            on_close: OnClose::from_abi(raw.on_close),
         }
     }
 
@@ -68,6 +103,8 @@ impl Config {
             timeout_ms: self.timeout.map_or(Ok(0), milliseconds)?,
             max_parked: self.max_parked.map_or(0, NonZeroU32::get),
             on_timeout: self.on_timeout.to_abi(),
+            state: self.state.to_abi(),
+            on_close: self.on_close.to_abi(),
         })
     }
 }
@@ -102,6 +139,66 @@ impl OnTimeout {
     }
 }
 
+impl State {
+    /// Converts a module's number.
+    fn from_abi(raw: u32) -> Self {
+        match raw {
+            ACCF_STATE_PARKING => Self::Parking,
+            ACCF_STATE_PAUSED => Self::Paused,
+            other => Self::Other(other),
+        }
+    }
+
+    /// Returns the number that the module knows this by.
+    fn to_abi(self) -> u32 {
+        match self {
+            Self::Parking => ACCF_STATE_PARKING,
+            Self::Paused => ACCF_STATE_PAUSED,
+            Self::Other(other) => other,
+        }
+    }
+}
+
+impl OnClose {
+    /// Converts a module's number.
+    fn from_abi(raw: u32) -> Self {
+        match raw {
+            ACCF_ON_CLOSE_ACCEPT => Self::Accept,
+            ACCF_ON_CLOSE_RESET => Self::Reset,
+            other => Self::Other(other),
+        }
+    }
+
+    /// Returns the number that the module knows this by.
+    fn to_abi(self) -> u32 {
+        match self {
+            Self::Accept => ACCF_ON_CLOSE_ACCEPT,
+            Self::Reset => ACCF_ON_CLOSE_RESET,
+            Self::Other(other) => other,
+        }
+    }
+}
+
+impl fmt::Display for OnClose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Accept => f.pad("accept"),
+            Self::Reset => f.pad("reset"),
+            Self::Other(other) => f.pad(&other.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Parking => f.pad("parking"),
+            Self::Paused => f.pad("paused"),
+            Self::Other(other) => f.pad(&other.to_string()),
+        }
+    }
+}
+
 impl fmt::Display for OnTimeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -119,16 +216,18 @@ mod tests {
 
     #[test]
     fn settings_round_trip() {
-        for on_timeout in [
-            OnTimeout::Accept,
-            OnTimeout::Reset,
-            OnTimeout::Drop,
-            OnTimeout::Other(17),
+        for (on_timeout, state, on_close) in [
+            (OnTimeout::Accept, State::Parking, OnClose::Accept),
+            (OnTimeout::Reset, State::Paused, OnClose::Reset),
+            (OnTimeout::Drop, State::Other(5), OnClose::Other(6)),
+            (OnTimeout::Other(17), State::Parking, OnClose::Accept),
         ] {
             let config = Config {
                 timeout: Some(Duration::from_millis(1500)),
                 max_parked: NonZeroU32::new(7),
                 on_timeout,
+                state,
+                on_close,
             };
             assert_eq!(Config::from_abi(&config.to_abi().unwrap()), config);
         }

@@ -48,7 +48,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use zerocopy::IntoBytes;
 
-pub use crate::config::{Config, OnTimeout};
+pub use crate::config::{Config, OnClose, OnTimeout, State};
 pub use crate::error::Error;
 pub use crate::listeners::{listeners, listeners_on, Listener};
 pub use crate::module::module_pinned;
@@ -147,7 +147,8 @@ pub fn config(socket: impl AsFd) -> Result<Config, Error> {
 ///
 /// * [`Error::NoFilter`] (`ENOPROTOOPT`): the socket has no filter.
 /// * [`Error::TimeoutOutOfRange`]: the timeout is zero, or more than 2^32 - 1 ms.
-/// * [`Error::InvalidSetting`] (`EINVAL`): the module does not know this `on_timeout`.
+/// * [`Error::InvalidSetting`] (`EINVAL`): the module does not know this `on_timeout`, `state` or
+///   `on_close`.
 /// * [`Error::TooManyParked`] (`EPERM`): `max_parked` is above the module's default, and the caller
 ///   lacks `CAP_NET_ADMIN`.
 /// * [`Error::ModuleTooOld`] (`E2BIG`), [`Error::Os`].
@@ -160,6 +161,38 @@ pub fn set_config(socket: impl AsFd, config: &Config) -> Result<(), Error> {
         raw.as_bytes(),
     )
     .map_err(|error| Error::option("change the accept filter's settings", error))
+}
+
+/// Stops parking at a listener, until [`resume()`]: sets [`Config::state`] to [`State::Paused`], and
+/// no other setting.
+///
+/// `accept()` then returns new connections as on a listener without a filter, and those that are
+/// parked, the oldest first.
+///
+/// # Errors
+///
+/// Those of [`config()`] and [`set_config()`]. [`Error::ModuleTooOld`] (`E2BIG`): the module cannot
+/// pause.
+pub fn pause(socket: impl AsFd) -> Result<(), Error> {
+    set_state(socket.as_fd(), State::Paused)
+}
+
+/// Parks connections again at a listener that [`pause()`] has stopped.
+///
+/// # Errors
+///
+/// Those of [`config()`] and [`set_config()`].
+pub fn resume(socket: impl AsFd) -> Result<(), Error> {
+    set_state(socket.as_fd(), State::Parking)
+}
+
+/// Changes the state and keeps the other settings.
+fn set_state(socket: BorrowedFd<'_>, state: State) -> Result<(), Error> {
+    let config = Config {
+        state,
+        ..config(socket)?
+    };
+    set_config(socket, &config)
 }
 
 /// Returns the statistics of a socket's filter: `getsockopt(SOL_ACCF, ACCF_STATS)`.

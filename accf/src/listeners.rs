@@ -320,6 +320,8 @@ mod tests {
             timeout_ms: 1500,
             max_parked: 0,
             on_timeout: 1,
+            state: 0,
+            on_close: 0,
         };
         let stats = accf_stats {
             parked: 5,

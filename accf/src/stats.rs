@@ -80,6 +80,16 @@ pub struct Stats {
     /// A histogram of the time from a client's bare ACK to its first byte or FIN. Its sum is
     /// `released_data + released_fin`. [`waits`](Self::waits) returns the bounds.
     pub wait_log2: [u64; WAIT_BUCKETS],
+
+    /// Parked, then accepted because parking was paused ([`State`](crate::State)).
+    pub released_paused: u64,
+    /// Not parked: parking is paused.
+    pub bypass_paused: u64,
+    /// Parked, then reset because the client closed its side without a byte
+    /// ([`OnClose`](crate::OnClose)).
+    pub closed_reset: u64,
+    /// The same for a connection that was not parked, because its FIN came before its bare ACK.
+    pub closed_reset_unparked: u64,
 }
 
 /// A bucket of the histogram of waits: `from <= wait < to`.
@@ -148,6 +158,8 @@ impl Stats {
             self.evicted,
             self.aborted,
             self.fallback,
+            self.released_paused,
+            self.closed_reset,
         ]
         .iter()
         .fold(0, |sum, count| sum.wrapping_add(*count))
@@ -164,6 +176,7 @@ impl Stats {
             self.bypass_namespace_limit,
             self.bypass_signed,
             self.bypass_other,
+            self.bypass_paused,
         ]
         .iter()
         .fold(0, |sum, count| sum.wrapping_add(*count))
@@ -195,6 +208,10 @@ impl Stats {
             bypass_signed,
             bypass_other,
             wait_log2,
+            released_paused,
+            bypass_paused,
+            closed_reset,
+            closed_reset_unparked,
         } = *raw;
         Self {
             parked,
@@ -219,6 +236,10 @@ impl Stats {
             bypass_signed,
             bypass_other,
             wait_log2,
+            released_paused,
+            bypass_paused,
+            closed_reset,
+            closed_reset_unparked,
         }
     }
 }
@@ -275,10 +296,10 @@ mod tests {
         let raw: accf_stats = crate::abi::decode(&bytes);
         assert_eq!(raw.as_bytes(), bytes);
         let stats = Stats::from_abi(&raw);
-        assert_eq!(stats.accounted(), 9);
-        assert_eq!(stats.bypassed(), 8);
-        // half_open, half_open_young, parked_total, synack_suppressed
-        let others = 4 + WAIT_BUCKETS;
-        assert_eq!(words, 9 + 8 + others);
+        assert_eq!(stats.accounted(), 11);
+        assert_eq!(stats.bypassed(), 9);
+        // half_open, half_open_young, parked_total, synack_suppressed, closed_reset_unparked
+        let others = 5 + WAIT_BUCKETS;
+        assert_eq!(words, 11 + 9 + others);
     }
 }

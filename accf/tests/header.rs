@@ -42,7 +42,9 @@ fn ours() -> Vec<String> {
     let mut lines = layout!(accf_config {
         timeout_ms,
         max_parked,
-        on_timeout
+        on_timeout,
+        state,
+        on_close
     });
     lines.extend(layout!(accf_stats {
         parked,
@@ -67,6 +69,10 @@ fn ours() -> Vec<String> {
         bypass_signed,
         bypass_other,
         wait_log2,
+        released_paused,
+        bypass_paused,
+        closed_reset,
+        closed_reset_unparked,
     }));
     lines.extend(constants!(
         SOL_ACCF,
@@ -75,6 +81,10 @@ fn ours() -> Vec<String> {
         ACCF_ON_TIMEOUT_ACCEPT,
         ACCF_ON_TIMEOUT_RESET,
         ACCF_ON_TIMEOUT_DROP,
+        ACCF_ON_CLOSE_ACCEPT,
+        ACCF_ON_CLOSE_RESET,
+        ACCF_STATE_PARKING,
+        ACCF_STATE_PAUSED,
         ACCF_WAIT_BUCKETS,
         ACCF_ULP_INFO_CONFIG,
         ACCF_ULP_INFO_STATS,

@@ -81,6 +81,31 @@ pub(crate) fn reset(
     }
 }
 
+/// Answers `skb`, a segment of `request` that TCP is processing, with an RST (`send_reset` of TCP's
+/// `rsk_ops`), as `tcp_check_req()` does.
+///
+/// No lock may be held.
+///
+/// # Safety
+///
+/// TCP must have called `syn_recv_sock()` for the listener `sk`, with `skb` and `request`.
+pub(crate) unsafe fn reset_segment(
+    request: &RequestSock<'_>,
+    sk: *const bindings::sock,
+    skb: *mut sk_buff,
+    _bh: &BhDisabled<'_>,
+) {
+    // SAFETY: The operations of a request are valid and constant. The override has TCP's
+    // `send_reset`, too.
+    let Some(send_reset) = (unsafe { (*request.ops()).send_reset }) else {
+        return;
+    };
+    // SAFETY: The caller of `syn_recv_sock()` is `tcp_check_req()`, by the contract of this
+    // function, which calls `send_reset` with the same arguments. `_bh` proves that bottom halves
+    // are off, and so that the caller is an RCU reader.
+    unsafe { send_reset(sk, skb, bindings::sk_rst_reason_SK_RST_REASON_NOT_SPECIFIED) };
+}
+
 /// Returns the client's last bare ACK as the IP layer would hand it to TCP, without a route, or
 /// `None` if there is no memory. The caller owns it.
 fn last_ack(

@@ -217,6 +217,8 @@ impl_flags!(
         EchoesFirst = bit_u32(23),
         /// The first bare ACK said that the SYN-ACK came twice.
         HasDsack = bit_u32(24),
+        /// Parking is paused, and the request is handed over to the server.
+        Paused = bit_u32(28),
     }
 );
 
@@ -282,6 +284,8 @@ impl ParkedFlags {
             Some(Expiry::Timeout)
         } else if self.contains(ParkedFlag::Evicted) {
             Some(Expiry::Eviction)
+        } else if self.contains(ParkedFlag::Paused) {
+            Some(Expiry::Pause)
         } else if self.contains(ParkedFlag::Accept) {
             Some(Expiry::SynInWindow)
         } else {
@@ -407,6 +411,7 @@ impl ParkedRequest {
         unsafe {
             self.set(ParkedFlag::TimedOut, expiry == Some(Expiry::Timeout));
             self.set(ParkedFlag::Evicted, expiry == Some(Expiry::Eviction));
+            self.set(ParkedFlag::Paused, expiry == Some(Expiry::Pause));
             self.set(ParkedFlag::Accept, on_timeout == Some(OnTimeout::Accept));
         }
     }

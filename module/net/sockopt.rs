@@ -4,7 +4,10 @@
 //! `struct accf_stats` of `uapi/accf.h` and the types of the policy, and copies to and from user
 //! space.
 
-use core::mem::size_of;
+use core::mem::{
+    offset_of,
+    size_of, //
+};
 
 use kernel::{
     error::to_result,
@@ -24,7 +27,9 @@ use crate::policy::{
     Bypass,
     Config,
     End,
+    OnClose,
     OnTimeout,
+    Parking,
     Stats,
     Timeout,
     WAIT_BUCKETS, //
@@ -57,13 +62,13 @@ impl Name {
     }
 }
 
-// SAFETY: Three 32-bit numbers, without padding.
+// SAFETY: Five 32-bit numbers, without padding.
 unsafe impl AsBytes for accf_config {}
 // SAFETY: 64-bit numbers only, without padding.
 unsafe impl AsBytes for accf_stats {}
 
-const _: () = assert!(size_of::<accf_config>() == 12);
-const _: () = assert!(size_of::<accf_stats>() == (21 + WAIT_BUCKETS) * 8);
+const _: () = assert!(size_of::<accf_config>() == 20);
+const _: () = assert!(size_of::<accf_stats>() == (25 + WAIT_BUCKETS) * 8);
 const _: () = assert!(WAIT_BUCKETS == bindings::ACCF_WAIT_BUCKETS as usize);
 
 impl From<&Config> for accf_config {
@@ -72,6 +77,8 @@ impl From<&Config> for accf_config {
             timeout_ms: config.timeout.millis(),
             max_parked: config.max_parked,
             on_timeout: config.on_timeout.number(),
+            state: config.parking.number(),
+            on_close: config.on_close.number(),
         }
     }
 }
@@ -84,6 +91,8 @@ impl TryFrom<accf_config> for Config {
             timeout: Timeout::from_millis(config.timeout_ms),
             max_parked: config.max_parked,
             on_timeout: OnTimeout::from_number(config.on_timeout).ok_or(EINVAL)?,
+            parking: Parking::from_number(config.state).ok_or(EINVAL)?,
+            on_close: OnClose::from_number(config.on_close).ok_or(EINVAL)?,
         })
     }
 }
@@ -119,6 +128,27 @@ impl From<&ListenerInfo> for accf_stats {
             bypass_signed: stats.bypassed(Bypass::Signed),
             bypass_other: stats.bypassed(Bypass::Other),
             wait_log2: stats.wait_log2,
+            released_paused: stats.ended(End::Paused),
+            bypass_paused: stats.bypassed(Bypass::Paused),
+            closed_reset: stats.ended(End::ClosedReset),
+            closed_reset_unparked: stats.closed_reset_unparked,
+        }
+    }
+}
+
+/// The settings that the caller of `setsockopt()` asks for.
+pub(crate) struct ConfigChange {
+    /// The settings.
+    pub(crate) config: Config,
+    /// Whether the listener stays paused if it is, whatever `config` says.
+    pub(crate) keeps_parking: bool,
+}
+
+impl From<Config> for ConfigChange {
+    fn from(config: Config) -> Self {
+        Self {
+            config,
+            keeps_parking: false,
         }
     }
 }
@@ -129,7 +159,7 @@ impl From<&ListenerInfo> for accf_stats {
 ///
 /// `optval` must be valid for reads of `len` bytes if it points to kernel memory; a pointer to user
 /// space is checked.
-pub(crate) unsafe fn read_config(optval: bindings::sockptr_t, len: u32) -> Result<Config> {
+pub(crate) unsafe fn read_config(optval: bindings::sockptr_t, len: u32) -> Result<ConfigChange> {
     let len = len as usize;
     // Part of the first field makes no sense.
     if len < size_of::<u32>() {
@@ -151,7 +181,11 @@ pub(crate) unsafe fn read_config(optval: bindings::sockptr_t, len: u32) -> Resul
             len,
         )
     })?;
-    config.try_into()
+    Ok(ConfigChange {
+        config: config.try_into()?,
+        // A program that was built before the field existed must not end a pause by the way.
+        keeps_parking: len <= offset_of!(accf_config, state),
+    })
 }
 
 /// Answers `getsockopt()`: copies as much of `value` as there is room for, and writes the copied

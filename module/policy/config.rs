@@ -40,6 +40,62 @@ impl OnTimeout {
     }
 }
 
+/// Whether a listener parks connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parking {
+    /// It does.
+    On,
+    /// It parks none, and hands over to the server those that are parked.
+    Paused,
+}
+
+impl Parking {
+    /// Returns what the user's number means (`enum accf_state`).
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::On),
+            1 => Some(Self::Paused),
+            _ => None,
+        }
+    }
+
+    /// Returns the number that the user would give.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::On => 0,
+            Self::Paused => 1,
+        }
+    }
+}
+
+/// What becomes of a connection whose client closes its side without having sent a byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnClose {
+    /// The server accepts it, and reads the end of the stream.
+    Accept,
+    /// The client gets an RST.
+    Reset,
+}
+
+impl OnClose {
+    /// Returns what the user's number means (`enum accf_on_close`).
+    pub const fn from_number(number: u32) -> Option<Self> {
+        match number {
+            0 => Some(Self::Accept),
+            1 => Some(Self::Reset),
+            _ => None,
+        }
+    }
+
+    /// Returns the number that the user would give.
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Accept => 0,
+            Self::Reset => 1,
+        }
+    }
+}
+
 /// What a listener was asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -49,6 +105,19 @@ pub struct Config {
     pub max_parked: u32,
     /// What becomes of a connection that is still silent then, or that is evicted.
     pub on_timeout: OnTimeout,
+    /// Whether connections are parked at all.
+    pub parking: Parking,
+    /// What becomes of a connection whose client closes without a byte.
+    pub on_close: OnClose,
+}
+
+/// Decides what becomes of a connection whose client has closed its side without a byte: a listener
+/// that is paused accepts it, as a plain one does.
+pub const fn on_fin(config: &Config) -> OnClose {
+    match config.parking {
+        Parking::On => config.on_close,
+        Parking::Paused => OnClose::Accept,
+    }
 }
 
 /// What to do with a connection that the filter wants parked.
@@ -76,6 +145,9 @@ pub fn on_park(
     namespace_full: bool,
     accept_queue_full: impl Fn() -> bool,
 ) -> Admission {
+    if config.parking == Parking::Paused {
+        return Admission::Refuse(Bypass::Paused);
+    }
     let accepts = config.on_timeout == OnTimeout::Accept;
     if parked >= u64::from(config.max_parked) {
         if accepts && accept_queue_full() {

@@ -7,7 +7,8 @@ use core::num::NonZeroU8;
 
 use super::{
     Config,
-    OnTimeout, //
+    OnTimeout,
+    Parking, //
 };
 
 /// A point on the monotonic clock, or a span of it, in nanoseconds.
@@ -119,6 +120,19 @@ pub enum Expiry {
     Eviction,
     /// A SYN inside of its window came: TCP makes the connection at once, which answers the SYN.
     SynInWindow,
+    /// Parking is paused.
+    Pause,
+}
+
+impl Expiry {
+    /// Returns what becomes of a request that has expired for this reason at a listener with this
+    /// configuration: a pause ends no connection, nor does a SYN.
+    pub const fn outcome(self, config: &Config) -> OnTimeout {
+        match self {
+            Self::Timeout | Self::Eviction => config.on_timeout,
+            Self::Pause | Self::SynInWindow => OnTimeout::Accept,
+        }
+    }
 }
 
 /// What a listener's timer must do.
@@ -151,12 +165,13 @@ pub fn timer_action(
         return TimerAction::Idle;
     };
     let expiry = match config.timeout.deadline(parked_at) {
+        _ if config.parking == Parking::Paused => Expiry::Pause,
         Some(deadline) if now >= deadline => Expiry::Timeout,
         _ if parked > u64::from(config.max_parked) => Expiry::Eviction,
         Some(deadline) => return TimerAction::At(deadline),
         None => return TimerAction::Idle,
     };
-    if accept_queue_full && config.on_timeout == OnTimeout::Accept {
+    if accept_queue_full && expiry.outcome(config) == OnTimeout::Accept {
         TimerAction::WaitForRoom
     } else {
         TimerAction::Expire(expiry)

@@ -20,10 +20,13 @@ pub use backlog::{
     backlog_share, //
 };
 pub use config::{
+    on_fin,
     on_park,
     Admission,
     Config,
-    OnTimeout, //
+    OnClose,
+    OnTimeout,
+    Parking, //
 };
 pub use deadline::{
     is_deferred_with_batch,

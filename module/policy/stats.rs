@@ -28,11 +28,15 @@ pub enum End {
     Aborted,
     /// Fell back to plain TCP.
     Fallback,
+    /// Accepted: parking was paused.
+    Paused,
+    /// Reset: the client closed its side.
+    ClosedReset,
 }
 
 impl End {
     /// The number of variants.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 10;
 
     /// Returns the end of a connection that `segment` made, with the reason why its request had
     /// `expired`, if it had.
@@ -50,6 +54,7 @@ impl End {
         match (expiry, on_timeout) {
             (Expiry::Eviction, _) => Self::Evicted,
             (Expiry::SynInWindow, _) => Self::Fallback,
+            (Expiry::Pause, _) => Self::Paused,
             (Expiry::Timeout, OnTimeout::Accept) => Self::TimeoutAccept,
             (Expiry::Timeout, OnTimeout::Reset) => Self::TimeoutReset,
             (Expiry::Timeout, OnTimeout::Drop) => Self::TimeoutDrop,
@@ -76,11 +81,13 @@ pub enum Bypass {
     Signed,
     /// Anything else.
     Other,
+    /// Parking is paused.
+    Paused,
 }
 
 impl Bypass {
     /// The number of variants.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 }
 
 /// The number of buckets of [`Stats::wait_log2`].
@@ -101,6 +108,8 @@ pub struct Stats {
     bypassed: [u64; Bypass::COUNT],
     /// SYN-ACKs that the SYN-ACK timer of a parked request asked for, and that were not sent.
     pub synack_suppressed: u64,
+    /// Connections that were never parked, and reset because the client closed its side.
+    pub closed_reset_unparked: u64,
     /// How long clients took to send: bucket `i` counts waits of less than 2^i milliseconds.
     pub wait_log2: [u64; WAIT_BUCKETS],
 }

@@ -51,8 +51,9 @@
  *
  * Later versions may add fields at the end of both structures. setsockopt()
  * takes any length from four bytes to a page: fields beyond that length count
- * as zero, and bytes beyond the module's structure must be zero. getsockopt()
- * writes as much as there is room for, and returns that length in optlen.
+ * as zero, but for accf_config.state, which stays as it is, and bytes beyond the
+ * module's structure must be zero. getsockopt() writes as much as there is room
+ * for, and returns that length in optlen.
  *
  * Errors:
  *
@@ -101,16 +102,52 @@ enum accf_on_timeout {
 };
 
 /**
+ * enum accf_state - Whether a listener parks connections.
+ * @ACCF_STATE_PARKING: It does.
+ * @ACCF_STATE_PAUSED: It does not: accept() returns new connections as on a
+ *		       listener without a filter. The connections that are
+ *		       parked are accepted, as at their deadline with
+ *		       ACCF_ON_TIMEOUT_ACCEPT, whatever on_timeout says: the
+ *		       oldest first, and as fast as the accept queue has room.
+ */
+enum accf_state {
+	ACCF_STATE_PARKING = 0,
+	ACCF_STATE_PAUSED = 1,
+};
+
+/**
+ * enum accf_on_close - What happens to a connection whose client closes its
+ *			side without having sent a byte, as health checks do.
+ * @ACCF_ON_CLOSE_ACCEPT: The server accepts the connection, and reads the end
+ *			  of the stream.
+ * @ACCF_ON_CLOSE_RESET: The client's FIN is answered with an RST, and the
+ *			 server does not see the connection. A client that has
+ *			 closed its socket does not notice, and has no
+ *			 connection left. One that has only shut down its
+ *			 sending side reads ECONNRESET, not the end of the
+ *			 stream.
+ */
+enum accf_on_close {
+	ACCF_ON_CLOSE_ACCEPT = 0,
+	ACCF_ON_CLOSE_RESET = 1,
+};
+
+/**
  * struct accf_config - The settings of a listener (ACCF_CONFIG).
  * @timeout_ms: How long a silent connection stays parked, in milliseconds from
  *		the client's bare ACK. 0: until the client sends. If the
  *		application sets TCP_DEFER_ACCEPT, the module moves its value
  *		here, as the kernel rounded it up: to 1, 3, 7, 15, 31, 63 …
- *		seconds. TCP_DEFER_ACCEPT itself then reads 0.
+ *		seconds. TCP_DEFER_ACCEPT itself then reads 0, and setting it
+ *		to 0 again changes nothing.
  * @max_parked: How many connections may be parked at once. One more evicts the
  *		oldest: @on_timeout is applied to it before its deadline.
  *		0: the module's default, which getsockopt() then returns.
  * @on_timeout: &enum accf_on_timeout.
+ * @state: &enum accf_state. A structure that ends before this field leaves the
+ *	   state as it is, so that a program that does not know the field does
+ *	   not end a pause.
+ * @on_close: &enum accf_on_close. In a pause, connections are accepted.
  *
  * A change takes effect at once, also for connections that are already parked.
  */
@@ -118,6 +155,8 @@ struct accf_config {
 	__u32 timeout_ms;
 	__u32 max_parked;
 	__u32 on_timeout;
+	__u32 state;
+	__u32 on_close;
 };
 
 /* The number of buckets of accf_stats.wait_log2. */
@@ -181,13 +220,19 @@ struct accf_config {
  *	       byte or FIN (@released_data + @released_fin): less than 1 ms in
  *	       bucket 0, and 2^(i-1) ms to less than 2^i ms in bucket i. The
  *	       last bucket has no upper end.
+ * @released_paused: Parked, then accepted because parking was paused.
+ * @bypass_paused: Not parked: parking is paused.
+ * @closed_reset: Parked, then reset because the client closed its side without
+ *		  a byte (@on_close of accf_config).
+ * @closed_reset_unparked: The same for a connection that was not parked,
+ *			   because its FIN came before its bare ACK.
  *
  * One consistent snapshot. The fields count connections since the filter was
  * attached, except those described with "Now"::
  *
  *	parked_total = parked + released_data + released_fin + timeout_accept
  *		     + timeout_reset + timeout_drop + evicted + aborted
- *		     + fallback
+ *		     + fallback + released_paused + closed_reset
  */
 struct accf_stats {
 	__u64 parked;
@@ -215,6 +260,11 @@ struct accf_stats {
 	__u64 bypass_other;
 
 	__u64 wait_log2[ACCF_WAIT_BUCKETS];
+
+	__u64 released_paused;
+	__u64 bypass_paused;
+	__u64 closed_reset;
+	__u64 closed_reset_unparked;
 };
 
 /*

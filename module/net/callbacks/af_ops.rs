@@ -39,6 +39,7 @@ use crate::{
             sk_buff,
             sock, //
         },
+        inject,
         listen_sock::ListenSock,
         listener::Listener,
         rcu::ReadSide,
@@ -58,6 +59,7 @@ use crate::{
         Bypass,
         Filter,
         Phase,
+        SegmentKind,
         Verdict, //
     }, //
 };
@@ -217,7 +219,7 @@ unsafe fn set_option(
     };
     // May sleep, so it comes before the rest.
     // SAFETY: `optval` and `optlen` are those of `setsockopt()` by the contract of this function.
-    let config = unsafe { sockopt::read_config(optval, optlen) }?;
+    let change = unsafe { sockopt::read_config(optval, optlen) }?;
 
     let bh = BhGuard::new();
     let bh = bh.token();
@@ -227,10 +229,10 @@ unsafe fn set_option(
     };
     // Others pay for requests that are parked here, with memory and with their share of the
     // namespace's limit.
-    if config.max_parked > listener.default_max_parked() && !sock.may_raise_max_parked() {
+    if change.config.max_parked > listener.default_max_parked() && !sock.may_raise_max_parked() {
         return Err(EPERM);
     }
-    listener.set_config(&bh, config);
+    listener.set_config(&bh, change);
     Ok(())
 }
 
@@ -414,8 +416,15 @@ pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
     let request = unsafe { RequestSock::from_raw(request) };
     let kind = segment.kind(request.client_isn());
     match F::verdict(kind) {
-        // SAFETY: The listener's socket, the request and the segment are those of the arguments.
-        Verdict::Ready => unsafe { on_data(&bh, args, listener, request, segment, kind) }.as_ptr(),
+        Verdict::Ready => {
+            // SAFETY: The listener's socket and the request are those of the arguments.
+            if kind == SegmentKind::Fin && unsafe { on_fin(&bh, &args, listener, &request) } {
+                return args.drop_segment().as_ptr();
+            }
+            // SAFETY: The listener's socket, the request and the segment are those of the
+            // arguments.
+            unsafe { on_data(&bh, args, listener, request, segment, kind) }.as_ptr()
+        }
         // SAFETY: The listener's socket, the request and the segment are those of the arguments.
         Verdict::Wait => unsafe { on_bare_ack(&bh, args, listener, request, segment, kind) },
     }
@@ -569,6 +578,36 @@ unsafe fn on_data(
         }
     }
     made
+}
+
+/// Handles the end of a client's stream before the first byte of it. Returns whether the client was
+/// reset; otherwise the segment is one for the server.
+///
+/// A request that is not for the filter (`exemption()`, MPTCP's, of another listener) is not reset.
+///
+/// # Safety
+///
+/// `listener` must be that of the arguments' socket, and `request` their `req_unhash`.
+#[cold] // Few clients close without a byte.
+unsafe fn on_fin(
+    bh: &BhDisabled<'_>,
+    args: &SynRecvSockArgs,
+    listener: ArcBorrow<'_, Listener>,
+    request: &RequestSock<'_>,
+) -> bool {
+    // SAFETY: The listener and the request are alive.
+    let flags = unsafe { bindings::accf_req_flags(args.sk, request.as_ptr()) };
+    if exemption(flags).is_some()
+        || !listener.is_listener_of(request)
+        || request.is_fast_open()
+        || request.is_mptcp()
+        || !listener.drop_closed(bh, request)
+    {
+        return false;
+    }
+    // SAFETY: The arguments are TCP's, by the type invariants, and the call is not over.
+    unsafe { inject::reset_segment(request, args.sk, args.skb, bh) };
+    true
 }
 
 /// Handles an ACK with nothing for the server, of a request that is in the table, or was a moment

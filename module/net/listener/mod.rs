@@ -60,10 +60,7 @@ use kernel::{
     }, //
 };
 
-use crate::policy::{
-    Config,
-    Timeout, //
-};
+use crate::policy::Timeout;
 
 use super::{
     bh::{
@@ -90,6 +87,7 @@ use super::{
         RequestCallbacks, //
     },
     sockopt::{
+        ConfigChange,
         Defaults,
         ListenerInfo, //
     }, //
@@ -327,13 +325,20 @@ impl Listener {
 
     /// Changes the configuration, at once and for requests that are parked already. `max_parked`
     /// of 0 is the module's default.
-    pub(crate) fn set_config(self: ArcBorrow<'_, Self>, bh: &BhDisabled<'_>, mut config: Config) {
+    ///
+    /// If parking is paused, the listener's timer hands parked requests over to the server, as
+    /// many in one run as it handles of expired ones.
+    pub(crate) fn set_config(self: ArcBorrow<'_, Self>, bh: &BhDisabled<'_>, change: ConfigChange) {
+        let mut config = change.config;
         if config.max_parked == 0 {
             config.max_parked = self.defaults.config.max_parked;
         }
         // What TCP_DEFER_ACCEPT was set to before does not count any more.
         self.take_defer_accept();
         let mut queue = self.queue.lock(bh);
+        if change.keeps_parking {
+            config.parking = queue.config.parking;
+        }
         queue.config = config;
         // SAFETY: The queue is this listener's.
         unsafe { self.schedule(&mut queue, now()) };

@@ -49,6 +49,7 @@ use crate::{
         End,
         Expiry,
         Nanos,
+        OnClose,
         Phase, //
     }, //
 };
@@ -497,6 +498,38 @@ impl Listener {
         let ack = (!is_rebuilt).then(|| parked.arrival());
         queue.recycle(parked);
         Some(Completed { waited, ack })
+    }
+
+    /// Has TCP drop `request`, whose client has closed its side without a byte, if the configuration
+    /// says so. Returns whether it is dropped, and the client to be told.
+    #[cold] // Few clients close without a byte.
+    pub(crate) fn drop_closed(&self, bh: &BhDisabled<'_>, request: &RequestSock<'_>) -> bool {
+        let queue = self.queue.lock(bh);
+        if !queue.is_active() || policy::on_fin(&queue.config) != OnClose::Reset {
+            return false;
+        }
+        let was_parked = self.has_parked(request);
+        drop(queue);
+        // Another CPU may have made the connection, and then TCP hands it the segment.
+        if !request.is_hashed() {
+            return false;
+        }
+        request.drop_from_table();
+        // It may have done so just now.
+        if request.is_connected() {
+            return false;
+        }
+        let mut queue = self.queue.lock(bh);
+        if self.has_parked(request) {
+            // SAFETY: The queue is this listener's. The request is parked here, and the lock is held.
+            let parked = unsafe {
+                self.dequeue_unconnected(&mut queue, request.restore_ops(), End::ClosedReset)
+            };
+            queue.recycle(parked);
+        } else if !was_parked {
+            queue.stats.closed_reset_unparked += 1;
+        }
+        true
     }
 
     /// Has `request` fall back to plain TCP if it is parked here: TCP makes a connection of it, or

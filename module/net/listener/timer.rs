@@ -157,7 +157,7 @@ impl Listener {
             let parked: Arc<ParkedRequest> = queue.oldest()?.into();
             // SAFETY: The entry is in the queue, and the lock is held.
             if let Some(request) = unsafe { parked.request() }.get() {
-                let on_timeout = queue.config.on_timeout;
+                let on_timeout = expiry.outcome(&queue.config);
                 // SAFETY: The entry is in the queue.
                 unsafe { queue.set_expired(&parked, Some((expiry, on_timeout))) };
                 return Some(Expired {
@@ -240,6 +240,11 @@ impl Listener {
             return;
         }
         inject::accept(&request, &expired.parked, bh, rcu);
+        // If TCP_DEFER_ACCEPT was set and no SYN has come since, TCP has dropped the rebuilt ACK.
+        let was_deferred = self.has_defer_accept();
+        if was_deferred {
+            self.take_over_defer_accept();
+        }
 
         // Usually the connection was made, and the request is not parked any more. Or another CPU
         // has just made it, or has seen a reset, and the request is out of the table.
@@ -251,8 +256,9 @@ impl Listener {
         let parked = unsafe { request.parked() };
         // SAFETY: As the request is parked here, its entry is in the queue, and the lock is held.
         let may_wait = || !unsafe { parked.set_refused() };
-        if self.listen_sock().accept_queue_is_full() || may_wait() {
-            // The request waits for room. Or there was no room until a moment ago.
+        if was_deferred || self.listen_sock().accept_queue_is_full() || may_wait() {
+            // The request waits for its new deadline, or for room. Or there was no room until a
+            // moment ago.
             // SAFETY: As the request is parked here, its entry is in the queue.
             unsafe { queue.set_expired(parked, None) };
             // SAFETY: The queue is this listener's.

@@ -10,6 +10,7 @@ use accf_policy::{
     backlog_share,
     is_deferred_with_batch,
     may_synack_timer_run,
+    on_fin,
     on_park,
     on_segment,
     on_synack,
@@ -24,7 +25,9 @@ use accf_policy::{
     Expiry,
     Filter,
     Nanos,
+    OnClose,
     OnTimeout,
+    Parking,
     Phase,
     RoomWatch,
     SegmentKind,
@@ -117,7 +120,7 @@ impl Listener {
 
     fn expire(&mut self, expiry: Expiry) {
         let (client, _) = self.queue[0];
-        if self.config.on_timeout == OnTimeout::Accept {
+        if expiry.outcome(&self.config) == OnTimeout::Accept {
             assert!(!self.is_full(), "it would be refused");
             let action = on_segment(Dataready::verdict(SegmentKind::BareAck), || Phase::Expired);
             assert_eq!(action, Action::Admit);
@@ -139,6 +142,15 @@ impl Listener {
             Action::Park => self.park(client),
             Action::Hold => assert!(is_parked),
             Action::Bypass(cause) => panic!("no client is exempt, but {cause:?}"),
+            Action::Admit
+                if segment == SegmentKind::Fin && on_fin(&self.config) == OnClose::Reset =>
+            {
+                if is_parked {
+                    self.unpark(client, End::ClosedReset);
+                } else {
+                    self.fates[client] = Some(Fate::Passed);
+                }
+            }
             Action::Admit if self.is_full() => {}
             Action::Admit => {
                 self.accept_queue += 1;
@@ -288,6 +300,8 @@ const ENDS: [End; End::COUNT] = [
     End::Evicted,
     End::Aborted,
     End::Fallback,
+    End::Paused,
+    End::ClosedReset,
 ];
 
 const CLIENTS: usize = 12;
@@ -299,20 +313,37 @@ fn config_of(millis: u32) -> Config {
         timeout: Timeout::from_millis(millis),
         max_parked: CLIENTS as u32,
         on_timeout: OnTimeout::Accept,
+        parking: Parking::On,
+        on_close: OnClose::Accept,
     }
 }
 
+/// Settings of a listener that parks.
 fn config() -> impl Strategy<Value = Config> {
     (
         0..60_000_u32,
         1..CLIENTS as u32 + 2,
         prop::sample::select(POLICIES.to_vec()),
+        prop::sample::select(vec![OnClose::Accept, OnClose::Reset]),
     )
-        .prop_map(|(millis, max_parked, on_timeout)| Config {
+        .prop_map(|(millis, max_parked, on_timeout, on_close)| Config {
             timeout: Timeout::from_millis(millis),
             max_parked,
             on_timeout,
+            parking: Parking::On,
+            on_close,
         })
+}
+
+/// Settings of a listener that parks, or is paused.
+fn any_config() -> impl Strategy<Value = Config> {
+    (config(), prop::bool::weighted(0.3)).prop_map(|(config, is_paused)| Config {
+        parking: match is_paused {
+            true => Parking::Paused,
+            false => Parking::On,
+        },
+        ..config
+    })
 }
 
 fn segment() -> impl Strategy<Value = SegmentKind> {
@@ -337,7 +368,7 @@ fn event() -> impl Strategy<Value = Event> {
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         12 => event(),
-        1 => config().prop_map(Event::Ask),
+        1 => any_config().prop_map(Event::Ask),
         1 => any::<bool>().prop_map(Event::Namespace),
     ]
 }
@@ -405,7 +436,7 @@ proptest! {
     /// (`step()` checks that), never more than the limit are parked, and the oldest is evicted.
     #[test]
     fn the_counters_add_up(
-        first in config(),
+        first in any_config(),
         backlog in 0..CLIENTS,
         events in prop::collection::vec(any_event(), 0..300),
     ) {
@@ -445,6 +476,70 @@ proptest! {
         prop_assert!(listener.most <= u64::from(config.max_parked));
     }
 
+    /// A client that closes without a byte is accepted or reset, as the settings say, and nothing
+    /// but a pause changes that: it is never left without an answer.
+    #[test]
+    fn a_client_that_closes_is_accepted_or_reset(
+        config in any_config(),
+        events in prop::collection::vec(event(), 0..200),
+        client in 0..CLIENTS,
+    ) {
+        let mut listener = Listener::new(config, CLIENTS, CLIENTS);
+        for event in &events {
+            listener.step(event);
+        }
+        let waits = listener.queue.iter().any(|&(parked, _)| parked == client);
+        let accepted = listener.accept_queue;
+        listener.step(&Event::Segment(client, SegmentKind::Fin));
+        if waits {
+            let resets = config.on_close == OnClose::Reset && config.parking == Parking::On;
+            let end = if resets { End::ClosedReset } else { End::Fin };
+            prop_assert_eq!(listener.fates[client], Some(Fate::Ended(end, listener.now)));
+            prop_assert_eq!(listener.accept_queue, accepted + usize::from(!resets));
+        }
+    }
+
+    /// A pause parks no client, and ends none but by its own doing: all that are parked are
+    /// accepted, at once if the accept queue has room, and otherwise as the server accepts.
+    #[test]
+    fn a_pause_hands_over_all_clients(
+        first in config(),
+        backlog in 0..CLIENTS,
+        before in prop::collection::vec(event(), 0..100),
+        after in prop::collection::vec(event(), 0..100),
+    ) {
+        let mut listener = Listener::new(first, CLIENTS, backlog);
+        for event in &before {
+            listener.step(event);
+        }
+        let (parked, ended) = (listener.queue.clone(), listener.stats);
+        listener.step(&Event::Ask(Config { parking: Parking::Paused, ..first }));
+        let room = (backlog + 1).saturating_sub(listener.accept_queue);
+        prop_assert!(listener.queue.is_empty() || room == 0);
+        for event in &after {
+            listener.step(event);
+        }
+        for _ in 0..CLIENTS * 2 {
+            listener.step(&Event::Accept);
+            listener.pass(50_000_000);
+        }
+        prop_assert!(listener.queue.is_empty());
+        prop_assert_eq!(listener.stats.parked_total, ended.parked_total);
+        for end in [End::TimeoutAccept, End::TimeoutReset, End::TimeoutDrop, End::Evicted] {
+            prop_assert_eq!(listener.stats.ended(end), ended.ended(end));
+        }
+        for (client, _) in parked {
+            let fate = listener.fates[client];
+            prop_assert!(
+                matches!(
+                    fate,
+                    Some(Fate::Ended(End::Paused | End::Data | End::Fin | End::Aborted, _))
+                ),
+                "client {}: {:?}", client, fate
+            );
+        }
+    }
+
     /// Without a deadline, and below the limit, a silent client stays parked, and the timer is
     /// never set.
     #[test]
@@ -464,21 +559,29 @@ proptest! {
         now: u64,
         parked in 0..40_u64,
         parked_at in prop::option::of(any::<u64>()),
-        config in config(),
+        config in any_config(),
         full: bool,
     ) {
         let deadline = parked_at.and_then(|at| config.timeout.deadline(Nanos(at)));
         let is_over = parked_at.is_some() && parked > u64::from(config.max_parked);
-        let waits = full && config.on_timeout == OnTimeout::Accept;
+        let is_paused = parked_at.is_some() && config.parking == Parking::Paused;
+        let waits = full && (is_paused || config.on_timeout == OnTimeout::Accept);
         let is_late = deadline.is_some_and(|at| now >= at.0);
         match timer_action(Nanos(now), &config, parked, parked_at.map(Nanos), full) {
-            TimerAction::Idle => prop_assert!(deadline.is_none() && !is_over),
+            TimerAction::Idle => prop_assert!(deadline.is_none() && !is_over && !is_paused),
             TimerAction::At(at) => {
-                prop_assert!(at.0 > now && Some(at) == deadline && !is_over);
+                prop_assert!(at.0 > now && Some(at) == deadline && !is_over && !is_paused);
             }
-            TimerAction::WaitForRoom => prop_assert!(waits && (is_late || is_over)),
-            TimerAction::Expire(Expiry::Timeout) => prop_assert!(!waits && is_late),
-            TimerAction::Expire(Expiry::Eviction) => prop_assert!(!waits && !is_late && is_over),
+            TimerAction::WaitForRoom => {
+                prop_assert!(waits && (is_late || is_over || is_paused));
+            }
+            TimerAction::Expire(Expiry::Pause) => prop_assert!(!waits && is_paused),
+            TimerAction::Expire(Expiry::Timeout) => {
+                prop_assert!(!waits && !is_paused && is_late);
+            }
+            TimerAction::Expire(Expiry::Eviction) => {
+                prop_assert!(!waits && !is_paused && !is_late && is_over);
+            }
             // No SYN is known here.
             TimerAction::Expire(Expiry::SynInWindow) => prop_assert!(false),
         }
@@ -599,6 +702,8 @@ fn at_the_limit_the_oldest_is_evicted_if_possible() {
             timeout: Timeout::Never,
             max_parked: 3,
             on_timeout,
+            parking: Parking::On,
+            on_close: OnClose::Accept,
         };
         on_park(&config, parked, namespace_full, || accept_queue_full)
     };
@@ -627,6 +732,35 @@ fn at_the_limit_the_oldest_is_evicted_if_possible() {
 }
 
 #[test]
+fn a_paused_listener_parks_nothing() {
+    for (parked, namespace_full, accept_queue_full) in [(0, false, false), (9, true, true)] {
+        let config = Config {
+            parking: Parking::Paused,
+            ..config_of(0)
+        };
+        let admission = on_park(&config, parked, namespace_full, || accept_queue_full);
+        assert_eq!(admission, Admission::Refuse(Bypass::Paused));
+    }
+}
+
+#[test]
+fn a_pause_resets_and_drops_nothing() {
+    for on_timeout in POLICIES {
+        let config = Config {
+            on_timeout,
+            parking: Parking::Paused,
+            ..config_of(1)
+        };
+        // The deadline is over, too.
+        let action = timer_action(Nanos(u64::MAX), &config, 1, Some(Nanos(0)), false);
+        assert_eq!(action, TimerAction::Expire(Expiry::Pause));
+        assert_eq!(Expiry::Pause.outcome(&config), OnTimeout::Accept);
+        assert_eq!(Expiry::Timeout.outcome(&config), on_timeout);
+        assert_eq!(Expiry::Eviction.outcome(&config), on_timeout);
+    }
+}
+
+#[test]
 fn each_end_has_its_counter() {
     let timeout = Some(Expiry::Timeout);
     let eviction = Some(Expiry::Eviction);
@@ -638,6 +772,8 @@ fn each_end_has_its_counter() {
         (SegmentKind::BareAck, timeout, End::TimeoutAccept),
         (SegmentKind::BareAck, eviction, End::Evicted),
         (SegmentKind::BareAck, syn, End::Fallback),
+        (SegmentKind::BareAck, Some(Expiry::Pause), End::Paused),
+        (SegmentKind::Fin, Some(Expiry::Pause), End::Fin),
         (SegmentKind::BareAck, None, End::Fallback),
     ] {
         assert_eq!(End::of_accepted(segment, due), end, "{segment:?} {due:?}");
@@ -677,6 +813,16 @@ fn numbers_mean_what_the_header_says() {
         assert_eq!(on_timeout.number(), number as u32);
     }
     assert_eq!(OnTimeout::from_number(3), None);
+    for (number, parking) in [Parking::On, Parking::Paused].into_iter().enumerate() {
+        assert_eq!(Parking::from_number(number as u32), Some(parking));
+        assert_eq!(parking.number(), number as u32);
+    }
+    assert_eq!(Parking::from_number(2), None);
+    for (number, on_close) in [OnClose::Accept, OnClose::Reset].into_iter().enumerate() {
+        assert_eq!(OnClose::from_number(number as u32), Some(on_close));
+        assert_eq!(on_close.number(), number as u32);
+    }
+    assert_eq!(OnClose::from_number(2), None);
 }
 
 #[test]

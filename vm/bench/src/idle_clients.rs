@@ -450,6 +450,7 @@ fn settings(timeout: Option<Duration>, on_timeout: OnTimeout) -> Config {
         timeout,
         max_parked: NonZeroU32::new(MAX_CLIENTS),
         on_timeout,
+        ..Config::default()
     }
 }
 

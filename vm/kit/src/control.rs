@@ -12,7 +12,8 @@ use anyhow::{bail, Context, Result};
 
 pub use accf::abi::{accf_config, accf_stats, ACCF_CONFIG, ACCF_STATS, SOL_ACCF};
 pub use accf::{
-    attach, config, listeners_on, set_config, stats, Config, Error, OnTimeout, Stats, WaitBucket,
+    attach, config, listeners_on, pause, resume, set_config, stats, Config, Error, OnClose,
+    OnTimeout, State, Stats, WaitBucket,
 };
 
 use crate::netns::Netns;
@@ -26,6 +27,7 @@ pub fn settings(timeout_ms: u32, max_parked: u32, on_timeout: OnTimeout) -> Conf
         timeout,
         max_parked: NonZeroU32::new(max_parked),
         on_timeout,
+        ..Config::default()
     }
 }
 

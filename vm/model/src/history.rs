@@ -87,11 +87,17 @@ fn any_config() -> impl Strategy<Value = Config> {
         OnTimeout::Reset,
         OnTimeout::Drop,
     ]);
-    (timeout, max_parked, on_timeout).prop_map(|(timeout, max_parked, on_timeout)| Config {
-        timeout,
-        max_parked,
-        on_timeout,
-    })
+    let paused = prop::bool::weighted(0.2);
+    let all = (timeout, max_parked, on_timeout, paused, any::<bool>());
+    all.prop_map(
+        |(timeout, max_parked, on_timeout, paused, resets_on_close)| Config {
+            timeout,
+            max_parked,
+            on_timeout,
+            paused,
+            resets_on_close,
+        },
+    )
 }
 
 fn any_move(accepts: u32) -> impl Strategy<Value = Move> {

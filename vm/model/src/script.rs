@@ -297,7 +297,12 @@ impl fmt::Display for Config {
             0 => f.write_str(", any number parked")?,
             most => write!(f, ", at most {most} parked")?,
         }
-        write!(f, ", then {:?}", self.on_timeout)
+        write!(f, ", then {:?}", self.on_timeout)?;
+        f.write_str(if self.paused { ", paused" } else { "" })?;
+        f.write_str(match self.resets_on_close {
+            true => ", resets at a FIN",
+            false => "",
+        })
     }
 }
 

@@ -44,6 +44,10 @@ pub struct Config {
     pub max_parked: u32,
     /// What happens to a client that expires or is evicted.
     pub on_timeout: OnTimeout,
+    /// Whether no client is parked, and those that are parked are accepted.
+    pub paused: bool,
+    /// Whether a client that closes without a byte gets an RST; otherwise the server accepts it.
+    pub resets_on_close: bool,
 }
 
 /// What a client sends. Sequence numbers are those of its first byte unless noted.
@@ -109,6 +113,10 @@ pub struct Counts {
     pub aborted: u64,
     pub fallback: u64,
     pub bypass_accept_queue_full: u64,
+    pub released_paused: u64,
+    pub bypass_paused: u64,
+    pub closed_reset: u64,
+    pub closed_reset_unparked: u64,
 }
 
 impl Counts {
@@ -123,6 +131,8 @@ impl Counts {
             + self.evicted
             + self.aborted
             + self.fallback
+            + self.released_paused
+            + self.closed_reset
     }
 }
 
@@ -142,6 +152,10 @@ impl fmt::Display for Counts {
             ("aborted", self.aborted),
             ("fallback", self.fallback),
             ("bypass_accept_queue_full", self.bypass_accept_queue_full),
+            ("released_paused", self.released_paused),
+            ("bypass_paused", self.bypass_paused),
+            ("closed_reset", self.closed_reset),
+            ("closed_reset_unparked", self.closed_reset_unparked),
         ];
         let mut separator = "";
         for (name, count) in counts.into_iter().filter(|(_, count)| *count != 0) {
@@ -177,6 +191,17 @@ impl Window {
     pub(crate) fn is_unclear(self, now: Millis, guard: Millis) -> bool {
         now + guard > self.from && now < self.to + guard
     }
+}
+
+/// Why the parking of the oldest client ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expiry {
+    /// Its deadline is over.
+    Deadline,
+    /// More are parked than allowed.
+    Eviction,
+    /// Parking is paused.
+    Pause,
 }
 
 /// A half-open client.
@@ -373,7 +398,7 @@ impl Server {
 
     /// Returns the same for new settings, with which a deadline would be just now.
     pub fn unclear_configure(&self, config: Config, guard: Millis) -> Option<Millis> {
-        let timeout = config.timeout?;
+        let timeout = config.timeout.filter(|_| !config.paused)?;
         self.parked
             .iter()
             .filter_map(|&client| self.parked_at(client))
@@ -477,6 +502,9 @@ impl Server {
             }
             Segment::Ack => self.acknowledge(client),
             Segment::Data | Segment::DataFin => self.receive_data(client, false),
+            Segment::Fin if self.config.resets_on_close && !self.config.paused => {
+                self.reset_closed(client);
+            }
             Segment::Fin => self.receive_data(client, true),
             Segment::Rst => self.abort(client),
             Segment::SynInWindow => self.receive_syn_in_window(client),
@@ -531,6 +559,10 @@ impl Server {
     fn acknowledge(&mut self, client: usize) {
         match self.clients[client].state {
             State::HalfOpen(HalfOpen { acked: true, .. }) => self.connect(client),
+            State::HalfOpen(_) if self.config.paused => {
+                self.counts.bypass_paused += 1;
+                self.connect(client);
+            }
             State::HalfOpen(_) => {
                 let may_park = self.may_park_one_more();
                 if !may_park && self.config.on_timeout == OnTimeout::Accept && self.is_full() {
@@ -542,7 +574,7 @@ impl Server {
                 self.clients[client].state = State::Parked(self.present());
                 self.parked.push_back(client);
                 if !may_park {
-                    self.expire(true);
+                    self.expire(Expiry::Eviction);
                 }
             }
             _ => {}
@@ -578,6 +610,18 @@ impl Server {
         }
     }
 
+    /// Resets a client that has closed its side without a byte.
+    fn reset_closed(&mut self, client: usize) {
+        if let State::Parked(_) = self.clients[client].state {
+            self.parked.retain(|it| *it != client);
+            self.counts.closed_reset += 1;
+        } else {
+            self.counts.closed_reset_unparked += 1;
+        }
+        self.clients[client].state = State::Gone;
+        self.send(client, Sent::Reset);
+    }
+
     /// Makes a connection of a request, if the accept queue has room.
     fn connect(&mut self, client: usize) {
         if !self.is_full() {
@@ -597,51 +641,63 @@ impl Server {
         self.clients[client].state = State::Gone;
     }
 
-    /// Expires or evicts the oldest, according to `on_timeout`.
-    fn expire(&mut self, is_eviction: bool) {
+    /// Ends the parking of the oldest.
+    fn expire(&mut self, expiry: Expiry) {
         let Some(client) = self.parked.pop_front() else {
             return;
         };
-        let count = match self.config.on_timeout {
-            _ if is_eviction => &mut self.counts.evicted,
-            OnTimeout::Accept => &mut self.counts.timeout_accept,
-            OnTimeout::Reset => &mut self.counts.timeout_reset,
-            OnTimeout::Drop => &mut self.counts.timeout_drop,
+        let on_timeout = self.on_expiry(expiry);
+        let count = match (expiry, on_timeout) {
+            (Expiry::Pause, _) => &mut self.counts.released_paused,
+            (Expiry::Eviction, _) => &mut self.counts.evicted,
+            (Expiry::Deadline, OnTimeout::Accept) => &mut self.counts.timeout_accept,
+            (Expiry::Deadline, OnTimeout::Reset) => &mut self.counts.timeout_reset,
+            (Expiry::Deadline, OnTimeout::Drop) => &mut self.counts.timeout_drop,
         };
         *count += 1;
         self.clients[client].state = State::Gone;
-        match self.config.on_timeout {
+        match on_timeout {
             OnTimeout::Accept => self.connect(client),
             OnTimeout::Reset => self.send(client, Sent::Reset),
             OnTimeout::Drop => {}
         }
     }
 
-    /// Returns whether the oldest is over the limit (`true`), or has expired (`false`); `None` if
-    /// neither.
-    fn expired(&self) -> Option<bool> {
+    /// Returns what happens to a client whose parking ends for this reason.
+    fn on_expiry(&self, expiry: Expiry) -> OnTimeout {
+        match expiry {
+            Expiry::Pause => OnTimeout::Accept,
+            Expiry::Deadline | Expiry::Eviction => self.config.on_timeout,
+        }
+    }
+
+    /// Returns why the oldest may not stay parked; `None` if it may.
+    fn expired(&self) -> Option<Expiry> {
         let &oldest = self.parked.front()?;
-        if self.deadline(oldest).is_some_and(|it| it.to <= self.now) {
-            Some(false)
+        if self.config.paused {
+            Some(Expiry::Pause)
+        } else if self.deadline(oldest).is_some_and(|it| it.to <= self.now) {
+            Some(Expiry::Deadline)
         } else {
             let most = self.max_parked();
             most.is_some_and(|most| self.parked.len() > most)
-                .then_some(true)
+                .then_some(Expiry::Eviction)
         }
     }
 
     /// Returns whether the oldest is to be accepted, but the accept queue is full.
     fn is_waiting_for_room(&self) -> bool {
-        self.config.on_timeout == OnTimeout::Accept && self.is_full() && self.expired().is_some()
+        let accepts = |expiry| self.on_expiry(expiry) == OnTimeout::Accept;
+        self.is_full() && self.expired().is_some_and(accepts)
     }
 
     /// Expires or evicts all clients that are to be.
     fn expire_all(&mut self) {
         while self.is_open && self.room_noticed_by.is_none() && !self.is_waiting_for_room() {
-            let Some(is_eviction) = self.expired() else {
+            let Some(expiry) = self.expired() else {
                 return;
             };
-            self.expire(is_eviction);
+            self.expire(expiry);
         }
     }
 
@@ -704,7 +760,8 @@ impl Server {
     }
 
     fn deadline(&self, client: usize) -> Option<Window> {
-        Some(self.parked_at(client)?.after(self.config.timeout?))
+        let timeout = self.config.timeout.filter(|_| !self.config.paused)?;
+        Some(self.parked_at(client)?.after(timeout))
     }
 
     fn max_parked(&self) -> Option<usize> {

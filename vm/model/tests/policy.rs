@@ -9,8 +9,9 @@ use accf_model::history::{histories, History, CLIENTS};
 use accf_model::script::{in_millis, Action, Cue, Director, Pace, Script};
 use accf_model::server::{self, Counts, Seen};
 use accf_policy::{
-    on_park, on_segment, timer_action, Action as Ruling, Admission, Bypass, Config, Dataready, End,
-    Expiry, Filter, Nanos, OnTimeout, Phase, RoomWatch, SegmentKind, Stats, Timeout, TimerAction,
+    on_fin, on_park, on_segment, timer_action, Action as Ruling, Admission, Bypass, Config,
+    Dataready, End, Expiry, Filter, Nanos, OnClose, OnTimeout, Parking, Phase, RoomWatch,
+    SegmentKind, Stats, Timeout, TimerAction,
 };
 use proptest::prelude::*;
 
@@ -46,7 +47,6 @@ struct Listener {
     accepted: Vec<usize>,
     stats: Stats,
     resets: Vec<usize>,
-    bypassed: u64,
 }
 
 fn config_of(config: server::Config) -> Config {
@@ -61,6 +61,14 @@ fn config_of(config: server::Config) -> Config {
             server::OnTimeout::Accept => OnTimeout::Accept,
             server::OnTimeout::Reset => OnTimeout::Reset,
             server::OnTimeout::Drop => OnTimeout::Drop,
+        },
+        parking: match config.paused {
+            true => Parking::Paused,
+            false => Parking::On,
+        },
+        on_close: match config.resets_on_close {
+            true => OnClose::Reset,
+            false => OnClose::Accept,
         },
     }
 }
@@ -80,7 +88,6 @@ impl Listener {
             accepted: Vec::new(),
             stats: Stats::default(),
             resets: vec![0; CLIENTS],
-            bypassed: 0,
         }
     }
 
@@ -96,7 +103,7 @@ impl Listener {
 
     fn expire(&mut self, expiry: Expiry) {
         let (client, _) = self.parked[0];
-        match self.config.on_timeout {
+        match expiry.outcome(&self.config) {
             OnTimeout::Accept => {
                 assert!(!self.is_full(), "it would be refused");
                 let ruling =
@@ -130,8 +137,7 @@ impl Listener {
         let parked = self.parked.len() as u64;
         match on_park(&self.config, parked, false, || self.is_full()) {
             Admission::Refuse(cause) => {
-                assert_eq!(cause, Bypass::AcceptQueueFull);
-                self.bypassed += 1;
+                self.stats.bypass(cause);
                 self.connect(client, SegmentKind::BareAck);
                 return;
             }
@@ -226,6 +232,15 @@ impl Listener {
             _ if !is_known => {}
             Sent::Ack => self.acknowledge(client, SegmentKind::BareAck),
             Sent::Data | Sent::DataFin => self.acknowledge(client, SegmentKind::Data),
+            Sent::Fin if on_fin(&self.config) == OnClose::Reset => {
+                if self.states[client] == State::Parked {
+                    self.unpark(client, End::ClosedReset);
+                } else {
+                    self.stats.closed_reset_unparked += 1;
+                }
+                self.states[client] = State::Gone;
+                self.resets[client] += 1;
+            }
             Sent::Fin => self.acknowledge(client, SegmentKind::Fin),
             Sent::SynInWindow if self.states[client] == State::Parked && !self.is_full() => {
                 self.unpark(
@@ -277,7 +292,11 @@ impl Listener {
             evicted: self.stats.ended(End::Evicted),
             aborted: self.stats.ended(End::Aborted),
             fallback: self.stats.ended(End::Fallback),
-            bypass_accept_queue_full: self.bypassed,
+            bypass_accept_queue_full: self.stats.bypassed(Bypass::AcceptQueueFull),
+            released_paused: self.stats.ended(End::Paused),
+            bypass_paused: self.stats.bypassed(Bypass::Paused),
+            closed_reset: self.stats.ended(End::ClosedReset),
+            closed_reset_unparked: self.stats.closed_reset_unparked,
         }
     }
 

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use accf_kit::account::stats;
 use accf_kit::clients::Target;
-use accf_kit::control::{set_config, settings};
+use accf_kit::control::{pause, resume, set_config, settings, Config};
 use accf_kit::endpoint::{set_defer_accept, Family, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::server::Server;
 use accf_kit::{ulp, wait};
 use anyhow::{Context as _, Result};
 
-use crate::random::{any_family, any_policy, any_settings};
+use crate::random::{any_family, any_on_close, any_policy, any_settings};
 use crate::round::Round;
 use crate::socket_clients::run_clients;
 
@@ -154,14 +154,23 @@ fn change(
     }
     match rng.u8(..100) {
         0..=39 => {
-            set_config(listener, &any_settings(rng))?;
+            let config = Config {
+                on_close: any_on_close(rng),
+                ..any_settings(rng)
+            };
+            set_config(listener, &config)?;
             round.board.event("settings changed under load");
         }
         40..=49 => {
             set_defer_accept(listener, rng.i32(0..5))?;
             round.board.event("TCP_DEFER_ACCEPT set under load");
         }
-        50..=74 => {
+        50..=56 => {
+            pause(listener)?;
+            round.board.event("parking paused under load");
+        }
+        57..=59 => resume(listener)?,
+        60..=74 => {
             stats(listener)?;
             round.board.event("counts read under load");
         }

@@ -177,7 +177,7 @@ fn module_goes() -> Result<Proof> {
 }
 
 /// What a soak is made of, by how it is counted: without one of them it would prove nothing.
-const EVENTS: [&str; 13] = [
+const EVENTS: [&str; 14] = [
     "module loaded",
     "module unloaded",
     "unloading refused, as it has to be",
@@ -186,6 +186,7 @@ const EVENTS: [&str; 13] = [
     "listeners opened under load",
     "filters attached to live listeners",
     "settings changed under load",
+    "parking paused under load",
     "server processes killed",
     "tcp_migrate_req set",
     "dumps of all listeners",
@@ -194,7 +195,7 @@ const EVENTS: [&str; 13] = [
 ];
 
 /// The counts of the module that cannot be zero if all kinds of clients met all kinds of listeners.
-const COUNTERS: [&str; 8] = [
+const COUNTERS: [&str; 10] = [
     "parked_total",
     "released_data",
     "released_fin",
@@ -203,6 +204,8 @@ const COUNTERS: [&str; 8] = [
     "timeout_drop",
     "evicted",
     "aborted",
+    "released_paused",
+    "closed_reset",
 ];
 
 /// Proves that everything that was to happen has happened.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Listeners of all kinds, at random.
 
-use accf_kit::control::{settings, Config, OnTimeout};
+use accf_kit::control::{settings, Config, OnClose, OnTimeout};
 use accf_kit::endpoint::Family;
 
 /// Returns a policy, at random.
@@ -10,6 +10,14 @@ pub(crate) fn any_policy(rng: &mut fastrand::Rng) -> OnTimeout {
         0 => OnTimeout::Accept,
         1 => OnTimeout::Reset,
         _ => OnTimeout::Drop,
+    }
+}
+
+/// Returns what happens to a client that closes without a byte, at random.
+pub(crate) fn any_on_close(rng: &mut fastrand::Rng) -> OnClose {
+    match rng.bool() {
+        true => OnClose::Reset,
+        false => OnClose::Accept,
     }
 }
 

@@ -16,7 +16,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use accf_kit::clock::Stamp;
-use accf_kit::control::{self, settings, Config, OnTimeout, Stats};
+use accf_kit::control::{self, settings, Config, OnClose, OnTimeout, State, Stats};
 use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::netns::Netns;
 use accf_kit::segment::{Flags, Segment, Timestamps};
@@ -518,6 +518,10 @@ impl Run {
         as_expected.aborted = expected.aborted;
         as_expected.fallback = expected.fallback;
         as_expected.bypass_accept_queue_full = expected.bypass_accept_queue_full;
+        as_expected.released_paused = expected.released_paused;
+        as_expected.bypass_paused = expected.bypass_paused;
+        as_expected.closed_reset = expected.closed_reset;
+        as_expected.closed_reset_unparked = expected.closed_reset_unparked;
         as_expected.half_open_young = expected.half_open_young as i64;
         // A few parked ones are still half open for the kernel.
         let spare = processors()
@@ -541,7 +545,7 @@ impl Run {
 
 fn kit_config(config: server::Config) -> Config {
     let timeout = config.timeout.unwrap_or(0);
-    settings(
+    let kit = settings(
         u32::try_from(timeout).unwrap_or(u32::MAX),
         config.max_parked,
         match config.on_timeout {
@@ -549,5 +553,18 @@ fn kit_config(config: server::Config) -> Config {
             server::OnTimeout::Reset => OnTimeout::Reset,
             server::OnTimeout::Drop => OnTimeout::Drop,
         },
-    )
+    );
+    let state = match config.paused {
+        true => State::Paused,
+        false => State::Parking,
+    };
+    let on_close = match config.resets_on_close {
+        true => OnClose::Reset,
+        false => OnClose::Accept,
+    };
+    Config {
+        state,
+        on_close,
+        ..kit
+    }
 }

@@ -48,6 +48,10 @@ struct ConfigView {
     max_parked: u32,
     /// A word, or the number of an action that this program does not know.
     on_timeout: String,
+    /// A word, or the number of a state that this program does not know.
+    state: String,
+    /// A word, or the number of an action that this program does not know.
+    on_close: String,
 }
 
 /// The statistics of a listener.
@@ -74,6 +78,10 @@ struct StatsView {
     bypass_namespace_limit: u64,
     bypass_signed: u64,
     bypass_other: u64,
+    released_paused: u64,
+    bypass_paused: u64,
+    closed_reset: u64,
+    closed_reset_unparked: u64,
     /// The buckets of `wait_log2` with their bounds.
     waits: Vec<WaitView>,
 }
@@ -117,6 +125,8 @@ fn config(config: &Config) -> ConfigView {
         timeout_ms: config.timeout.map_or(0, milliseconds),
         max_parked: config.max_parked.map_or(0, |max| max.get()),
         on_timeout: config.on_timeout.to_string(),
+        state: config.state.to_string(),
+        on_close: config.on_close.to_string(),
     }
 }
 
@@ -143,6 +153,10 @@ fn stats(stats: &Stats) -> StatsView {
         bypass_namespace_limit: stats.bypass_namespace_limit,
         bypass_signed: stats.bypass_signed,
         bypass_other: stats.bypass_other,
+        released_paused: stats.released_paused,
+        bypass_paused: stats.bypass_paused,
+        closed_reset: stats.closed_reset,
+        closed_reset_unparked: stats.closed_reset_unparked,
         waits: stats
             .waits()
             .map(|bucket| WaitView {
@@ -195,9 +209,13 @@ mod tests {
         assert_eq!(busy["config"]["timeout_ms"], 1500);
         assert_eq!(busy["config"]["max_parked"], 2000);
         assert_eq!(busy["config"]["on_timeout"], "reset");
+        assert_eq!(busy["config"]["state"], "parking");
+        assert_eq!(busy["config"]["on_close"], "reset");
         let unused = read(&sample::unused());
         assert_eq!(unused["config"]["timeout_ms"], 0);
         assert_eq!(unused["config"]["max_parked"], 0);
+        let paused = read(&sample::paused());
+        assert_eq!(paused["config"]["state"], "paused");
     }
 
     #[test]

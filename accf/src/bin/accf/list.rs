@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Writes the table of listeners.
 
-use accf::Listener;
+use accf::{Config, Listener, State};
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 
 use crate::text::{address, max_parked, number, timeout};
@@ -61,12 +61,20 @@ fn row(listener: &Listener) -> [String; COLUMNS.len()] {
         timeout(config),
         config.on_timeout.to_string(),
         number(stats.parked),
-        max_parked(config),
+        at_most(config),
         number(stats.parked_total),
         number(stats.released_data.saturating_add(stats.released_fin)),
         number(timed_out.iter().fold(0, |sum, n| sum.saturating_add(*n))),
         number(stats.bypassed()),
     ]
+}
+
+/// Returns how many connections may be parked: none, if parking is paused.
+fn at_most(config: &Config) -> String {
+    match config.state {
+        State::Paused => "paused".to_owned(),
+        _ => max_parked(config),
+    }
 }
 
 #[cfg(test)]
@@ -76,8 +84,8 @@ mod tests {
 
     #[test]
     fn each_listener_has_one_line() {
-        let (unused, busy) = (sample::unused(), sample::busy());
-        let text = render(&[&unused, &busy], ContentArrangement::Disabled);
+        let (unused, busy, paused) = (sample::unused(), sample::busy(), sample::paused());
+        let text = render(&[&unused, &busy, &paused], ContentArrangement::Disabled);
         let expected = [
             concat!(
                 " listener        filter      timeout   then     parked   at most    ever",
@@ -89,8 +97,12 @@ mod tests {
                 "          0           0          0",
             ),
             concat!(
-                " [::]:8080       dataready     1.5 s   reset        12     2,000   1,326",
-                "      1,107         180        196",
+                " [::]:8080       dataready     1.5 s   reset        12     2,000   1,350",
+                "      1,107         180        225",
+            ),
+            concat!(
+                " 192.0.2.1:443   dataready      none   accept        0    paused       0",
+                "          0           0          4",
             ),
             "",
         ]

@@ -4,12 +4,20 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use accf::{Listener, OnTimeout, DATAREADY};
+use accf::{Listener, OnClose, OnTimeout, State, DATAREADY};
 
 /// Returns a listener with the default settings that no client has connected to.
 pub(crate) fn unused() -> Listener {
     let mut listener = Listener::new("192.0.2.1:443".parse().unwrap(), DATAREADY);
     listener.cookie = 1;
+    listener
+}
+
+/// Returns a listener whose parking is paused.
+pub(crate) fn paused() -> Listener {
+    let mut listener = unused();
+    listener.config.state = State::Paused;
+    listener.stats.bypass_paused = 4;
     listener
 }
 
@@ -24,6 +32,7 @@ pub(crate) fn busy() -> Listener {
     listener.config.timeout = Some(Duration::from_millis(1500));
     listener.config.max_parked = NonZeroU32::new(2000);
     listener.config.on_timeout = OnTimeout::Reset;
+    listener.config.on_close = OnClose::Reset;
     let stats = &mut listener.stats;
     stats.parked = 12;
     stats.half_open = 3;
@@ -36,6 +45,8 @@ pub(crate) fn busy() -> Listener {
     stats.evicted = 8;
     stats.aborted = 9;
     stats.fallback = 10;
+    stats.released_paused = 11;
+    stats.closed_reset = 13;
     stats.parked_total = stats.accounted();
     stats.synack_suppressed = 90;
     stats.bypass_syncookie = 21;
@@ -46,6 +57,8 @@ pub(crate) fn busy() -> Listener {
     stats.bypass_namespace_limit = 26;
     stats.bypass_signed = 27;
     stats.bypass_other = 28;
+    stats.bypass_paused = 29;
+    stats.closed_reset_unparked = 3;
     stats.wait_log2[0] = 100;
     stats.wait_log2[1] = 1_000;
     stats.wait_log2[3] = 7;

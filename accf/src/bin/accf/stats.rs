@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use accf::{Listener, OnTimeout, Stats, WaitBucket};
+use accf::{Listener, OnClose, OnTimeout, State, Stats, WaitBucket};
 
 use crate::text::{address, max_parked, number, rough, timeout};
 
@@ -34,6 +34,19 @@ fn page(listener: &Listener) -> String {
         text.push_str(format!("  {label:<18}{value}").trim_end());
         text.push('\n');
     };
+    match config.state {
+        State::Parking => {}
+        State::Paused => line(
+            &mut text,
+            "paused",
+            "no connection is parked, and those that are parked are accepted",
+        ),
+        State::Other(other) => line(
+            &mut text,
+            "state",
+            &format!("{other}, which this program does not know: it is older than the module"),
+        ),
+    }
     line(
         &mut text,
         "timeout",
@@ -58,6 +71,21 @@ fn page(listener: &Listener) -> String {
             ),
         },
     );
+    match config.on_close {
+        OnClose::Accept => {}
+        OnClose::Reset => line(
+            &mut text,
+            "closed unused",
+            "a client that closes without a byte is reset",
+        ),
+        OnClose::Other(other) => line(
+            &mut text,
+            "closed unused",
+            &format!(
+                "on_close {other}, which this program does not know: it is older than the module"
+            ),
+        ),
+    }
     line(
         &mut text,
         "accept queue",
@@ -155,6 +183,17 @@ fn counters(stats: &Stats) -> String {
                     stats.aborted.into(),
                 ),
                 (1, "fell back to plain TCP", stats.fallback.into()),
+                (
+                    1,
+                    "accepted because parking was paused",
+                    stats.released_paused.into(),
+                ),
+                (1, "closed without a byte, reset", stats.closed_reset.into()),
+                (
+                    0,
+                    "closed without a byte before they were parked, reset",
+                    stats.closed_reset_unparked.into(),
+                ),
             ],
         ),
         (
@@ -191,6 +230,7 @@ fn counters(stats: &Stats) -> String {
                     "the listener checks TCP-MD5 or TCP-AO",
                     stats.bypass_signed.into(),
                 ),
+                (0, "parking was paused", stats.bypass_paused.into()),
                 (0, "of any other reason", stats.bypass_other.into()),
             ],
         ),
@@ -275,6 +315,7 @@ mod tests {
 [::]:8080  dataready  (uid 1000, socket 4711)
   timeout           1.5 s, then the client is reset
   may be parked     2,000; one more evicts the oldest: it is reset
+  closed unused     a client that closes without a byte is reset
   accept queue      2 of 4,096
 
   now
@@ -282,7 +323,7 @@ mod tests {
     half open: count against the SYN backlog                               3
       of them, SYN-ACK sent once                                           1
   since the filter was attached
-    parked                                                             1,326
+    parked                                                             1,350
       accepted when data came                                          1,100
       accepted when the client closed                                      7
       silent until the deadline, accepted                                 50
@@ -291,6 +332,9 @@ mod tests {
       evicted: over the limit                                              8
       ended by the client, ICMP or the administrator                       9
       fell back to plain TCP                                              10
+      accepted because parking was paused                                 11
+      closed without a byte, reset                                        13
+    closed without a byte before they were parked, reset                   3
   not parked, as on a plain listener, because
     the SYN was answered with a syncookie                                 21
     the SYN carried TCP Fast Open                                         22
@@ -299,6 +343,7 @@ mod tests {
     memory ran out                                                        25
     max_parked_netns was reached                                          26
     the listener checks TCP-MD5 or TCP-AO                                 27
+    parking was paused                                                    29
     of any other reason                                                   28
 
   from the client's ACK to its first byte or its end
@@ -316,6 +361,16 @@ mod tests {
         assert!(text.contains("stays parked until it sends"), "{text}");
         assert!(text.contains("as many as the module's default"), "{text}");
         assert!(text.contains("no parked connection has sent"), "{text}");
+    }
+
+    #[test]
+    fn a_page_tells_of_a_pause() {
+        let text = render(&[&sample::paused()]);
+        assert!(
+            text.contains("\n  paused            no connection is parked"),
+            "{text}"
+        );
+        assert!(!render(&[&sample::busy()]).contains("  paused  "));
     }
 
     #[test]

@@ -186,6 +186,9 @@ fn only_grown(before: &Stats, after: &Stats) -> Result<()> {
             stats.aborted,
             stats.fallback,
             stats.synack_suppressed,
+            stats.released_paused,
+            stats.closed_reset,
+            stats.closed_reset_unparked,
         ]
     };
     ensure!(
@@ -238,10 +241,19 @@ fn every_end(context: &Context, family: Family) -> Result<()> {
         }
         scene.counts(context, expected)?;
     }
-    for _ in 0..2 {
+    control::set_config(&scene.listener, &settings(60_000, 0, OnTimeout::Reset))?;
+    let (_handed_over, _) = scene.parked(context)?;
+    control::pause(&scene.listener)?;
+    expected.released_paused = 1;
+    scene.counts(context, expected)?;
+    let (_not_parked, _) = scene.parked(context)?;
+    expected.bypass_paused = 1;
+    scene.counts(context, expected)?;
+    control::resume(&scene.listener)?;
+    for _ in 0..4 {
         drop(scene.accept(context)?);
     }
-    scene.accept_nothing(Duration::from_millis(200), "two were to be accepted")?;
+    scene.accept_nothing(Duration::from_millis(200), "four were to be accepted")?;
     // A client that sends data with the third segment is not counted by any of these.
     let mut client = scene.half_open(context)?;
     scene.serve(context, &mut client)?;

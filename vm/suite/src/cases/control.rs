@@ -41,9 +41,18 @@ fn bytes(numbers: (u32, u32, u32)) -> Vec<u8> {
         .collect()
 }
 
-/// Returns the configuration of a listener as three numbers.
+/// The size of the structure.
+const SIZE: usize = size_of::<accf_config>();
+
+/// Returns the same with zeros for the fields that follow.
+fn whole(numbers: (u32, u32, u32)) -> Vec<u8> {
+    let mut whole = bytes(numbers);
+    whole.resize(SIZE, 0);
+    whole
+}
+
+/// Returns the configuration of a listener as its first three numbers.
 fn numbers(listener: impl AsFd) -> Result<(u32, u32, u32)> {
-    const SIZE: usize = size_of::<accf_config>();
     let mut value = [0; SIZE];
     let length = control::get_bytes(listener, SOL_ACCF, ACCF_CONFIG, &mut value)?;
     expect_eq!(length, SIZE, "length of the configuration");
@@ -102,6 +111,7 @@ fn set_and_get(_: &Context, family: Family) -> Result<()> {
         timeout: Some(Duration::from_millis(1234)),
         max_parked: NonZeroU32::new(77),
         on_timeout: OnTimeout::Drop,
+        ..Config::default()
     };
     control::set_config(&listener, &wanted)?;
     expect_eq!(
@@ -156,7 +166,7 @@ fn sizes_of_set(_: &Context, family: Family) -> Result<()> {
     }
     let before = bytes((7, 8, 2));
     expect_eq!(set(&before)?, None, "setting 12 bytes");
-    for length in [13, 16, 100, 1000] {
+    for length in [SIZE + 1, SIZE + 4, 100, 1000] {
         let mut longer = whole.clone();
         longer.resize(length, 0);
         if let Some(last) = longer.last_mut() {
@@ -175,7 +185,7 @@ fn sizes_of_set(_: &Context, family: Family) -> Result<()> {
         "setting more than a page"
     );
     expect_eq!(bytes(numbers(&listener)?), before, "what was set before");
-    for length in [13, 16, 100, 4096] {
+    for length in [13, SIZE, SIZE + 1, 100, 4096] {
         let mut longer = whole.clone();
         longer.resize(length, 0);
         expect_eq!(set(&longer)?, None, "setting {length} bytes");
@@ -194,7 +204,7 @@ case!(Default, "control.sizes_of_get" => each_family(sizes_of_get));
 fn sizes_of_get(_: &Context, family: Family) -> Result<()> {
     let ns = Netns::new()?;
     let listener = Listen::filtered(family).open(&ns)?;
-    let whole = bytes((0x0102_0304, 0x0506_0708, 1));
+    let whole = whole((0x0102_0304, 0x0506_0708, 1));
     control::set_bytes(&listener, SOL_ACCF, ACCF_CONFIG, &whole)?;
     for (option, size) in [
         (ACCF_CONFIG, size_of::<accf_config>()),

@@ -147,6 +147,10 @@ impl Tally {
         sum.aborted += counts.aborted;
         sum.fallback += counts.fallback;
         sum.bypass_accept_queue_full += counts.bypass_accept_queue_full;
+        sum.released_paused += counts.released_paused;
+        sum.bypass_paused += counts.bypass_paused;
+        sum.closed_reset += counts.closed_reset;
+        sum.closed_reset_unparked += counts.closed_reset_unparked;
     }
 }
 

@@ -11,7 +11,9 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use accf_kit::control::{self, timeout, ACCF_CONFIG, ACCF_STATS, SOL_ACCF};
+use accf_kit::control::{
+    self, accf_config, accf_stats, timeout, ACCF_CONFIG, ACCF_STATS, SOL_ACCF,
+};
 use accf_kit::endpoint::{
     connect_here, reset_on_close, set_defer_accept, Family, Listen, Listener,
 };
@@ -27,6 +29,9 @@ use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::{describe, stats};
 use crate::fuzz::{self, bytes, Fed};
 use crate::scene::{join_scoped, serve, REQUEST};
+
+/// The size of `struct accf_stats`.
+const STATS: usize = size_of::<accf_stats>();
 
 /// How long a round takes.
 const ROUND: Duration = Duration::from_millis(500);
@@ -208,8 +213,9 @@ fn set(rng: &mut fastrand::Rng, memory: &mut Memory, listener: &Listener) -> Res
             (whole, 12, Errno::EINVAL)
         }
         3 => {
+            wrong.resize(size_of::<accf_config>(), 0);
             wrong.push(rng.u8(1..));
-            (whole, 13, Errno::E2BIG)
+            (whole, i32::try_from(wrong.len())?, Errno::E2BIG)
         }
         _ => (Place::Guard, rng.i32(4..4000), Errno::EFAULT),
     };
@@ -230,7 +236,7 @@ fn read(rng: &mut fastrand::Rng, memory: &mut Memory, listener: &Listener) -> Re
         let place = Place::BeforeEnd(rng.usize(..500));
         let got = memory.get(listener, SOL_ACCF, ACCF_STATS, place, length);
         let fits =
-            usize::try_from(length).is_ok_and(|room| room.min(424) <= Memory::writable(place));
+            usize::try_from(length).is_ok_and(|room| room.min(STATS) <= Memory::writable(place));
         let expected = match length {
             ..0 => Some(Errno::EINVAL),
             _ if fits => None,
@@ -241,7 +247,7 @@ fn read(rng: &mut fastrand::Rng, memory: &mut Memory, listener: &Listener) -> Re
             expected,
             "the errno of reading {length} bytes {place:?}"
         );
-        let room = usize::try_from(length).unwrap_or(0).min(424);
+        let room = usize::try_from(length).unwrap_or(0).min(STATS);
         ensure!(
             !got.before && got.bytes.len() <= room,
             "{} bytes were written of {room}",

@@ -49,7 +49,7 @@ const INET_ULP_INFO_NAME: u16 = 1;
 const ACCF_ULP_INFO_CONFIG: u16 = 0x1AC1;
 const ACCF_ULP_INFO_STATS: u16 = 0x1AC2;
 /// The fields of `struct accf_stats`, by their positions.
-const STATS_WORDS: usize = 21 + 32;
+const STATS_WORDS: usize = 25 + 32;
 
 /// A permanent listener, with what a dump must say of it.
 struct Landmark {
@@ -135,7 +135,7 @@ impl Landmark {
         Ok(Self {
             listener,
             config,
-            numbers: [0, max_parked, on_timeout]
+            numbers: [0, max_parked, on_timeout, 0, 0]
                 .into_iter()
                 .flat_map(u32::to_ne_bytes)
                 .collect(),
@@ -483,7 +483,7 @@ fn socket(message: &[u8], landmarks: &[Landmark]) -> Result<bool> {
             (None, None) => continue,
             _ => bail!("only one of two attributes is there"),
         };
-        expect_eq!(config.len(), 12, "bytes of settings");
+        expect_eq!(config.len(), 20, "bytes of settings");
         expect_eq!(stats.len(), 8 * STATS_WORDS, "bytes of counters");
         let words: Vec<u64> = stats
             .chunks_exact(8)
@@ -492,7 +492,9 @@ fn socket(message: &[u8], landmarks: &[Landmark]) -> Result<bool> {
         let [parked, _, _, total, ends @ ..] = words.as_slice() else {
             bail!("no counters");
         };
-        let sum = parked + ends.iter().take(8).sum::<u64>();
+        // `released_paused` and `closed_reset` are among the last.
+        let later = |from_end: usize| words.get(STATS_WORDS - from_end).copied().unwrap_or(0);
+        let sum = parked + ends.iter().take(8).sum::<u64>() + later(4) + later(2);
         expect_eq!(sum, *total, "the sum of {words:?}");
         if let Some(landmark) = with_port(landmarks, port) {
             expect_eq!(config, landmark.numbers, "settings of port {port}");

@@ -125,6 +125,8 @@ const HOLD: control::Config = control::Config {
     timeout: None,
     max_parked: None,
     on_timeout: OnTimeout::Accept,
+    state: control::State::Parking,
+    on_close: control::OnClose::Accept,
 };
 
 impl Fuzzer<'_> {

@@ -27,9 +27,11 @@ use crate::case::{case, expect_eq, once, Context};
 use crate::fuzz::{self, bytes, special, Fed};
 
 /// The size of `struct accf_config`.
-const CONFIG: usize = 12;
+const CONFIG: usize = 20;
+/// Its size in programs that do not know the field `state`.
+const CONFIG_WITHOUT_STATE: usize = 12;
 /// The size of `struct accf_stats`.
-const STATS: usize = 8 * (21 + 32);
+const STATS: usize = 8 * (25 + 32);
 /// The most bytes that `setsockopt()` takes.
 const PAGE: usize = 4096;
 /// The defaults of the module's parameters.
@@ -37,6 +39,8 @@ const DEFAULTS: Config = Config {
     timeout_ms: 60_000,
     max_parked: 16_384,
     on_timeout: 0,
+    state: 0,
+    on_close: 0,
 };
 
 const _: () = assert!(size_of::<accf_config>() == CONFIG && size_of::<accf_stats>() == STATS);
@@ -47,14 +51,22 @@ struct Config {
     timeout_ms: u32,
     max_parked: u32,
     on_timeout: u32,
+    state: u32,
+    on_close: u32,
 }
 
 impl Config {
     fn bytes(self) -> Vec<u8> {
-        [self.timeout_ms, self.max_parked, self.on_timeout]
-            .into_iter()
-            .flat_map(u32::to_ne_bytes)
-            .collect()
+        [
+            self.timeout_ms,
+            self.max_parked,
+            self.on_timeout,
+            self.state,
+            self.on_close,
+        ]
+        .into_iter()
+        .flat_map(u32::to_ne_bytes)
+        .collect()
     }
 }
 
@@ -312,7 +324,11 @@ impl Subject {
                 name: ACCF_CONFIG,
                 place: whole,
                 value: self.value(rng),
-                length: 12,
+                length: if rng.u8(..4) == 0 {
+                    CONFIG_WITHOUT_STATE as i32
+                } else {
+                    CONFIG as i32
+                },
             },
             13..=39 => Op::Set {
                 level: level(rng),
@@ -382,6 +398,16 @@ impl Subject {
                 special(rng)
             } else {
                 rng.u32(..3)
+            },
+            state: if rng.u8(..6) == 0 {
+                special(rng)
+            } else {
+                rng.u32(..2)
+            },
+            on_close: if rng.u8(..6) == 0 {
+                special(rng)
+            } else {
+                rng.u32(..2)
             },
         };
         let mut value = config.bytes();
@@ -608,9 +634,11 @@ impl Subject {
             timeout_ms: word(0),
             max_parked: word(1),
             on_timeout: word(2),
+            state: word(3),
+            on_close: word(4),
         };
         let whole = given.len() >= length.min(CONFIG);
-        if whole && asked.on_timeout > 2 {
+        if whole && (asked.on_timeout > 2 || asked.state > 1 || asked.on_close > 1) {
             reasons.push(Errno::EINVAL);
         }
         if whole && asked.max_parked > DEFAULTS.max_parked && !self.privileged {
@@ -624,8 +652,14 @@ impl Subject {
             0 => DEFAULTS.max_parked,
             max_parked => max_parked,
         };
+        let state = match self.filter {
+            // A program that does not know the field does not end a pause.
+            Some(before) if length <= CONFIG_WITHOUT_STATE => before.state,
+            _ => asked.state,
+        };
         self.filter = Some(Config {
             max_parked,
+            state,
             ..asked
         });
         // The last value counts.
