@@ -76,7 +76,10 @@ pub enum Error {
     ModuleTooOld,
 
     /// `EINVAL` of `ACCF_CONFIG`: the module does not allow a value.
-    #[error("the module does not allow one of the settings: on_timeout, state and on_close must be ones that it knows")]
+    #[error(
+        "the module does not allow one of the settings: \
+         on_timeout, state and on_close must be ones that it knows"
+    )]
     InvalidSetting,
 
     /// `EPERM` of `ACCF_CONFIG`: a `max_parked` above the module's default takes `CAP_NET_ADMIN`.

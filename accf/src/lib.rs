@@ -163,8 +163,8 @@ pub fn set_config(socket: impl AsFd, config: &Config) -> Result<(), Error> {
     .map_err(|error| Error::option("change the accept filter's settings", error))
 }
 
-/// Stops parking at a listener, until [`resume()`]: sets [`Config::state`] to [`State::Paused`], and
-/// no other setting.
+/// Stops parking at a listener, until [`resume()`]: sets [`Config::state`] to [`State::Paused`],
+/// and no other setting.
 ///
 /// `accept()` then returns new connections as on a listener without a filter, and those that are
 /// parked, the oldest first.

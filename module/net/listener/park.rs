@@ -500,8 +500,8 @@ impl Listener {
         Some(Completed { waited, ack })
     }
 
-    /// Has TCP drop `request`, whose client has closed its side without a byte, if the configuration
-    /// says so. Returns whether it is dropped, and the client to be told.
+    /// Has TCP drop `request`, whose client has closed its side without a byte, if the
+    /// configuration says so. Returns whether it is dropped, and the client to be told.
     #[cold] // Few clients close without a byte.
     pub(crate) fn drop_closed(&self, bh: &BhDisabled<'_>, request: &RequestSock<'_>) -> bool {
         let queue = self.queue.lock(bh);

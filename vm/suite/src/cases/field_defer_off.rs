@@ -17,18 +17,18 @@ case!(Default, "field.defer_off.set_while_parked" => each_family(set_while_parke
 /// shows it to the module, is accepted at the new deadline: the ACK that is rebuilt for it meets
 /// TCP's own deferral.
 fn set_while_parked(context: &Context, family: Family) -> Result<()> {
-    let listen = Listen::filtered(family).config(settings(600, 0, OnTimeout::Accept));
+    let listen = Listen::filtered(family).config(settings(2000, 0, OnTimeout::Accept));
     let scene = WireScene::new(context, family, &listen)?;
     let (client, ack) = scene.connect_and_ack(context)?;
-    set_defer_accept(&scene.listener, 1)?;
-    let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_secs(1))?;
+    set_defer_accept(&scene.listener, 2)?;
+    let accepted = scene.accept_on_time(context, &client, ack.at, Duration::from_secs(3))?;
     scene.counts(context, counted!(timeout_accept: 1))?;
     expect_eq!(
         (
             control::config(&scene.listener)?.timeout,
             defer_accept(&scene.listener)?
         ),
-        (Some(Duration::from_secs(1)), 0),
+        (Some(Duration::from_secs(3)), 0),
         "timeout_ms and TCP_DEFER_ACCEPT"
     );
     exchange_and_close(client, accepted)?;

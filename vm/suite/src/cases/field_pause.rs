@@ -45,6 +45,7 @@ case!(Default, "field.pause.drop" => each_family, hands_over(OnTimeout::Drop));
 /// whatever `on_timeout` says; that a client is then accepted as at a plain listener; and that
 /// clients are parked again after the pause.
 fn hands_over(context: &Context, family: Family, on_timeout: OnTimeout) -> Result<()> {
+    // More than the listener's timer handles in one run.
     const CLIENTS: usize = 100;
     let config = settings(FAR_MS, 1000, on_timeout);
     let scene = WireScene::new(context, family, &Listen::filtered(family).config(config))?;
@@ -55,16 +56,14 @@ fn hands_over(context: &Context, family: Family, on_timeout: OnTimeout) -> Resul
 
     let paused = Stamp::now();
     control::pause(&scene.listener)?;
+    scene.counts(context, counted!(released_paused: parked))?;
+    let handed_over = Stamp::now();
+    context.at_once(paused, handed_over, "from the pause to the last connection")?;
     let mut accepted = Vec::new();
     for client in &clients {
         // In the order in which they were parked.
         accepted.push(scene.accept_from(context, client)?);
     }
-    if let Some(last) = accepted.last() {
-        context.at_once(paused, last.at, "from the pause to the last accept()")?;
-    }
-    let handed_over = Stamp::now();
-    scene.counts(context, counted!(released_paused: parked))?;
     for (client, accepted) in clients.into_iter().zip(accepted) {
         exchange_and_close(client, accepted)?;
     }
