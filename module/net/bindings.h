@@ -171,7 +171,7 @@ u32 accf_rto_max(void);
 u32 accf_echoed_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr);
 void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us);
 void accf_child_set_ack(struct sock *child, const struct request_sock *req,
-			const struct sk_buff *skb, struct accf_arrival ack);
+			struct sk_buff *skb, struct accf_arrival ack);
 void accf_child_set_waited(struct sock *child, u32 waited_ms);
 void accf_req_endpoints(const struct request_sock *req,
 			struct accf_endpoints *ends);

@@ -175,6 +175,71 @@ static void accf_child_set_accecn(struct sock *child, const struct request_sock 
 	}
 }
 
+#if IS_ENABLED(CONFIG_IPV6)
+/* As ipv6_opt_accepted(), which is not exported. */
+static bool accf_opt_accepted(const struct ipv6_pinfo *np, const struct sk_buff *skb,
+			      const struct inet6_skb_parm *opt)
+{
+	return ((opt->flags & IP6SKB_HOPBYHOP) &&
+		(np->rxopt.bits.hopopts || np->rxopt.bits.ohopopts)) ||
+	       (ip6_flowinfo(ipv6_hdr(skb)) && np->rxopt.bits.rxflow) ||
+	       (opt->srcrt && (np->rxopt.bits.srcrt || np->rxopt.bits.osrcrt)) ||
+	       ((opt->dst1 || opt->dst0) &&
+		(np->rxopt.bits.dstopts || np->rxopt.bits.odstopts));
+}
+
+/* As tcp_v6_do_rcv() does for a segment in order: IPV6_2292PKTOPTIONS tells of it. */
+static void accf_child_set_pktoptions(struct sock *child, struct sk_buff *skb)
+{
+	struct ipv6_pinfo *np = inet6_sk(child);
+	struct sk_buff *opt_skb = NULL;
+
+	if (accf_opt_accepted(np, skb, &TCP_SKB_CB(skb)->header.h6))
+		opt_skb = skb_clone_and_charge_r(skb, child);
+	if (opt_skb) {
+		memmove(IP6CB(opt_skb), &TCP_SKB_CB(opt_skb)->header.h6,
+			sizeof(struct inet6_skb_parm));
+		opt_skb->dev = NULL;
+		skb_dst_drop(opt_skb);
+		nf_reset_ct(opt_skb);
+	}
+	consume_skb(xchg(&np->pktoptions, opt_skb));
+}
+
+/* For a client that speaks IPv6. */
+static void accf_child_set_ipv6(struct sock *child, struct sk_buff *skb, struct accf_arrival ack)
+{
+	struct ipv6_pinfo *np = inet6_sk(child);
+
+	if (np->rxopt.all) {
+		if (TCP_SKB_CB(skb)->seq == tcp_sk(child)->rcv_nxt)
+			accf_child_set_pktoptions(child, skb);
+		return;
+	}
+	WRITE_ONCE(np->mcast_oif, ack.iif);
+	WRITE_ONCE(np->mcast_hops, ack.hop_limit);
+	np->rcv_flowinfo = ip6_make_flowinfo(ack.dsfield, htonl(ack.flow_label));
+	if (inet6_test_bit(REPFLOW, child))
+		np->flow_label = htonl(ack.flow_label);
+}
+#endif
+
+/* For a client that speaks IPv4, which a listener of IPv6 may have, too. */
+static void accf_child_set_ipv4(struct sock *child, struct accf_arrival ack)
+{
+	struct inet_sock *inet = inet_sk(child);
+
+	WRITE_ONCE(inet->mc_index, ack.iif);
+	WRITE_ONCE(inet->mc_ttl, ack.hop_limit);
+	WRITE_ONCE(inet->rcv_tos, ack.dsfield);
+#if IS_ENABLED(CONFIG_IPV6)
+	if (child->sk_family == AF_INET6) {
+		WRITE_ONCE(inet6_sk(child)->mcast_oif, ack.iif);
+		WRITE_ONCE(inet6_sk(child)->mcast_hops, ack.hop_limit);
+	}
+#endif
+}
+
 /**
  * accf_child_set_ack() - Have a child take what its client's bare ACK said.
  * @child: the child of a later segment, new and locked
@@ -191,26 +256,15 @@ static void accf_child_set_accecn(struct sock *child, const struct request_sock 
  * Context: Bottom halves off, under the lock of @child.
  */
 void accf_child_set_ack(struct sock *child, const struct request_sock *req,
-			const struct sk_buff *skb, struct accf_arrival ack)
+			struct sk_buff *skb, struct accf_arrival ack)
 {
-	struct inet_sock *inet = inet_sk(child);
-
 	WRITE_ONCE(tcp_sk(child)->segs_in, tcp_sk(child)->segs_in + 1);
-	if (READ_ONCE(req->rsk_ops)->family == AF_INET) {
-		WRITE_ONCE(inet->mc_index, ack.iif);
-		WRITE_ONCE(inet->mc_ttl, ack.hop_limit);
-		WRITE_ONCE(inet->rcv_tos, ack.dsfield);
+	if (READ_ONCE(req->rsk_ops)->family == AF_INET)
+		accf_child_set_ipv4(child, ack);
 #if IS_ENABLED(CONFIG_IPV6)
-	} else if (!inet6_sk(child)->rxopt.all) {
-		struct ipv6_pinfo *np = inet6_sk(child);
-
-		WRITE_ONCE(np->mcast_oif, ack.iif);
-		WRITE_ONCE(np->mcast_hops, ack.hop_limit);
-		np->rcv_flowinfo = ip6_make_flowinfo(ack.dsfield, htonl(ack.flow_label));
-		if (inet6_test_bit(REPFLOW, child))
-			np->flow_label = htonl(ack.flow_label);
+	else
+		accf_child_set_ipv6(child, skb, ack);
 #endif
-	}
 	if (tcp_rsk(req)->accecn_ok)
 		accf_child_set_accecn(child, req, ack);
 	else

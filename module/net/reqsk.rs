@@ -377,9 +377,10 @@ impl<'a> RequestSock<'a> {
         ack: accf_arrival,
     ) {
         let (child, req) = (child.as_ptr(), self.as_ptr());
-        // SAFETY: The request is alive by the type invariants, and so is the segment. The child is
-        // locked by the contract of this function.
-        unsafe { bindings::accf_child_set_ack(child, req, segment.as_ptr(), ack) };
+        // SAFETY: The request is alive by the type invariants, and so is the segment, of which the
+        // function may make a clone, as TCP does. The child is locked by the contract of this
+        // function.
+        unsafe { bindings::accf_child_set_ack(child, req, segment.as_ptr().cast_mut(), ack) };
     }
 
     /// Takes the time that the request was parked off what `child` counts as recovery, if its
