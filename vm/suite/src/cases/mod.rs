@@ -17,6 +17,7 @@ mod deadline;
 mod defer;
 mod evict;
 mod fault;
+mod field_ack;
 mod field_defer_off;
 mod field_pace;
 mod field_pause;

@@ -1,0 +1,542 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! The bare ACK of a parked request: a connection is the same as at a plain listener, whichever way
+//! it was accepted.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use accf_kit::control::timeout;
+use accf_kit::endpoint::{Accepted, Family, Listen};
+use accf_kit::forge::Forged;
+use accf_kit::packet_options::{self, Ask};
+use accf_kit::raw::RawClient;
+use accf_kit::segment::{Flags, Segment};
+use accf_kit::tcp_info;
+use accf_kit::wait;
+use accf_kit::wire::Wire;
+use anyhow::{ensure, Context as _, Result};
+use socket2::SockRef;
+
+use crate::case::{case, each_family, expect_eq, families, Context};
+use crate::count::counted;
+use crate::scene::{Client, RawScene, Scene, WireScene, REQUEST};
+
+/// How a connection comes to be accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// By its bare ACK, at a plain listener.
+    Plain,
+    /// By data.
+    Data,
+    /// At the deadline.
+    Deadline,
+}
+
+impl Way {
+    fn listen(self, family: Family) -> Listen {
+        match self {
+            Self::Plain => Listen::plain(family),
+            Self::Data => Listen::filtered(family).config(timeout(0)),
+            Self::Deadline => Listen::filtered(family).config(timeout(400)),
+        }
+    }
+}
+
+/// What differs between two clients' bare ACKs.
+#[derive(Clone, Copy, Debug)]
+struct Ack {
+    /// AE, CWR and ECE.
+    ace: u8,
+    dsfield: u8,
+    hop_limit: u8,
+    flow_label: u32,
+    window: u16,
+}
+
+/// The ACK of a client of the kernel's, but for its hop limit.
+const ACK: Ack = Ack {
+    ace: 2,
+    dsfield: 0,
+    hop_limit: 33,
+    flow_label: 0xa_bcde,
+    window: 500,
+};
+
+/// Fields of `TCP_INFO` that are not the same in two connections, and why.
+const DIFFERS: [(&str, &str); 15] = [
+    ("rto", "follows the round-trip time"),
+    ("rtt", "is measured"),
+    ("rttvar", "is measured"),
+    ("min_rtt", "is measured"),
+    ("rcv_rtt", "is measured"),
+    ("pacing_rate", "follows the round-trip time"),
+    ("delivery_rate", "is measured"),
+    ("last_data_sent", "is an age"),
+    ("last_data_recv", "is an age"),
+    ("last_ack_recv", "is an age"),
+    ("busy_time", "is a time"),
+    ("rwnd_limited", "is a time"),
+    ("sndbuf_limited", "is a time"),
+    ("total_rto_time", "is a time"),
+    // Compared where the ACK is acknowledged, and not where it is not.
+    ("ato", "adapts to when the last segments came"),
+];
+
+/// The limit of cases with many scenes.
+const LONG: Duration = Duration::from_secs(180);
+
+/// What clients say in their SYNs.
+const MSS: u16 = 1024;
+const WINDOW_SCALE: u8 = 7;
+
+type Facts = Vec<(String, String)>;
+
+/// Returns what can be known of a connection, and is the same in all that are alike.
+fn facts(accepted: &Accepted, family: Family) -> Result<Facts> {
+    let mut facts: Facts = tcp_info::all(&accepted.stream)?
+        .into_iter()
+        .filter(|(name, _)| DIFFERS.iter().all(|(differs, _)| differs != name))
+        .map(|(name, value)| (name.to_owned(), value.to_string()))
+        .collect();
+    for (level, kind, data) in packet_options::told(&accepted.stream, family)? {
+        facts.push((
+            format!("control message {level}.{kind}"),
+            format!("{data:?}"),
+        ));
+    }
+    if family != Family::V4 {
+        let labels = packet_options::flow_labels(&accepted.stream)?;
+        facts.push(("flow labels".to_owned(), format!("{labels:x?}")));
+    }
+    Ok(facts)
+}
+
+/// Fails unless both connections are alike; the error says in what they differ.
+fn alike(plain: &Facts, other: &Facts, what: &str) -> Result<()> {
+    let lacks = |one: &Facts, two: &Facts| {
+        one.iter()
+            .filter(|fact| !two.contains(fact))
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    ensure!(
+        plain == other,
+        "{what}: expected {}; saw {}",
+        lacks(plain, other),
+        lacks(other, plain)
+    );
+    Ok(())
+}
+
+/// Clients that send certain bare ACKs, and how the listener is set up for them.
+struct Play<'a> {
+    acks: &'a [Ack],
+    /// AE, CWR and ECE of the SYNs.
+    syn_ace: u8,
+    timestamps: bool,
+    /// Called with the listener's scene before the first SYN.
+    prepare: &'a dyn Fn(&RawScene) -> Result<()>,
+    /// Called with each connection before it is looked at.
+    accepted: &'a dyn Fn(&Accepted) -> Result<()>,
+}
+
+impl Play<'_> {
+    /// Returns what is known of the connections that were accepted this way, in the order of the
+    /// ACKs; after data if `then_data`.
+    fn of(
+        &self,
+        context: &Context,
+        family: Family,
+        way: Way,
+        then_data: bool,
+    ) -> Result<Vec<Facts>> {
+        let scene = RawScene::new(context, family, &way.listen(family))?;
+        // What one connection was like must not tell of the next.
+        scene.ns.set_sysctl("net.ipv4.tcp_no_metrics_save", "1")?;
+        (self.prepare)(&scene)?;
+        let mut clients = Vec::new();
+        for ack in self.acks {
+            clients.push(connect(
+                context,
+                &scene,
+                self.syn_ace,
+                self.timestamps,
+                ack,
+            )?);
+        }
+        if way == Way::Data {
+            scene.counts(context, counted!(parked: self.acks.len() as u64))?;
+            for client in &mut clients {
+                say(&scene, client)?;
+            }
+        }
+        let mut accepted = Vec::new();
+        for _ in &clients {
+            accepted.push(scene.accept(context)?);
+        }
+        let mut found = Vec::new();
+        for client in &mut clients {
+            let at = accepted
+                .iter()
+                .position(|accepted| accepted.peer.port() == client.local.port())
+                .context("a client was not accepted")?;
+            let connection = accepted.swap_remove(at);
+            if then_data {
+                if way != Way::Data {
+                    say(&scene, client)?;
+                }
+                ensure!(
+                    wait::readable(&connection.stream, context.patience())?,
+                    "nothing to read"
+                );
+                let end = client.snd_nxt;
+                client
+                    .receive_until(context.patience(), |segment| segment.ack == end)?
+                    .context("the data was not acknowledged")?;
+            }
+            (self.accepted)(&connection)?;
+            found.push(facts(&connection, family)?);
+        }
+        Ok(found)
+    }
+
+    /// Checks that connections are alike, whichever way they were accepted.
+    fn compare(&self, context: &Context, family: Family) -> Result<()> {
+        for (then_data, ways) in [
+            (false, &[Way::Deadline][..]),
+            (true, &[Way::Data, Way::Deadline]),
+        ] {
+            let plain = self.of(context, family, Way::Plain, then_data)?;
+            for &way in ways {
+                let others = self.of(context, family, way, then_data)?;
+                for ((ack, plain), other) in self.acks.iter().zip(&plain).zip(&others) {
+                    let what = format!("{way:?}, then data: {then_data}, {ack:?}");
+                    alike(plain, other, &what)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Connects a client, whose SYN has AE, CWR and ECE of its own, with this bare ACK.
+fn connect(
+    context: &Context,
+    scene: &RawScene,
+    syn_ace: u8,
+    timestamps: bool,
+    ack: &Ack,
+) -> Result<RawClient> {
+    let mut client = scene.client();
+    if timestamps {
+        client = client.with_timestamps();
+    }
+    let mut syn = Forged::from(Segment {
+        mss: Some(MSS),
+        sack_permitted: true,
+        window_scale: Some(WINDOW_SCALE),
+        ..client.segment(Flags::SYN, b"")
+    });
+    syn.set_ace(syn_ace);
+    syn.hop_limit = 200;
+    syn.dsfield = 0x40;
+    syn.flow_label = 0x1_2345;
+    client.snd_nxt = syn.segment.end_seq();
+    inject(scene, &syn)?;
+    client
+        .receive_until(context.patience(), Segment::is_syn_ack)?
+        .context("no SYN-ACK came")?;
+    inject(scene, &forge(&client, ack))?;
+    Ok(client)
+}
+
+fn inject(scene: &RawScene, forged: &Forged) -> Result<()> {
+    for packet in forged.packets()? {
+        scene.host.inject(&packet)?;
+    }
+    Ok(())
+}
+
+fn forge(client: &RawClient, ack: &Ack) -> Forged {
+    let mut forged = Forged::from(Segment {
+        window: ack.window,
+        ..client.segment(Flags::ACK, b"")
+    });
+    forged.set_ace(ack.ace);
+    forged.dsfield = ack.dsfield;
+    forged.hop_limit = ack.hop_limit;
+    forged.flow_label = ack.flow_label;
+    forged
+}
+
+/// Sends the request, as a client does that has agreed on Accurate ECN.
+fn say(scene: &RawScene, client: &mut RawClient) -> Result<()> {
+    let mut request = Forged::from(client.segment(Flags::PSH_ACK, REQUEST));
+    request.set_ace(5);
+    request.dsfield = 2;
+    request.hop_limit = 99;
+    request.flow_label = 0x5_4321;
+    client.snd_nxt = request.segment.end_seq();
+    inject(scene, &request)
+}
+
+fn unprepared(_: &RawScene) -> Result<()> {
+    Ok(())
+}
+
+fn as_it_is(_: &Accepted) -> Result<()> {
+    Ok(())
+}
+
+case!(Default, "field.ack.window" => each_family(window));
+/// Checks that a server can send as much as its client has room for, and no more.
+fn window(context: &Context, family: Family) -> Result<()> {
+    // Fewer segments than the first congestion window has.
+    const ROOM: u32 = 8 * MSS as u32;
+    const WINDOW: u16 = (ROOM >> WINDOW_SCALE) as u16;
+    for way in [Way::Plain, Way::Deadline] {
+        let scene = RawScene::new(context, family, &way.listen(family))?;
+        let ack = Ack {
+            window: WINDOW,
+            ..ACK
+        };
+        let mut client = connect(context, &scene, 0, false, &ack)?;
+        let accepted = scene.accept_from(context, &client)?;
+        let window = tcp_info::all(&accepted.stream)?
+            .into_iter()
+            .find_map(|(name, value)| (name == "snd_wnd").then_some(value));
+        expect_eq!(window, Some(ROOM.into()), "snd_wnd of TCP_INFO ({way:?})");
+        let start = client.rcv_nxt;
+        (&accepted.stream).write_all(&[b'!'; 2 * ROOM as usize])?;
+        let mut came = 0;
+        while let Some(received) = client.receive(Duration::from_millis(150))? {
+            came = came.max(received.segment.end_seq().wrapping_sub(start));
+        }
+        expect_eq!(came, ROOM, "bytes for a client with this room ({way:?})");
+    }
+    Ok(())
+}
+
+case!(Default, "field.ack.packet_options" => each_family(packet_options_of_listener).long(LONG));
+/// Checks what `IP_PKTOPTIONS` and `IPV6_2292PKTOPTIONS` say of a client, where the listener asks.
+fn packet_options_of_listener(context: &Context, family: Family) -> Result<()> {
+    for ask in [Ask::All, Ask::FlowInfo] {
+        Play {
+            acks: &[
+                ACK,
+                Ack {
+                    dsfield: 0xb8,
+                    hop_limit: 1,
+                    flow_label: 1,
+                    ..ACK
+                },
+                Ack {
+                    dsfield: 0x29,
+                    hop_limit: 255,
+                    flow_label: 0xf_ffff,
+                    ..ACK
+                },
+            ],
+            syn_ace: 0,
+            timestamps: false,
+            prepare: &|scene| {
+                packet_options::ask(&scene.listener, family, ask)?;
+                Ok(())
+            },
+            accepted: &as_it_is,
+        }
+        .compare(context, family)
+        .with_context(|| format!("{ask:?}"))?;
+    }
+    Ok(())
+}
+
+case!(Default, "field.ack.packet_options_of_the_child" => each_family(packet_options_of_child));
+/// The same where the accepted socket asks.
+fn packet_options_of_child(context: &Context, family: Family) -> Result<()> {
+    Play {
+        acks: &[ACK],
+        syn_ace: 0,
+        timestamps: true,
+        prepare: &unprepared,
+        accepted: &|accepted| Ok(packet_options::ask(&accepted.stream, family, Ask::All)?),
+    }
+    .compare(context, family)
+}
+
+case!(
+    Default, "field.ack.reflected_flow_label" =>
+    families(&[Family::V6], reflected_flow_label)
+);
+/// Checks that a server that reflects its clients' flow labels does so.
+fn reflected_flow_label(context: &Context, family: Family) -> Result<()> {
+    Play {
+        acks: &[ACK],
+        syn_ace: 0,
+        timestamps: false,
+        prepare: &|scene| {
+            scene.ns.set_sysctl("net.ipv6.flowlabel_consistency", "0")?;
+            packet_options::reflect_flow_label(&scene.listener)?;
+            Ok(())
+        },
+        accepted: &as_it_is,
+    }
+    .compare(context, family)
+}
+
+case!(Default, "field.ack.accurate_ecn" => each_family(|c, f| accurate_ecn(c, f, 7)).long(LONG));
+case!(Default, "field.ack.classic_ecn" => each_family(|c, f| accurate_ecn(c, f, 3)).long(LONG));
+case!(Default, "field.ack.without_ecn" => each_family(|c, f| accurate_ecn(c, f, 0)).long(LONG));
+/// Checks connections whose bare ACKs have all values of AE, CWR and ECE, and of IP's bits of ECN.
+fn accurate_ecn(context: &Context, family: Family, syn_ace: u8) -> Result<()> {
+    let acks: Vec<Ack> = (0..8)
+        .flat_map(|ace| {
+            (0..4).map(move |dsfield| Ack {
+                ace,
+                dsfield,
+                ..ACK
+            })
+        })
+        .collect();
+    Play {
+        acks: &acks,
+        syn_ace,
+        timestamps: true,
+        prepare: &|scene| scene.ns.set_sysctl("net.ipv4.tcp_ecn", "3"),
+        accepted: &as_it_is,
+    }
+    .compare(context, family)
+}
+
+case!(Default, "field.ack.ecn_of_a_kernel_client" => each_family(kernel_client).long(LONG));
+/// Checks that a server marks what it sends to a Linux client as capable of ECN.
+fn kernel_client(context: &Context, family: Family) -> Result<()> {
+    const SEGMENTS: usize = 5;
+    for mode in ["3", "4", "5"] {
+        for way in [Way::Plain, Way::Data, Way::Deadline] {
+            let wire = Wire::new()?;
+            wire.server.set_sysctl("net.ipv4.tcp_ecn", mode)?;
+            wire.client.set_sysctl("net.ipv4.tcp_ecn", "3")?;
+            let scene = WireScene::on(context, wire, family, &way.listen(family))?;
+            let (mut client, _) = scene.connect_and_ack(context)?;
+            if way == Way::Data {
+                client.request()?;
+            }
+            let accepted = scene.accept_from(context, &client)?;
+            let mut stream = &accepted.stream;
+            stream.set_nodelay(true)?;
+            for _ in 0..SEGMENTS {
+                stream.write_all(b"!")?;
+            }
+            let received = received(context, &client, SEGMENTS)?;
+            let what = format!("tcp_ecn={mode}, {way:?}");
+            expect_eq!(
+                received,
+                SEGMENTS as u64,
+                "bytes in segments that are capable of ECN ({what})"
+            );
+            let modes: Vec<_> = tcp_info::all(&accepted.stream)?
+                .into_iter()
+                .filter(|(name, _)| name.starts_with("ecn_mode"))
+                .map(|(_, value)| value & 0xf3)
+                .collect();
+            expect_eq!(modes, [2], "Accurate ECN, and its failures ({what})");
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a client has received `count` bytes, and returns how many of them came with ECT(0).
+fn received(context: &Context, client: &Client, count: usize) -> Result<u64> {
+    let field = |wanted: &str| -> Result<u64> {
+        tcp_info::all(&client.stream)?
+            .into_iter()
+            .find_map(|(name, value)| (name == wanted).then_some(value))
+            .with_context(|| format!("no {wanted}"))
+    };
+    wait::until(context.patience(), || {
+        Ok(field("bytes_received")? == count as u64)
+    })?;
+    expect_eq!(
+        field("bytes_received")?,
+        count as u64,
+        "bytes that the client has received"
+    );
+    field("received_e0_bytes")
+}
+
+case!(Default, "field.ack.kernel_client" => each_family(like_plain).long(LONG));
+/// Checks connections of Linux clients with a TTL and a TOS of their own, for each way of ECN.
+fn like_plain(context: &Context, family: Family) -> Result<()> {
+    for ecn in ["0", "1", "3"] {
+        for (then_data, ways) in [
+            (false, &[Way::Plain, Way::Deadline][..]),
+            (true, &[Way::Plain, Way::Data, Way::Deadline]),
+        ] {
+            let mut plain = None;
+            for &way in ways {
+                let wire = Wire::new()?;
+                wire.server.set_sysctl("net.ipv4.tcp_ecn", ecn)?;
+                wire.client.set_sysctl("net.ipv4.tcp_ecn", ecn)?;
+                let scene = WireScene::on(context, wire, family, &way.listen(family))?;
+                packet_options::ask(&scene.listener, family, Ask::FlowInfo)?;
+                let mut client = with_ttl_and_tos(&scene, context)?;
+                scene.bare_ack(context, &client)?;
+                if way == Way::Data {
+                    scene.counts(context, counted!(parked: 1))?;
+                    client.request()?;
+                }
+                let accepted = scene.accept_from(context, &client)?;
+                if then_data {
+                    if way != Way::Data {
+                        client.request()?;
+                    }
+                    ensure!(
+                        wait::readable(&accepted.stream, context.patience())?,
+                        "nothing to read"
+                    );
+                    // Until the request is acknowledged.
+                    let acknowledged = wait::until(context.patience(), || {
+                        Ok(tcp_info::all(&client.stream)?.contains(&("unacked", 0)))
+                    })?;
+                    ensure!(acknowledged, "the request is not acknowledged");
+                }
+                let mut facts = facts(&accepted, family)?;
+                // The client's flow label is a random number.
+                facts.retain(|(name, _)| name != "flow labels" && !name.ends_with("41.11"));
+                match &plain {
+                    None => plain = Some(facts),
+                    Some(plain) => {
+                        let what = format!("{way:?}, then data: {then_data}, tcp_ecn={ecn}");
+                        alike(plain, &facts, &what)?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Connects a client whose packets have a TTL of 33, and a TOS.
+fn with_ttl_and_tos(scene: &WireScene, context: &Context) -> Result<Client> {
+    let server = scene.wire.server_address(scene.family, scene.port());
+    let stream = scene.wire.client.run(|| {
+        let domain = socket2::Domain::for_address(server);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+        let socket_ref = SockRef::from(&socket);
+        if server.is_ipv4() {
+            socket_ref.set_ttl_v4(33)?;
+            socket_ref.set_tos_v4(0x28)?;
+        } else {
+            socket_ref.set_unicast_hops_v6(33)?;
+            socket_ref.set_tclass_v6(0x28)?;
+        }
+        socket.set_tcp_nodelay(true)?;
+        socket.connect_timeout(&server.into(), context.patience())?;
+        Ok(std::net::TcpStream::from(socket))
+    })?;
+    stream.set_read_timeout(Some(context.patience()))?;
+    Client::new(stream)
+}
