@@ -521,7 +521,8 @@ impl Listener {
         }
         let mut queue = self.queue.lock(bh);
         if self.has_parked(request) {
-            // SAFETY: The queue is this listener's. The request is parked here, and the lock is held.
+            // SAFETY: The queue is this listener's, and locked. The request is parked here, and the
+            // caller has a reference to it.
             let parked = unsafe {
                 self.dequeue_unconnected(&mut queue, request.restore_ops(), End::ClosedReset)
             };

@@ -26,7 +26,7 @@ const CLIENTS: u32 = 300;
 /// The backlog of the filtered listener.
 const BACKLOG: i32 = 16;
 /// How often the time of a burst is taken at most.
-const ROUNDS: usize = 12;
+const ROUNDS: usize = 15;
 
 /// A listener, and clients that are silent.
 struct Crowd {

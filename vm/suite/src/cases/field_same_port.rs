@@ -69,9 +69,9 @@ fn challenged(
     Ok(())
 }
 
-/// Has a client start anew from its port, at `isn`, as TCP does: it resets what answers its first
+/// Has a client start again from its port, at `isn`, as TCP does: it resets what answers its first
 /// SYN with the numbers of another connection, and sends the SYN again.
-fn start_anew(context: &Context, client: &mut RawClient, isn: u32, what: &str) -> Result<()> {
+fn start_over(context: &Context, client: &mut RawClient, isn: u32, what: &str) -> Result<()> {
     let edge = client.snd_nxt;
     let mut syn = client.segment(Flags::SYN, b"");
     syn.seq = isn;
@@ -83,7 +83,7 @@ fn start_anew(context: &Context, client: &mut RawClient, isn: u32, what: &str) -
     Ok(())
 }
 
-/// Checks that a client that has just connected anew is served.
+/// Checks that a client that has just connected again is served.
 fn is_served(context: &Context, scene: &RawScene, client: &mut RawClient) -> Result<()> {
     client.send_request()?;
     serve(&scene.accept_from(context, client)?)?;
@@ -111,7 +111,7 @@ fn in_the_window(context: &Context, family: Family) -> Result<()> {
             let what = format!("a SYN {offset} bytes into the window ({which})");
             let (mut client, _) = scene.parked(context)?;
             let isn = client.snd_nxt.wrapping_add(offset);
-            start_anew(context, &mut client, isn, &what)?;
+            start_over(context, &mut client, isn, &what)?;
             // The server sees the old connection, which was reset.
             let mut old = scene.accept_from(context, &client)?;
             reads_reset(&mut old.stream).with_context(|| what.clone())?;
@@ -138,7 +138,7 @@ fn outside(context: &Context, family: Family) -> Result<()> {
             let what = format!("a SYN outside of the window, by {offset} ({which})");
             let (mut client, _) = scene.parked(context)?;
             let isn = client.snd_nxt.wrapping_add(offset);
-            start_anew(context, &mut client, isn, &what)?;
+            start_over(context, &mut client, isn, &what)?;
             if which == "plain" {
                 let mut old = scene.accept_from(context, &client)?;
                 reads_reset(&mut old.stream).with_context(|| what.clone())?;
@@ -198,7 +198,7 @@ fn blind(context: &Context, family: Family) -> Result<()> {
 }
 
 case!(Default, "field.same_port.full_accept_queue" => each_family(full_accept_queue));
-/// Checks that a client that starts anew while the accept queue is full is not refused either: the
+/// Checks that a client that starts again while the accept queue is full is not refused either: the
 /// request goes without a word, and the SYN is answered once there is room.
 fn full_accept_queue(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::filtered(family).backlog(1))?;
