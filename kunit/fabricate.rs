@@ -394,7 +394,7 @@ impl TestRequest {
         let listener = unsafe { Listener::of(request.listen_sock(), &bh) }.ok_or(ENOENT)?;
         // SAFETY: No other code has a reference to the fabricated request, as if it had been taken
         // out of the table of connections.
-        drop(unsafe { listener.complete(&bh, request, crate::policy::SegmentKind::Data) });
+        let _ = unsafe { listener.complete(&bh, request, crate::policy::SegmentKind::Data) };
         Ok(())
     }
 
@@ -434,7 +434,7 @@ impl TestRequest {
             return None;
         }
         // SAFETY: It is parked, and no other CPU ends that while this function runs.
-        Some(unsafe { request.parked() }.window())
+        Some(unsafe { request.parked() }.ack().window)
     }
 
     /// Returns whether its operations are the fabricated originals.

@@ -159,10 +159,10 @@ unsafe extern "C" fn send_ack(sk: *const sock, skb: *mut sk_buff, req: *mut requ
 ///
 /// `tcp_check_req()` answers a SYN inside of the window by a reset, and drops the request. But the
 /// client, if it is still there, takes its connection for established; and that answers such a SYN
-/// by a challenge ACK (RFC 5961, section 4.2). A client that has started again resets the connection
-/// then, and repeats its SYN, and a SYN of any other origin changes nothing. So TCP gets to make
-/// the connection first, which takes the request out of the table. `tcp_check_req()` notices, and
-/// has `tcp_v4_rcv()` or `tcp_v6_rcv()` look for the owner of the SYN again.
+/// by a challenge ACK (RFC 5961, section 4.2). A client that has started again resets the
+/// connection then, and repeats its SYN, and a SYN of any other origin changes nothing. So TCP gets
+/// to make the connection first, which takes the request out of the table. `tcp_check_req()`
+/// notices, and has `tcp_v4_rcv()` or `tcp_v6_rcv()` look for the owner of the SYN again.
 ///
 /// # Safety
 ///
