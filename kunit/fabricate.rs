@@ -278,6 +278,12 @@ impl TestRequest {
         unsafe { (*self.0.as_ptr()).sk = child };
     }
 
+    /// Returns where the entry is that it has while it is parked.
+    pub(crate) fn entry(&self) -> *const bindings::request_sock {
+        // SAFETY: The request is alive as long as `self`, and no other code changes the field.
+        unsafe { (*self.0.as_ptr()).dl_next }
+    }
+
     /// Returns its `sk`.
     pub(crate) fn child(&self) -> *mut bindings::sock {
         // SAFETY: The request is alive as long as `self`, and no other code uses it.

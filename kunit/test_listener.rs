@@ -180,6 +180,34 @@ mod tests {
     }
 
     #[test]
+    fn a_request_that_cannot_be_parked_gives_its_entry_back() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let first = TestRequest::new(&listener, 0)?;
+        let second = TestRequest::new(&listener, 1)?;
+        assert!(first.park(1)? && second.park(1)?);
+        let last_spare = second.entry();
+        first.complete()?;
+        second.complete()?;
+
+        // The timer's handler is running, so that the timer cannot be deferred.
+        let late = TestRequest::new(&listener, 2)?;
+        late.stop_timer();
+        assert!(!late.park(1)?);
+        assert!(late.has_original_ops());
+
+        // The spare entry that was recycled last is used first.
+        let next = TestRequest::new(&listener, 3)?;
+        assert!(next.park(1)?);
+        assert!(next.entry() == last_spare);
+        next.complete()?;
+        drop((first, second, late, next));
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
     fn a_request_is_acked_before_it_is_parked() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
