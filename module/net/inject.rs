@@ -95,9 +95,14 @@ pub(crate) unsafe fn reset_segment(
     skb: *mut sk_buff,
     _bh: &BhDisabled<'_>,
 ) {
-    // SAFETY: The operations of a request are valid and constant. The override has TCP's
-    // `send_reset`, too.
-    let Some(send_reset) = (unsafe { (*request.ops()).send_reset }) else {
+    let original = RequestOpsOverride::of(request).filter(|_| request.has_ops_override());
+    let send_reset = match original {
+        // The override's own function would look for the request in the table.
+        Some(ops_override) => ops_override.original().send_reset,
+        // SAFETY: The operations of a request are valid and constant.
+        None => unsafe { (*request.ops()).send_reset },
+    };
+    let Some(send_reset) = send_reset else {
         return;
     };
     // SAFETY: The caller of `syn_recv_sock()` is `tcp_check_req()`, by the contract of this

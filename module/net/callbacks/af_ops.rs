@@ -601,7 +601,9 @@ unsafe fn on_fin(
         || !listener.is_listener_of(request)
         || request.is_fast_open()
         || request.is_mptcp()
-        || !listener.drop_closed(bh, request)
+        // SAFETY: The request is the arguments' `req_unhash`, to which TCP holds a reference during
+        // this call, without a lock.
+        || !unsafe { listener.drop_closed(bh, request) }
     {
         return false;
     }

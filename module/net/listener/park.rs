@@ -502,8 +502,16 @@ impl Listener {
 
     /// Has TCP drop `request`, whose client has closed its side without a byte, if the
     /// configuration says so. Returns whether it is dropped, and the client to be told.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold a reference to `request`, and no lock.
     #[cold] // Few clients close without a byte.
-    pub(crate) fn drop_closed(&self, bh: &BhDisabled<'_>, request: &RequestSock<'_>) -> bool {
+    pub(crate) unsafe fn drop_closed(
+        &self,
+        bh: &BhDisabled<'_>,
+        request: &RequestSock<'_>,
+    ) -> bool {
         let queue = self.queue.lock(bh);
         if !queue.is_active() || policy::on_fin(&queue.config) != OnClose::Reset {
             return false;
@@ -522,7 +530,7 @@ impl Listener {
         let mut queue = self.queue.lock(bh);
         if self.has_parked(request) {
             // SAFETY: The queue is this listener's, and locked. The request is parked here, and the
-            // caller has a reference to it.
+            // caller holds a reference to it by the contract of this function.
             let parked = unsafe {
                 self.dequeue_unconnected(&mut queue, request.restore_ops(), End::ClosedReset)
             };
