@@ -38,15 +38,17 @@ pub struct Stats {
     /// Parked, then dropped at the deadline.
     pub timeout_drop: u64,
     /// Parked, then evicted: accepted, reset or dropped before the deadline, since another
-    /// connection was over the limit ([`Config::max_parked`](crate::Config::max_parked)).
+    /// connection was over the limit ([`Config::max_parked`](crate::Config::max_parked), or the
+    /// module's `max_parked_netns`).
     pub evicted: u64,
     /// Parked, then ended by TCP: the client's RST, an ICMP error, the administrator (`ss --kill`),
-    /// the shutdown of the listener, or a SYN inside of the window while the accept queue was full.
+    /// the client's next segment after the listener was shut down, or a SYN inside of the window
+    /// while the accept queue was full.
     pub aborted: u64,
     /// Parked, then fell back to plain TCP: TCP could not make a connection at the deadline (no
-    /// memory, no route, a firewall), the listener may not park any longer (see
-    /// `bypass_abort_on_overflow` and `bypass_signed`), or a SYN came inside of the window: the
-    /// connection was made, so that it answers the SYN (RFC 5961).
+    /// memory, no route, a firewall), the listener was closed or shut down or may not park any
+    /// longer (see `bypass_abort_on_overflow` and `bypass_signed`), or a SYN came inside of the
+    /// window: the connection was made, so that it answers the SYN (RFC 5961).
     pub fallback: u64,
     /// SYN-ACKs that were not retransmitted although the SYN-ACK timer of a parked request fired.
     ///
@@ -73,8 +75,9 @@ pub struct Stats {
     pub bypass_namespace_limit: u64,
     /// Not parked: the listener checks TCP-MD5 or TCP-AO signatures (RFC 2385, RFC 5925).
     pub bypass_signed: u64,
-    /// Not parked for any other reason: the listener is closing, the request fell back before, or
-    /// its timer was firing.
+    /// Not parked for any other reason: the listener is closing, its filter is still being
+    /// attached, the request's timer was firing, the request was made for another listener, it is
+    /// MPTCP's, or the socket has lost the module's operations.
     pub bypass_other: u64,
 
     /// A histogram of the time from a client's bare ACK to its first byte or FIN. Its sum is
@@ -88,7 +91,8 @@ pub struct Stats {
     /// Parked, then reset because the client closed its side without a byte
     /// ([`OnClose`](crate::OnClose)).
     pub closed_reset: u64,
-    /// The same for a connection that was not parked, because its FIN came before its bare ACK.
+    /// The same for a connection that was not parked when its FIN came: the FIN came before the
+    /// bare ACK, TCP could not make a connection of the ACK, or the connection had fallen back.
     pub closed_reset_unparked: u64,
 }
 

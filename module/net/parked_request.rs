@@ -206,8 +206,8 @@ impl_flags!(
         Evicted = bit_u32(18),
         /// The request was taken off the listener's count of young requests.
         Young = bit_u32(19),
-        /// The request is expired, and is to be accepted: for the cause that one of the two flags
-        /// above tells, or because a SYN inside of its window came.
+        /// The request is expired, and is to be accepted: for the cause that `TimedOut`, `Evicted`
+        /// or `Paused` tells, or because a SYN inside of its window came.
         Accept = bit_u32(20),
         /// TCP has refused to make a connection of it.
         Refused = bit_u32(21),
@@ -243,7 +243,7 @@ impl ParkedFlags {
 
     /// Returns the same with what a bare ACK tells of several SYN-ACKs: `segment`, of `request`,
     /// with these timestamps.
-    #[cold]
+    #[cold] // Few SYN-ACKs are sent more than once.
     fn of_repeated_syn_ack(
         self,
         request: &RequestSock<'_>,

@@ -3,8 +3,8 @@
 //! The decisions of an accept filter.
 //!
 //! Pure: no kernel types, no clock (time is passed in), no `unsafe`, no allocation. `net/` passes
-//! in what arrived, and carries out the [`Action`], [`Admission`], [`TimerAction`] or [`SynAck`]
-//! that comes back. The same files are a crate on the host (`accf-policy`), where properties of
+//! in what arrived, and carries out the [`Action`], [`Admission`], [`OnClose`], [`TimerAction`] or
+//! [`SynAck`] that comes back. The same files are a crate on the host (`accf-policy`), where properties of
 //! whole histories are tested.
 
 mod backlog;

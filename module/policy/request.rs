@@ -53,7 +53,8 @@ pub enum Action {
 /// Decides about a segment, by its filter's verdict and the `phase` of its request.
 ///
 /// `phase` is evaluated only if the connection is to wait: a segment that has something for the
-/// server is never kept from it, whatever the state of its request.
+/// server is never kept from it, whatever the state of its request. ([`on_fin`](super::on_fin) is
+/// asked before this.)
 pub fn on_segment(verdict: Verdict, phase: impl FnOnce() -> Phase) -> Action {
     match verdict {
         Verdict::Ready => Action::Admit,

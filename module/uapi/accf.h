@@ -187,7 +187,7 @@ struct accf_config {
  *	     accept queue was full.
  * @fallback: Parked, then fell back to plain TCP: TCP could not make a
  *	      connection at the deadline (no memory, no route, a firewall), the
- *	      listener may not park any longer (see @bypass_abort_on_overflow
+ *	      listener was closed or shut down or may not park any longer (see @bypass_abort_on_overflow
  *	      and @bypass_signed), or a SYN came inside of the window: the
  *	      connection was made, so that it answers the SYN (RFC 5961).
  * @synack_suppressed: SYN-ACKs that were not retransmitted although the SYN-ACK
@@ -224,8 +224,10 @@ struct accf_config {
  * @bypass_paused: Not parked: parking is paused.
  * @closed_reset: Parked, then reset because the client closed its side without
  *		  a byte (@on_close of accf_config).
- * @closed_reset_unparked: The same for a connection that was not parked,
- *			   because its FIN came before its bare ACK.
+ * @closed_reset_unparked: The same for a connection that was not parked when
+ *			   its FIN came: the FIN came before the bare ACK, TCP
+ *			   could not make a connection of the ACK, or the
+ *			   connection had fallen back.
  *
  * One consistent snapshot. The fields count connections since the filter was
  * attached, except those described with "Now"::

@@ -188,7 +188,7 @@ impl Listener {
 
     /// Has TCP make a connection of `request`, as a SYN inside of its window has come. No lock may
     /// be held. Returns whether the request was parked here.
-    #[cold]
+    #[cold] // Few clients send a second SYN.
     pub(crate) fn on_syn_in_window(
         self: ArcBorrow<'_, Self>,
         request: &RequestSock<'_>,
