@@ -78,6 +78,7 @@ pub(crate) struct AckInfo {
 }
 
 // Together with the reference count of its `Arc`, 64 bytes.
+#[cfg(target_pointer_width = "64")]
 const _: () = assert!(size_of::<ParkedRequest>() == 56);
 
 impl AckInfo {

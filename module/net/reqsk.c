@@ -188,15 +188,19 @@ static bool accf_opt_accepted(const struct ipv6_pinfo *np, const struct sk_buff 
 		(np->rxopt.bits.dstopts || np->rxopt.bits.odstopts));
 }
 
-/* As tcp_v6_do_rcv() does for a segment in order: IPV6_2292PKTOPTIONS tells of it. */
-static void accf_child_set_pktoptions(struct sock *child, struct sk_buff *skb)
+/*
+ * As tcp_v6_do_rcv() does for a segment in order: IPV6_2292PKTOPTIONS tells of it.
+ * Returns false, and changes nothing, if there is no memory.
+ */
+static bool accf_child_set_pktoptions(struct sock *child, struct sk_buff *skb)
 {
 	struct ipv6_pinfo *np = inet6_sk(child);
 	struct sk_buff *opt_skb = NULL;
 
-	if (accf_opt_accepted(np, skb, &TCP_SKB_CB(skb)->header.h6))
+	if (accf_opt_accepted(np, skb, &TCP_SKB_CB(skb)->header.h6)) {
 		opt_skb = skb_clone_and_charge_r(skb, child);
-	if (opt_skb) {
+		if (!opt_skb)
+			return false;
 		memmove(IP6CB(opt_skb), &TCP_SKB_CB(opt_skb)->header.h6,
 			sizeof(struct inet6_skb_parm));
 		opt_skb->dev = NULL;
@@ -204,22 +208,26 @@ static void accf_child_set_pktoptions(struct sock *child, struct sk_buff *skb)
 		nf_reset_ct(opt_skb);
 	}
 	consume_skb(xchg(&np->pktoptions, opt_skb));
+	return true;
 }
 
-/* For a client that speaks IPv6. */
+/*
+ * For a client that speaks IPv6. tcp_v6_do_rcv() takes what the socket has asked
+ * for (rxopt) from a later segment that is in order; the rest stays the ACK's.
+ */
 static void accf_child_set_ipv6(struct sock *child, struct sk_buff *skb, struct accf_arrival ack)
 {
 	struct ipv6_pinfo *np = inet6_sk(child);
+	bool is_updated = np->rxopt.all && TCP_SKB_CB(skb)->seq == tcp_sk(child)->rcv_nxt &&
+			  accf_child_set_pktoptions(child, skb);
 
-	if (np->rxopt.all) {
-		if (TCP_SKB_CB(skb)->seq == tcp_sk(child)->rcv_nxt)
-			accf_child_set_pktoptions(child, skb);
-		return;
-	}
-	WRITE_ONCE(np->mcast_oif, ack.iif);
-	WRITE_ONCE(np->mcast_hops, ack.hop_limit);
-	np->rcv_flowinfo = ip6_make_flowinfo(ack.dsfield, htonl(ack.flow_label));
-	if (inet6_test_bit(REPFLOW, child))
+	if (!is_updated || !(np->rxopt.bits.rxinfo || np->rxopt.bits.rxoinfo))
+		WRITE_ONCE(np->mcast_oif, ack.iif);
+	if (!is_updated || !(np->rxopt.bits.rxhlim || np->rxopt.bits.rxohlim))
+		WRITE_ONCE(np->mcast_hops, ack.hop_limit);
+	if (!is_updated || !(np->rxopt.bits.rxflow || np->rxopt.bits.rxtclass))
+		np->rcv_flowinfo = ip6_make_flowinfo(ack.dsfield, htonl(ack.flow_label));
+	if (!is_updated && inet6_test_bit(REPFLOW, child))
 		np->flow_label = htonl(ack.flow_label);
 }
 #endif
@@ -377,7 +385,7 @@ struct request_sock *accf_req_of_skb(const struct sock *sk, struct sk_buff *skb)
 	else
 		found = __inet6_lookup_established(net, &ipv6_hdr(skb)->saddr, th->source,
 						   &ipv6_hdr(skb)->daddr, ntohs(th->dest),
-						   tcp_v6_iif(skb), tcp_v6_sdif(skb));
+						   tcp_v6_iif_l3_slave(skb), tcp_v6_sdif(skb));
 #endif
 	if (!found)
 		return NULL;

@@ -108,7 +108,10 @@ enum accf_on_timeout {
  *		       listener without a filter. The connections that are
  *		       parked are accepted, as at their deadline with
  *		       ACCF_ON_TIMEOUT_ACCEPT, whatever on_timeout says: the
- *		       oldest first, and as fast as the accept queue has room.
+ *		       oldest first, and as the accept queue has room. New
+ *		       connections compete for that room, and deadlines do
+ *		       not end a connection during a pause, so at a server
+ *		       that is overloaded some stay parked.
  */
 enum accf_state {
 	ACCF_STATE_PARKING = 0,
@@ -227,7 +230,9 @@ struct accf_config {
  * @closed_reset_unparked: The same for a connection that was not parked when
  *			   its FIN came: the FIN came before the bare ACK, TCP
  *			   could not make a connection of the ACK, or the
- *			   connection had fallen back.
+ *			   connection had fallen back. If another segment of
+ *			   the client, or its SYN-ACK timer, ended it at the
+ *			   same moment, it is counted here as well.
  *
  * One consistent snapshot. The fields count connections since the filter was
  * attached, except those described with "Now"::

@@ -211,8 +211,9 @@ impl Listener {
             // SAFETY: As the request is parked here, its entry is in the queue.
             unsafe { queue.set_expired(&parked, Some(accept)) };
         } else if flags.phase() == Phase::Parked {
-            // Another CPU is about to reset or drop the request.
-            return true;
+            // Another CPU is about to reset or drop the request, but TCP will be faster. Its own reset
+            // is as good.
+            return queue.config.on_timeout != OnTimeout::Reset;
         }
         drop(queue);
         // If another CPU is about to have the request accepted, the first of the two makes the
