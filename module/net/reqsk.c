@@ -146,8 +146,8 @@ void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us)
  * tcp_ecn_received_counters(). The order is another one: a later segment has been
  * counted, so what tells of the last one stays.
  */
-static void accf_child_set_accecn(struct sock *child, const struct request_sock *req,
-				  struct accf_arrival ack)
+static noinline void accf_child_set_accecn(struct sock *child, const struct request_sock *req,
+					   struct accf_arrival ack)
 {
 	u8 ecn = ack.dsfield & INET_ECN_MASK;
 	struct tcp_sock *tp = tcp_sk(child);
@@ -215,7 +215,8 @@ static bool accf_child_set_pktoptions(struct sock *child, struct sk_buff *skb)
  * For a client that speaks IPv6. tcp_v6_do_rcv() takes what the socket has asked
  * for (rxopt) from a later segment that is in order; the rest stays the ACK's.
  */
-static void accf_child_set_ipv6(struct sock *child, struct sk_buff *skb, struct accf_arrival ack)
+static noinline void accf_child_set_ipv6(struct sock *child, struct sk_buff *skb,
+					 struct accf_arrival ack)
 {
 	struct ipv6_pinfo *np = inet6_sk(child);
 	bool is_updated = np->rxopt.all && TCP_SKB_CB(skb)->seq == tcp_sk(child)->rcv_nxt &&
@@ -248,6 +249,12 @@ static void accf_child_set_ipv4(struct sock *child, struct accf_arrival ack)
 #endif
 }
 
+/* Counts the bytes of @skb by ECN, as tcp_rcv_established() does. */
+static noinline void accf_child_count_ecn(struct sock *child, const struct sk_buff *skb)
+{
+	tcp_ecn_received_counters_payload(child, skb);
+}
+
 /**
  * accf_child_set_ack() - Have a child take what its client's bare ACK said.
  * @child: the child of a later segment, new and locked
@@ -266,7 +273,9 @@ static void accf_child_set_ipv4(struct sock *child, struct accf_arrival ack)
 void accf_child_set_ack(struct sock *child, const struct request_sock *req,
 			struct sk_buff *skb, struct accf_arrival ack)
 {
-	WRITE_ONCE(tcp_sk(child)->segs_in, tcp_sk(child)->segs_in + 1);
+	struct tcp_sock *tp = tcp_sk(child);
+
+	WRITE_ONCE(tp->segs_in, tp->segs_in + 1);
 	if (READ_ONCE(req->rsk_ops)->family == AF_INET)
 		accf_child_set_ipv4(child, ack);
 #if IS_ENABLED(CONFIG_IPV6)
@@ -275,8 +284,9 @@ void accf_child_set_ack(struct sock *child, const struct request_sock *req,
 #endif
 	if (tcp_rsk(req)->accecn_ok)
 		accf_child_set_accecn(child, req, ack);
-	else
-		tcp_ecn_received_counters_payload(child, skb);
+	/* Nothing is counted, and nothing changes, without ECN. */
+	else if ((TCP_SKB_CB(skb)->ip_dsfield & INET_ECN_MASK) || tp->prev_ecnfield)
+		accf_child_count_ecn(child, skb);
 }
 
 /**
