@@ -4,8 +4,8 @@
 //!
 //! Pure: no kernel types, no clock (time is passed in), no `unsafe`, no allocation. `net/` passes
 //! in what arrived, and carries out the [`Action`], [`Admission`], [`OnClose`], [`TimerAction`] or
-//! [`SynAck`] that comes back. The same files are a crate on the host (`accf-policy`), where properties of
-//! whole histories are tested.
+//! [`SynAck`] that comes back. The same files are a crate on the host (`accf-policy`), where
+//! properties of whole histories are tested.
 
 mod backlog;
 mod config;

@@ -190,9 +190,10 @@ struct accf_config {
  *	     accept queue was full.
  * @fallback: Parked, then fell back to plain TCP: TCP could not make a
  *	      connection at the deadline (no memory, no route, a firewall), the
- *	      listener was closed or shut down or may not park any longer (see @bypass_abort_on_overflow
- *	      and @bypass_signed), or a SYN came inside of the window: the
- *	      connection was made, so that it answers the SYN (RFC 5961).
+ *	      listener was closed or shut down or may not park any longer (see
+ *	      @bypass_abort_on_overflow and @bypass_signed), or a SYN came
+ *	      inside of the window: the connection was made, so that it
+ *	      answers the SYN (RFC 5961).
  * @synack_suppressed: SYN-ACKs that were not retransmitted although the SYN-ACK
  *		       timer (req->rsk_timer) of a parked request fired. Almost
  *		       always 0: the listener's timer defers the SYN-ACK timer

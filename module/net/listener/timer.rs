@@ -211,8 +211,8 @@ impl Listener {
             // SAFETY: As the request is parked here, its entry is in the queue.
             unsafe { queue.set_expired(&parked, Some(accept)) };
         } else if flags.phase() == Phase::Parked {
-            // Another CPU is about to reset or drop the request, but TCP will be faster. Its own reset
-            // is as good.
+            // Another CPU is about to reset or drop the request, but TCP will be faster. Its own
+            // reset is as good.
             return queue.config.on_timeout != OnTimeout::Reset;
         }
         drop(queue);
