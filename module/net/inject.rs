@@ -95,8 +95,7 @@ pub(crate) unsafe fn reset_segment(
     skb: *mut sk_buff,
     _bh: &BhDisabled<'_>,
 ) {
-    let original = RequestOpsOverride::of(request).filter(|_| request.has_ops_override());
-    let send_reset = match original {
+    let send_reset = match request.ops_override() {
         // The override's own function would look for the request in the table.
         Some(ops_override) => ops_override.original().send_reset,
         // SAFETY: The operations of a request are valid and constant.

@@ -277,12 +277,16 @@ impl RequestSock<'_> {
         ptr::eq(self.sk(), self.tag_at(ListenerTag::ORPHANED))
     }
 
-    /// Returns whether the request has the ops override.
+    /// Returns the ops override if the request has it.
     ///
     /// Such a request is parked or orphaned, or it is a clone of one that was.
+    pub(crate) fn ops_override(&self) -> Option<&'static RequestOpsOverride> {
+        RequestOpsOverride::of(self).filter(|ops_override| ptr::eq(self.ops(), ops_override.ops()))
+    }
+
+    /// Returns whether the request has the ops override.
     pub(crate) fn has_ops_override(&self) -> bool {
-        RequestOpsOverride::of(self)
-            .is_some_and(|ops_override| ptr::eq(self.ops(), ops_override.ops()))
+        self.ops_override().is_some()
     }
 
     /// Marks the request as parked, with the operations of `ops_override`.
@@ -394,13 +398,26 @@ impl RequestSock<'_> {
         // SAFETY: The request is alive by the type invariants; no other CPU writes, by the
         // contract of this function. TCP's operations do not look at `sk` and `dl_next`.
         unsafe {
+            self.write_ops(ops_override);
+            ptr::write_volatile(&raw mut (*req).sk, ptr::null_mut());
+            ptr::write_volatile(&raw mut (*req).dl_next, ptr::null_mut());
+        }
+    }
+
+    /// Writes the pointers to TCP's operations, which `ops_override` stands in for.
+    ///
+    /// # Safety
+    ///
+    /// The request must have `ops_override`, and no other CPU may give it an override again.
+    unsafe fn write_ops(&self, ops_override: &RequestOpsOverride) {
+        // SAFETY: The request is alive by the type invariants. Any other CPU that writes writes the
+        // same, by the contract of this function.
+        unsafe {
             ptr::write_volatile(
                 &raw mut (*self.tcp()).af_specific,
                 ops_override.original_tcp(),
             );
-            ptr::write_volatile(&raw mut (*req).rsk_ops, ops_override.original());
-            ptr::write_volatile(&raw mut (*req).sk, ptr::null_mut());
-            ptr::write_volatile(&raw mut (*req).dl_next, ptr::null_mut());
+            ptr::write_volatile(&raw mut (*self.as_ptr()).rsk_ops, ops_override.original());
         }
     }
 
@@ -420,27 +437,21 @@ impl RequestSock<'_> {
     pub(crate) unsafe fn restore_ops_of_new_clone(&self, tag: Option<ListenerTag>) {
         let sk = self.sk();
         let is_own_tag = tag.is_some_and(|tag| ptr::eq(sk, self.tag_at(tag)));
-        if !ListenerTag::is_tag(sk) || is_own_tag || self.is_hashed() || !self.has_ops_override() {
+        if !ListenerTag::is_tag(sk) || is_own_tag || self.is_hashed() {
             return;
         }
-        // There is one if the request has it.
-        let Some(ops_override) = RequestOpsOverride::of(self) else {
+        let Some(ops_override) = self.ops_override() else {
             return;
         };
-        let req = self.as_ptr();
         // SAFETY: The request is alive by the type invariants. It is a clone that is not parked, so
         // either value of the operations will do, on every CPU, and no CPU gives it the override
         // again: it is in no table, and `enqueue()` parks only what is. `sk` is only replaced if no
         // other CPU has written it, which TCP does at once. `dl_next` stays: TCP writes it before
         // reading it.
         unsafe {
-            ptr::write_volatile(
-                &raw mut (*self.tcp()).af_specific,
-                ops_override.original_tcp(),
-            );
-            ptr::write_volatile(&raw mut (*req).rsk_ops, ops_override.original());
+            self.write_ops(ops_override);
             // B4: Pairs with the write of `sk` in `inet_csk_reqsk_queue_add()`.
-            let _ = atomic::cmpxchg(&raw mut (*req).sk, sk, ptr::null_mut(), Relaxed);
+            let _ = atomic::cmpxchg(&raw mut (*self.as_ptr()).sk, sk, ptr::null_mut(), Relaxed);
         }
     }
 }

@@ -81,17 +81,7 @@ pub struct TcpInfo {
 impl TcpInfo {
     /// Asks the kernel about a TCP socket.
     pub fn of(socket: impl AsFd) -> io::Result<Self> {
-        let mut bytes = [0u8; 512];
-        let len = sys::get_option(
-            socket.as_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            &mut bytes,
-        )?;
-        bytes
-            .get(..len)
-            .and_then(Self::parse)
-            .ok_or_else(|| io::Error::other(format!("TCP_INFO of {len} bytes is too short")))
+        parsed(socket, Self::parse)
     }
 
     /// Reads the structure as the kernel wrote it; nothing, if it is shorter than a kernel of this
@@ -193,8 +183,8 @@ const FIELDS: [(&str, usize, usize); 70] = [
     ("options2, bits 16 to 23", 279, 1),
 ];
 
-/// Returns all fields of `TCP_INFO` by name, as numbers in the kernel's units.
-pub fn all(socket: impl AsFd) -> io::Result<Vec<(&'static str, u64)>> {
+/// Returns what `parse` makes of the bytes of `TCP_INFO`.
+fn parsed<T>(socket: impl AsFd, parse: impl FnOnce(&[u8]) -> Option<T>) -> io::Result<T> {
     let mut bytes = [0u8; 512];
     let len = sys::get_option(
         socket.as_fd(),
@@ -202,17 +192,24 @@ pub fn all(socket: impl AsFd) -> io::Result<Vec<(&'static str, u64)>> {
         libc::TCP_INFO,
         &mut bytes,
     )?;
-    let field = |&(name, at, size): &(&'static str, usize, usize)| {
-        let mut number = [0; 8];
-        let value = bytes.get(..len)?.get(at..at + size)?;
-        number.get_mut(..size)?.copy_from_slice(value);
-        Some((name, u64::from_ne_bytes(number)))
-    };
-    FIELDS
-        .iter()
-        .map(field)
-        .collect::<Option<_>>()
+    bytes
+        .get(..len)
+        .and_then(parse)
         .ok_or_else(|| io::Error::other(format!("TCP_INFO of {len} bytes is too short")))
+}
+
+/// Returns all fields of `TCP_INFO` by name, as numbers in the kernel's units.
+pub fn all(socket: impl AsFd) -> io::Result<Vec<(&'static str, u64)>> {
+    parsed(socket, |bytes| {
+        let field = |&(name, at, size): &(&'static str, usize, usize)| {
+            let mut number = [0; 8];
+            number
+                .get_mut(..size)?
+                .copy_from_slice(bytes.get(at..at + size)?);
+            Some((name, u64::from_ne_bytes(number)))
+        };
+        FIELDS.iter().map(field).collect()
+    })
 }
 
 #[cfg(test)]

@@ -10,7 +10,9 @@ use anyhow::Result;
 
 use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::counted;
-use crate::scene::{accept_from_port, bare_ack, exchange_and_close, Scene, WireScene};
+use crate::scene::{exchange_and_close, Scene, WireScene};
+
+use super::field_pause::silent_clients_are_accepted;
 
 case!(Default, "field.defer_off.set_while_parked" => each_family(set_while_parked));
 /// Checks that a client whose deadline comes after the option was set, and before any SYN that
@@ -53,13 +55,7 @@ fn by_a_pause(context: &Context, family: Family) -> Result<()> {
     control::pause(&scene.listener)?;
     let accepted = scene.accept_from(context, &parked)?;
     exchange_and_close(parked, accepted)?;
-    for listener in [&plain, &scene.listener] {
-        let client = scene.connect_to(listener)?;
-        let ack = bare_ack(&scene.capture, context, client.local.port())?;
-        let accepted = accept_from_port(listener, context, client.local.port())?;
-        context.at_once(ack.at, accepted.at, "from the bare ACK to accept()")?;
-        exchange_and_close(client, accepted)?;
-    }
+    silent_clients_are_accepted(context, &scene, &plain)?;
     scene.counts(context, counted!(released_paused: 1, bypass_paused: 1))?;
 
     // The configured timeout comes back with the configuration.

@@ -9,7 +9,7 @@ use accf_kit::clock::Stamp;
 use accf_kit::control::{
     self, accf_config, settings, Config, OnTimeout, State, ACCF_CONFIG, SOL_ACCF,
 };
-use accf_kit::endpoint::{Family, Listen};
+use accf_kit::endpoint::{Family, Listen, Listener};
 use anyhow::{Context as _, Result};
 use nix::errno::Errno;
 
@@ -35,6 +35,23 @@ fn expect_config(scene: &WireScene, expected: Config, what: &str) -> Result<()> 
     expect_eq!(control::config(&scene.listener)?, expected, "{what}");
     let told = control::from_diag(&scene.wire.server, scene.port())?.context("no such listener")?;
     expect_eq!(told.config, expected, "{what}, by inet_diag");
+    Ok(())
+}
+
+/// Checks that a client that sends nothing is accepted at once, at `plain` and at the listener of
+/// the scene.
+pub(super) fn silent_clients_are_accepted(
+    context: &Context,
+    scene: &WireScene,
+    plain: &Listener,
+) -> Result<()> {
+    for listener in [plain, &scene.listener] {
+        let client = scene.connect_to(listener)?;
+        let ack = bare_ack(&scene.capture, context, client.local.port())?;
+        let accepted = accept_from_port(listener, context, client.local.port())?;
+        context.at_once(ack.at, accepted.at, "from the bare ACK to accept()")?;
+        exchange_and_close(client, accepted)?;
+    }
     Ok(())
 }
 
@@ -68,14 +85,7 @@ fn hands_over(context: &Context, family: Family, on_timeout: OnTimeout) -> Resul
         exchange_and_close(client, accepted)?;
     }
 
-    // A client that sends nothing, at either listener.
-    for listener in [&plain, &scene.listener] {
-        let client = scene.connect_to(listener)?;
-        let ack = bare_ack(&scene.capture, context, client.local.port())?;
-        let accepted = accept_from_port(listener, context, client.local.port())?;
-        context.at_once(ack.at, accepted.at, "from the bare ACK to accept()")?;
-        exchange_and_close(client, accepted)?;
-    }
+    silent_clients_are_accepted(context, &scene, &plain)?;
     let so_far = counted!(released_paused: parked, bypass_paused: 1);
     scene.counts(context, so_far)?;
 
