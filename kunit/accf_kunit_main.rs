@@ -32,12 +32,14 @@ module! {
 /// The loaded module. KUnit finds the suites in its `.kunit_test_suites` section, and runs them
 /// once this is initialised.
 struct AccfKunit {
+    _retire_queue: net::rcu::RetireQueue,
     _namespaces: net::netns::Namespaces,
 }
 
 impl kernel::Module for AccfKunit {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         Ok(Self {
+            _retire_queue: net::rcu::RetireQueue::new()?,
             _namespaces: net::netns::Namespaces::register()?,
         })
     }

@@ -14,6 +14,7 @@ mod policy;
 
 use net::{
     netns::Namespaces,
+    rcu::RetireQueue,
     registration::Registration,
     sockopt::Defaults, //
 };
@@ -58,6 +59,8 @@ module! {
 struct Accf {
     #[pin]
     dataready: Registration,
+    // Dropped after the filters, whose listeners retire there.
+    retire_queue: RetireQueue,
     // Dropped last, as the filters' listeners count in it.
     namespaces: Namespaces,
 }
@@ -68,6 +71,7 @@ impl kernel::InPlaceModule for Accf {
             let defaults = defaults()?;
             Ok(try_pin_init!(Self {
                 namespaces: Namespaces::register()?,
+                retire_queue: RetireQueue::new()?,
                 dataready <- net::callbacks::ulp::register::<Dataready>(defaults),
             }))
         })

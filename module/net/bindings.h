@@ -14,6 +14,7 @@
 #include <linux/sockptr.h>
 #include <linux/tcp.h>
 #include <linux/timer.h>
+#include <linux/workqueue.h>
 #include <net/inet_connection_sock.h>
 #include <net/netlink.h>
 #include <net/request_sock.h>
@@ -121,6 +122,9 @@ void accf_local_bh_enable(void);
 void accf_synchronize_rcu_tasks(void);
 struct module *accf_this_module(void);
 void accf_pin_module(void);
+int accf_retire_queue_alloc(void);
+void accf_retire_queue_destroy(void);
+void accf_retire(struct rcu_work *work, work_func_t func);
 
 /* Network namespaces. */
 int accf_netns_register(void);

@@ -2,9 +2,11 @@
 
 //! Drops values that RCU readers may still use, once those readers are done.
 //!
-//! The kernel crate has RCU guards but no `call_rcu()`.
+//! The kernel crate has RCU guards and work queues, but no `queue_rcu_work()`.
 
 use kernel::{
+    container_of,
+    error::to_result,
     prelude::*,
     sync::Arc,
     types::Opaque, //
@@ -31,78 +33,113 @@ unsafe impl ReadSide for kernel::sync::rcu::Guard {}
 // include/linux/rcupdate.h).
 unsafe impl ReadSide for BhDisabled<'_> {}
 
-/// The `struct rcu_head` inside a [`DeferDrop`] type.
+/// The `struct rcu_work` inside a [`DeferDrop`] type.
 #[pin_data]
 #[repr(transparent)]
-pub(crate) struct RcuHead {
+pub(crate) struct RcuWork {
     #[pin]
-    head: Opaque<bindings::callback_head>,
+    work: Opaque<bindings::rcu_work>,
 }
 
-impl RcuHead {
-    /// Creates a head that is not queued.
+impl RcuWork {
+    /// Creates work that is not queued.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            head <- Opaque::uninit(),
+            work <- Opaque::uninit(),
         })
     }
 }
 
-// SAFETY: Only `call_rcu()` and the callback access the head, and RCU synchronises the two.
-unsafe impl Send for RcuHead {}
-// SAFETY: Only `call_rcu()` and the callback access the head, and RCU synchronises the two.
-unsafe impl Sync for RcuHead {}
+// SAFETY: Only `accf_retire()` and the function that it has called access the work, and RCU and the
+// queue synchronise the two.
+unsafe impl Send for RcuWork {}
+// SAFETY: Only `accf_retire()` and the function that it has called access the work, and RCU and the
+// queue synchronise the two.
+unsafe impl Sync for RcuWork {}
+
+/// The queue on which values are dropped, until it is dropped itself: that waits for all drops that
+/// are under way.
+///
+/// There is one for the module. Making and dropping it may sleep.
+///
+/// # Invariants
+///
+/// There is no other `RetireQueue`, and the queue is allocated.
+pub(crate) struct RetireQueue(());
+
+impl RetireQueue {
+    /// Makes the queue.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY`: there is one. `ENOMEM`: there is no memory.
+    pub(crate) fn new() -> Result<Self> {
+        // SAFETY: The caller may sleep.
+        to_result(unsafe { bindings::accf_retire_queue_alloc() })?;
+        // INVARIANT: The queue was just allocated, and there was none.
+        Ok(Self(()))
+    }
+}
+
+impl Drop for RetireQueue {
+    fn drop(&mut self) {
+        // SAFETY: The queue is allocated by the type invariants. The caller may sleep, and nothing
+        // is queued any more, by the contract of `defer_drop()`.
+        unsafe { bindings::accf_retire_queue_destroy() };
+    }
+}
 
 /// A type that can be dropped after a grace period.
 ///
 /// # Safety
 ///
-/// `from_head()` must be the inverse of `head()`.
+/// `from_work()` must be the inverse of `work()`.
 pub(crate) unsafe trait DeferDrop: Send + Sync + 'static {
-    /// Returns the head inside `self`.
-    fn head(&self) -> &RcuHead;
+    /// Returns the work inside `self`.
+    fn work(&self) -> &RcuWork;
 
-    /// Returns the `Self` that contains `head`.
+    /// Returns the `Self` that contains `work`.
     ///
     /// # Safety
     ///
-    /// `head` must have come from [`Self::head`] of a value that is still alive.
-    unsafe fn from_head(head: *const RcuHead) -> *const Self;
+    /// `work` must have come from [`Self::work`] of a value that is still alive.
+    unsafe fn from_work(work: *const RcuWork) -> *const Self;
 
     /// Runs before the drop, when no reader is left that found the value before it was unpublished.
-    /// Softirq.
+    /// Process context; may sleep.
     fn retire(&self) {}
 }
 
-/// Drops `value` once all RCU read-side critical sections that began before have ended
-/// (`call_rcu()`). Any context.
-///
-/// [`kernel::sync::rcu::rcu_barrier`] waits for the drops that are under way, and must be called
-/// before the module's text goes.
+/// Drops `value` in process context, once all RCU read-side critical sections that began before
+/// have ended (`queue_rcu_work()`). Any context.
 ///
 /// # Safety
 ///
-/// `value` must not have been passed to this function before, through any of its references: its
-/// head can be queued only once.
+/// * `value` must not have been passed to this function before, through any of its references: its
+///   work can be queued only once.
+/// * There must be a [`RetireQueue`], which is dropped after the return of this function.
 pub(crate) unsafe fn defer_drop<T: DeferDrop>(value: Arc<T>) {
-    let head = value.head().head.get();
+    let work = value.work().work.get();
     // `drop_after_grace_period()` takes this reference back.
     let _ = Arc::into_raw(value);
-    // SAFETY: The head is valid memory, pinned in an allocation that the leaked reference keeps
-    // alive until the callback has run. It is not queued, by the contract of this function.
-    unsafe { bindings::call_rcu(head, Some(drop_after_grace_period::<T>)) };
+    // SAFETY: The work is valid memory, pinned in an allocation that the leaked reference keeps
+    // alive until the function has run. It is not queued, and the queue is there until then, by the
+    // contract of this function.
+    unsafe { bindings::accf_retire(work, Some(drop_after_grace_period::<T>)) };
 }
 
-/// Drops the `T` that contains `head`: the callback that [`defer_drop`] gives to `call_rcu()`.
+/// Drops the `T` that contains `work`: the function that [`defer_drop`] has called.
 ///
 /// # Safety
 ///
-/// `head` must be the head of a `T` that [`defer_drop`] has queued. This must be called once for
-/// that, after a grace period.
-unsafe extern "C" fn drop_after_grace_period<T: DeferDrop>(head: *mut bindings::callback_head) {
-    // SAFETY: `RcuHead` is a transparent cell around the head that `defer_drop()` queued, inside a
-    // `T` that the reference leaked there keeps alive.
-    let value = unsafe { T::from_head(head.cast::<RcuHead>()) };
+/// `work` must be in the work of a `T` that [`defer_drop`] has queued. This must be called once for
+/// that, after a grace period, in process context.
+unsafe extern "C" fn drop_after_grace_period<T: DeferDrop>(work: *mut bindings::work_struct) {
+    // SAFETY: The work is the field of this name of a `struct rcu_work` that `defer_drop()` queued.
+    let work = unsafe { container_of!(work, bindings::rcu_work, work) };
+    // SAFETY: `RcuWork` is a transparent cell around that, inside a `T` that the reference leaked
+    // there keeps alive.
+    let value = unsafe { T::from_work(work.cast::<RcuWork>()) };
     // SAFETY: Takes back the reference that `defer_drop()` leaked, once, by the contract of this
     // function.
     let value = unsafe { Arc::from_raw(value) };

@@ -140,14 +140,13 @@ impl PinnedDrop for Registration {
         // may `get_info()` for inet_diag, both in process context, where only RCU tasks sees them.
         // On PREEMPT_RT, RCU tasks takes a task that waits for a lock for one that has returned;
         // but both functions are RCU readers from shortly after their entry until shortly before
-        // their return. So this waits for their entry, for the RCU readers, for their return, and
-        // then for the listeners that are still to be dropped.
+        // their return. So this waits for their entry, for the RCU readers, and for their return.
+        // Listeners may still be about to be dropped: `RetireQueue` waits for that.
         // SAFETY: May sleep here.
         unsafe { bindings::accf_synchronize_rcu_tasks() };
         rcu::synchronize_rcu();
         // SAFETY: May sleep here.
         unsafe { bindings::accf_synchronize_rcu_tasks() };
-        rcu::rcu_barrier();
     }
 }
 

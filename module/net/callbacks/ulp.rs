@@ -248,7 +248,8 @@ unsafe extern "C" fn release(sk: *mut sock) {
     }
     // W8.
     // SAFETY: This is the only place that defers the drop of a listener, and a socket is released
-    // once.
+    // once. The socket holds a reference to the module, which keeps its `RetireQueue` until all are
+    // gone.
     unsafe { defer_drop(listener) };
 }
 

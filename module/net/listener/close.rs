@@ -17,7 +17,7 @@ use crate::{
         parked_request::ParkedRequest,
         rcu::{
             DeferDrop,
-            RcuHead, //
+            RcuWork, //
         },
         reqsk::RequestSock, //
     },
@@ -96,13 +96,13 @@ impl Listener {
 
 // SAFETY: Both functions name the same field.
 unsafe impl DeferDrop for Listener {
-    fn head(&self) -> &RcuHead {
-        &self.rcu
+    fn work(&self) -> &RcuWork {
+        &self.retire_work
     }
 
-    unsafe fn from_head(head: *const RcuHead) -> *const Self {
-        // SAFETY: `head` is the field of a live `Self`, by the contract of this function.
-        unsafe { kernel::container_of!(head.cast_mut(), Self, rcu) }
+    unsafe fn from_work(work: *const RcuWork) -> *const Self {
+        // SAFETY: `work` is the field of a live `Self`, by the contract of this function.
+        unsafe { kernel::container_of!(work.cast_mut(), Self, retire_work) }
     }
 
     /// Cancels the timer, which has a reference to the listener, and waits for its handler (W8).

@@ -78,7 +78,7 @@ use super::{
     netns::Netns,
     park_queue::ParkQueue,
     rcu::{
-        RcuHead,
+        RcuWork,
         ReadSide, //
     },
     reqsk::RequestSock,
@@ -132,7 +132,7 @@ pub(crate) struct Listener {
     #[pin]
     timer: HrTimer<Self>,
     #[pin]
-    rcu: RcuHead,
+    retire_work: RcuWork,
     sock: NonNull<bindings::sock>,
     netns: Netns,
     defaults: Defaults,
@@ -186,7 +186,7 @@ impl Listener {
             try_pin_init!(Self {
                 queue <- BhSpinLock::new(Locked { queue, timer: None }),
                 timer <- HrTimer::new(),
-                rcu <- RcuHead::new(),
+                retire_work <- RcuWork::new(),
                 sock: sock,
                 netns: netns,
                 defaults: defaults,
