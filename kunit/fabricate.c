@@ -50,6 +50,9 @@ static void timer_fired(struct timer_list *timer)
 {
 }
 
+/* The references to a request: of the table, of the timer, and of the test. */
+#define REFERENCES 3
+
 struct request_sock *accf_kunit_request(struct sock *listener, const struct request_sock_ops *ops,
 					const struct tcp_request_sock_ops *tcp_ops, u32 age_us)
 {
@@ -73,10 +76,11 @@ struct request_sock *accf_kunit_request(struct sock *listener, const struct requ
 	write_pnet(&treq->req.ireq_net, sock_net(listener));
 	timer_setup(&req->rsk_timer, timer_fired, TIMER_PINNED);
 	mod_timer(&req->rsk_timer, jiffies + HZ);
-	/* Any pointer but NULL makes it look hashed. */
-	req_to_sk(req)->sk_node.pprev = &req_to_sk(req)->sk_node.next;
+	/* It looks hashed, as the only one of a list, and can be taken out. */
+	req_to_sk(req)->sk_nulls_node.next = (struct hlist_nulls_node *)NULLS_MARKER(0);
+	req_to_sk(req)->sk_nulls_node.pprev = &req_to_sk(req)->sk_nulls_node.next;
 	reqsk_queue_added(&inet_csk(listener)->icsk_accept_queue);
-	refcount_set(&req->rsk_refcnt, 3);
+	refcount_set(&req->rsk_refcnt, REFERENCES);
 	return req;
 }
 
@@ -91,7 +95,7 @@ struct request_sock *accf_kunit_clone(const struct request_sock *req)
 	memset(&clone->req.req.rsk_timer, 0, sizeof(clone->req.req.rsk_timer));
 	timer_setup(&clone->req.req.rsk_timer, timer_fired, TIMER_PINNED);
 	sk_node_init(&req_to_sk(&clone->req.req)->sk_node);
-	refcount_set(&clone->req.req.rsk_refcnt, 3);
+	refcount_set(&clone->req.req.rsk_refcnt, REFERENCES);
 	sock_hold(clone->req.req.rsk_listener);
 	reqsk_queue_added(&inet_csk(clone->req.req.rsk_listener)->icsk_accept_queue);
 	return &clone->req.req;
@@ -158,8 +162,15 @@ u32 accf_kunit_tsval_now(const struct request_sock *req)
 
 void accf_kunit_free(struct request_sock *req)
 {
+	bool is_dropped;
+
+	/* The work of a closed listener has another one until it has dropped the request. */
+	while (refcount_read(&req->rsk_refcnt) > REFERENCES)
+		msleep(20);
+	is_dropped = refcount_read(&req->rsk_refcnt) == 1;
 	timer_delete_sync(&req->rsk_timer);
-	reqsk_queue_removed(&inet_csk(req->rsk_listener)->icsk_accept_queue, req);
+	if (!is_dropped)
+		reqsk_queue_removed(&inet_csk(req->rsk_listener)->icsk_accept_queue, req);
 	sock_put(req->rsk_listener);
 	kfree(tcp_rsk(req));
 }

@@ -122,6 +122,22 @@ unsafe extern "C" fn count_destroyed(_req: *mut bindings::request_sock) {
     DESTROYED.add(1, Relaxed);
 }
 
+/// How often the original `send_reset` of fabricated requests was called.
+pub(crate) static RESETS: Atomic<i32> = Atomic::new(0);
+
+/// Counts the call: the original `send_reset` of fabricated requests.
+///
+/// # Safety
+///
+/// No preconditions: uses none of its arguments.
+unsafe extern "C" fn count_reset(
+    _sk: *const bindings::sock,
+    _skb: *mut bindings::sk_buff,
+    _reason: bindings::sk_rst_reason,
+) {
+    RESETS.add(1, Relaxed);
+}
+
 /// The operations of fabricated requests, as constant as those of the kernel.
 struct Originals {
     ops: bindings::request_sock_ops,
@@ -135,6 +151,7 @@ static ORIGINALS: Originals = Originals {
     ops: bindings::request_sock_ops {
         family: tcp_segment::AF_INET,
         destructor: Some(count_destroyed),
+        send_reset: Some(count_reset),
         // SAFETY: All zeroes are valid: integers of 0, and functions and pointers that are NULL.
         ..unsafe { core::mem::zeroed() }
     },

@@ -150,6 +150,7 @@ u32 accf_reuseport_peers(const struct sock *sk,
 			 bool (*restores_clones)(const struct sock *sk));
 bool accf_is_in_group(const struct sock *sk);
 bool accf_has_left_group(const struct sock *sk);
+bool accf_has_taker(const struct sock *sk);
 bool accf_is_signed(const struct sock *sk);
 u32 accf_req_flags(const struct sock *sk, const struct request_sock *req);
 bool accf_carries_more_than_tcp(const struct sock *sk);
@@ -167,6 +168,7 @@ void *accf_ulp_data_rcu(const struct sock *sk);
 bool accf_req_get(struct request_sock *req);
 bool accf_req_is_hashed(struct request_sock *req);
 u32 accf_req_set_acked(const struct sock *sk, struct request_sock *req);
+void accf_req_clear_acked(struct request_sock *req);
 bool accf_req_was_acked(const struct request_sock *req);
 bool accf_timer_pending(const struct timer_list *timer);
 struct accf_synack_timer accf_req_synack_timer(const struct request_sock *req);

@@ -273,4 +273,11 @@ impl<'a> ListenSock<'a> {
         // SAFETY: The socket is in memory by the type invariants.
         unsafe { bindings::accf_has_left_group(self.as_ptr()) }
     }
+
+    /// Returns whether the kernel hands the requests of the socket, which has stopped, to another
+    /// listener of its `SO_REUSEPORT` group.
+    pub(crate) fn has_taker(self) -> bool {
+        // SAFETY: The socket is in memory by the type invariants, and with it its namespace.
+        unsafe { bindings::accf_has_taker(self.as_ptr()) }
+    }
 }

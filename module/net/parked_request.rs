@@ -220,6 +220,8 @@ impl_flags!(
         HasDsack = bit_u32(24),
         /// Parking is paused, and the request is handed over to the server.
         Paused = bit_u32(28),
+        /// The listener has stopped, and the client is told.
+        Stopped = bit_u32(29),
     }
 );
 
@@ -287,6 +289,8 @@ impl ParkedFlags {
             Some(Expiry::Eviction)
         } else if self.contains(ParkedFlag::Paused) {
             Some(Expiry::Pause)
+        } else if self.contains(ParkedFlag::Stopped) {
+            Some(Expiry::Stopped)
         } else if self.contains(ParkedFlag::Accept) {
             Some(Expiry::SynInWindow)
         } else {
@@ -361,6 +365,11 @@ impl ParkedRequest {
         unsafe { RequestSock::from_raw(self.ack.request) }
     }
 
+    /// Returns a pointer to the request, which may be gone.
+    pub(crate) fn request_ptr(&self) -> NonNull<bindings::request_sock> {
+        self.ack.request
+    }
+
     /// Returns when it was parked.
     pub(crate) fn parked_at(&self) -> Nanos {
         self.ack.parked_at
@@ -413,6 +422,7 @@ impl ParkedRequest {
             self.set(ParkedFlag::TimedOut, expiry == Some(Expiry::Timeout));
             self.set(ParkedFlag::Evicted, expiry == Some(Expiry::Eviction));
             self.set(ParkedFlag::Paused, expiry == Some(Expiry::Pause));
+            self.set(ParkedFlag::Stopped, expiry == Some(Expiry::Stopped));
             self.set(ParkedFlag::Accept, on_timeout == Some(OnTimeout::Accept));
         }
     }

@@ -58,6 +58,17 @@ u32 accf_req_set_acked(const struct sock *sk, struct request_sock *req)
 }
 
 /**
+ * accf_req_clear_acked() - Take the mark of a request back.
+ * @req: the request
+ *
+ * Context: Any.
+ */
+void accf_req_clear_acked(struct request_sock *req)
+{
+	data_race((int)(inet_rsk(req)->acked = 0));
+}
+
+/**
  * accf_req_was_acked() - Check whether a request is acked.
  * @req: the request, which the caller has taken out of the table
  *

@@ -259,6 +259,20 @@ impl<'a> RequestSock<'a> {
         }
     }
 
+    /// Takes the mark back, so that the clone that TCP makes of it for another listener may be
+    /// parked there: TCP sends that client a SYN-ACK, and another bare ACK comes.
+    ///
+    /// # Safety
+    ///
+    /// The request must just have got TCP's operations back from its parking listener, which was
+    /// closed, and whose lock the caller has held since. So no CPU parks it again, and a CPU that
+    /// makes a connection of it finds nothing to do for the module, whether it takes that lock or
+    /// not.
+    pub(crate) unsafe fn clear_acked(&self) {
+        // SAFETY: Alive by the type invariants. For the other bits of the byte, see `set_acked()`.
+        unsafe { bindings::accf_req_clear_acked(self.as_ptr()) };
+    }
+
     /// Returns how often its SYN-ACK timer has fired. While that is 0, the kernel counts the
     /// request as young.
     pub(crate) fn timeouts(&self) -> u8 {
@@ -539,6 +553,23 @@ impl RequestRef {
         // INVARIANT: The look-up has taken a reference, which is this value's now. Every request in
         // the table has a listener.
         NonNull::new(request).map(Self)
+    }
+
+    /// Takes over a reference that [`Self::into_raw`] has given up.
+    ///
+    /// # Safety
+    ///
+    /// `request` must have come from [`Self::into_raw`], and be passed to this function once.
+    pub(crate) unsafe fn from_raw(request: NonNull<bindings::request_sock>) -> Self {
+        // INVARIANT: The value that was given up met them, and its reference is this value's now.
+        Self(request)
+    }
+
+    /// Gives up the reference without putting it.
+    pub(crate) fn into_raw(self) -> NonNull<bindings::request_sock> {
+        let request = self.0;
+        core::mem::forget(self);
+        request
     }
 
     /// Returns the request.

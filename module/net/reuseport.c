@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What a listener's SO_REUSEPORT group tells of clones of its requests.
+ * What a listener's SO_REUSEPORT group tells of its requests, and of clones of them.
  *
  * The group's lock, reuseport_lock, is not exported. Everything here is read
  * under RCU without it. Of the fields that are read, the kernel marks only its
  * writes of num_closed_socks, hence the data_race().
  */
 
+#include <linux/filter.h>
 #include <net/sock_reuseport.h>
 
 #include "bindings.h"
@@ -46,6 +47,34 @@ bool accf_req_can_migrate(const struct request_sock *req)
 		      accf_migrates(sk, group);
 	rcu_read_unlock();
 	return can_migrate;
+}
+
+/**
+ * accf_has_taker() - Check whether another listener gets a stopped listener's requests.
+ * @sk: the listener
+ *
+ * As reuseport_migrate_sock() decides, but for what the group's program says of
+ * the single request. Unlike accf_req_can_migrate() this is not on the safe side
+ * for clones: a program of another kind hands nothing over.
+ *
+ * Context: Any.
+ */
+bool accf_has_taker(const struct sock *sk)
+{
+	const struct sock_reuseport *group;
+	const struct bpf_prog *prog;
+	bool has_taker = false;
+
+	rcu_read_lock();
+	group = rcu_dereference(sk->sk_reuseport_cb);
+	if (group && data_race(READ_ONCE(group->num_socks))) {
+		prog = rcu_dereference(group->prog);
+		has_taker = READ_ONCE(sock_net(sk)->ipv4.sysctl_tcp_migrate_req) ||
+			    (prog &&
+			     prog->expected_attach_type == BPF_SK_REUSEPORT_SELECT_OR_MIGRATE);
+	}
+	rcu_read_unlock();
+	return has_taker;
 }
 
 /**

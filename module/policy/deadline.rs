@@ -122,17 +122,34 @@ pub enum Expiry {
     SynInWindow,
     /// Parking is paused.
     Pause,
+    /// The listener has stopped, and no other one takes the request.
+    Stopped,
 }
 
 impl Expiry {
     /// Returns what becomes of a request that has expired for this reason at a listener with this
-    /// configuration: a pause ends no connection, nor does a SYN.
+    /// configuration: a pause ends no connection, nor does a SYN, and the end of a listener is told
+    /// to its clients, whatever it does at a deadline.
     pub const fn outcome(self, config: &Config) -> OnTimeout {
         match self {
             Self::Timeout | Self::Eviction => config.on_timeout,
             Self::Pause | Self::SynInWindow => OnTimeout::Accept,
+            Self::Stopped => OnTimeout::Reset,
         }
     }
+}
+
+/// How often to look whether a listener still listens.
+const STOP_LOOK: Nanos = Nanos::from_millis(500);
+
+/// Returns when the timer of a listener fires that has parked requests, and something to do at
+/// `due`: then, or earlier to look whether the listener still listens.
+///
+/// Nothing tells the module when a listener is shut down (`shutdown()`, `connect()` with
+/// `AF_UNSPEC`, `ss -K`). So its clients learn of it half a second later at most.
+pub fn next_look(now: Nanos, due: Option<Nanos>) -> Nanos {
+    let look = now.after(STOP_LOOK);
+    due.map_or(look, |due| due.min(look))
 }
 
 /// What a listener's timer must do.

@@ -31,6 +31,7 @@ pub use config::{
 pub use deadline::{
     is_deferred_with_batch,
     may_synack_timer_run,
+    next_look,
     synack_timer_deferral,
     timer_action,
     Expiry,

@@ -24,7 +24,8 @@ pub enum End {
     TimeoutDrop,
     /// Accepted, reset or dropped before the deadline, to make room for another one.
     Evicted,
-    /// Dropped by the kernel, usually because of the client's RST.
+    /// Dropped by the kernel, usually because of the client's RST; or reset, because the listener
+    /// has stopped.
     Aborted,
     /// Fell back to plain TCP.
     Fallback,
@@ -55,6 +56,7 @@ impl End {
             (Expiry::Eviction, _) => Self::Evicted,
             (Expiry::SynInWindow, _) => Self::Fallback,
             (Expiry::Pause, _) => Self::Paused,
+            (Expiry::Stopped, _) => Self::Aborted,
             (Expiry::Timeout, OnTimeout::Accept) => Self::TimeoutAccept,
             (Expiry::Timeout, OnTimeout::Reset) => Self::TimeoutReset,
             (Expiry::Timeout, OnTimeout::Drop) => Self::TimeoutDrop,

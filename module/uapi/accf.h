@@ -185,12 +185,11 @@ struct accf_config {
  *	     deadline, since another connection was over the limit (max_parked,
  *	     or the module's max_parked_netns).
  * @aborted: Parked, then ended by TCP: the client's RST, an ICMP error, the
- *	     administrator (ss --kill), the client's next segment after the
- *	     listener was shut down, or a SYN inside of the window while the
- *	     accept queue was full.
+ *	     administrator (ss --kill), or a SYN inside of the window while the
+ *	     accept queue was full. Or reset, as the listener was shut down.
  * @fallback: Parked, then fell back to plain TCP: TCP could not make a
  *	      connection at the deadline (no memory, no route, a firewall), the
- *	      listener was closed or shut down or may not park any longer (see
+ *	      listener was closed or may not park any longer (see
  *	      @bypass_abort_on_overflow and @bypass_signed), or a SYN came
  *	      inside of the window: the connection was made, so that it
  *	      answers the SYN (RFC 5961).

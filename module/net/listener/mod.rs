@@ -93,6 +93,7 @@ use super::{
     }, //
 };
 
+use close::Untold;
 use timer::now;
 
 /// What the listener's lock guards: its queue, and the handle of its timer.
@@ -101,6 +102,8 @@ struct Locked {
     /// Cancels the timer when it is dropped, and waits for the timer's handler: never under the
     /// lock.
     timer: Option<ArcHrTimerHandle<Listener>>,
+    /// Once the listener is closed: its requests whose clients are to be told of that.
+    untold: Untold,
 }
 
 impl Deref for Locked {
@@ -184,7 +187,7 @@ impl Listener {
         Arc::pin_init(
             // INVARIANT: By the contract of this function.
             try_pin_init!(Self {
-                queue <- BhSpinLock::new(Locked { queue, timer: None }),
+                queue <- BhSpinLock::new(Locked { queue, timer: None, untold: Untold::new() }),
                 timer <- HrTimer::new(),
                 retire_work <- RcuWork::new(),
                 sock: sock,

@@ -92,12 +92,18 @@ impl HrTimerCallback for Listener {
 impl Listener {
     /// Returns what the timer has to do.
     fn timer_action(&self, queue: &ParkQueue, now: Nanos) -> TimerAction {
+        let oldest = queue.oldest().map(|oldest| oldest.parked_at());
+        let sock = self.listen_sock();
+        // TCP hands segments to a listener that takes over, the rebuilt ACK included.
+        if oldest.is_some() && !sock.is_listening() && !sock.has_taker() {
+            return TimerAction::Expire(Expiry::Stopped);
+        }
         policy::timer_action(
             now,
             &queue.config,
             queue.unexpired(),
-            queue.oldest().map(|oldest| oldest.parked_at()),
-            self.listen_sock().accept_queue_is_full(),
+            oldest,
+            sock.accept_queue_is_full(),
         )
     }
 
@@ -116,7 +122,8 @@ impl Listener {
         unsafe { self.set_timer(queue, now, at) };
     }
 
-    /// Sets the timer. May be called by its own handler.
+    /// Sets the timer to `at`, or earlier if a request is parked ([`policy::next_look`]). May be
+    /// called by its own handler.
     ///
     /// # Safety
     ///
@@ -127,6 +134,8 @@ impl Listener {
         now: Nanos,
         at: Option<Nanos>,
     ) {
+        let is_watched = queue.unexpired() != 0;
+        let at = is_watched.then(|| policy::next_look(now, at)).or(at);
         queue.timer_at = at;
         // If the timer is still set, it will find nothing to do. The next request that is parked
         // sets it again.
@@ -180,9 +189,11 @@ impl Listener {
         bh: &BhDisabled<'_>,
         rcu: &rcu::Guard,
     ) {
+        let end = End::of_expired(expired.expiry, expired.on_timeout);
         match expired.on_timeout {
             OnTimeout::Accept => self.accept(expired, bh, rcu),
-            OnTimeout::Reset | OnTimeout::Drop => self.discard(expired, bh, rcu),
+            OnTimeout::Reset => self.discard(expired, end, true, bh, rcu),
+            OnTimeout::Drop => self.discard(expired, end, false, bh, rcu),
         }
     }
 
@@ -232,12 +243,8 @@ impl Listener {
     fn accept(self: ArcBorrow<'_, Self>, expired: &Expired, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
         let request = expired.request.as_request();
         if !self.listen_sock().is_listening() && !request.can_migrate() {
-            // `close()` has begun, or `shutdown()` was called. The server would not accept the
-            // connection, and the client would get a reset for an ACK that it has not sent. TCP
-            // drops the request, as on a plain listener. (If the listener stops after this look,
-            // the client does get the reset.)
-            // SAFETY: `expired` has a reference to the request.
-            unsafe { self.fall_back(bh, &request) };
+            // `close()` has begun, or `shutdown()` was called: the server accepts nothing any more.
+            self.discard(expired, End::Aborted, true, bh, rcu);
             return;
         }
         inject::accept(&request, &expired.parked, bh, rcu);
@@ -273,8 +280,16 @@ impl Listener {
         }
     }
 
-    /// Has TCP drop an expired request, and tells the client if the configuration says so.
-    fn discard(&self, expired: &Expired, bh: &BhDisabled<'_>, rcu: &rcu::Guard) {
+    /// Has TCP drop an expired request, which comes to this `end`, and resets its client if
+    /// `resets`.
+    fn discard(
+        &self,
+        expired: &Expired,
+        end: End,
+        resets: bool,
+        bh: &BhDisabled<'_>,
+        rcu: &rcu::Guard,
+    ) {
         let request = expired.request.as_request();
         if !request.is_hashed() {
             // The client was faster: it sent data or a reset, and another CPU acts on that.
@@ -286,16 +301,18 @@ impl Listener {
             return;
         }
         let mut queue = self.queue.lock(bh);
-        if !self.has_parked(&request) {
+        if self.has_parked(&request) {
+            // SAFETY: The queue is this listener's. The request is parked here, the lock is held,
+            // and `expired` has a reference.
+            drop(unsafe { self.dequeue_unconnected(&mut queue, request.restore_ops(), end) });
+        } else if !queue.is_closed() {
             return;
         }
-        let end = End::of_expired(expired.expiry, expired.on_timeout);
-        // SAFETY: The queue is this listener's. The request is parked here, the lock is held, and
-        // `expired` has a reference.
-        drop(unsafe { self.dequeue_unconnected(&mut queue, request.restore_ops(), end) });
+        // If the listener was closed just now, `close()` has accounted for the request, and finds
+        // it gone from the table when it wants to tell the client (`tell_client()`).
         drop(queue);
 
-        if expired.on_timeout == OnTimeout::Reset {
+        if resets {
             inject::reset(&request, &expired.parked, bh, rcu);
         }
     }

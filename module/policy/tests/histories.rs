@@ -10,6 +10,7 @@ use accf_policy::{
     backlog_share,
     is_deferred_with_batch,
     may_synack_timer_run,
+    next_look,
     on_fin,
     on_park,
     on_segment,
@@ -582,8 +583,8 @@ proptest! {
             TimerAction::Expire(Expiry::Eviction) => {
                 prop_assert!(!waits && !is_paused && !is_late && is_over);
             }
-            // No SYN is known here.
-            TimerAction::Expire(Expiry::SynInWindow) => prop_assert!(false),
+            // Neither a SYN nor the listener's state is known here.
+            TimerAction::Expire(Expiry::SynInWindow | Expiry::Stopped) => prop_assert!(false),
         }
     }
 
@@ -761,6 +762,35 @@ fn a_pause_resets_and_drops_nothing() {
 }
 
 #[test]
+fn the_end_of_a_listener_is_told_whatever_it_does_at_a_deadline() {
+    for on_timeout in POLICIES {
+        let config = Config {
+            on_timeout,
+            ..config_of(1)
+        };
+        assert_eq!(Expiry::Stopped.outcome(&config), OnTimeout::Reset);
+        assert_eq!(End::of_expired(Expiry::Stopped, on_timeout), End::Aborted);
+    }
+}
+
+#[test]
+fn a_listener_is_looked_at_twice_a_second() {
+    let millis = Nanos::from_millis;
+    let now = millis(1000);
+    for (due, next) in [
+        (None, millis(1500)),
+        (Some(millis(1001)), millis(1001)),
+        (Some(millis(1500)), millis(1500)),
+        (Some(millis(60_000)), millis(1500)),
+        // Late.
+        (Some(millis(999)), millis(999)),
+    ] {
+        assert_eq!(next_look(now, due), next, "{due:?}");
+    }
+    assert_eq!(next_look(Nanos(u64::MAX), None), Nanos(u64::MAX));
+}
+
+#[test]
 fn each_end_has_its_counter() {
     let timeout = Some(Expiry::Timeout);
     let eviction = Some(Expiry::Eviction);
@@ -773,6 +803,7 @@ fn each_end_has_its_counter() {
         (SegmentKind::BareAck, eviction, End::Evicted),
         (SegmentKind::BareAck, syn, End::Fallback),
         (SegmentKind::BareAck, Some(Expiry::Pause), End::Paused),
+        (SegmentKind::Data, Some(Expiry::Stopped), End::Data),
         (SegmentKind::Fin, Some(Expiry::Pause), End::Fin),
         (SegmentKind::BareAck, None, End::Fallback),
     ] {

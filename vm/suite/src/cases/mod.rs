@@ -18,6 +18,7 @@ mod defer;
 mod evict;
 mod fault;
 mod field_ack;
+mod field_close;
 mod field_defer_off;
 mod field_pace;
 mod field_pause;
