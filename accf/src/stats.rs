@@ -42,11 +42,11 @@ pub struct Stats {
     /// module's `max_parked_netns`).
     pub evicted: u64,
     /// Parked, then ended by TCP: the client's RST, an ICMP error, the administrator (`ss --kill`),
-    /// the client's next segment after the listener was shut down, or a SYN inside of the window
-    /// while the accept queue was full.
+    /// or a SYN inside of the window while the accept queue was full. Or reset, as the listener was
+    /// shut down.
     pub aborted: u64,
     /// Parked, then fell back to plain TCP: TCP could not make a connection at the deadline (no
-    /// memory, no route, a firewall), the listener was closed or shut down or may not park any
+    /// memory, no route, a firewall), the listener was closed or may not park any
     /// longer (see `bypass_abort_on_overflow` and `bypass_signed`), or a SYN came inside of the
     /// window: the connection was made, so that it answers the SYN (RFC 5961).
     pub fallback: u64,

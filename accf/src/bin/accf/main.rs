@@ -11,6 +11,7 @@ mod stats;
 mod target;
 mod text;
 
+use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -33,6 +34,11 @@ const NO_MODULE: u8 = 4;
 const PINNED: &str =
     "The module cannot be unloaded until the next reboot, as a clone of a request may \
                       point into it. See docs/operating.md.";
+
+/// The line below the list if requests of one listener of a port do not go to the others.
+const NOT_MIGRATED: &str =
+    "Several listeners share a port, and net.ipv4.tcp_migrate_req is 0: when one is closed, its \
+                            parked clients are reset, not handed over. See docs/operating.md.";
 
 /// The text below the options of `--help`.
 const AFTER_HELP: &str = "\
@@ -113,20 +119,24 @@ struct Answer {
     status: u8,
 }
 
-/// The state of the module.
+/// The state of the module, and of what it depends on.
 #[derive(Debug)]
 struct Module {
     /// Whether it is loaded, or `None` where `/sys` does not show modules.
     loaded: Option<bool>,
     /// Whether it cannot be unloaded until the next reboot.
     pinned: Result<bool, Error>,
+    /// `net.ipv4.tcp_migrate_req` of the network namespace, or `None` where it cannot be read.
+    migrates: Option<bool>,
 }
 
 impl Module {
     /// Returns the state of the module in the running kernel.
     fn now() -> Self {
         let modules = Path::new("/sys/module");
+        let migrates = fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req");
         Self {
+            migrates: migrates.ok().map(|value| value.trim() != "0"),
             loaded: modules.is_dir().then(|| modules.join("accf").exists()),
             pinned: accf::module_pinned(),
         }
@@ -210,23 +220,39 @@ fn answer(
     };
     answer.output = match (output.json, command) {
         (true, _) => json::render(&chosen, pinned)?,
-        (false, Command::List(_)) => list(&chosen, pinned == Some(true)),
+        (false, Command::List(_)) => {
+            let mut remarks = Vec::new();
+            if pinned == Some(true) {
+                remarks.push(PINNED);
+            }
+            if module.migrates == Some(false) && share_a_port(&chosen) {
+                remarks.push(NOT_MIGRATED);
+            }
+            list(&chosen, &remarks)
+        }
         (false, Command::Stats { .. }) => stats::render(&chosen),
     };
     Ok(answer)
 }
 
-/// Returns the table of listeners, and the line about a pinned module below it.
-fn list(listeners: &[&Listener], pinned: bool) -> String {
+/// Returns whether two of `listeners`, which are sorted, have the same address and port.
+fn share_a_port(listeners: &[&Listener]) -> bool {
+    listeners
+        .windows(2)
+        .any(|pair| (pair[0].address, pair[0].interface) == (pair[1].address, pair[1].interface))
+}
+
+/// Returns the table of listeners, and remarks below it.
+fn list(listeners: &[&Listener], remarks: &[&str]) -> String {
     let mut text = String::new();
     if !listeners.is_empty() {
         text.push_str(&list::render(listeners, ContentArrangement::Dynamic));
     }
-    if pinned {
+    for remark in remarks {
         if !text.is_empty() {
             text.push('\n');
         }
-        text.push_str(PINNED);
+        text.push_str(remark);
         text.push('\n');
     }
     text
@@ -280,6 +306,7 @@ mod tests {
         Module {
             loaded,
             pinned: Ok(pinned),
+            migrates: Some(false),
         }
     }
 
@@ -412,12 +439,34 @@ mod tests {
     }
 
     #[test]
+    fn listeners_of_one_port_get_a_remark_if_requests_do_not_migrate() {
+        let list = |count, migrates| {
+            let listeners = (0..count).map(|cookie| {
+                let mut listener = sample::busy();
+                listener.cookie = cookie;
+                listener
+            });
+            let module = Module {
+                migrates,
+                ..module(Some(true), false)
+            };
+            let answer = answer(&command("accf list"), Ok(listeners.collect()), module);
+            answer.unwrap().output.contains(NOT_MIGRATED)
+        };
+        assert!(list(2, Some(false)));
+        assert!(!list(2, Some(true)));
+        assert!(!list(2, None));
+        assert!(!list(1, Some(false)));
+    }
+
+    #[test]
     fn listeners_are_shown_if_it_is_unknown_whether_the_module_is_pinned() {
         let unknown = || Module {
             loaded: Some(true),
             pinned: Err(Error::UnknownPinned {
                 value: "maybe".to_owned(),
             }),
+            migrates: None,
         };
         let listeners = || Ok(vec![sample::busy()]);
         let text = answer(&command("accf list"), listeners(), unknown()).unwrap();
