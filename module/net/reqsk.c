@@ -11,9 +11,10 @@
 
 /*
  * The acked mark is a bit-field, which can be neither read nor written once.
- * It only ever becomes set, by the module under the lock of the parking
- * listener, and by tcp_check_req(). Of its neighbours tcp_synack_options()
- * writes one, for listeners with a key.
+ * It is set by the module under the lock of the parking listener, and by
+ * tcp_check_req(). Only a listener that is closed takes it back, for a request
+ * that is not parked any more. Of its neighbours tcp_synack_options() writes
+ * one, for listeners with a key.
  */
 static bool accf_req_is_acked(const struct request_sock *req)
 {
