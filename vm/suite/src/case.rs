@@ -353,14 +353,24 @@ impl Context {
     /// Early by more than two clock ticks is wrong. Late is wrong beyond the tolerance and what
     /// this machine was late at that time. What counts is when the connection was made, at the
     /// latest for the former, and at the earliest for the latter; [`Self::accepted_at_once`] checks
-    /// when it was accepted.
+    /// when it was accepted. A connection looks older than it is by what the clock tick lagged when
+    /// it was made ([`latest`]).
     pub(crate) fn on_time(
         &self,
         ack: Stamp,
         accepted: &Accepted,
         deadline: Duration,
     ) -> Result<f64> {
-        self.happened_on_time(ack, accepted.made, deadline, "to the connection")
+        let due = Stamp::from_epoch(ack.epoch() + deadline);
+        let made = accepted.made;
+        // Where the connection is not early but its stamp is, the tick lagged in all of this time.
+        let lag = self.pulse.worst(made.to, due);
+        let made = Between {
+            to: latest(made, lag, accepted.at),
+            ..made
+        };
+        let what = format!("to the connection, whose stamp may be {lag:?} too old,");
+        self.happened_on_time(ack, made, deadline, &what)
     }
 
     /// The same for other events at a deadline; `what` ends the sentence "milliseconds from the
@@ -446,6 +456,19 @@ fn may_be_in(range: &Range<f64>, from: f64, to: f64) -> bool {
     to >= range.start && from < range.end
 }
 
+/// Returns the latest that a connection can have been made which looks as if it was by `made.to`,
+/// and was accepted at `accepted`.
+///
+/// The kernel stamps a socket with the time of its last clock tick (`tcp_jiffies32`), and tells its
+/// age by a later one. If the processor that counts the ticks had not run for `lag` when the socket
+/// was made, while the deadline's timer fired on another one, the stamp is that much too old. It
+/// handles the tick before it runs a program again, so the tick lags by no more than they are late.
+fn latest(made: Between, lag: Duration, accepted: Stamp) -> Stamp {
+    let to = Stamp::from_epoch(made.to.epoch() + lag);
+    // What had been accepted was made.
+    to.min(accepted)
+}
+
 /// The error of a case that does not apply to this kernel.
 #[derive(Debug)]
 pub(crate) struct Skip(pub(crate) String);
@@ -474,5 +497,28 @@ mod tests {
         // A point in time.
         assert!(may_be_in(&range, 1990.0, 1990.0));
         assert!(!may_be_in(&range, 1989.0, 1989.0));
+    }
+
+    #[test]
+    fn a_lagging_tick_excuses_no_more_than_its_lag() {
+        let stamp = |ms| Stamp::from_epoch(Duration::from_millis(ms));
+        let range = 1990.0..2050.0;
+        // Whether a connection that looks as if it was made at `made` ms is on time.
+        let is_on_time = |made, lag, accepted| {
+            let made = Between::from(stamp(made));
+            let to = latest(made, Duration::from_millis(lag), stamp(accepted));
+            may_be_in(&range, made.from.ms_after(stamp(0)), to.ms_after(stamp(0)))
+        };
+        // It came at its deadline while the tick lagged by 150 ms.
+        assert!(is_on_time(1850, 150, 2001));
+        // The tick did not lag as much.
+        assert!(!is_on_time(1850, 139, 2001));
+        assert!(!is_on_time(1850, 0, 2001));
+        // However the tick lagged, it was there before.
+        assert!(!is_on_time(1850, 150, 1989));
+        assert!(!is_on_time(1850, 5_000, 1860));
+        // A lag does not make a connection later than it looks.
+        assert!(is_on_time(2045, 150, 2200));
+        assert!(!is_on_time(2051, 150, 2200));
     }
 }
