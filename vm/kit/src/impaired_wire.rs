@@ -105,6 +105,11 @@ impl ImpairedWire {
         })
     }
 
+    /// Returns the clients' namespace.
+    pub fn client_ns(&self) -> &Netns {
+        &self.wire.client
+    }
+
     /// Returns the server's namespace.
     pub fn server_ns(&self) -> &Netns {
         &self.wire.server

@@ -14,6 +14,7 @@ use accf_kit::server::Server;
 use accf_kit::{ulp, wait};
 use anyhow::{Context as _, Result};
 
+use crate::ecn::Ecn;
 use crate::random::{any_family, any_on_close, any_policy, any_settings};
 use crate::round::Round;
 use crate::socket_clients::run_clients;
@@ -41,6 +42,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let ns = Netns::new()?;
     round.board.event("namespaces made");
     round.board.show_namespace(&ns);
+    let ecn = Ecn::at_random(round, &mut rng, &ns, &ns)?;
     let mut server = Server::new()?;
     let mut beds = Vec::new();
     let mut targets = Vec::new();
@@ -81,6 +83,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
         }
         Ok(())
     })?;
+    ecn.report(round)?;
     for (index, bed) in beds.iter_mut().enumerate() {
         if bed.closed_until.is_some() {
             open(round, &ns, &mut server, index, bed, &mut rng)?;

@@ -5,6 +5,7 @@ use accf_kit::fault::Whose;
 use accf_kit::impaired_wire::{ImpairedWire, Impairment};
 use anyhow::Result;
 
+use crate::ecn::Ecn;
 use crate::round::{Round, Shortage};
 use crate::socket_clients::{more, pace, report};
 
@@ -47,8 +48,12 @@ fn run(round: &Round<'_>, place: &str, impairment: Impairment) -> Result<()> {
     )?;
     round.board.events_of("namespaces made", 2);
     round.board.show_namespace(wire.server_ns());
+    let server = wire.server_ns().clone();
+    let mut rng = round.rng(&format!("ECN: {place}"));
+    let ecn = Ecn::at_random(round, &mut rng, wire.client_ns(), &server)?;
     round.begin();
     wire.run(pace(round), |begun| more(round, place, begun))?;
+    ecn.report(round)?;
     report(round, place, wire.clients(), 0);
     for seen in wire.settle(round.limit())? {
         round.at_rest(&seen);

@@ -11,6 +11,7 @@
 
 mod board;
 mod changing_listeners;
+mod ecn;
 mod impaired_wire;
 mod namespaces;
 mod program;

@@ -177,7 +177,7 @@ fn module_goes() -> Result<Proof> {
 }
 
 /// What a soak is made of, by how it is counted: without one of them it would prove nothing.
-const EVENTS: [&str; 14] = [
+const EVENTS: [&str; 16] = [
     "module loaded",
     "module unloaded",
     "unloading refused, as it has to be",
@@ -191,6 +191,8 @@ const EVENTS: [&str; 14] = [
     "tcp_migrate_req set",
     "dumps of all listeners",
     "segments that make no sense",
+    "namespaces whose clients ask for Accurate ECN",
+    "segments capable of ECN",
     "listeners at rest with nothing left, and sums that are right",
 ];
 

@@ -23,6 +23,7 @@ use accf_kit::server::Server;
 use anyhow::{bail, ensure, Context as _, Result};
 use nix::fcntl::{fcntl, FcntlArg, OFlag};
 
+use crate::ecn::Ecn;
 use crate::random::{any_family, any_settings};
 use crate::round::Round;
 use crate::socket_clients::run_clients;
@@ -40,6 +41,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let ns = Netns::new()?;
     round.board.event("namespaces made");
     round.board.show_namespace(&ns);
+    let ecn = Ecn::at_random(round, &mut rng, &ns, &ns)?;
     let family = any_family(&mut rng);
     let mut members = Vec::new();
     for _ in 0..MEMBERS {
@@ -61,6 +63,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
         members.push(Member::start(round, &ns, family, rng.u64(..))?);
         Ok(())
     })?;
+    ecn.report(round)?;
     for member in members {
         member.finish()?;
         round
