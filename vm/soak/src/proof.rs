@@ -177,7 +177,7 @@ fn module_goes() -> Result<Proof> {
 }
 
 /// What a soak is made of, by how it is counted: without one of them it would prove nothing.
-const EVENTS: [&str; 16] = [
+const EVENTS: [&str; 18] = [
     "module loaded",
     "module unloaded",
     "unloading refused, as it has to be",
@@ -193,11 +193,13 @@ const EVENTS: [&str; 16] = [
     "segments that make no sense",
     "namespaces whose clients ask for Accurate ECN",
     "segments capable of ECN",
+    "pauses that were counted exactly",
+    "SYNs into the window",
     "listeners at rest with nothing left, and sums that are right",
 ];
 
 /// The counts of the module that cannot be zero if all kinds of clients met all kinds of listeners.
-const COUNTERS: [&str; 10] = [
+const COUNTERS: [&str; 13] = [
     "parked_total",
     "released_data",
     "released_fin",
@@ -207,7 +209,10 @@ const COUNTERS: [&str; 10] = [
     "evicted",
     "aborted",
     "released_paused",
+    "bypass_paused",
     "closed_reset",
+    "closed_reset_unparked",
+    "fallback",
 ];
 
 /// Proves that everything that was to happen has happened.

@@ -14,7 +14,9 @@ use anyhow::{ensure, Context as _, Result};
 use nix::errno::Errno;
 
 use crate::round::{Round, Shortage};
-use crate::{changing_listeners, impaired_wire, namespaces, segment_clients, server_group, watch};
+use crate::{
+    changing_listeners, impaired_wire, namespaces, pauses, segment_clients, server_group, watch,
+};
 
 /// What an actor in a round does.
 pub(crate) type Actor = fn(&Round<'_>) -> Result<()>;
@@ -23,11 +25,12 @@ pub(crate) type Actor = fn(&Round<'_>) -> Result<()>;
 const ENOUGH: u64 = 400;
 
 /// The actors that make clients and serve them: each ends by itself once the round is over.
-pub(crate) const ACTORS: [(&str, Actor); 6] = [
+pub(crate) const ACTORS: [(&str, Actor); 7] = [
     ("raw clients", segment_clients::run),
     ("a cable that loses", impaired_wire::lossy),
     ("a cable with conntrack", impaired_wire::tracked),
     ("changing listeners", changing_listeners::run),
+    ("listeners that pause", pauses::run),
     ("a group", server_group::run),
     ("namespaces", namespaces::run),
 ];
