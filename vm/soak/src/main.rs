@@ -15,6 +15,7 @@ mod ecn;
 mod impaired_wire;
 mod namespaces;
 mod pauses;
+mod probes;
 mod program;
 mod proof;
 mod random;

@@ -177,7 +177,7 @@ fn module_goes() -> Result<Proof> {
 }
 
 /// What a soak is made of, by how it is counted: without one of them it would prove nothing.
-const EVENTS: [&str; 18] = [
+const EVENTS: [&str; 19] = [
     "module loaded",
     "module unloaded",
     "unloading refused, as it has to be",
@@ -194,6 +194,7 @@ const EVENTS: [&str; 18] = [
     "namespaces whose clients ask for Accurate ECN",
     "segments capable of ECN",
     "pauses that were counted exactly",
+    "parking paused under probes",
     "SYNs into the window",
     "listeners at rest with nothing left, and sums that are right",
 ];
