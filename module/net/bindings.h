@@ -154,6 +154,7 @@ bool accf_has_taker(const struct sock *sk);
 bool accf_is_signed(const struct sock *sk);
 u32 accf_req_flags(const struct sock *sk, const struct request_sock *req);
 bool accf_carries_more_than_tcp(const struct sock *sk);
+bool accf_holds_netns(const struct sock *sk);
 void accf_restore_zerocopy(struct sock *sk);
 u32 accf_num_online_cpus(void);
 int accf_qlen(const struct sock *sk);

@@ -48,6 +48,18 @@ bool accf_carries_more_than_tcp(const struct sock *sk)
 }
 
 /**
+ * accf_holds_netns() - Check whether a socket keeps its network namespace.
+ * @sk: the socket
+ *
+ * A request keeps its listener, and with that the namespace, unless the listener
+ * is a socket that the kernel has made for itself.
+ */
+bool accf_holds_netns(const struct sock *sk)
+{
+	return sk->sk_net_refcnt || net_eq(sock_net(sk), &init_net);
+}
+
+/**
  * accf_restore_zerocopy() - Let a socket, and what it accepts, send zero-copy.
  * @sk: the socket, locked, which carries TCP only
  *

@@ -98,6 +98,12 @@ impl<'a> ListenSock<'a> {
         unsafe { bindings::accf_carries_more_than_tcp(self.as_ptr()) }
     }
 
+    /// Returns whether the socket keeps its network namespace, as all sockets of processes do.
+    pub(crate) fn holds_netns(self) -> bool {
+        // SAFETY: The socket is in memory by the type invariants.
+        unsafe { bindings::accf_holds_netns(self.as_ptr()) }
+    }
+
     /// Lets the socket, and what it accepts, send zero-copy again, which `TCP_ULP` has turned off.
     ///
     /// # Safety

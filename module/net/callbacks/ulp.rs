@@ -103,7 +103,8 @@ unsafe fn attach<F: Filter>(sk: NonNull<sock>) -> Result {
     let registration = unsafe { Registration::by_name(F::NAME) }.ok_or(ENOENT)?;
     // SAFETY: The socket is a TCP socket, and in memory as the caller has locked it.
     let sock = unsafe { ListenSock::from_raw(sk) };
-    if sock.carries_more_than_tcp() {
+    // Requests of a closed listener are settled in its namespace (`retire()`).
+    if sock.carries_more_than_tcp() || !sock.holds_netns() {
         return Err(EOPNOTSUPP);
     }
     // Comes first, because the rest may wait for grace periods, and a socket that another thread
