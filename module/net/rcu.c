@@ -12,13 +12,11 @@ static struct workqueue_struct *accf_retire_queue;
 /**
  * accf_retire_queue_alloc() - Make the queue, for accf_retire().
  *
- * Context: Process; may sleep.
- * Return: 0, -EBUSY if there is one already, or -ENOMEM.
+ * Context: Process; may sleep. There must be none.
+ * Return: 0, or -ENOMEM.
  */
 int accf_retire_queue_alloc(void)
 {
-	if (accf_retire_queue)
-		return -EBUSY;
 	accf_retire_queue = alloc_workqueue("accf", WQ_UNBOUND, 0);
 	return accf_retire_queue ? 0 : -ENOMEM;
 }
@@ -33,7 +31,6 @@ void accf_retire_queue_destroy(void)
 	/* What waits for its grace period is not in the queue yet. */
 	rcu_barrier();
 	destroy_workqueue(accf_retire_queue);
-	accf_retire_queue = NULL;
 }
 
 /**

@@ -8,7 +8,13 @@ use kernel::{
     container_of,
     error::to_result,
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
+        Arc, //
+    },
     types::Opaque, //
 };
 
@@ -57,6 +63,9 @@ unsafe impl Send for RcuWork {}
 // queue synchronise the two.
 unsafe impl Sync for RcuWork {}
 
+/// Whether a [`RetireQueue`] exists.
+static EXISTS: Atomic<bool> = Atomic::new(false);
+
 /// The queue on which values are dropped, until it is dropped itself: that waits for all drops that
 /// are under way.
 ///
@@ -74,9 +83,11 @@ impl RetireQueue {
     ///
     /// `EBUSY`: there is one. `ENOMEM`: there is no memory.
     pub(crate) fn new() -> Result<Self> {
-        // SAFETY: The caller may sleep.
-        to_result(unsafe { bindings::accf_retire_queue_alloc() })?;
-        // INVARIANT: The queue was just allocated, and there was none.
+        EXISTS.cmpxchg(false, true, Relaxed).map_err(|_| EBUSY)?;
+        // SAFETY: The caller may sleep. There is no queue, as the flag was clear.
+        to_result(unsafe { bindings::accf_retire_queue_alloc() })
+            .inspect_err(|_| EXISTS.store(false, Relaxed))?;
+        // INVARIANT: The queue was just allocated, and the flag keeps others away.
         Ok(Self(()))
     }
 }
@@ -86,6 +97,7 @@ impl Drop for RetireQueue {
         // SAFETY: The queue is allocated by the type invariants. The caller may sleep, and nothing
         // is queued any more, by the contract of `defer_drop()`.
         unsafe { bindings::accf_retire_queue_destroy() };
+        EXISTS.store(false, Relaxed);
     }
 }
 
