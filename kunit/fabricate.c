@@ -44,6 +44,8 @@ int accf_kunit_attach(struct socket *sock, const char *name)
 void accf_kunit_close(struct socket *sock)
 {
 	sock_release(sock);
+	/* So that nothing refers to a request of the listener that a test frees. */
+	accf_kunit_flush();
 }
 
 static void timer_fired(struct timer_list *timer)
@@ -164,9 +166,7 @@ void accf_kunit_free(struct request_sock *req)
 {
 	bool is_dropped;
 
-	/* The work of a closed listener has another one until it has dropped the request. */
-	while (refcount_read(&req->rsk_refcnt) > REFERENCES)
-		msleep(20);
+	/* A closed listener has dropped it, and the references of the table and of the timer. */
 	is_dropped = refcount_read(&req->rsk_refcnt) == 1;
 	timer_delete_sync(&req->rsk_timer);
 	if (!is_dropped)

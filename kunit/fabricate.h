@@ -16,7 +16,10 @@ struct tcp_request_sock_ops;
 struct socket *accf_kunit_listener(int family);
 struct sock *accf_kunit_sk(struct socket *sock);
 int accf_kunit_attach(struct socket *sock, const char *name);
+/* Closes a listener, and waits until its requests are settled. */
 void accf_kunit_close(struct socket *sock);
+/* Waits until closed listeners are dropped. */
+void accf_kunit_flush(void);
 
 /*
  * Makes a request as it is in the table of connections after its SYN-ACK was

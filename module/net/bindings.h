@@ -185,6 +185,7 @@ void accf_req_endpoints(const struct request_sock *req,
 bool accf_req_can_migrate(const struct request_sock *req);
 u32 accf_req_listener_since(const struct request_sock *req, u32 write_seq);
 bool accf_req_is_connected(const struct request_sock *req);
+bool accf_req_has_successor(const struct request_sock *req);
 struct request_sock *accf_req_of_skb(const struct sock *sk, struct sk_buff *skb);
 void accf_req_note_tsval_sent(struct request_sock *req);
 

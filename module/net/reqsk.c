@@ -383,6 +383,25 @@ bool accf_req_is_connected(const struct request_sock *req)
 }
 
 /**
+ * accf_req_has_successor() - Check whether the table has another socket in a request's place.
+ * @req: the request
+ *
+ * A connection, a clone of the request, or a new request of the same client.
+ * Puts a reference, as accf_req_is_connected() does.
+ *
+ * Context: Any, but not under the lock of a listener.
+ */
+bool accf_req_has_successor(const struct request_sock *req)
+{
+	struct sock *sk = accf_req_lookup(req);
+	bool has_successor = sk && sk != req_to_sk((struct request_sock *)req);
+
+	if (sk)
+		sock_gen_put(sk);
+	return has_successor;
+}
+
+/**
  * accf_req_of_skb() - Look up the request that a segment belongs to.
  * @sk: the listener to which TCP has brought the segment
  * @skb: the segment, with TCP's control block

@@ -264,10 +264,10 @@ impl<'a> RequestSock<'a> {
     ///
     /// # Safety
     ///
-    /// The request must just have got TCP's operations back from its parking listener, which was
-    /// closed, and whose lock the caller has held since. So no CPU parks it again, and a CPU that
-    /// makes a connection of it finds nothing to do for the module, whether it takes that lock or
-    /// not.
+    /// The request must have got TCP's operations back from its parking listener, which was closed.
+    /// So no CPU parks it again, and one that makes a connection of it finds nothing to do for the
+    /// module, acked or not. (A CPU that processes a bare ACK of it may set the mark again. Then
+    /// the clone is not parked.)
     pub(crate) unsafe fn clear_acked(&self) {
         // SAFETY: Alive by the type invariants. For the other bits of the byte, see `set_acked()`.
         unsafe { bindings::accf_req_clear_acked(self.as_ptr()) };
@@ -302,6 +302,13 @@ impl<'a> RequestSock<'a> {
     pub(crate) fn is_connected(&self) -> bool {
         // SAFETY: Alive by the type invariants, and so are its listener and its network namespace.
         unsafe { bindings::accf_req_is_connected(self.as_ptr()) }
+    }
+
+    /// Returns whether the table of connections contains another socket with its addresses: a
+    /// connection that was made of it, a clone, or a new request of the same client.
+    pub(crate) fn has_successor(&self) -> bool {
+        // SAFETY: Alive by the type invariants, and so are its listener and its network namespace.
+        unsafe { bindings::accf_req_has_successor(self.as_ptr()) }
     }
 
     /// Takes it out of the table of connections and stops its SYN-ACK timer, unless that has been

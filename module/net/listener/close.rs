@@ -51,19 +51,20 @@ use super::{
     Listener, //
 };
 
-/// How many requests of a closed listener that another listener takes have their SYN-ACK timers
-/// fire in one jiffy. The timers all move to the CPU that closes the listener.
-const TAKEN_PER_JIFFY: usize = 64;
+/// How many requests of a closed listener are handled in one go.
+const AT_ONCE: usize = 64;
 
-/// How many clients of a closed listener are told in one go.
-const TOLD_AT_ONCE: usize = 64;
-
-/// The pause after each [`TOLD_AT_ONCE`] clients: 64,000 in a second, so that neither the network
-/// nor other work on this CPU sees all at once.
+/// The pause after each [`AT_ONCE`] requests: 64,000 in a second, so that neither the network nor
+/// other work on this CPU sees all at once.
 const PAUSE: Delta = Delta::from_millis(1);
 
-/// The requests of a closed listener whose clients are to be told of it, in the order in which they
-/// were parked.
+/// How long to wait until SYN-ACK timers that were to fire at once have done so, and how often, if
+/// softirqs are late. What has not happened by then is left to TCP.
+const TIMERS_FIRED: Delta = Delta::from_millis(50);
+const LOOKS: usize = 20;
+
+/// The requests of a closed listener that are neither handed over nor reset yet, in the order in
+/// which they were parked.
 ///
 /// # Invariants
 ///
@@ -91,6 +92,11 @@ impl Untold {
         self.0.push_back(parked);
     }
 
+    /// Returns whether there is no entry.
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Takes out the first entry.
     fn pop(&mut self) -> Option<(RequestRef, ListArc<ParkedRequest>)> {
         let parked = self.0.pop_front()?;
@@ -110,14 +116,13 @@ impl Drop for Untold {
 impl Listener {
     /// Has every parked request fall back to plain TCP, and parks no more (W5).
     ///
-    /// Where TCP hands the requests of a listener that has stopped to another one of its group
-    /// (`net.ipv4.tcp_migrate_req`), a request is then what it is on a plain listener that was
-    /// closed: half open. Its SYN-ACK timer fires soon, and TCP hands it over. Elsewhere the
-    /// client, which takes its connection for established, is told by an RST, as a plain listener
-    /// tells the clients in its accept queue: later, in [`Self::retire`].
+    /// A request is then what it is on a plain listener that was closed: half open. But its client
+    /// takes the connection for established. So what becomes of it is decided in
+    /// [`Self::retire`]; until then its SYN-ACK timer does not fire.
     ///
     /// The socket has stopped by now. The caller holds its lock. O(number of parked requests), as
-    /// TCP itself takes for the requests in the accept queue; nothing is sent.
+    /// TCP itself takes for the requests in the accept queue; nothing is sent, and only timers of
+    /// requests that came in the last 300 ms are touched.
     ///
     /// # Safety
     ///
@@ -126,8 +131,6 @@ impl Listener {
         let mut queue = self.queue.lock(bh);
         queue.close();
         self.restores_clones.store(false, Relaxed);
-        let has_taker = self.listen_sock().has_taker();
-        let mut taken = 0;
         let mut is_pin_needed = false;
         let mut ask = |request: &RequestSock<'_>, parked: &ParkedRequest| {
             is_pin_needed = is_pin_needed || must_pin(request, Moment::Leaves(parked));
@@ -142,23 +145,13 @@ impl Listener {
                 // reference to it. What it kept is `parked`.
                 unsafe { request.restore_ops() };
                 ask(&request, &parked);
-                if has_taker {
-                    // SAFETY: The request was parked here and was just restored, the lock is held,
-                    // and the queue is closed.
-                    unsafe { request.clear_acked() };
-                    request.expire_timer_in(1 + taken / TAKEN_PER_JIFFY);
-                    taken += 1;
-                    // `owned` is dropped under the lock. If it is the last reference, TCP's own
-                    // destructor runs, as the operations were just restored.
-                } else {
-                    // TCP would drop the request without a word when the timer fires.
-                    if flags.is_timer_armed() {
-                        request.defer_timer();
-                    }
-                    // SAFETY: `owned` is a reference to the request of `parked`, which was just
-                    // taken out of the queue and has got TCP's operations back.
-                    unsafe { queue.untold.push(parked, owned) };
+                // TCP would drop the request without a word.
+                if flags.is_timer_armed() {
+                    request.defer_timer();
                 }
+                // SAFETY: `owned` is a reference to the request of `parked`, which was just taken
+                // out of the queue and has got TCP's operations back.
+                unsafe { queue.untold.push(parked, owned) };
                 End::Fallback
             } else {
                 // The request is dying. Its destructor is on its way and asks as well, but that may
@@ -179,38 +172,82 @@ impl Listener {
             unsafe { pin_module() };
         }
     }
+}
 
-    /// Tells the clients of `untold` that their connections are gone. May sleep.
-    fn tell(untold: &mut Untold) {
-        loop {
-            for _ in 0..TOLD_AT_ONCE {
-                let Some((request, parked)) = untold.pop() else {
-                    return;
-                };
-                if request.as_request().listen_sock().has_left_group() {
-                    kernel::pr_info_once!(
-                        "parked clients of a closed SO_REUSEPORT listener are reset; \
-                         net.ipv4.tcp_migrate_req=1 hands them to another listener of the port\n"
-                    );
-                }
-                with_bh_off(|bh| tell_client(&request.as_request(), &parked, bh));
-            }
-            fsleep(PAUSE);
+/// Has TCP hand each request of `untold` to another listener of the group if it would, and tells
+/// the clients of all others. May sleep.
+///
+/// The other listener may be closed, too, before TCP comes to that, or a clone fail for want of
+/// memory. Then TCP drops the request without a word, so there is a second look.
+fn settle(untold: &mut Untold) {
+    let mut handed_over = Untold::new();
+    for_each_paced(untold, |request, parked| {
+        if request.as_request().listen_sock().has_taker() {
+            // SAFETY: The request got TCP's operations back from a listener that was closed, as
+            // all in `Untold`.
+            unsafe { request.as_request().clear_acked() };
+            request.as_request().expire_timer_in(1);
+            // SAFETY: Both come from `Untold`.
+            unsafe { handed_over.push(parked, request) };
+        } else {
+            tell_client(&request.as_request(), &parked);
         }
+    });
+    for _ in 0..LOOKS {
+        if handed_over.is_empty() {
+            return;
+        }
+        fsleep(TIMERS_FIRED);
+        let mut late = Untold::new();
+        for_each_paced(&mut handed_over, |request, parked| {
+            let waits = {
+                let request = request.as_request();
+                request.is_hashed() && request.listen_sock().has_taker()
+            };
+            if waits {
+                // SAFETY: Both come from `Untold`.
+                unsafe { late.push(parked, request) };
+            } else if !request.as_request().has_successor() {
+                tell_client(&request.as_request(), &parked);
+            }
+        });
+        handed_over = late;
     }
 }
 
-/// Drops `request`, whose listener was closed, and tells its client.
-fn tell_client(request: &RequestSock<'_>, parked: &ParkedRequest, bh: &BhDisabled<'_>) {
-    if !request.is_hashed() {
-        // The client has sent something since. TCP has found the listener closed, and has answered
-        // with a reset of its own; or it had looked before, and has made a connection and reset it.
-        return;
+/// Takes out all entries of `list`, with a pause after each [`AT_ONCE`]. May sleep.
+fn for_each_paced(list: &mut Untold, mut f: impl FnMut(RequestRef, ListArc<ParkedRequest>)) {
+    loop {
+        for _ in 0..AT_ONCE {
+            let Some((request, parked)) = list.pop() else {
+                return;
+            };
+            f(request, parked);
+        }
+        fsleep(PAUSE);
     }
-    request.drop_from_table();
-    // It may have done so just now. (A second reset does no harm.)
-    if !request.is_connected() {
-        inject::reset(request, parked, bh, &rcu::read_lock());
+}
+
+/// Drops `request`, whose listener was closed, and tells its client, unless the table knows another
+/// socket with its addresses.
+///
+/// If the request is gone from the table, the client may have been told before: it has sent
+/// something, and TCP has found the listener closed. Or it was not: the timer was faster. A second
+/// reset does no harm.
+fn tell_client(request: &RequestSock<'_>, parked: &ParkedRequest) {
+    if request.listen_sock().has_left_group() {
+        kernel::pr_info_once!(
+            "parked clients of a closed SO_REUSEPORT listener are reset; \
+             net.ipv4.tcp_migrate_req=1 hands them to another listener of the port, if there is \
+             one\n"
+        );
+    }
+    if request.is_hashed() {
+        request.drop_from_table();
+    }
+    // A connection that was made of it just now, or a new request of the same client.
+    if !request.has_successor() {
+        with_bh_off(|bh| inject::reset(request, parked, bh, &rcu::read_lock()));
     }
 }
 
@@ -240,6 +277,6 @@ unsafe impl DeferDrop for Listener {
             )
         });
         drop(timer);
-        Self::tell(&mut untold);
+        settle(&mut untold);
     }
 }

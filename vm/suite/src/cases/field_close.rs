@@ -211,6 +211,33 @@ fn reloaded(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
+case!(Default, "field.close.group" => each_family(group_ends));
+/// Checks that every client is told if all listeners of a port are closed at once, though each of
+/// them would hand its clients to the next.
+fn group_ends(context: &Context, family: Family) -> Result<()> {
+    const LISTENERS: usize = 4;
+    let wire = Wire::new()?;
+    wire.server.set_sysctl("net.ipv4.tcp_migrate_req", "1")?;
+    let listen = Listen::filtered(family)
+        .reuse_port()
+        .port(PORT)
+        .config(settings(600_000, 0, OnTimeout::Accept));
+    let scene = WireScene::on(context, wire, family, &listen)?;
+    let others: Vec<Listener> = (1..LISTENERS)
+        .map(|_| listen.open(&scene.wire.server))
+        .collect::<Result<_>>()?;
+    let mut clients = scene.connect_many(5 * CLIENTS)?;
+    for client in &clients {
+        scene.bare_ack(context, client)?;
+    }
+    let WireScene { wire, listener, .. } = scene;
+    drop((listener, others));
+    for client in &mut clients {
+        reads_reset(&mut client.stream)?;
+    }
+    requests(&wire.server, PORT, context, 0)
+}
+
 case!(Alone, "field.close.unload_at_once" => once(unload).long(Duration::from_secs(120)));
 /// Checks that many clients are told although the module is unloaded at once, and that unloading
 /// waits for that, and for nothing else.
