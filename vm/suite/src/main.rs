@@ -16,6 +16,7 @@ mod ktap;
 mod model_runner;
 mod runner;
 mod scene;
+mod ways;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -24,6 +24,8 @@ mod field_pace;
 mod field_pause;
 mod field_probe;
 mod field_same_port;
+mod field_tos;
+mod field_vrf;
 mod field_zerocopy;
 mod fuzz;
 mod hold;

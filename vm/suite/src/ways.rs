@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Connections that a filtered listener accepts each way, compared with those of a plain one.
+
+use std::time::Duration;
+
+use accf_kit::capture::{Direction, Packet};
+use accf_kit::control::{settings, timeout, OnTimeout};
+use accf_kit::endpoint::{Accepted, Family, Listen};
+use accf_kit::forge::Forged;
+use accf_kit::raw::RawClient;
+use accf_kit::segment::{Flags, Segment};
+use accf_kit::wait;
+use anyhow::{ensure, Context as _, Result};
+
+use crate::case::{expect_eq, Context};
+use crate::count::counted;
+use crate::scene::{expect_reset, serve, Peer, RawScene, Scene, REQUEST};
+
+/// The limit of cases that compare.
+pub(crate) const LONG: Duration = Duration::from_secs(180);
+
+/// How a connection comes to be accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By its bare ACK, at a plain listener.
+    Plain,
+    /// By data.
+    Data,
+    /// At the deadline.
+    Deadline,
+    /// Because another client was parked, and there is room for one.
+    Evicted,
+}
+
+impl Way {
+    /// All of them, the plain listener first.
+    pub(crate) const ALL: [Self; 4] = [Self::Plain, Self::Data, Self::Deadline, Self::Evicted];
+
+    /// Returns the listener that accepts this way.
+    pub(crate) fn listen(self, family: Family) -> Listen {
+        match self {
+            Self::Plain => Listen::plain(family),
+            Self::Data => Listen::filtered(family).config(timeout(0)),
+            Self::Deadline => Listen::filtered(family).config(timeout(400)),
+            Self::Evicted => {
+                Listen::filtered(family).config(settings(60_000, 1, OnTimeout::Accept))
+            }
+        }
+    }
+}
+
+/// When a connection is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// It was accepted, and its client has not sent data. Not if data is what it is accepted by.
+    Silent,
+    /// The client's request has come, and is acknowledged; it was not read.
+    Requested,
+    /// The request was read, and the client has the response.
+    Served,
+}
+
+/// What is looked at: a listener's scene, its client, and the accepted connection.
+pub(crate) struct View<'a> {
+    pub(crate) scene: &'a RawScene,
+    pub(crate) client: &'a RawClient,
+    pub(crate) accepted: &'a Accepted,
+    pub(crate) moment: Moment,
+}
+
+/// What is known of a connection at each moment.
+type Facts = Vec<(Moment, Vec<String>)>;
+
+/// How a connection is set up, and what is compared.
+pub(crate) struct Comparison<'a> {
+    /// Called with the listener's scene before the first SYN.
+    pub(crate) prepare: &'a dyn Fn(&RawScene) -> Result<()>,
+    /// Called with a client before its SYN.
+    pub(crate) client: &'a dyn Fn(&RawScene, &mut RawClient) -> Result<()>,
+    /// Returns what must be the same, whichever way the connection was accepted.
+    pub(crate) look: &'a dyn Fn(&View<'_>) -> Result<Vec<String>>,
+}
+
+/// Leaves a client as it is.
+pub(crate) fn any_client(_: &RawScene, _: &mut RawClient) -> Result<()> {
+    Ok(())
+}
+
+impl Comparison<'_> {
+    /// Checks that connections are alike, whichever way they were accepted.
+    pub(crate) fn run(&self, context: &Context, family: Family) -> Result<()> {
+        let mut plain: Facts = Vec::new();
+        for way in Way::ALL {
+            let facts = self
+                .of(context, family, way)
+                .with_context(|| format!("{way:?}"))?;
+            if way == Way::Plain {
+                plain = facts;
+                continue;
+            }
+            for (moment, seen) in facts {
+                let expected = plain
+                    .iter()
+                    .find_map(|(of, facts)| (*of == moment).then_some(facts))
+                    .context("a moment that the plain listener did not have")?;
+                expect_eq!(seen, *expected, "{way:?}, {moment:?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Has a client do its handshake, by a SYN and an ACK whose IP headers differ.
+    fn connect(&self, context: &Context, scene: &RawScene) -> Result<RawClient> {
+        let mut client = scene.client();
+        (self.client)(scene, &mut client)?;
+        let mut syn = Forged::from(Segment {
+            mss: Some(1460),
+            sack_permitted: true,
+            window_scale: Some(7),
+            ..client.segment(Flags::SYN, b"")
+        });
+        syn.dsfield = 0x40;
+        syn.hop_limit = 60;
+        syn.flow_label = 0x1_2345;
+        client.snd_nxt = syn.segment.end_seq();
+        inject(scene, &syn)?;
+        client
+            .receive_until(context.patience(), Segment::is_syn_ack)?
+            .context("no SYN-ACK came")?;
+        let mut ack = Forged::from(client.segment(Flags::ACK, b""));
+        ack.dsfield = 0xb8;
+        ack.hop_limit = 33;
+        ack.flow_label = 0xa_bcde;
+        inject(scene, &ack)?;
+        scene.bare_ack(context, &client)?;
+        Ok(client)
+    }
+
+    /// Returns what is known of a connection that was accepted this way.
+    fn of(&self, context: &Context, family: Family, way: Way) -> Result<Facts> {
+        let scene = RawScene::new(context, family, &way.listen(family))?;
+        (self.prepare)(&scene)?;
+        let mut client = self.connect(context, &scene)?;
+        let mut newcomer = None;
+        match way {
+            Way::Plain | Way::Deadline => {}
+            Way::Data => {
+                scene.counts(context, counted!(parked: 1))?;
+                client.data(REQUEST)?;
+            }
+            Way::Evicted => {
+                scene.counts(context, counted!(parked: 1))?;
+                newcomer = Some(self.connect(context, &scene)?);
+            }
+        }
+        let accepted = scene.accept_from(context, &client)?;
+        let mut facts = Vec::new();
+        let mut look = |client: &RawClient, moment| -> Result<()> {
+            let view = View {
+                scene: &scene,
+                client,
+                accepted: &accepted,
+                moment,
+            };
+            facts.push((moment, (self.look)(&view)?));
+            Ok(())
+        };
+        if way != Way::Data {
+            look(&client, Moment::Silent)?;
+            client.data(REQUEST)?;
+        }
+        ensure!(
+            wait::readable(&accepted.stream, context.patience())?,
+            "nothing to read"
+        );
+        let end = client.snd_nxt;
+        client
+            .receive_until(context.patience(), |segment| segment.ack == end)?
+            .context("the request was not acknowledged")?;
+        look(&client, Moment::Requested)?;
+        serve(&accepted)?;
+        client.read_response(context)?;
+        look(&client, Moment::Served)?;
+        match way {
+            Way::Plain => {}
+            Way::Data => scene.counts(context, counted!(released_data: 1))?,
+            Way::Deadline => scene.counts(context, counted!(timeout_accept: 1))?,
+            Way::Evicted => scene.counts(context, counted!(parked: 1, evicted: 1))?,
+        }
+        drop(newcomer);
+        Ok(facts)
+    }
+
+    /// Checks that a silent client is reset, at its deadline and as the oldest of too many.
+    pub(crate) fn resets(&self, context: &Context, family: Family) -> Result<()> {
+        for (timeout_ms, max_parked) in [(400, 0), (60_000, 1)] {
+            let config = settings(timeout_ms, max_parked, OnTimeout::Reset);
+            let scene = RawScene::new(context, family, &Listen::filtered(family).config(config))?;
+            (self.prepare)(&scene)?;
+            let mut client = self.connect(context, &scene)?;
+            let newcomer = match max_parked {
+                0 => None,
+                _ => Some(self.connect(context, &scene)?),
+            };
+            let seq = client.rcv_nxt;
+            let reset = expect_reset(context, &mut client, "the silent client was not reset")?;
+            expect_eq!(reset.segment.seq, seq, "sequence number of the reset");
+            scene.accept_nothing(Duration::from_millis(100), "no client has sent anything")?;
+            match newcomer {
+                None => scene.counts(context, counted!(timeout_reset: 1))?,
+                Some(_) => scene.counts(context, counted!(parked: 1, evicted: 1))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts a forged segment on the wire.
+pub(crate) fn inject(scene: &RawScene, forged: &Forged) -> Result<()> {
+    for packet in forged.packets()? {
+        scene.host.inject(&packet)?;
+    }
+    Ok(())
+}
+
+/// Returns what an IP header says of the way that its packet is to go: TOS or traffic class, flow
+/// label, TTL or hop limit.
+pub(crate) fn way_of(packet: &Packet) -> Result<[u32; 3]> {
+    let byte = |at: usize| packet.bytes.get(at).copied().map(u32::from);
+    let fields = || {
+        if packet.segment.source.is_ipv4() {
+            return Some([byte(1)?, 0, byte(8)?]);
+        }
+        let word = u32::from_be_bytes(packet.bytes.get(..4)?.try_into().ok()?);
+        Some([word >> 20 & 0xff, word & 0xf_ffff, byte(7)?])
+    };
+    fields().context("a packet without a header")
+}
+
+/// Returns the first packet that the server sent a client and that satisfies `wanted`.
+pub(crate) fn sent_to(
+    context: &Context,
+    scene: &RawScene,
+    client: &RawClient,
+    wanted: impl Fn(&Packet) -> bool,
+) -> Result<Packet> {
+    scene
+        .capture
+        .wait_for(context.patience(), |packet| {
+            packet.direction == Direction::Out
+                && packet.segment.destination == client.local
+                && wanted(packet)
+        })?
+        .context("the packet is not on the wire")
+}
