@@ -17,6 +17,7 @@
 //! | serve them | [`server`] |
 //! | do so with listeners of all settings, over a wire that loses packets | [`impaired_wire`] |
 //! | read the kernel's state | [`tcp_info`], [`counters`], [`sockets`], [`packet_options`] |
+//! | see when data was received | [`rx_stamps`] |
 //! | count instructions instead of time | [`count`] |
 //! | see how much memory the kernel uses, and have it run out | [`slab`], [`fault`] |
 //! | load and unload the module | [`module`] |
@@ -48,6 +49,7 @@ pub mod module;
 pub mod netns;
 pub mod packet_options;
 pub mod raw;
+pub mod rx_stamps;
 pub mod segment;
 pub mod server;
 pub mod signature;
