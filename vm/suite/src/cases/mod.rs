@@ -21,6 +21,7 @@ mod field_ack;
 mod field_close;
 mod field_defer_off;
 mod field_destroy;
+mod field_device;
 mod field_options;
 mod field_pace;
 mod field_pause;
