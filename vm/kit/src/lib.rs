@@ -21,6 +21,7 @@
 //! | count instructions instead of time | [`count`] |
 //! | see how much memory the kernel uses, and have it run out | [`slab`], [`fault`] |
 //! | load and unload the module | [`module`] |
+//! | load BPF programs | [`bpf`] |
 //! | sign segments | [`signature`] |
 //! | encrypt in the kernel | [`ktls`] |
 //! | send without a copy | [`zerocopy`] |
@@ -30,6 +31,7 @@
 //! can be compared.
 
 pub mod account;
+pub mod bpf;
 pub mod capture;
 pub mod clients;
 pub mod clock;

@@ -4,8 +4,9 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use io_uring::{cqueue, opcode, types, IoUring};
 use nix::errno::Errno;
@@ -304,6 +305,113 @@ pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let rc = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw const request) };
     Errno::result(rc)?;
     Ok(())
+}
+
+/// Packs numbers as the kernel reads them in a `union bpf_attr`: pairs of `u32`.
+fn pair(low: u32, high: u32) -> u64 {
+    let mut bytes = [0; 8];
+    for (to, from) in bytes
+        .iter_mut()
+        .zip(low.to_ne_bytes().into_iter().chain(high.to_ne_bytes()))
+    {
+        *to = from;
+    }
+    u64::from_ne_bytes(bytes)
+}
+
+/// `bpf()`: `attributes` is a `union bpf_attr`, as far as the command needs it.
+///
+/// # Safety
+///
+/// What the command takes for an address in `attributes` must be valid for what it does there.
+unsafe fn bpf(command: i32, attributes: &[u64]) -> io::Result<i32> {
+    // SAFETY: The kernel reads the attributes, which outlive the call and have the size that it is
+    // told. The addresses in them are valid by the contract of this function.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            attributes.as_ptr(),
+            size_of_val(attributes),
+        )
+    };
+    let rc = Errno::result(rc)?;
+    i32::try_from(rc).map_err(|_| Errno::EOVERFLOW.into())
+}
+
+/// Loads a BPF program of a type (`BPF_PROG_LOAD`), under a licence that is the GPL's.
+pub(crate) fn bpf_load(kind: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
+    const PROG_LOAD: i32 = 5;
+    const LICENCE: &CStr = c"GPL";
+    let count = u32::try_from(instructions.len()).map_err(|_| Errno::E2BIG)?;
+    let attributes = [
+        pair(kind, count),
+        instructions.as_ptr().expose_provenance() as u64,
+        LICENCE.as_ptr().expose_provenance() as u64,
+    ];
+    // SAFETY: The kernel reads `count` instructions of eight bytes, and a string that ends with a
+    // zero byte; both outlive the call. It is not told of a buffer for a log.
+    let fd = unsafe { bpf(PROG_LOAD, &attributes) }?;
+    // SAFETY: A new descriptor, which nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a BPF array of one number (`BPF_MAP_CREATE`).
+pub(crate) fn bpf_number() -> io::Result<OwnedFd> {
+    const MAP_CREATE: i32 = 0;
+    const ARRAY: u32 = 2;
+    // Type, size of a key, size of a value, number of entries.
+    // SAFETY: There is no address in the attributes.
+    let fd = unsafe { bpf(MAP_CREATE, &[pair(ARRAY, 4), pair(8, 1)]) }?;
+    // SAFETY: A new descriptor, which nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Reads the number of a BPF array that [`bpf_number`] has made (`BPF_MAP_LOOKUP_ELEM`).
+pub(crate) fn bpf_read_number(map: &OwnedFd) -> io::Result<u64> {
+    const MAP_LOOKUP_ELEM: i32 = 1;
+    // Room for more than the values of a map that something else has made.
+    let (key, mut values) = (0_u32, [0_u64; 512]);
+    let attributes = [
+        pair(map.as_raw_fd().cast_unsigned(), 0),
+        (&raw const key).expose_provenance() as u64,
+        values.as_mut_ptr().expose_provenance() as u64,
+        0,
+    ];
+    // SAFETY: The kernel reads a key of four bytes, and writes a value of eight; both outlive the
+    // call.
+    unsafe { bpf(MAP_LOOKUP_ELEM, &attributes) }?;
+    // SAFETY: `values` is initialised memory of this function's own. The kernel may have written
+    // it by its address.
+    Ok(unsafe { (&raw const values).cast::<u64>().read_volatile() })
+}
+
+/// Attaches a BPF program to a control group (`BPF_PROG_ATTACH`).
+pub(crate) fn bpf_attach_to_cgroup(
+    program: &OwnedFd,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<()> {
+    const PROG_ATTACH: i32 = 8;
+    let fds = pair(
+        cgroup.as_raw_fd().cast_unsigned(),
+        program.as_raw_fd().cast_unsigned(),
+    );
+    // SAFETY: There is no address in the attributes.
+    unsafe { bpf(PROG_ATTACH, &[fds, pair(attach_type, 0)]) }?;
+    Ok(())
+}
+
+/// Attaches an XDP program to an interface of the calling thread's namespace (`BPF_LINK_CREATE`),
+/// until the link is closed.
+pub(crate) fn bpf_attach_xdp(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
+    const LINK_CREATE: i32 = 28;
+    const XDP: u32 = 37;
+    let target = pair(program.as_raw_fd().cast_unsigned(), interface);
+    // SAFETY: There is no address in the attributes.
+    let fd = unsafe { bpf(LINK_CREATE, &[target, pair(XDP, 0)]) }?;
+    // SAFETY: A new descriptor, which nothing else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Returns the processor's time-stamp counter.
