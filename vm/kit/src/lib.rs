@@ -21,6 +21,7 @@
 //! | count instructions instead of time | [`count`] |
 //! | see how much memory the kernel uses, and have it run out | [`slab`], [`fault`] |
 //! | load and unload the module | [`module`] |
+//! | set up a virtual server | [`ipvs`] |
 //! | load BPF programs | [`bpf`] |
 //! | sign segments | [`signature`] |
 //! | encrypt in the kernel | [`ktls`] |
@@ -43,6 +44,7 @@ mod exchange;
 pub mod fault;
 pub mod forge;
 pub mod impaired_wire;
+pub mod ipvs;
 pub mod ktls;
 mod link;
 mod marks;

@@ -23,6 +23,7 @@ mod field_bpf;
 mod field_defer_off;
 mod field_destroy;
 mod field_device;
+mod field_ipvs;
 mod field_options;
 mod field_pace;
 mod field_pause;
