@@ -125,23 +125,20 @@ static struct dst_entry *accf_route_ipv4(struct net *net)
 	return &rt->dst;
 }
 
-/* The output route to the listener's address, if that is local. */
-static struct dst_entry *accf_route_ipv6(struct net *net, const struct inet_request_sock *ireq)
+/*
+ * The same for IPv6. The route comes from no table, so its first check fails
+ * (ip6_dst_check()), and the child does not keep it either. It is not counted:
+ * with many routes that are, each new one would start the garbage collector.
+ */
+static struct dst_entry *accf_route_ipv6(struct net *net)
 {
 #if IS_ENABLED(CONFIG_IPV6)
-	struct flowi6 fl6 = {
-		.flowi6_oif = ireq->ir_iif,
-		.flowi6_mark = ireq->ir_mark,
-		.flowi6_proto = IPPROTO_TCP,
-		.daddr = ireq->ir_v6_loc_addr,
-		.fl6_sport = ireq->ir_rmt_port,
-		.fl6_dport = htons(ireq->ir_num),
-	};
-	struct dst_entry *dst = ip6_route_output(net, NULL, &fl6);
+	struct rt6_info *rt = ip6_dst_alloc(net, net->loopback_dev, DST_NOCOUNT);
 
-	if (!dst->error && (dst_rt6_info(dst)->rt6i_flags & RTF_LOCAL))
-		return dst;
-	dst_release(dst);
+	if (rt) {
+		rt->rt6i_flags = RTF_LOCAL;
+		return &rt->dst;
+	}
 #endif
 	return NULL;
 }
@@ -156,15 +153,14 @@ static struct dst_entry *accf_route_ipv6(struct net *net, const struct inet_requ
  * would be refused for loopback.
  *
  * Context: Bottom halves off; does not sleep.
- * Return: false if there is no memory, or no route to a local address.
+ * Return: false if there is no memory.
  */
 bool accf_skb_route(const struct request_sock *req, struct sk_buff *skb)
 {
-	const struct inet_request_sock *ireq = inet_rsk(req);
-	struct net *net = read_pnet(&ireq->ireq_net);
+	struct net *net = read_pnet(&inet_rsk(req)->ireq_net);
 	struct dst_entry *dst;
 
-	dst = accf_req_is_ipv4(req) ? accf_route_ipv4(net) : accf_route_ipv6(net, ireq);
+	dst = accf_req_is_ipv4(req) ? accf_route_ipv4(net) : accf_route_ipv6(net);
 	if (!dst)
 		return false;
 	skb_dst_set(skb, dst);
