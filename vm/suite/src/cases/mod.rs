@@ -30,6 +30,7 @@ mod field_pause;
 mod field_probe;
 mod field_same_port;
 mod field_tos;
+mod field_transparent;
 mod field_vrf;
 mod field_zerocopy;
 mod fuzz;
