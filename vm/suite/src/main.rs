@@ -14,6 +14,7 @@ mod count;
 mod fuzz;
 mod ktap;
 mod model_runner;
+mod packetdrill;
 mod runner;
 mod scene;
 mod ways;
@@ -68,6 +69,9 @@ enum Command {
         #[arg(long)]
         fuzz_seconds: Option<u64>,
     },
+    /// Run packetdrill scripts, plain and with the filter.
+    #[command(hide = true)]
+    Packetdrill(packetdrill::Options),
     /// Print what `inet_diag` tells of a filtered listener's counts.
     #[command(hide = true)]
     Diag { port: u16 },
@@ -113,6 +117,10 @@ fn run(command: Command) -> Result<ExitCode> {
         } => {
             let fuzz_time = fuzz_seconds.map(Duration::from_secs);
             runner::run_here(cases::table(), &name, seed, fuzz_time)
+        }
+        Command::Packetdrill(options) => {
+            packetdrill::run(&options)?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Diag { port } => {
             cases::control::diag(port)?;

@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+
+//! Runs packetdrill scripts in this guest: each plain, and with the filter on its listeners.
+//!
+//! `cargo xtask packetdrill` has rewritten the scripts, and reads the results. See
+//! `docs/testing.md` for what the verdicts mean.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Context, Result};
+use nix::sys::signal::{killpg, Signal};
+use nix::unistd::Pid;
+use serde_json::json;
+
+/// How often a variant may fail before that counts: on a loaded or emulated machine a script also
+/// fails because a segment was late.
+const TRIES: u32 = 3;
+
+/// The time limit of one run. The longest of the kernel's scripts take some ten seconds.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// How long to wait before looking again whether a program has ended.
+const POLL: Duration = Duration::from_millis(20);
+
+/// The kernel's directory of the scripts has these files, which scripts run by relative paths.
+const HELPERS: [&str; 2] = ["defaults.sh", "set_sysctls.py"];
+
+/// A shell function that takes the place of the program `sysctl` in `defaults.sh`: it writes the
+/// same files without starting a process for each, which takes seconds on an emulated processor.
+const SYSCTL: &str = r#"
+sysctl() {
+    local word name
+    for word; do
+        case $word in
+            *=*)
+                name=${word%%=*}
+                printf '%s\n' "${word#*=}" >"/proc/sys/${name//.//}"
+                ;;
+        esac
+    done
+}
+"#;
+
+/// What packetdrill says of an `accept()` that found no connection.
+const NOTHING_TO_ACCEPT: &str = "in accept call: Expected non-negative result but got -1 with \
+                                 errno 11";
+
+/// A form of a script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Variant {
+    /// As the kernel has it.
+    Plain,
+    /// With the filter on each listener.
+    Filtered,
+    /// The same, and `accept()` is called after the client's first data.
+    AfterData,
+    /// The same, and the listener has a deadline of some milliseconds.
+    Deadline,
+}
+
+impl Variant {
+    /// Returns the name of the directory of such scripts.
+    fn directory(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Filtered => "dataready",
+            Self::AfterData => "after-data",
+            Self::Deadline => "deadline",
+        }
+    }
+}
+
+/// What is found out about a script and a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It passes with the filter as it stands, or in one of the two other forms.
+    Passed(Variant),
+    /// It fails without the filter.
+    Skipped,
+    /// It passes without the filter, and fails with it.
+    Failed,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Passed(Variant::AfterData) => "passed (accept after data)",
+            Self::Passed(Variant::Deadline) => "passed (deadline)",
+            Self::Passed(_) => "passed",
+            Self::Skipped => "skipped",
+            Self::Failed => "FAILED",
+        })
+    }
+}
+
+/// How a run ended: with the message of packetdrill if it failed.
+type Outcome = std::result::Result<(), String>;
+
+/// A verdict, and what led to it.
+#[derive(Debug, PartialEq, Eq)]
+struct Finding {
+    verdict: Verdict,
+    /// The message of each run that failed, with the variant's name.
+    messages: Vec<String>,
+}
+
+/// Finds the verdict on a script. `run` runs a variant, and returns nothing if there is none.
+///
+/// The two other forms are tried only if an `accept()` found no connection: only then can the
+/// script's expectation of an early connection be what failed.
+fn judge(mut run: impl FnMut(Variant) -> Result<Option<Outcome>>) -> Result<Finding> {
+    let mut messages = Vec::new();
+    let mut passes = |variant: Variant, messages: &mut Vec<String>| -> Result<bool> {
+        for _ in 0..TRIES {
+            match run(variant)? {
+                None => return Ok(false),
+                Some(Ok(())) => return Ok(true),
+                Some(Err(message)) => {
+                    let is_final = variant != Variant::Plain && waits(&message);
+                    messages.push(format!("{}: {message}", variant.directory()));
+                    if is_final {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(false)
+    };
+    let verdict = 'verdict: {
+        if !passes(Variant::Plain, &mut messages)? {
+            break 'verdict Verdict::Skipped;
+        }
+        messages.clear();
+        if passes(Variant::Filtered, &mut messages)? {
+            break 'verdict Verdict::Passed(Variant::Filtered);
+        }
+        if messages.last().is_some_and(|message| waits(message)) {
+            for variant in [Variant::AfterData, Variant::Deadline] {
+                if passes(variant, &mut messages)? {
+                    break 'verdict Verdict::Passed(variant);
+                }
+            }
+        }
+        // Whether it still passes tells a busy machine from a fault.
+        let again = passes(Variant::Plain, &mut messages)?;
+        let word = if again { "passes" } else { "fails" };
+        messages.push(format!("plain: {word} when run once more"));
+        Verdict::Failed
+    };
+    Ok(Finding { verdict, messages })
+}
+
+/// Returns whether `message` is that of an `accept()` that would have had to wait.
+fn waits(message: &str) -> bool {
+    message.contains(NOTHING_TO_ACCEPT)
+}
+
+/// What `cargo xtask packetdrill` asks for.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// The program.
+    #[arg(long)]
+    packetdrill: PathBuf,
+    /// The kernel's directory with the scripts' helpers.
+    #[arg(long)]
+    helpers: PathBuf,
+    /// The directory with a file `plan`, each line of which is the name of a script and a family,
+    /// and a directory of scripts for each variant.
+    #[arg(long)]
+    scripts: PathBuf,
+    /// The directory to write `results.jsonl` and the logs to.
+    #[arg(long)]
+    out: PathBuf,
+    /// How late a segment or system call may be, in microseconds.
+    #[arg(long)]
+    tolerance_usecs: u32,
+}
+
+/// Runs the scripts of the plan one after the other. What it finds is the caller's to judge.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    // It fails where the driver is built in, and then it is not needed.
+    let _ = Command::new("modprobe").arg("tun").status();
+    ensure!(
+        Path::new("/dev/net/tun").exists(),
+        "this kernel has no tun device"
+    );
+    let place = PathBuf::from("/tmp/packetdrill");
+    prepare(&options.helpers, &place)?;
+    let logs = options.out.join("logs");
+    fs::create_dir_all(&logs)?;
+    let plan = fs::read_to_string(options.scripts.join("plan"))?;
+    let mut results = File::create(options.out.join("results.jsonl"))?;
+    let total = plan.lines().count();
+    for (number, line) in (1..).zip(plan.lines()) {
+        let (name, family) = line
+            .split_once(' ')
+            .context("a plan has two words a line")?;
+        let start = Instant::now();
+        let mut runs = 0;
+        let finding = judge(|variant| {
+            let directory = options.scripts.join(variant.directory());
+            let script = directory.join(name).with_extension("pkt");
+            if !script.exists() {
+                return Ok(None);
+            }
+            runs += 1;
+            let log = format!("{name}.{family}.{runs}-{}", variant.directory());
+            packetdrill(options, &place, &script, family, &logs.join(log)).map(Some)
+        })?;
+        let Finding { verdict, messages } = finding;
+        let seconds = start.elapsed().as_secs_f64();
+        println!("{verdict:26} {name}.{family} ({number} of {total}, {seconds:.1} s)");
+        if verdict == Verdict::Failed {
+            for message in &messages {
+                println!("    {message}");
+            }
+        }
+        let result = json!({
+            "name": name,
+            "family": family,
+            "verdict": verdict.to_string(),
+            "messages": messages,
+            "runs": runs,
+        });
+        writeln!(results, "{result}")?;
+    }
+    Ok(())
+}
+
+/// Copies what scripts run into `place`, and makes it fast.
+fn prepare(helpers: &Path, place: &Path) -> Result<()> {
+    fs::create_dir_all(place)?;
+    for name in HELPERS {
+        let (from, to) = (helpers.join(name), place.join(name));
+        fs::copy(&from, &to).with_context(|| from.display().to_string())?;
+    }
+    let defaults = place.join("defaults.sh");
+    let text = fs::read_to_string(&defaults)?;
+    let (first, rest) = text.split_once('\n').context("defaults.sh has no lines")?;
+    ensure!(
+        first.ends_with("bash") && rest.contains("sysctl -q "),
+        "defaults.sh is not the script that this program knows"
+    );
+    Ok(fs::write(&defaults, format!("{first}\n{SYSCTL}{rest}"))?)
+}
+
+/// Runs a script in a network namespace of its own, and keeps its output in `log`.
+fn packetdrill(
+    options: &Options,
+    place: &Path,
+    script: &Path,
+    family: &str,
+    log: &Path,
+) -> Result<Outcome> {
+    let output = File::create(log)?;
+    let mut child = Command::new("unshare")
+        .arg("--net")
+        .arg(&options.packetdrill)
+        .args(addresses(family)?)
+        .arg(format!("--tolerance_usecs={}", options.tolerance_usecs))
+        .arg(script)
+        .current_dir(place)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .process_group(0)
+        .spawn()
+        .context("cannot run unshare")?;
+    let status = wait(&mut child)?;
+    let said = fs::read_to_string(log)?;
+    let said = said.trim();
+    Ok(match status {
+        Some(status) if status.success() => Ok(()),
+        Some(status) if said.is_empty() => Err(format!("{status}")),
+        Some(_) => Err(short(said, script)),
+        None => Err(format!("still running after {} s", LIMIT.as_secs())),
+    })
+}
+
+/// Leaves out the path of the script, which packetdrill prints before each message.
+fn short(said: &str, script: &Path) -> String {
+    said.replace(&format!("{}:", script.display()), "line ")
+}
+
+/// Waits for a program, and kills it with its children at the limit.
+fn wait(child: &mut Child) -> Result<Option<ExitStatus>> {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if start.elapsed() > LIMIT {
+            killpg(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGKILL)?;
+            child.wait()?;
+            return Ok(None);
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Returns the arguments for a family, as the kernel's `ksft_runner.sh` has them. The cookies
+/// belong to the key of TCP Fast Open in `defaults.sh`.
+fn addresses(family: &str) -> Result<Vec<String>> {
+    let (version, cookies, level, kind) = match family {
+        "v4" => ("ipv4", V4_COOKIES, "SOL_IP", "IP_RECVERR"),
+        "mapped" => ("ipv4-mapped-ipv6", V4_COOKIES, "SOL_IPV6", "IPV6_RECVERR"),
+        "v6" => ("ipv6", V6_COOKIES, "SOL_IPV6", "IPV6_RECVERR"),
+        _ => bail!("no family is called {family}"),
+    };
+    let places: &[&str] = match family {
+        "v6" => &[
+            "--mtu=1520",
+            "--local_ip=fd3d:0a0b:17d6::1",
+            "--gateway_ip=fd3d:0a0b:17d6:8888::1",
+            "--remote_ip=fd3d:fa7b:d17d::1",
+        ],
+        _ => &[
+            "--local_ip=192.168.0.1",
+            "--gateway_ip=192.168.0.1",
+            "--netmask_ip=255.255.0.0",
+            "--remote_ip=192.0.2.1",
+        ],
+    };
+    let mut arguments = vec![format!("--ip_version={version}")];
+    arguments.extend(places.iter().map(|&place| place.to_owned()));
+    for (name, value) in [
+        ("TFO_COOKIE", cookies[0]),
+        ("TFO_COOKIE_ZERO", cookies[1]),
+        ("CMSG_LEVEL_IP", level),
+        ("CMSG_TYPE_RECVERR", kind),
+    ] {
+        arguments.extend(["-D".to_owned(), format!("{name}={value}")]);
+    }
+    Ok(arguments)
+}
+
+/// The Fast Open cookie of an IPv4 client, and that for a key of zeros.
+const V4_COOKIES: [&str; 2] = ["3021b9d889017eeb", "b7c12350a90dc8f5"];
+
+/// The same for an IPv6 client.
+const V6_COOKIES: [&str; 2] = ["c1d1e9742a47a9bc", "82af1a8f9a205c34"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The message of an `accept()` that found nothing.
+    const WAITS: &str = "line 9: runtime error in accept call: Expected non-negative result but \
+                         got -1 with errno 11 (Resource temporarily unavailable)";
+
+    /// Judges a script whose runs end one after the other as `outcomes` say: the variant, and what
+    /// packetdrill says if it fails. Checks that these runs take place, and no others.
+    fn judged(outcomes: &[(Variant, Option<&str>)]) -> Finding {
+        let mut left = outcomes.iter();
+        let finding = judge(|variant| {
+            let (wanted, said) = left.next().expect("one run too many");
+            assert_eq!(variant, *wanted);
+            Ok(match said {
+                Some("missing") => None,
+                Some(said) => Some(Err((*said).to_owned())),
+                None => Some(Ok(())),
+            })
+        });
+        assert_eq!(left.next(), None);
+        finding.unwrap()
+    }
+
+    use Variant::{AfterData, Deadline, Filtered, Plain};
+
+    #[test]
+    fn a_script_that_fails_plain_is_skipped_after_three_runs() {
+        let late = Some("late");
+        let finding = judged(&[(Plain, late), (Plain, late), (Plain, late)]);
+        assert_eq!(finding.verdict, Verdict::Skipped);
+        assert_eq!(finding.messages, ["plain: late"; 3]);
+    }
+
+    #[test]
+    fn a_script_passes_when_a_repetition_does() {
+        let late = Some("late");
+        let finding = judged(&[
+            (Plain, late),
+            (Plain, None),
+            (Filtered, late),
+            (Filtered, None),
+        ]);
+        assert_eq!(finding.verdict, Verdict::Passed(Filtered));
+    }
+
+    #[test]
+    fn only_an_early_accept_leads_to_the_other_forms() {
+        let finding = judged(&[
+            (Plain, None),
+            (Filtered, Some(WAITS)),
+            (AfterData, Some("missing")),
+            (Deadline, None),
+        ]);
+        assert_eq!(finding.verdict, Verdict::Passed(Deadline));
+        let finding = judged(&[(Plain, None), (Filtered, Some(WAITS)), (AfterData, None)]);
+        assert_eq!(finding.verdict, Verdict::Passed(AfterData));
+        let wrong = Some("live packet field window");
+        let finding = judged(&[
+            (Plain, None),
+            (Filtered, wrong),
+            (Filtered, wrong),
+            (Filtered, wrong),
+            (Plain, None),
+        ]);
+        assert_eq!(finding.verdict, Verdict::Failed);
+        let last = finding.messages.last().unwrap();
+        assert_eq!(last, "plain: passes when run once more");
+    }
+
+    #[test]
+    fn a_script_fails_when_no_form_passes() {
+        let wrong = Some("live packet field window");
+        let finding = judged(&[
+            (Plain, None),
+            (Filtered, Some(WAITS)),
+            (AfterData, Some(WAITS)),
+            (Deadline, wrong),
+            (Deadline, wrong),
+            (Deadline, wrong),
+            (Plain, None),
+        ]);
+        assert_eq!(finding.verdict, Verdict::Failed);
+        assert_eq!(finding.messages.len(), 6, "{finding:?}");
+    }
+
+    #[test]
+    fn messages_have_no_path() {
+        let said = short(
+            "/a/b.pkt:12: error\n/a/b.pkt:13: more",
+            Path::new("/a/b.pkt"),
+        );
+        assert_eq!(said, "line 12: error\nline 13: more");
+    }
+}
