@@ -55,6 +55,7 @@ enum Command {
     Soak(cmd::Soak),
     Test(cmd::Test),
     Fuzz(cmd::Fuzz),
+    Packetdrill(cmd::Packetdrill),
     Tidy(cmd::Tidy),
     Ci(cmd::Ci),
 }
@@ -83,6 +84,7 @@ fn run(command: &Command) -> Result<ExitCode> {
         Command::Soak(soak) => return soak.run(&sh),
         Command::Test(test) => return test.run(&sh),
         Command::Fuzz(fuzz) => return fuzz.run(&sh),
+        Command::Packetdrill(packetdrill) => return packetdrill.run(&sh),
         Command::Ci(ci) => return ci.run(&sh),
         Command::Tidy(tidy) => tidy.run(&sh)?,
         Command::Profile(profile) => profile.run(&sh)?,
