@@ -52,6 +52,10 @@ sysctl() {
 const NOTHING_TO_ACCEPT: &str = "in accept call: Expected non-negative result but got -1 with \
                                  errno 11";
 
+/// What packetdrill says where an event needs the result of an `accept()` that blocks beside it and
+/// has not returned.
+const NOT_ACCEPTED: &str = "unable to find fd with script fd";
+
 /// A form of a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
@@ -157,9 +161,11 @@ fn judge(mut run: impl FnMut(Variant) -> Result<Option<Outcome>>) -> Result<Find
     Ok(Finding { verdict, messages })
 }
 
-/// Returns whether `message` is that of an `accept()` that would have had to wait.
+/// Returns whether `message` is that of an `accept()` that had to wait.
 fn waits(message: &str) -> bool {
-    message.contains(NOTHING_TO_ACCEPT)
+    [NOTHING_TO_ACCEPT, NOT_ACCEPTED]
+        .iter()
+        .any(|part| message.contains(part))
 }
 
 /// What `cargo xtask packetdrill` asks for.
@@ -416,6 +422,18 @@ mod tests {
         assert_eq!(finding.verdict, Verdict::Failed);
         let last = finding.messages.last().unwrap();
         assert_eq!(last, "plain: passes when run once more");
+    }
+
+    #[test]
+    fn a_blocking_accept_that_does_not_return_leads_to_the_other_forms() {
+        let blocked = Some("line 9: unable to find fd with script fd 4");
+        let finding = judged(&[
+            (Plain, None),
+            (Filtered, blocked),
+            (AfterData, Some("missing")),
+            (Deadline, None),
+        ]);
+        assert_eq!(finding.verdict, Verdict::Passed(Deadline));
     }
 
     #[test]
