@@ -225,7 +225,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         println!("{verdict:26} {name}.{family} ({number} of {total}, {seconds:.1} s)");
         if verdict == Verdict::Failed {
             for message in &messages {
-                println!("    {message}");
+                println!("    {}", message.replace('\n', "\n      "));
             }
         }
         let result = json!({
