@@ -8,6 +8,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -31,6 +32,10 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// The kernel's directory of the scripts has these files, which scripts run by relative paths.
 const HELPERS: [&str; 2] = ["defaults.sh", "set_sysctls.py"];
+
+/// The program that sets the size of the interface's packets for packetdrill, which starts
+/// `ifconfig`. Guests have it as a part of busybox.
+const BUSYBOX: &str = "/usr/bin/busybox";
 
 /// A shell function that takes the place of the program `sysctl` in `defaults.sh`: it writes the
 /// same files without starting a process for each, which takes seconds on an emulated processor.
@@ -247,6 +252,10 @@ fn prepare(helpers: &Path, place: &Path) -> Result<()> {
         let (from, to) = (helpers.join(name), place.join(name));
         fs::copy(&from, &to).with_context(|| from.display().to_string())?;
     }
+    let ifconfig = place.join("ifconfig");
+    if !ifconfig.exists() {
+        symlink(BUSYBOX, &ifconfig)?;
+    }
     let defaults = place.join("defaults.sh");
     let text = fs::read_to_string(&defaults)?;
     let (first, rest) = text.split_once('\n').context("defaults.sh has no lines")?;
@@ -266,6 +275,7 @@ fn packetdrill(
     log: &Path,
 ) -> Result<Outcome> {
     let output = File::create(log)?;
+    let path = std::env::var("PATH").context("there is no PATH")?;
     let mut child = Command::new("unshare")
         .arg("--net")
         .arg(&options.packetdrill)
@@ -273,6 +283,7 @@ fn packetdrill(
         .arg(format!("--tolerance_usecs={}", options.tolerance_usecs))
         .arg(script)
         .current_dir(place)
+        .env("PATH", format!("{}:{path}", place.display()))
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
