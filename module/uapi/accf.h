@@ -24,7 +24,8 @@
  *	The socket already has a filter or another upper layer protocol (ULP).
  * EOPNOTSUPP
  *	The socket is connected, or carries SMC (even after that fell back to
- *	TCP) or another owner's data (sk_user_data), or is not an IP socket.
+ *	TCP) or another owner's data (sk_user_data), or is not an IP socket, or
+ *	is one that the kernel has made for itself.
  * ENOPROTOOPT
  *	The socket is an MPTCP socket (mptcp_setsockopt() in
  *	net/mptcp/sockopt.c), or another one that is not TCP, such as UDP. Go
@@ -189,7 +190,8 @@ struct accf_config {
  *	     accept queue was full. Or reset, as the listener was shut down.
  * @fallback: Parked, then fell back to plain TCP: TCP could not make a
  *	      connection at the deadline (no memory, no route, a firewall), the
- *	      listener was closed or may not park any longer (see
+ *	      listener was closed (its clients are reset, or migrate to
+ *	      another listener) or may not park any longer (see
  *	      @bypass_abort_on_overflow and @bypass_signed), or a SYN came
  *	      inside of the window: the connection was made, so that it
  *	      answers the SYN (RFC 5961).
