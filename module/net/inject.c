@@ -127,8 +127,9 @@ static struct dst_entry *accf_route_ipv4(struct net *net)
 
 /*
  * The same for IPv6. The route comes from no table, so its first check fails
- * (ip6_dst_check()), and the child does not keep it either. It is not counted:
- * with many routes that are, each new one would start the garbage collector.
+ * (ip6_dst_check()), and the child does not take it for the client's next
+ * packet. It is not counted: with many routes that are, each new one would
+ * start the garbage collector.
  */
 static struct dst_entry *accf_route_ipv6(struct net *net)
 {

@@ -342,8 +342,7 @@ void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *e
 #endif
 }
 
-/* Returns a socket with the addresses of @req from the table, and a reference. */
-static struct sock *accf_req_lookup(const struct request_sock *req)
+static struct sock *accf_req_lookup_rcu(const struct request_sock *req)
 {
 	const struct inet_request_sock *ireq = inet_rsk(req);
 	struct net *net = read_pnet(&ireq->ireq_net);
@@ -359,6 +358,21 @@ static struct sock *accf_req_lookup(const struct request_sock *req)
 #else
 	return NULL;
 #endif
+}
+
+/*
+ * Returns a socket with the addresses of @req from the table, and a reference.
+ * The kernel's look-up wants its caller to be an RCU reader, which the work of a
+ * closed listener is not.
+ */
+static struct sock *accf_req_lookup(const struct request_sock *req)
+{
+	struct sock *sk;
+
+	rcu_read_lock();
+	sk = accf_req_lookup_rcu(req);
+	rcu_read_unlock();
+	return sk;
 }
 
 /**

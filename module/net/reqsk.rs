@@ -269,7 +269,8 @@ impl<'a> RequestSock<'a> {
     /// module, acked or not. (A CPU that processes a bare ACK of it may set the mark again. Then
     /// the clone is not parked.)
     pub(crate) unsafe fn clear_acked(&self) {
-        // SAFETY: Alive by the type invariants. For the other bits of the byte, see `set_acked()`.
+        // SAFETY: Alive by the type invariants. The kernel writes another bit of the same byte only
+        // for listeners with a key, which park nothing.
         unsafe { bindings::accf_req_clear_acked(self.as_ptr()) };
     }
 
