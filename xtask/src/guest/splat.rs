@@ -74,6 +74,8 @@ const NOTICES: &[&str] = &[
     "max_parked=0: ",
     // The module is pinned: tests bring that about, and look for the message themselves.
     "a request may have been cloned out of reach",
+    // The same about clients that are reset as their listener is closed.
+    "parked clients of a closed SO_REUSEPORT listener are reset",
     "invalid for parameter",
     "too large for parameter",
 ];

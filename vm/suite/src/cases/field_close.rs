@@ -4,6 +4,7 @@
 //! listener of the port takes it over.
 
 use std::net::Shutdown;
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -208,6 +209,12 @@ fn reloaded(context: &Context, family: Family) -> Result<()> {
             "served and reset, tcp_migrate_req=0, {how:?}"
         );
     }
+    let log = Command::new("dmesg").output().context("start dmesg")?;
+    ensure!(
+        String::from_utf8_lossy(&log.stdout)
+            .contains("net.ipv4.tcp_migrate_req=1 hands them to another listener"),
+        "the kernel log does not say what to set"
+    );
     Ok(())
 }
 
