@@ -119,6 +119,8 @@ struct accf_synack_timer {
 bool accf_bh_is_off(void);
 void accf_local_bh_disable(void);
 void accf_local_bh_enable(void);
+void accf_lock_overrides(void);
+void accf_unlock_overrides(void);
 void accf_synchronize_rcu_tasks(void);
 struct module *accf_this_module(void);
 void accf_pin_module(void);

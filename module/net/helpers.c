@@ -28,6 +28,19 @@ void accf_local_bh_enable(void)
 	local_bh_enable();
 }
 
+/* Taken inside of the lock of a listener, for the first request of a family. */
+static DEFINE_SPINLOCK(accf_overrides_lock);
+
+void accf_lock_overrides(void)
+{
+	spin_lock(&accf_overrides_lock);
+}
+
+void accf_unlock_overrides(void)
+{
+	spin_unlock(&accf_overrides_lock);
+}
+
 void accf_synchronize_rcu_tasks(void)
 {
 	synchronize_rcu_tasks();

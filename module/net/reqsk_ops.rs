@@ -133,10 +133,11 @@ impl RequestOpsOverride {
     /// family.
     ///
     /// Returns `None` if the request has other operations than the first request of its family had
-    /// (MPTCP's, for instance), and if another CPU is making the override at this moment.
+    /// (MPTCP's, for instance).
     ///
     /// # Safety
     ///
+    /// * The caller must hold the lock of a listener.
     /// * The request must have the operations that TCP gave it, or the override of its family must
     ///   exist.
     /// * TCP may call each of `callbacks` in place of its own for a parked request. All callers
@@ -148,11 +149,17 @@ impl RequestOpsOverride {
     ) -> Option<&'static Self> {
         let slot = Self::slot(request.family())?;
         if slot.as_ref().is_none() {
+            // SAFETY: Bottom halves are off, as the caller holds the lock of a listener.
+            unsafe { bindings::accf_lock_overrides() };
+            // Nothing is written if another CPU was faster.
             // SAFETY: By the contract of this function, and as requests of no other kind get here,
             // these are `tcp_request_sock_ops`, `tcp6_request_sock_ops`,
             // `tcp_request_sock_ipv4_ops` and `tcp_request_sock_ipv6_ops`, which are constants. The
             // callbacks are as `new()` wants them, by the contract of this function.
             slot.populate(unsafe { Self::new(request.ops(), request.tcp_ops(), callbacks) });
+            // SAFETY: Pairs with the call above, on the same CPU or, on PREEMPT_RT, in the same
+            // task.
+            unsafe { bindings::accf_unlock_overrides() };
         }
         slot.as_ref()
             .filter(|ops_override| ops_override.is_for(request))

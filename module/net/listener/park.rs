@@ -272,9 +272,10 @@ impl Listener {
                 return Ok(ops_override);
             }
         }
-        // SAFETY: The request is not parked, by the contract of this function: it has TCP's
-        // operations, or it is a clone that has the override. The override of its family exists
-        // then. `self.callbacks` are the module's only ones, by the contract of `Self::new()`.
+        // SAFETY: The lock is held, as `queue` shows. The request is not parked, by the contract of
+        // this function: it has TCP's operations, or it is a clone that has the override. The
+        // override of its family exists then. `self.callbacks` are the module's only ones, by the
+        // contract of `Self::new()`.
         let ops_override = unsafe { RequestOpsOverride::for_request(request, self.callbacks) }
             .ok_or(Bypass::Other)?;
         queue.ops_override = Some(ops_override);
