@@ -539,10 +539,13 @@ impl Server {
         self.expire_all();
     }
 
-    /// Closes the listener: connections in the accept queue are reset, all requests are dropped.
+    /// Closes the listener: connections in the accept queue and parked clients are reset, all other
+    /// requests are dropped.
     pub fn close(&mut self) {
         self.is_open = false;
-        self.parked.clear();
+        while let Some(client) = self.parked.pop_front() {
+            self.send(client, Sent::Reset);
+        }
         self.room_noticed_by = None;
         while let Some(client) = self.queue.pop_front() {
             self.send(client, Sent::Reset);

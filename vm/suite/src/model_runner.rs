@@ -138,7 +138,7 @@ impl<'a> ModelRunner<'a> {
         action: Action,
         before: &Seen,
     ) -> Result<()> {
-        if !self.is_seen(runs, nth, before, action)? {
+        if !self.is_seen(runs, nth, before, action, Duration::ZERO)? {
             return Ok(());
         }
         let run = &mut runs[nth];
@@ -155,7 +155,11 @@ impl<'a> ModelRunner<'a> {
         if let Some(client) = connects {
             run.connected[client] |= after.connected[client];
         }
-        if self.is_seen(runs, nth, &after, action)? {
+        let takes = match action {
+            Action::Close => CLOSE_TOLD_WITHIN,
+            _ => Duration::ZERO,
+        };
+        if self.is_seen(runs, nth, &after, action, takes)? {
             let run = &mut runs[nth];
             run.done.moves += 1;
             run.next_at = Instant::now();
@@ -163,13 +167,15 @@ impl<'a> ModelRunner<'a> {
         Ok(())
     }
 
-    /// Waits until a run looks as predicted; if it does not, that is its outcome.
+    /// Waits until a run looks as predicted, which takes `takes` at most; if it does not, that is
+    /// its outcome.
     fn is_seen(
         &mut self,
         runs: &mut [Run],
         nth: usize,
         expected: &Seen,
         action: Action,
+        takes: Duration,
     ) -> Result<bool> {
         let guard = Duration::from_millis(self.pace.guard);
         let (begun, at) = (Instant::now(), Stamp::now());
@@ -203,7 +209,7 @@ impl<'a> ModelRunner<'a> {
                 return Ok(false);
             }
             let late = self.context.late(from, until);
-            if waited > guard + late {
+            if waited > guard + late + takes {
                 if late > guard {
                     // Its clock tick, too, by which the kernel decides whether to answer again.
                     run.outcome = Some(Outcome::Late);
@@ -238,6 +244,10 @@ impl<'a> ModelRunner<'a> {
         Ok(())
     }
 }
+
+/// How long it may take until all parked clients of a closed listener are reset: a grace period of
+/// RCU, and a work item.
+const CLOSE_TOLD_WITHIN: Duration = Duration::from_millis(500);
 
 /// One client, as far as it knows.
 #[derive(Clone, Debug)]
