@@ -9,7 +9,7 @@ use std::time::Duration;
 use accf_bench::{Bench, Listener, Measurement, Unit};
 use accf_kit::endpoint::Listen;
 use accf_kit::netns::Netns;
-use accf_kit::{control, module};
+use accf_kit::{control, module, wait};
 use anyhow::{ensure, Context, Result};
 
 use crate::client::{Clients, Manner};
@@ -73,6 +73,19 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
         all_are_parked()?;
         add(&mut clients, "filter_elsewhere")?;
         all_are_parked()?;
+        drop(other);
+        // Their resets would come to clients of the next round.
+        let mut told = 0;
+        wait::until(LIMIT, || {
+            while let Some((_, segment)) = clients.tun().take()? {
+                told += u32::from(segment.is_rst());
+            }
+            Ok(told == PARKED)
+        })?;
+        ensure!(
+            told == PARKED,
+            "{told} of {PARKED} parked clients were reset"
+        );
     }
     server.stop()?;
     Ok(figures.finish())
