@@ -27,7 +27,8 @@
 //! which are never parked.
 //!
 //! Besides, a parked request is acked (`inet_rsk(req)->acked`). The bit is set before the request
-//! is parked and stays set. A request that is not acked is not parked.
+//! is parked and stays set, until a closed listener hands the request over to another one. A
+//! request that is not acked is not parked.
 
 use core::ptr;
 
