@@ -115,18 +115,19 @@ pub(crate) struct Test {
     #[arg(long, value_name = "NAME", conflicts_with = "all")]
     filter: Vec<String>,
 
-    /// The kernel whose guest runs the cases of --filter, `stock` by default; may be repeated.
-    #[arg(long, value_enum, value_name = "KERNEL", requires = "filter")]
+    /// Only in the guest of this kernel: the cases of --filter, or without it all that `--all` runs
+    /// there but the soak; may be repeated. With --filter alone it is `stock`.
+    #[arg(long, value_enum, value_name = "KERNEL", conflicts_with = "all")]
     kernel: Vec<Kind>,
 }
 
 impl Test {
     /// Runs the command.
     pub(crate) fn run(&self, sh: &Shell) -> Result<ExitCode> {
-        let tally = if self.filter.is_empty() {
+        let tally = if self.filter.is_empty() && self.kernel.is_empty() {
             run_all(sh, self.all)?
         } else {
-            self.run_filtered(sh)?
+            self.run_selected(sh)?
         };
         ui::print_timings();
         println!("\n{}", tally.failures());
@@ -134,8 +135,8 @@ impl Test {
         Ok(exit_code(tally.failed() == 0))
     }
 
-    /// Runs the cases of the filters in a guest of each kernel asked for.
-    fn run_filtered(&self, sh: &Shell) -> Result<Tally> {
+    /// Runs the cases of the filters, or all, in a guest of each kernel asked for.
+    fn run_selected(&self, sh: &Shell) -> Result<Tally> {
         let suite = program::build_suite(sh)?;
         let names = cmd!(sh, "{suite} run --list")
             .quiet()
