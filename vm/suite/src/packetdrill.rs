@@ -12,6 +12,8 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +25,10 @@ use serde_json::json;
 /// How often a variant may fail before that counts: on a loaded or emulated machine a script also
 /// fails because a segment was late.
 const TRIES: u32 = 3;
+
+/// How many scripts run beside each other. They wait most of the time, each in a namespace of its
+/// own.
+const JOBS: usize = 6;
 
 /// The time limit of one run. The longest of the kernel's scripts take some ten seconds.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -120,15 +126,28 @@ struct Finding {
     messages: Vec<String>,
 }
 
+/// Whether a run may take place beside those of other scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Beside {
+    Others,
+    Nothing,
+}
+
 /// Finds the verdict on a script. `run` runs a variant, and returns nothing if there is none.
+///
+/// What fails is repeated alone, when no other script can make it late.
 ///
 /// The two other forms are tried only if an `accept()` found no connection: only then can the
 /// script's expectation of an early connection be what failed.
-fn judge(mut run: impl FnMut(Variant) -> Result<Option<Outcome>>) -> Result<Finding> {
+fn judge(mut run: impl FnMut(Variant, Beside) -> Result<Option<Outcome>>) -> Result<Finding> {
     let mut messages = Vec::new();
     let mut passes = |variant: Variant, messages: &mut Vec<String>| -> Result<bool> {
-        for _ in 0..TRIES {
-            match run(variant)? {
+        for number in 0..TRIES {
+            let beside = match number {
+                0 => Beside::Others,
+                _ => Beside::Nothing,
+            };
+            match run(variant, beside)? {
                 None => return Ok(false),
                 Some(Ok(())) => return Ok(true),
                 Some(Err(message)) => {
@@ -194,7 +213,8 @@ pub(crate) struct Options {
     tolerance_usecs: u32,
 }
 
-/// Runs the scripts of the plan one after the other. What it finds is the caller's to judge.
+/// Runs the scripts of the plan, some of them beside each other. What it finds is the caller's to
+/// judge.
 pub(crate) fn run(options: &Options) -> Result<()> {
     // It fails where the driver is built in, and then it is not needed.
     let _ = Command::new("modprobe").arg("tun").status();
@@ -207,42 +227,96 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let logs = options.out.join("logs");
     fs::create_dir_all(&logs)?;
     let plan = fs::read_to_string(options.scripts.join("plan"))?;
-    let mut results = File::create(options.out.join("results.jsonl"))?;
-    let total = plan.lines().count();
-    for (number, line) in (1..).zip(plan.lines()) {
-        let (name, family) = line
-            .split_once(' ')
-            .context("a plan has two words a line")?;
-        let start = Instant::now();
-        let mut runs = 0;
-        let finding = judge(|variant| {
-            let directory = options.scripts.join(variant.directory());
-            let script = directory.join(name).with_extension("pkt");
-            if !script.exists() {
-                return Ok(None);
-            }
-            runs += 1;
-            let log = format!("{name}.{family}.{runs}-{}", variant.directory());
-            packetdrill(options, &place, &script, family, &logs.join(log)).map(Some)
-        })?;
-        let Finding { verdict, messages } = finding;
-        let seconds = start.elapsed().as_secs_f64();
-        println!("{verdict:26} {name}.{family} ({number} of {total}, {seconds:.1} s)");
-        if verdict == Verdict::Failed {
-            for message in &messages {
-                println!("    {}", message.replace('\n', "\n      "));
+    let plan = plan
+        .lines()
+        .map(|line| line.split_once(' ').context("a plan has two words a line"))
+        .collect::<Result<Vec<_>>>()?;
+    let runner = Runner {
+        options,
+        place: &place,
+        logs: &logs,
+        alone: RwLock::new(()),
+    };
+    let results = Mutex::new(File::create(options.out.join("results.jsonl"))?);
+    let (next, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let work = || -> Result<()> {
+        while let Some(&(name, family)) = plan.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let start = Instant::now();
+            let mut runs = 0;
+            let Finding { verdict, messages } =
+                judge(|variant, beside| runner.run(name, family, variant, beside, &mut runs))?;
+            let result = json!({
+                "name": name,
+                "family": family,
+                "verdict": verdict.to_string(),
+                "messages": messages,
+                "runs": runs,
+            });
+            let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+            writeln!(results, "{result}")?;
+            let seconds = start.elapsed().as_secs_f64();
+            let number = ended.fetch_add(1, Ordering::Relaxed) + 1;
+            let total = plan.len();
+            println!("{verdict:26} {name}.{family} ({number} of {total}, {seconds:.1} s)");
+            if verdict == Verdict::Failed {
+                for message in &messages {
+                    println!("    {}", message.replace('\n', "\n      "));
+                }
             }
         }
-        let result = json!({
-            "name": name,
-            "family": family,
-            "verdict": verdict.to_string(),
-            "messages": messages,
-            "runs": runs,
-        });
-        writeln!(results, "{result}")?;
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..JOBS).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker
+                .join()
+                .unwrap_or_else(|_| bail!("a thread that runs scripts has panicked"))
+        })
+    })
+}
+
+/// Runs scripts.
+struct Runner<'a> {
+    options: &'a Options,
+    /// The directory to run them in.
+    place: &'a Path,
+    logs: &'a Path,
+    /// Locked by each run: for writing by one that must have the machine to itself.
+    alone: RwLock<()>,
+}
+
+impl Runner<'_> {
+    /// Runs a variant of a script, as one more of its `runs`. Returns nothing if there is none.
+    fn run(
+        &self,
+        name: &str,
+        family: &str,
+        variant: Variant,
+        beside: Beside,
+        runs: &mut u32,
+    ) -> Result<Option<Outcome>> {
+        let directory = self.options.scripts.join(variant.directory());
+        let script = directory.join(name).with_extension("pkt");
+        if !script.exists() {
+            return Ok(None);
+        }
+        *runs += 1;
+        let log = format!("{name}.{family}.{runs}-{}", variant.directory());
+        let log = self.logs.join(log);
+        let run = || packetdrill(self.options, self.place, &script, family, &log);
+        let outcome = match beside {
+            Beside::Others => {
+                let _guard = self.alone.read().unwrap_or_else(PoisonError::into_inner);
+                run()
+            }
+            Beside::Nothing => {
+                let _guard = self.alone.write().unwrap_or_else(PoisonError::into_inner);
+                run()
+            }
+        };
+        outcome.map(Some)
     }
-    Ok(())
 }
 
 /// Copies what scripts run into `place`, and makes it fast.
@@ -376,9 +450,13 @@ mod tests {
     /// packetdrill says if it fails. Checks that these runs take place, and no others.
     fn judged(outcomes: &[(Variant, Option<&str>)]) -> Finding {
         let mut left = outcomes.iter();
-        let finding = judge(|variant| {
+        let mut before = None;
+        let finding = judge(|variant, beside| {
             let (wanted, said) = left.next().expect("one run too many");
             assert_eq!(variant, *wanted);
+            // Whatever is run again at once is run alone.
+            assert_eq!(beside == Beside::Nothing, before == Some(variant));
+            before = Some(variant);
             Ok(match said {
                 Some("missing") => None,
                 Some(said) => Some(Err((*said).to_owned())),
