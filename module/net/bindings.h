@@ -153,7 +153,6 @@ u32 accf_reuseport_peers(const struct sock *sk,
 bool accf_is_in_group(const struct sock *sk);
 bool accf_has_left_group(const struct sock *sk);
 bool accf_has_taker(const struct sock *sk);
-bool accf_is_signed(const struct sock *sk);
 u32 accf_req_flags(const struct sock *sk, const struct request_sock *req);
 bool accf_carries_more_than_tcp(const struct sock *sk);
 bool accf_holds_netns(const struct sock *sk);

@@ -149,11 +149,6 @@ bool accf_req_get(struct request_sock *req)
 	return refcount_inc_not_zero(&req->rsk_refcnt);
 }
 
-bool accf_req_is_hashed(struct request_sock *req)
-{
-	return !hlist_unhashed_lockless(&req_to_sk(req)->sk_node);
-}
-
 /* As tcp_make_synack() does: what the client may echo. */
 void accf_req_note_tsval_sent(struct request_sock *req)
 {

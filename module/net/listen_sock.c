@@ -78,26 +78,6 @@ void accf_restore_zerocopy(struct sock *sk)
 }
 
 /**
- * accf_is_signed() - Check whether a listener checks signatures.
- * @sk: the listener
- *
- * Context: Any.
- * Return: true with keys for TCP-MD5 (RFC 2385) or TCP-AO (RFC 5925).
- */
-bool accf_is_signed(const struct sock *sk)
-{
-	bool is_signed = false;
-
-#ifdef CONFIG_TCP_MD5SIG
-	is_signed |= rcu_access_pointer(tcp_sk(sk)->md5sig_info) != NULL;
-#endif
-#ifdef CONFIG_TCP_AO
-	is_signed |= rcu_access_pointer(tcp_sk(sk)->ao_info) != NULL;
-#endif
-	return is_signed;
-}
-
-/**
  * accf_diag_has_room() - Check whether an answer of inet_diag may grow.
  * @skb: the answer
  * @len: by how many bytes

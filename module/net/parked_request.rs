@@ -231,6 +231,13 @@ impl ParkedFlags {
         Self(u32::from(window)).with(ParkedFlag::HasTsval, timestamps.is_some())
     }
 
+    /// The flags of a request that has expired, one of which is set.
+    const EXPIRED: u32 = ParkedFlag::TimedOut as u32
+        | ParkedFlag::Evicted as u32
+        | ParkedFlag::Paused as u32
+        | ParkedFlag::Stopped as u32
+        | ParkedFlag::Accept as u32;
+
     /// Where AE, CWR and ECE are; ECE is the lowest.
     const ACE_SHIFT: u32 = 25;
 
@@ -283,7 +290,9 @@ impl ParkedFlags {
 
     /// Returns why the request has expired, if it has.
     pub(crate) fn expired(self) -> Option<Expiry> {
-        if self.contains(ParkedFlag::TimedOut) {
+        if self.0 & Self::EXPIRED == 0 {
+            None
+        } else if self.contains(ParkedFlag::TimedOut) {
             Some(Expiry::Timeout)
         } else if self.contains(ParkedFlag::Evicted) {
             Some(Expiry::Eviction)

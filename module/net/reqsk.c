@@ -22,6 +22,34 @@ static bool accf_req_is_acked(const struct request_sock *req)
 }
 
 /**
+ * accf_req_is_hashed() - Check whether a request is in the table of connections.
+ * @req: the request
+ *
+ * Context: Any.
+ */
+bool accf_req_is_hashed(struct request_sock *req)
+{
+	return !hlist_unhashed_lockless(&req_to_sk(req)->sk_node);
+}
+
+/*
+ * Returns true if a listener has keys for TCP-MD5 (RFC 2385) or TCP-AO (RFC
+ * 5925).
+ */
+static bool accf_is_signed(const struct sock *sk)
+{
+	bool is_signed = false;
+
+#ifdef CONFIG_TCP_MD5SIG
+	is_signed |= rcu_access_pointer(tcp_sk(sk)->md5sig_info) != NULL;
+#endif
+#ifdef CONFIG_TCP_AO
+	is_signed |= rcu_access_pointer(tcp_sk(sk)->ao_info) != NULL;
+#endif
+	return is_signed;
+}
+
+/**
  * accf_req_flags() - Tell what decides whether a request is parked.
  * @sk: the listener that a segment of it has come to
  * @req: the request
@@ -227,8 +255,8 @@ static bool accf_child_set_pktoptions(struct sock *child, struct sk_buff *skb)
  * For a client that speaks IPv6. tcp_v6_do_rcv() takes what the socket has asked
  * for (rxopt) from a later segment that is in order; the rest stays the ACK's.
  */
-static noinline void accf_child_set_ipv6(struct sock *child, struct sk_buff *skb,
-					 struct accf_arrival ack)
+static void accf_child_set_ipv6(struct sock *child, struct sk_buff *skb,
+				struct accf_arrival ack)
 {
 	struct ipv6_pinfo *np = inet6_sk(child);
 	bool is_updated = np->rxopt.all && TCP_SKB_CB(skb)->seq == tcp_sk(child)->rcv_nxt &&
@@ -245,20 +273,13 @@ static noinline void accf_child_set_ipv6(struct sock *child, struct sk_buff *skb
 }
 #endif
 
-/* For a client that speaks IPv4, which a listener of IPv6 may have, too. */
-static void accf_child_set_ipv4(struct sock *child, struct accf_arrival ack)
+static __always_inline void accf_child_set_ipv4(struct sock *child, struct accf_arrival ack)
 {
 	struct inet_sock *inet = inet_sk(child);
 
 	WRITE_ONCE(inet->mc_index, ack.iif);
 	WRITE_ONCE(inet->mc_ttl, ack.hop_limit);
 	WRITE_ONCE(inet->rcv_tos, ack.dsfield);
-#if IS_ENABLED(CONFIG_IPV6)
-	if (child->sk_family == AF_INET6) {
-		WRITE_ONCE(inet6_sk(child)->mcast_oif, ack.iif);
-		WRITE_ONCE(inet6_sk(child)->mcast_hops, ack.hop_limit);
-	}
-#endif
 }
 
 /* Counts the bytes of @skb by ECN, as tcp_rcv_established() does. */
@@ -266,6 +287,36 @@ static noinline void accf_child_count_ecn(struct sock *child, const struct sk_bu
 {
 	tcp_ecn_received_counters_payload(child, skb);
 }
+
+static __always_inline void accf_child_set_ecn(struct sock *child,
+						const struct request_sock *req,
+						struct sk_buff *skb, struct accf_arrival ack)
+{
+	if (tcp_rsk(req)->accecn_ok)
+		accf_child_set_accecn(child, req, ack);
+	/* Nothing is counted, and nothing changes, without ECN. */
+	else if ((TCP_SKB_CB(skb)->ip_dsfield & INET_ECN_MASK) || tcp_sk(child)->prev_ecnfield)
+		accf_child_count_ecn(child, skb);
+}
+
+#if IS_ENABLED(CONFIG_IPV6)
+/*
+ * For a socket of IPv6, whose client may speak IPv4. Apart from
+ * accf_child_set_ack(), which needs no stack so.
+ */
+static noinline void accf_child_set_ack_ipv6(struct sock *child, const struct request_sock *req,
+					     struct sk_buff *skb, struct accf_arrival ack)
+{
+	if (READ_ONCE(req->rsk_ops)->family == AF_INET) {
+		accf_child_set_ipv4(child, ack);
+		WRITE_ONCE(inet6_sk(child)->mcast_oif, ack.iif);
+		WRITE_ONCE(inet6_sk(child)->mcast_hops, ack.hop_limit);
+	} else {
+		accf_child_set_ipv6(child, skb, ack);
+	}
+	accf_child_set_ecn(child, req, skb, ack);
+}
+#endif
 
 /**
  * accf_child_set_ack() - Have a child take what its client's bare ACK said.
@@ -288,17 +339,14 @@ void accf_child_set_ack(struct sock *child, const struct request_sock *req,
 	struct tcp_sock *tp = tcp_sk(child);
 
 	WRITE_ONCE(tp->segs_in, tp->segs_in + 1);
-	if (READ_ONCE(req->rsk_ops)->family == AF_INET)
-		accf_child_set_ipv4(child, ack);
 #if IS_ENABLED(CONFIG_IPV6)
-	else
-		accf_child_set_ipv6(child, skb, ack);
+	if (child->sk_family != AF_INET) {
+		accf_child_set_ack_ipv6(child, req, skb, ack);
+		return;
+	}
 #endif
-	if (tcp_rsk(req)->accecn_ok)
-		accf_child_set_accecn(child, req, ack);
-	/* Nothing is counted, and nothing changes, without ECN. */
-	else if ((TCP_SKB_CB(skb)->ip_dsfield & INET_ECN_MASK) || tp->prev_ecnfield)
-		accf_child_count_ecn(child, skb);
+	accf_child_set_ipv4(child, ack);
+	accf_child_set_ecn(child, req, skb, ack);
 }
 
 /**
