@@ -390,8 +390,9 @@ impl Scene<'_> {
         Ok(())
     }
 
-    /// Accepts what has to be accepted. Where something is short, those that close may be accepted
-    /// or not, and those that send may be reset instead if that is the network's memory.
+    /// Accepts what has to be accepted. Where something is short or late, those that close may be
+    /// accepted or not, and those that send may be reset instead if they were late themselves, or
+    /// if what is short is the network's memory.
     fn accept_all(
         &mut self,
         listener: &Listener,
@@ -422,7 +423,10 @@ impl Scene<'_> {
             }
             missing = senders(expected)
                 .filter(|nth| !accepted.contains_key(nth))
-                .filter(|nth| !(may_be_reset && self.clients.is_reset(*nth)))
+                .filter(|nth| {
+                    let may_be_reset = may_be_reset || self.clients.is_late(*nth);
+                    !(may_be_reset && self.clients.is_reset(*nth))
+                })
                 .collect();
             if repeated.elapsed() > REPEAT {
                 repeated = Instant::now();

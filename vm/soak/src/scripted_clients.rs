@@ -28,6 +28,8 @@ struct Client {
     begun: Instant,
     /// Whether it has acknowledged the SYN-ACK.
     acked: bool,
+    /// Whether it has done so late ([`ScriptedClients::late`]).
+    late: bool,
     /// The last segment that it has sent since.
     last: Option<Segment>,
     /// Whether it was reset.
@@ -69,6 +71,11 @@ impl ScriptedClients {
         self.late
     }
 
+    /// Returns whether a client has acknowledged so late that the server may have forgotten it.
+    pub(crate) fn is_late(&self, nth: u32) -> bool {
+        self.clients.get(&nth).is_some_and(|client| client.late)
+    }
+
     /// Forgets all clients.
     pub(crate) fn forget(&mut self) {
         self.clients.clear();
@@ -86,6 +93,7 @@ impl ScriptedClients {
             tun: self.tun.client_of(nth, port),
             begun: Instant::now(),
             acked: false,
+            late: false,
             last: None,
             reset: false,
             challenged: false,
@@ -120,7 +128,9 @@ impl ScriptedClients {
         self.push(nth, Flags::ACK, b"")?;
         let client = self.client(nth)?;
         client.acked = true;
-        self.late += u64::from(client.begun.elapsed() > IN_TIME);
+        client.late = client.begun.elapsed() > IN_TIME;
+        let is_late = client.late;
+        self.late += u64::from(is_late);
         Ok(())
     }
 
