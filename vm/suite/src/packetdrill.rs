@@ -67,6 +67,9 @@ const NOTHING_TO_ACCEPT: &str = "in accept call: Expected non-negative result bu
 /// has not returned.
 const NOT_ACCEPTED: &str = "unable to find fd with script fd";
 
+/// What packetdrill says of the call after an `accept()` that blocks for too long.
+const LATE_CALL: &str = "timing error: expected system call start";
+
 /// A form of a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Variant {
@@ -137,9 +140,13 @@ enum Beside {
 ///
 /// What fails is repeated alone, when no other script can make it late.
 ///
-/// The two other forms are tried only if an `accept()` found no connection: only then can the
-/// script's expectation of an early connection be what failed.
-fn judge(mut run: impl FnMut(Variant, Beside) -> Result<Option<Outcome>>) -> Result<Finding> {
+/// The two other forms are tried only if an `accept()` found no connection, or blocks for too long:
+/// only then can the script's expectation of an early connection be what failed. `blocks` says
+/// whether one blocks.
+fn judge(
+    blocks: bool,
+    mut run: impl FnMut(Variant, Beside) -> Result<Option<Outcome>>,
+) -> Result<Finding> {
     let mut messages = Vec::new();
     let mut passes = |variant: Variant, messages: &mut Vec<String>| -> Result<bool> {
         for number in 0..TRIES {
@@ -151,7 +158,7 @@ fn judge(mut run: impl FnMut(Variant, Beside) -> Result<Option<Outcome>>) -> Res
                 None => return Ok(false),
                 Some(Ok(())) => return Ok(true),
                 Some(Err(message)) => {
-                    let is_final = variant != Variant::Plain && waits(&message);
+                    let is_final = variant != Variant::Plain && waits(&message, blocks);
                     messages.push(format!("{}: {message}", variant.directory()));
                     if is_final {
                         return Ok(false);
@@ -169,7 +176,10 @@ fn judge(mut run: impl FnMut(Variant, Beside) -> Result<Option<Outcome>>) -> Res
         if passes(Variant::Filtered, &mut messages)? {
             break 'verdict Verdict::Passed(Variant::Filtered);
         }
-        if messages.last().is_some_and(|message| waits(message)) {
+        if messages
+            .last()
+            .is_some_and(|message| waits(message, blocks))
+        {
             for variant in [Variant::AfterData, Variant::Deadline] {
                 if passes(variant, &mut messages)? {
                     break 'verdict Verdict::Passed(variant);
@@ -185,11 +195,19 @@ fn judge(mut run: impl FnMut(Variant, Beside) -> Result<Option<Outcome>>) -> Res
     Ok(Finding { verdict, messages })
 }
 
-/// Returns whether `message` is that of an `accept()` that had to wait.
-fn waits(message: &str) -> bool {
-    [NOTHING_TO_ACCEPT, NOT_ACCEPTED]
-        .iter()
-        .any(|part| message.contains(part))
+/// Returns whether `message` is that of an `accept()` that had to wait. `blocks` says whether the
+/// script has one that blocks.
+fn waits(message: &str, blocks: bool) -> bool {
+    let is = |part: &str| message.contains(part);
+    is(NOTHING_TO_ACCEPT) || is(NOT_ACCEPTED) || blocks && is(LATE_CALL)
+}
+
+/// Returns whether a script has an `accept()` that blocks: packetdrill is told when it returns.
+fn blocks(script: &str) -> bool {
+    let calls = script.lines().filter(|line| line.contains("accept("));
+    calls
+        .filter_map(|line| line.split_whitespace().next())
+        .any(|time| time.contains("..."))
 }
 
 /// What `cargo xtask packetdrill` asks for.
@@ -211,6 +229,9 @@ pub(crate) struct Options {
     /// How late a segment or system call may be, in microseconds.
     #[arg(long)]
     tolerance_usecs: u32,
+    /// By how many microseconds `accept()` is called later where the listener has a deadline.
+    #[arg(long)]
+    later_usecs: u32,
 }
 
 /// Runs the scripts of the plan, some of them beside each other. What it finds is the caller's to
@@ -243,8 +264,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         while let Some(&(name, family)) = plan.get(next.fetch_add(1, Ordering::Relaxed)) {
             let start = Instant::now();
             let mut runs = 0;
-            let Finding { verdict, messages } =
-                judge(|variant, beside| runner.run(name, family, variant, beside, &mut runs))?;
+            let blocks = blocks(&fs::read_to_string(runner.script(name, Variant::Plain))?);
+            let run = |variant, beside| runner.run(name, family, variant, beside, &mut runs);
+            let Finding { verdict, messages } = judge(blocks, run)?;
             let result = json!({
                 "name": name,
                 "family": family,
@@ -287,6 +309,12 @@ struct Runner<'a> {
 }
 
 impl Runner<'_> {
+    /// Returns where a variant of a script is, if there is one.
+    fn script(&self, name: &str, variant: Variant) -> PathBuf {
+        let directory = self.options.scripts.join(variant.directory());
+        directory.join(name).with_extension("pkt")
+    }
+
     /// Runs a variant of a script, as one more of its `runs`. Returns nothing if there is none.
     fn run(
         &self,
@@ -296,15 +324,20 @@ impl Runner<'_> {
         beside: Beside,
         runs: &mut u32,
     ) -> Result<Option<Outcome>> {
-        let directory = self.options.scripts.join(variant.directory());
-        let script = directory.join(name).with_extension("pkt");
+        let script = self.script(name, variant);
         if !script.exists() {
             return Ok(None);
         }
         *runs += 1;
         let log = format!("{name}.{family}.{runs}-{}", variant.directory());
         let log = self.logs.join(log);
-        let run = || packetdrill(self.options, self.place, &script, family, &log);
+        // Whatever comes after an `accept()` that was put off is later, and so are its timestamps.
+        let tolerance = match variant {
+            Variant::Deadline => self.options.tolerance_usecs + self.options.later_usecs,
+            _ => self.options.tolerance_usecs,
+        };
+        let options = (&*self.options.packetdrill, tolerance);
+        let run = || packetdrill(options, self.place, &script, family, &log);
         let outcome = match beside {
             Beside::Others => {
                 let _guard = self.alone.read().unwrap_or_else(PoisonError::into_inner);
@@ -342,7 +375,7 @@ fn prepare(helpers: &Path, place: &Path) -> Result<()> {
 
 /// Runs a script in a network namespace of its own, and keeps its output in `log`.
 fn packetdrill(
-    options: &Options,
+    (program, tolerance_usecs): (&Path, u32),
     place: &Path,
     script: &Path,
     family: &str,
@@ -352,9 +385,9 @@ fn packetdrill(
     let path = std::env::var("PATH").context("there is no PATH")?;
     let mut child = Command::new("unshare")
         .arg("--net")
-        .arg(&options.packetdrill)
+        .arg(program)
         .args(addresses(family)?)
-        .arg(format!("--tolerance_usecs={}", options.tolerance_usecs))
+        .arg(format!("--tolerance_usecs={tolerance_usecs}"))
         .arg(script)
         .current_dir(place)
         .env("PATH", format!("{}:{path}", place.display()))
@@ -449,9 +482,14 @@ mod tests {
     /// Judges a script whose runs end one after the other as `outcomes` say: the variant, and what
     /// packetdrill says if it fails. Checks that these runs take place, and no others.
     fn judged(outcomes: &[(Variant, Option<&str>)]) -> Finding {
+        judged_of(false, outcomes)
+    }
+
+    /// The same of a script with an `accept()` that `blocks`.
+    fn judged_of(blocks: bool, outcomes: &[(Variant, Option<&str>)]) -> Finding {
         let mut left = outcomes.iter();
         let mut before = None;
-        let finding = judge(|variant, beside| {
+        let finding = judge(blocks, |variant, beside| {
             let (wanted, said) = left.next().expect("one run too many");
             assert_eq!(variant, *wanted);
             // Whatever is run again at once is run alone.
@@ -523,6 +561,33 @@ mod tests {
             (Deadline, None),
         ]);
         assert_eq!(finding.verdict, Verdict::Passed(Deadline));
+    }
+
+    #[test]
+    fn only_a_blocking_accept_makes_a_late_call_one_that_waits() {
+        let late = Some("line 18: timing error: expected system call start at 0.4 sec");
+        let finding = judged_of(
+            true,
+            &[
+                (Plain, None),
+                (Filtered, late),
+                (AfterData, Some("missing")),
+                (Deadline, None),
+            ],
+        );
+        assert_eq!(finding.verdict, Verdict::Passed(Deadline));
+        let finding = judged(&[(Plain, None), (Filtered, late), (Filtered, None)]);
+        assert_eq!(finding.verdict, Verdict::Passed(Filtered));
+    }
+
+    #[test]
+    fn an_accept_with_a_time_of_its_return_blocks() {
+        assert!(blocks(
+            "0 listen(3, 1) = 0\n+0...0.200 accept(3, ..., ...) = 4\n"
+        ));
+        assert!(!blocks(
+            "0 socket(..., SOCK_STREAM, 0) = 3\n+0 accept(3, ..., ...) = 4\n"
+        ));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use xshell::Shell;
 
-use self::script::{Script, Variant};
+use self::script::{Script, Variant, LATER_USECS};
 use super::{exit_code, test::keep};
 use crate::guest::Report;
 use crate::kernel::Kind;
@@ -96,6 +96,7 @@ impl Packetdrill {
             format!("--scripts={}", path(&scripts)),
             format!("--out={}", path(&out)),
             format!("--tolerance-usecs={TOLERANCE_USECS}"),
+            format!("--later-usecs={LATER_USECS}"),
         ];
         let name = format!("packetdrill on {}", self.kernel.name());
         let report = ui::step(&name, |_| lab.run(&guest, &command))?;

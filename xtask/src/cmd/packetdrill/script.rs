@@ -45,7 +45,7 @@ const DEADLINE_MS: u32 = 5;
 ///
 /// The deadline with some room, so that the script's times still hold. Otherwise a blocking
 /// `accept()` would be late by the deadline, and one that does not block would find nothing.
-const LATER_USECS: u64 = 10_000;
+pub(super) const LATER_USECS: u64 = 10_000;
 
 /// When an event takes place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -437,10 +437,10 @@ impl Script {
             match part {
                 Part::Other(other) => text.push_str(other),
                 Part::Event(event) => {
-                    text.push_str(&event.text());
                     if let Some(listener) = event.listens() {
                         set_filter(&mut text, listener, variant, waits);
                     }
+                    text.push_str(&event.text());
                 }
             }
         }
@@ -448,7 +448,8 @@ impl Script {
     }
 }
 
-/// Adds the calls that set the filter on `listener`.
+/// Adds the calls that set the filter on `listener`, before it listens: later they would wait for
+/// two RCU grace periods, which is more than the times of some scripts allow.
 fn set_filter(text: &mut String, listener: i64, variant: Variant, waits: bool) {
     if !text.ends_with('\n') {
         text.push('\n');
@@ -557,10 +558,10 @@ mod tests {
     /// What sets the deadline.
     const DEADLINE: &str = "+0 setsockopt(3, 0xACCF, 1, [5], 4) = 0\n";
 
-    /// Returns the beginning with `added` after `listen()`.
+    /// Returns the beginning with `added` before `listen()`.
     fn begin(added: &[&str]) -> String {
-        let listen = "// Here.\n";
-        BEGIN.replace(listen, &format!("{listen}{}", added.concat()))
+        let listen = "   +0 listen(3, 1) = 0  // Here.\n";
+        BEGIN.replace(listen, &format!("{}{listen}", added.concat()))
     }
 
     /// Rewrites a client that connects and then `rest`.
@@ -594,8 +595,8 @@ mod tests {
         let text = rewritten(Variant::Filtered, rest).unwrap();
         assert!(text.starts_with(&begin(&[FILTER, AT_ONCE])), "{text}");
         assert_eq!(text.matches("dataready").count(), 2, "{text}");
-        let second =
-            "+.5 listen(17, 8) = 0\n+0 setsockopt(17, SOL_TCP, 31, \"dataready\", 9) = 0\n";
+        let second = "+0 close(3) = 0\n+0 setsockopt(17, SOL_TCP, 31, \"dataready\", 9) = 0\n\
+                      +0 fcntl(17, F_SETFL, O_RDWR|O_NONBLOCK) = 0\n+.5 listen(17, 8) = 0\n";
         assert!(text.contains(second), "{text}");
     }
 
