@@ -39,9 +39,7 @@ struct Changing {
 
 pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let mut rng = round.rng(PLACE);
-    let ns = Netns::new()?;
-    round.board.event("namespaces made");
-    round.board.show_namespace(&ns);
+    let ns = round.namespace()?;
     let ecn = Ecn::at_random(round, &mut rng, &ns, &ns)?;
     let mut server = Server::new()?;
     let mut beds = Vec::new();

@@ -13,7 +13,6 @@ use accf_kit::account::{self, describe, fields, stats};
 use accf_kit::control::{pause, resume, settings, Config, OnClose, OnTimeout, Stats};
 use accf_kit::endpoint::{reset_on_close, Accepted, Listen, Listener};
 use accf_kit::fault::Whose;
-use accf_kit::netns::Netns;
 use accf_kit::segment::Flags;
 use accf_kit::tun_clients::TunClients;
 use accf_kit::wait;
@@ -38,9 +37,7 @@ const INSIDE: u32 = 50_000;
 pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let mut rng = round.rng(PLACE);
     let family = any_family(&mut rng);
-    let ns = Netns::new()?;
-    round.board.event("namespaces made");
-    round.board.show_namespace(&ns);
+    let ns = round.namespace()?;
     // Half-open clients are forgotten after 7 s.
     ns.set_sysctl("net.ipv4.tcp_synack_retries", "2")?;
     let mut listeners = Vec::new();

@@ -8,7 +8,6 @@ use accf_kit::account::describe;
 use accf_kit::clients::sockets::Sockets;
 use accf_kit::clients::{Behaviour, Clients, Limit, Mix, Pace, Policy, Tally, Target, Timing};
 use accf_kit::control::{pause, resume, set_config, Config, OnClose, OnTimeout, Stats};
-use accf_kit::netns::Netns;
 use accf_kit::server::{Served, Server};
 use anyhow::{ensure, Context as _, Result};
 
@@ -31,9 +30,7 @@ const MIX: &Mix = &[
 
 pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let mut rng = round.rng(PLACE);
-    let ns = Netns::new()?;
-    round.board.event("namespaces made");
-    round.board.show_namespace(&ns);
+    let ns = round.namespace()?;
     let ecn = Ecn::at_random(round, &mut rng, &ns, &ns)?;
     let policy = Policy {
         on_timeout: OnTimeout::Accept,

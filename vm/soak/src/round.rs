@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use accf_kit::control::Stats;
 use accf_kit::fault::Whose;
+use accf_kit::netns::Netns;
+use anyhow::Result;
 
 use crate::board::Board;
 use crate::program::Program;
@@ -113,6 +115,14 @@ impl<'a> Round<'a> {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
         fastrand::Rng::with_seed(hash)
+    }
+
+    /// Makes a network namespace for an actor, and has the board count and show it.
+    pub(crate) fn namespace(&self) -> Result<Netns> {
+        let ns = Netns::new()?;
+        self.board.event("namespaces made");
+        self.board.show_namespace(&ns);
+        Ok(ns)
     }
 
     /// Waits until all actors are ready, so that they begin together.

@@ -7,7 +7,6 @@ use accf_kit::clients::segments::{self, Segments};
 use accf_kit::clients::{released_were_accepted, Behaviour, Clients, Pace, Policy};
 use accf_kit::control::Stats;
 use accf_kit::counters::Counters;
-use accf_kit::netns::Netns;
 use accf_kit::server::Served;
 use anyhow::{ensure, Context as _, Result};
 
@@ -22,9 +21,7 @@ const LITTLE_ROOM: u32 = 4;
 pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let mut rng = round.rng(PLACE);
     let family = any_family(&mut rng);
-    let ns = Netns::new()?;
-    round.board.event("namespaces made");
-    round.board.show_namespace(&ns);
+    let ns = round.namespace()?;
     // Half-open clients are forgotten after 7 s; every other one acknowledges before, however busy
     // the machine is.
     ns.set_sysctl("net.ipv4.tcp_synack_retries", "2")?;

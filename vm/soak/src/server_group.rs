@@ -38,9 +38,7 @@ const MIGRATE: &str = "net.ipv4.tcp_migrate_req";
 
 pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let mut rng = round.rng(PLACE);
-    let ns = Netns::new()?;
-    round.board.event("namespaces made");
-    round.board.show_namespace(&ns);
+    let ns = round.namespace()?;
     let ecn = Ecn::at_random(round, &mut rng, &ns, &ns)?;
     let family = any_family(&mut rng);
     let mut members = Vec::new();
