@@ -19,6 +19,8 @@ use crate::scene::{expect_reset, serve, Peer, RawScene, Scene, REQUEST};
 
 /// The limit of cases that compare.
 pub(crate) const LONG: Duration = Duration::from_secs(180);
+/// The window scale of clients.
+pub(crate) const WINDOW_SCALE: u8 = 7;
 
 /// How a connection comes to be accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +89,57 @@ pub(crate) fn any_client(_: &RawScene, _: &mut RawClient) -> Result<()> {
     Ok(())
 }
 
+/// What the headers of a segment say that its connection leaves open.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Headers {
+    /// AE, CWR and ECE.
+    pub(crate) ace: u8,
+    /// TOS, or traffic class.
+    pub(crate) dsfield: u8,
+    /// TTL, or hop limit.
+    pub(crate) hop_limit: u8,
+    pub(crate) flow_label: u32,
+    pub(crate) window: u16,
+}
+
+impl Headers {
+    /// Returns a segment with these headers.
+    pub(crate) fn on(self, segment: Segment) -> Forged {
+        let mut forged = Forged::from(Segment {
+            window: self.window,
+            ..segment
+        });
+        forged.set_ace(self.ace);
+        forged.dsfield = self.dsfield;
+        forged.hop_limit = self.hop_limit;
+        forged.flow_label = self.flow_label;
+        forged
+    }
+}
+
+/// Has a client do its handshake, with a bare ACK.
+pub(crate) fn handshake(
+    context: &Context,
+    scene: &RawScene,
+    client: &mut RawClient,
+    mss: u16,
+    syn: Headers,
+    ack: Headers,
+) -> Result<()> {
+    let syn = syn.on(Segment {
+        mss: Some(mss),
+        sack_permitted: true,
+        window_scale: Some(WINDOW_SCALE),
+        ..client.segment(Flags::SYN, b"")
+    });
+    client.snd_nxt = syn.segment.end_seq();
+    inject(scene, &syn)?;
+    client
+        .receive_until(context.patience(), Segment::is_syn_ack)?
+        .context("no SYN-ACK came")?;
+    inject(scene, &ack.on(client.segment(Flags::ACK, b"")))
+}
+
 impl Comparison<'_> {
     /// Checks that connections are alike, whichever way they were accepted.
     pub(crate) fn run(&self, context: &Context, family: Family) -> Result<()> {
@@ -114,25 +167,20 @@ impl Comparison<'_> {
     fn connect(&self, context: &Context, scene: &RawScene) -> Result<RawClient> {
         let mut client = scene.client();
         (self.client)(scene, &mut client)?;
-        let mut syn = Forged::from(Segment {
-            mss: Some(1460),
-            sack_permitted: true,
-            window_scale: Some(7),
-            ..client.segment(Flags::SYN, b"")
-        });
-        syn.dsfield = 0x40;
-        syn.hop_limit = 60;
-        syn.flow_label = 0x1_2345;
-        client.snd_nxt = syn.segment.end_seq();
-        inject(scene, &syn)?;
-        client
-            .receive_until(context.patience(), Segment::is_syn_ack)?
-            .context("no SYN-ACK came")?;
-        let mut ack = Forged::from(client.segment(Flags::ACK, b""));
-        ack.dsfield = 0xb8;
-        ack.hop_limit = 33;
-        ack.flow_label = 0xa_bcde;
-        inject(scene, &ack)?;
+        let syn = Headers {
+            ace: 0,
+            dsfield: 0x40,
+            hop_limit: 60,
+            flow_label: 0x1_2345,
+            window: u16::MAX,
+        };
+        let ack = Headers {
+            dsfield: 0xb8,
+            hop_limit: 33,
+            flow_label: 0xa_bcde,
+            ..syn
+        };
+        handshake(context, scene, &mut client, 1460, syn, ack)?;
         scene.bare_ack(context, &client)?;
         Ok(client)
     }

@@ -22,41 +22,10 @@ use socket2::SockRef;
 use crate::case::{case, each_family, expect_eq, expect_in, families, Context};
 use crate::count::counted;
 use crate::scene::{Client, RawScene, Scene, WireScene, REQUEST};
-
-/// How a connection comes to be accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    /// By its bare ACK, at a plain listener.
-    Plain,
-    /// By data.
-    Data,
-    /// At the deadline.
-    Deadline,
-}
-
-impl Way {
-    fn listen(self, family: Family) -> Listen {
-        match self {
-            Self::Plain => Listen::plain(family),
-            Self::Data => Listen::filtered(family).config(timeout(0)),
-            Self::Deadline => Listen::filtered(family).config(timeout(400)),
-        }
-    }
-}
-
-/// What differs between two clients' bare ACKs.
-#[derive(Clone, Copy, Debug)]
-struct Ack {
-    /// AE, CWR and ECE.
-    ace: u8,
-    dsfield: u8,
-    hop_limit: u8,
-    flow_label: u32,
-    window: u16,
-}
+use crate::ways::{handshake, inject, Headers, Way, LONG, WINDOW_SCALE};
 
 /// The ACK of a client of the kernel's, but for its hop limit.
-const ACK: Ack = Ack {
+const ACK: Headers = Headers {
     ace: 2,
     dsfield: 0,
     hop_limit: 33,
@@ -84,12 +53,8 @@ const DIFFERS: [(&str, &str); 15] = [
     ("ato", "adapts to when the last segments came"),
 ];
 
-/// The limit of cases with many scenes.
-const LONG: Duration = Duration::from_secs(180);
-
 /// What clients say in their SYNs.
 const MSS: u16 = 1024;
-const WINDOW_SCALE: u8 = 7;
 
 /// Fields that count SYN-ACKs; `field.ack.repeated_syn_ack` compares them.
 const OF_SYN_ACKS: [&str; 3] = ["total_retrans", "total_rto", "total_rto_recoveries"];
@@ -136,7 +101,7 @@ fn alike(plain: &Facts, other: &Facts, what: &str) -> Result<()> {
 
 /// Clients that send certain bare ACKs, and how the listener is set up for them.
 struct Play<'a> {
-    acks: &'a [Ack],
+    acks: &'a [Headers],
     /// AE, CWR and ECE of the SYNs.
     syn_ace: u8,
     timestamps: bool,
@@ -234,57 +199,33 @@ fn connect(
     scene: &RawScene,
     syn_ace: u8,
     timestamps: bool,
-    ack: &Ack,
+    ack: &Headers,
 ) -> Result<RawClient> {
     let mut client = scene.client();
     if timestamps {
         client = client.with_timestamps();
     }
-    let mut syn = Forged::from(Segment {
-        mss: Some(MSS),
-        sack_permitted: true,
-        window_scale: Some(WINDOW_SCALE),
-        ..client.segment(Flags::SYN, b"")
-    });
-    syn.set_ace(syn_ace);
-    syn.hop_limit = 200;
-    syn.dsfield = 0x40;
-    syn.flow_label = 0x1_2345;
-    client.snd_nxt = syn.segment.end_seq();
-    inject(scene, &syn)?;
-    client
-        .receive_until(context.patience(), Segment::is_syn_ack)?
-        .context("no SYN-ACK came")?;
-    inject(scene, &forge(&client, ack))?;
+    let syn = Headers {
+        ace: syn_ace,
+        dsfield: 0x40,
+        hop_limit: 200,
+        flow_label: 0x1_2345,
+        window: u16::MAX,
+    };
+    handshake(context, scene, &mut client, MSS, syn, *ack)?;
     Ok(client)
-}
-
-fn inject(scene: &RawScene, forged: &Forged) -> Result<()> {
-    for packet in forged.packets()? {
-        scene.host.inject(&packet)?;
-    }
-    Ok(())
-}
-
-fn forge(client: &RawClient, ack: &Ack) -> Forged {
-    let mut forged = Forged::from(Segment {
-        window: ack.window,
-        ..client.segment(Flags::ACK, b"")
-    });
-    forged.set_ace(ack.ace);
-    forged.dsfield = ack.dsfield;
-    forged.hop_limit = ack.hop_limit;
-    forged.flow_label = ack.flow_label;
-    forged
 }
 
 /// Sends the request, as a client does that has agreed on Accurate ECN.
 fn say(scene: &RawScene, client: &mut RawClient) -> Result<()> {
-    let mut request = Forged::from(client.segment(Flags::PSH_ACK, REQUEST));
-    request.set_ace(5);
-    request.dsfield = 2;
-    request.hop_limit = 99;
-    request.flow_label = 0x5_4321;
+    let headers = Headers {
+        ace: 5,
+        dsfield: 2,
+        hop_limit: 99,
+        flow_label: 0x5_4321,
+        window: client.window,
+    };
+    let request = headers.on(client.segment(Flags::PSH_ACK, REQUEST));
     client.snd_nxt = request.segment.end_seq();
     inject(scene, &request)
 }
@@ -305,7 +246,7 @@ fn window(context: &Context, family: Family) -> Result<()> {
     const WINDOW: u16 = (ROOM >> WINDOW_SCALE) as u16;
     for way in [Way::Plain, Way::Deadline] {
         let scene = RawScene::new(context, family, &way.listen(family))?;
-        let ack = Ack {
+        let ack = Headers {
             window: WINDOW,
             ..ACK
         };
@@ -333,13 +274,13 @@ fn packet_options_of_listener(context: &Context, family: Family) -> Result<()> {
         Play {
             acks: &[
                 ACK,
-                Ack {
+                Headers {
                     dsfield: 0xb8,
                     hop_limit: 1,
                     flow_label: 1,
                     ..ACK
                 },
-                Ack {
+                Headers {
                     dsfield: 0x29,
                     hop_limit: 255,
                     flow_label: 0xf_ffff,
@@ -398,9 +339,9 @@ case!(Default, "field.ack.classic_ecn" => each_family(|c, f| accurate_ecn(c, f, 
 case!(Default, "field.ack.without_ecn" => each_family(|c, f| accurate_ecn(c, f, 0)).long(LONG));
 /// Checks connections whose bare ACKs have all values of AE, CWR and ECE, and of IP's bits of ECN.
 fn accurate_ecn(context: &Context, family: Family, syn_ace: u8) -> Result<()> {
-    let acks: Vec<Ack> = (0..8)
+    let acks: Vec<Headers> = (0..8)
         .flat_map(|ace| {
-            (0..4).map(move |dsfield| Ack {
+            (0..4).map(move |dsfield| Headers {
                 ace,
                 dsfield,
                 ..ACK
