@@ -52,6 +52,7 @@ pub mod memory;
 pub mod module;
 pub mod netns;
 pub mod packet_options;
+mod plug;
 pub mod raw;
 pub mod rx_stamps;
 pub mod segment;

@@ -144,6 +144,15 @@ impl Links {
             .with_context(|| format!("bring interface {index} up"))
     }
 
+    /// Gives an interface a hardware address.
+    pub(crate) fn set_mac(&self, index: u32, mac: Mac) -> Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes = vec![LinkAttribute::Address(mac.to_vec())];
+        self.tell(RouteNetlinkMessage::SetLink(link), 0)
+            .with_context(|| format!("give interface {index} a hardware address"))
+    }
+
     /// Makes room for that many packets that wait to leave.
     pub(crate) fn set_queue(&self, index: u32, packets: u32) -> Result<()> {
         let mut link = LinkMessage::default();

@@ -2,32 +2,30 @@
 
 //! A TCP client that sends each segment itself.
 //!
-//! It lives behind a TUN interface: the namespace's kernel sees a peer on the other side, and
-//! nothing but this code answers for it. So a test can send what no kernel would: data on the third
-//! segment, a SYN after the handshake, a keepalive probe at will, a wrong acknowledgement number.
+//! It lives behind a TUN or TAP interface ([`Plug`]): the namespace's kernel sees a peer on the
+//! other side, and nothing but this code answers for it. So a test can send what no kernel would:
+//! data on the third segment, a SYN after the handshake, a keepalive probe at will, a wrong
+//! acknowledgement number.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
-use nix::libc;
 
 use crate::capture::Capture;
 use crate::clock::Stamp;
 use crate::endpoint::Family;
 use crate::netns::Netns;
+use crate::plug::{Port, CLIENT_MAC};
 use crate::segment::{Flags, Segment, Timestamps};
-use crate::sys;
 use crate::wait::{self, Reader};
+
+pub use crate::plug::{Plug, GSO_SIZE};
 
 /// The interface's name.
 pub const INTERFACE: &str = "raw0";
@@ -37,7 +35,7 @@ const SERVER_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 const CLIENT_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
 const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
 
-/// The far side of a TUN interface, where the clients live.
+/// The far side of a TUN or TAP interface, where the clients live.
 #[derive(Debug)]
 pub struct RawHost {
     ns: Netns,
@@ -48,7 +46,7 @@ pub struct RawHost {
 
 #[derive(Debug)]
 struct Shared {
-    tun: File,
+    port: Port,
     /// The channel for the segments sent to each port here.
     clients: Mutex<HashMap<u16, Sender<Received>>>,
 }
@@ -65,11 +63,32 @@ pub struct Received {
 impl RawHost {
     /// Plugs a TUN interface into a server's namespace.
     pub fn new(ns: &Netns) -> Result<Self> {
+        Self::plugged(ns, Plug::Tun)
+    }
+
+    /// Plugs an interface into a server's namespace.
+    pub fn plugged(ns: &Netns, plug: Plug) -> Result<Self> {
+        let port = Port::open(ns, INTERFACE, plug)?;
+        Self::behind(ns, port)
+    }
+
+    /// Gives the server its addresses, for clients whose packets are written to `port`.
+    fn behind(ns: &Netns, port: Port) -> Result<Self> {
+        let links = ns.links()?;
+        let index = ns.interface_index(INTERFACE)?;
+        links.add_address(index, SERVER_V4.into())?;
+        links.add_address(index, SERVER_V6.into())?;
+        links.up(index)?;
+        if port.is_tap() {
+            // Nothing here answers ARP or neighbour discovery.
+            links.add_neighbour(index, CLIENT_V4.into(), CLIENT_MAC)?;
+            links.add_neighbour(index, CLIENT_V6.into(), CLIENT_MAC)?;
+        }
         let shared = Arc::new(Shared {
-            tun: plug(ns, INTERFACE, None, SERVER_V4, SERVER_V6)?,
+            port,
             clients: Mutex::new(HashMap::new()),
         });
-        let mut buffer = vec![0; 1 << 16];
+        let mut buffer = vec![0; 1 << 17];
         let reader = Reader::start(shared.clone(), move |shared| shared.read(&mut buffer))?;
         let host = Self {
             ns: ns.clone(),
@@ -94,7 +113,7 @@ impl RawHost {
             })?;
             ensure!(
                 answered,
-                "nothing answers behind the TUN interface ({family})"
+                "nothing answers behind the clients' interface ({family})"
             );
         }
         Ok(())
@@ -113,7 +132,7 @@ impl RawHost {
 
     /// Puts a whole packet on the wire, from its IP header on: what is no client's segment.
     pub fn inject(&self, packet: &[u8]) -> Result<Stamp> {
-        self.shared.write(packet)
+        self.shared.port.write(packet)
     }
 
     /// Returns a client of a server's port that has not sent anything yet.
@@ -139,52 +158,9 @@ impl RawHost {
     }
 }
 
-/// Plugs a TUN interface into a server's namespace, with the server's addresses and, if a length is
-/// given, a queue for what the server sends.
-pub(crate) fn plug(
-    ns: &Netns,
-    interface: &str,
-    queue: Option<u32>,
-    v4: Ipv4Addr,
-    v6: Ipv6Addr,
-) -> Result<File> {
-    let tun = ns.run(|| {
-        let tun = open().context("/dev/net/tun (CONFIG_TUN)")?;
-        sys::tun_attach(tun.as_fd(), interface).context("TUNSETIFF")?;
-        Ok(tun)
-    })?;
-    let links = ns.links()?;
-    let index = ns.interface_index(interface)?;
-    if let Some(packets) = queue {
-        links.set_queue(index, packets)?;
-    }
-    links.add_address(index, v4.into())?;
-    links.add_address(index, v6.into())?;
-    links.up(index)?;
-    Ok(tun)
-}
-
-fn open() -> io::Result<File> {
-    let open = || {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open("/dev/net/tun")
-    };
-    open().or_else(|error| {
-        if error.kind() != io::ErrorKind::NotFound {
-            return Err(error);
-        }
-        // Without udev the node does not exist before the module is loaded.
-        Command::new("modprobe").arg("tun").status()?;
-        open()
-    })
-}
-
 impl AsFd for Shared {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.tun.as_fd()
+        self.port.as_fd()
     }
 }
 
@@ -193,21 +169,9 @@ impl Shared {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self, packet: &[u8]) -> Result<Stamp> {
-        let at = Stamp::now();
-        // A write to a TUN interface is taken as a whole or not at all.
-        let length = (&self.tun)
-            .write(packet)
-            .context("write to a TUN interface")?;
-        ensure!(length == packet.len(), "a TUN interface took half a packet");
-        Ok(at)
-    }
-
     fn read(&self, buffer: &mut [u8]) -> Result<()> {
-        match (&self.tun).read(buffer) {
-            Ok(length) => self.dispatch(buffer.get(..length).unwrap_or_default()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error).context("read from a TUN interface"),
+        if let Some(packet) = self.port.read(buffer)? {
+            self.dispatch(packet);
         }
         Ok(())
     }
@@ -271,7 +235,7 @@ impl RawClient {
 
     /// Sends a segment just as it is; returns when.
     pub fn send(&mut self, segment: &Segment) -> Result<Stamp> {
-        let at = self.shared.write(&segment.build()?)?;
+        let at = self.shared.port.write(&segment.build()?)?;
         if let Some(timestamps) = &mut self.timestamps {
             timestamps.value = timestamps.value.wrapping_add(1);
         }
@@ -348,7 +312,7 @@ impl RawClient {
             }
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => {
-                anyhow::bail!("the TUN interface's reader has ended")
+                anyhow::bail!("the reader of the clients' interface has ended")
             }
         }
     }

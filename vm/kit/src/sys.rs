@@ -283,8 +283,9 @@ pub(crate) fn packet_address(interface: u32) -> io::Result<LinkAddr> {
     address.ok_or_else(|| Errno::EINVAL.into())
 }
 
-/// Turns an open `/dev/net/tun` into the TUN interface `name`, without a header before each packet.
-pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+/// Turns an open `/dev/net/tun` into the interface `name`, of the kind and with the headers that
+/// `flags` say (`IFF_TUN` and others).
+pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str, flags: i32) -> io::Result<()> {
     if name.len() >= libc::IFNAMSIZ {
         return Err(Errno::ENAMETOOLONG.into());
     }
@@ -295,7 +296,8 @@ pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let request = libc::ifreq {
         ifr_name,
         ifr_ifru: libc::__c_anonymous_ifr_ifru {
-            ifru_flags: (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short,
+            // The flags are the lower 16 bits, of which one is the sign.
+            ifru_flags: flags as libc::c_short,
         },
     };
     // SAFETY:
@@ -303,6 +305,15 @@ pub(crate) fn tun_attach(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     // - TUNSETIFF reads it and writes back the name only, inside the same structure;
     // - The descriptor stays open while it is borrowed.
     let rc = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw const request) };
+    Errno::result(rc)?;
+    Ok(())
+}
+
+/// Says which offloads the reader of a TUN or TAP interface takes (`TUN_F_CSUM` and others).
+pub(crate) fn tun_offloads(tun: BorrowedFd<'_>, offloads: u32) -> io::Result<()> {
+    let offloads = libc::c_ulong::from(offloads);
+    // SAFETY: TUNSETOFFLOAD takes a number; the descriptor stays open while it is borrowed.
+    let rc = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETOFFLOAD, offloads) };
     Errno::result(rc)?;
     Ok(())
 }

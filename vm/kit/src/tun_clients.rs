@@ -19,10 +19,11 @@ use anyhow::{bail, ensure, Context, Result};
 use nix::errno::Errno;
 use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 
+use crate::count;
 use crate::endpoint::Family;
 use crate::netns::Netns;
+use crate::plug::plug_tun;
 use crate::segment::{Flags, Segment};
-use crate::{count, raw};
 
 /// The interface's name.
 pub const INTERFACE: &str = "clients0";
@@ -69,7 +70,7 @@ impl TunClients {
     pub fn new(ns: &Netns, family: Family, server_port: u16) -> Result<Self> {
         let ip = family.pick(SERVER_V4, SERVER_V6);
         let mut clients = Self {
-            tun: raw::plug(ns, INTERFACE, Some(QUEUE), SERVER_V4, SERVER_V6)?,
+            tun: plug_tun(ns, INTERFACE, QUEUE, SERVER_V4, SERVER_V6)?,
             family,
             server: SocketAddr::new(ip, 1),
             buffer: vec![0; 1 << 16],
