@@ -334,8 +334,18 @@ impl RawScene {
 
     /// Opens a listener in a new namespace.
     pub(crate) fn new(context: &Context, family: Family, listen: &Listen) -> Result<Self> {
+        Self::with(context, family, listen, &RawHost::new)
+    }
+
+    /// The same, with clients that `host` connects to the namespace.
+    pub(crate) fn with(
+        context: &Context,
+        family: Family,
+        listen: &Listen,
+        host: &dyn Fn(&Netns) -> Result<RawHost>,
+    ) -> Result<Self> {
         let ns = Netns::new()?;
-        let host = RawHost::new(&ns)?;
+        let host = host(&ns)?;
         let listener = listen.open(&ns)?;
         let capture = host.watch()?;
         context.show_on_failure(&capture);
@@ -533,12 +543,22 @@ pub(crate) fn errno<T>(result: io::Result<T>) -> Result<Option<Errno>> {
 
 /// Reads a request from an accepted connection and answers it.
 pub(crate) fn serve(accepted: &Accepted) -> Result<()> {
+    serve_request(accepted, REQUEST)
+}
+
+/// The same for another request than [`REQUEST`].
+pub(crate) fn serve_request(accepted: &Accepted, expected: &[u8]) -> Result<()> {
     let mut stream = &accepted.stream;
-    let mut request = vec![0; REQUEST.len()];
+    let mut request = vec![0; expected.len()];
     stream
         .read_exact(&mut request)
         .context("read the request")?;
-    expect_eq!(request, REQUEST, "the request");
+    ensure!(
+        request == expected,
+        "the request: expected {}, saw {}",
+        expected.escape_ascii(),
+        request.escape_ascii()
+    );
     stream.write_all(RESPONSE).context("write the response")
 }
 

@@ -8,17 +8,43 @@ use accf_kit::capture::{Direction, Packet};
 use accf_kit::control::{settings, timeout, OnTimeout};
 use accf_kit::endpoint::{Accepted, Family, Listen};
 use accf_kit::forge::Forged;
-use accf_kit::raw::RawClient;
+use accf_kit::netns::Netns;
+use accf_kit::raw::{RawClient, RawHost};
 use accf_kit::segment::{Flags, Segment};
-use accf_kit::wait;
+use accf_kit::{packet_options, tcp_info, wait};
 use anyhow::{ensure, Context as _, Result};
 
 use crate::case::{expect_eq, Context};
 use crate::count::counted;
-use crate::scene::{expect_reset, serve, Peer, RawScene, Scene, REQUEST};
+use crate::scene::{expect_reset, serve_request, Peer, RawScene, Scene, REQUEST};
 
 /// The limit of cases that compare.
 pub(crate) const LONG: Duration = Duration::from_secs(180);
+/// Fields of `TCP_INFO` that are not the same in two connections, and why.
+const DIFFERS: [(&str, &str); 15] = [
+    ("rto", "follows the round-trip time"),
+    ("rtt", "is measured"),
+    ("rttvar", "is measured"),
+    ("min_rtt", "is measured"),
+    ("rcv_rtt", "is measured"),
+    ("pacing_rate", "follows the round-trip time"),
+    ("delivery_rate", "is measured"),
+    ("last_data_sent", "is an age"),
+    ("last_data_recv", "is an age"),
+    ("last_ack_recv", "is an age"),
+    ("busy_time", "is a time"),
+    ("rwnd_limited", "is a time"),
+    ("sndbuf_limited", "is a time"),
+    ("total_rto_time", "is a time"),
+    // Compared where the ACK is acknowledged, and not where it is not.
+    ("ato", "adapts to when the last segments came"),
+];
+
+/// Fields that count SYN-ACKs; `field.ack.repeated_syn_ack` compares them.
+const OF_SYN_ACKS: [&str; 3] = ["total_retrans", "total_rto", "total_rto_recoveries"];
+
+/// The fact that has the flow labels.
+pub(crate) const FLOW_LABELS: &str = "flow labels";
 /// The window scale of clients.
 pub(crate) const WINDOW_SCALE: u8 = 7;
 
@@ -76,17 +102,16 @@ type Facts = Vec<(Moment, Vec<String>)>;
 
 /// How a connection is set up, and what is compared.
 pub(crate) struct Comparison<'a> {
+    /// Connects the clients to the listener's namespace.
+    pub(crate) host: &'a dyn Fn(&Netns) -> Result<RawHost>,
+    /// What the clients send.
+    pub(crate) request: &'a [u8],
     /// Called with the listener's scene before the first SYN.
     pub(crate) prepare: &'a dyn Fn(&RawScene) -> Result<()>,
     /// Called with a client before its SYN.
     pub(crate) client: &'a dyn Fn(&RawScene, &mut RawClient) -> Result<()>,
     /// Returns what must be the same, whichever way the connection was accepted.
     pub(crate) look: &'a dyn Fn(&View<'_>) -> Result<Vec<String>>,
-}
-
-/// Leaves a client as it is.
-pub(crate) fn any_client(_: &RawScene, _: &mut RawClient) -> Result<()> {
-    Ok(())
 }
 
 /// What the headers of a segment say that its connection leaves open.
@@ -140,7 +165,25 @@ pub(crate) fn handshake(
     inject(scene, &ack.on(client.segment(Flags::ACK, b"")))
 }
 
+impl Comparison<'static> {
+    /// Clients behind a TUN interface, nothing that is prepared, and nothing that is compared.
+    pub(crate) const DEFAULT: Self = Self {
+        host: &RawHost::new,
+        request: REQUEST,
+        prepare: &|_| Ok(()),
+        client: &|_, _| Ok(()),
+        look: &|_| Ok(Vec::new()),
+    };
+}
+
 impl Comparison<'_> {
+    /// Opens a listener that accepts this way, and prepares it.
+    fn scene(&self, context: &Context, family: Family, listen: &Listen) -> Result<RawScene> {
+        let scene = RawScene::with(context, family, listen, self.host)?;
+        (self.prepare)(&scene)?;
+        Ok(scene)
+    }
+
     /// Checks that connections are alike, whichever way they were accepted.
     pub(crate) fn run(&self, context: &Context, family: Family) -> Result<()> {
         let mut plain: Facts = Vec::new();
@@ -157,7 +200,7 @@ impl Comparison<'_> {
                     .iter()
                     .find_map(|(of, facts)| (*of == moment).then_some(facts))
                     .context("a moment that the plain listener did not have")?;
-                expect_eq!(seen, *expected, "{way:?}, {moment:?}");
+                alike(expected, &seen, &format!("{way:?}, {moment:?}"))?;
             }
         }
         Ok(())
@@ -187,15 +230,14 @@ impl Comparison<'_> {
 
     /// Returns what is known of a connection that was accepted this way.
     fn of(&self, context: &Context, family: Family, way: Way) -> Result<Facts> {
-        let scene = RawScene::new(context, family, &way.listen(family))?;
-        (self.prepare)(&scene)?;
+        let scene = self.scene(context, family, &way.listen(family))?;
         let mut client = self.connect(context, &scene)?;
         let mut newcomer = None;
         match way {
             Way::Plain | Way::Deadline => {}
             Way::Data => {
                 scene.counts(context, counted!(parked: 1))?;
-                client.data(REQUEST)?;
+                client.data(self.request)?;
             }
             Way::Evicted => {
                 scene.counts(context, counted!(parked: 1))?;
@@ -216,7 +258,7 @@ impl Comparison<'_> {
         };
         if way != Way::Data {
             look(&client, Moment::Silent)?;
-            client.data(REQUEST)?;
+            client.data(self.request)?;
         }
         ensure!(
             wait::readable(&accepted.stream, context.patience())?,
@@ -227,7 +269,7 @@ impl Comparison<'_> {
             .receive_until(context.patience(), |segment| segment.ack == end)?
             .context("the request was not acknowledged")?;
         look(&client, Moment::Requested)?;
-        serve(&accepted)?;
+        serve_request(&accepted, self.request)?;
         client.read_response(context)?;
         look(&client, Moment::Served)?;
         match way {
@@ -240,12 +282,22 @@ impl Comparison<'_> {
         Ok(facts)
     }
 
+    /// Checks that a client that resets while it is parked is never accepted.
+    pub(crate) fn aborts(&self, context: &Context, family: Family) -> Result<()> {
+        let scene = self.scene(context, family, &Way::Data.listen(family))?;
+        let mut client = self.connect(context, &scene)?;
+        scene.counts(context, counted!(parked: 1))?;
+        client.rst()?;
+        scene.counts(context, counted!(aborted: 1))?;
+        scene.accept_nothing(Duration::from_millis(100), "its client has reset")
+    }
+
     /// Checks that a silent client is reset, at its deadline and as the oldest of too many.
     pub(crate) fn resets(&self, context: &Context, family: Family) -> Result<()> {
         for (timeout_ms, max_parked) in [(400, 0), (60_000, 1)] {
             let config = settings(timeout_ms, max_parked, OnTimeout::Reset);
-            let scene = RawScene::new(context, family, &Listen::filtered(family).config(config))?;
-            (self.prepare)(&scene)?;
+            let listen = Listen::filtered(family).config(config);
+            let scene = self.scene(context, family, &listen)?;
             let mut client = self.connect(context, &scene)?;
             let newcomer = match max_parked {
                 0 => None,
@@ -262,6 +314,55 @@ impl Comparison<'_> {
         }
         Ok(())
     }
+}
+
+/// Fails unless both connections are alike; the error says in what they differ.
+pub(crate) fn alike(plain: &[String], other: &[String], what: &str) -> Result<()> {
+    let lacks = |one: &[String], two: &[String]| {
+        let facts = one.iter().filter(|fact| !two.contains(fact));
+        facts.cloned().collect::<Vec<_>>().join(", ")
+    };
+    ensure!(
+        plain == other,
+        "{what}: expected {}; saw {}",
+        lacks(plain, other),
+        lacks(other, plain)
+    );
+    Ok(())
+}
+
+/// Returns what can be known of a connection, and is the same in all that are alike: the fields of
+/// `TCP_INFO`, the control messages and the flow labels.
+pub(crate) fn facts(accepted: &Accepted, family: Family) -> Result<Vec<String>> {
+    let mut facts: Vec<String> = tcp_info::all(&accepted.stream)?
+        .into_iter()
+        .filter(|(name, _)| DIFFERS.iter().all(|(differs, _)| differs != name))
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    for (level, kind, data) in packet_options::told(&accepted.stream, family)? {
+        facts.push(format!("control message {level}.{kind} {data:?}"));
+    }
+    if family != Family::V4 {
+        let labels = packet_options::flow_labels(&accepted.stream)?;
+        facts.push(format!("{FLOW_LABELS} {labels:x?}"));
+    }
+    Ok(facts)
+}
+
+/// Takes the counts of SYN-ACKs away: on a busy machine a SYN-ACK may be sent again before the ACK
+/// comes.
+pub(crate) fn without_syn_acks(mut facts: Vec<String>) -> Vec<String> {
+    facts.retain(|fact| !begins_with_one_of(fact, &OF_SYN_ACKS));
+    facts
+}
+
+/// Returns whether the name of a fact is one of these.
+pub(crate) fn begins_with_one_of(fact: &str, names: &[&str]) -> bool {
+    let is_of = |name: &&str| {
+        let rest = fact.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with(' '))
+    };
+    names.iter().any(is_of)
 }
 
 /// Puts a forged segment on the wire.

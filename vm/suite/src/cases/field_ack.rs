@@ -22,7 +22,10 @@ use socket2::SockRef;
 use crate::case::{case, each_family, expect_eq, expect_in, families, Context};
 use crate::count::counted;
 use crate::scene::{Client, RawScene, Scene, WireScene, REQUEST};
-use crate::ways::{handshake, inject, Headers, Way, LONG, WINDOW_SCALE};
+use crate::ways::{
+    alike, begins_with_one_of, facts, handshake, inject, without_syn_acks, Headers, Way,
+    FLOW_LABELS, LONG, WINDOW_SCALE,
+};
 
 /// The ACK of a client of the kernel's, but for its hop limit.
 const ACK: Headers = Headers {
@@ -33,71 +36,10 @@ const ACK: Headers = Headers {
     window: 500,
 };
 
-/// Fields of `TCP_INFO` that are not the same in two connections, and why.
-const DIFFERS: [(&str, &str); 15] = [
-    ("rto", "follows the round-trip time"),
-    ("rtt", "is measured"),
-    ("rttvar", "is measured"),
-    ("min_rtt", "is measured"),
-    ("rcv_rtt", "is measured"),
-    ("pacing_rate", "follows the round-trip time"),
-    ("delivery_rate", "is measured"),
-    ("last_data_sent", "is an age"),
-    ("last_data_recv", "is an age"),
-    ("last_ack_recv", "is an age"),
-    ("busy_time", "is a time"),
-    ("rwnd_limited", "is a time"),
-    ("sndbuf_limited", "is a time"),
-    ("total_rto_time", "is a time"),
-    // Compared where the ACK is acknowledged, and not where it is not.
-    ("ato", "adapts to when the last segments came"),
-];
-
 /// What clients say in their SYNs.
 const MSS: u16 = 1024;
 
-/// Fields that count SYN-ACKs; `field.ack.repeated_syn_ack` compares them.
-const OF_SYN_ACKS: [&str; 3] = ["total_retrans", "total_rto", "total_rto_recoveries"];
-
-type Facts = Vec<(String, String)>;
-
-/// Returns what can be known of a connection, and is the same in all that are alike.
-fn facts(accepted: &Accepted, family: Family) -> Result<Facts> {
-    let mut facts: Facts = tcp_info::all(&accepted.stream)?
-        .into_iter()
-        .filter(|(name, _)| DIFFERS.iter().all(|(differs, _)| differs != name))
-        .map(|(name, value)| (name.to_owned(), value.to_string()))
-        .collect();
-    for (level, kind, data) in packet_options::told(&accepted.stream, family)? {
-        facts.push((
-            format!("control message {level}.{kind}"),
-            format!("{data:?}"),
-        ));
-    }
-    if family != Family::V4 {
-        let labels = packet_options::flow_labels(&accepted.stream)?;
-        facts.push(("flow labels".to_owned(), format!("{labels:x?}")));
-    }
-    Ok(facts)
-}
-
-/// Fails unless both connections are alike; the error says in what they differ.
-fn alike(plain: &Facts, other: &Facts, what: &str) -> Result<()> {
-    let lacks = |one: &Facts, two: &Facts| {
-        one.iter()
-            .filter(|fact| !two.contains(fact))
-            .map(|(name, value)| format!("{name} {value}"))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    ensure!(
-        plain == other,
-        "{what}: expected {}; saw {}",
-        lacks(plain, other),
-        lacks(other, plain)
-    );
-    Ok(())
-}
+type Facts = Vec<String>;
 
 /// Clients that send certain bare ACKs, and how the listener is set up for them.
 struct Play<'a> {
@@ -166,10 +108,7 @@ impl Play<'_> {
                     .context("the data was not acknowledged")?;
             }
             (self.accepted)(&connection)?;
-            let mut facts = facts(&connection, family)?;
-            // On a busy machine the SYN-ACK may be sent again before the ACK comes.
-            facts.retain(|(name, _)| !OF_SYN_ACKS.contains(&name.as_str()));
-            found.push(facts);
+            found.push(without_syn_acks(facts(&connection, family)?));
         }
         Ok(found)
     }
@@ -453,7 +392,8 @@ fn like_plain(context: &Context, family: Family) -> Result<()> {
                 }
                 let mut facts = facts(&accepted, family)?;
                 // The client's flow label is a random number.
-                facts.retain(|(name, _)| name != "flow labels" && !name.ends_with("41.11"));
+                let labels = [FLOW_LABELS, "control message 41.11"];
+                facts.retain(|fact| !begins_with_one_of(fact, &labels));
                 match &plain {
                     None => plain = Some(facts),
                     Some(plain) => {

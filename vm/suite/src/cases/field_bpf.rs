@@ -17,7 +17,7 @@ use crate::scene::{
     accept, accept_from_port, expect_reset, serve, serve_raw, Peer, RawScene, Scene, WireScene,
     REQUEST,
 };
-use crate::ways::{any_client, Comparison, Way, LONG};
+use crate::ways::{Comparison, Way, LONG};
 
 /// Ends a case on a kernel without `bpf()`.
 fn needs_bpf(context: &Context) -> Result<()> {
@@ -155,8 +155,8 @@ fn sock_ops(context: &Context, family: Family) -> Result<()> {
             before.set(counter.count()?);
             Ok(())
         },
-        client: &any_client,
         look: &|_| Ok(vec![format!("{} calls", counter.count()? - before.get())]),
+        ..Comparison::DEFAULT
     }
     .run(context, family)?;
     ensure!(counter.count()? > 0, "the program counts nothing");

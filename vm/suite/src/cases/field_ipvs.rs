@@ -54,6 +54,7 @@ fn behind(context: &Context, family: Family) -> Result<()> {
         prepare: &prepare,
         client: &to_virtual,
         look: &look,
+        ..Comparison::DEFAULT
     };
     comparison.run(context, family)?;
     comparison.resets(context, family)

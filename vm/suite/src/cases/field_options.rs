@@ -14,7 +14,7 @@ use nix::libc;
 use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::counted;
 use crate::scene::{accept_from_port, errno, serve, Scene, WireScene, REQUEST};
-use crate::ways::{any_client, Comparison, Moment, View, Way, LONG};
+use crate::ways::{Comparison, Moment, View, Way, LONG};
 
 const TCP_SAVE_SYN: i32 = 27;
 const TCP_SAVED_SYN: i32 = 28;
@@ -66,8 +66,8 @@ fn save_syn(context: &Context, family: Family, what: i32) -> Result<()> {
         prepare: &|scene| {
             set_tcp_option(&scene.listener, TCP_SAVE_SYN, what).context("TCP_SAVE_SYN")
         },
-        client: &any_client,
         look: &saved_syn_alike,
+        ..Comparison::DEFAULT
     }
     .run(context, family)
 }
@@ -107,7 +107,6 @@ fn timestamps(context: &Context, family: Family) -> Result<()> {
                 rx_stamps::ask(&scene.listener, ask)?;
                 Ok(())
             },
-            client: &any_client,
             look: &|view| {
                 if view.moment != Moment::Requested {
                     return Ok(Vec::new());
@@ -130,6 +129,7 @@ fn timestamps(context: &Context, family: Family) -> Result<()> {
                 );
                 Ok(vec!["the packet's".to_owned()])
             },
+            ..Comparison::DEFAULT
         }
         .run(context, family)
         .with_context(|| format!("{ask:?}"))?;

@@ -14,7 +14,7 @@ use socket2::SockRef;
 use crate::case::{case, each_family, expect_eq, Context};
 use crate::count::counted;
 use crate::scene::{accept_queue_holds, expect_reset, RawScene, Scene};
-use crate::ways::{any_client, inject, sent_to, way_of, Comparison, Moment, View, LONG};
+use crate::ways::{inject, sent_to, way_of, Comparison, Moment, View, LONG};
 
 /// What a listener says of what it sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +87,8 @@ fn accepted(context: &Context, family: Family) -> Result<()> {
     for says in Says::ALL {
         Comparison {
             prepare: &|scene| says.prepare(scene),
-            client: &any_client,
             look: &|view| look(context, view),
+            ..Comparison::DEFAULT
         }
         .run(context, family)
         .with_context(|| format!("{says:?}"))?;

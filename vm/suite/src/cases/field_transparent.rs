@@ -86,6 +86,7 @@ fn transparent(context: &Context, family: Family, route: Route) -> Result<()> {
         prepare: &|scene| route.prepare(scene),
         client: &to_foreign,
         look: &look,
+        ..Comparison::DEFAULT
     };
     comparison.run(context, family)?;
     comparison.resets(context, family)

@@ -15,7 +15,7 @@ use socket2::SockRef;
 
 use crate::case::{case, each_family, Context};
 use crate::scene::RawScene;
-use crate::ways::{any_client, Comparison, View, LONG};
+use crate::ways::{Comparison, View, LONG};
 
 /// The VRF's name.
 const VRF: &str = "vrf0";
@@ -89,8 +89,8 @@ case!(
 fn vrf(context: &Context, family: Family, bound: Bound) -> Result<()> {
     let comparison = Comparison {
         prepare: &|scene| bound.prepare(scene),
-        client: &any_client,
         look: &look,
+        ..Comparison::DEFAULT
     };
     comparison.run(context, family)?;
     comparison.resets(context, family)
