@@ -27,6 +27,7 @@ mod field_ipvs;
 mod field_options;
 mod field_pace;
 mod field_pause;
+mod field_plug;
 mod field_probe;
 mod field_same_port;
 mod field_tos;
