@@ -17,11 +17,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 
+use crate::bpf::{Xdp, XdpAction, XdpMode};
 use crate::capture::Capture;
 use crate::clock::Stamp;
 use crate::endpoint::Family;
+use crate::link::End;
 use crate::netns::Netns;
-use crate::plug::{Port, CLIENT_MAC};
+use crate::plug::{Port, CLIENT_MAC, SERVER_MAC};
 use crate::segment::{Flags, Segment, Timestamps};
 use crate::wait::{self, Reader};
 
@@ -41,7 +43,15 @@ pub struct RawHost {
     ns: Netns,
     shared: Arc<Shared>,
     _reader: Reader,
+    _edge: Option<Edge>,
     next_port: AtomicU16,
+}
+
+/// What forwards the clients' frames to the server's interface.
+#[derive(Debug)]
+struct Edge {
+    _programs: Vec<Xdp>,
+    _ns: Netns,
 }
 
 #[derive(Debug)]
@@ -69,11 +79,43 @@ impl RawHost {
     /// Plugs an interface into a server's namespace.
     pub fn plugged(ns: &Netns, plug: Plug) -> Result<Self> {
         let port = Port::open(ns, INTERFACE, plug)?;
-        Self::behind(ns, port)
+        Self::behind(ns, port, None)
     }
 
-    /// Gives the server its addresses, for clients whose packets are written to `port`.
-    fn behind(ns: &Netns, port: Port) -> Result<Self> {
+    /// Has XDP programs forward the clients' frames, from a TAP interface of another namespace, to
+    /// the server's interface, and its frames to the clients.
+    pub fn redirected(ns: &Netns, mode: XdpMode) -> Result<Self> {
+        const OUTSIDE: &str = "clients0";
+        const INSIDE: &str = "server0";
+        let edge = Netns::new()?;
+        let port = Port::open(&edge, OUTSIDE, Plug::Tap)?;
+        let [near, far] = [(INSIDE, CLIENT_MAC), (INTERFACE, SERVER_MAC)].map(|end| End {
+            name: end.0,
+            mac: end.1,
+        });
+        let links = edge.links()?;
+        links.add_veth(&near, &far, ns.as_fd())?;
+        let [outside, inside] = [OUTSIDE, INSIDE].map(|name| edge.interface_index(name));
+        let (outside, inside) = (outside?, inside?);
+        links.up(outside)?;
+        links.up(inside)?;
+        let to = XdpAction::ToInterface;
+        let programs = vec![
+            // A veth interface takes frames from XDP only if it has a program, too.
+            Xdp::attach(ns, INTERFACE, mode, XdpAction::Pass)?,
+            Xdp::attach(&edge, INSIDE, mode, to(outside))?,
+            Xdp::attach(&edge, OUTSIDE, mode, to(inside))?,
+        ];
+        let edge = Edge {
+            _programs: programs,
+            _ns: edge,
+        };
+        Self::behind(ns, port, Some(edge))
+    }
+
+    /// Gives the server its addresses, for clients whose packets are written to `port`, and go
+    /// through `edge`.
+    fn behind(ns: &Netns, port: Port, edge: Option<Edge>) -> Result<Self> {
         let links = ns.links()?;
         let index = ns.interface_index(INTERFACE)?;
         links.add_address(index, SERVER_V4.into())?;
@@ -94,6 +136,7 @@ impl RawHost {
             ns: ns.clone(),
             shared,
             _reader: reader,
+            _edge: edge,
             next_port: AtomicU16::new(20_000),
         };
         host.wait_until_it_answers()?;

@@ -350,8 +350,9 @@ unsafe fn bpf(command: i32, attributes: &[u64]) -> io::Result<i32> {
     i32::try_from(rc).map_err(|_| Errno::EOVERFLOW.into())
 }
 
-/// Loads a BPF program of a type (`BPF_PROG_LOAD`), under a licence that is the GPL's.
-pub(crate) fn bpf_load(kind: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
+/// Loads a BPF program of a type (`BPF_PROG_LOAD`), under a licence that is the GPL's. Some types
+/// are told apart further by where the program is to be attached; for the others that is 0.
+pub(crate) fn bpf_load(kind: u32, attach_type: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
     const PROG_LOAD: i32 = 5;
     const LICENCE: &CStr = c"GPL";
     let count = u32::try_from(instructions.len()).map_err(|_| Errno::E2BIG)?;
@@ -359,6 +360,13 @@ pub(crate) fn bpf_load(kind: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
         pair(kind, count),
         instructions.as_ptr().expose_provenance() as u64,
         LICENCE.as_ptr().expose_provenance() as u64,
+        // No log; for any kernel; no flags; no name; for no interface's hardware.
+        0,
+        0,
+        0,
+        0,
+        0,
+        pair(0, attach_type),
     ];
     // SAFETY: The kernel reads `count` instructions of eight bytes, and a string that ends with a
     // zero byte; both outlive the call. It is not told of a buffer for a log.
@@ -367,30 +375,55 @@ pub(crate) fn bpf_load(kind: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Makes a BPF array of one number (`BPF_MAP_CREATE`).
-pub(crate) fn bpf_number() -> io::Result<OwnedFd> {
+/// Makes a BPF map of a type (`BPF_MAP_CREATE`), with keys of four bytes.
+pub(crate) fn bpf_map(kind: u32, value_size: u32, entries: u32) -> io::Result<OwnedFd> {
     const MAP_CREATE: i32 = 0;
-    const ARRAY: u32 = 2;
-    // Type, size of a key, size of a value, number of entries.
+    const KEY_SIZE: u32 = 4;
     // SAFETY: There is no address in the attributes.
-    let fd = unsafe { bpf(MAP_CREATE, &[pair(ARRAY, 4), pair(8, 1)]) }?;
+    let fd = unsafe {
+        bpf(
+            MAP_CREATE,
+            &[pair(kind, KEY_SIZE), pair(value_size, entries)],
+        )
+    }?;
     // SAFETY: A new descriptor, which nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Reads the number of a BPF array that [`bpf_number`] has made (`BPF_MAP_LOOKUP_ELEM`).
+/// How many numbers of eight bytes a value of a BPF map can have here: more than any that a test
+/// makes.
+const BPF_VALUES: usize = 512;
+
+/// Sets a number in a BPF map (`BPF_MAP_UPDATE_ELEM`).
+pub(crate) fn bpf_write_number(map: &OwnedFd, key: u32, value: u32) -> io::Result<()> {
+    const MAP_UPDATE_ELEM: i32 = 2;
+    let mut values = [0_u64; BPF_VALUES];
+    let [first, ..] = &mut values;
+    *first = pair(value, 0);
+    let attributes = [
+        pair(map.as_raw_fd().cast_unsigned(), 0),
+        (&raw const key).expose_provenance() as u64,
+        values.as_ptr().expose_provenance() as u64,
+        0,
+    ];
+    // SAFETY: The kernel reads a key of four bytes and a value that is shorter than `values`; both
+    // outlive the call.
+    unsafe { bpf(MAP_UPDATE_ELEM, &attributes) }?;
+    Ok(())
+}
+
+/// Reads the first number of a BPF map (`BPF_MAP_LOOKUP_ELEM`).
 pub(crate) fn bpf_read_number(map: &OwnedFd) -> io::Result<u64> {
     const MAP_LOOKUP_ELEM: i32 = 1;
-    // Room for more than the values of a map that something else has made.
-    let (key, mut values) = (0_u32, [0_u64; 512]);
+    let (key, mut values) = (0_u32, [0_u64; BPF_VALUES]);
     let attributes = [
         pair(map.as_raw_fd().cast_unsigned(), 0),
         (&raw const key).expose_provenance() as u64,
         values.as_mut_ptr().expose_provenance() as u64,
         0,
     ];
-    // SAFETY: The kernel reads a key of four bytes, and writes a value of eight; both outlive the
-    // call.
+    // SAFETY: The kernel reads a key of four bytes, and writes a value that is shorter than
+    // `values`; both outlive the call.
     unsafe { bpf(MAP_LOOKUP_ELEM, &attributes) }?;
     // SAFETY: `values` is initialised memory of this function's own. The kernel may have written
     // it by its address.
@@ -414,15 +447,41 @@ pub(crate) fn bpf_attach_to_cgroup(
 }
 
 /// Attaches an XDP program to an interface of the calling thread's namespace (`BPF_LINK_CREATE`),
-/// until the link is closed.
-pub(crate) fn bpf_attach_xdp(program: &OwnedFd, interface: u32) -> io::Result<OwnedFd> {
+/// until the link is closed. `flags` say how (`XDP_FLAGS_DRV_MODE` and others).
+pub(crate) fn bpf_attach_xdp(program: &OwnedFd, interface: u32, flags: u32) -> io::Result<OwnedFd> {
     const LINK_CREATE: i32 = 28;
     const XDP: u32 = 37;
     let target = pair(program.as_raw_fd().cast_unsigned(), interface);
     // SAFETY: There is no address in the attributes.
-    let fd = unsafe { bpf(LINK_CREATE, &[target, pair(XDP, 0)]) }?;
+    let fd = unsafe { bpf(LINK_CREATE, &[target, pair(XDP, flags)]) }?;
     // SAFETY: A new descriptor, which nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Has a classic BPF program choose the listener of a `SO_REUSEPORT` group.
+pub(crate) fn choose_by_filter(
+    member: BorrowedFd<'_>,
+    instructions: &[libc::sock_filter],
+) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(instructions.len()).map_err(|_| Errno::E2BIG)?,
+        filter: instructions.as_ptr().cast_mut(),
+    };
+    // SAFETY:
+    // - The kernel reads a whole `sock_fprog`, and `len` instructions, which outlive the call; it
+    //   changes neither;
+    // - The descriptor stays open while it is borrowed.
+    let rc = unsafe {
+        libc::setsockopt(
+            member.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    };
+    Errno::result(rc)?;
+    Ok(())
 }
 
 /// Returns the processor's time-stamp counter.

@@ -272,6 +272,15 @@ impl Kernel {
     }
 }
 
+/// Ends a case on a kernel without `bpf()`.
+pub(crate) fn needs_bpf(context: &Context) -> Result<()> {
+    // The kernel with checkers is built without it.
+    if context.kernel == Kernel::Dev {
+        return Err(Skip("this kernel has no bpf() (CONFIG_BPF_SYSCALL)".to_owned()).into());
+    }
+    Ok(())
+}
+
 /// The context that a case runs in.
 pub(crate) struct Context {
     /// The kernel it runs on.

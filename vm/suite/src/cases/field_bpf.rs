@@ -2,31 +2,24 @@
 
 //! BPF programs that see a listener's clients: they do what they do at a plain listener.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
-use accf_kit::bpf::{self, CountAccepted, XdpPass};
+use accf_kit::bpf::{self, CountAccepted, Xdp, XdpAction, XdpMode};
 use accf_kit::control::{settings, timeout, OnTimeout};
-use accf_kit::endpoint::{Family, Listen};
-use accf_kit::raw::RawClient;
+use accf_kit::endpoint::{Family, Listen, Listener};
+use accf_kit::raw::{self, Plug, RawClient, RawHost};
 use accf_kit::wire::INTERFACE;
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context as _, Result};
+use socket2::SockRef;
 
-use crate::case::{case, each_family, expect_eq, Context, Kernel, Skip};
-use crate::count::{counted, counts};
+use super::field_plug;
+use crate::case::{case, each_family, expect_eq, needs_bpf, Context};
+use crate::count::{counted, counts, processors};
 use crate::scene::{
     accept, accept_from_port, expect_reset, serve, serve_raw, Peer, RawScene, Scene, WireScene,
     REQUEST,
 };
-use crate::ways::{Comparison, Way, LONG};
-
-/// Ends a case on a kernel without `bpf()`.
-fn needs_bpf(context: &Context) -> Result<()> {
-    // The kernel with checkers is built without it.
-    if context.kernel == Kernel::Dev {
-        return Err(Skip("this kernel has no bpf() (CONFIG_BPF_SYSCALL)".to_owned()).into());
-    }
-    Ok(())
-}
+use crate::ways::{Comparison, Moment, Way, LONG};
 
 /// What becomes of the clients of a group of listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,18 +58,46 @@ impl Fate {
     }
 }
 
-case!(Default, "field.bpf.reuseport" => each_family(reuseport).long(LONG));
+/// How a program chooses the listener of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Chooser {
+    /// `SO_ATTACH_REUSEPORT_EBPF`.
+    Extended,
+    /// `SO_ATTACH_REUSEPORT_CBPF`.
+    Classic,
+}
+
+impl Chooser {
+    fn choose(self, member: &Listener, number: u32) -> Result<()> {
+        match self {
+            Self::Extended => bpf::choose_in_group(member, number.cast_signed())?,
+            Self::Classic => bpf::choose_in_group_classic(member, number)?,
+        }
+        Ok(())
+    }
+}
+
+case!(
+    Default, "field.bpf.reuseport" =>
+    each_family(|c, f| reuseport(c, f, Chooser::Extended)).long(LONG)
+);
+case!(
+    Default, "field.bpf.reuseport_classic" =>
+    each_family(|c, f| reuseport(c, f, Chooser::Classic)).long(LONG)
+);
 /// Checks that the listener that a program chooses in a group gets all clients, whatever becomes of
 /// them, also if another one is chosen meanwhile.
-fn reuseport(context: &Context, family: Family) -> Result<()> {
+fn reuseport(context: &Context, family: Family, chooser: Chooser) -> Result<()> {
     const CLIENTS: u64 = 4;
-    needs_bpf(context)?;
+    if chooser == Chooser::Extended {
+        needs_bpf(context)?;
+    }
     for fate in Fate::ALL {
         let listen = fate.listen(family);
         let scene = RawScene::new(context, family, &listen)?;
         let member = || listen.clone().port(scene.port()).open(&scene.ns);
         let (second, third) = (member()?, member()?);
-        let choose = |number| bpf::choose_in_group(&scene.listener, number);
+        let choose = |number| chooser.choose(&scene.listener, number);
         choose(1)?;
         let mut clients = scene.parked_many(context, CLIENTS as usize)?;
         if !matches!(fate, Fate::Plain | Fate::Evicted) {
@@ -170,13 +191,20 @@ fn sock_ops(context: &Context, family: Family) -> Result<()> {
     Ok(())
 }
 
-case!(Default, "field.bpf.xdp" => each_family(xdp).long(LONG));
-/// Checks clients whose packets come out of XDP.
-fn xdp(context: &Context, family: Family) -> Result<()> {
+case!(
+    Default, "field.bpf.xdp_native" =>
+    each_family(|c, f| xdp(c, f, XdpMode::Native)).long(LONG)
+);
+case!(
+    Default, "field.bpf.xdp_generic" =>
+    each_family(|c, f| xdp(c, f, XdpMode::Generic)).long(LONG)
+);
+/// Checks Linux clients whose packets come out of XDP.
+fn xdp(context: &Context, family: Family, mode: XdpMode) -> Result<()> {
     needs_bpf(context)?;
     for way in Way::ALL {
         let scene = WireScene::new(context, family, &way.listen(family))?;
-        let program = XdpPass::attach(&scene.wire.server, INTERFACE)?;
+        let program = Xdp::attach(&scene.wire.server, INTERFACE, mode, XdpAction::Pass)?;
         let (mut client, _) = scene.connect_and_ack(context)?;
         let newcomer = match way {
             Way::Evicted => Some(scene.connect_and_ack(context)?),
@@ -203,4 +231,73 @@ fn xdp(context: &Context, family: Family) -> Result<()> {
         drop((program, newcomer));
     }
     Ok(())
+}
+
+case!(
+    Default, "field.bpf.xdp_metadata" =>
+    each_family(|c, f| xdp_of_tap(c, f, XdpAction::PassWithMetadata)).long(LONG)
+);
+case!(
+    Default, "field.bpf.xdp_to_processor" =>
+    each_family(|c, f| xdp_of_tap(c, f, XdpAction::ToProcessor(last_processor()))).long(LONG)
+);
+/// Checks clients behind a TAP interface whose frames XDP changes, or hands to another processor.
+fn xdp_of_tap(context: &Context, family: Family, action: XdpAction) -> Result<()> {
+    needs_bpf(context)?;
+    for mode in XdpMode::ALL {
+        let program = RefCell::new(None);
+        let comparison = Comparison {
+            host: &|ns| RawHost::plugged(ns, Plug::Tap),
+            prepare: &|scene| {
+                let attached = Xdp::attach(&scene.ns, raw::INTERFACE, mode, action)?;
+                *program.borrow_mut() = Some(attached);
+                field_plug::prepare(scene)
+            },
+            look: &|view| {
+                let XdpAction::ToProcessor(number) = action else {
+                    return field_plug::look(view);
+                };
+                // Before, it is that of a timer, or of another client.
+                if view.moment == Moment::Requested {
+                    let processor = SockRef::from(&view.accepted.stream).cpu_affinity()?;
+                    expect_eq!(processor, number as usize, "the processor of the request");
+                }
+                field_plug::look(view)
+            },
+            ..Comparison::DEFAULT
+        };
+        comparison
+            .run(context, family)
+            .and_then(|()| comparison.resets(context, family))
+            .and_then(|()| comparison.aborts(context, family))
+            .with_context(|| format!("{mode:?}"))?;
+    }
+    Ok(())
+}
+
+/// Returns the number of the last processor.
+fn last_processor() -> u32 {
+    u32::try_from(processors().saturating_sub(1)).unwrap_or(0)
+}
+
+case!(
+    Default, "field.bpf.xdp_redirect_native" =>
+    each_family(|c, f| xdp_redirect(c, f, XdpMode::Native)).long(LONG)
+);
+case!(
+    Default, "field.bpf.xdp_redirect_generic" =>
+    each_family(|c, f| xdp_redirect(c, f, XdpMode::Generic)).long(LONG)
+);
+/// Checks clients whose frames XDP forwards from one interface to another, both ways.
+fn xdp_redirect(context: &Context, family: Family, mode: XdpMode) -> Result<()> {
+    needs_bpf(context)?;
+    let comparison = Comparison {
+        host: &|ns| RawHost::redirected(ns, mode),
+        prepare: &field_plug::prepare,
+        look: &field_plug::look,
+        ..Comparison::DEFAULT
+    };
+    comparison.run(context, family)?;
+    comparison.resets(context, family)?;
+    comparison.aborts(context, family)
 }
