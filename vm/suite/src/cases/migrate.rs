@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 
 //! A listener stops, and TCP migrates its requests to another one of its `SO_REUSEPORT` group
-//! (`net.ipv4.tcp_migrate_req`): each is served once, and accounted for.
+//! (`net.ipv4.tcp_migrate_req`, or a BPF program): each is served once, and accounted for.
 
 use std::net::Shutdown;
 use std::process::Command;
@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use accf_kit::account::{at_rest, settle};
+use accf_kit::bpf::ChooseAndMigrate;
 use accf_kit::control::{self, settings, OnTimeout};
 use accf_kit::endpoint::{Family, Listen, Listener};
 use accf_kit::raw::{RawClient, RawHost};
@@ -18,7 +19,7 @@ use anyhow::{ensure, Context as _, Result};
 use serde_json::Value;
 
 use super::command;
-use crate::case::{case, expect_eq, once, Context};
+use crate::case::{case, expect_eq, needs_bpf, once, Context};
 use crate::count::{counted, counts, describe, stats};
 use crate::scene::{requests, serve, REQUEST};
 
@@ -45,6 +46,15 @@ enum End {
     Shutdown,
 }
 
+/// What has TCP migrate requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    /// `net.ipv4.tcp_migrate_req`.
+    Setting,
+    /// A program of the group (`BPF_SK_REUSEPORT_SELECT_OR_MIGRATE`).
+    Program,
+}
+
 const CLIENTS: usize = 12;
 
 /// The module's reference count once it is pinned, however often.
@@ -58,19 +68,32 @@ struct Group {
     first: Option<Listener>,
     second: Listener,
     clients: Vec<RawClient>,
+    program: Option<ChooseAndMigrate>,
     /// The references to the module from earlier cases.
     pinned: u64,
 }
 
 impl Group {
     fn new(context: &Context, family: Family, target: Target, timeout_ms: u32) -> Result<Self> {
+        Self::with(context, family, target, timeout_ms, Cause::Setting)
+    }
+
+    fn with(
+        context: &Context,
+        family: Family,
+        target: Target,
+        timeout_ms: u32,
+        cause: Cause,
+    ) -> Result<Self> {
         // Not reloaded, as it may be pinned.
         if !module::is_loaded()? {
             module::load("")?;
         }
         let pinned = module::refcount()?.unwrap_or(0);
         let ns = Netns::new()?;
-        ns.set_sysctl("net.ipv4.tcp_migrate_req", "1")?;
+        if cause == Cause::Setting {
+            ns.set_sysctl("net.ipv4.tcp_migrate_req", "1")?;
+        }
         let host = RawHost::new(&ns)?;
         let listen = Listen::filtered(family).reuse_port().config(settings(
             timeout_ms,
@@ -87,12 +110,17 @@ impl Group {
         counts(context, &first, counted!(parked: CLIENTS as u64))?;
         // Opened after the clients have connected, so that all of them are the first listener's.
         let second = target.listen(family).port(first.port()).open(&ns)?;
+        let program = match cause {
+            Cause::Setting => None,
+            Cause::Program => Some(ChooseAndMigrate::attach(&second)?),
+        };
         Ok(Self {
             ns,
             host,
             first: Some(first),
             second,
             clients,
+            program,
             pinned,
         })
     }
@@ -108,7 +136,7 @@ impl Group {
     /// are over: the module stays pinned, as its code could be called after it is unloaded.
     fn end(self, context: &Context, expected: u64) -> Result<()> {
         let port = self.second.port();
-        drop((self.first, self.second, self.clients));
+        drop((self.first, self.second, self.clients, self.program));
         requests(&self.ns, port, context, 0)?;
         drop(self.host);
         drop(self.ns);
@@ -192,24 +220,41 @@ fn listens_again_then_reset(context: &Context) -> Result<()> {
 
 case!(
     Alone, "migrate.closed_then_data.to_filtered" =>
-    each_family, then_data(Target::Filtered, End::Close)
+    each_family, then_data(Target::Filtered, End::Close, Cause::Setting)
 );
 case!(
     Alone, "migrate.closed_then_data.to_plain" =>
-    each_family, then_data(Target::Plain, End::Close)
+    each_family, then_data(Target::Plain, End::Close, Cause::Setting)
 );
 case!(
     Alone, "migrate.shut_down_then_data.to_filtered" =>
-    each_family, then_data(Target::Filtered, End::Shutdown)
+    each_family, then_data(Target::Filtered, End::Shutdown, Cause::Setting)
 );
 case!(
     Last, "migrate.shut_down_then_data.to_plain" =>
-    each_family, then_data(Target::Plain, End::Shutdown)
+    each_family, then_data(Target::Plain, End::Shutdown, Cause::Setting)
+);
+case!(
+    Alone, "migrate.closed_then_data.by_program" =>
+    each_family, then_data(Target::Filtered, End::Close, Cause::Program)
+);
+case!(
+    Alone, "migrate.shut_down_then_data.by_program" =>
+    each_family, then_data(Target::Filtered, End::Shutdown, Cause::Program)
 );
 /// Checks that every client that sends data after the first listener stopped is served once, by the
 /// other one.
-fn then_data(context: &Context, family: Family, target: Target, end: End) -> Result<()> {
-    let mut group = Group::new(context, family, target, 60_000)?;
+fn then_data(
+    context: &Context,
+    family: Family,
+    target: Target,
+    end: End,
+    cause: Cause,
+) -> Result<()> {
+    if cause == Cause::Program {
+        needs_bpf(context)?;
+    }
+    let mut group = Group::with(context, family, target, 60_000, cause)?;
     // Stays open, so that its counts can be read, or is closed.
     match end {
         End::Close => drop(group.first.take()),
