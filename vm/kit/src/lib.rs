@@ -43,6 +43,7 @@ pub mod endpoint;
 mod exchange;
 pub mod fault;
 pub mod forge;
+mod genl;
 pub mod impaired_wire;
 pub mod ipvs;
 pub mod ktls;
