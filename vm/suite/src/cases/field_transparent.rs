@@ -10,8 +10,9 @@ use accf_kit::raw::{RawClient, INTERFACE};
 use anyhow::Result;
 use socket2::SockRef;
 
-use crate::case::{case, each_family, Context};
-use crate::scene::RawScene;
+use super::field_plug;
+use crate::case::{case, each_family, expect_eq, Context, Kernel, Skip};
+use crate::scene::{RawScene, Scene};
 use crate::ways::{Comparison, View, LONG};
 
 /// Where the clients connect to: of a network that is nowhere.
@@ -25,7 +26,12 @@ enum Route {
     Network,
     /// Everything is local that comes in by the clients' interface, as a transparent proxy has it.
     Interface,
+    /// What goes to one port is handed to the listener's (`tproxy` of nftables).
+    Tproxy,
 }
+
+/// The port that the clients connect to, where it is not the listener's.
+const TPROXY_PORT: u16 = 8000;
 
 impl Route {
     fn prepare(self, scene: &RawScene) -> Result<()> {
@@ -47,6 +53,20 @@ impl Route {
                 ip(&format!("rule add iif {INTERFACE} lookup 100"))?;
                 ip("route add local default dev lo table 100")?;
             }
+            Self::Tproxy => {
+                ip("rule add fwmark 1 lookup 100")?;
+                ip("route add local default dev lo table 100")?;
+                let rules = format!(
+                    "table inet transparent {{\n\
+                     chain prerouting {{\n\
+                     type filter hook prerouting priority mangle\n\
+                     tcp dport {TPROXY_PORT} tproxy to :{} meta mark set 1 accept\n\
+                     }}\n\
+                     }}",
+                    scene.port()
+                );
+                scene.ns.feed("nft", &["-f", "-"], &rules)?;
+            }
         }
         let socket = SockRef::from(&scene.listener);
         if scene.family == Family::V4 {
@@ -62,14 +82,25 @@ fn foreign(family: Family) -> IpAddr {
     family.pick(FOREIGN_V4, FOREIGN_V6)
 }
 
-fn to_foreign(scene: &RawScene, client: &mut RawClient) -> Result<()> {
+fn to_foreign(scene: &RawScene, client: &mut RawClient, route: Route) -> Result<()> {
     client.server.set_ip(foreign(scene.family));
+    if route == Route::Tproxy {
+        client.server.set_port(TPROXY_PORT);
+    }
     Ok(())
 }
 
-/// Returns the address that a connection has here.
-fn look(view: &View<'_>) -> Result<Vec<String>> {
-    Ok(vec![view.accepted.stream.local_addr()?.ip().to_string()])
+/// Returns the address that a connection has here, and what else is known of it.
+fn look(view: &View<'_>, route: Route) -> Result<Vec<String>> {
+    let local = view.accepted.stream.local_addr()?;
+    let port = match route {
+        Route::Tproxy => TPROXY_PORT,
+        Route::Network | Route::Interface => view.scene.port(),
+    };
+    expect_eq!(local.port(), port, "the port that the client connected to");
+    let mut facts = vec![local.ip().to_string()];
+    facts.extend(field_plug::look(view)?);
+    Ok(facts)
 }
 
 case!(
@@ -80,14 +111,25 @@ case!(
     Default, "field.transparent.interface" =>
     each_family(|c, f| transparent(c, f, Route::Interface)).long(LONG)
 );
-/// Checks clients that are accepted each way, and clients that are reset.
+case!(
+    Default, "field.transparent.tproxy" =>
+    each_family(|c, f| transparent(c, f, Route::Tproxy)).long(LONG)
+);
+/// Checks clients that are accepted each way, clients that are reset, and one that resets.
 fn transparent(context: &Context, family: Family, route: Route) -> Result<()> {
+    if route == Route::Tproxy && context.kernel == Kernel::Dev {
+        return Err(Skip("this kernel has no tproxy (CONFIG_NFT_TPROXY)".to_owned()).into());
+    }
     let comparison = Comparison {
-        prepare: &|scene| route.prepare(scene),
-        client: &to_foreign,
-        look: &look,
+        prepare: &|scene| {
+            field_plug::prepare(scene)?;
+            route.prepare(scene)
+        },
+        client: &|scene, client| to_foreign(scene, client, route),
+        look: &|view| look(view, route),
         ..Comparison::DEFAULT
     };
     comparison.run(context, family)?;
-    comparison.resets(context, family)
+    comparison.resets(context, family)?;
+    comparison.aborts(context, family)
 }
