@@ -41,6 +41,32 @@ int accf_kunit_attach(struct socket *sock, const char *name)
 				     KERNEL_SOCKPTR((void *)name), strlen(name));
 }
 
+bool accf_kunit_leave_init_net(struct socket *sock)
+{
+	struct net *net = kzalloc(sizeof(*net), GFP_KERNEL);
+
+	if (!net)
+		return false;
+	/* A module that takes the socket for its own finds its counters. */
+	rcu_assign_pointer(net->gen, rcu_access_pointer(init_net.gen));
+	write_pnet(&sock->sk->sk_net, net);
+	return true;
+}
+
+void accf_kunit_hold_net(struct socket *sock, bool holds)
+{
+	sock->sk->sk_net_refcnt = holds;
+}
+
+void accf_kunit_return_to_init_net(struct socket *sock)
+{
+	struct net *net = sock_net(sock->sk);
+
+	accf_kunit_hold_net(sock, false);
+	write_pnet(&sock->sk->sk_net, &init_net);
+	kfree(net);
+}
+
 void accf_kunit_close(struct socket *sock)
 {
 	sock_release(sock);

@@ -16,6 +16,15 @@ struct tcp_request_sock_ops;
 struct socket *accf_kunit_listener(int family);
 struct sock *accf_kunit_sk(struct socket *sock);
 int accf_kunit_attach(struct socket *sock, const char *name);
+/*
+ * Makes a listener look like one of a namespace that has the same pernet data
+ * as the first. Returns false if there is no memory.
+ */
+bool accf_kunit_leave_init_net(struct socket *sock);
+/* Makes a listener hold its namespace, or not. */
+void accf_kunit_hold_net(struct socket *sock, bool holds);
+/* Undoes both. */
+void accf_kunit_return_to_init_net(struct socket *sock);
 /* Closes a listener, and waits until its requests are settled. */
 void accf_kunit_close(struct socket *sock);
 /* Waits until closed listeners are dropped. */

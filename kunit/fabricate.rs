@@ -188,6 +188,14 @@ impl TestListener {
         })
     }
 
+    /// Makes it look like a listener of another namespace until the return value is dropped. What
+    /// the module keeps of each namespace stays that of the first.
+    pub(crate) fn leave_init_net(&self) -> Result<Elsewhere<'_>> {
+        // SAFETY: The socket is alive as long as `self`, and no other code uses it.
+        let has_left = unsafe { bindings::accf_kunit_leave_init_net(self.0.as_ptr()) };
+        has_left.then_some(Elsewhere(self)).ok_or(ENOMEM)
+    }
+
     /// Returns its `struct sock`.
     pub(crate) fn sk(&self) -> *mut bindings::sock {
         // SAFETY: The socket is alive as long as `self`.
@@ -265,6 +273,25 @@ impl Drop for TestListener {
     fn drop(&mut self) {
         // SAFETY: The socket is alive, and is not used any more.
         unsafe { bindings::accf_kunit_close(self.0.as_ptr()) };
+    }
+}
+
+/// A listener that looks like one of another namespace.
+pub(crate) struct Elsewhere<'a>(&'a TestListener);
+
+impl Elsewhere<'_> {
+    /// Makes the listener hold its namespace, as the sockets of processes do, or not.
+    pub(crate) fn hold(&self, holds: bool) {
+        // SAFETY: The socket is alive as long as the listener, and no other code uses it.
+        unsafe { bindings::accf_kunit_hold_net(self.0 .0.as_ptr(), holds) };
+    }
+}
+
+impl Drop for Elsewhere<'_> {
+    fn drop(&mut self) {
+        // SAFETY: The socket is alive as long as the listener, no other code uses it, and it has
+        // left the first namespace.
+        unsafe { bindings::accf_kunit_return_to_init_net(self.0 .0.as_ptr()) };
     }
 }
 

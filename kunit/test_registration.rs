@@ -69,4 +69,22 @@ mod tests {
         drop(registration);
         Ok(())
     }
+
+    #[test]
+    fn a_socket_that_does_not_hold_its_namespace_is_refused() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::plain()?;
+        let elsewhere = listener.leave_init_net()?;
+        let refused = listener.attach(c"accf_kunit");
+        let was_overridden = listener.has_accf_af_ops();
+        elsewhere.hold(true);
+        let attached = listener.attach(c"accf_kunit");
+        drop(elsewhere);
+        assert!(refused.is_err_and(|error| error == EOPNOTSUPP));
+        assert!(!was_overridden);
+        assert!(attached.is_ok());
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
 }
