@@ -17,6 +17,7 @@ mod test_account;
 mod test_listener;
 mod test_policy;
 mod test_registration;
+mod test_reqsk_ops;
 #[cfg(CONFIG_KCSAN)]
 mod test_sanitizer;
 mod test_tcp_segment;

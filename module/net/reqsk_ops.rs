@@ -149,8 +149,29 @@ impl RequestOpsOverride {
         callbacks: &RequestCallbacks,
     ) -> Option<&'static Self> {
         let slot = Self::slot(request.family())?;
+        // SAFETY: Bottom halves are off, as the caller holds the lock of a listener. The request
+        // and the callbacks are as `in_slot()` wants them, by the contract of this function.
+        unsafe { Self::in_slot(slot, request, callbacks) }
+            .filter(|ops_override| ops_override.is_for(request))
+    }
+
+    /// Returns the override in `slot`, made of the operations of `request` and of `callbacks` if
+    /// there is none yet.
+    ///
+    /// Returns `Some` always: a CPU that comes while another one makes the override waits for it.
+    ///
+    /// # Safety
+    ///
+    /// * Bottom halves must be off.
+    /// * The request must have the operations that TCP gave it, or the slot must have an override.
+    /// * TCP may call each of `callbacks` in place of its own for a parked request.
+    pub(crate) unsafe fn in_slot<'a>(
+        slot: &'a SetOnce<Self>,
+        request: &RequestSock<'_>,
+        callbacks: &RequestCallbacks,
+    ) -> Option<&'a Self> {
         if slot.as_ref().is_none() {
-            // SAFETY: Bottom halves are off, as the caller holds the lock of a listener.
+            // SAFETY: Bottom halves are off by the contract of this function.
             unsafe { bindings::accf_lock_overrides() };
             // Nothing is written if another CPU was faster.
             // SAFETY: By the contract of this function, and as requests of no other kind get here,
@@ -163,7 +184,6 @@ impl RequestOpsOverride {
             unsafe { bindings::accf_unlock_overrides() };
         }
         slot.as_ref()
-            .filter(|ops_override| ops_override.is_for(request))
     }
 
     /// Returns whether `request` has the operations that this stands for.
