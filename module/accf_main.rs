@@ -45,7 +45,7 @@ module! {
         },
         max_parked: u32 {
             default: 16384,
-            description: "Connections that a listener parks at most; one more evicts the oldest",
+            description: "Connections that a listener parks at most; one more evicts another one",
         },
         max_parked_netns: u32 {
             default: 262144,

@@ -37,6 +37,8 @@ pub const ACCF_ON_CLOSE_RESET: u32 = 1;
 
 /// The number of buckets of [`accf_stats::wait_log2`].
 pub const ACCF_WAIT_BUCKETS: usize = 32;
+/// The number of sources in [`accf_stats::sources`].
+pub const ACCF_SOURCES: usize = 4;
 
 /// The attribute inside `INET_DIAG_ULP_INFO` that holds an [`accf_config`].
 pub const ACCF_ULP_INFO_CONFIG: u16 = 0x1AC1;
@@ -58,6 +60,15 @@ pub struct accf_config {
     pub on_timeout: u32,
     pub state: u32,
     pub on_close: u32,
+}
+
+/// `struct accf_source`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable)]
+#[repr(C)]
+#[allow(missing_docs)]
+pub struct accf_source {
+    pub address: [u8; 16],
+    pub parked: u64,
 }
 
 /// `struct accf_stats`.
@@ -91,6 +102,8 @@ pub struct accf_stats {
     pub bypass_paused: u64,
     pub closed_reset: u64,
     pub closed_reset_unparked: u64,
+    pub evicted_greediest: u64,
+    pub sources: [accf_source; ACCF_SOURCES],
 }
 
 /// Decodes a structure that a module wrote. The module may be older or newer than this crate.

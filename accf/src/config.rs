@@ -28,8 +28,9 @@ pub struct Config {
     ///
     /// [`set_config`]: crate::set_config
     pub timeout: Option<Duration>,
-    /// How many connections may be parked at once. One more evicts the oldest: `on_timeout` is
-    /// applied to it before its deadline.
+    /// How many connections may be parked at once. One more evicts the oldest of the source
+    /// that has the most parked ([`Source`](crate::Source)): `on_timeout` is applied to it before
+    /// its deadline.
     ///
     /// `None` sets the module's default (its parameter `max_parked`). [`config`](crate::config())
     /// returns the number in force, whether it was set or is the default.

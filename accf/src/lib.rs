@@ -52,7 +52,7 @@ pub use crate::config::{Config, OnClose, OnTimeout, State};
 pub use crate::error::Error;
 pub use crate::listeners::{listeners, listeners_on, Listener};
 pub use crate::module::module_pinned;
-pub use crate::stats::{Stats, WaitBucket, WAIT_BUCKETS};
+pub use crate::stats::{Source, Stats, WaitBucket, SOURCES, WAIT_BUCKETS};
 
 /// The filter that parks a connection until its first byte, or its end, arrives.
 pub const DATAREADY: &str = "dataready";

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The statistics of a listener.
 
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::abi::{accf_stats, ACCF_WAIT_BUCKETS};
+use crate::abi::{accf_source, accf_stats, ACCF_SOURCES, ACCF_WAIT_BUCKETS};
 
 /// The number of buckets of [`Stats::wait_log2`].
 pub const WAIT_BUCKETS: usize = ACCF_WAIT_BUCKETS;
+
+/// The number of places in [`Stats::sources`].
+pub const SOURCES: usize = ACCF_SOURCES;
 
 /// The statistics of a listener: one consistent snapshot.
 ///
@@ -94,6 +99,55 @@ pub struct Stats {
     /// The same for a connection that was not parked when its FIN came: the FIN came before the
     /// bare ACK, TCP could not make a connection of the ACK, or the connection had fallen back.
     pub closed_reset_unparked: u64,
+
+    /// How often the connection that was chosen to be evicted was not the oldest one, but the
+    /// oldest one of the source that had the most.
+    pub evicted_greediest: u64,
+    /// Now: the sources that have the most parked connections, and two at least; the first one has
+    /// the most. Connections are counted by source once `parked` is half of
+    /// [`Config::max_parked`](crate::Config::max_parked).
+    pub sources: [Option<Source>; SOURCES],
+}
+
+/// A source of clients: an IPv4 address, or the /64 of an IPv6 address.
+///
+/// ```
+/// use accf::Source;
+///
+/// let source = |address: &str| Source::new(address.parse().unwrap(), 3).to_string();
+/// assert_eq!(source("192.0.2.1"), "192.0.2.1");
+/// assert_eq!(source("2001:db8::"), "2001:db8::/64");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Source {
+    /// The IPv4 address, or the first address of the /64.
+    pub address: IpAddr,
+    /// How many of its connections are parked. Sources are counted in 256 buckets: those of other
+    /// sources in the same bucket are counted as well.
+    pub parked: u64,
+}
+
+impl Source {
+    /// Makes a source.
+    pub fn new(address: IpAddr, parked: u64) -> Self {
+        Self { address, parked }
+    }
+
+    /// Converts an entry that a module returned; `None` if it says nothing.
+    fn from_abi(raw: accf_source) -> Option<Self> {
+        let address = Ipv6Addr::from(raw.address).to_canonical();
+        (raw.parked != 0).then(|| Self::new(address, raw.parked))
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            IpAddr::V4(address) => write!(f, "{address}"),
+            IpAddr::V6(address) => write!(f, "{address}/64"),
+        }
+    }
 }
 
 /// A bucket of the histogram of waits: `from <= wait < to`.
@@ -216,6 +270,8 @@ impl Stats {
             bypass_paused,
             closed_reset,
             closed_reset_unparked,
+            evicted_greediest,
+            sources,
         } = *raw;
         Self {
             parked,
@@ -244,6 +300,8 @@ impl Stats {
             bypass_paused,
             closed_reset,
             closed_reset_unparked,
+            evicted_greediest,
+            sources: sources.map(Source::from_abi),
         }
     }
 }
@@ -292,6 +350,29 @@ mod tests {
     }
 
     #[test]
+    fn sources_have_the_address_of_their_family() {
+        let mut raw = accf_stats::default();
+        let addresses = ["::ffff:192.0.2.1", "2001:db8:1:2::"].map(|it| it.parse().unwrap());
+        for (nth, address) in addresses.iter().map(Ipv6Addr::octets).enumerate() {
+            raw.sources[nth] = accf_source {
+                address,
+                parked: 7 - nth as u64,
+            };
+        }
+        let sources = Stats::from_abi(&raw).sources;
+        let shown: Vec<_> = sources
+            .iter()
+            .flatten()
+            .map(|source| (source.to_string(), source.parked))
+            .collect();
+        let expected = [("192.0.2.1", 7), ("2001:db8:1:2::/64", 6)];
+        assert_eq!(
+            shown,
+            expected.map(|(address, parked)| (address.to_owned(), parked))
+        );
+    }
+
+    #[test]
     fn the_sums_include_every_counter() {
         use zerocopy::IntoBytes;
         // Every word of the structure is 1.
@@ -302,8 +383,9 @@ mod tests {
         let stats = Stats::from_abi(&raw);
         assert_eq!(stats.accounted(), 11);
         assert_eq!(stats.bypassed(), 9);
-        // half_open, half_open_young, parked_total, synack_suppressed, closed_reset_unparked
-        let others = 5 + WAIT_BUCKETS;
+        // half_open, half_open_young, parked_total, synack_suppressed, closed_reset_unparked,
+        // evicted_greediest
+        let others = 6 + WAIT_BUCKETS + SOURCES * size_of::<accf_source>() / 8;
         assert_eq!(words, 11 + 9 + others);
     }
 }

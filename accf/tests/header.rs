@@ -46,6 +46,7 @@ fn ours() -> Vec<String> {
         state,
         on_close
     });
+    lines.extend(layout!(accf_source { address, parked }));
     lines.extend(layout!(accf_stats {
         parked,
         half_open,
@@ -73,6 +74,8 @@ fn ours() -> Vec<String> {
         bypass_paused,
         closed_reset,
         closed_reset_unparked,
+        evicted_greediest,
+        sources,
     }));
     lines.extend(constants!(
         SOL_ACCF,
@@ -86,6 +89,7 @@ fn ours() -> Vec<String> {
         ACCF_STATE_PARKING,
         ACCF_STATE_PAUSED,
         ACCF_WAIT_BUCKETS,
+        ACCF_SOURCES,
         ACCF_ULP_INFO_CONFIG,
         ACCF_ULP_INFO_STATS,
         INET_DIAG_ULP_INFO,
@@ -117,7 +121,7 @@ impl Names {
                 ["};"] => in_enum = false,
                 ["#define", name, _] => names.constants.push(name.to_owned()),
                 [name, "=", _] if in_enum => names.constants.push(name.to_owned()),
-                [_, field] if field.ends_with(';') => {
+                [_, field] | ["struct", _, field] if field.ends_with(';') => {
                     let name = field.trim_end_matches(';').split('[').next().unwrap();
                     let (_, fields) = names
                         .structures

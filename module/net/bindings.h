@@ -10,6 +10,7 @@
 #include <linux/module.h>
 #include <linux/random.h>
 #include <linux/rcupdate.h>
+#include <linux/siphash.h>
 #include <linux/skbuff.h>
 #include <linux/sockptr.h>
 #include <linux/tcp.h>
@@ -183,6 +184,7 @@ void accf_child_set_ack(struct sock *child, const struct request_sock *req,
 void accf_child_set_waited(struct sock *child, u32 waited_ms);
 void accf_req_endpoints(const struct request_sock *req,
 			struct accf_endpoints *ends);
+u64 accf_req_source(const struct request_sock *req);
 bool accf_req_can_migrate(const struct request_sock *req);
 u32 accf_req_listener_since(const struct request_sock *req, u32 write_seq);
 bool accf_req_is_connected(const struct request_sock *req);

@@ -19,6 +19,7 @@
 //! * `parked_request`: what a request keeps while it is parked;
 //! * `reqsk_ops`: the operations of a request while it is parked;
 //! * `clone`: decides whether the module must be pinned;
+//! * `by_source`: parked requests that are counted by source;
 //! * `park_queue`: the queue of parked requests;
 //! * `inject`: the rebuilt ACK;
 //! * `listener`: a filtered listener, its lock, its timer and its transitions;
@@ -30,12 +31,13 @@
 //! These functions are `#[cold]`. `cargo xtask bench holding` counts 48 instructions less for a
 //! parked connection if all of them are (19 to park, 29 to release); they were not counted one by
 //! one. `parked_request`: `ParkedRequest::new()`. `reqsk_ops`: `RequestOpsOverride::for_request()`.
-//! `listener`: `evict_oldest()`, `dequeue_dying()`, `count_bypass()`. `callbacks`:
+//! `listener`: `evict()`, `dequeue_dying()`, `count_bypass()`. `callbacks`:
 //! `Lookup::detached()`, `take_over_defer_accept()`, `call_current()`,
 //! `phase_of_acked_or_exempt()`, `on_ack_without_request()`, `fall_back()`.
 
 pub(crate) mod bh;
 pub(crate) mod bindings;
+pub(crate) mod by_source;
 pub(crate) mod callbacks;
 pub(crate) mod clone;
 pub(crate) mod diag;

@@ -27,11 +27,19 @@ use crate::policy::{
 };
 
 use super::{
+    by_source::{
+        insert_in_order,
+        BySource, //
+    },
     parked_request::{
         ParkedFlags,
         ParkedRequest, //
     },
-    reqsk_ops::RequestOpsOverride, //
+    reqsk_ops::RequestOpsOverride,
+    sockopt::{
+        SourceInfo,
+        SOURCES, //
+    }, //
 };
 
 /// How many requests one run of the listener's timer handles at most. The next run handles the
@@ -61,10 +69,15 @@ enum State {
 ///
 /// # Invariants
 ///
-/// * Each entry is in the list that its flags name.
+/// * Each entry is in the list that its flags name: one that is counted, in the list of its source.
+/// * No entry that is counted is expired.
+/// * The entries that are not counted were parked after those that are, except for those that are
+///   or were expired, which are first in `deferred`.
 /// * If there is an entry, the value is behind the lock of the listener where the request of each
 ///   entry is parked, so that code that has a reference to the value holds that lock.
 pub(crate) struct ParkQueue {
+    /// Requests that are counted by source. Their SYN-ACK timers are deferred.
+    by_source: BySource,
     /// Requests whose SYN-ACK timers are deferred. All of them were parked before those in `armed`.
     deferred: List<ParkedRequest>,
     /// Requests whose SYN-ACK timers are still armed, as they do not fire soon, and requests that
@@ -102,6 +115,7 @@ impl ParkQueue {
     pub(crate) fn new(config: Config) -> Result<Self> {
         // INVARIANT: There is no entry.
         Ok(Self {
+            by_source: BySource::new()?,
             deferred: List::new(),
             armed: List::new(),
             stats: Stats::default(),
@@ -161,8 +175,62 @@ impl ParkQueue {
     /// O(number of CPUs): at most one request for each CPU is expired (on PREEMPT_RT, for each
     /// task).
     pub(crate) fn oldest(&self) -> Option<ArcBorrow<'_, ParkedRequest>> {
-        Iterator::chain(self.deferred.iter(), self.armed.iter())
-            .find(|parked| parked.flags().expired().is_none())
+        let uncounted = Iterator::chain(self.deferred.iter(), self.armed.iter())
+            .find(|parked| parked.flags().expired().is_none());
+        let Some(counted) = self.by_source.oldest() else {
+            return uncounted;
+        };
+        match uncounted {
+            Some(parked) if parked.parked_at() < counted.parked_at() => Some(parked),
+            _ => Some(counted),
+        }
+    }
+
+    /// Returns the request that is evicted next: the oldest one of the source that has the most, of
+    /// those that are counted, or the oldest one if none is.
+    ///
+    /// O(number of CPUs).
+    pub(crate) fn victim(&self) -> Option<ArcBorrow<'_, ParkedRequest>> {
+        self.by_source
+            .oldest_of_greediest()
+            .or_else(|| self.oldest())
+    }
+
+    /// Returns the sources that have the most requests, of those that are counted. O(1).
+    pub(crate) fn greediest(&self) -> [Option<SourceInfo>; SOURCES] {
+        // SAFETY: The lock is held by the type invariants, if there is an entry.
+        unsafe { self.by_source.greediest() }
+    }
+
+    /// Counts requests by source, `most` at most, those that were parked first before others.
+    /// Returns whether all are counted; `false` if that was not seen.
+    ///
+    /// The SYN-ACK timers of these requests are deferred. O(`most` + number of CPUs).
+    #[cold] // Most listeners are less than half full.
+    pub(crate) fn count_sources(&mut self, most: usize) -> bool {
+        for _ in 0..most {
+            let parked = if let Some(parked) = take_unexpired(&mut self.deferred) {
+                parked
+            } else if let Some(parked) = take_unexpired(&mut self.armed) {
+                // SAFETY: The entry has just left `armed`, and goes into the list of its source
+                // next. The lock is held by the type invariants, as there was an entry.
+                unsafe { defer_timer(&parked) };
+                parked
+            } else {
+                return true;
+            };
+            // SAFETY: The entry was in the queue until now, and the lock is held by the type
+            // invariants, as there was an entry.
+            let source = unsafe { parked.request() }.source();
+            // INVARIANT: The flag names the list that the entry goes into. The entry is not
+            // expired, and was parked before all others that are not counted, but for those that
+            // are or were expired.
+            // SAFETY: The entry has just left its list, and goes into that of its source next. The
+            // lock is held by the type invariants, as there was an entry.
+            unsafe { parked.set_counted(true) };
+            self.by_source.insert(parked, source);
+        }
+        false
     }
 
     /// Returns an entry for a request to come. Does not sleep.
@@ -210,9 +278,15 @@ impl ParkQueue {
         }
     }
 
-    /// Takes out the entry that was parked first.
+    /// Takes out an entry: those that are counted first, and each kind in the order of parking.
     pub(crate) fn pop_front(&mut self) -> Option<ListArc<ParkedRequest>> {
-        self.deferred.pop_front().or_else(|| self.armed.pop_front())
+        let Some(parked) = self.by_source.pop() else {
+            return self.deferred.pop_front().or_else(|| self.armed.pop_front());
+        };
+        // SAFETY: The entry has just been taken out of its list, and is in none. The lock is held
+        // by the type invariants, as there was an entry.
+        unsafe { parked.set_counted(false) };
+        Some(parked)
     }
 
     /// Takes an entry with these flags out. Returns `None` if it is not in the queue any more.
@@ -225,6 +299,11 @@ impl ParkQueue {
         parked: &ParkedRequest,
         flags: ParkedFlags,
     ) -> Option<ListArc<ParkedRequest>> {
+        if flags.is_counted() {
+            // SAFETY: An entry that left this queue is not counted. So it is in this queue, by the
+            // contract of this function.
+            return unsafe { self.remove_counted(parked) };
+        }
         let list = if flags.is_timer_armed() {
             &mut self.armed
         } else {
@@ -233,6 +312,25 @@ impl ParkQueue {
         // SAFETY: The entry is in this queue or in no list, by the contract of this function. If it
         // is in this queue, it is in the list that its flags name, by the type invariants.
         unsafe { list.remove(parked) }
+    }
+
+    /// Takes an entry that is counted out, and counts it off.
+    ///
+    /// # Safety
+    ///
+    /// `parked` must be in this queue, and counted.
+    #[cold] // Most listeners are less than half full.
+    unsafe fn remove_counted(&mut self, parked: &ParkedRequest) -> Option<ListArc<ParkedRequest>> {
+        // SAFETY: The entry is in the queue by the contract of this function, and the lock is held
+        // by the type invariants.
+        let source = unsafe { parked.request() }.source();
+        // SAFETY: The entry is counted by the contract of this function; so it is in the list of
+        // its source, by the type invariants.
+        let removed = unsafe { self.by_source.remove(parked, source) }?;
+        // SAFETY: The entry has just been taken out of its list, and is in none. The lock is held
+        // by the type invariants, as there was an entry.
+        unsafe { removed.set_counted(false) };
+        Some(removed)
     }
 
     /// Returns when the SYN-ACK timers of the first armed requests are to be deferred.
@@ -259,21 +357,14 @@ impl ParkQueue {
             let Some(parked) = self.armed.pop_front() else {
                 return;
             };
-            // SAFETY: The entry was in the queue until now, and the lock is held by the type
-            // invariants, as there was an entry.
-            let request = unsafe { parked.request() };
-            // If the timer is not pending, either its handler runs late: it will not send
-            // anything, and sets the timer to as late as it ever does. Or the request is about to
-            // leave the queue.
-            request.defer_timer();
             // SAFETY: The entry has just left `armed`, and goes into `deferred` next. The lock is
             // held by the type invariants, as there was an entry.
-            unsafe { parked.set_timer_deferred() };
+            unsafe { defer_timer(&parked) };
             self.deferred.push_back(parked);
         }
     }
 
-    /// Marks a parked request as expired, or as not expired.
+    /// Marks a parked request as expired, or as not expired. One that expires is counted off.
     ///
     /// # Safety
     ///
@@ -285,6 +376,14 @@ impl ParkQueue {
     ) {
         self.expired -= u64::from(parked.flags().expired().is_some());
         self.expired += u64::from(expired.is_some());
+        if parked.flags().is_counted() {
+            // SAFETY: The entry is in this queue by the contract of this function, and counted.
+            if let Some(parked) = unsafe { self.remove_counted(parked) } {
+                // INVARIANT: The flags name `deferred` now. The entry was parked before those that
+                // are not counted, but for those that are or were expired.
+                insert_in_order(&mut self.deferred, parked);
+            }
+        }
         // SAFETY: The entry is in this queue by the contract of this function, and the lock is held
         // by the type invariants.
         unsafe { parked.set_expired(expired) };
@@ -296,4 +395,34 @@ impl ParkQueue {
             self.expired -= 1;
         }
     }
+}
+
+/// Takes the first entry that is not expired out of a list. O(number of CPUs), as
+/// [`ParkQueue::oldest`].
+fn take_unexpired(list: &mut List<ParkedRequest>) -> Option<ListArc<ParkedRequest>> {
+    let mut cursor = list.cursor_front();
+    while let Some(next) = cursor.peek_next() {
+        if next.flags().expired().is_none() {
+            return Some(next.remove());
+        }
+        cursor.move_next();
+    }
+    None
+}
+
+/// Defers the SYN-ACK timer of a request whose entry was in the list of those with armed timers.
+///
+/// # Safety
+///
+/// `parked` must just have been taken out of that list. The caller must have held the lock of the
+/// parking listener since, and put `parked` into another list before dropping the lock.
+unsafe fn defer_timer(parked: &ListArc<ParkedRequest>) {
+    // SAFETY: The entry was in the queue until now, and the lock is held, by the contract of this
+    // function.
+    let request = unsafe { parked.request() };
+    // If the timer is not pending, either its handler runs late: it will not send anything, and
+    // sets the timer to as late as it ever does. Or the request is about to leave the queue.
+    request.defer_timer();
+    // SAFETY: By the contract of this function.
+    unsafe { parked.set_timer_deferred() };
 }

@@ -203,7 +203,7 @@ impl_flags!(
         HasTsval = bit_u32(16),
         /// The deadline is over.
         TimedOut = bit_u32(17),
-        /// The request was the oldest, and is evicted.
+        /// The request is evicted: it was the oldest one of the source that has the most.
         Evicted = bit_u32(18),
         /// The request was taken off the listener's count of young requests.
         Young = bit_u32(19),
@@ -222,6 +222,8 @@ impl_flags!(
         Paused = bit_u32(28),
         /// The listener has stopped, and the client is told.
         Stopped = bit_u32(29),
+        /// The request is counted by its source, and in the list of those.
+        Counted = bit_u32(31),
     }
 );
 
@@ -315,6 +317,11 @@ impl ParkedFlags {
     /// Returns whether the request is in the list of those whose SYN-ACK timers are still armed.
     pub(crate) fn is_timer_armed(self) -> bool {
         self.contains(ParkedFlag::TimerArmed)
+    }
+
+    /// Returns whether the request is counted by its source, and in the list of those.
+    pub(crate) fn is_counted(self) -> bool {
+        self.contains(ParkedFlag::Counted)
     }
 }
 
@@ -425,8 +432,8 @@ impl ParkedRequest {
     /// `self` must be in the queue of the parking listener, whose lock the caller holds.
     pub(crate) unsafe fn set_expired(&self, expired: Option<(Expiry, OnTimeout)>) {
         let (expiry, on_timeout) = expired.unzip();
-        // SAFETY: The lock is held by the contract of this function, and the flags that change are
-        // not `TimerArmed`.
+        // SAFETY: The lock is held by the contract of this function, and the flags that change
+        // name no list.
         unsafe {
             self.set(ParkedFlag::TimedOut, expiry == Some(Expiry::Timeout));
             self.set(ParkedFlag::Evicted, expiry == Some(Expiry::Eviction));
@@ -444,23 +451,36 @@ impl ParkedRequest {
     /// `self` must be in the queue of the parking listener, whose lock the caller holds.
     pub(crate) unsafe fn set_refused(&self) -> bool {
         let before = self.flags().contains(ParkedFlag::Refused);
-        // SAFETY: The lock is held by the contract of this function, and the flag is not
-        // `TimerArmed`.
+        // SAFETY: The lock is held by the contract of this function, and the flag names no
+        // list.
         unsafe { self.set(ParkedFlag::Refused, true) };
         before
     }
 
-    /// Marks the request as one whose SYN-ACK timer is deferred: it moves to the list of those.
+    /// Marks the request as one whose SYN-ACK timer is deferred: it moves to another list.
     ///
     /// # Safety
     ///
     /// `self` must just have been taken out of the list of requests with armed timers. The caller
-    /// must have held the lock of the parking listener since, and put `self` into the other list
-    /// before dropping the lock: `ParkQueue::remove()` takes the flag for the list.
+    /// must have held the lock of the parking listener since, and put `self` into the list that its
+    /// flags name before dropping the lock: `ParkQueue::remove()` takes the flag for the list.
     pub(crate) unsafe fn set_timer_deferred(&self) {
         // SAFETY: The lock is held, and the entry moves to the list that the flag names, by the
         // contract of this function.
         unsafe { self.set(ParkedFlag::TimerArmed, false) };
+    }
+
+    /// Marks the request as counted by its source, or as not counted: it moves to another list.
+    ///
+    /// # Safety
+    ///
+    /// `self` must just have been taken out of its list. The caller must have held the lock of the
+    /// parking listener since, and put `self` into the list that the flag names before dropping the
+    /// lock: `ParkQueue::remove()` takes the flag for the list.
+    pub(crate) unsafe fn set_counted(&self, counted: bool) {
+        // SAFETY: The lock is held, and the entry moves to the list that the flag names, by the
+        // contract of this function.
+        unsafe { self.set(ParkedFlag::Counted, counted) };
     }
 
     /// Records whether the request is taken off the listener's count of young requests.
@@ -469,8 +489,8 @@ impl ParkedRequest {
     ///
     /// `self` must be in the queue of the parking listener, whose lock the caller holds.
     pub(crate) unsafe fn set_young(&self, young: bool) {
-        // SAFETY: The lock is held by the contract of this function, and the flag is not
-        // `TimerArmed`.
+        // SAFETY: The lock is held by the contract of this function, and the flag names no
+        // list.
         unsafe { self.set(ParkedFlag::Young, young) };
     }
 
@@ -479,8 +499,8 @@ impl ParkedRequest {
     /// # Safety
     ///
     /// The caller must hold the lock of the parking listener: the flags are read and written in two
-    /// steps. `self` must be in the list that [`ParkedFlag::TimerArmed`] names, or in no list, when
-    /// the lock is dropped.
+    /// steps. `self` must be in the list that [`ParkedFlag::TimerArmed`] and
+    /// [`ParkedFlag::Counted`] name, or in no list, when the lock is dropped.
     unsafe fn set(&self, flag: ParkedFlag, value: bool) {
         let flags = self.flags().with(flag, value);
         self.ack.state.store(flags.0, Relaxed);

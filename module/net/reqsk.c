@@ -390,6 +390,26 @@ void accf_req_endpoints(const struct request_sock *req, struct accf_endpoints *e
 #endif
 }
 
+/**
+ * accf_req_source() - Tell where the client of a request comes from.
+ * @req: the request
+ *
+ * The addresses do not change once the request can be found.
+ *
+ * Context: Any.
+ * Return: the IPv4 address, or the first 64 bits of the IPv6 address, in host order.
+ */
+u64 accf_req_source(const struct request_sock *req)
+{
+	const struct inet_request_sock *ireq = inet_rsk(req);
+
+#if IS_ENABLED(CONFIG_IPV6)
+	if (READ_ONCE(req->rsk_ops)->family == AF_INET6)
+		return get_unaligned_be64(&ireq->ir_v6_rmt_addr);
+#endif
+	return ntohl(ireq->ir_rmt_addr);
+}
+
 static struct sock *accf_req_lookup_rcu(const struct request_sock *req)
 {
 	const struct inet_request_sock *ireq = inet_rsk(req);

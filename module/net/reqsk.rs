@@ -92,6 +92,34 @@ pub(crate) struct KeptAck {
     pub(crate) arrival: accf_arrival,
 }
 
+/// A source of clients: an IPv4 address, also of a v4-mapped client, or the first 64 bits of an
+/// IPv6 address; the number is in host order.
+///
+/// No IPv6 address that is routed begins with 32 zero bits, so the two do not mix. Source 0 is that
+/// of `::1`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Source(u64);
+
+impl Source {
+    /// Returns its number.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
+    /// Returns its IPv6 address: an IPv4-mapped one, or the first of the /64.
+    pub(crate) fn address(self) -> [u8; 16] {
+        let mut address = [0; 16];
+        match u32::try_from(self.0) {
+            Ok(v4) if v4 != 0 => {
+                address[10..12].fill(0xff);
+                address[12..].copy_from_slice(&v4.to_be_bytes());
+            }
+            _ => address[..8].copy_from_slice(&self.0.to_be_bytes()),
+        }
+        address
+    }
+}
+
 /// A TCP connection request (`struct request_sock`).
 ///
 /// # Invariants
@@ -495,6 +523,13 @@ impl<'a> RequestSock<'a> {
         // SAFETY: Alive by the type invariants. The write is a `WRITE_ONCE()`, and other CPUs, too,
         // write the timestamp of their moment.
         unsafe { bindings::accf_req_note_tsval_sent(self.as_ptr()) };
+    }
+
+    /// Returns where its client comes from. O(1).
+    pub(crate) fn source(&self) -> Source {
+        // SAFETY: Alive by the type invariants. The addresses do not change once the request can be
+        // found.
+        Source(unsafe { bindings::accf_req_source(self.as_ptr()) })
     }
 
     /// Returns both ends, as they stand on the wire.

@@ -38,8 +38,12 @@ use crate::policy::{
 use super::bindings::{
     self,
     accf_config,
+    accf_source,
     accf_stats, //
 };
+
+/// How many sources a listener tells of.
+pub(crate) const SOURCES: usize = bindings::ACCF_SOURCES as usize;
 
 /// The level of accf's socket options.
 pub(crate) const SOL_ACCF: c_int = bindings::SOL_ACCF as c_int;
@@ -64,11 +68,12 @@ impl Name {
 
 // SAFETY: Five 32-bit numbers, without padding.
 unsafe impl AsBytes for accf_config {}
-// SAFETY: 64-bit numbers only, without padding.
+// SAFETY: 64-bit numbers, and arrays of 24 bytes at multiples of eight, without padding.
 unsafe impl AsBytes for accf_stats {}
 
 const _: () = assert!(size_of::<accf_config>() == 20);
-const _: () = assert!(size_of::<accf_stats>() == (25 + WAIT_BUCKETS) * 8);
+const _: () = assert!(size_of::<accf_stats>() == (26 + WAIT_BUCKETS) * 8 + SOURCES * 24);
+const _: () = assert!(size_of::<accf_source>() == 24);
 const _: () = assert!(WAIT_BUCKETS == bindings::ACCF_WAIT_BUCKETS as usize);
 
 impl From<&Config> for accf_config {
@@ -103,6 +108,7 @@ impl From<&ListenerInfo> for accf_stats {
             stats,
             half_open,
             half_open_young,
+            sources,
             ..
         } = info;
         Self {
@@ -132,7 +138,18 @@ impl From<&ListenerInfo> for accf_stats {
             bypass_paused: stats.bypassed(Bypass::Paused),
             closed_reset: stats.ended(End::ClosedReset),
             closed_reset_unparked: stats.closed_reset_unparked,
+            evicted_greediest: stats.evicted_greediest,
+            sources: sources.map(accf_source::from),
         }
+    }
+}
+
+impl From<Option<SourceInfo>> for accf_source {
+    fn from(source: Option<SourceInfo>) -> Self {
+        source.map_or_else(Self::default, |source| Self {
+            address: source.address,
+            parked: u64::from(source.parked),
+        })
     }
 }
 
@@ -221,4 +238,15 @@ pub(crate) struct ListenerInfo {
     pub(crate) half_open: i32,
     /// How many of these are young.
     pub(crate) half_open_young: i32,
+    /// The sources that have the most parked requests.
+    pub(crate) sources: [Option<SourceInfo>; SOURCES],
+}
+
+/// A source of clients, and how many of its requests are parked.
+#[derive(Clone, Copy)]
+pub(crate) struct SourceInfo {
+    /// Its IPv6 address: an IPv4-mapped one, or the first of a /64.
+    pub(crate) address: [u8; 16],
+    /// How many of its requests are parked.
+    pub(crate) parked: u32,
 }

@@ -4,6 +4,7 @@
 //! that stay silent.
 
 use super::{
+    counts_sources,
     Bypass,
     Timeout, //
 };
@@ -126,7 +127,9 @@ pub const fn on_fin(config: &Config) -> OnClose {
 pub enum Admission {
     /// Park it.
     Park,
-    /// Park it, and evict the oldest parked connection.
+    /// Park it, and count parked connections by source.
+    ParkAndCount,
+    /// Park it, and evict the oldest connection of the source that has the most.
     ParkAndEvict,
     /// Do not park it: it goes on as on a plain listener.
     Refuse(Bypass),
@@ -148,6 +151,10 @@ pub fn on_park(
     if config.parking == Parking::Paused {
         return Admission::Refuse(Bypass::Paused);
     }
+    // The only comparison of most connections.
+    if !counts_sources(config.max_parked, parked) && !namespace_full {
+        return Admission::Park;
+    }
     let accepts = config.on_timeout == OnTimeout::Accept;
     if parked >= u64::from(config.max_parked) {
         if accepts && accept_queue_full() {
@@ -156,7 +163,7 @@ pub fn on_park(
             Admission::ParkAndEvict
         }
     } else if !namespace_full {
-        Admission::Park
+        Admission::ParkAndCount
     } else if accepts && parked != 0 && !accept_queue_full() {
         Admission::ParkAndEvict
     } else {

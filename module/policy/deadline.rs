@@ -116,7 +116,8 @@ pub const fn is_deferred_with_batch(now: Nanos, parked_at: Nanos) -> bool {
 pub enum Expiry {
     /// It has reached its deadline.
     Timeout,
-    /// More requests are parked than allowed, and it is the oldest.
+    /// More requests are parked than allowed, and it is the oldest one of the source that has the
+    /// most.
     Eviction,
     /// A SYN inside of its window came: TCP makes the connection at once, which answers the SYN.
     SynInWindow,
@@ -159,7 +160,8 @@ pub enum TimerAction {
     Idle,
     /// Fire at this point.
     At(Nanos),
-    /// Expire the oldest parked request.
+    /// Expire the oldest parked request, or for an eviction the oldest one of the source that has
+    /// the most.
     Expire(Expiry),
     /// Look for room in the accept queue later ([`RoomWatch`](super::RoomWatch)): the oldest
     /// parked request is expired and is to be accepted, and the queue is full.

@@ -13,6 +13,7 @@ mod deadline;
 mod filter;
 mod request;
 mod room;
+mod sources;
 mod stats;
 
 pub use backlog::{
@@ -54,6 +55,14 @@ pub use request::{
     Trigger, //
 };
 pub use room::RoomWatch;
+pub use sources::{
+    counts_sources,
+    Bucket,
+    Sources,
+    BUCKETS,
+    COUNTED_BEFORE_EVICTION,
+    COUNTED_WITH_NEWCOMER, //
+};
 pub use stats::{
     Bypass,
     End,

@@ -110,6 +110,8 @@ pub struct Stats {
     bypassed: [u64; Bypass::COUNT],
     /// SYN-ACKs that the SYN-ACK timer of a parked request asked for, and that were not sent.
     pub synack_suppressed: u64,
+    /// How often the connection to evict was not the oldest: its source had the most.
+    pub evicted_greediest: u64,
     /// Connections that were never parked, and reset because the client closed its side.
     pub closed_reset_unparked: u64,
     /// How long clients took to send: bucket `i` counts waits of less than 2^i milliseconds.

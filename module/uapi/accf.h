@@ -145,8 +145,10 @@ enum accf_on_close {
  *		seconds. TCP_DEFER_ACCEPT itself then reads 0, and setting it
  *		to 0 again changes nothing.
  * @max_parked: How many connections may be parked at once. One more evicts the
- *		oldest: @on_timeout is applied to it before its deadline.
- *		0: the module's default, which getsockopt() then returns.
+ *		oldest of the source that has the most parked, a source being
+ *		an IPv4 address or the /64 of an IPv6 address: @on_timeout is
+ *		applied to it before its deadline. 0: the module's default,
+ *		which getsockopt() then returns.
  * @on_timeout: &enum accf_on_timeout.
  * @state: &enum accf_state. A structure that ends before this field leaves the
  *	   state as it is, so that a program that does not know the field does
@@ -165,6 +167,22 @@ struct accf_config {
 
 /* The number of buckets of accf_stats.wait_log2. */
 #define ACCF_WAIT_BUCKETS 32
+
+/* The number of sources in accf_stats.sources. */
+#define ACCF_SOURCES 4
+
+/**
+ * struct accf_source - A source of clients, and what it has parked.
+ * @address: An IPv6 address: of an IPv4 client the IPv4-mapped one
+ *	     (::ffff:192.0.2.1), of IPv6 clients the first of their /64.
+ * @parked: How many of its connections are parked. Sources are counted in 256
+ *	    buckets: those of other sources in the same bucket are counted as
+ *	    well. 0: this entry says nothing.
+ */
+struct accf_source {
+	__u8 address[16];
+	__u64 parked;
+};
 
 /**
  * struct accf_stats - The statistics of a listener (ACCF_STATS).
@@ -235,6 +253,12 @@ struct accf_config {
  *			   connection had fallen back. If another segment of
  *			   the client, or its SYN-ACK timer, ended it at the
  *			   same moment, it is counted here as well.
+ * @evicted_greediest: How often the connection that was chosen to be evicted
+ *		       was not the oldest one, but the oldest one of the source
+ *		       that had the most.
+ * @sources: Now: the sources that have the most parked connections, and two at
+ *	     least; the first one has the most. Connections are counted by
+ *	     source once @parked is half of max_parked.
  *
  * One consistent snapshot. The fields count connections since the filter was
  * attached, except those described with "Now"::
@@ -274,6 +298,9 @@ struct accf_stats {
 	__u64 bypass_paused;
 	__u64 closed_reset;
 	__u64 closed_reset_unparked;
+
+	__u64 evicted_greediest;
+	struct accf_source sources[ACCF_SOURCES];
 };
 
 /*

@@ -8,7 +8,8 @@
 //!
 //! A request's own SYN-ACK timer cannot give the deadline: the timer wheel is coarse (256 ms for 5
 //! s at HZ=250). All requests of a listener have the same timeout, so the one that was parked first
-//! expires first, and is also the one that is evicted when too many are parked. Everything is O(1).
+//! expires first. When too many are parked, the one is evicted that was parked first of the source
+//! that has the most ([`ParkQueue::victim`]). Everything is O(1).
 //!
 //! The SYN-ACK timer must not send the SYN-ACK again while a request is parked, nor have TCP drop
 //! the request: it is deferred for weeks. As that costs more than the rest of parking, it is done
@@ -386,6 +387,7 @@ impl Listener {
             config: queue.config,
             half_open: self.listen_sock().half_open(),
             half_open_young: self.listen_sock().young(),
+            sources: queue.greediest(),
         }
     }
 }

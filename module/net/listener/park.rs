@@ -50,7 +50,9 @@ use crate::{
         Expiry,
         Nanos,
         OnClose,
-        Phase, //
+        Phase,
+        COUNTED_BEFORE_EVICTION,
+        COUNTED_WITH_NEWCOMER, //
     }, //
 };
 
@@ -135,8 +137,8 @@ impl Listener {
         let had_armed = queue.has_armed();
         // SAFETY: The queue is this listener's. The request was made for it and is not parked, and
         // is not dying, as the caller holds a reference by the contract of this function.
-        let is_over_limit = match unsafe { self.enqueue(&mut queue, &request, ack) } {
-            Ok(is_over_limit) => is_over_limit,
+        let admission = match unsafe { self.enqueue(&mut queue, &request, ack) } {
+            Ok(admission) => admission,
             Err(cause) => {
                 queue.stats.bypass(cause);
                 return false;
@@ -151,37 +153,48 @@ impl Listener {
             // SAFETY: The queue is this listener's.
             unsafe { self.schedule(&mut queue, now) };
         }
-        if is_over_limit {
+        if admission != Admission::Park {
             // SAFETY: The queue is this listener's.
-            unsafe { self.evict_oldest(&request, bh, queue) };
+            unsafe { self.make_room(&request, bh, queue, admission) };
         }
         true
     }
 
-    /// Evicts the oldest request, as `newcomer`, which has just been parked, is one too many.
+    /// Counts requests by source, as the listener is more than half full; and if `admission` says
+    /// so, evicts the oldest request of the source that has the most, as `newcomer`, which has just
+    /// been parked, is one too many.
     ///
     /// Evicts synchronously instead of from the timer, so that the CPU that parks the new request
-    /// pays for the eviction. If the oldest is to be accepted, TCP's receive handler is called
+    /// pays for the eviction. If the evicted one is to be accepted, TCP's receive handler is called
     /// again from within itself: once, as a rebuilt ACK is never parked.
     ///
     /// # Safety
     ///
     /// `queue` must be this listener's.
     #[cold] // One of those that `net/mod.rs` names: together, they save 48 instructions.
-    unsafe fn evict_oldest(
+    unsafe fn make_room(
         self: ArcBorrow<'_, Self>,
         newcomer: &RequestSock<'_>,
         bh: &BhDisabled<'_>,
         mut queue: Guard<'_, Locked, SpinLockBackend>,
+        admission: Admission,
     ) {
+        if admission != Admission::ParkAndEvict {
+            queue.count_sources(COUNTED_WITH_NEWCOMER);
+            return;
+        }
+        queue.count_sources(COUNTED_BEFORE_EVICTION);
         // SAFETY: The queue is this listener's by the contract of this function.
         let Some(expired) = (unsafe { self.take_expired(&mut queue, Expiry::Eviction) }) else {
             return;
         };
         if ptr::eq(expired.request.as_request().as_ptr(), newcomer.as_ptr()) {
-            // All others were dying, and have left the queue meanwhile: there is room.
+            // All others were dying, and have left the queue meanwhile: there is room. Or another
+            // CPU has read the clock later and was faster: then the timer evicts one.
             // SAFETY: The entry was in the queue, and the lock has been held since.
             unsafe { queue.set_expired(&expired.parked, None) };
+            // SAFETY: The queue is this listener's by the contract of this function.
+            unsafe { self.schedule(&mut queue, now()) };
             drop(queue);
         } else {
             drop(queue);
@@ -191,8 +204,8 @@ impl Listener {
 
     /// Appends `request`, which was made for this listener and is not parked, to the queue.
     ///
-    /// Returns whether the oldest must be evicted for it. What an earlier step has done is undone
-    /// if a later one fails, except that the request stays acked.
+    /// Returns what else is to be done for that; never [`Admission::Refuse`]. What an earlier step
+    /// has done is undone if a later one fails, except that the request stays acked.
     ///
     /// # Safety
     ///
@@ -204,7 +217,7 @@ impl Listener {
         queue: &mut ParkQueue,
         request: &RequestSock<'_>,
         ack: AckInfo,
-    ) -> Result<bool, Bypass> {
+    ) -> Result<Admission, Bypass> {
         self.check_may_park(queue)?;
         // Pairs with `was_acked()` (B5, B6): either the CPU that makes the connection finds the
         // request acked and takes the lock, or this one finds it gone from the table.
@@ -214,7 +227,7 @@ impl Listener {
         // SAFETY: The request is not parked, by the contract of this function.
         let ops_override = unsafe { self.ops_override_for(queue, request) }?;
         let charge = self.netns.charge(self.defaults.namespace_limit);
-        let is_over_limit = self.admit(queue, &charge)?;
+        let admission = self.admit(queue, &charge)?;
         let spare = queue.take_spare()?;
         // Most clients send soon, and the SYN-ACK timers of their requests need not be touched.
         let is_timer_far = request.may_synack_timer_run();
@@ -242,7 +255,7 @@ impl Listener {
         queue.stats.park();
         queue.backlog_share = policy::backlog_share(self.listen_sock().backlog(), self.cpus);
         self.update_backlog(queue);
-        Ok(is_over_limit)
+        Ok(admission)
     }
 
     /// Checks whether this listener parks requests at all.
@@ -282,9 +295,9 @@ impl Listener {
         Ok(ops_override)
     }
 
-    /// Decides whether there is room for one more request. Returns whether the oldest must be
-    /// evicted for it.
-    fn admit(&self, queue: &ParkQueue, charge: &NetnsCharge<'_>) -> Result<bool, Bypass> {
+    /// Decides whether there is room for one more request, and returns what is to be done for it;
+    /// never [`Admission::Refuse`].
+    fn admit(&self, queue: &ParkQueue, charge: &NetnsCharge<'_>) -> Result<Admission, Bypass> {
         let is_accept_queue_full = || self.listen_sock().accept_queue_is_full();
         match policy::on_park(
             &queue.config,
@@ -292,9 +305,8 @@ impl Listener {
             charge.is_over_limit(),
             is_accept_queue_full,
         ) {
-            Admission::Park => Ok(false),
-            Admission::ParkAndEvict => Ok(true),
             Admission::Refuse(cause) => Err(cause),
+            admission => Ok(admission),
         }
     }
 

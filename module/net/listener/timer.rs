@@ -2,6 +2,8 @@
 
 //! The listener's timer: deadlines, and deferring SYN-ACK timers.
 
+use core::ptr;
+
 use kernel::{
     impl_has_hr_timer,
     sync::{
@@ -152,7 +154,8 @@ impl Listener {
         }
     }
 
-    /// Marks the oldest request as expired, and takes a reference to it.
+    /// Marks the next request as expired, and takes a reference to it: the oldest one, or for an
+    /// eviction the oldest one of the source that has the most.
     ///
     /// # Safety
     ///
@@ -163,12 +166,21 @@ impl Listener {
         expiry: Expiry,
     ) -> Option<Expired> {
         loop {
-            let parked: Arc<ParkedRequest> = queue.oldest()?.into();
+            let next = match expiry {
+                Expiry::Eviction => queue.victim(),
+                _ => queue.oldest(),
+            };
+            let parked: Arc<ParkedRequest> = next?.into();
+            let is_not_oldest = expiry == Expiry::Eviction
+                && queue
+                    .oldest()
+                    .is_some_and(|oldest| !ptr::eq(&*oldest, &*parked));
             // SAFETY: The entry is in the queue, and the lock is held.
             if let Some(request) = unsafe { parked.request() }.get() {
                 let on_timeout = expiry.outcome(&queue.config);
                 // SAFETY: The entry is in the queue.
                 unsafe { queue.set_expired(&parked, Some((expiry, on_timeout))) };
+                queue.stats.evicted_greediest += u64::from(is_not_oldest);
                 return Some(Expired {
                     request,
                     parked,
@@ -327,6 +339,10 @@ impl Listener {
             let now = now();
             queue.defer_timers(now);
             let action = self.timer_action(&queue, now);
+            // `max_parked` was lowered, perhaps, and requests are not counted by source yet.
+            if action == TimerAction::Expire(Expiry::Eviction) && !queue.count_sources(BUDGET) {
+                continue;
+            }
             if let TimerAction::Expire(expiry) = action {
                 // SAFETY: The queue is this listener's.
                 let expired = unsafe { self.take_expired(&mut queue, expiry) };

@@ -176,7 +176,7 @@ impl Listener {
                 return;
             }
             Admission::ParkAndEvict => self.expire(Expiry::Eviction),
-            Admission::Park => {}
+            Admission::Park | Admission::ParkAndCount => {}
         }
         self.queue.push_back((client, self.now));
         self.parked_at[client] = Some(self.now);
@@ -697,7 +697,7 @@ fn a_deadline_saturates() {
 }
 
 #[test]
-fn at_the_limit_the_oldest_is_evicted_if_possible() {
+fn at_the_limit_one_is_evicted_if_possible() {
     let at_limit = |on_timeout, parked, namespace_full, accept_queue_full| {
         let config = Config {
             timeout: Timeout::Never,
@@ -710,6 +710,7 @@ fn at_the_limit_the_oldest_is_evicted_if_possible() {
     };
     use Admission::{
         Park,
+        ParkAndCount,
         ParkAndEvict,
         Refuse, //
     };
@@ -717,7 +718,10 @@ fn at_the_limit_the_oldest_is_evicted_if_possible() {
         Accept,
         Reset, //
     };
-    assert_eq!(at_limit(Accept, 2, false, true), Park);
+    assert_eq!(at_limit(Accept, 0, false, true), Park);
+    for parked in [1, 2] {
+        assert_eq!(at_limit(Accept, parked, false, true), ParkAndCount);
+    }
     assert_eq!(at_limit(Accept, 3, false, false), ParkAndEvict);
     assert_eq!(
         at_limit(Accept, 3, false, true),

@@ -36,11 +36,14 @@ pub struct History {
     pub backlog: usize,
     /// Its first settings.
     pub config: Config,
+    /// The source of each client: clients with the same number have the same address.
+    pub sources: [usize; CLIENTS],
     /// The moves; one that is not possible at its time is left out.
     pub moves: Vec<Move>,
 }
 
-/// Returns a strategy for histories of fewer than this number of random moves.
+/// Returns a strategy for histories of fewer than this number of random moves. All clients have the
+/// same address.
 pub fn histories(moves: usize) -> impl Strategy<Value = History> {
     let random = (
         prop_oneof![Just(64_usize), Just(16_usize), 0..4_usize],
@@ -67,8 +70,15 @@ pub fn histories(moves: usize) -> impl Strategy<Value = History> {
     prop_oneof![3 => random, 1 => slow].prop_map(|(backlog, config, moves)| History {
         backlog,
         config,
+        sources: [0; CLIENTS],
         moves,
     })
+}
+
+/// Returns a strategy for the same with clients of one, two or three addresses.
+pub fn histories_of_sources(moves: usize) -> impl Strategy<Value = History> {
+    let sources = (1..4_usize).prop_flat_map(|count| prop::array::uniform6(0..count));
+    (histories(moves), sources).prop_map(|(history, sources)| History { sources, ..history })
 }
 
 fn any_config() -> impl Strategy<Value = Config> {

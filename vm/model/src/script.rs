@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use crate::history::{History, Move, CLIENTS};
+use crate::history::{History, Move};
 use crate::server::{Config, Millis, Seen, Segment, Server};
 
 /// How exactly a machine keeps times.
@@ -95,7 +95,7 @@ impl Director {
         let config = in_millis(history.config, pace);
         Self {
             pace,
-            server: Server::new(config, history.backlog, CLIENTS, pace.timers_late),
+            server: Server::new(config, history.backlog, &history.sources, pace.timers_late),
             items: items.collect(),
             not_before: 0,
             postponed: 0,

@@ -193,7 +193,7 @@ impl Window {
     }
 }
 
-/// Why the parking of the oldest client ends.
+/// Why the parking of a client ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expiry {
     /// Its deadline is over.
@@ -232,6 +232,8 @@ enum State {
 
 #[derive(Clone, Debug)]
 struct Client {
+    /// Where it comes from.
+    source: usize,
     state: State,
     /// When it last got an answer that is rate-limited.
     answered: Option<Window>,
@@ -279,9 +281,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Makes a listener without clients' segments, at time 0.
-    pub fn new(config: Config, backlog: usize, clients: usize, timers_late: Millis) -> Self {
-        let client = Client {
+    /// Makes a listener without clients' segments, at time 0. `sources` are the clients' addresses.
+    pub fn new(config: Config, backlog: usize, sources: &[usize], timers_late: Millis) -> Self {
+        let client = |source: &usize| Client {
+            source: *source,
             state: State::Gone,
             answered: None,
             has_syn_ack: false,
@@ -294,7 +297,7 @@ impl Server {
             backlog,
             is_open: true,
             timers_late,
-            clients: vec![client; clients],
+            clients: sources.iter().map(client).collect(),
             parked: VecDeque::new(),
             queue: VecDeque::new(),
             accepted: Vec::new(),
@@ -644,11 +647,27 @@ impl Server {
         self.clients[client].state = State::Gone;
     }
 
-    /// Ends the parking of the oldest.
+    /// Returns which client is evicted: the oldest of the source that has the most parked ones.
+    fn victim(&self) -> Option<usize> {
+        let source = |client: &usize| self.clients.get(*client).map(|client| client.source);
+        let share = |client: &usize| {
+            let same = |it: &&usize| source(it) == source(client);
+            self.parked.iter().filter(same).count()
+        };
+        // The last one of those with the most, from the newest to the oldest.
+        self.parked.iter().rev().copied().max_by_key(share)
+    }
+
+    /// Ends the parking of a client: the oldest one, if it is not evicted.
     fn expire(&mut self, expiry: Expiry) {
-        let Some(client) = self.parked.pop_front() else {
+        let next = match expiry {
+            Expiry::Eviction => self.victim(),
+            Expiry::Deadline | Expiry::Pause => self.parked.front().copied(),
+        };
+        let Some(client) = next else {
             return;
         };
+        self.parked.retain(|it| *it != client);
         let on_timeout = self.on_expiry(expiry);
         let count = match (expiry, on_timeout) {
             (Expiry::Pause, _) => &mut self.counts.released_paused,
@@ -674,7 +693,7 @@ impl Server {
         }
     }
 
-    /// Returns why the oldest may not stay parked; `None` if it may.
+    /// Returns why one client, usually the oldest, may not stay parked; `None` if all may.
     fn expired(&self) -> Option<Expiry> {
         let &oldest = self.parked.front()?;
         if self.config.paused {

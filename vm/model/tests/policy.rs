@@ -5,13 +5,13 @@
 
 use std::collections::VecDeque;
 
-use accf_model::history::{histories, History, CLIENTS};
+use accf_model::history::{histories_of_sources, History, CLIENTS};
 use accf_model::script::{in_millis, Action, Cue, Director, Pace, Script};
 use accf_model::server::{self, Counts, Seen};
 use accf_policy::{
-    on_fin, on_park, on_segment, timer_action, Action as Ruling, Admission, Bypass, Config,
+    on_fin, on_park, on_segment, timer_action, Action as Ruling, Admission, Bucket, Bypass, Config,
     Dataready, End, Expiry, Filter, Nanos, OnClose, OnTimeout, Parking, Phase, RoomWatch,
-    SegmentKind, Stats, Timeout, TimerAction,
+    SegmentKind, Sources, Stats, Timeout, TimerAction,
 };
 use proptest::prelude::*;
 
@@ -39,6 +39,8 @@ struct Listener {
     now: u64,
     is_open: bool,
     states: Vec<State>,
+    /// The bucket of each client's source.
+    buckets: Vec<u8>,
     /// The parked clients, and since when.
     parked: VecDeque<(usize, u64)>,
     alarm: Option<u64>,
@@ -81,6 +83,7 @@ impl Listener {
             now: 0,
             is_open: true,
             states: vec![State::Gone; CLIENTS],
+            buckets: history.sources.iter().map(|it| *it as u8 + 7).collect(),
             parked: VecDeque::new(),
             alarm: None,
             room_watch: RoomWatch::default(),
@@ -101,8 +104,29 @@ impl Listener {
         self.stats.end(end, Nanos(self.now - at));
     }
 
+    /// Returns the oldest client of the source that has the most.
+    fn victim(&self) -> usize {
+        let bucket = |nth: usize| self.buckets[self.parked[nth].0];
+        let mut sources = Sources::new(Box::new(std::array::from_fn(Bucket::new)));
+        let first = |nth| {
+            (0..=nth)
+                .find(|first| bucket(*first) == bucket(nth))
+                .unwrap()
+        };
+        for nth in 0..self.parked.len() {
+            // Their order is as good as the times.
+            sources.count(bucket(nth), Nanos(first(nth) as u64));
+        }
+        let greediest = sources.greediest().expect("one is parked");
+        let nth = (0..).find(|nth| bucket(*nth) == greediest).unwrap();
+        self.parked[nth].0
+    }
+
     fn expire(&mut self, expiry: Expiry) {
-        let (client, _) = self.parked[0];
+        let client = match expiry {
+            Expiry::Eviction => self.victim(),
+            _ => self.parked[0].0,
+        };
         match expiry.outcome(&self.config) {
             OnTimeout::Accept => {
                 assert!(!self.is_full(), "it would be refused");
@@ -135,18 +159,21 @@ impl Listener {
 
     fn park(&mut self, client: usize) {
         let parked = self.parked.len() as u64;
-        match on_park(&self.config, parked, false, || self.is_full()) {
+        let admission = on_park(&self.config, parked, false, || self.is_full());
+        match admission {
             Admission::Refuse(cause) => {
                 self.stats.bypass(cause);
                 self.connect(client, SegmentKind::BareAck);
                 return;
             }
-            Admission::Park => {}
-            Admission::ParkAndEvict => self.expire(Expiry::Eviction),
+            Admission::Park | Admission::ParkAndCount | Admission::ParkAndEvict => {}
         }
         self.states[client] = State::Parked;
         self.parked.push_back((client, self.now));
         self.stats.park();
+        if admission == Admission::ParkAndEvict {
+            self.expire(Expiry::Eviction);
+        }
         if self.alarm.is_none() {
             self.schedule();
         }
@@ -323,7 +350,7 @@ proptest! {
     /// each move takes.
     #[test]
     fn the_policy_agrees_with_the_model(
-        history in histories(60),
+        history in histories_of_sources(60),
         speeds in prop::collection::vec((0..10_u64, 0..10_u64, 0..10_u64), 1..50),
     ) {
         let mut listener = Listener::new(&history);
@@ -355,7 +382,7 @@ proptest! {
 
     /// Scripts are in order, end in time, and begin with zero counters.
     #[test]
-    fn scripts_are_in_order(history in histories(60)) {
+    fn scripts_are_in_order(history in histories_of_sources(60)) {
         let script = Script::of(&history, PACE, 2).unwrap();
         let mut last = 0;
         for step in &script.steps {

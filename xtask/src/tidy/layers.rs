@@ -23,6 +23,7 @@ const ROWS: &[&[&str]] = &[
     &["parked_request"],
     &["reqsk_ops"],
     &["clone"],
+    &["by_source"],
     &["park_queue"],
     &["inject"],
     &["listener"],

@@ -49,7 +49,9 @@ const INET_ULP_INFO_NAME: u16 = 1;
 const ACCF_ULP_INFO_CONFIG: u16 = 0x1AC1;
 const ACCF_ULP_INFO_STATS: u16 = 0x1AC2;
 /// The fields of `struct accf_stats`, by their positions.
-const STATS_WORDS: usize = 25 + 32;
+const STATS_WORDS: usize = 26 + 32 + 4 * 3;
+const RELEASED_PAUSED: usize = 21 + 32;
+const CLOSED_RESET: usize = RELEASED_PAUSED + 2;
 
 /// A permanent listener, with what a dump must say of it.
 struct Landmark {
@@ -492,9 +494,9 @@ fn socket(message: &[u8], landmarks: &[Landmark]) -> Result<bool> {
         let [parked, _, _, total, ends @ ..] = words.as_slice() else {
             bail!("no counters");
         };
-        // `released_paused` and `closed_reset` are among the last.
-        let later = |from_end: usize| words.get(STATS_WORDS - from_end).copied().unwrap_or(0);
-        let sum = parked + ends.iter().take(8).sum::<u64>() + later(4) + later(2);
+        let later = |nth: usize| words.get(nth).copied().unwrap_or(0);
+        let later = later(RELEASED_PAUSED) + later(CLOSED_RESET);
+        let sum = parked + ends.iter().take(8).sum::<u64>() + later;
         expect_eq!(sum, *total, "the sum of {words:?}");
         if let Some(landmark) = with_port(landmarks, port) {
             expect_eq!(config, landmark.numbers, "settings of port {port}");
