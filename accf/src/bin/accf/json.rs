@@ -82,8 +82,18 @@ struct StatsView {
     bypass_paused: u64,
     closed_reset: u64,
     closed_reset_unparked: u64,
+    evicted_greediest: u64,
+    /// The sources that have the most, the first one most of all.
+    sources: Vec<SourceView>,
     /// The buckets of `wait_log2` with their bounds.
     waits: Vec<WaitView>,
+}
+
+/// A source: an IPv4 address, or the first address of an IPv6 /64.
+#[derive(Serialize)]
+struct SourceView {
+    address: IpAddr,
+    parked: u64,
 }
 
 /// A bucket of the histogram: `from_ms <= wait < to_ms`. `to_ms` is null in the last bucket.
@@ -157,6 +167,16 @@ fn stats(stats: &Stats) -> StatsView {
         bypass_paused: stats.bypass_paused,
         closed_reset: stats.closed_reset,
         closed_reset_unparked: stats.closed_reset_unparked,
+        evicted_greediest: stats.evicted_greediest,
+        sources: stats
+            .sources
+            .iter()
+            .flatten()
+            .map(|source| SourceView {
+                address: source.address,
+                parked: source.parked,
+            })
+            .collect(),
         waits: stats
             .waits()
             .map(|bucket| WaitView {
@@ -234,7 +254,19 @@ mod tests {
             // No counter of the sample is zero.
             assert!(stats[name].as_i64() > Some(0), "{name}");
         }
-        assert_eq!(stats.as_object().unwrap().len(), names.len() + 1);
+        assert_eq!(stats.as_object().unwrap().len(), names.len() + 2);
+    }
+
+    #[test]
+    fn sources_have_addresses() {
+        let sources = read(&sample::busy())["stats"]["sources"].take();
+        let expected = serde_json::json!([
+            {"address": "198.51.100.7", "parked": 6},
+            {"address": "2001:db8:1:2::", "parked": 4},
+        ]);
+        assert_eq!(sources, expected);
+        let none = read(&sample::unused())["stats"]["sources"].take();
+        assert_eq!(none, serde_json::json!([]));
     }
 
     #[test]

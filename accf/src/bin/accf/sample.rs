@@ -4,7 +4,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use accf::{Listener, OnClose, OnTimeout, State, DATAREADY};
+use accf::{Listener, OnClose, OnTimeout, Source, State, DATAREADY};
 
 /// Returns a listener with the default settings that no client has connected to.
 pub(crate) fn unused() -> Listener {
@@ -59,6 +59,10 @@ pub(crate) fn busy() -> Listener {
     stats.bypass_other = 28;
     stats.bypass_paused = 29;
     stats.closed_reset_unparked = 3;
+    stats.evicted_greediest = 5;
+    let source = |address: &str, parked| Some(Source::new(address.parse().unwrap(), parked));
+    stats.sources[0] = source("198.51.100.7", 6);
+    stats.sources[1] = source("2001:db8:1:2::", 4);
     stats.wait_log2[0] = 100;
     stats.wait_log2[1] = 1_000;
     stats.wait_log2[3] = 7;

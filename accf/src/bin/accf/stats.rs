@@ -65,7 +65,7 @@ fn page(listener: &Listener) -> String {
         &match config.max_parked {
             None => "as many as the module's default".to_owned(),
             Some(_) => format!(
-                "{}; one more evicts the oldest: {}",
+                "{}; one more evicts the oldest of the source with the most: {}",
                 max_parked(config),
                 on_eviction(config.on_timeout)
             ),
@@ -97,6 +97,7 @@ fn page(listener: &Listener) -> String {
     );
     text.push('\n');
     text.push_str(&counters(&listener.stats));
+    text.push_str(&sources(&listener.stats));
     text.push('\n');
     text.push_str(&waits(&listener.stats));
     text
@@ -116,7 +117,7 @@ fn on_deadline(on_timeout: OnTimeout) -> String {
     }
 }
 
-/// Returns what happens to the oldest connection when one is over the limit.
+/// Returns what happens to the evicted connection when one is over the limit.
 fn on_eviction(on_timeout: OnTimeout) -> &'static str {
     match on_timeout {
         OnTimeout::Accept => "it is accepted",
@@ -177,6 +178,11 @@ fn counters(stats: &Stats) -> String {
                     stats.timeout_drop.into(),
                 ),
                 (1, "evicted: over the limit", stats.evicted.into()),
+                (
+                    2,
+                    "not the oldest, but its source had the most",
+                    stats.evicted_greediest.into(),
+                ),
                 (
                     1,
                     "ended by the client, ICMP or the administrator",
@@ -251,6 +257,20 @@ fn counters(stats: &Stats) -> String {
     text
 }
 
+/// Writes the sources that have the most parked connections, if the module counts them.
+fn sources(stats: &Stats) -> String {
+    let mut text = String::new();
+    for (nth, source) in stats.sources.iter().flatten().enumerate() {
+        if nth == 0 {
+            text.push_str("  parked now, by the addresses that have the most\n");
+        }
+        let label = format!("    {source}");
+        let parked = number(source.parked);
+        writeln!(text, "{label:<LABEL_WIDTH$}{parked:>COUNT_WIDTH$}").ok();
+    }
+    text
+}
+
 /// Writes a number that may be negative for a moment.
 fn signed(value: i128) -> String {
     let sign = if value < 0 { "-" } else { "" };
@@ -314,7 +334,7 @@ mod tests {
         let expected = "\
 [::]:8080  dataready  (uid 1000, socket 4711)
   timeout           1.5 s, then the client is reset
-  may be parked     2,000; one more evicts the oldest: it is reset
+  may be parked     2,000; one more evicts the oldest of the source with the most: it is reset
   closed unused     a client that closes without a byte is reset
   accept queue      2 of 4,096
 
@@ -330,6 +350,7 @@ mod tests {
       silent until the deadline, reset                                    60
       silent until the deadline, dropped                                  70
       evicted: over the limit                                              8
+        not the oldest, but its source had the most                        5
       ended by the client, ICMP or the administrator                       9
       fell back to plain TCP                                              10
       accepted because parking was paused                                 11
@@ -345,6 +366,9 @@ mod tests {
     the listener checks TCP-MD5 or TCP-AO                                 27
     parking was paused                                                    29
     of any other reason                                                   28
+  parked now, by the addresses that have the most
+    198.51.100.7                                                           6
+    2001:db8:1:2::/64                                                      4
 
   from the client's ACK to its first byte or its end
           less than 1 ms  ███▏                                       100
