@@ -30,6 +30,7 @@ mod field_pause;
 mod field_plug;
 mod field_probe;
 mod field_same_port;
+mod field_source;
 mod field_tos;
 mod field_transparent;
 mod field_vrf;
