@@ -242,6 +242,18 @@ impl TestListener {
         Ok(listener.info(&bh).stats)
     }
 
+    /// Returns how many parked requests are counted by the source that has the most; 0 if that is
+    /// not more than one. Fabricated requests have one source.
+    pub(crate) fn counted_by_source(&self) -> Result<u32> {
+        let bh = BhGuard::new();
+        let bh = bh.token();
+        // SAFETY: The socket is alive as long as `self`. If it has a filter, that was attached by
+        // `callbacks::ulp::init()`.
+        let listener = unsafe { Listener::of(self.listen_sock(), &bh) }.ok_or(ENOENT)?;
+        let [greediest, ..] = listener.info(&bh).sources;
+        Ok(greediest.map_or(0, |source| source.parked))
+    }
+
     /// Returns its configuration.
     pub(crate) fn config(&self) -> Result<Config> {
         let bh = BhGuard::new();

@@ -213,6 +213,65 @@ mod tests {
     }
 
     #[test]
+    fn requests_that_are_counted_by_source_leave_like_others() -> Result {
+        let registration = register_with(Defaults {
+            config: Config {
+                max_parked: MANY as u32,
+                ..DEFAULTS.config
+            },
+            ..DEFAULTS
+        })?;
+        let listener = TestListener::filtered()?;
+        for _ in 0..2 {
+            let requests = requests(&listener, MANY)?;
+            for request in &requests {
+                assert!(request.park(1)?);
+            }
+            // Two are counted with each one above the half.
+            assert!(listener.counted_by_source()? == MANY as u32);
+            // A bare ACK of a request that is counted is one like any other.
+            assert!(requests[0].park(2)?);
+            assert!(requests[0].last_window() == Some(2));
+            for i in 0..MANY {
+                // In no order.
+                let request = &requests[i * 7 % MANY];
+                match i % 3 {
+                    0 => request.complete()?,
+                    1 => {
+                        request.stop_timer();
+                        request.fall_back()?;
+                    }
+                    _ => request.destroy(),
+                }
+                let left = (MANY - i - 1) as u32;
+                assert!(listener.counted_by_source()? == if left > 1 { left } else { 0 });
+            }
+            drop(requests);
+        }
+        let stats = listener.stats()?;
+        assert!(stats.parked == 0);
+        assert!(stats.parked_total == 2 * MANY as u64);
+        for end in [End::Data, End::Fallback, End::Aborted] {
+            assert!(stats.ended(end) == 2 * MANY as u64 / 3);
+        }
+        assert!(listener.half_open() == 0);
+        assert!(listener.young() == 0);
+
+        // A closed listener leaves none that is counted.
+        let requests = requests(&listener, MANY)?;
+        for request in &requests {
+            assert!(request.park(1)?);
+        }
+        drop(listener);
+        for request in &requests {
+            assert!(request.has_original_ops());
+        }
+        drop(requests);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
     fn a_max_parked_of_zero_means_the_default() -> Result {
         let registration = register(Timeout::Never)?;
         let listener = TestListener::filtered()?;
