@@ -434,7 +434,7 @@ impl IdleClients {
 }
 
 /// Makes a namespace with a large table of connections.
-fn namespace() -> Result<Netns> {
+pub(crate) fn namespace() -> Result<Netns> {
     let ns = Netns::with_table(TABLE_SIZE)?;
     let size = ns.sysctl("net.ipv4.tcp_ehash_entries")?;
     ensure!(
@@ -448,7 +448,8 @@ fn namespace() -> Result<Netns> {
 fn settings(timeout: Option<Duration>, on_timeout: OnTimeout) -> Config {
     Config {
         timeout,
-        max_parked: NonZeroU32::new(MAX_CLIENTS),
+        // Of more than half, the module would count connections by source.
+        max_parked: NonZeroU32::new(2 * MAX_CLIENTS),
         on_timeout,
         ..Config::default()
     }

@@ -35,6 +35,8 @@ pub enum Bench {
     Pause,
     /// How exact a deadline is.
     Deadline,
+    /// What an eviction costs beside many sources.
+    Eviction,
     /// How many segments a silent and a slow client cost.
     Segments,
     /// What a connection of a plain listener costs with and without the module.
@@ -43,12 +45,13 @@ pub enum Bench {
 
 impl Bench {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Connection,
         Self::Holding,
         Self::Interference,
         Self::Pause,
         Self::Deadline,
+        Self::Eviction,
         Self::Segments,
         Self::Others,
     ];
@@ -61,6 +64,7 @@ impl Bench {
             Self::Interference => "interference",
             Self::Pause => "pause",
             Self::Deadline => "deadline",
+            Self::Eviction => "eviction",
             Self::Segments => "segments",
             Self::Others => "others",
         }
@@ -122,6 +126,7 @@ pub enum Unit {
 /// | pause | `rto`, `rtt` (milliseconds) | `` | the client's pause in seconds |
 /// | pause | `repair` (milliseconds) | ``, `rto_only` (3) | the client's pause in seconds |
 /// | deadline | `late` (milliseconds, negative: early) | ``, `reset` | the deadline in ms |
+/// | eviction | `evict` (2) | `reset`, `drop` | sources with one connection each |
 /// | segments | `syn_acks`, `from_server`, `from_client` | `silent`, `slow` | |
 /// | others | `instructions` | `without_module`, `with_module`, `filter_elsewhere` | |
 ///

@@ -7,6 +7,7 @@
 mod client;
 mod connection;
 mod deadline;
+mod eviction;
 mod holding;
 mod idle_clients;
 mod interference;
@@ -85,6 +86,7 @@ fn main() -> Result<()> {
             Bench::Connection => connection::measure,
             Bench::Pause => pause::measure,
             Bench::Deadline => deadline::measure,
+            Bench::Eviction => eviction::measure,
             Bench::Segments => segments::measure,
         };
         say(bench);

@@ -36,6 +36,11 @@ const ADDRESSES: u32 = 200;
 /// The last part of the first address.
 const FIRST_ADDRESS: u32 = 11;
 const FIRST_PORT: u32 = 1024;
+/// The number of the first client with an IPv4 address of its own, of [`SPREAD_NETWORK`]; there are
+/// 13,107,200 of them.
+pub const FIRST_SPREAD: u32 = 1 << 24;
+/// The first part of their addresses.
+const SPREAD_NETWORK: u8 = 10;
 /// How many segments of the server may wait to be read: more than it sends at once.
 const QUEUE: u32 = 20_000;
 /// How many handshakes of [`TunClients::open`] are under way at once: fewer than any backlog a test
@@ -101,6 +106,14 @@ impl TunClients {
         )
     }
 
+    /// Has the server answer clients with addresses of their own, from [`FIRST_SPREAD`] on: IPv4
+    /// only.
+    pub fn spread(&self, ns: &Netns) -> Result<()> {
+        ns.ip(&format!(
+            "route add {SPREAD_NETWORK}.0.0.0/8 dev {INTERFACE}"
+        ))
+    }
+
     /// Returns a client of the server's port that has not sent anything yet.
     pub fn client(&self, nth: u32) -> TunClient {
         self.client_of(nth, self.server.port())
@@ -124,6 +137,11 @@ impl TunClients {
     /// Returns a client's address and port.
     pub fn address(&self, nth: u32) -> SocketAddr {
         let host = FIRST_ADDRESS + nth % ADDRESSES;
+        if let Some(nth) = nth.checked_sub(FIRST_SPREAD) {
+            let [_, _, b, c] = (nth / ADDRESSES).to_be_bytes();
+            let d = u8::try_from(FIRST_ADDRESS + nth % ADDRESSES).unwrap_or(u8::MAX);
+            return (Ipv4Addr::new(SPREAD_NETWORK, b, c, d), FIRST_PORT as u16).into();
+        }
         let ip: IpAddr = if self.family.is_v4_on_the_wire() {
             let [a, b, c, _] = SERVER_V4.octets();
             Ipv4Addr::new(a, b, c, u8::try_from(host).unwrap_or(u8::MAX)).into()
@@ -143,6 +161,13 @@ impl TunClients {
             IpAddr::V6(ip) => u32::from(ip.segments()[7]),
         };
         let host = host.checked_sub(FIRST_ADDRESS)?;
+        if let IpAddr::V4(ip) = address.ip() {
+            let [first, b, c, _] = ip.octets();
+            if first == SPREAD_NETWORK {
+                let nth = u32::from_be_bytes([0, 0, b, c]) * ADDRESSES + host;
+                return (host < ADDRESSES).then_some(FIRST_SPREAD + nth);
+            }
+        }
         let port = u32::from(address.port()).checked_sub(FIRST_PORT)?;
         (host < ADDRESSES).then_some(port * ADDRESSES + host)
     }

@@ -59,6 +59,7 @@ pub(crate) fn judge(recording: &Recording, asked: &[Bench]) -> Vec<Verdict> {
             Bench::Interference => interference(figures),
             Bench::Pause => pause(figures),
             Bench::Deadline => deadline(figures),
+            Bench::Eviction => eviction(figures),
             Bench::Segments => segments(figures),
             Bench::Others => others(figures),
         })
@@ -224,6 +225,24 @@ fn holding(figures: Figures<'_>) -> Vec<Verdict> {
         bar(claim, Unit::Ratio, Bound::AtMost(bound::FLAT), found)
     });
     [first].into_iter().chain(flat).collect()
+}
+
+/// Judges the cost of evictions.
+fn eviction(figures: Figures<'_>) -> Vec<Verdict> {
+    let bench = Bench::Eviction;
+    let cases = [
+        ("reset", "instructions to park one and reset another"),
+        ("drop", "instructions to park one and drop another"),
+    ];
+    let flat = cases.into_iter().map(|(case, what)| {
+        let key = Key::new(bench, "evict").case(case);
+        let once = || Err(format!("{what}: not measured at two numbers of sources"));
+        let found = last_against_first(figures, key, " sources").unwrap_or_else(once);
+        let says = format!("{what}: the most sources against the fewest");
+        let claim = claim(bench, &["evict", case, "flat"], says);
+        bar(claim, Unit::Ratio, Bound::AtMost(bound::FLAT), found)
+    });
+    flat.collect()
 }
 
 /// Compares a figure at its last place with the figure at its first; `None` if there are not two
@@ -432,7 +451,7 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), count, "names are unique");
-        assert_eq!(count, 26);
+        assert_eq!(count, 28);
     }
 
     #[test]
@@ -483,6 +502,11 @@ mod tests {
                 holding("timer").case("reset").x(1e6),
                 &[13_700.0],
                 &["timer.reset.flat"],
+            ),
+            (
+                Key::new(Bench::Eviction, "evict").case("drop").x(1e5),
+                &[9_900.0],
+                &["evict.drop.flat"],
             ),
             // Not the largest number.
             (holding("park").x(1e5), &[9000.0], &[]),

@@ -23,6 +23,7 @@ pub(crate) fn all(recording: &Recording) -> Vec<(Bench, Picture)> {
             Bench::Interference => interference(figures),
             Bench::Pause => pause(figures),
             Bench::Deadline => deadline(figures),
+            Bench::Eviction => eviction(figures),
             Bench::Segments => segments(figures),
             Bench::Others => others(figures),
         };
@@ -220,6 +221,37 @@ fn holding(figures: Figures<'_>) -> Picture {
     }
 }
 
+/// Plots the cost of an eviction.
+fn eviction(figures: Figures<'_>) -> Picture {
+    let panels = [
+        ("reset", "To park one and reset another"),
+        ("drop", "To park one and drop another"),
+    ];
+    let panels = panels.into_iter().map(|(case, title)| {
+        let key = Key::new(Bench::Eviction, "evict").case(case);
+        let fewest = figures.places(key).first().copied();
+        let cost = fewest.and_then(|fewest| figures.statistics(key.x(fewest)).ok());
+        let limit = cost.map(|cost| Limit::Level(cost.median * bound::FLAT));
+        let x = Axis::new("sources", Scale::Log, short);
+        let y = Axis::new("instructions", Scale::Linear, short);
+        line_panel(
+            title,
+            x,
+            y,
+            lines(figures, key),
+            limit.into_iter().collect(),
+        )
+    });
+    Picture {
+        title: "The cost of an eviction, by the number of sources".into(),
+        note: "One source opens more connections than there is room for.".into(),
+        limit: Some("dataready must not be above"),
+        columns: 2,
+        panels: with_series(panels),
+        ..Picture::default()
+    }
+}
+
 /// Plots the latency of active clients while others are idle.
 fn interference(figures: Figures<'_>) -> Picture {
     let key = Key::new(Bench::Interference, "latency");
@@ -366,7 +398,7 @@ mod tests {
 
     #[test]
     fn every_plot_says_what_it_shows() {
-        let cases: [(Bench, &[&str]); 7] = [
+        let cases: [(Bench, &[&str]); 8] = [
             (
                 Bench::Connection,
                 &[
@@ -401,6 +433,10 @@ mod tests {
                 ],
             ),
             (Bench::Deadline, &["deadline, s", "10", "ms", "0.05"]),
+            (
+                Bench::Eviction,
+                &["sources", "100k", "To park one and drop another"],
+            ),
             (
                 Bench::Segments,
                 &["SYN-ACKs", "silent client", "slow client"],

@@ -142,6 +142,7 @@ fn metric_title(metric: &str) -> &str {
         "park" => "instructions to park",
         "release" => "instructions to release",
         "timer" => "instructions at the deadline",
+        "evict" => "instructions to park and evict",
         "latency" => "instructions to the response",
         "rto" => "RTO, ms",
         "rtt" => "RTT, ms",
@@ -212,6 +213,15 @@ fn about(bench: Bench) -> About {
                     server requested, they are accepted or reset. The table shows by how many \
                     milliseconds the worst client of each round was late.",
             x: Some(numeric("deadline, ms", "deadline,\nms")),
+        },
+        Bench::Eviction => About {
+            heading: "The cost of an eviction",
+            prose: "A listener has parked as many connections as it may: one each of many \
+                    addresses, and 1,000 of one more. That one opens others. The instructions are \
+                    those of the bare ACK of each, which parks it, and resets or drops the oldest \
+                    of the address that has the most. Addresses that share one of the module's 256 \
+                    buckets count as one.",
+            x: Some(numeric("sources", "sources")),
         },
         Bench::Segments => About {
             heading: "Segments",

@@ -22,6 +22,7 @@ pub(crate) fn sample() -> Recording {
     interference(&mut recording);
     pause(&mut recording);
     deadline(&mut recording);
+    eviction(&mut recording);
     segments(&mut recording);
     others(&mut recording);
     recording
@@ -104,6 +105,15 @@ fn holding(recording: &mut Recording) {
         ] {
             let key = key(metric).case(case);
             add(recording, key, Unit::Instructions, &around(cost * growth));
+        }
+    }
+}
+
+fn eviction(recording: &mut Recording) {
+    for x in [1e3, 1e4, 1e5] {
+        for (case, cost) in [("reset", 13_200.0), ("drop", 8_800.0)] {
+            let key = Key::new(Bench::Eviction, "evict").case(case).x(x);
+            add(recording, key, Unit::Instructions, &around(cost));
         }
     }
 }
