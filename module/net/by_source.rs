@@ -31,6 +31,9 @@ use super::{
 /// How many requests of a bucket are looked at to find which source has most of them.
 const LOOKED_AT: usize = 16;
 
+/// How many requests of a bucket are passed from its front, before one is inserted from the back.
+const FROM_FRONT: usize = 64;
+
 /// The counted requests of a listener, by bucket. None of them is expired.
 ///
 /// # Invariants
@@ -52,8 +55,8 @@ impl BySource {
     /// `ENOMEM`: there is no memory.
     pub(crate) fn new() -> Result<Self> {
         // In place: the arrays are too large for the stack.
-        let lists = KBox::init(init_array_from_fn(|_| List::new()), GFP_KERNEL)?;
-        let buckets = KBox::init(init_array_from_fn(Bucket::new), GFP_KERNEL)?;
+        let lists = KBox::init(init_array_from_fn(|_| List::new()), GFP_KERNEL_ACCOUNT)?;
+        let buckets = KBox::init(init_array_from_fn(Bucket::new), GFP_KERNEL_ACCOUNT)?;
         // SAFETY: May be called in any context.
         let random = || unsafe { bindings::get_random_u64() };
         // INVARIANT: All lists are empty, and so are all buckets.
@@ -88,11 +91,18 @@ impl BySource {
         self.lists[usize::from(bucket)].iter().next()
     }
 
-    /// Counts a request, whose source is `source`. O(number of CPUs), as [`insert_in_order`].
+    /// Counts a request, whose source is `source`.
+    ///
+    /// The request belongs to the end of the list of its bucket, but for those of other CPUs that
+    /// have read the clock later and were faster; or to the front, if it was there, has expired,
+    /// could not be accepted and has returned. So this is O(number of CPUs), except for a request
+    /// that left the middle, as a SYN inside of its window came, and that TCP then refused.
     pub(crate) fn insert(&mut self, parked: ListArc<ParkedRequest>, source: Source) {
         let bucket = self.bucket_of(source);
         let list = &mut self.lists[usize::from(bucket)];
-        insert_in_order(list, parked);
+        if let Err(parked) = insert_among_first(list, parked, FROM_FRONT) {
+            insert_from_back(list, parked);
+        }
         if let Some(oldest) = list.iter().next() {
             // INVARIANT: There is one request more, and this is the oldest one.
             self.sources.count(bucket, oldest.parked_at());
@@ -133,7 +143,9 @@ impl BySource {
     }
 
     /// Returns the sources that have the most counted requests, and two at least; the first one
-    /// has the most. The number is that of the bucket: other sources may be in it. O([`BUCKETS`]).
+    /// has the most. The number is that of the bucket: other sources may be in it. The address is
+    /// that of the source that has more than half of the oldest [`LOOKED_AT`] requests of the
+    /// bucket, and zero if none has. O([`BUCKETS`]).
     ///
     /// # Safety
     ///
@@ -141,13 +153,16 @@ impl BySource {
     pub(crate) unsafe fn greediest(&self) -> [Option<SourceInfo>; SOURCES] {
         self.sources.greediest_few().map(|entry| {
             let (bucket, parked) = entry?;
-            let mut candidate = None;
-            let mut lead = 0;
-            // The majority vote of Boyer and Moore.
-            for parked in self.lists[usize::from(bucket)].iter().take(LOOKED_AT) {
+            let first = || {
+                let list = self.lists[usize::from(bucket)].iter().take(LOOKED_AT);
                 // SAFETY: The entry is in the queue of the parking listener, whose lock the caller
                 // holds, by the contract of this function.
-                let source = unsafe { parked.request() }.source();
+                list.map(|parked| unsafe { parked.request() }.source())
+            };
+            let mut candidate = None;
+            let mut lead = 0;
+            // The majority vote of Boyer and Moore: if a source has more than half, it is this.
+            for source in first() {
                 if lead == 0 {
                     candidate = Some(source);
                 }
@@ -157,45 +172,72 @@ impl BySource {
                     lead - 1
                 };
             }
+            let candidate = candidate?;
+            let (mut of_candidate, mut looked_at) = (0, 0);
+            for source in first() {
+                of_candidate += usize::from(source == candidate);
+                looked_at += 1;
+            }
             Some(SourceInfo {
-                address: candidate?.address(),
+                address: if 2 * of_candidate > looked_at {
+                    candidate.address()
+                } else {
+                    [0; 16]
+                },
                 parked,
             })
         })
     }
 }
 
-/// Inserts a request into a list that is in the order of parking, and stays so.
+/// Inserts a request into a list that is in the order of parking, and stays so: before the first
+/// one that was parked later. Returns the request if `most` others come before it.
 ///
-/// O(number of CPUs): the request belongs to the end, but for those of other CPUs that have read
-/// the clock later and were faster; or to the front, but for those that were expired, could not be
-/// accepted, and have returned.
-pub(crate) fn insert_in_order(list: &mut List<ParkedRequest>, parked: ListArc<ParkedRequest>) {
-    let at = parked.parked_at().0;
-    let first = list.iter().next().map_or(at, |first| first.parked_at().0);
-    let last = match list.cursor_back().peek_prev() {
-        Some(last) => last.parked_at().0,
-        None => at,
-    };
-    if last <= at {
+/// O(`most`), and O(1) if it belongs to the end.
+fn insert_among_first(
+    list: &mut List<ParkedRequest>,
+    parked: ListArc<ParkedRequest>,
+    most: usize,
+) -> Result<(), ListArc<ParkedRequest>> {
+    let at = parked.parked_at();
+    if list
+        .cursor_back()
+        .peek_prev()
+        .is_none_or(|last| last.parked_at() <= at)
+    {
         list.push_back(parked);
-    } else if at.saturating_sub(first) < last - at {
-        let mut cursor = list.cursor_front();
-        while cursor
-            .peek_next()
-            .is_some_and(|next| next.parked_at().0 <= at)
-        {
-            cursor.move_next();
-        }
-        cursor.insert(parked);
-    } else {
-        let mut cursor = list.cursor_back();
-        while cursor
-            .peek_prev()
-            .is_some_and(|previous| previous.parked_at().0 > at)
-        {
-            cursor.move_prev();
-        }
-        cursor.insert(parked);
+        return Ok(());
     }
+    let mut cursor = list.cursor_front();
+    for _ in 0..most {
+        if cursor.peek_next().is_none_or(|next| next.parked_at() > at) {
+            cursor.insert(parked);
+            return Ok(());
+        }
+        cursor.move_next();
+    }
+    Err(parked)
+}
+
+/// Inserts a request into a list that is in the order of parking, and stays so. O(number of those
+/// that were parked before it), and O(1) if it belongs to the end.
+pub(crate) fn insert_from_front(list: &mut List<ParkedRequest>, parked: ListArc<ParkedRequest>) {
+    if let Err(parked) = insert_among_first(list, parked, usize::MAX) {
+        // Not reached: no list is as long.
+        list.push_back(parked);
+    }
+}
+
+/// Inserts a request into a list that is in the order of parking, and stays so. O(number of those
+/// that were parked after it).
+pub(crate) fn insert_from_back(list: &mut List<ParkedRequest>, parked: ListArc<ParkedRequest>) {
+    let at = parked.parked_at();
+    let mut cursor = list.cursor_back();
+    while cursor
+        .peek_prev()
+        .is_some_and(|previous| previous.parked_at() > at)
+    {
+        cursor.move_prev();
+    }
+    cursor.insert(parked);
 }

@@ -31,7 +31,7 @@
 //! These functions are `#[cold]`. `cargo xtask bench holding` counts 48 instructions less for a
 //! parked connection if all of them are (19 to park, 29 to release); they were not counted one by
 //! one. `parked_request`: `ParkedRequest::new()`. `reqsk_ops`: `RequestOpsOverride::for_request()`.
-//! `listener`: `evict()`, `dequeue_dying()`, `count_bypass()`. `callbacks`:
+//! `listener`: `make_room()`, `dequeue_dying()`, `count_bypass()`. `callbacks`:
 //! `Lookup::detached()`, `take_over_defer_accept()`, `call_current()`,
 //! `phase_of_acked_or_exempt()`, `on_ack_without_request()`, `fall_back()`.
 

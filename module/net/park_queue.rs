@@ -28,7 +28,8 @@ use crate::policy::{
 
 use super::{
     by_source::{
-        insert_in_order,
+        insert_from_back,
+        insert_from_front,
         BySource, //
     },
     parked_request::{
@@ -60,7 +61,8 @@ enum State {
     Closed,
 }
 
-/// The parked requests of a listener, in the order in which they were parked, and its counters.
+/// The parked requests of a listener, in lists each of which is in the order of parking, and its
+/// counters.
 ///
 /// The queue owns the [`ParkedRequest`] of each request, and holds no reference to the request.
 /// When TCP destroys a parked request, the destructor takes the entry out of the queue, under the
@@ -71,14 +73,18 @@ enum State {
 ///
 /// * Each entry is in the list that its flags name: one that is counted, in the list of its source.
 /// * No entry that is counted is expired.
+/// * An entry that has left the queue is not counted.
 /// * The entries that are not counted were parked after those that are, except for those that are
-///   or were expired, which are first in `deferred`.
+///   or were expired.
+/// * `deferred` and `armed` are in the order of parking, each of its own. But for those that are or
+///   were expired, all entries in `deferred` were parked before those in `armed`.
 /// * If there is an entry, the value is behind the lock of the listener where the request of each
 ///   entry is parked, so that code that has a reference to the value holds that lock.
 pub(crate) struct ParkQueue {
     /// Requests that are counted by source. Their SYN-ACK timers are deferred.
     by_source: BySource,
-    /// Requests whose SYN-ACK timers are deferred. All of them were parked before those in `armed`.
+    /// Requests whose SYN-ACK timers are deferred. They were parked before those in `armed`, but
+    /// for those that are or were expired.
     deferred: List<ParkedRequest>,
     /// Requests whose SYN-ACK timers are still armed, as they do not fire soon, and requests that
     /// were parked after such a one.
@@ -175,25 +181,29 @@ impl ParkQueue {
     /// O(number of CPUs): at most one request for each CPU is expired (on PREEMPT_RT, for each
     /// task).
     pub(crate) fn oldest(&self) -> Option<ArcBorrow<'_, ParkedRequest>> {
-        let uncounted = Iterator::chain(self.deferred.iter(), self.armed.iter())
-            .find(|parked| parked.flags().expired().is_none());
-        let Some(counted) = self.by_source.oldest() else {
-            return uncounted;
-        };
-        match uncounted {
-            Some(parked) if parked.parked_at() < counted.parked_at() => Some(parked),
-            _ => Some(counted),
-        }
+        let uncounted = older(
+            first_unexpired(&self.deferred),
+            first_unexpired(&self.armed),
+        );
+        older(self.by_source.oldest(), uncounted)
     }
 
-    /// Returns the request that is evicted next: the oldest one of the source that has the most, of
-    /// those that are counted, or the oldest one if none is.
+    /// Returns whether all requests are counted by source that are not expired. O(number of CPUs).
+    fn are_all_counted(&self) -> bool {
+        first_unexpired(&self.deferred).is_none() && first_unexpired(&self.armed).is_none()
+    }
+
+    /// Returns the request that is evicted next: the oldest one of the source that has the most, or
+    /// the oldest one if not all are counted. (Of some, those that were parked first, an innocent
+    /// source may have the most.)
     ///
     /// O(number of CPUs).
     pub(crate) fn victim(&self) -> Option<ArcBorrow<'_, ParkedRequest>> {
-        self.by_source
-            .oldest_of_greediest()
-            .or_else(|| self.oldest())
+        if self.are_all_counted() {
+            self.by_source.oldest_of_greediest()
+        } else {
+            self.oldest()
+        }
     }
 
     /// Returns the sources that have the most requests, of those that are counted. O(1).
@@ -203,7 +213,7 @@ impl ParkQueue {
     }
 
     /// Counts requests by source, `most` at most, those that were parked first before others.
-    /// Returns whether all are counted; `false` if that was not seen.
+    /// Returns whether all are counted that are not expired.
     ///
     /// The SYN-ACK timers of these requests are deferred. O(`most` + number of CPUs).
     #[cold] // Most listeners are less than half full.
@@ -230,7 +240,7 @@ impl ParkQueue {
             unsafe { parked.set_counted(true) };
             self.by_source.insert(parked, source);
         }
-        false
+        self.are_all_counted()
     }
 
     /// Returns an entry for a request to come. Does not sleep.
@@ -300,8 +310,8 @@ impl ParkQueue {
         flags: ParkedFlags,
     ) -> Option<ListArc<ParkedRequest>> {
         if flags.is_counted() {
-            // SAFETY: An entry that left this queue is not counted. So it is in this queue, by the
-            // contract of this function.
+            // SAFETY: An entry that has left this queue is not counted, by the type invariants. So
+            // it is in this queue, by the contract of this function.
             return unsafe { self.remove_counted(parked) };
         }
         let list = if flags.is_timer_armed() {
@@ -360,7 +370,8 @@ impl ParkQueue {
             // SAFETY: The entry has just left `armed`, and goes into `deferred` next. The lock is
             // held by the type invariants, as there was an entry.
             unsafe { defer_timer(&parked) };
-            self.deferred.push_back(parked);
+            // Only requests that are or were expired come before it that were parked later.
+            insert_from_back(&mut self.deferred, parked);
         }
     }
 
@@ -379,9 +390,10 @@ impl ParkQueue {
         if parked.flags().is_counted() {
             // SAFETY: The entry is in this queue by the contract of this function, and counted.
             if let Some(parked) = unsafe { self.remove_counted(parked) } {
-                // INVARIANT: The flags name `deferred` now. The entry was parked before those that
-                // are not counted, but for those that are or were expired.
-                insert_in_order(&mut self.deferred, parked);
+                // INVARIANT: The flags name `deferred` now, and the entry becomes expired. It was
+                // parked before those that are not counted, but for those that are or were expired:
+                // those few are passed.
+                insert_from_front(&mut self.deferred, parked);
             }
         }
         // SAFETY: The entry is in this queue by the contract of this function, and the lock is held
@@ -394,6 +406,24 @@ impl ParkQueue {
         if flags.expired().is_some() {
             self.expired -= 1;
         }
+    }
+}
+
+/// Returns the first entry of a list that is not expired. O(number of CPUs), as
+/// [`ParkQueue::oldest`].
+fn first_unexpired(list: &List<ParkedRequest>) -> Option<ArcBorrow<'_, ParkedRequest>> {
+    list.iter()
+        .find(|parked| parked.flags().expired().is_none())
+}
+
+/// Returns the one of two entries that was parked first, either of which may be missing.
+fn older<'a>(
+    one: Option<ArcBorrow<'a, ParkedRequest>>,
+    other: Option<ArcBorrow<'a, ParkedRequest>>,
+) -> Option<ArcBorrow<'a, ParkedRequest>> {
+    match (one, other) {
+        (Some(one), Some(other)) if other.parked_at() < one.parked_at() => Some(other),
+        (one, other) => one.or(other),
     }
 }
 

@@ -203,7 +203,7 @@ impl_flags!(
         HasTsval = bit_u32(16),
         /// The deadline is over.
         TimedOut = bit_u32(17),
-        /// The request is evicted: it was the oldest one of the source that has the most.
+        /// The request is evicted: it was the oldest one of its source, which has the most.
         Evicted = bit_u32(18),
         /// The request was taken off the listener's count of young requests.
         Young = bit_u32(19),
@@ -475,8 +475,9 @@ impl ParkedRequest {
     /// # Safety
     ///
     /// `self` must just have been taken out of its list. The caller must have held the lock of the
-    /// parking listener since, and put `self` into the list that the flag names before dropping the
-    /// lock: `ParkQueue::remove()` takes the flag for the list.
+    /// parking listener since, and before dropping the lock put `self` into the list that the flag
+    /// names, or, if it is not counted, leave it in no list: `ParkQueue::remove()` takes the flag
+    /// for the list.
     pub(crate) unsafe fn set_counted(&self, counted: bool) {
         // SAFETY: The lock is held, and the entry moves to the list that the flag names, by the
         // contract of this function.

@@ -245,7 +245,8 @@ pub(crate) struct ListenerInfo {
 /// A source of clients, and how many of its requests are parked.
 #[derive(Clone, Copy)]
 pub(crate) struct SourceInfo {
-    /// Its IPv6 address: an IPv4-mapped one, or the first of a /64.
+    /// Its IPv6 address: an IPv4-mapped one, or the first of a /64. Zero: several sources share the
+    /// number, and none has most of it.
     pub(crate) address: [u8; 16],
     /// How many of its requests are parked.
     pub(crate) parked: u32,

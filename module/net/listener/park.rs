@@ -164,6 +164,10 @@ impl Listener {
     /// so, evicts the oldest request of the source that has the most, as `newcomer`, which has just
     /// been parked, is one too many.
     ///
+    /// If `max_parked` was lowered, and many are not counted yet, it is the timer that counts them
+    /// and evicts, at once: until then as many more may be parked as come in the meantime. If not
+    /// all are counted at the namespace's limit, the oldest one is evicted.
+    ///
     /// Evicts synchronously instead of from the timer, so that the CPU that parks the new request
     /// pays for the eviction. If the evicted one is to be accepted, TCP's receive handler is called
     /// again from within itself: once, as a rebuilt ACK is never parked.
@@ -183,14 +187,22 @@ impl Listener {
             queue.count_sources(COUNTED_WITH_NEWCOMER);
             return;
         }
-        queue.count_sources(COUNTED_BEFORE_EVICTION);
+        let is_own_limit = queue.unexpired() > u64::from(queue.config.max_parked);
+        if !queue.count_sources(COUNTED_BEFORE_EVICTION) && is_own_limit {
+            // SAFETY: The queue is this listener's by the contract of this function.
+            unsafe { self.schedule(&mut queue, now()) };
+            return;
+        }
+        let evicted_greediest = queue.stats.evicted_greediest;
         // SAFETY: The queue is this listener's by the contract of this function.
         let Some(expired) = (unsafe { self.take_expired(&mut queue, Expiry::Eviction) }) else {
             return;
         };
         if ptr::eq(expired.request.as_request().as_ptr(), newcomer.as_ptr()) {
             // All others were dying, and have left the queue meanwhile: there is room. Or another
-            // CPU has read the clock later and was faster: then the timer evicts one.
+            // CPU has read the clock later and was faster: then the timer evicts one, if this
+            // listener is full. If only the namespace is, it has one more until the next one comes.
+            queue.stats.evicted_greediest = evicted_greediest;
             // SAFETY: The entry was in the queue, and the lock has been held since.
             unsafe { queue.set_expired(&expired.parked, None) };
             // SAFETY: The queue is this listener's by the contract of this function.

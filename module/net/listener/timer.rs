@@ -171,16 +171,18 @@ impl Listener {
                 _ => queue.oldest(),
             };
             let parked: Arc<ParkedRequest> = next?.into();
-            let is_not_oldest = expiry == Expiry::Eviction
-                && queue
+            let is_not_oldest = || {
+                queue
                     .oldest()
-                    .is_some_and(|oldest| !ptr::eq(&*oldest, &*parked));
+                    .is_some_and(|oldest| !ptr::eq(&*oldest, &*parked))
+            };
+            let is_for_source = expiry == Expiry::Eviction && is_not_oldest();
             // SAFETY: The entry is in the queue, and the lock is held.
             if let Some(request) = unsafe { parked.request() }.get() {
                 let on_timeout = expiry.outcome(&queue.config);
                 // SAFETY: The entry is in the queue.
                 unsafe { queue.set_expired(&parked, Some((expiry, on_timeout))) };
-                queue.stats.evicted_greediest += u64::from(is_not_oldest);
+                queue.stats.evicted_greediest += u64::from(is_for_source);
                 return Some(Expired {
                     request,
                     parked,
@@ -230,6 +232,11 @@ impl Listener {
         let parked = unsafe { request.as_request().parked_arc() };
         let flags = parked.flags();
         if flags.expired().is_none() {
+            // TCP would refuse the connection, and the request would wait again. If it is counted
+            // by source, it would lose its place in the list, which may be a long one.
+            if flags.is_counted() && self.listen_sock().accept_queue_is_full() {
+                return true;
+            }
             let accept = (Expiry::SynInWindow, OnTimeout::Accept);
             // SAFETY: As the request is parked here, its entry is in the queue.
             unsafe { queue.set_expired(&parked, Some(accept)) };
@@ -339,9 +346,10 @@ impl Listener {
             let now = now();
             queue.defer_timers(now);
             let action = self.timer_action(&queue, now);
-            // `max_parked` was lowered, perhaps, and requests are not counted by source yet.
+            // `max_parked` was lowered, perhaps, and requests are not counted by source yet. The
+            // next run counts more.
             if action == TimerAction::Expire(Expiry::Eviction) && !queue.count_sources(BUDGET) {
-                continue;
+                break;
             }
             if let TimerAction::Expire(expiry) = action {
                 // SAFETY: The queue is this listener's.
