@@ -27,6 +27,7 @@ use crate::{
         callbacks::af_ops,
         listen_sock::ListenSock,
         listener::Listener,
+        park_queue::ParkQueue,
         registration::Registration,
         reqsk::RequestSock,
         sockopt::Defaults,
@@ -252,6 +253,17 @@ impl TestListener {
         let listener = unsafe { Listener::of(self.listen_sock(), &bh) }.ok_or(ENOENT)?;
         let [greediest, ..] = listener.info(&bh).sources;
         Ok(greediest.map_or(0, |source| source.parked))
+    }
+
+    /// Calls `f` with its queue, which is locked.
+    pub(crate) fn with_queue<T>(&self, f: impl FnOnce(&mut ParkQueue) -> T) -> Result<T> {
+        let bh = BhGuard::new();
+        let bh = bh.token();
+        // SAFETY: The socket is alive as long as `self`. If it has a filter, that was attached by
+        // `callbacks::ulp::init()`.
+        let listener = unsafe { Listener::of(self.listen_sock(), &bh) }.ok_or(ENOENT)?;
+        let mut queue = listener.queue.lock(&bh);
+        Ok(f(&mut queue))
     }
 
     /// Returns its configuration.

@@ -16,11 +16,18 @@ mod tests {
             TestRequest,
             DEFAULTS, //
         },
-        net::sockopt::Defaults,
+        net::{
+            park_queue::ParkQueue,
+            parked_request::ParkedRequest,
+            sockopt::Defaults, //
+        },
         policy::{
             Bypass,
             Config,
             End,
+            Expiry,
+            Nanos,
+            OnTimeout,
             Parking,
             Timeout, //
         }, //
@@ -267,6 +274,101 @@ mod tests {
             assert!(request.has_original_ops());
         }
         drop(requests);
+        drop(registration);
+        Ok(())
+    }
+
+    /// Marks a parked request as expired, or as one that waits again.
+    fn set_expired(queue: &mut ParkQueue, request: &TestRequest, expired: bool) {
+        let expired = expired.then_some((Expiry::Timeout, OnTimeout::Accept));
+        // SAFETY: The tests call this with the locked queue of the listener where the request is
+        // parked.
+        unsafe {
+            let parked = request.request().parked_arc();
+            queue.set_expired(&parked, expired);
+        }
+    }
+
+    /// Returns whether `parked` is the entry of a request.
+    fn is_of(parked: Option<&ParkedRequest>, request: &TestRequest) -> bool {
+        parked.is_some_and(|parked| parked.request_ptr().as_ptr() == request.request().as_ptr())
+    }
+
+    /// Checks that each request is the oldest one, once those before it are expired; all wait again
+    /// in the end.
+    fn are_in_order(queue: &mut ParkQueue, requests: &[TestRequest]) -> bool {
+        let mut in_order = true;
+        for request in requests {
+            in_order &= is_of(queue.oldest().as_deref(), request);
+            set_expired(queue, request, true);
+        }
+        in_order &= queue.oldest().is_none() && queue.victim().is_none();
+        for request in requests {
+            set_expired(queue, request, false);
+        }
+        in_order
+    }
+
+    #[test]
+    fn requests_that_expire_and_wait_again_stay_in_order() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let requests = requests(&listener, 8)?;
+        for request in &requests {
+            assert!(request.park(1)?);
+        }
+        listener.with_queue(|queue| {
+            // The first one is expired while the second one is counted, which then expires as well.
+            assert!(queue.has_armed());
+            set_expired(queue, &requests[0], true);
+            assert!(!queue.count_sources(1));
+            set_expired(queue, &requests[1], true);
+            set_expired(queue, &requests[1], false);
+            set_expired(queue, &requests[0], false);
+            assert!(is_of(queue.oldest().as_deref(), &requests[0]));
+            // Not all are counted.
+            assert!(is_of(queue.victim().as_deref(), &requests[0]));
+            // All SYN-ACK timers are deferred.
+            queue.defer_timers(Nanos(u64::MAX));
+            assert!(!queue.has_armed());
+            assert!(are_in_order(queue, &requests));
+
+            // Those that are counted expire and wait again, in any order.
+            for step in [1, 3, 5, 7] {
+                assert!(queue.count_sources(64));
+                assert!(is_of(queue.victim().as_deref(), &requests[0]));
+                for nth in 0..8 {
+                    set_expired(queue, &requests[nth * step % 8], true);
+                }
+                for nth in 0..8 {
+                    set_expired(queue, &requests[nth * 3 % 8], false);
+                }
+                assert!(queue.count_sources(64));
+                assert!(are_in_order(queue, &requests));
+                assert!(queue.count_sources(64));
+                set_expired(queue, &requests[4], true);
+                set_expired(queue, &requests[4], false);
+                assert!(queue.count_sources(64));
+                assert!(are_in_order(queue, &requests));
+            }
+            // Some leave while they are expired, some after that, and some are counted.
+            set_expired(queue, &requests[0], true);
+            set_expired(queue, &requests[1], true);
+            set_expired(queue, &requests[2], true);
+            set_expired(queue, &requests[2], false);
+            assert!(!queue.count_sources(1));
+        })?;
+        for nth in [5, 0, 2, 7, 1, 6, 3, 4] {
+            if nth % 2 == 0 {
+                requests[nth].complete()?;
+            } else {
+                requests[nth].destroy();
+            }
+        }
+        assert!(listener.stats()?.parked == 0);
+        assert!(listener.with_queue(|queue| queue.unexpired() == 0)?);
+        drop(requests);
+        drop(listener);
         drop(registration);
         Ok(())
     }

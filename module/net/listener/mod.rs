@@ -98,7 +98,7 @@ use close::Untold;
 use timer::now;
 
 /// What the listener's lock guards: its queue, and the handle of its timer.
-struct Locked {
+pub(crate) struct Locked {
     queue: ParkQueue,
     /// Cancels the timer when it is dropped, and waits for the timer's handler: never under the
     /// lock.
@@ -132,7 +132,7 @@ impl DerefMut for Locked {
 #[pin_data]
 pub(crate) struct Listener {
     #[pin]
-    queue: BhSpinLock<Locked>,
+    pub(crate) queue: BhSpinLock<Locked>,
     #[pin]
     timer: HrTimer<Self>,
     #[pin]
