@@ -317,6 +317,38 @@ fn lowered(context: &Context, family: Family) -> Result<()> {
     })
 }
 
+case!(Default, "field.source.max_parked_just_above" => each_family(just_above));
+/// Checks that a pool stays where few are counted, the pool among them, when the bound is reached:
+/// `max_parked` was lowered to just above what is parked.
+fn just_above(context: &Context, family: Family) -> Result<()> {
+    /// More than are counted before an eviction, together with the pool.
+    const OTHERS: usize = 100;
+    const MANY: usize = 60;
+    const ALL: usize = POOL + OTHERS + MANY;
+    let ns = namespace()?;
+    apart(|| {
+        let town = Town::new(context, &ns, family, 1000, OnTimeout::Reset)?;
+        let greedy_at = address(family, 2, 1);
+        let mut pool = town.connect_many(address(family, 1, 1), POOL)?;
+        let networks = 3..3 + OTHERS as u8;
+        let _others = town.connect_all(networks.map(|network| address(family, network, 1)))?;
+        let _greedy = town.connect_many(greedy_at, MANY)?;
+        town.counts(counted!(parked: ALL as u64))?;
+        expect_eq!(town.sources()?, [], "sources before any is counted");
+        let config = settings(FAR_MS, ALL as u32, OnTimeout::Reset);
+        control::set_config(&town.listener, &config)?;
+        let _newcomers = town.connect_many(greedy_at, POOL)?;
+        town.counts(counted!(parked: ALL as u64, evicted: POOL as u64))?;
+        // The pool shares the bucket of the greedy address, or was evicted.
+        let most = town.sources()?.first().map(|(_, parked)| *parked);
+        if most >= Some((POOL + MANY) as u64) {
+            return Ok(false);
+        }
+        town.serve(&mut pool)?;
+        Ok(true)
+    })
+}
+
 case!(FourPerNetns, "field.source.namespace_limit" => each_family(namespace_limit));
 /// Checks the same at the limit of a namespace.
 fn namespace_limit(context: &Context, family: Family) -> Result<()> {
