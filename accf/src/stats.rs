@@ -69,7 +69,7 @@ pub struct Stats {
     pub bypass_fastopen: u64,
     /// Not parked: `net.ipv4.tcp_abort_on_overflow` is set.
     pub bypass_abort_on_overflow: u64,
-    /// Not parked: `max_parked` was reached, and the oldest could not be accepted as the accept
+    /// Not parked: `max_parked` was reached, and none could be accepted instead as the accept
     /// queue was full.
     pub bypass_accept_queue_full: u64,
     /// Not parked: memory ran out.
@@ -103,9 +103,10 @@ pub struct Stats {
     /// How often the connection that was chosen to be evicted was not the oldest one, but the
     /// oldest one of the source that had the most.
     pub evicted_greediest: u64,
-    /// Now: the sources that have the most parked connections, and two at least; the first one has
-    /// the most. Connections are counted by source once `parked` is half of
-    /// [`Config::max_parked`](crate::Config::max_parked).
+    /// Now: the sources that have the most of those parked connections that are counted by source,
+    /// and two at least; the first one has the most. None is counted before `parked` is half of
+    /// [`Config::max_parked`](crate::Config::max_parked); then only the oldest are; all are when
+    /// `parked` has reached it.
     pub sources: [Option<Source>; SOURCES],
 }
 
@@ -117,11 +118,13 @@ pub struct Stats {
 /// let source = |address: &str| Source::new(address.parse().unwrap(), 3).to_string();
 /// assert_eq!(source("192.0.2.1"), "192.0.2.1");
 /// assert_eq!(source("2001:db8::"), "2001:db8::/64");
+/// assert_eq!(source("::"), "several");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Source {
-    /// The IPv4 address, or the first address of the /64.
+    /// The IPv4 address, or the first address of the /64. `::` if several sources share the number,
+    /// and none has most of it.
     pub address: IpAddr,
     /// How many of its connections are parked. Sources are counted in 256 buckets: those of other
     /// sources in the same bucket are counted as well.
@@ -144,6 +147,7 @@ impl Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.address {
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => f.write_str("several"),
             IpAddr::V4(address) => write!(f, "{address}"),
             IpAddr::V6(address) => write!(f, "{address}/64"),
         }

@@ -174,7 +174,8 @@ struct accf_config {
 /**
  * struct accf_source - A source of clients, and what it has parked.
  * @address: An IPv6 address: of an IPv4 client the IPv4-mapped one
- *	     (::ffff:192.0.2.1), of IPv6 clients the first of their /64.
+ *	     (::ffff:192.0.2.1), of IPv6 clients the first of their /64. All
+ *	     zero: several sources share @parked, and none has most of it.
  * @parked: How many of its connections are parked. Sources are counted in 256
  *	    buckets: those of other sources in the same bucket are counted as
  *	    well. 0: this entry says nothing.
@@ -226,7 +227,7 @@ struct accf_source {
  *		     Open (RFC 7413).
  * @bypass_abort_on_overflow: Not parked: net.ipv4.tcp_abort_on_overflow is set.
  * @bypass_accept_queue_full: Not parked: @parked had reached max_parked, and
- *			      the oldest could not be accepted, as the accept
+ *			      none could be accepted instead, as the accept
  *			      queue was full.
  * @bypass_no_memory: Not parked: memory ran out.
  * @bypass_namespace_limit: Not parked: the network namespace has as many parked
@@ -256,9 +257,10 @@ struct accf_source {
  * @evicted_greediest: How often the connection that was chosen to be evicted
  *		       was not the oldest one, but the oldest one of the source
  *		       that had the most.
- * @sources: Now: the sources that have the most parked connections, and two at
- *	     least; the first one has the most. Connections are counted by
- *	     source once @parked is half of max_parked.
+ * @sources: Now: the sources that have the most of those parked connections
+ *	     that are counted by source, and two at least; the first one has
+ *	     the most. None is counted before @parked is half of max_parked;
+ *	     then only the oldest are; all are when @parked has reached it.
  *
  * One consistent snapshot. The fields count connections since the filter was
  * attached, except those described with "Now"::
