@@ -117,7 +117,7 @@ pub enum Expiry {
     /// It has reached its deadline.
     Timeout,
     /// More requests are parked than allowed, and it is the oldest one of the source that has the
-    /// most.
+    /// most, or the oldest of all if not all are counted by source.
     Eviction,
     /// A SYN inside of its window came: TCP makes the connection at once, which answers the SYN.
     SynInWindow,

@@ -73,7 +73,7 @@ pub enum Bypass {
     FastOpen,
     /// `net.ipv4.tcp_abort_on_overflow` is set.
     AbortOnOverflow,
-    /// `max_parked` was reached, and the oldest could not be accepted: the accept queue was full.
+    /// `max_parked` was reached, and none could be accepted instead: the accept queue was full.
     AcceptQueueFull,
     /// There was no memory.
     NoMemory,

@@ -63,8 +63,8 @@ const PAUSE: Delta = Delta::from_millis(1);
 const TIMERS_FIRED: Delta = Delta::from_millis(50);
 const LOOKS: usize = 20;
 
-/// The requests of a closed listener that are neither handed over nor reset yet, in the order in
-/// which they were parked.
+/// The requests of a closed listener that are neither handed over nor reset yet, in the order of
+/// [`ParkQueue::pop_front`](crate::net::park_queue::ParkQueue::pop_front).
 ///
 /// # Invariants
 ///
