@@ -121,9 +121,8 @@ pub const fn on_fin(config: &Config) -> OnClose {
     }
 }
 
-/// What to do with a connection that the filter wants parked.
+/// What to do with a connection that the filter wants parked, and that has a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)] // One instruction tells the variants apart; a niche of `Bypass` would take more.
 pub enum Admission {
     /// Park it.
     Park,
@@ -131,11 +130,10 @@ pub enum Admission {
     ParkAndCount,
     /// Park it, and evict the oldest connection of the source that has the most.
     ParkAndEvict,
-    /// Do not park it: it goes on as on a plain listener.
-    Refuse(Bypass),
 }
 
-/// Decides whether a listener with `parked` connections parks one more.
+/// Decides whether a listener with `parked` connections parks one more. If not, it goes on as on a
+/// plain listener.
 ///
 /// `namespace_full`: the listener's network namespace has reached its limit. `accept_queue_full`: a
 /// connection made now would be refused.
@@ -147,26 +145,26 @@ pub fn on_park(
     parked: u64,
     namespace_full: bool,
     accept_queue_full: impl Fn() -> bool,
-) -> Admission {
+) -> Result<Admission, Bypass> {
     if config.parking == Parking::Paused {
-        return Admission::Refuse(Bypass::Paused);
+        return Err(Bypass::Paused);
     }
     // The only comparison of most connections.
     if !counts_sources(config.max_parked, parked) && !namespace_full {
-        return Admission::Park;
+        return Ok(Admission::Park);
     }
     let accepts = config.on_timeout == OnTimeout::Accept;
     if parked >= u64::from(config.max_parked) {
         if accepts && accept_queue_full() {
-            Admission::Refuse(Bypass::AcceptQueueFull)
+            Err(Bypass::AcceptQueueFull)
         } else {
-            Admission::ParkAndEvict
+            Ok(Admission::ParkAndEvict)
         }
     } else if !namespace_full {
-        Admission::ParkAndCount
+        Ok(Admission::ParkAndCount)
     } else if accepts && parked != 0 && !accept_queue_full() {
-        Admission::ParkAndEvict
+        Ok(Admission::ParkAndEvict)
     } else {
-        Admission::Refuse(Bypass::NamespaceLimit)
+        Err(Bypass::NamespaceLimit)
     }
 }

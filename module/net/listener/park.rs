@@ -216,7 +216,7 @@ impl Listener {
 
     /// Appends `request`, which was made for this listener and is not parked, to the queue.
     ///
-    /// Returns what else is to be done for that; never [`Admission::Refuse`]. What an earlier step
+    /// Returns what else is to be done for that. What an earlier step
     /// has done is undone if a later one fails, except that the request stays acked.
     ///
     /// # Safety
@@ -307,19 +307,14 @@ impl Listener {
         Ok(ops_override)
     }
 
-    /// Decides whether there is room for one more request, and returns what is to be done for it;
-    /// never [`Admission::Refuse`].
+    /// Decides whether there is room for one more request, and returns what is to be done for it.
     fn admit(&self, queue: &ParkQueue, charge: &NetnsCharge<'_>) -> Result<Admission, Bypass> {
-        let is_accept_queue_full = || self.listen_sock().accept_queue_is_full();
-        match policy::on_park(
+        policy::on_park(
             &queue.config,
             queue.unexpired(),
             charge.is_over_limit(),
-            is_accept_queue_full,
-        ) {
-            Admission::Refuse(cause) => Err(cause),
-            admission => Ok(admission),
-        }
+            || self.listen_sock().accept_queue_is_full(),
+        )
     }
 
     /// Takes the entry of a request out of the queue and settles its accounts, unless that was done

@@ -167,7 +167,7 @@ impl Listener {
     fn park(&mut self, client: usize) {
         let parked = self.stats.parked;
         match on_park(&self.config, parked, self.namespace_full, || self.is_full()) {
-            Admission::Refuse(cause) => {
+            Err(cause) => {
                 self.stats.bypass(cause);
                 if !self.is_full() {
                     self.accept_queue += 1;
@@ -175,8 +175,8 @@ impl Listener {
                 }
                 return;
             }
-            Admission::ParkAndEvict => self.expire(Expiry::Eviction),
-            Admission::Park | Admission::ParkAndCount => {}
+            Ok(Admission::ParkAndEvict) => self.expire(Expiry::Eviction),
+            Ok(Admission::Park | Admission::ParkAndCount) => {}
         }
         self.queue.push_back((client, self.now));
         self.parked_at[client] = Some(self.now);
@@ -711,26 +711,25 @@ fn at_the_limit_one_is_evicted_if_possible() {
     use Admission::{
         Park,
         ParkAndCount,
-        ParkAndEvict,
-        Refuse, //
+        ParkAndEvict, //
     };
     use OnTimeout::{
         Accept,
         Reset, //
     };
-    assert_eq!(at_limit(Accept, 0, false, true), Park);
+    assert_eq!(at_limit(Accept, 0, false, true), Ok(Park));
     for parked in [1, 2] {
-        assert_eq!(at_limit(Accept, parked, false, true), ParkAndCount);
+        assert_eq!(at_limit(Accept, parked, false, true), Ok(ParkAndCount));
     }
-    assert_eq!(at_limit(Accept, 3, false, false), ParkAndEvict);
+    assert_eq!(at_limit(Accept, 3, false, false), Ok(ParkAndEvict));
     assert_eq!(
         at_limit(Accept, 3, false, true),
-        Refuse(Bypass::AcceptQueueFull)
+        Err(Bypass::AcceptQueueFull)
     );
-    assert_eq!(at_limit(Reset, 3, false, true), ParkAndEvict);
+    assert_eq!(at_limit(Reset, 3, false, true), Ok(ParkAndEvict));
     // At the limit of the namespace, which other listeners use up, no client is reset.
-    assert_eq!(at_limit(Accept, 1, true, false), ParkAndEvict);
-    let full = Refuse(Bypass::NamespaceLimit);
+    assert_eq!(at_limit(Accept, 1, true, false), Ok(ParkAndEvict));
+    let full = Err(Bypass::NamespaceLimit);
     assert_eq!(at_limit(Accept, 1, true, true), full);
     assert_eq!(at_limit(Reset, 2, true, true), full);
     assert_eq!(at_limit(Accept, 0, true, false), full);
@@ -744,7 +743,7 @@ fn a_paused_listener_parks_nothing() {
             ..config_of(0)
         };
         let admission = on_park(&config, parked, namespace_full, || accept_queue_full);
-        assert_eq!(admission, Admission::Refuse(Bypass::Paused));
+        assert_eq!(admission, Err(Bypass::Paused));
     }
 }
 

@@ -159,15 +159,14 @@ impl Listener {
 
     fn park(&mut self, client: usize) {
         let parked = self.parked.len() as u64;
-        let admission = on_park(&self.config, parked, false, || self.is_full());
-        match admission {
-            Admission::Refuse(cause) => {
+        let admission = match on_park(&self.config, parked, false, || self.is_full()) {
+            Ok(admission) => admission,
+            Err(cause) => {
                 self.stats.bypass(cause);
                 self.connect(client, SegmentKind::BareAck);
                 return;
             }
-            Admission::Park | Admission::ParkAndCount | Admission::ParkAndEvict => {}
-        }
+        };
         self.states[client] = State::Parked;
         self.parked.push_back((client, self.now));
         self.stats.park();
