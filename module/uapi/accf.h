@@ -174,8 +174,9 @@ struct accf_config {
 /**
  * struct accf_source - A source of clients, and what it has parked.
  * @address: An IPv6 address: of an IPv4 client the IPv4-mapped one
- *	     (::ffff:192.0.2.1), of IPv6 clients the first of their /64. All
- *	     zero: several sources share @parked, and none has most of it.
+ *	     (::ffff:192.0.2.1), of IPv6 clients the first of their /64. It is
+ *	     that of more than half of the oldest 16 connections of the bucket
+ *	     (see below). All zero: there is none.
  * @parked: How many of its connections are parked. Sources are counted in 256
  *	    buckets: those of other sources in the same bucket are counted as
  *	    well. 0: this entry says nothing.
@@ -258,9 +259,11 @@ struct accf_source {
  *		       was not the oldest one, but the oldest one of the source
  *		       that had the most.
  * @sources: Now: the sources that have the most of those parked connections
- *	     that are counted by source, and two at least; the first one has
- *	     the most. None is counted before @parked is half of max_parked;
- *	     then only the oldest are; all are when @parked has reached it.
+ *	     that are counted by source; the first one has the most, and those
+ *	     with fewer than two are left out. Counting begins when @parked is
+ *	     half of max_parked, or when the namespace is full; the oldest are
+ *	     counted first, and all are when @parked has reached max_parked. A
+ *	     connection is counted until it leaves.
  *
  * One consistent snapshot. The fields count connections since the filter was
  * attached, except those described with "Now"::

@@ -165,8 +165,8 @@ impl Listener {
     /// been parked, is one too many.
     ///
     /// If `max_parked` was lowered, and many are not counted yet, it is the timer that counts them
-    /// and evicts, at once: until then as many more may be parked as come in the meantime. If not
-    /// all are counted at the namespace's limit, the oldest one is evicted.
+    /// and evicts, at once: until then all stay that were parked, and those that come meanwhile. If
+    /// not all are counted at the namespace's limit, the oldest one is evicted.
     ///
     /// Evicts synchronously instead of from the timer, so that the CPU that parks the new request
     /// pays for the eviction. If the evicted one is to be accepted, TCP's receive handler is called

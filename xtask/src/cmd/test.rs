@@ -115,8 +115,8 @@ pub(crate) struct Test {
     #[arg(long, value_name = "NAME", conflicts_with = "all")]
     filter: Vec<String>,
 
-    /// Only in the guest of this kernel: the cases of --filter, or without it all that `--all` runs
-    /// there but the soak; may be repeated. With --filter alone it is `stock`.
+    /// Only in the guest of this kernel: the cases of --filter, or without it KUnit and the cases
+    /// that `--all` runs there; may be repeated. With --filter alone it is `stock`.
     #[arg(long, value_enum, value_name = "KERNEL", conflicts_with = "all")]
     kernel: Vec<Kind>,
 }
