@@ -155,7 +155,7 @@ impl Listener {
     }
 
     /// Marks the next request as expired, and takes a reference to it: the oldest one, or for an
-    /// eviction the oldest one of the source that has the most.
+    /// eviction the victim ([`ParkQueue::victim`]).
     ///
     /// # Safety
     ///
@@ -232,9 +232,11 @@ impl Listener {
         let parked = unsafe { request.as_request().parked_arc() };
         let flags = parked.flags();
         if flags.expired().is_none() {
-            // TCP would refuse the connection, and the request would wait again. If it is counted
-            // by source, it would lose its place in the list, which may be a long one.
-            if flags.is_counted() && self.listen_sock().accept_queue_is_full() {
+            // TCP would refuse the connection, and drops the request either way (`send_reset()`).
+            // One that is counted by source would first be put back into its list, which may be a
+            // long one. If the listener has stopped, another one may take the request.
+            let sock = self.listen_sock();
+            if flags.is_counted() && sock.is_listening() && sock.accept_queue_is_full() {
                 return true;
             }
             let accept = (Expiry::SynInWindow, OnTimeout::Accept);
