@@ -96,7 +96,8 @@ impl BySource {
     /// The request belongs to the end of the list of its bucket, but for those of other CPUs that
     /// have read the clock later and were faster; or to the front, if it was there, has expired,
     /// could not be accepted and has returned. So this is O(number of CPUs), except for a request
-    /// that left the middle, as a SYN inside of its window came, and that TCP then refused.
+    /// that left the middle, as a SYN inside of its window came, if TCP has refused the connection
+    /// and not yet dropped the request when another CPU counts.
     pub(crate) fn insert(&mut self, parked: ListArc<ParkedRequest>, source: Source) {
         let bucket = self.bucket_of(source);
         let list = &mut self.lists[usize::from(bucket)];

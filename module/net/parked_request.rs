@@ -203,7 +203,7 @@ impl_flags!(
         HasTsval = bit_u32(16),
         /// The deadline is over.
         TimedOut = bit_u32(17),
-        /// The request is evicted: it was the oldest one of its source, which has the most.
+        /// The request is evicted ([`Expiry::Eviction`]).
         Evicted = bit_u32(18),
         /// The request was taken off the listener's count of young requests.
         Young = bit_u32(19),
@@ -233,7 +233,7 @@ impl ParkedFlags {
         Self(u32::from(window)).with(ParkedFlag::HasTsval, timestamps.is_some())
     }
 
-    /// The flags of a request that has expired, one of which is set.
+    /// The flags of a request that has expired, at least one of which is set.
     const EXPIRED: u32 = ParkedFlag::TimedOut as u32
         | ParkedFlag::Evicted as u32
         | ParkedFlag::Paused as u32

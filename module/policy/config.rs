@@ -128,7 +128,7 @@ pub enum Admission {
     Park,
     /// Park it, and count parked connections by source.
     ParkAndCount,
-    /// Park it, and evict the oldest connection of the source that has the most.
+    /// Park it, and evict one ([`Expiry::Eviction`](super::Expiry::Eviction)).
     ParkAndEvict,
 }
 

@@ -160,8 +160,7 @@ pub enum TimerAction {
     Idle,
     /// Fire at this point.
     At(Nanos),
-    /// Expire the oldest parked request, or for an eviction the oldest one of the source that has
-    /// the most.
+    /// Expire the oldest parked request, or for [`Expiry::Eviction`] the one that it names.
     Expire(Expiry),
     /// Look for room in the accept queue later ([`RoomWatch`](super::RoomWatch)): the oldest
     /// parked request is expired and is to be accepted, and the queue is full.

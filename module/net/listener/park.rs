@@ -216,8 +216,8 @@ impl Listener {
 
     /// Appends `request`, which was made for this listener and is not parked, to the queue.
     ///
-    /// Returns what else is to be done for that. What an earlier step
-    /// has done is undone if a later one fails, except that the request stays acked.
+    /// Returns what else is to be done for that. What an earlier step has done is undone if a later
+    /// one fails, except that the request stays acked.
     ///
     /// # Safety
     ///
