@@ -36,7 +36,7 @@ const ADDRESSES: u32 = 200;
 /// The last part of the first address.
 const FIRST_ADDRESS: u32 = 11;
 const FIRST_PORT: u32 = 1024;
-/// The number of the first client with an IPv4 address of its own, of [`SPREAD_NETWORK`]; there are
+/// The number of the first client with an IPv4 address of its own, of `SPREAD_NETWORK`; there are
 /// 13,107,200 of them.
 pub const FIRST_SPREAD: u32 = 1 << 24;
 /// The first part of their addresses.
