@@ -22,7 +22,7 @@ use crate::{exec, program, project, soak, tidy};
 use super::{any_seed, exit_code};
 
 /// How long one boot with all its suites may take.
-const GUEST_TIMEOUT: Duration = Duration::from_secs(2400);
+const GUEST_TIMEOUT: Duration = Duration::from_secs(3300);
 
 /// The accesses that KCSAN must watch for a run to count. (It watches a thousand a second, or
 /// more.)
