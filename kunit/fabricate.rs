@@ -255,7 +255,7 @@ impl TestListener {
         Ok(greediest.map_or(0, |source| source.parked))
     }
 
-    /// Calls `f` with its queue, which is locked.
+    /// Calls `f` with its queue, which is locked: `f` must not assert anything.
     pub(crate) fn with_queue<T>(&self, f: impl FnOnce(&mut ParkQueue) -> T) -> Result<T> {
         let bh = BhGuard::new();
         let bh = bh.token();

@@ -309,6 +309,58 @@ mod tests {
         in_order
     }
 
+    /// Says what does not hold. Nothing may be asserted under a lock: an assertion that fails ends
+    /// the thread, with the lock held.
+    fn check(holds: bool, says: &'static str) -> core::result::Result<(), &'static str> {
+        holds.then_some(()).ok_or(says)
+    }
+
+    /// Has requests of a queue, which were parked in this order, expire and wait again.
+    fn expire_and_wait_again(
+        queue: &mut ParkQueue,
+        requests: &[TestRequest],
+    ) -> core::result::Result<(), &'static str> {
+        // The first one is expired while the second one is counted, which then expires as well. (If
+        // the test is slow, their SYN-ACK timers may have been deferred already.)
+        set_expired(queue, &requests[0], true);
+        check(!queue.count_sources(1), "one of eight is not all")?;
+        set_expired(queue, &requests[1], true);
+        set_expired(queue, &requests[1], false);
+        set_expired(queue, &requests[0], false);
+        check(is_of(queue.oldest().as_deref(), &requests[0]), "oldest")?;
+        // Not all are counted.
+        check(is_of(queue.victim().as_deref(), &requests[0]), "victim")?;
+        // All SYN-ACK timers are deferred.
+        queue.defer_timers(Nanos(u64::MAX));
+        check(!queue.has_armed(), "no timer is armed")?;
+        check(are_in_order(queue, requests), "order, not counted")?;
+
+        // Those that are counted expire and wait again, in any order.
+        for step in [1, 3, 5, 7] {
+            check(queue.count_sources(64), "all are counted")?;
+            check(is_of(queue.victim().as_deref(), &requests[0]), "victim")?;
+            for nth in 0..8 {
+                set_expired(queue, &requests[nth * step % 8], true);
+            }
+            for nth in 0..8 {
+                set_expired(queue, &requests[nth * 3 % 8], false);
+            }
+            check(queue.count_sources(64), "all are counted again")?;
+            check(are_in_order(queue, requests), "order, counted")?;
+            check(queue.count_sources(64), "all are counted again")?;
+            set_expired(queue, &requests[4], true);
+            set_expired(queue, &requests[4], false);
+            check(queue.count_sources(64), "all are counted again")?;
+            check(are_in_order(queue, requests), "order, one returned")?;
+        }
+        // Some leave while they are expired, some after that, and some are counted.
+        set_expired(queue, &requests[0], true);
+        set_expired(queue, &requests[1], true);
+        set_expired(queue, &requests[2], true);
+        set_expired(queue, &requests[2], false);
+        check(!queue.count_sources(1), "one is not all")
+    }
+
     #[test]
     fn requests_that_expire_and_wait_again_stay_in_order() -> Result {
         let registration = register(Timeout::Never)?;
@@ -317,47 +369,11 @@ mod tests {
         for request in &requests {
             assert!(request.park(1)?);
         }
-        listener.with_queue(|queue| {
-            // The first one is expired while the second one is counted, which then expires as well.
-            assert!(queue.has_armed());
-            set_expired(queue, &requests[0], true);
-            assert!(!queue.count_sources(1));
-            set_expired(queue, &requests[1], true);
-            set_expired(queue, &requests[1], false);
-            set_expired(queue, &requests[0], false);
-            assert!(is_of(queue.oldest().as_deref(), &requests[0]));
-            // Not all are counted.
-            assert!(is_of(queue.victim().as_deref(), &requests[0]));
-            // All SYN-ACK timers are deferred.
-            queue.defer_timers(Nanos(u64::MAX));
-            assert!(!queue.has_armed());
-            assert!(are_in_order(queue, &requests));
-
-            // Those that are counted expire and wait again, in any order.
-            for step in [1, 3, 5, 7] {
-                assert!(queue.count_sources(64));
-                assert!(is_of(queue.victim().as_deref(), &requests[0]));
-                for nth in 0..8 {
-                    set_expired(queue, &requests[nth * step % 8], true);
-                }
-                for nth in 0..8 {
-                    set_expired(queue, &requests[nth * 3 % 8], false);
-                }
-                assert!(queue.count_sources(64));
-                assert!(are_in_order(queue, &requests));
-                assert!(queue.count_sources(64));
-                set_expired(queue, &requests[4], true);
-                set_expired(queue, &requests[4], false);
-                assert!(queue.count_sources(64));
-                assert!(are_in_order(queue, &requests));
-            }
-            // Some leave while they are expired, some after that, and some are counted.
-            set_expired(queue, &requests[0], true);
-            set_expired(queue, &requests[1], true);
-            set_expired(queue, &requests[2], true);
-            set_expired(queue, &requests[2], false);
-            assert!(!queue.count_sources(1));
-        })?;
+        let outcome = listener.with_queue(|queue| expire_and_wait_again(queue, &requests))?;
+        if let Err(says) = outcome {
+            pr_err!("does not hold: {says}\n");
+        }
+        assert!(outcome.is_ok());
         for nth in [5, 0, 2, 7, 1, 6, 3, 4] {
             if nth % 2 == 0 {
                 requests[nth].complete()?;

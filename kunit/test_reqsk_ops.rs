@@ -36,6 +36,8 @@ struct Race<'a> {
     slots: KVVec<SetOnce<RequestOpsOverride>>,
     /// How many times a thread has come: twice for each slot.
     came: Atomic<usize>,
+    /// How many times both threads have come to a slot.
+    met: Atomic<usize>,
     /// How many times a thread has got no override.
     missed: Atomic<usize>,
 }
@@ -52,12 +54,13 @@ impl Race<'_> {
         let _bh = BhGuard::new();
         for _ in 0..TURNS {
             if self.came.load(Relaxed) > nth | 1 {
+                self.met.fetch_add(1, Relaxed);
                 break;
             }
             hint::spin_loop();
         }
         // SAFETY: Bottom halves are off. The request has the fabricated operations, which are
-        // constant, and nothing parks it under this override.
+        // constants of this module. Nothing parks it under this override.
         let got = unsafe { RequestOpsOverride::in_slot(slot, &self.request.request(), &CALLBACKS) };
         if got.is_none() {
             self.missed.fetch_add(1, Relaxed);
@@ -117,6 +120,7 @@ mod tests {
             request: &request,
             slots,
             came: Atomic::new(0),
+            met: Atomic::new(0),
             missed: Atomic::new(0),
         };
         // SAFETY: The threads have ended when this returns, and until then no other code uses the
@@ -130,6 +134,10 @@ mod tests {
         })?;
         let filled = race.slots.iter().filter(|slot| slot.as_ref().is_some());
         assert!(filled.count() > 0);
+        // SAFETY: The function looks at a number that is always there.
+        if unsafe { bindings::accf_num_online_cpus() } > 1 {
+            assert!(race.met.load(Relaxed) > 0);
+        }
         assert!(race.missed.load(Relaxed) == 0);
         Ok(())
     }

@@ -98,8 +98,14 @@ impl BySource {
     /// could not be accepted and has returned. So this is O(number of CPUs), except for a request
     /// that left the middle, as a SYN inside of its window came, if TCP has refused the connection
     /// and not yet dropped the request when another CPU counts.
-    pub(crate) fn insert(&mut self, parked: ListArc<ParkedRequest>, source: Source) {
+    ///
+    /// # Safety
+    ///
+    /// `source` must be that of the request of `parked`: [`Self::remove`] takes it for the list.
+    pub(crate) unsafe fn insert(&mut self, parked: ListArc<ParkedRequest>, source: Source) {
         let bucket = self.bucket_of(source);
+        // INVARIANT: The request goes into the list of its source's bucket, by the contract of this
+        // function, and to its place in the order of parking.
         let list = &mut self.lists[usize::from(bucket)];
         if let Err(parked) = insert_among_first(list, parked, FROM_FRONT) {
             insert_from_back(list, parked);
@@ -114,7 +120,8 @@ impl BySource {
     ///
     /// # Safety
     ///
-    /// `parked` must be in the list of its source here, or in no list.
+    /// `parked` must be in the list of its source here, or in no list, and `source` be that of its
+    /// request.
     pub(crate) unsafe fn remove(
         &mut self,
         parked: &ParkedRequest,
@@ -143,10 +150,10 @@ impl BySource {
         self.sources.uncount(bucket, oldest);
     }
 
-    /// Returns the sources that have the most counted requests, and two at least; the first one
-    /// has the most. The number is that of the bucket: other sources may be in it. The address is
-    /// that of the source that has more than half of the oldest [`LOOKED_AT`] requests of the
-    /// bucket, and zero if none has. O([`BUCKETS`]).
+    /// Returns the sources that have the most counted requests, of those that have two or more; the
+    /// first one has the most. The number is that of the bucket: other sources may be in it. The
+    /// address is that of the source that has more than half of the oldest [`LOOKED_AT`] requests
+    /// of the bucket, and zero if none has. O([`BUCKETS`]).
     ///
     /// # Safety
     ///

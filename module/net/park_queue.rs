@@ -238,7 +238,8 @@ impl ParkQueue {
             // SAFETY: The entry has just left its list, and goes into that of its source next. The
             // lock is held by the type invariants, as there was an entry.
             unsafe { parked.set_counted(true) };
-            self.by_source.insert(parked, source);
+            // SAFETY: The source was just read from the request.
+            unsafe { self.by_source.insert(parked, source) };
         }
         self.are_all_counted()
     }
@@ -335,7 +336,7 @@ impl ParkQueue {
         // by the type invariants.
         let source = unsafe { parked.request() }.source();
         // SAFETY: The entry is counted by the contract of this function; so it is in the list of
-        // its source, by the type invariants.
+        // its source, by the type invariants. The source was just read from the request.
         let removed = unsafe { self.by_source.remove(parked, source) }?;
         // SAFETY: The entry has just been taken out of its list, and is in none. The lock is held
         // by the type invariants, as there was an entry.

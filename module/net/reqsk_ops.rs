@@ -100,7 +100,8 @@ pub(crate) struct RequestCallbacks {
 ///
 /// # Invariants
 ///
-/// `original` and `original_tcp` point to constants of the kernel's image.
+/// `original` and `original_tcp` point to constants that are there for as long as this: those of
+/// the kernel's image, but in KUnit.
 pub(crate) struct RequestOpsOverride {
     original: *const request_sock_ops,
     original_tcp: *const tcp_request_sock_ops,
@@ -149,8 +150,11 @@ impl RequestOpsOverride {
         callbacks: &RequestCallbacks,
     ) -> Option<&'static Self> {
         let slot = Self::slot(request.family())?;
-        // SAFETY: Bottom halves are off, as the caller holds the lock of a listener. The request
-        // and the callbacks are as `in_slot()` wants them, by the contract of this function.
+        // SAFETY: Bottom halves are off, as the caller holds the lock of a listener. If the slot is
+        // empty, the request has TCP's operations, by the contract of this function. As requests of
+        // no other kind get here, these are `tcp_request_sock_ops`, `tcp6_request_sock_ops`,
+        // `tcp_request_sock_ipv4_ops` and `tcp_request_sock_ipv6_ops`, which are constants of the
+        // kernel's image. The callbacks are as `in_slot()` wants them, by the same contract.
         unsafe { Self::in_slot(slot, request, callbacks) }
             .filter(|ops_override| ops_override.is_for(request))
     }
@@ -158,12 +162,14 @@ impl RequestOpsOverride {
     /// Returns the override in `slot`, made of the operations of `request` and of `callbacks` if
     /// there is none yet.
     ///
-    /// Returns `Some` always: a CPU that comes while another one makes the override waits for it.
+    /// Returns `Some` always, thanks to the lock: a CPU that comes while another one makes the
+    /// override waits for it. (`SetOnce::populate()` alone does not wait.)
     ///
     /// # Safety
     ///
     /// * Bottom halves must be off.
-    /// * The request must have the operations that TCP gave it, or the slot must have an override.
+    /// * The operations of the request must be constants that are there for as long as the slot, or
+    ///   the slot must have an override.
     /// * TCP may call each of `callbacks` in place of its own for a parked request.
     pub(crate) unsafe fn in_slot<'a>(
         slot: &'a SetOnce<Self>,
@@ -174,10 +180,8 @@ impl RequestOpsOverride {
             // SAFETY: Bottom halves are off by the contract of this function.
             unsafe { bindings::accf_lock_overrides() };
             // Nothing is written if another CPU was faster.
-            // SAFETY: By the contract of this function, and as requests of no other kind get here,
-            // these are `tcp_request_sock_ops`, `tcp6_request_sock_ops`,
-            // `tcp_request_sock_ipv4_ops` and `tcp_request_sock_ipv6_ops`, which are constants. The
-            // callbacks are as `new()` wants them, by the contract of this function.
+            // SAFETY: The operations and the callbacks are as `new()` wants them, by the contract
+            // of this function.
             slot.populate(unsafe { Self::new(request.ops(), request.tcp_ops(), callbacks) });
             // SAFETY: Pairs with the call above, on the same CPU or, on PREEMPT_RT, in the same
             // task.

@@ -304,7 +304,7 @@ fn open() -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::segment::{Flags, Segment};
+    use crate::segment::{tests::folded, Flags, Segment};
 
     fn packet(from: &str, to: &str, length: usize) -> Vec<u8> {
         let segment = Segment {
@@ -320,18 +320,6 @@ mod tests {
 
     fn v6(length: usize) -> Vec<u8> {
         packet("[2001:db8::1]:1", "[2001:db8::2]:2", length)
-    }
-
-    /// Returns the one's complement sum of words, folded.
-    fn sum(words: &[u8]) -> u16 {
-        let mut sum: u32 = words
-            .chunks(2)
-            .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)))
-            .sum();
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        sum as u16
     }
 
     #[test]
@@ -362,7 +350,7 @@ mod tests {
             assert_eq!(fields, [14 + ip + 20, 1000, 14 + ip, 16]);
             // Completed, the checksum is that of the packet.
             let tcp = 14 + usize::from(ip);
-            let checksum = !sum(&frame[tcp..]);
+            let checksum = folded(&frame[tcp..]);
             assert_eq!(checksum.to_be_bytes(), packet[tcp + 2..tcp + 4]);
         }
     }

@@ -364,7 +364,7 @@ impl fmt::Display for Segment {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn full(source: &str, destination: &str) -> Segment {
@@ -406,7 +406,7 @@ mod tests {
     }
 
     /// Returns the one's complement sum of words: zero, for a correct packet.
-    fn folded(words: &[u8]) -> u16 {
+    pub(crate) fn folded(words: &[u8]) -> u16 {
         let mut sum: u32 = words
             .chunks(2)
             .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)))
