@@ -104,6 +104,8 @@ pub struct accf_stats {
     pub closed_reset_unparked: u64,
     pub evicted_greediest: u64,
     pub sources: [accf_source; ACCF_SOURCES],
+    pub released_late: u64,
+    pub overflow_dropped: u64,
 }
 
 /// Decodes a structure that a module wrote. The module may be older or newer than this crate.

@@ -108,6 +108,14 @@ pub struct Stats {
     /// [`Config::max_parked`](crate::Config::max_parked); then only the oldest are; all are when
     /// `parked` has reached it.
     pub sources: [Option<Source>; SOURCES],
+
+    /// Of `released_data` and `released_fin`: those that came when the accept queue was full, and
+    /// were accepted nonetheless. The accept queue takes them up to `net.core.somaxconn`, whatever
+    /// the backlog is.
+    pub released_late: u64,
+    /// Segments with data, or with the client's FIN, that were dropped since the accept queue had
+    /// reached even that. The connection stays parked, and the client retransmits them.
+    pub overflow_dropped: u64,
 }
 
 /// A source of clients: an IPv4 address, or the /64 of an IPv6 address.
@@ -276,6 +284,8 @@ impl Stats {
             closed_reset_unparked,
             evicted_greediest,
             sources,
+            released_late,
+            overflow_dropped,
         } = *raw;
         Self {
             parked,
@@ -306,6 +316,8 @@ impl Stats {
             closed_reset_unparked,
             evicted_greediest,
             sources: sources.map(Source::from_abi),
+            released_late,
+            overflow_dropped,
         }
     }
 }
@@ -388,8 +400,8 @@ mod tests {
         assert_eq!(stats.accounted(), 11);
         assert_eq!(stats.bypassed(), 9);
         // half_open, half_open_young, parked_total, synack_suppressed, closed_reset_unparked,
-        // evicted_greediest
-        let others = 6 + WAIT_BUCKETS + SOURCES * size_of::<accf_source>() / 8;
+        // evicted_greediest, released_late, overflow_dropped
+        let others = 8 + WAIT_BUCKETS + SOURCES * size_of::<accf_source>() / 8;
         assert_eq!(words, 11 + 9 + others);
     }
 }

@@ -76,6 +76,8 @@ fn ours() -> Vec<String> {
         closed_reset_unparked,
         evicted_greediest,
         sources,
+        released_late,
+        overflow_dropped,
     }));
     lines.extend(constants!(
         SOL_ACCF,

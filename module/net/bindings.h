@@ -37,6 +37,7 @@ enum {
  */
 enum {
 	ACCF_REQ_LISTENER = offsetof(struct request_sock, rsk_listener),
+	ACCF_SK_ACK_BACKLOG = offsetof(struct sock, sk_ack_backlog),
 	ACCF_SK_MAX_ACK_BACKLOG = offsetof(struct sock, sk_max_ack_backlog),
 	ACCF_SKB_TRANSPORT_HEADER = offsetof(struct sk_buff, transport_header),
 };
@@ -146,7 +147,9 @@ bool accf_diag_has_room(const struct sk_buff *skb, size_t len);
 
 /* Listeners. */
 u8 accf_sk_state(const struct sock *sk);
-bool accf_sk_acceptq_is_full(const struct sock *sk);
+u32 accf_swap_backlog(struct sock *sk, u32 backlog);
+bool accf_replace_backlog(struct sock *sk, u32 from, u32 to);
+u32 accf_somaxconn(const struct sock *sk);
 bool accf_sk_has_our_ulp(const struct sock *sk);
 bool accf_has_listened(const struct sock *sk);
 u32 accf_reuseport_peers(const struct sock *sk,

@@ -10,6 +10,7 @@
 #include "bindings.h"
 
 /* As listen_sock.rs and tcp_segment.rs read these fields. */
+static_assert(sizeof_field(struct sock, sk_ack_backlog) == sizeof(u32));
 static_assert(sizeof_field(struct sock, sk_max_ack_backlog) == sizeof(u32));
 static_assert(sizeof_field(struct sk_buff, transport_header) == sizeof(u16));
 
@@ -91,9 +92,19 @@ u8 accf_sk_state(const struct sock *sk)
 	return inet_sk_state_load(sk);
 }
 
-bool accf_sk_acceptq_is_full(const struct sock *sk)
+u32 accf_swap_backlog(struct sock *sk, u32 backlog)
 {
-	return sk_acceptq_is_full(sk);
+	return xchg(&sk->sk_max_ack_backlog, backlog);
+}
+
+bool accf_replace_backlog(struct sock *sk, u32 from, u32 to)
+{
+	return try_cmpxchg(&sk->sk_max_ack_backlog, &from, to);
+}
+
+u32 accf_somaxconn(const struct sock *sk)
+{
+	return READ_ONCE(sock_net(sk)->core.sysctl_somaxconn);
 }
 
 /* inet_hash() sets the flag, and only copies of the socket lose it. */

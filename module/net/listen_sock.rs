@@ -117,17 +117,22 @@ impl<'a> ListenSock<'a> {
 
     /// Returns whether a connection made now would be refused (`sk_acceptq_is_full()`).
     pub(crate) fn accept_queue_is_full(self) -> bool {
-        // SAFETY: The socket is in memory by the type invariants.
-        unsafe { bindings::accf_sk_acceptq_is_full(self.as_ptr()) }
+        self.queued() > self.backlog()
     }
 
-    /// Returns how many connections the accept queue holds when it is full: one more than the
-    /// backlog.
-    pub(crate) fn accept_queue_capacity(self) -> u32 {
-        self.backlog().saturating_add(1)
+    /// Returns how many connections the accept queue holds (`sk_ack_backlog`).
+    pub(crate) fn queued(self) -> u32 {
+        // SAFETY: The socket is in memory by the type invariants, with this field at this offset.
+        unsafe {
+            let queued = self
+                .as_ptr()
+                .byte_add(bindings::ACCF_SK_ACK_BACKLOG as usize);
+            ptr::read_volatile(queued.cast::<u32>())
+        }
     }
 
-    /// Returns the backlog that `listen()` was given (`sk_max_ack_backlog`).
+    /// Returns the backlog (`sk_max_ack_backlog`): what `listen()` was given, unless the module has
+    /// raised it.
     pub(crate) fn backlog(self) -> u32 {
         // SAFETY: The socket is in memory by the type invariants, with this field at this offset.
         unsafe {
@@ -136,6 +141,24 @@ impl<'a> ListenSock<'a> {
                 .byte_add(bindings::ACCF_SK_MAX_ACK_BACKLOG as usize);
             ptr::read_volatile(backlog.cast::<u32>())
         }
+    }
+
+    /// Sets the backlog, and returns what it was.
+    pub(crate) fn swap_backlog(self, backlog: u32) -> u32 {
+        // SAFETY: The socket is in memory by the type invariants; the exchange is atomic.
+        unsafe { bindings::accf_swap_backlog(self.as_ptr(), backlog) }
+    }
+
+    /// Sets the backlog to `to` if it is `from`, and returns whether it was.
+    pub(crate) fn replace_backlog(self, from: u32, to: u32) -> bool {
+        // SAFETY: The socket is in memory by the type invariants; the exchange is atomic.
+        unsafe { bindings::accf_replace_backlog(self.as_ptr(), from, to) }
+    }
+
+    /// Returns the longest backlog that `listen()` may set (`net.core.somaxconn`).
+    pub(crate) fn somaxconn(self) -> u32 {
+        // SAFETY: The socket is in memory by the type invariants, and with it its namespace.
+        unsafe { bindings::accf_somaxconn(self.as_ptr()) }
     }
 
     /// Returns how many requests count against the SYN backlog (`request_sock_queue.qlen`).

@@ -72,7 +72,7 @@ unsafe impl AsBytes for accf_config {}
 unsafe impl AsBytes for accf_stats {}
 
 const _: () = assert!(size_of::<accf_config>() == 20);
-const _: () = assert!(size_of::<accf_stats>() == (26 + WAIT_BUCKETS) * 8 + SOURCES * 24);
+const _: () = assert!(size_of::<accf_stats>() == (28 + WAIT_BUCKETS) * 8 + SOURCES * 24);
 const _: () = assert!(size_of::<accf_source>() == 24);
 const _: () = assert!(WAIT_BUCKETS == bindings::ACCF_WAIT_BUCKETS as usize);
 
@@ -140,6 +140,8 @@ impl From<&ListenerInfo> for accf_stats {
             closed_reset_unparked: stats.closed_reset_unparked,
             evicted_greediest: stats.evicted_greediest,
             sources: sources.map(accf_source::from),
+            released_late: stats.released_late,
+            overflow_dropped: stats.overflow_dropped,
         }
     }
 }

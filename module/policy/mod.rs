@@ -11,6 +11,7 @@ mod backlog;
 mod config;
 mod deadline;
 mod filter;
+mod late;
 mod request;
 mod room;
 mod sources;
@@ -44,6 +45,11 @@ pub use filter::{
     Dataready,
     Filter,
     Verdict, //
+};
+pub use late::{
+    AcceptQueue,
+    Burst,
+    Joining, //
 };
 pub use request::{
     on_segment,

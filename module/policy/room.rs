@@ -17,24 +17,27 @@ const LONGEST: Nanos = Nanos::from_millis(50);
 /// of the part of the server's pause by which a look may come late: a quarter.
 const PART: u64 = 4;
 
-/// Returns how long to wait before the next look for room in an accept queue that holds `capacity`
-/// connections and is full now.
+/// Returns how long to wait before the next look for room in an accept queue that is full when it
+/// holds `capacity` connections, and holds `excess` more now.
 ///
-/// `elapsed` is the time since it was full before, or since it has been full. `handed` is how many
-/// connections were put into it in that time.
+/// `elapsed` is the time since it was full before, or since it has been full. `accepted` is how
+/// many connections the server has taken out of it in that time.
 ///
-/// * None: the server has not accepted. The next look comes after a quarter of the time that it has
-///   taken so far. So a server that resumes after a pause waits a quarter of that pause at most,
-///   and the looks become fewer.
-/// * Fewer than the queue holds: the server has accepted that many. The next look comes when it is
-///   expected to have accepted a quarter of the queue, so that it does not run out of connections.
+/// * None: the next look comes after a quarter of the time that the server has taken so far. So a
+///   server that resumes after a pause waits a quarter of that pause at most, and the looks become
+///   fewer.
+/// * Fewer than the queue holds: the next look comes when the server is expected to have accepted
+///   the excess and a quarter of the queue, so that it does not run out of connections.
 /// * As many as the queue holds, or more: the queue may have been empty for a while, and the pace
 ///   is unknown. The next look comes as soon as possible.
-fn pause_before_look(elapsed: Nanos, handed: u32, capacity: u32) -> Nanos {
-    let pause = match u64::from(handed) {
+fn pause_before_look(elapsed: Nanos, accepted: u32, capacity: u32, excess: u32) -> Nanos {
+    let pause = match u64::from(accepted) {
         0 => elapsed.0 / PART,
-        handed if handed >= u64::from(capacity) => 0,
-        handed => elapsed.0.saturating_mul(u64::from(capacity)) / (PART * handed),
+        accepted if accepted >= u64::from(capacity) + u64::from(excess) => 0,
+        accepted => {
+            let awaited = u64::from(capacity) + PART * u64::from(excess);
+            elapsed.0.saturating_mul(awaited) / (PART * accepted)
+        }
     };
     Nanos(pause).max(SHORTEST).min(LONGEST)
 }
@@ -47,8 +50,10 @@ pub struct RoomWatch(Option<Watch>);
 struct Watch {
     /// Since when the server has not made room, as far as is known.
     since: Nanos,
-    /// How many connections were put into the queue since then.
+    /// How many connections were put into the queue since then for requests that waited.
     handed: u32,
+    /// How many it held then.
+    queued: u32,
     /// When to look again.
     next: Nanos,
 }
@@ -61,15 +66,20 @@ impl RoomWatch {
         }
     }
 
-    /// Notes that a look `now` found the queue full, which holds `capacity` connections. The next
-    /// look is later than `now`.
-    pub fn on_full(&mut self, now: Nanos, capacity: u32) {
-        let (since, handed) = self.0.map_or((now, 0), |watch| (watch.since, watch.handed));
+    /// Notes that a look `now` found `queued` connections in the queue, which is full when it holds
+    /// `capacity`. The next look is later than `now`.
+    pub fn on_full(&mut self, now: Nanos, queued: u32, capacity: u32) {
+        let (since, accepted) = self.0.map_or((now, 0), |watch| {
+            let put = watch.queued.saturating_add(watch.handed);
+            (watch.since, put.saturating_sub(queued))
+        });
         let elapsed = Nanos(now.0.saturating_sub(since.0));
+        let excess = queued.saturating_sub(capacity);
         self.0 = Some(Watch {
-            since: if handed == 0 { since } else { now },
+            since: if accepted == 0 { since } else { now },
             handed: 0,
-            next: now.after(pause_before_look(elapsed, handed, capacity)),
+            queued,
+            next: now.after(pause_before_look(elapsed, accepted, capacity, excess)),
         });
     }
 

@@ -112,6 +112,10 @@ pub struct Stats {
     pub synack_suppressed: u64,
     /// How often the connection to evict was not the oldest: its source had the most.
     pub evicted_greediest: u64,
+    /// Requests of parked clients that were made connections beyond the backlog.
+    pub released_late: u64,
+    /// Segments of parked clients that were dropped, as the accept queue was as long as any may be.
+    pub overflow_dropped: u64,
     /// Connections that were never parked, and reset because the client closed its side.
     pub closed_reset_unparked: u64,
     /// How long clients took to send: bucket `i` counts waits of less than 2^i milliseconds.

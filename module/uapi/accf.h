@@ -264,6 +264,13 @@ struct accf_source {
  *	     half of max_parked, or when the namespace is full; the oldest are
  *	     counted first, and all are when @parked has reached max_parked. A
  *	     connection is counted until it leaves.
+ * @released_late: Of @released_data and @released_fin: those that came when the
+ *		   accept queue was full, and were accepted nonetheless. The
+ *		   accept queue takes them up to net.core.somaxconn, whatever
+ *		   the backlog is.
+ * @overflow_dropped: Segments with data, or with the client's FIN, that were
+ *		      dropped since the accept queue had reached even that. The
+ *		      connection stays parked, and the client retransmits them.
  *
  * One consistent snapshot. The fields count connections since the filter was
  * attached, except those described with "Now"::
@@ -306,6 +313,9 @@ struct accf_stats {
 
 	__u64 evicted_greediest;
 	struct accf_source sources[ACCF_SOURCES];
+
+	__u64 released_late;
+	__u64 overflow_dropped;
 };
 
 /*

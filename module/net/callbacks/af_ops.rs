@@ -58,6 +58,7 @@ use crate::{
         Action,
         Bypass,
         Filter,
+        Joining,
         Phase,
         SegmentKind,
         Verdict, //
@@ -99,6 +100,10 @@ pub(crate) fn table<F: Filter>(
     ops.getsockopt = Some(getsockopt);
     ops
 }
+
+/// How often TCP is asked to make a connection for which the accept queue has no room, if `listen()`
+/// is called each time.
+const ATTEMPTS: u32 = 4;
 
 /// The result of looking up the listener of a socket for which the kernel calls the module.
 enum Lookup<'a> {
@@ -342,7 +347,12 @@ unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -> c_int {
             if listener.has_defer_accept() {
                 take_over_defer_accept(listener);
             }
-            listener.original_ops().conn_request
+            let original = listener.original_ops().conn_request;
+            if sock.accept_queue_is_full() {
+                // SAFETY: The arguments are those that TCP has for its own function.
+                return unsafe { conn_request_if_full(&bh, listener, original, sk, skb) };
+            }
+            original
         }
         Lookup::Detached(ops) => ops
             .conn_request
@@ -354,6 +364,31 @@ unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -> c_int {
         // The SYN is as good as lost.
         None => -1,
     }
+}
+
+/// Handles a SYN that finds the accept queue full.
+///
+/// # Safety
+///
+/// TCP must have called [`conn_request`] with `sk` and `skb`, and `listener` be that of `sk`.
+#[cold] // Most accept queues are never full.
+unsafe fn conn_request_if_full(
+    bh: &BhDisabled<'_>,
+    listener: ArcBorrow<'_, Listener>,
+    original: Option<ConnRequest>,
+    sk: *mut sock,
+    skb: *mut sk_buff,
+) -> c_int {
+    let Some(original) = original else {
+        return -1;
+    };
+    let raised = listener.raise_backlog(bh, Joining::Newcomer);
+    // SAFETY: The arguments are those that TCP has for its own function.
+    let result = unsafe { original(sk, skb) };
+    if let Some(raised) = raised {
+        raised.lower(bh, None, false);
+    }
+    result
 }
 
 /// Takes `TCP_DEFER_ACCEPT` over, out of the way of SYNs to listeners that do not set it.
@@ -435,7 +470,7 @@ pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
 /// # Invariants
 ///
 /// The arguments are those that TCP has called [`syn_recv_sock`] with, for its own function. The
-/// call is not over, and no other function was called with them.
+/// call is not over, and no other function was called with them, or only one that has made no child.
 struct SynRecvSockArgs {
     sk: *const sock,
     skb: *mut sk_buff,
@@ -513,6 +548,14 @@ impl SynRecvSockArgs {
         made.as_ptr()
     }
 
+    /// Returns the same arguments for another call, if the first one makes no child. `None` if there
+    /// is a route, which the first call consumes.
+    fn without_route(&self) -> Option<Self> {
+        // INVARIANT: They are TCP's, whose call is not over. A call that makes no child and has no
+        // route to put leaves everything as it was.
+        self.dst.is_null().then_some(Self { ..*self })
+    }
+
     /// Makes no connection.
     fn drop_segment(self) -> Child {
         if !self.dst.is_null() {
@@ -557,28 +600,113 @@ unsafe fn on_data(
     segment: TcpSegment<'_>,
     kind: policy::SegmentKind,
 ) -> Child {
+    // SAFETY: TCP has called the module with this socket, which is in memory for the call.
+    let sock = unsafe { ListenSock::from_raw(NonNull::new_unchecked(args.sk.cast_mut())) };
+    if sock.accept_queue_is_full() {
+        // SAFETY: By the contract of this function.
+        return unsafe { on_data_if_full(bh, args, listener, request, segment, kind) };
+    }
     // SAFETY: `listener` is that of the arguments' socket by the contract of this function.
     let made = unsafe { args.call_original(listener) };
+    // SAFETY: The call was for these, by the contract of this function.
+    unsafe { complete(bh, &made, listener, &request, &segment, kind) };
+    made
+}
+
+/// Handles a segment that the server is to see, and that finds the accept queue full ([`on_data`]).
+///
+/// TCP would drop the segment. But a client that is parked was acknowledged, and would have been
+/// accepted before on a plain listener.
+///
+/// # Safety
+///
+/// See [`on_data`].
+#[cold] // Most accept queues are never full.
+unsafe fn on_data_if_full(
+    bh: &BhDisabled<'_>,
+    mut args: SynRecvSockArgs,
+    listener: ArcBorrow<'_, Listener>,
+    request: RequestSock<'_>,
+    segment: TcpSegment<'_>,
+    kind: policy::SegmentKind,
+) -> Child {
+    // If it is parked or taken out of the queue by another CPU just now, either is right.
+    let parking_listener = resolve_parking_listener(bh, listener, &request)
+        .filter(|listener| listener.has_parked(&request));
+    let joining = match parking_listener {
+        Some(_) => Joining::Parked,
+        None => Joining::Newcomer,
+    };
+    let mut attempts = ATTEMPTS;
+    loop {
+        let raised = listener.raise_backlog(bh, joining);
+        let is_raised = raised.is_some();
+        attempts -= 1;
+        let again = args.without_route().filter(|_| attempts > 0);
+        // SAFETY: `listener` is that of the arguments' socket by the contract of this function.
+        let made = unsafe { args.call_original(listener) };
+        let is_late = is_raised && made.owns_request && joining == Joining::Parked;
+        // SAFETY: A new child is locked, and a TCP socket.
+        let child = made
+            .child
+            .map(|child| unsafe { ListenSock::from_raw(child) });
+        let was_raised = raised.is_none_or(|raised| raised.lower(bh, child, is_late));
+        match again {
+            // `listen()` was called just now, and TCP has compared with what that has set.
+            Some(again) if made.child.is_none() && !was_raised => {
+                args = again;
+                continue;
+            }
+            _ => {}
+        }
+        if let Some(parking_listener) = parking_listener {
+            if is_late {
+                parking_listener.count_late(bh);
+            } else if !is_raised && made.child.is_none() {
+                parking_listener.count_overflow(bh);
+            }
+        }
+        // SAFETY: The call was for these, by the contract of this function.
+        unsafe { complete(bh, &made, listener, &request, &segment, kind) };
+        return made;
+    }
+}
+
+/// Ends the parking of `request`, if it was parked and a connection was `made` of it.
+///
+/// # Safety
+///
+/// `made` must be what TCP's function has returned for `listener`, `request` and `segment`, which
+/// is of this `kind`.
+#[inline(always)] // See `on_data()`.
+unsafe fn complete(
+    bh: &BhDisabled<'_>,
+    made: &Child,
+    listener: ArcBorrow<'_, Listener>,
+    request: &RequestSock<'_>,
+    segment: &TcpSegment<'_>,
+    kind: policy::SegmentKind,
+) {
     // The request is out of the table. Another CPU may have begun to park it before, and then it is
     // acked (B6 in `was_acked()`, with B5). A connection that was never parked takes no lock of the
     // module.
     if made.owns_request && (request.was_acked() || request.has_ops_override()) {
-        let parking_listener = if listener.is_listener_of(&request) {
+        let parking_listener = if listener.is_listener_of(request) {
             Some(listener)
         } else {
-            Listener::parking_listener(&request, bh)
+            Listener::parking_listener(request, bh)
         };
         if let Some(listener) = parking_listener {
-            // SAFETY: This call has taken the request out of the table, and made the connection.
-            let completed = unsafe { listener.complete(bh, request, kind) };
+            // SAFETY: The call has taken the request out of the table, and made the connection, by
+            // the contract of this function.
+            let completed = unsafe { listener.complete(bh, *request, kind) };
             if let (Some(child), Some(completed)) = (made.child, completed) {
                 // SAFETY: The child was just made of the request, and TCP has it locked until this
                 // function's caller has handed it the segment. Bottom halves are off.
-                unsafe { completed.apply_to(child, &request, &segment) };
+                unsafe { completed.apply_to(child, request, segment) };
             }
         }
     }
-    made
 }
 
 /// Handles the end of a client's stream before the first byte of it. Returns whether the client was
@@ -684,8 +812,11 @@ unsafe fn on_late_ack(
     segment: TcpSegment<'_>,
     kind: policy::SegmentKind,
 ) -> Child {
-    // SAFETY: By the contract of this function.
-    unsafe { on_data(bh, args, listener, request, segment, kind) }
+    // SAFETY: `listener` is that of the arguments' socket by the contract of this function.
+    let made = unsafe { args.call_original(listener) };
+    // SAFETY: The call was for these, by the contract of this function.
+    unsafe { complete(bh, &made, listener, &request, &segment, kind) };
+    made
 }
 
 /// Returns the phase of a request for which `flags`, from `accf_req_flags()`, are not 0.

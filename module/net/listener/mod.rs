@@ -4,6 +4,7 @@
 //!
 //! * `park`: parks a request, and takes it out of the queue again;
 //! * `timer`: one high-resolution timer for the deadline of the request that was parked first;
+//! * `late`: makes connections beyond the backlog;
 //! * `close`: the end of a listener.
 //!
 //! A request's own SYN-ACK timer cannot give the deadline: the timer wheel is coarse (256 ms for 5
@@ -25,6 +26,7 @@
 //! `docs/design.md`.
 
 mod close;
+mod late;
 mod park;
 mod timer;
 
@@ -95,6 +97,7 @@ use super::{
 };
 
 use close::Untold;
+use late::LateState;
 use timer::now;
 
 /// What the listener's lock guards: its queue, and the handle of its timer.
@@ -105,6 +108,8 @@ pub(crate) struct Locked {
     timer: Option<ArcHrTimerHandle<Listener>>,
     /// Once the listener is closed: its requests whose clients are to be told of that.
     untold: Untold,
+    /// Its backlog, and how much longer its accept queue is.
+    late: LateState,
 }
 
 impl Deref for Locked {
@@ -188,7 +193,7 @@ impl Listener {
         Arc::pin_init(
             // INVARIANT: By the contract of this function.
             try_pin_init!(Self {
-                queue <- BhSpinLock::new(Locked { queue, timer: None, untold: Untold::new() }),
+                queue <- BhSpinLock::new(Locked { queue, timer: None, untold: Untold::new(), late: LateState::new() }),
                 timer <- HrTimer::new(),
                 retire_work <- RcuWork::new(),
                 sock: sock,

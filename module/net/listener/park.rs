@@ -57,6 +57,7 @@ use crate::{
 };
 
 use super::{
+    late::backlog_unless_raised,
     must_pin,
     timer::now,
     Listener,
@@ -265,7 +266,9 @@ impl Listener {
         // SAFETY: The queue is this listener's, and locked; the request was just parked here.
         unsafe { queue.push_back(parked) };
         queue.stats.park();
-        queue.backlog_share = policy::backlog_share(self.listen_sock().backlog(), self.cpus);
+        if let Some(backlog) = backlog_unless_raised(self.listen_sock()) {
+            queue.backlog_share = policy::backlog_share(backlog, self.cpus);
+        }
         self.update_backlog(queue);
         Ok(admission)
     }

@@ -93,7 +93,7 @@ impl HrTimerCallback for Listener {
 
 impl Listener {
     /// Returns what the timer has to do.
-    fn timer_action(&self, queue: &ParkQueue, now: Nanos) -> TimerAction {
+    fn timer_action(&self, queue: &Locked, now: Nanos) -> TimerAction {
         let oldest = queue.oldest().map(|oldest| oldest.parked_at());
         let sock = self.listen_sock();
         // TCP hands segments to a listener that takes over, the rebuilt ACK included.
@@ -105,7 +105,7 @@ impl Listener {
             &queue.config,
             queue.unexpired(),
             oldest,
-            sock.accept_queue_is_full(),
+            self.accept_queue(queue).is_full(),
         )
     }
 
@@ -366,8 +366,9 @@ impl Listener {
                 continue;
             }
             if action == TimerAction::WaitForRoom {
-                let capacity = self.listen_sock().accept_queue_capacity();
-                queue.room_watch.on_full(now, capacity);
+                let accept_queue = self.accept_queue(&queue);
+                let capacity = accept_queue.capacity();
+                queue.room_watch.on_full(now, accept_queue.queued, capacity);
             }
             let next = firing_time(&mut queue, now, action);
             // There may be more timers than could be deferred in one go.

@@ -235,7 +235,8 @@ impl Listener {
                 }
                 TimerAction::WaitForRoom => {
                     let now = Nanos(self.now);
-                    self.room_watch.on_full(now, self.backlog as u32 + 1);
+                    let (queued, capacity) = (self.accept_queue as u32, self.backlog as u32 + 1);
+                    self.room_watch.on_full(now, queued, capacity);
                     self.set_alarm(self.room_watch.next(now));
                     return;
                 }

@@ -50,7 +50,7 @@ impl Listener {
             self.queued += 1;
         }
         let now = Nanos(self.now);
-        self.watch.on_full(now, self.capacity);
+        self.watch.on_full(now, self.queued, self.capacity);
         let pause = self.watch.next(now).0 - self.now;
         assert!((SHORTEST..=LONGEST).contains(&pause), "a pause of {pause}");
     }
@@ -81,12 +81,12 @@ impl Listener {
 /// Returns the pause after two looks `elapsed` apart, with `handed` connections in between.
 fn pause(elapsed: u64, handed: u32, capacity: u32) -> u64 {
     let mut watch = RoomWatch::default();
-    watch.on_full(Nanos(0), capacity);
+    watch.on_full(Nanos(0), capacity, capacity);
     for _ in 0..handed {
         watch.on_handed_over();
     }
     let now = Nanos(elapsed);
-    watch.on_full(now, capacity);
+    watch.on_full(now, capacity, capacity);
     watch.next(now).0 - elapsed
 }
 
@@ -187,7 +187,7 @@ fn a_server_that_never_accepts_costs_20_looks_in_a_second() {
 #[test]
 fn the_end_of_time_is_no_exception() {
     let mut watch = RoomWatch::default();
-    watch.on_full(Nanos(u64::MAX), u32::MAX);
+    watch.on_full(Nanos(u64::MAX), u32::MAX, u32::MAX);
     assert_eq!(watch.next(Nanos(u64::MAX)), Nanos(u64::MAX));
     assert_eq!(pause(u64::MAX / 2, 1, u32::MAX), LONGEST);
 }
@@ -196,9 +196,33 @@ fn the_end_of_time_is_no_exception() {
 fn without_a_request_that_waits_there_is_no_pace() {
     let mut watch = RoomWatch::default();
     assert_eq!(watch.next(Nanos(5)), Nanos(5));
-    watch.on_full(Nanos(5), 17);
-    watch.on_full(Nanos(MILLI), 17);
+    watch.on_full(Nanos(5), 17, 17);
+    watch.on_full(Nanos(MILLI), 17, 17);
     watch.stop();
     watch.on_handed_over();
     assert_eq!(watch, RoomWatch::default());
+}
+
+/// A burst of others has made the queue longer than the backlog. The server works through it, and
+/// that is its pace, although no request that waits was handed over.
+#[test]
+fn a_server_that_works_through_an_excess_is_not_taken_for_an_idle_one() {
+    const CAPACITY: u32 = 17;
+    const WORK: u64 = MILLI;
+    let mut watch = RoomWatch::default();
+    let mut looks = 0;
+    let mut now = 0;
+    loop {
+        let queued = 800_u64.saturating_sub(now / WORK) as u32;
+        if queued < CAPACITY {
+            break;
+        }
+        watch.on_full(Nanos(now), queued, CAPACITY);
+        now = watch.next(Nanos(now)).0;
+        looks += 1;
+    }
+    let room_at = (801 - u64::from(CAPACITY)) * WORK;
+    let late = now - room_at;
+    assert!(late <= 5 * WORK, "{late} ns late after {looks} looks");
+    assert!(looks <= 60, "{looks} looks");
 }

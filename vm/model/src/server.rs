@@ -12,6 +12,11 @@ pub type Millis = u64;
 /// at least that often, and more often the sooner the server has accepted.
 pub const ROOM_NOTICED_WITHIN: Millis = 50;
 
+/// In this time after a parked client's data has found the accept queue full, new clients have as
+/// much room beyond the backlog as parked ones had: less than the second that the module says.
+/// Later they have less and less.
+const ROOM_STAYS_FOR: Millis = 400;
+
 /// After this time without an ACK the SYN-ACK is retransmitted, and then after twice as long.
 const SYN_ACK_TIMEOUT: Millis = 1000;
 
@@ -83,6 +88,13 @@ pub enum Segment {
     NoAck,
 }
 
+impl Segment {
+    /// Returns whether it carries something for the server.
+    fn is_for_server(self) -> bool {
+        matches!(self, Self::Data | Self::Fin | Self::DataFin)
+    }
+}
+
 /// What the server sends to a client that is not connected yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
@@ -117,6 +129,7 @@ pub struct Counts {
     pub bypass_paused: u64,
     pub closed_reset: u64,
     pub closed_reset_unparked: u64,
+    pub released_late: u64,
 }
 
 impl Counts {
@@ -156,6 +169,7 @@ impl fmt::Display for Counts {
             ("bypass_paused", self.bypass_paused),
             ("closed_reset", self.closed_reset),
             ("closed_reset_unparked", self.closed_reset_unparked),
+            ("released_late", self.released_late),
         ];
         let mut separator = "";
         for (name, count) in counts.into_iter().filter(|(_, count)| *count != 0) {
@@ -230,6 +244,15 @@ enum State {
     Accepted,
 }
 
+/// The connections beyond the backlog.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Burst {
+    /// When the first one was made.
+    began: Millis,
+    /// The most that there were.
+    most: usize,
+}
+
 #[derive(Clone, Debug)]
 struct Client {
     /// Where it comes from.
@@ -277,6 +300,7 @@ pub struct Server {
     accepted: Vec<usize>,
     /// Until when an expired client notices that the accept queue has room again.
     room_noticed_by: Option<Millis>,
+    burst: Option<Burst>,
     counts: Counts,
 }
 
@@ -302,6 +326,7 @@ impl Server {
             queue: VecDeque::new(),
             accepted: Vec::new(),
             room_noticed_by: None,
+            burst: None,
             counts: Counts::default(),
         }
     }
@@ -348,6 +373,15 @@ impl Server {
     /// TCP's connections instead of the filter, or on too many conditions.
     pub fn may_send(&self, client: usize, segment: Segment) -> bool {
         let client = &self.clients[client];
+        let joins = match client.state {
+            State::Gone => segment == Segment::Syn,
+            State::HalfOpen(_) => segment.is_for_server(),
+            _ => false,
+        };
+        let is_late = |burst: Burst| self.over > burst.began + ROOM_STAYS_FOR;
+        if joins && self.is_full() && self.burst.is_some_and(is_late) {
+            return false;
+        }
         match client.state {
             State::Queued | State::Accepted => false,
             State::Gone if segment == Segment::Syn => {
@@ -473,7 +507,7 @@ impl Server {
     fn receive_unknown(&mut self, client: usize, segment: Segment) {
         match segment {
             // A plain listener drops it, too.
-            Segment::Syn if self.is_full() => {}
+            Segment::Syn if self.is_full_for_newcomers() => {}
             Segment::Syn => {
                 let timer = self.timer(0);
                 let it = &mut self.clients[client];
@@ -587,11 +621,23 @@ impl Server {
         }
     }
 
-    /// Handles data or a FIN. If the accept queue is full, the segment is dropped.
+    /// Handles data or a FIN. If the accept queue is full, only a parked client becomes connected.
     fn receive_data(&mut self, client: usize, is_fin: bool) {
         let was_parked = matches!(self.clients[client].state, State::Parked(_));
-        self.connect(client);
-        if was_parked && self.clients[client].state == State::Queued {
+        let is_late = was_parked && self.is_full();
+        if was_parked || !self.is_full_for_newcomers() {
+            self.enqueue(client);
+        } else {
+            self.connect(client);
+        }
+        if is_late {
+            let most = self.queue.len() - self.backlog - 1;
+            let began = self.now;
+            let burst = self.burst.get_or_insert(Burst { began, most });
+            burst.most = burst.most.max(most);
+            self.counts.released_late += 1;
+        }
+        if was_parked {
             self.parked.retain(|it| *it != client);
             if is_fin {
                 self.counts.released_fin += 1;
@@ -631,11 +677,16 @@ impl Server {
     /// Makes a connection of a request, if the accept queue has room.
     fn connect(&mut self, client: usize) {
         if !self.is_full() {
-            self.clients[client].state = State::Queued;
-            self.queue.push_back(client);
+            self.enqueue(client);
         } else if let State::HalfOpen(it) = &mut self.clients[client].state {
             it.acked = true;
         }
+    }
+
+    /// Makes a connection of a request.
+    fn enqueue(&mut self, client: usize) {
+        self.clients[client].state = State::Queued;
+        self.queue.push_back(client);
     }
 
     /// Handles the end of a request by the client.
@@ -799,5 +850,10 @@ impl Server {
     /// two.
     fn is_full(&self) -> bool {
         self.queue.len() > self.backlog
+    }
+
+    /// Returns whether the accept queue is full for clients that are not parked.
+    fn is_full_for_newcomers(&self) -> bool {
+        self.queue.len() > self.backlog + self.burst.map_or(0, |burst| burst.most)
     }
 }

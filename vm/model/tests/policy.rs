@@ -9,9 +9,9 @@ use accf_model::history::{histories_of_sources, History, CLIENTS};
 use accf_model::script::{in_millis, Action, Cue, Director, Pace, Script};
 use accf_model::server::{self, Counts, Seen};
 use accf_policy::{
-    on_fin, on_park, on_segment, timer_action, Action as Ruling, Admission, Bucket, Bypass, Config,
-    Dataready, End, Expiry, Filter, Nanos, OnClose, OnTimeout, Parking, Phase, RoomWatch,
-    SegmentKind, Sources, Stats, Timeout, TimerAction,
+    on_fin, on_park, on_segment, timer_action, AcceptQueue, Action as Ruling, Admission, Bucket,
+    Burst, Bypass, Config, Dataready, End, Expiry, Filter, Joining, Nanos, OnClose, OnTimeout,
+    Parking, Phase, RoomWatch, SegmentKind, Sources, Stats, Timeout, TimerAction,
 };
 use proptest::prelude::*;
 
@@ -45,6 +45,7 @@ struct Listener {
     parked: VecDeque<(usize, u64)>,
     alarm: Option<u64>,
     room_watch: RoomWatch,
+    burst: Burst,
     queue: VecDeque<usize>,
     accepted: Vec<usize>,
     stats: Stats,
@@ -87,6 +88,7 @@ impl Listener {
             parked: VecDeque::new(),
             alarm: None,
             room_watch: RoomWatch::default(),
+            burst: Burst::default(),
             queue: VecDeque::new(),
             accepted: Vec::new(),
             stats: Stats::default(),
@@ -178,8 +180,27 @@ impl Listener {
         }
     }
 
+    fn accept_queue(&self) -> AcceptQueue {
+        AcceptQueue {
+            queued: self.queue.len() as u32,
+            backlog: self.backlog as u32,
+            somaxconn: 4096,
+        }
+    }
+
+    fn has_room(&self, joining: Joining) -> bool {
+        let now = Nanos(self.now);
+        self.burst.has_room(joining, self.accept_queue(), now)
+    }
+
     fn connect(&mut self, client: usize, segment: SegmentKind) {
-        if self.is_full() {
+        let joining = match self.states[client] {
+            State::Parked => Joining::Parked,
+            _ => Joining::Newcomer,
+        };
+        let may_be_late = segment != SegmentKind::BareAck && self.has_room(joining);
+        let is_full = self.is_full();
+        if is_full && !may_be_late {
             if let State::HalfOpen { acked } = &mut self.states[client] {
                 *acked = true;
             }
@@ -190,6 +211,11 @@ impl Listener {
         }
         self.states[client] = State::Connected;
         self.queue.push_back(client);
+        if is_full && joining == Joining::Parked {
+            let queue = self.accept_queue();
+            self.burst.on_late(queue, Nanos(self.now));
+            self.stats.released_late += 1;
+        }
     }
 
     fn abort(&mut self, client: usize) {
@@ -231,7 +257,9 @@ impl Listener {
                         self.expire(expiry);
                     }
                     TimerAction::WaitForRoom => {
-                        self.room_watch.on_full(now, self.backlog as u32 + 1);
+                        let queued = self.queue.len() as u32;
+                        self.room_watch
+                            .on_full(now, queued, self.backlog as u32 + 1);
                         break;
                     }
                     TimerAction::At(_) | TimerAction::Idle => {
@@ -250,7 +278,7 @@ impl Listener {
         let is_known = matches!(self.states[client], State::HalfOpen { .. } | State::Parked);
         match segment {
             Sent::Syn if !is_known => {
-                self.states[client] = match self.is_open && !self.is_full() {
+                self.states[client] = match self.is_open && self.has_room(Joining::Newcomer) {
                     true => State::HalfOpen { acked: false },
                     false => State::Gone,
                 };
@@ -323,6 +351,7 @@ impl Listener {
             bypass_paused: self.stats.bypassed(Bypass::Paused),
             closed_reset: self.stats.ended(End::ClosedReset),
             closed_reset_unparked: self.stats.closed_reset_unparked,
+            released_late: self.stats.released_late,
         }
     }
 

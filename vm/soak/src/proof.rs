@@ -200,7 +200,7 @@ const EVENTS: [&str; 19] = [
 ];
 
 /// The counts of the module that cannot be zero if all kinds of clients met all kinds of listeners.
-const COUNTERS: [&str; 13] = [
+const COUNTERS: [&str; 14] = [
     "parked_total",
     "released_data",
     "released_fin",
@@ -214,6 +214,7 @@ const COUNTERS: [&str; 13] = [
     "closed_reset",
     "closed_reset_unparked",
     "fallback",
+    "released_late",
 ];
 
 /// Proves that everything that was to happen has happened.

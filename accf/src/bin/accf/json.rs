@@ -83,6 +83,8 @@ struct StatsView {
     closed_reset: u64,
     closed_reset_unparked: u64,
     evicted_greediest: u64,
+    released_late: u64,
+    overflow_dropped: u64,
     /// The sources that have the most, the first one most of all.
     sources: Vec<SourceView>,
     /// The buckets of `wait_log2` with their bounds.
@@ -168,6 +170,8 @@ fn stats(stats: &Stats) -> StatsView {
         closed_reset: stats.closed_reset,
         closed_reset_unparked: stats.closed_reset_unparked,
         evicted_greediest: stats.evicted_greediest,
+        released_late: stats.released_late,
+        overflow_dropped: stats.overflow_dropped,
         sources: stats
             .sources
             .iter()

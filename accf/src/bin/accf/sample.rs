@@ -60,6 +60,8 @@ pub(crate) fn busy() -> Listener {
     stats.bypass_paused = 29;
     stats.closed_reset_unparked = 3;
     stats.evicted_greediest = 5;
+    stats.released_late = 6;
+    stats.overflow_dropped = 14;
     let source = |address: &str, parked| Some(Source::new(address.parse().unwrap(), parked));
     stats.sources[0] = source("198.51.100.7", 6);
     stats.sources[1] = source("2001:db8:1:2::", 4);

@@ -163,6 +163,11 @@ fn counters(stats: &Stats) -> String {
                     stats.released_fin.into(),
                 ),
                 (
+                    2,
+                    "of both, although the accept queue was full",
+                    stats.released_late.into(),
+                ),
+                (
                     1,
                     "silent until the deadline, accepted",
                     stats.timeout_accept.into(),
@@ -195,6 +200,11 @@ fn counters(stats: &Stats) -> String {
                     stats.released_paused.into(),
                 ),
                 (1, "closed without a byte, reset", stats.closed_reset.into()),
+                (
+                    0,
+                    "segments dropped: the accept queue was at somaxconn",
+                    stats.overflow_dropped.into(),
+                ),
                 (
                     0,
                     "closed without a byte before they were parked, reset",
@@ -346,6 +356,7 @@ mod tests {
     parked                                                             1,350
       accepted when data came                                          1,100
       accepted when the client closed                                      7
+        of both, although the accept queue was full                        6
       silent until the deadline, accepted                                 50
       silent until the deadline, reset                                    60
       silent until the deadline, dropped                                  70
@@ -355,6 +366,7 @@ mod tests {
       fell back to plain TCP                                              10
       accepted because parking was paused                                 11
       closed without a byte, reset                                        13
+    segments dropped: the accept queue was at somaxconn                   14
     closed without a byte before they were parked, reset                   3
   not parked, as on a plain listener, because
     the SYN was answered with a syncookie                                 21

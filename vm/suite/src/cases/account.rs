@@ -189,6 +189,8 @@ fn only_grown(before: &Stats, after: &Stats) -> Result<()> {
             stats.released_paused,
             stats.closed_reset,
             stats.closed_reset_unparked,
+            stats.released_late,
+            stats.overflow_dropped,
         ]
     };
     ensure!(

@@ -19,6 +19,7 @@ mod evict;
 mod fault;
 mod field_ack;
 mod field_bpf;
+mod field_burst;
 mod field_close;
 mod field_defer_off;
 mod field_destroy;

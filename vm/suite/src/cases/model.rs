@@ -151,6 +151,7 @@ impl Tally {
         sum.bypass_paused += counts.bypass_paused;
         sum.closed_reset += counts.closed_reset;
         sum.closed_reset_unparked += counts.closed_reset_unparked;
+        sum.released_late += counts.released_late;
     }
 }
 

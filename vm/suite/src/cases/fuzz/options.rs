@@ -31,7 +31,7 @@ const CONFIG: usize = 20;
 /// Its size in programs that do not know the field `state`.
 const CONFIG_WITHOUT_STATE: usize = 12;
 /// The size of `struct accf_stats`.
-const STATS: usize = 8 * (26 + 32) + 4 * 24;
+const STATS: usize = 8 * (28 + 32) + 4 * 24;
 /// The most bytes that `setsockopt()` takes.
 const PAGE: usize = 4096;
 /// The defaults of the module's parameters.
