@@ -74,9 +74,13 @@ impl Burst {
         queue.queued <= room
     }
 
-    /// Notes that the request of a parked client was made a connection at `now`; `queue` holds it.
+    /// Notes that the request of a parked client was made a connection at `now`, which goes into
+    /// `queue` next.
     pub fn on_late(&mut self, queue: AcceptQueue, now: Nanos) {
-        let excess = queue.queued.saturating_sub(queue.capacity());
+        let excess = queue
+            .queued
+            .saturating_add(1)
+            .saturating_sub(queue.capacity());
         match self.0 {
             Some(last) if now < last.began.after(GROWTH) => {
                 let most = last.most.max(excess);

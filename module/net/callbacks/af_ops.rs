@@ -101,8 +101,8 @@ pub(crate) fn table<F: Filter>(
     ops
 }
 
-/// How often TCP is asked to make a connection for which the accept queue has no room, if `listen()`
-/// is called each time.
+/// How often TCP is asked to make a connection for which the accept queue has no room, if
+/// `listen()` is called each time.
 const ATTEMPTS: u32 = 4;
 
 /// The result of looking up the listener of a socket for which the kernel calls the module.
@@ -417,8 +417,7 @@ pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
     own_req: *mut bool,
     opt_child_init: Option<ChildInit>,
 ) -> *mut sock {
-    // INVARIANT: The arguments are TCP's, and this is the call.
-    let args = SynRecvSockArgs {
+    let raw = RawArgs {
         sk,
         skb,
         req,
@@ -427,6 +426,8 @@ pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
         own_req,
         opt_child_init,
     };
+    // INVARIANT: The arguments are TCP's, and this is the call.
+    let args = SynRecvSockArgs(&raw);
     // SAFETY: TCP calls this function for a socket, which is not NULL, and in memory for the call.
     let sock = unsafe { ListenSock::from_raw(NonNull::new_unchecked(sk.cast_mut())) };
     // SAFETY: `tcp_v4_rcv()` and `tcp_v6_rcv()` pull the whole TCP header into linear memory and
@@ -456,22 +457,16 @@ pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
             if kind == SegmentKind::Fin && unsafe { on_fin(&bh, &args, listener, &request) } {
                 return args.drop_segment().as_ptr();
             }
-            // SAFETY: The listener's socket, the request and the segment are those of the
-            // arguments.
-            unsafe { on_data(&bh, args, listener, request, segment, kind) }.as_ptr()
+            // SAFETY: The socket, the request and the segment are those of the arguments.
+            unsafe { on_data(&bh, args, sock, listener, request, segment, kind) }.as_ptr()
         }
         // SAFETY: The listener's socket, the request and the segment are those of the arguments.
         Verdict::Wait => unsafe { on_bare_ack(&bh, args, listener, request, segment, kind) },
     }
 }
 
-/// The arguments of `icsk_af_ops->syn_recv_sock`.
-///
-/// # Invariants
-///
-/// The arguments are those that TCP has called [`syn_recv_sock`] with, for its own function. The
-/// call is not over, and no other function was called with them, or only one that has made no child.
-struct SynRecvSockArgs {
+/// The arguments of `icsk_af_ops->syn_recv_sock`, as TCP passes them.
+struct RawArgs {
     sk: *const sock,
     skb: *mut sk_buff,
     req: *mut request_sock,
@@ -481,25 +476,35 @@ struct SynRecvSockArgs {
     opt_child_init: Option<ChildInit>,
 }
 
-impl SynRecvSockArgs {
+/// The arguments of `icsk_af_ops->syn_recv_sock`, for one call. (By reference, which saves 20
+/// instructions of a request: `cargo xtask bench holding`.)
+///
+/// # Invariants
+///
+/// The arguments are those that TCP has called [`syn_recv_sock`] with, for its own function. The
+/// call is not over, and no other function was called with them, or only one that has made no
+/// child and had no route to put.
+struct SynRecvSockArgs<'a>(&'a RawArgs);
+
+impl SynRecvSockArgs<'_> {
     /// Calls `function`, and returns the child that it makes.
     ///
     /// # Safety
     ///
     /// `function` must be a `syn_recv_sock` for the socket of the arguments, and not the module's.
     unsafe fn call(self, function: SynRecvSock) -> Child {
-        let own_req = self.own_req;
+        let own_req = self.0.own_req;
         // SAFETY: `function` may be called with what TCP has for its own, by the contract of this
         // function and the type invariants. `dst` is consumed with `self`.
         let child = unsafe {
             function(
-                self.sk,
-                self.skb,
-                self.req,
-                self.dst,
-                self.req_unhash,
-                self.own_req,
-                self.opt_child_init,
+                self.0.sk,
+                self.0.skb,
+                self.0.req,
+                self.0.dst,
+                self.0.req_unhash,
+                self.0.own_req,
+                self.0.opt_child_init,
             )
         };
         let child = NonNull::new(child);
@@ -548,19 +553,19 @@ impl SynRecvSockArgs {
         made.as_ptr()
     }
 
-    /// Returns the same arguments for another call, if the first one makes no child. `None` if there
-    /// is a route, which the first call consumes.
+    /// Returns the same arguments for another call, if the first one makes no child. `None` if
+    /// there is a route, which the first call consumes.
     fn without_route(&self) -> Option<Self> {
         // INVARIANT: They are TCP's, whose call is not over. A call that makes no child and has no
         // route to put leaves everything as it was.
-        self.dst.is_null().then_some(Self { ..*self })
+        self.0.dst.is_null().then_some(Self(self.0))
     }
 
     /// Makes no connection.
     fn drop_segment(self) -> Child {
-        if !self.dst.is_null() {
+        if !self.0.dst.is_null() {
             // SAFETY: A callee that makes no child must put the route. It is consumed with `self`.
-            unsafe { bindings::dst_release(self.dst) };
+            unsafe { bindings::dst_release(self.0.dst) };
         }
         Child {
             child: None,
@@ -570,6 +575,7 @@ impl SynRecvSockArgs {
 }
 
 /// What a call of `syn_recv_sock` has made.
+#[derive(Clone, Copy)]
 struct Child {
     /// The child, locked.
     child: Option<NonNull<sock>>,
@@ -589,19 +595,18 @@ impl Child {
 ///
 /// # Safety
 ///
-/// `listener` must be that of the arguments' socket, `request` their `req_unhash`, and `segment`
-/// their segment, of this `kind`.
+/// `sock` must be the arguments' socket, `listener` that of it, `request` their `req_unhash`, and
+/// `segment` their segment, of this `kind`.
 #[inline(always)] // Saves 39 instructions of a request (`cargo xtask bench holding`).
 unsafe fn on_data(
     bh: &BhDisabled<'_>,
-    args: SynRecvSockArgs,
+    args: SynRecvSockArgs<'_>,
+    sock: ListenSock<'_>,
     listener: ArcBorrow<'_, Listener>,
     request: RequestSock<'_>,
     segment: TcpSegment<'_>,
     kind: policy::SegmentKind,
 ) -> Child {
-    // SAFETY: TCP has called the module with this socket, which is in memory for the call.
-    let sock = unsafe { ListenSock::from_raw(NonNull::new_unchecked(args.sk.cast_mut())) };
     if sock.accept_queue_is_full() {
         // SAFETY: By the contract of this function.
         return unsafe { on_data_if_full(bh, args, listener, request, segment, kind) };
@@ -609,7 +614,7 @@ unsafe fn on_data(
     // SAFETY: `listener` is that of the arguments' socket by the contract of this function.
     let made = unsafe { args.call_original(listener) };
     // SAFETY: The call was for these, by the contract of this function.
-    unsafe { complete(bh, &made, listener, &request, &segment, kind) };
+    unsafe { complete(bh, made, listener, request, segment, kind) };
     made
 }
 
@@ -624,7 +629,7 @@ unsafe fn on_data(
 #[cold] // Most accept queues are never full.
 unsafe fn on_data_if_full(
     bh: &BhDisabled<'_>,
-    mut args: SynRecvSockArgs,
+    mut args: SynRecvSockArgs<'_>,
     listener: ArcBorrow<'_, Listener>,
     request: RequestSock<'_>,
     segment: TcpSegment<'_>,
@@ -667,7 +672,7 @@ unsafe fn on_data_if_full(
             }
         }
         // SAFETY: The call was for these, by the contract of this function.
-        unsafe { complete(bh, &made, listener, &request, &segment, kind) };
+        unsafe { complete_late(bh, made, listener, request, segment, kind) };
         return made;
     }
 }
@@ -681,32 +686,51 @@ unsafe fn on_data_if_full(
 #[inline(always)] // See `on_data()`.
 unsafe fn complete(
     bh: &BhDisabled<'_>,
-    made: &Child,
+    made: Child,
     listener: ArcBorrow<'_, Listener>,
-    request: &RequestSock<'_>,
-    segment: &TcpSegment<'_>,
+    request: RequestSock<'_>,
+    segment: TcpSegment<'_>,
     kind: policy::SegmentKind,
 ) {
     // The request is out of the table. Another CPU may have begun to park it before, and then it is
     // acked (B6 in `was_acked()`, with B5). A connection that was never parked takes no lock of the
     // module.
     if made.owns_request && (request.was_acked() || request.has_ops_override()) {
-        let parking_listener = if listener.is_listener_of(request) {
+        let parking_listener = if listener.is_listener_of(&request) {
             Some(listener)
         } else {
-            Listener::parking_listener(request, bh)
+            Listener::parking_listener(&request, bh)
         };
         if let Some(listener) = parking_listener {
             // SAFETY: The call has taken the request out of the table, and made the connection, by
             // the contract of this function.
-            let completed = unsafe { listener.complete(bh, *request, kind) };
+            let completed = unsafe { listener.complete(bh, request, kind) };
             if let (Some(child), Some(completed)) = (made.child, completed) {
                 // SAFETY: The child was just made of the request, and TCP has it locked until this
                 // function's caller has handed it the segment. Bottom halves are off.
-                unsafe { completed.apply_to(child, request, segment) };
+                unsafe { completed.apply_to(child, &request, &segment) };
             }
         }
     }
+}
+
+/// The same out of the way of connections for which there is room.
+///
+/// # Safety
+///
+/// See [`complete`].
+#[cold] // Most accept queues are never full, and most bare ACKs are parked.
+#[inline(never)]
+unsafe fn complete_late(
+    bh: &BhDisabled<'_>,
+    made: Child,
+    listener: ArcBorrow<'_, Listener>,
+    request: RequestSock<'_>,
+    segment: TcpSegment<'_>,
+    kind: policy::SegmentKind,
+) {
+    // SAFETY: By the contract of this function.
+    unsafe { complete(bh, made, listener, request, segment, kind) };
 }
 
 /// Handles the end of a client's stream before the first byte of it. Returns whether the client was
@@ -720,12 +744,12 @@ unsafe fn complete(
 #[cold] // Few clients close without a byte.
 unsafe fn on_fin(
     bh: &BhDisabled<'_>,
-    args: &SynRecvSockArgs,
+    args: &SynRecvSockArgs<'_>,
     listener: ArcBorrow<'_, Listener>,
     request: &RequestSock<'_>,
 ) -> bool {
     // SAFETY: The listener and the request are alive.
-    let flags = unsafe { bindings::accf_req_flags(args.sk, request.as_ptr()) };
+    let flags = unsafe { bindings::accf_req_flags(args.0.sk, request.as_ptr()) };
     if exemption(flags).is_some()
         || !listener.is_listener_of(request)
         || request.is_fast_open()
@@ -737,7 +761,7 @@ unsafe fn on_fin(
         return false;
     }
     // SAFETY: The arguments are TCP's, by the type invariants, and the call is not over.
-    unsafe { inject::reset_segment(request, args.sk, args.skb, bh) };
+    unsafe { inject::reset_segment(request, args.0.sk, args.0.skb, bh) };
     true
 }
 
@@ -750,13 +774,13 @@ unsafe fn on_fin(
 /// their segment, of this `kind`.
 unsafe fn on_bare_ack(
     bh: &BhDisabled<'_>,
-    args: SynRecvSockArgs,
+    args: SynRecvSockArgs<'_>,
     listener: ArcBorrow<'_, Listener>,
     request: RequestSock<'_>,
     segment: TcpSegment<'_>,
     kind: policy::SegmentKind,
 ) -> *mut sock {
-    let sk = args.sk;
+    let sk = args.0.sk;
     let phase = || {
         // The bit is read once. If the request is not acked now, no CPU had begun to park it, and
         // `park()` finds out which CPU was faster.
@@ -806,7 +830,7 @@ unsafe fn on_bare_ack(
 #[cold] // Most bare ACKs are parked.
 unsafe fn on_late_ack(
     bh: &BhDisabled<'_>,
-    args: SynRecvSockArgs,
+    args: SynRecvSockArgs<'_>,
     listener: ArcBorrow<'_, Listener>,
     request: RequestSock<'_>,
     segment: TcpSegment<'_>,
@@ -815,7 +839,7 @@ unsafe fn on_late_ack(
     // SAFETY: `listener` is that of the arguments' socket by the contract of this function.
     let made = unsafe { args.call_original(listener) };
     // SAFETY: The call was for these, by the contract of this function.
-    unsafe { complete(bh, &made, listener, &request, &segment, kind) };
+    unsafe { complete_late(bh, made, listener, request, segment, kind) };
     made
 }
 
@@ -871,7 +895,7 @@ fn resolve_parking_listener<'a>(
 /// request that TCP has made, and `req_unhash` NULL.
 #[cold] // One of those that `net/mod.rs` names: together, they save 48 instructions.
 unsafe fn on_ack_without_request<F: Filter>(
-    args: SynRecvSockArgs,
+    args: SynRecvSockArgs<'_>,
     sock: ListenSock<'_>,
     segment: TcpSegment<'_>,
 ) -> *mut sock {
@@ -889,7 +913,7 @@ unsafe fn on_ack_without_request<F: Filter>(
             Some(Bypass::FastOpen)
         } else {
             // SAFETY: TCP has just made the request, for this segment.
-            let client_isn = unsafe { reqsk::client_isn(args.req) };
+            let client_isn = unsafe { reqsk::client_isn(args.0.req) };
             let verdict = F::verdict(segment.kind(client_isn));
             match policy::on_segment(verdict, || Phase::Exempt(Bypass::Syncookie)) {
                 Action::Bypass(cause) => Some(cause),

@@ -193,7 +193,12 @@ impl Listener {
         Arc::pin_init(
             // INVARIANT: By the contract of this function.
             try_pin_init!(Self {
-                queue <- BhSpinLock::new(Locked { queue, timer: None, untold: Untold::new(), late: LateState::new() }),
+                queue <- BhSpinLock::new(Locked {
+                    queue,
+                    timer: None,
+                    untold: Untold::new(),
+                    late: LateState::new(),
+                }),
                 timer <- HrTimer::new(),
                 retire_work <- RcuWork::new(),
                 sock: sock,

@@ -26,10 +26,10 @@ fn send_all(burst: &mut Burst, backlog: u32, mut queued: u32, count: u32, now: u
     for _ in 0..count {
         let full = queued > backlog;
         if burst.has_room(Joining::Parked, queue(queued, backlog), Nanos(now)) {
-            queued += 1;
             if full {
                 burst.on_late(queue(queued, backlog), Nanos(now));
             }
+            queued += 1;
         }
     }
     queued

@@ -210,12 +210,12 @@ impl Listener {
             self.unpark(client, End::of_accepted(segment, None));
         }
         self.states[client] = State::Connected;
-        self.queue.push_back(client);
         if is_full && joining == Joining::Parked {
             let queue = self.accept_queue();
             self.burst.on_late(queue, Nanos(self.now));
             self.stats.released_late += 1;
         }
+        self.queue.push_back(client);
     }
 
     fn abort(&mut self, client: usize) {

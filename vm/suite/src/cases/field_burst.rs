@@ -271,7 +271,7 @@ fn newcomers(context: &Context, family: Family) -> Result<()> {
     }
     accept_queue_holds(&crowd.listener, context, CLIENTS)?;
     // A queue of that length is full: room for a new client comes with each that is accepted.
-    serve(context, &crowd.listener, 2, Duration::ZERO)?;
+    serve(context, &crowd.listener, 1, Duration::ZERO)?;
     crowd.connect(family, 1)?;
     let mut parked = counted!(parked: 1, released_data: 120, released_late: 103);
     counts(context, &crowd.listener, parked)?;
@@ -299,12 +299,7 @@ fn newcomers(context: &Context, family: Family) -> Result<()> {
     newcomer.stream.write_all(REQUEST)?;
     parked = counted!(released_data: 121, released_late: 104);
     counts(context, &crowd.listener, parked)?;
-    serve(
-        context,
-        &crowd.listener,
-        CLIENTS as usize - 1,
-        Duration::ZERO,
-    )?;
+    serve(context, &crowd.listener, CLIENTS as usize, Duration::ZERO)?;
     for client in &mut crowd.clients {
         client.response()?;
     }
