@@ -651,10 +651,10 @@ unsafe fn on_data_if_full(
         // SAFETY: `listener` is that of the arguments' socket by the contract of this function.
         let made = unsafe { args.call_original(listener) };
         let is_late = is_raised && made.owns_request && joining == Joining::Parked;
-        // SAFETY: A new child is locked, and a TCP socket.
-        let child = made
-            .child
-            .map(|child| unsafe { ListenSock::from_raw(child) });
+        let child = made.child.map(|child| {
+            // SAFETY: A new child is locked, and a TCP socket.
+            unsafe { ListenSock::from_raw(child) }
+        });
         let was_raised = raised.is_none_or(|raised| raised.lower(bh, child, is_late));
         match again {
             // `listen()` was called just now, and TCP has compared with what that has set.
