@@ -68,6 +68,7 @@ pub(crate) const DEFAULTS: Defaults = Defaults {
         on_timeout: OnTimeout::Accept,
         parking: Parking::On,
         on_close: OnClose::Accept,
+        probe_ms: 0,
     },
     namespace_limit: 0,
 };

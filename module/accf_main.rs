@@ -98,6 +98,7 @@ fn defaults() -> Result<Defaults> {
             on_timeout,
             parking: Parking::On,
             on_close: OnClose::Accept,
+            probe_ms: 0,
         },
         namespace_limit: module_parameters::max_parked_netns.value(),
     })

@@ -60,6 +60,7 @@ pub struct accf_config {
     pub on_timeout: u32,
     pub state: u32,
     pub on_close: u32,
+    pub probe_ms: u32,
 }
 
 /// `struct accf_source`.
@@ -106,6 +107,8 @@ pub struct accf_stats {
     pub sources: [accf_source; ACCF_SOURCES],
     pub released_late: u64,
     pub overflow_dropped: u64,
+    pub probes: u64,
+    pub died: u64,
 }
 
 /// Decodes a structure that a module wrote. The module may be older or newer than this crate.
@@ -128,6 +131,7 @@ mod tests {
         on_timeout: 3,
         state: 4,
         on_close: 5,
+        probe_ms: 6,
     };
 
     #[test]

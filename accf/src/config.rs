@@ -41,6 +41,14 @@ pub struct Config {
     pub state: State,
     /// What happens to a connection whose client closes its side without having sent a byte.
     pub on_close: OnClose,
+    /// After how much silence a parked client is probed, and how long it may take to answer before
+    /// it is probed again. When it has not answered to as many probes as the socket's
+    /// `TCP_KEEPCNT`, it is reset. `None`: as the socket's `SO_KEEPALIVE`, `TCP_KEEPIDLE` and
+    /// `TCP_KEEPINTVL` say.
+    ///
+    /// The module counts whole milliseconds, as for `timeout`. It is for connections that are
+    /// parked from then on.
+    pub probe: Option<Duration>,
 }
 
 /// What happens to a connection that is silent until its deadline, or that is evicted.
@@ -95,6 +103,7 @@ impl Config {
             on_timeout: OnTimeout::from_abi(raw.on_timeout),
             state: State::from_abi(raw.state),
             on_close: OnClose::from_abi(raw.on_close),
+            probe: NonZeroU32::new(raw.probe_ms).map(|ms| Duration::from_millis(ms.get().into())),
         }
     }
 
@@ -106,6 +115,7 @@ impl Config {
             on_timeout: self.on_timeout.to_abi(),
             state: self.state.to_abi(),
             on_close: self.on_close.to_abi(),
+            probe_ms: self.probe.map_or(Ok(0), milliseconds)?,
         })
     }
 }
@@ -229,6 +239,7 @@ mod tests {
                 on_timeout,
                 state,
                 on_close,
+                probe: Some(Duration::from_secs(200)),
             };
             assert_eq!(Config::from_abi(&config.to_abi().unwrap()), config);
         }

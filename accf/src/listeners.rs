@@ -322,6 +322,7 @@ mod tests {
             on_timeout: 1,
             state: 0,
             on_close: 0,
+            probe_ms: 0,
         };
         let stats = accf_stats {
             parked: 5,

@@ -116,6 +116,12 @@ pub struct Stats {
     /// Segments with data, or with the client's FIN, that were dropped since the accept queue had
     /// reached even that. The connection stays parked, and the client retransmits them.
     pub overflow_dropped: u64,
+
+    /// Probes that were sent to parked clients ([`Config::probe`](crate::Config::probe)).
+    pub probes: u64,
+    /// Parked, then reset because the client did not answer to probes; or ended because it answered
+    /// to one by an RST.
+    pub died: u64,
 }
 
 /// A source of clients: an IPv4 address, or the /64 of an IPv6 address.
@@ -230,6 +236,7 @@ impl Stats {
             self.fallback,
             self.released_paused,
             self.closed_reset,
+            self.died,
         ]
         .iter()
         .fold(0, |sum, count| sum.wrapping_add(*count))
@@ -286,6 +293,8 @@ impl Stats {
             sources,
             released_late,
             overflow_dropped,
+            probes,
+            died,
         } = *raw;
         Self {
             parked,
@@ -318,6 +327,8 @@ impl Stats {
             sources: sources.map(Source::from_abi),
             released_late,
             overflow_dropped,
+            probes,
+            died,
         }
     }
 }
@@ -397,11 +408,11 @@ mod tests {
         let raw: accf_stats = crate::abi::decode(&bytes);
         assert_eq!(raw.as_bytes(), bytes);
         let stats = Stats::from_abi(&raw);
-        assert_eq!(stats.accounted(), 11);
+        assert_eq!(stats.accounted(), 12);
         assert_eq!(stats.bypassed(), 9);
         // half_open, half_open_young, parked_total, synack_suppressed, closed_reset_unparked,
-        // evicted_greediest, released_late, overflow_dropped
-        let others = 8 + WAIT_BUCKETS + SOURCES * size_of::<accf_source>() / 8;
-        assert_eq!(words, 11 + 9 + others);
+        // evicted_greediest, released_late, overflow_dropped, probes
+        let others = 9 + WAIT_BUCKETS + SOURCES * size_of::<accf_source>() / 8;
+        assert_eq!(words, 12 + 9 + others);
     }
 }

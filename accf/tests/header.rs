@@ -44,7 +44,8 @@ fn ours() -> Vec<String> {
         max_parked,
         on_timeout,
         state,
-        on_close
+        on_close,
+        probe_ms
     });
     lines.extend(layout!(accf_source { address, parked }));
     lines.extend(layout!(accf_stats {
@@ -78,6 +79,8 @@ fn ours() -> Vec<String> {
         sources,
         released_late,
         overflow_dropped,
+        probes,
+        died,
     }));
     lines.extend(constants!(
         SOL_ACCF,

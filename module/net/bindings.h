@@ -60,6 +60,21 @@ enum {
 	ACCF_IS_GONE = 8,
 };
 
+/* What the socket options of a listener say of keepalive probes. */
+struct accf_keepalive {
+	/* TCP_KEEPIDLE, in jiffies. */
+	u32 idle;
+	/* TCP_KEEPINTVL, in jiffies. */
+	u32 interval;
+	/* TCP_KEEPCNT. */
+	u8 probes;
+	/* SO_KEEPALIVE. */
+	bool is_on;
+};
+
+/* The part of a listener's write_seq that is kept with a parked request. */
+#define ACCF_WRITE_SEQ_MASK 0xffffff
+
 /* What a listener has done since one of its requests was parked. */
 enum {
 	/* It has stopped. */
@@ -150,6 +165,7 @@ u8 accf_sk_state(const struct sock *sk);
 u32 accf_swap_backlog(struct sock *sk, u32 backlog);
 bool accf_replace_backlog(struct sock *sk, u32 from, u32 to);
 u32 accf_somaxconn(const struct sock *sk);
+struct accf_keepalive accf_keepalive(const struct sock *sk);
 bool accf_sk_has_our_ulp(const struct sock *sk);
 bool accf_has_listened(const struct sock *sk);
 u32 accf_reuseport_peers(const struct sock *sk,
@@ -201,6 +217,9 @@ struct sk_buff *accf_skb_received(const struct request_sock *req,
 				  const void *packet, u32 len, u32 network_len,
 				  u32 iif);
 bool accf_skb_route(const struct request_sock *req, struct sk_buff *skb);
+void accf_send_probe(const struct request_sock *req, struct sk_buff *skb,
+		     void (*send_ack)(const struct sock *sk, struct sk_buff *skb,
+				      struct request_sock *req));
 void accf_skb_fill_cb(const struct request_sock *req, struct sk_buff *skb);
 void accf_tcp_rcv(const struct request_sock *req, struct sk_buff *skb);
 void accf_skb_drop(struct sk_buff *skb);

@@ -200,6 +200,31 @@ void accf_skb_fill_cb(const struct request_sock *req, struct sk_buff *skb)
 }
 
 /**
+ * accf_send_probe() - Send a keepalive probe to the client of a request.
+ * @req: the request
+ * @skb: the client's last bare ACK, from accf_skb_received(), with TCP's control
+ *	 block
+ * @send_ack: send_ack() of TCP's rsk_ops
+ *
+ * An established client does not answer an ACK of the next byte, but one of a
+ * byte before (RFC 1122, section 4.2.3.6; RFC 9293, section 3.8.4). send_ack()
+ * sends snt_isn + 1, so it gets a copy whose snt_isn is one less. It takes no
+ * reference, and keeps nothing.
+ *
+ * Context: RCU reader with bottom halves off. No lock may be held.
+ */
+void accf_send_probe(const struct request_sock *req, struct sk_buff *skb,
+		     void (*send_ack)(const struct sock *sk, struct sk_buff *skb,
+				      struct request_sock *req))
+{
+	/* Other CPUs may write what send_ack() does not look at, or ts_recent. */
+	struct tcp_request_sock probe = data_race(*tcp_rsk(req));
+
+	probe.snt_isn--;
+	send_ack(req->rsk_listener, skb, &probe.req.req);
+}
+
+/**
  * accf_tcp_rcv() - Hand a packet to TCP's receive handler, which consumes it.
  * @req: the request that it belongs to
  * @skb: the packet, with a route

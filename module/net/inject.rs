@@ -81,6 +81,38 @@ pub(crate) fn reset(
     }
 }
 
+/// Sends the client a keepalive probe (RFC 1122, section 4.2.3.6).
+///
+/// It has the current timestamp, which the client echoes with all that it sends afterwards. If there
+/// is no memory, nothing is sent.
+///
+/// Softirq, or process context with bottom halves off. No lock may be held.
+#[cold] // Most listeners do not probe.
+pub(crate) fn probe(
+    request: &RequestSock<'_>,
+    parked: &ParkedRequest,
+    _bh: &BhDisabled<'_>,
+    rcu: &rcu::Guard,
+) {
+    let Some(ops_override) = RequestOpsOverride::of(request) else {
+        return;
+    };
+    let send_ack = ops_override.original().send_ack;
+    let Some(skb) = last_ack(request, parked, rcu) else {
+        return;
+    };
+    request.note_tsval_sent();
+    // SAFETY: `skb` is owned by this function, and dropped at the end. The request is alive, with
+    // its listener. As the packet has no route and the listener is given, `send_ack` looks only at
+    // the headers and at TCP's control block, which was just filled in. It is called as TCP calls
+    // it: bottom halves are off and the caller is an RCU reader, as the tokens prove.
+    unsafe {
+        bindings::accf_skb_fill_cb(request.as_ptr(), skb.as_ptr());
+        bindings::accf_send_probe(request.as_ptr(), skb.as_ptr(), send_ack);
+        bindings::accf_skb_drop(skb.as_ptr());
+    }
+}
+
 /// Answers `skb`, a segment of `request` that TCP is processing, with an RST (`send_reset` of TCP's
 /// `rsk_ops`), as `tcp_check_req()` does.
 ///

@@ -78,6 +78,26 @@ void accf_restore_zerocopy(struct sock *sk)
 }
 
 /**
+ * accf_keepalive() - Tell how a listener's socket options probe its connections.
+ * @sk: the listener
+ *
+ * What it accepts inherits these.
+ *
+ * Context: Any.
+ */
+struct accf_keepalive accf_keepalive(const struct sock *sk)
+{
+	const struct tcp_sock *tp = tcp_sk(sk);
+
+	return (struct accf_keepalive) {
+		.idle = keepalive_time_when(tp),
+		.interval = keepalive_intvl_when(tp),
+		.probes = keepalive_probes(tp),
+		.is_on = sock_flag(sk, SOCK_KEEPOPEN),
+	};
+}
+
+/**
  * accf_diag_has_room() - Check whether an answer of inet_diag may grow.
  * @skb: the answer
  * @len: by how many bytes

@@ -15,6 +15,7 @@ use kernel::ffi::c_void;
 use super::{
     bindings::{
         self,
+        accf_keepalive,
         inet_connection_sock,
         inet_connection_sock_af_ops,
         sock,
@@ -159,6 +160,12 @@ impl<'a> ListenSock<'a> {
     pub(crate) fn somaxconn(self) -> u32 {
         // SAFETY: The socket is in memory by the type invariants, and with it its namespace.
         unsafe { bindings::accf_somaxconn(self.as_ptr()) }
+    }
+
+    /// Returns what the socket options say of keepalive probes.
+    pub(crate) fn keepalive(self) -> accf_keepalive {
+        // SAFETY: The socket is in memory by the type invariants, and with it its namespace.
+        unsafe { bindings::accf_keepalive(self.as_ptr()) }
     }
 
     /// Returns how many requests count against the SYN backlog (`request_sock_queue.qlen`).

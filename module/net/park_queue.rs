@@ -22,6 +22,7 @@ use crate::policy::{
     Expiry,
     Nanos,
     OnTimeout,
+    Probing,
     RoomWatch,
     Stats, //
 };
@@ -76,6 +77,7 @@ enum State {
 /// * An entry that has left the queue is not counted.
 /// * The entries that are not counted were parked after those that are, except for those that are
 ///   or were expired.
+/// * Each entry in `dead` is expired, and no CPU acts on it yet.
 /// * `deferred` and `armed` are in the order of parking, each of its own. But for those that are or
 ///   were expired, all entries in `deferred` were parked before those in `armed`.
 /// * If there is an entry, the value is behind the lock of the listener where the request of each
@@ -89,6 +91,10 @@ pub(crate) struct ParkQueue {
     /// Requests whose SYN-ACK timers are still armed, as they do not fire soon, and requests that
     /// were parked after such a one.
     armed: List<ParkedRequest>,
+    /// Requests whose clients have died, for the listener's timer. All are expired.
+    dead: List<ParkedRequest>,
+    /// How the clients are probed whose SYN-ACK timers are deferred from now on.
+    pub(crate) probing: Option<Probing>,
     /// The counters.
     pub(crate) stats: Stats,
     /// The listener's configuration.
@@ -124,6 +130,8 @@ impl ParkQueue {
             by_source: BySource::new()?,
             deferred: List::new(),
             armed: List::new(),
+            dead: List::new(),
+            probing: None,
             stats: Stats::default(),
             config,
             backlog_share: 0,
@@ -224,7 +232,7 @@ impl ParkQueue {
             } else if let Some(parked) = take_unexpired(&mut self.armed) {
                 // SAFETY: The entry has just left `armed`, and goes into the list of its source
                 // next. The lock is held by the type invariants, as there was an entry.
-                unsafe { defer_timer(&parked) };
+                unsafe { defer_timer(&parked, self.probing) };
                 parked
             } else {
                 return true;
@@ -292,7 +300,8 @@ impl ParkQueue {
     /// Takes out an entry: those that are counted first, and each kind in the order of parking.
     pub(crate) fn pop_front(&mut self) -> Option<ListArc<ParkedRequest>> {
         let Some(parked) = self.by_source.pop() else {
-            return self.deferred.pop_front().or_else(|| self.armed.pop_front());
+            let parked = self.deferred.pop_front().or_else(|| self.armed.pop_front());
+            return parked.or_else(|| self.dead.pop_front());
         };
         // SAFETY: The entry has just been taken out of its list, and is in none. The lock is held
         // by the type invariants, as there was an entry.
@@ -317,6 +326,8 @@ impl ParkQueue {
         }
         let list = if flags.is_timer_armed() {
             &mut self.armed
+        } else if flags.is_listed_as_dead() {
+            &mut self.dead
         } else {
             &mut self.deferred
         };
@@ -370,7 +381,7 @@ impl ParkQueue {
             };
             // SAFETY: The entry has just left `armed`, and goes into `deferred` next. The lock is
             // held by the type invariants, as there was an entry.
-            unsafe { defer_timer(&parked) };
+            unsafe { defer_timer(&parked, self.probing) };
             // Only requests that are or were expired come before it that were parked later.
             insert_from_back(&mut self.deferred, parked);
         }
@@ -400,6 +411,45 @@ impl ParkQueue {
         // SAFETY: The entry is in this queue by the contract of this function, and the lock is held
         // by the type invariants.
         unsafe { parked.set_expired(expired) };
+    }
+
+    /// Marks a parked request, which is not expired, as one whose client has died.
+    ///
+    /// # Safety
+    ///
+    /// `parked` must be in this queue, not be expired, and its SYN-ACK timer be deferred.
+    #[cold] // Few clients die.
+    pub(crate) unsafe fn bury(&mut self, parked: &ParkedRequest) {
+        // SAFETY: The entry is in this queue by the contract of this function, and these are its
+        // flags.
+        if let Some(parked) = unsafe { self.remove(parked, parked.flags()) } {
+            self.expired += 1;
+            // INVARIANT: The flag names `dead`, and the entry becomes expired.
+            // SAFETY: The entry has just left its list, and goes into `dead` next. The lock is held
+            // by the type invariants, as there was an entry.
+            unsafe { parked.set_dead() };
+            self.dead.push_back(parked);
+        }
+    }
+
+    /// Returns the first request whose client has died.
+    pub(crate) fn first_dead(&self) -> Option<ArcBorrow<'_, ParkedRequest>> {
+        self.dead.iter().next()
+    }
+
+    /// Takes a request out of the list of those whose clients have died: a CPU is about to drop it.
+    ///
+    /// # Safety
+    ///
+    /// `parked` must be in that list of this queue.
+    pub(crate) unsafe fn take_dead(&mut self, parked: &ParkedRequest) {
+        // SAFETY: The entry is in this list by the contract of this function.
+        if let Some(parked) = unsafe { self.dead.remove(parked) } {
+            // SAFETY: The entry was in this queue, and the lock is held by the type invariants.
+            unsafe { parked.set_expired(Some((Expiry::Died, OnTimeout::Reset))) };
+            // INVARIANT: The flags name `deferred`, and the entry is expired.
+            insert_from_front(&mut self.deferred, parked);
+        }
     }
 
     /// Counts a request with these flags as no longer expired, as it leaves the queue.
@@ -447,13 +497,16 @@ fn take_unexpired(list: &mut List<ParkedRequest>) -> Option<ListArc<ParkedReques
 ///
 /// `parked` must just have been taken out of that list. The caller must have held the lock of the
 /// parking listener since, and put `parked` into another list before dropping the lock.
-unsafe fn defer_timer(parked: &ListArc<ParkedRequest>) {
+unsafe fn defer_timer(parked: &ListArc<ParkedRequest>, probing: Option<Probing>) {
     // SAFETY: The entry was in the queue until now, and the lock is held, by the contract of this
     // function.
     let request = unsafe { parked.request() };
     // If the timer is not pending, either its handler runs late: it will not send anything, and
     // sets the timer to as late as it ever does. Or the request is about to leave the queue.
-    request.defer_timer();
+    match probing {
+        Some(probing) => request.defer_timer_for(probing.idle),
+        None => request.defer_timer(),
+    };
     // SAFETY: By the contract of this function.
     unsafe { parked.set_timer_deferred() };
 }

@@ -69,8 +69,9 @@ pub(crate) struct AckInfo {
     first_ack: FirstAck,
     /// The interface that the first bare ACK came in by.
     iif: u32,
-    /// `write_seq` of the listener, read just before the request was parked.
-    write_seq: u32,
+    /// The lower 24 bits of `write_seq` of the listener, read just before the request was parked;
+    /// and in the upper 8 bits how often the client was silent when a sign of it was due.
+    write_seq_and_silences: Atomic<u32>,
     /// TSval of the last bare ACK; valid only with [`ParkedFlag::HasTsval`].
     tsval: Atomic<u32>,
     /// [`ParkedFlags`].
@@ -89,7 +90,7 @@ impl AckInfo {
             parked_at: Nanos(0),
             first_ack: FirstAck(0),
             iif: 0,
-            write_seq: 0,
+            write_seq_and_silences: Atomic::new(0),
             tsval: Atomic::new(0),
             state: Atomic::new(0),
         }
@@ -112,7 +113,9 @@ impl AckInfo {
             parked_at,
             first_ack: FirstAck::new(request.round_trip(parked_at, timestamps), &arrival),
             iif: arrival.iif,
-            write_seq: request.listen_sock().write_seq(),
+            write_seq_and_silences: Atomic::new(
+                request.listen_sock().write_seq() & bindings::ACCF_WRITE_SEQ_MASK,
+            ),
             tsval: Atomic::new(timestamps.map_or(0, |timestamps| timestamps.value)),
             state: Atomic::new(state.into()),
         }
@@ -218,6 +221,9 @@ impl_flags!(
         EchoesFirst = bit_u32(23),
         /// The first bare ACK said that the SYN-ACK came twice.
         HasDsack = bit_u32(24),
+        /// The client has not answered to probes. With it, the request is in the list of those; or
+        /// it was, and `TimedOut` is set as well.
+        Died = bit_u32(30),
         /// Parking is paused, and the request is handed over to the server.
         Paused = bit_u32(28),
         /// The listener has stopped, and the client is told.
@@ -238,6 +244,7 @@ impl ParkedFlags {
         | ParkedFlag::Evicted as u32
         | ParkedFlag::Paused as u32
         | ParkedFlag::Stopped as u32
+        | ParkedFlag::Died as u32
         | ParkedFlag::Accept as u32;
 
     /// Where AE, CWR and ECE are; ECE is the lowest.
@@ -294,6 +301,8 @@ impl ParkedFlags {
     pub(crate) fn expired(self) -> Option<Expiry> {
         if self.0 & Self::EXPIRED == 0 {
             None
+        } else if self.contains(ParkedFlag::Died) {
+            Some(Expiry::Died)
         } else if self.contains(ParkedFlag::TimedOut) {
             Some(Expiry::Timeout)
         } else if self.contains(ParkedFlag::Evicted) {
@@ -317,6 +326,11 @@ impl ParkedFlags {
     /// Returns whether the request is in the list of those whose SYN-ACK timers are still armed.
     pub(crate) fn is_timer_armed(self) -> bool {
         self.contains(ParkedFlag::TimerArmed)
+    }
+
+    /// Returns whether the request is in the list of those whose clients have died.
+    pub(crate) fn is_listed_as_dead(self) -> bool {
+        self.contains(ParkedFlag::Died) && !self.contains(ParkedFlag::TimedOut)
     }
 
     /// Returns whether the request is counted by its source, and in the list of those.
@@ -396,9 +410,31 @@ impl ParkedRequest {
         self.ack.first_ack.round_trip()
     }
 
-    /// Returns `write_seq` of the listener, read just before the request was parked.
+    /// Returns the lower 24 bits of `write_seq` of the listener, read just before the request was
+    /// parked.
     pub(crate) fn write_seq(&self) -> u32 {
-        self.ack.write_seq
+        self.ack.write_seq_and_silences.load(Relaxed) & bindings::ACCF_WRITE_SEQ_MASK
+    }
+
+    /// Returns how often the client was silent when a sign of it was due, since the last one.
+    pub(crate) fn silences(&self) -> u8 {
+        (self.ack.write_seq_and_silences.load(Relaxed) >> Self::SILENCES_SHIFT) as u8
+    }
+
+    /// Where the silences are.
+    const SILENCES_SHIFT: u32 = bindings::ACCF_WRITE_SEQ_MASK.count_ones();
+
+    /// Sets how often the client was silent.
+    ///
+    /// # Safety
+    ///
+    /// `self` must be in the queue of the parking listener, whose lock the caller holds.
+    pub(crate) unsafe fn set_silences(&self, silences: u8) {
+        let silences = u32::from(silences) << Self::SILENCES_SHIFT;
+        // Nobody else writes it, as the lock is held by the contract of this function.
+        self.ack
+            .write_seq_and_silences
+            .store(self.write_seq() | silences, Relaxed);
     }
 
     /// Returns what IP and ECN said of the first bare ACK.
@@ -435,7 +471,11 @@ impl ParkedRequest {
         // SAFETY: The lock is held by the contract of this function, and the flags that change
         // name no list.
         unsafe {
-            self.set(ParkedFlag::TimedOut, expiry == Some(Expiry::Timeout));
+            self.set(
+                ParkedFlag::TimedOut,
+                matches!(expiry, Some(Expiry::Timeout | Expiry::Died)),
+            );
+            self.set(ParkedFlag::Died, expiry == Some(Expiry::Died));
             self.set(ParkedFlag::Evicted, expiry == Some(Expiry::Eviction));
             self.set(ParkedFlag::Paused, expiry == Some(Expiry::Pause));
             self.set(ParkedFlag::Stopped, expiry == Some(Expiry::Stopped));
@@ -468,6 +508,19 @@ impl ParkedRequest {
         // SAFETY: The lock is held, and the entry moves to the list that the flag names, by the
         // contract of this function.
         unsafe { self.set(ParkedFlag::TimerArmed, false) };
+    }
+
+    /// Marks the request as one whose client has died: it moves to another list.
+    ///
+    /// # Safety
+    ///
+    /// `self` must just have been taken out of its list. The caller must have held the lock of the
+    /// parking listener since, and put `self` into the list of the dead before dropping the lock:
+    /// `ParkQueue::remove()` takes the flag for the list.
+    pub(crate) unsafe fn set_dead(&self) {
+        // SAFETY: The lock is held, and the entry moves to the list that the flag names, by the
+        // contract of this function.
+        unsafe { self.set(ParkedFlag::Died, true) };
     }
 
     /// Marks the request as counted by its source, or as not counted: it moves to another list.

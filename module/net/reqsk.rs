@@ -41,6 +41,16 @@ const DEFERRED_JIFFIES: usize = 1 << 30;
 /// The length of a jiffy in nanoseconds.
 const NANOS_PER_JIFFY: u64 = 1_000_000_000 / bindings::ACCF_HZ as u64;
 
+/// Returns a time in jiffies, rounded up.
+fn jiffies(time: Nanos) -> usize {
+    usize::try_from(time.0.div_ceil(NANOS_PER_JIFFY)).unwrap_or(DEFERRED_JIFFIES)
+}
+
+/// Returns the time that is a number of jiffies.
+pub(crate) fn from_jiffies(jiffies: u32) -> Nanos {
+    Nanos(u64::from(jiffies) * NANOS_PER_JIFFY)
+}
+
 /// Returns IRS, the client's initial sequence number, of a request with or without a listener.
 ///
 /// # Safety
@@ -485,6 +495,12 @@ impl<'a> RequestSock<'a> {
         self.modify_pending_timer(DEFERRED_JIFFIES)
     }
 
+    /// The same, but the timer fires after `time`, at the next clock tick: the listener then hears
+    /// of it (`send_synack()`).
+    pub(crate) fn defer_timer_for(&self, time: Nanos) -> bool {
+        self.modify_pending_timer(jiffies(time).min(DEFERRED_JIFFIES))
+    }
+
     /// Makes its SYN-ACK timer fire `jiffies` from now: the kernel then decides what becomes of the
     /// request.
     pub(crate) fn expire_timer_in(&self, jiffies: usize) {
@@ -504,17 +520,60 @@ impl<'a> RequestSock<'a> {
     /// The caller must hold the lock of the request's parking listener, and must be called by the
     /// handler of the request's SYN-ACK timer.
     pub(crate) unsafe fn reset_timeouts(&self) {
+        // SAFETY: Returns a constant.
+        let latest = unsafe { bindings::accf_rto_max() };
+        // SAFETY: By the contract of this function.
+        unsafe { self.count_timeouts_from(0, latest) };
+    }
+
+    /// Makes the handler of the SYN-ACK timer set the timer to `next` from now, or to the largest
+    /// RTO if that is sooner, and not count this timeout if there was none before. Returns whether
+    /// it is not counted.
+    ///
+    /// The count has 7 bits, and wraps. (A CPU that makes a connection between this and the
+    /// handler's next step would find 127 timeouts: the connection's statistics would be wrong.)
+    ///
+    /// Only for `send_synack`, as [`Self::reset_timeouts`].
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::reset_timeouts`].
+    pub(crate) unsafe fn wait_again(&self, next: Nanos) -> bool {
+        const BEFORE_ZERO: u8 = 127;
+        // SAFETY: Returns a constant.
+        let latest = unsafe { bindings::accf_rto_max() };
+        let next = u32::try_from(jiffies(next)).unwrap_or(latest).min(latest);
+        let is_first = self.timeouts() == 0;
+        // SAFETY: By the contract of this function.
+        unsafe {
+            if is_first {
+                (*self.as_ptr()).set_num_timeout(BEFORE_ZERO);
+                ptr::write_volatile(&raw mut (*self.as_ptr()).timeout, next.max(1));
+            } else {
+                self.count_timeouts_from(0, next.div_ceil(2));
+            }
+        }
+        is_first
+    }
+
+    /// Sets the count of timeouts, and the first timeout, which the handler of the SYN-ACK timer
+    /// doubles for each that it counts, and caps at the largest RTO. Puts the request back on the
+    /// count of young requests if the handler takes it off again.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::reset_timeouts`].
+    unsafe fn count_timeouts_from(&self, count: u8, first: u32) {
         let req = self.as_ptr();
         // SAFETY: Alive by the type invariants, and so is the listener. Only the timer's handler
         // writes `num_timeout`, and the handler is our caller. The field shares its byte with
         // `syncookie`, which does not change any more.
         unsafe {
-            if (*req).num_timeout() != 0 {
-                (*req).set_num_timeout(0);
+            if (*req).num_timeout() != count {
+                (*req).set_num_timeout(count);
                 self.listen_sock().add_young(1);
             }
-            // The handler doubles it for each counted timeout, and caps it at the largest RTO.
-            ptr::write_volatile(&raw mut (*req).timeout, bindings::accf_rto_max());
+            ptr::write_volatile(&raw mut (*req).timeout, first);
         }
     }
 

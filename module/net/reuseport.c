@@ -80,12 +80,13 @@ bool accf_has_taker(const struct sock *sk)
 /**
  * accf_req_listener_since() - Tell what a request's listener did since then.
  * @req: the request, with a listener
- * @write_seq: the listener's next sequence number then
+ * @write_seq: the lower 24 bits of the listener's next sequence number then
  *
  * Nothing moves the sequence number of a listener but tcp_disconnect(), which
  * shutdown() calls, and by the same amount each time; tcp_disconnect() sets
  * rcv_mss right after that. inet_csk_listen_start() clears rcv_mss, and
- * TCP_LISTEN is published after all of that. A caller that looks between the
+ * TCP_LISTEN is published after all of that. Each time is 2 further, as nothing
+ * is ever sent: 24 bits are for 8 million times. A caller that looks between the
  * two writes of tcp_disconnect() takes a listener that was shut down for one
  * that has listened again.
  *
@@ -102,7 +103,7 @@ u32 accf_req_listener_since(const struct request_sock *req, u32 write_seq)
 	const struct sock *sk = req->rsk_listener;
 	const struct sock_reuseport *group;
 	bool listened = inet_sk_state_load(sk) == TCP_LISTEN;
-	u32 moved = READ_ONCE(tcp_sk(sk)->write_seq) - write_seq;
+	u32 moved = (READ_ONCE(tcp_sk(sk)->write_seq) - write_seq) & ACCF_WRITE_SEQ_MASK;
 	bool listens, has_ended;
 	u32 since = 0;
 

@@ -66,13 +66,13 @@ impl Name {
     }
 }
 
-// SAFETY: Five 32-bit numbers, without padding.
+// SAFETY: Six 32-bit numbers, without padding.
 unsafe impl AsBytes for accf_config {}
 // SAFETY: 64-bit numbers, and arrays of 24 bytes at multiples of eight, without padding.
 unsafe impl AsBytes for accf_stats {}
 
-const _: () = assert!(size_of::<accf_config>() == 20);
-const _: () = assert!(size_of::<accf_stats>() == (28 + WAIT_BUCKETS) * 8 + SOURCES * 24);
+const _: () = assert!(size_of::<accf_config>() == 24);
+const _: () = assert!(size_of::<accf_stats>() == (30 + WAIT_BUCKETS) * 8 + SOURCES * 24);
 const _: () = assert!(size_of::<accf_source>() == 24);
 const _: () = assert!(WAIT_BUCKETS == bindings::ACCF_WAIT_BUCKETS as usize);
 
@@ -84,6 +84,7 @@ impl From<&Config> for accf_config {
             on_timeout: config.on_timeout.number(),
             state: config.parking.number(),
             on_close: config.on_close.number(),
+            probe_ms: config.probe_ms,
         }
     }
 }
@@ -98,6 +99,7 @@ impl TryFrom<accf_config> for Config {
             on_timeout: OnTimeout::from_number(config.on_timeout).ok_or(EINVAL)?,
             parking: Parking::from_number(config.state).ok_or(EINVAL)?,
             on_close: OnClose::from_number(config.on_close).ok_or(EINVAL)?,
+            probe_ms: config.probe_ms,
         })
     }
 }
@@ -142,6 +144,8 @@ impl From<&ListenerInfo> for accf_stats {
             sources: sources.map(accf_source::from),
             released_late: stats.released_late,
             overflow_dropped: stats.overflow_dropped,
+            probes: stats.probes,
+            died: stats.ended(End::Died),
         }
     }
 }

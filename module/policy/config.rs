@@ -110,6 +110,9 @@ pub struct Config {
     pub parking: Parking,
     /// What becomes of a connection whose client closes without a byte.
     pub on_close: OnClose,
+    /// After how many milliseconds of silence a client is probed; 0: as `SO_KEEPALIVE` says
+    /// ([`Probing`](super::Probing)).
+    pub probe_ms: u32,
 }
 
 /// Decides what becomes of a connection whose client has closed its side without a byte: a listener

@@ -125,6 +125,8 @@ pub enum Expiry {
     Pause,
     /// The listener has stopped, and no other one takes the request.
     Stopped,
+    /// The client has not answered to probes.
+    Died,
 }
 
 impl Expiry {
@@ -135,7 +137,7 @@ impl Expiry {
         match self {
             Self::Timeout | Self::Eviction => config.on_timeout,
             Self::Pause | Self::SynInWindow => OnTimeout::Accept,
-            Self::Stopped => OnTimeout::Reset,
+            Self::Stopped | Self::Died => OnTimeout::Reset,
         }
     }
 }

@@ -12,6 +12,7 @@ mod config;
 mod deadline;
 mod filter;
 mod late;
+mod liveness;
 mod request;
 mod room;
 mod sources;
@@ -50,6 +51,10 @@ pub use late::{
     AcceptQueue,
     Burst,
     Joining, //
+};
+pub use liveness::{
+    Probing,
+    Silence, //
 };
 pub use request::{
     on_segment,

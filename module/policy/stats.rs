@@ -33,11 +33,13 @@ pub enum End {
     Paused,
     /// Reset: the client closed its side.
     ClosedReset,
+    /// Reset: the client did not answer to probes. Or it answered to one by an RST.
+    Died,
 }
 
 impl End {
     /// The number of variants.
-    pub const COUNT: usize = 10;
+    pub const COUNT: usize = 11;
 
     /// Returns the end of a connection that `segment` made, with the reason why its request had
     /// `expired`, if it had.
@@ -57,6 +59,7 @@ impl End {
             (Expiry::SynInWindow, _) => Self::Fallback,
             (Expiry::Pause, _) => Self::Paused,
             (Expiry::Stopped, _) => Self::Aborted,
+            (Expiry::Died, _) => Self::Died,
             (Expiry::Timeout, OnTimeout::Accept) => Self::TimeoutAccept,
             (Expiry::Timeout, OnTimeout::Reset) => Self::TimeoutReset,
             (Expiry::Timeout, OnTimeout::Drop) => Self::TimeoutDrop,
@@ -116,6 +119,8 @@ pub struct Stats {
     pub released_late: u64,
     /// Segments of parked clients that were dropped, as the accept queue was as long as any may be.
     pub overflow_dropped: u64,
+    /// Probes that were sent to clients.
+    pub probes: u64,
     /// Connections that were never parked, and reset because the client closed its side.
     pub closed_reset_unparked: u64,
     /// How long clients took to send: bucket `i` counts waits of less than 2^i milliseconds.

@@ -155,7 +155,18 @@ enum accf_on_close {
  *	   not end a pause.
  * @on_close: &enum accf_on_close. In a pause, connections are accepted.
  *
- * A change takes effect at once, also for connections that are already parked.
+ * @probe_ms: After how many milliseconds without a sign of a parked client it is
+ *	      probed, and how long an answer may take until the next probe: 0 as
+ *	      the socket says (SO_KEEPALIVE, with TCP_KEEPIDLE and TCP_KEEPINTVL),
+ *	      otherwise whether or not SO_KEEPALIVE is set. A client that does not
+ *	      answer to as many probes as TCP_KEEPCNT says is reset. A probe is an
+ *	      ACK, as of any connection; times are rounded up to clock ticks, and
+ *	      probes are no further apart than the largest retransmission timeout
+ *	      (two minutes).
+ *
+ * A change takes effect at once, also for connections that are already parked:
+ * except for @probe_ms (and the socket's options), by which the time of the next
+ * probe is set 0.3 s after a connection is parked, and after each probe.
  */
 struct accf_config {
 	__u32 timeout_ms;
@@ -163,6 +174,7 @@ struct accf_config {
 	__u32 on_timeout;
 	__u32 state;
 	__u32 on_close;
+	__u32 probe_ms;
 };
 
 /* The number of buckets of accf_stats.wait_log2. */
@@ -271,13 +283,16 @@ struct accf_source {
  * @overflow_dropped: Segments with data, or with the client's FIN, that were
  *		      dropped since the accept queue had reached even that. The
  *		      connection stays parked, and the client retransmits them.
+ * @probes: Probes that were sent to parked clients (@probe_ms of accf_config).
+ * @died: Parked, then reset because the client did not answer to probes; or
+ *	  ended because it answered to one by an RST.
  *
  * One consistent snapshot. The fields count connections since the filter was
  * attached, except those described with "Now"::
  *
  *	parked_total = parked + released_data + released_fin + timeout_accept
  *		     + timeout_reset + timeout_drop + evicted + aborted
- *		     + fallback + released_paused + closed_reset
+ *		     + fallback + released_paused + closed_reset + died
  */
 struct accf_stats {
 	__u64 parked;
@@ -316,6 +331,9 @@ struct accf_stats {
 
 	__u64 released_late;
 	__u64 overflow_dropped;
+
+	__u64 probes;
+	__u64 died;
 };
 
 /*

@@ -33,9 +33,11 @@ use crate::{
             pin_module,
             Moment, //
         },
+        inject,
         listener::{
             must_pin,
-            Listener, //
+            Listener,
+            OnSynAckTimer, //
         },
         reqsk::{
             RequestRef,
@@ -111,8 +113,13 @@ unsafe extern "C" fn send_synack(
     let listener = listener.filter(|listener| listener.has_parked(&request));
     if let (Some(listener), SynAck::Suppress) = (listener, policy::on_synack(trigger)) {
         // SAFETY: The timer's handler is the caller.
-        if unsafe { listener.on_synack_timer(&bh, &request) } {
-            return EAGAIN.to_errno();
+        match unsafe { listener.on_synack_timer(&bh, &request) } {
+            OnSynAckTimer::NotParked => {}
+            OnSynAckTimer::Waits => return EAGAIN.to_errno(),
+            OnSynAckTimer::Probe(parked) => {
+                inject::probe(&request, &parked, &bh, &rcu::read_lock());
+                return EAGAIN.to_errno();
+            }
         }
     }
     let Some(original) = ops_override.original_tcp().send_synack else {

@@ -100,6 +100,8 @@ use close::Untold;
 use late::LateState;
 use timer::now;
 
+pub(crate) use park::OnSynAckTimer;
+
 /// What the listener's lock guards: its queue, and the handle of its timer.
 pub(crate) struct Locked {
     queue: ParkQueue,

@@ -51,6 +51,8 @@ use crate::{
         Nanos,
         OnClose,
         Phase,
+        Probing,
+        Silence,
         COUNTED_BEFORE_EVICTION,
         COUNTED_WITH_NEWCOMER, //
     }, //
@@ -91,6 +93,16 @@ impl Completed {
             unsafe { request.set_child_ack(child, segment, ack) };
         }
     }
+}
+
+/// What a SYN-ACK timer's handler has come to a listener for.
+pub(crate) enum OnSynAckTimer {
+    /// Nothing: the request is not parked there.
+    NotParked,
+    /// The request stays parked.
+    Waits,
+    /// The same, and the client is to be probed.
+    Probe(Arc<ParkedRequest>),
 }
 
 impl Listener {
@@ -184,6 +196,7 @@ impl Listener {
         mut queue: Guard<'_, Locked, SpinLockBackend>,
         admission: Admission,
     ) {
+        queue.probing = self.probing(&queue);
         if admission != Admission::ParkAndEvict {
             queue.count_sources(COUNTED_WITH_NEWCOMER);
             return;
@@ -244,7 +257,7 @@ impl Listener {
         let spare = queue.take_spare()?;
         // Most clients send soon, and the SYN-ACK timers of their requests need not be touched.
         let is_timer_far = request.may_synack_timer_run();
-        if !is_timer_far && !request.defer_timer() {
+        if !is_timer_far && !self.defer_timer(queue, request) {
             queue.recycle(spare.into());
             return Err(Bypass::Other);
         }
@@ -271,6 +284,17 @@ impl Listener {
         }
         self.update_backlog(queue);
         Ok(admission)
+    }
+
+    /// Defers the SYN-ACK timer of a request that is about to be parked: until its client is
+    /// probed, if it is. Returns whether the timer was pending.
+    #[cold] // Most timers are far from firing.
+    fn defer_timer(&self, queue: &mut ParkQueue, request: &RequestSock<'_>) -> bool {
+        queue.probing = self.probing(queue);
+        match queue.probing {
+            Some(probing) => request.defer_timer_for(probing.idle),
+            None => request.defer_timer(),
+        }
     }
 
     /// Checks whether this listener parks requests at all.
@@ -439,11 +463,20 @@ impl Listener {
         request: &RequestSock<'_>,
         segment: &TcpSegment<'_>,
     ) {
-        let _queue = self.queue.lock(bh);
+        let queue = self.queue.lock(bh);
         if self.has_parked(request) {
-            // SAFETY: The request is parked here, and the lock is held; so its entry is in the
-            // queue.
-            unsafe { request.parked().set_last_ack(request, segment) };
+            // SAFETY: The request is parked here, and the lock is held.
+            let parked = unsafe { request.parked() };
+            // SAFETY: As the request is parked here, its entry is in the queue. The lock is held.
+            unsafe {
+                parked.set_last_ack(request, segment);
+                parked.set_silences(0);
+            }
+            // The client is there. If the timer is not pending, its handler runs, and does not
+            // know of this ACK: the next probe is early.
+            if let (Some(probing), false) = (queue.probing, parked.flags().is_timer_armed()) {
+                request.defer_timer_for(probing.idle);
+            }
         }
     }
 
@@ -453,25 +486,33 @@ impl Listener {
         self.queue.lock(bh).stats.bypass(cause);
     }
 
-    /// Keeps a parked request whose SYN-ACK timer fired. Returns `false` if the request is not
-    /// parked here.
+    /// Keeps a parked request whose SYN-ACK timer fired. If its client is probed, that was the
+    /// time for it.
     ///
     /// # Safety
     ///
     /// The caller must have been called by the timer's handler (`reqsk_timer_handler()`).
     pub(crate) unsafe fn on_synack_timer(
-        &self,
+        self: ArcBorrow<'_, Self>,
         bh: &BhDisabled<'_>,
         request: &RequestSock<'_>,
-    ) -> bool {
+    ) -> OnSynAckTimer {
         let mut queue = self.queue.lock(bh);
         if !self.has_parked(request) {
-            return false;
+            return OnSynAckTimer::NotParked;
+        }
+        // SAFETY: The request is parked here, and the lock is held.
+        let parked = unsafe { request.parked_arc() };
+        let flags = parked.flags();
+        if !flags.is_timer_armed() && flags.expired().is_none() {
+            if let Some(probing) = self.probing(&queue) {
+                // SAFETY: The queue is this listener's, where the request is parked, not expired,
+                // and its timer deferred. The handler is the caller.
+                return unsafe { self.on_silence(&mut queue, request, parked, probing) };
+            }
         }
         queue.stats.synack_suppressed += 1;
-        // SAFETY: The request is parked here, and the lock is held.
-        let parked = unsafe { request.parked() };
-        if parked.flags().is_young() {
+        if flags.is_young() {
             // The handler is about to count it off.
             // SAFETY: As the request is parked here, its entry is in the queue. The lock is held.
             unsafe { parked.set_young(false) };
@@ -479,7 +520,50 @@ impl Listener {
         }
         // SAFETY: The lock is held; the handler is the caller by the contract of this function.
         unsafe { request.reset_timeouts() };
-        true
+        OnSynAckTimer::Waits
+    }
+
+    /// Handles that nothing was heard of a client in time.
+    ///
+    /// # Safety
+    ///
+    /// * `queue` must be this listener's, where `request` is parked with `parked`; it must not be
+    ///   expired, and its SYN-ACK timer be deferred.
+    /// * The caller must have been called by that timer's handler.
+    #[cold] // Most listeners do not probe.
+    unsafe fn on_silence(
+        self: ArcBorrow<'_, Self>,
+        queue: &mut Locked,
+        request: &RequestSock<'_>,
+        parked: Arc<ParkedRequest>,
+        probing: Probing,
+    ) -> OnSynAckTimer {
+        let silences = parked.silences().saturating_add(1);
+        // SAFETY: As the request is parked here, its entry is in the queue. The lock is held.
+        unsafe { parked.set_silences(silences) };
+        // SAFETY: The lock is held; the handler is the caller by the contract of this function.
+        let is_counted = !unsafe { request.wait_again(probing.interval) };
+        if is_counted && parked.flags().is_young() {
+            // The handler is about to count it off.
+            // SAFETY: As the request is parked here, its entry is in the queue. The lock is held.
+            unsafe { parked.set_young(false) };
+            self.listen_sock().add_young(1);
+        }
+        match probing.on_silence(silences) {
+            Silence::Probe => {
+                queue.stats.probes += 1;
+                OnSynAckTimer::Probe(parked)
+            }
+            Silence::Gone => {
+                // SAFETY: The entry is in this queue, not expired, and its timer deferred, by the
+                // contract of this function.
+                unsafe { queue.bury(&parked) };
+                // Dropping the request waits for the handler, which is the caller.
+                // SAFETY: The queue is this listener's by the contract of this function.
+                unsafe { self.fire_soon(queue) };
+                OnSynAckTimer::Waits
+            }
+        }
     }
 
     /// Ends the parking of `request` if it is parked here, as `segment` has just made a connection
@@ -607,10 +691,18 @@ impl Listener {
     /// reference went.
     pub(crate) unsafe fn on_destroyed(&self, bh: &BhDisabled<'_>, request: &RequestSock<'_>) {
         let mut queue = self.queue.lock(bh);
+        // SAFETY: The request is parked here or orphaned, the lock is held, and the caller is its
+        // destructor.
+        let parked = unsafe { request.restore_ops() };
+        // SAFETY: There is a reference to the entry: the queue's, or the request's.
+        let end = match unsafe { (*parked).silences() } {
+            0 => End::Aborted,
+            // It may have answered to a probe by an RST.
+            _ => End::Died,
+        };
         // SAFETY: The queue is this listener's. The request is parked here or orphaned, the lock is
         // held, and the caller is its destructor.
-        let parked =
-            unsafe { self.dequeue_unconnected(&mut queue, request.restore_ops(), End::Aborted) };
+        let parked = unsafe { self.dequeue_unconnected(&mut queue, parked, end) };
         queue.recycle(parked);
     }
 }

@@ -36,6 +36,7 @@ use crate::{
         },
         parked_request::ParkedRequest,
         reqsk::{
+            from_jiffies,
             RequestRef,
             RequestSock, //
         }, //
@@ -47,6 +48,7 @@ use crate::{
         Nanos,
         OnTimeout,
         Phase,
+        Probing,
         TimerAction, //
     }, //
 };
@@ -193,6 +195,55 @@ impl Listener {
             // SAFETY: The queue is this listener's by the contract of this function. The entry is
             // in it, the lock is held, and the request is dying.
             unsafe { self.dequeue_dying(queue, &parked) };
+        }
+    }
+
+    /// Takes a reference to the first request whose client has died, if it is not dying itself.
+    ///
+    /// # Safety
+    ///
+    /// `queue` must be this listener's.
+    #[cold] // Few clients die.
+    unsafe fn take_dead(&self, queue: &mut ParkQueue) -> Option<Expired> {
+        let parked: Arc<ParkedRequest> = queue.first_dead()?.into();
+        // SAFETY: The entry is in the queue, and the lock is held.
+        let Some(request) = unsafe { parked.request() }.get() else {
+            // SAFETY: The queue is this listener's by the contract of this function. The entry is
+            // in it, the lock is held, and the request is dying.
+            unsafe { self.dequeue_dying(queue, &parked) };
+            return None;
+        };
+        // SAFETY: The entry was just seen in that list.
+        unsafe { queue.take_dead(&parked) };
+        Some(Expired {
+            request,
+            parked,
+            expiry: Expiry::Died,
+            on_timeout: OnTimeout::Reset,
+        })
+    }
+
+    /// Returns how the clients of this listener are probed, if they are.
+    pub(super) fn probing(&self, queue: &ParkQueue) -> Option<Probing> {
+        let keepalive = self.listen_sock().keepalive();
+        let by_socket = Probing {
+            idle: from_jiffies(keepalive.idle),
+            interval: from_jiffies(keepalive.interval),
+            probes: keepalive.probes,
+        };
+        Probing::of(&queue.config, by_socket, keepalive.is_on)
+    }
+
+    /// Has the timer fire as soon as it can.
+    ///
+    /// # Safety
+    ///
+    /// `queue` must be this listener's.
+    pub(super) unsafe fn fire_soon(self: ArcBorrow<'_, Self>, queue: &mut Locked) {
+        if !queue.is_closed() {
+            let now = now();
+            // SAFETY: The queue is this listener's by the contract of this function.
+            unsafe { self.set_timer(queue, now, Some(now)) };
         }
     }
 
@@ -346,7 +397,19 @@ impl Listener {
                 return;
             }
             let now = now();
-            queue.defer_timers(now);
+            if queue.deferral_at().is_some_and(|at| at <= now) {
+                queue.probing = self.probing(&queue);
+                queue.defer_timers(now);
+            }
+            if queue.first_dead().is_some() {
+                // SAFETY: The queue is this listener's.
+                let dead = unsafe { self.take_dead(&mut queue) };
+                drop(queue);
+                if let Some(dead) = dead {
+                    self.expire(&dead, bh, rcu);
+                }
+                continue;
+            }
             let action = self.timer_action(&queue, now);
             // `max_parked` was lowered, perhaps, and requests are not counted by source yet. The
             // next run counts more.

@@ -317,6 +317,7 @@ fn config_of(millis: u32) -> Config {
         on_timeout: OnTimeout::Accept,
         parking: Parking::On,
         on_close: OnClose::Accept,
+        probe_ms: 0,
     }
 }
 
@@ -334,6 +335,7 @@ fn config() -> impl Strategy<Value = Config> {
             on_timeout,
             parking: Parking::On,
             on_close,
+            probe_ms: 0,
         })
 }
 
@@ -706,6 +708,7 @@ fn at_the_limit_one_is_evicted_if_possible() {
             on_timeout,
             parking: Parking::On,
             on_close: OnClose::Accept,
+            probe_ms: 0,
         };
         on_park(&config, parked, namespace_full, || accept_queue_full)
     };

@@ -116,6 +116,7 @@ pub fn fields(stats: &Stats) -> Vec<(&'static str, i128)> {
         bypass_syncookie bypass_fastopen bypass_abort_on_overflow bypass_accept_queue_full
         bypass_no_memory bypass_namespace_limit bypass_signed bypass_other released_paused
         bypass_paused closed_reset closed_reset_unparked released_late overflow_dropped
+        probes died
     ]
 }
 

@@ -73,6 +73,7 @@ fn config_of(config: server::Config) -> Config {
             true => OnClose::Reset,
             false => OnClose::Accept,
         },
+        probe_ms: 0,
     }
 }
 

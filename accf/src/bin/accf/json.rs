@@ -52,6 +52,8 @@ struct ConfigView {
     state: String,
     /// A word, or the number of an action that this program does not know.
     on_close: String,
+    /// 0: as `SO_KEEPALIVE` says.
+    probe_ms: u64,
 }
 
 /// The statistics of a listener.
@@ -85,6 +87,8 @@ struct StatsView {
     evicted_greediest: u64,
     released_late: u64,
     overflow_dropped: u64,
+    probes: u64,
+    died: u64,
     /// The sources that have the most, the first one most of all.
     sources: Vec<SourceView>,
     /// The buckets of `wait_log2` with their bounds.
@@ -139,6 +143,7 @@ fn config(config: &Config) -> ConfigView {
         on_timeout: config.on_timeout.to_string(),
         state: config.state.to_string(),
         on_close: config.on_close.to_string(),
+        probe_ms: config.probe.map_or(0, milliseconds),
     }
 }
 
@@ -172,6 +177,8 @@ fn stats(stats: &Stats) -> StatsView {
         evicted_greediest: stats.evicted_greediest,
         released_late: stats.released_late,
         overflow_dropped: stats.overflow_dropped,
+        probes: stats.probes,
+        died: stats.died,
         sources: stats
             .sources
             .iter()
@@ -235,6 +242,7 @@ mod tests {
         assert_eq!(busy["config"]["on_timeout"], "reset");
         assert_eq!(busy["config"]["state"], "parking");
         assert_eq!(busy["config"]["on_close"], "reset");
+        assert_eq!(busy["config"]["probe_ms"], 200_000);
         let unused = read(&sample::unused());
         assert_eq!(unused["config"]["timeout_ms"], 0);
         assert_eq!(unused["config"]["max_parked"], 0);

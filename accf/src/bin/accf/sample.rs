@@ -33,6 +33,7 @@ pub(crate) fn busy() -> Listener {
     listener.config.max_parked = NonZeroU32::new(2000);
     listener.config.on_timeout = OnTimeout::Reset;
     listener.config.on_close = OnClose::Reset;
+    listener.config.probe = Some(Duration::from_secs(200));
     let stats = &mut listener.stats;
     stats.parked = 12;
     stats.half_open = 3;
@@ -47,6 +48,7 @@ pub(crate) fn busy() -> Listener {
     stats.fallback = 10;
     stats.released_paused = 11;
     stats.closed_reset = 13;
+    stats.died = 16;
     stats.parked_total = stats.accounted();
     stats.synack_suppressed = 90;
     stats.bypass_syncookie = 21;
@@ -62,6 +64,7 @@ pub(crate) fn busy() -> Listener {
     stats.evicted_greediest = 5;
     stats.released_late = 6;
     stats.overflow_dropped = 14;
+    stats.probes = 15;
     let source = |address: &str, parked| Some(Source::new(address.parse().unwrap(), parked));
     stats.sources[0] = source("198.51.100.7", 6);
     stats.sources[1] = source("2001:db8:1:2::", 4);

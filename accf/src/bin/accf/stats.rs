@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use accf::{Listener, OnClose, OnTimeout, State, Stats, WaitBucket};
 
-use crate::text::{address, max_parked, number, rough, timeout};
+use crate::text::{address, exact, max_parked, number, rough, timeout};
 
 /// The width of the text before a counter, with its indentation.
 const LABEL_WIDTH: usize = 62;
@@ -85,6 +85,14 @@ fn page(listener: &Listener) -> String {
                 "on_close {other}, which this program does not know: it is older than the module"
             ),
         ),
+    }
+    if let Some(probe) = config.probe {
+        let probe = exact(probe);
+        line(
+            &mut text,
+            "probe",
+            &format!("after {probe} without a sign of the client, and again after {probe}"),
+        );
     }
     line(
         &mut text,
@@ -193,6 +201,8 @@ fn counters(stats: &Stats) -> String {
                     "ended by the client, ICMP or the administrator",
                     stats.aborted.into(),
                 ),
+                (1, "did not answer to probes", stats.died.into()),
+                (2, "probes sent", stats.probes.into()),
                 (1, "fell back to plain TCP", stats.fallback.into()),
                 (
                     1,
@@ -346,6 +356,7 @@ mod tests {
   timeout           1.5 s, then the client is reset
   may be parked     2,000; one more evicts the oldest of the source with the most: it is reset
   closed unused     a client that closes without a byte is reset
+  probe             after 200 s without a sign of the client, and again after 200 s
   accept queue      2 of 4,096
 
   now
@@ -353,7 +364,7 @@ mod tests {
     half open: count against the SYN backlog                               3
       of them, SYN-ACK sent once                                           1
   since the filter was attached
-    parked                                                             1,350
+    parked                                                             1,366
       accepted when data came                                          1,100
       accepted when the client closed                                      7
         of both, although the accept queue was full                        6
@@ -363,6 +374,8 @@ mod tests {
       evicted: over the limit                                              8
         not the oldest, but its source had the most                        5
       ended by the client, ICMP or the administrator                       9
+      did not answer to probes                                            16
+        probes sent                                                       15
       fell back to plain TCP                                              10
       accepted because parking was paused                                 11
       closed without a byte, reset                                        13

@@ -191,6 +191,8 @@ fn only_grown(before: &Stats, after: &Stats) -> Result<()> {
             stats.closed_reset_unparked,
             stats.released_late,
             stats.overflow_dropped,
+            stats.probes,
+            stats.died,
         ]
     };
     ensure!(

@@ -34,6 +34,7 @@ mod field_same_port;
 mod field_source;
 mod field_tos;
 mod field_transparent;
+mod field_vanished;
 mod field_vrf;
 mod field_zerocopy;
 mod fuzz;

@@ -127,6 +127,7 @@ const HOLD: control::Config = control::Config {
     on_timeout: OnTimeout::Accept,
     state: control::State::Parking,
     on_close: control::OnClose::Accept,
+    probe: None,
 };
 
 impl Fuzzer<'_> {

@@ -27,11 +27,11 @@ use crate::case::{case, expect_eq, once, Context};
 use crate::fuzz::{self, bytes, special, Fed};
 
 /// The size of `struct accf_config`.
-const CONFIG: usize = 20;
+const CONFIG: usize = 24;
 /// Its size in programs that do not know the field `state`.
 const CONFIG_WITHOUT_STATE: usize = 12;
 /// The size of `struct accf_stats`.
-const STATS: usize = 8 * (28 + 32) + 4 * 24;
+const STATS: usize = 8 * (30 + 32) + 4 * 24;
 /// The most bytes that `setsockopt()` takes.
 const PAGE: usize = 4096;
 /// The defaults of the module's parameters.
@@ -41,6 +41,7 @@ const DEFAULTS: Config = Config {
     on_timeout: 0,
     state: 0,
     on_close: 0,
+    probe_ms: 0,
 };
 
 const _: () = assert!(size_of::<accf_config>() == CONFIG && size_of::<accf_stats>() == STATS);
@@ -53,6 +54,7 @@ struct Config {
     on_timeout: u32,
     state: u32,
     on_close: u32,
+    probe_ms: u32,
 }
 
 impl Config {
@@ -63,6 +65,7 @@ impl Config {
             self.on_timeout,
             self.state,
             self.on_close,
+            self.probe_ms,
         ]
         .into_iter()
         .flat_map(u32::to_ne_bytes)
@@ -409,6 +412,7 @@ impl Subject {
             } else {
                 rng.u32(..2)
             },
+            probe_ms: if rng.u8(..2) == 0 { special(rng) } else { 0 },
         };
         let mut value = config.bytes();
         match rng.u8(..6) {
@@ -636,6 +640,7 @@ impl Subject {
             on_timeout: word(2),
             state: word(3),
             on_close: word(4),
+            probe_ms: word(5),
         };
         let whole = given.len() >= length.min(CONFIG);
         if whole && (asked.on_timeout > 2 || asked.state > 1 || asked.on_close > 1) {
