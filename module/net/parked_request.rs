@@ -431,7 +431,7 @@ impl ParkedRequest {
     /// `self` must be in the queue of the parking listener, whose lock the caller holds.
     pub(crate) unsafe fn set_silences(&self, silences: u8) {
         let silences = u32::from(silences) << Self::SILENCES_SHIFT;
-        // Nobody else writes it, as the lock is held by the contract of this function.
+        // No other CPU writes it, as the lock is held by the contract of this function.
         self.ack
             .write_seq_and_silences
             .store(self.write_seq() | silences, Relaxed);

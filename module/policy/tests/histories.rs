@@ -304,6 +304,7 @@ const ENDS: [End; End::COUNT] = [
     End::Fallback,
     End::Paused,
     End::ClosedReset,
+    End::Died,
 ];
 
 const CLIENTS: usize = 12;
@@ -587,7 +588,9 @@ proptest! {
                 prop_assert!(!waits && !is_paused && !is_late && is_over);
             }
             // Neither a SYN nor the listener's state is known here.
-            TimerAction::Expire(Expiry::SynInWindow | Expiry::Stopped) => prop_assert!(false),
+            TimerAction::Expire(Expiry::SynInWindow | Expiry::Stopped | Expiry::Died) => {
+                prop_assert!(false)
+            }
         }
     }
 

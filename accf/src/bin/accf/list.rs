@@ -97,7 +97,7 @@ mod tests {
                 "          0           0          0",
             ),
             concat!(
-                " [::]:8080       dataready     1.5 s   reset        12     2,000   1,350",
+                " [::]:8080       dataready     1.5 s   reset        12     2,000   1,366",
                 "      1,107         180        225",
             ),
             concat!(
