@@ -382,6 +382,18 @@ pub fn connect_here(server: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
+/// Turns SO_KEEPALIVE on at a listener: after `time` of silence its clients are probed, again after
+/// as long, and given up after this many probes without an answer.
+pub fn probe_clients(listener: &Listener, time: Duration, probes: u32) -> Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(time)
+        .with_interval(time)
+        .with_retries(probes);
+    socket2::SockRef::from(listener.socket())
+        .set_tcp_keepalive(&keepalive)
+        .context("SO_KEEPALIVE")
+}
+
 /// Makes the next close of a connection send a reset, and drop what is not sent.
 pub fn reset_on_close(stream: &TcpStream) -> Result<()> {
     socket2::SockRef::from(stream)

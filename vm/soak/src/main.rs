@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod board;
+mod bursts;
 mod changing_listeners;
 mod ecn;
 mod impaired_wire;

@@ -177,7 +177,7 @@ fn module_goes() -> Result<Proof> {
 }
 
 /// What a soak is made of, by how it is counted: without one of them it would prove nothing.
-const EVENTS: [&str; 19] = [
+const EVENTS: [&str; 21] = [
     "module loaded",
     "module unloaded",
     "unloading refused, as it has to be",
@@ -196,11 +196,13 @@ const EVENTS: [&str; 19] = [
     "pauses that were counted exactly",
     "parking paused under probes",
     "SYNs into the window",
+    "requests in bursts",
+    "clients that vanished",
     "listeners at rest with nothing left, and sums that are right",
 ];
 
 /// The counts of the module that cannot be zero if all kinds of clients met all kinds of listeners.
-const COUNTERS: [&str; 14] = [
+const COUNTERS: [&str; 16] = [
     "parked_total",
     "released_data",
     "released_fin",
@@ -215,6 +217,8 @@ const COUNTERS: [&str; 14] = [
     "closed_reset_unparked",
     "fallback",
     "released_late",
+    "probes",
+    "died",
 ];
 
 /// Proves that everything that was to happen has happened.

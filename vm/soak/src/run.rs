@@ -15,8 +15,8 @@ use nix::errno::Errno;
 
 use crate::round::{Round, Shortage};
 use crate::{
-    changing_listeners, impaired_wire, namespaces, pauses, probes, segment_clients, server_group,
-    watch,
+    bursts, changing_listeners, impaired_wire, namespaces, pauses, probes, segment_clients,
+    server_group, watch,
 };
 
 /// What an actor in a round does.
@@ -26,13 +26,14 @@ pub(crate) type Actor = fn(&Round<'_>) -> Result<()>;
 const ENOUGH: u64 = 400;
 
 /// The actors that make clients and serve them: each ends by itself once the round is over.
-pub(crate) const ACTORS: [(&str, Actor); 8] = [
+pub(crate) const ACTORS: [(&str, Actor); 9] = [
     ("raw clients", segment_clients::run),
     ("a cable that loses", impaired_wire::lossy),
     ("a cable with conntrack", impaired_wire::tracked),
     ("changing listeners", changing_listeners::run),
     ("listeners that pause", pauses::run),
     ("probes", probes::run),
+    ("bursts", bursts::run),
     ("a group", server_group::run),
     ("namespaces", namespaces::run),
 ];

@@ -8,7 +8,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use accf_kit::control::{self, timeout, Config};
-use accf_kit::endpoint::{Family, Listen, Listener};
+use accf_kit::endpoint::{probe_clients, Family, Listen};
 use accf_kit::raw::{RawClient, Received};
 use accf_kit::segment::{Flags, Segment};
 use accf_kit::tcp_info;
@@ -27,16 +27,6 @@ const CLIENTS: usize = 10;
 const PROBES: u32 = 3;
 /// TCP_KEEPIDLE and TCP_KEEPINTVL.
 const SECOND: Duration = Duration::from_secs(1);
-
-/// Turns SO_KEEPALIVE on at a listener, for what it accepts and what it parks.
-fn keep_alive(listener: &Listener) -> Result<()> {
-    let keepalive = TcpKeepalive::new()
-        .with_time(SECOND)
-        .with_interval(SECOND)
-        .with_retries(PROBES);
-    SockRef::from(listener.socket()).set_tcp_keepalive(&keepalive)?;
-    Ok(())
-}
 
 /// Returns a listener that parks without a deadline.
 fn filtered(family: Family) -> Listen {
@@ -77,7 +67,7 @@ case!(NoDeadline, "field.vanished.timestamps" => each_family, vanished(true));
 /// request.
 fn vanished(context: &Context, family: Family, timestamps: bool) -> Result<()> {
     let scene = RawScene::new(context, family, &filtered(family))?;
-    keep_alive(&scene.listener)?;
+    probe_clients(&scene.listener, SECOND, PROBES)?;
     let begin = Instant::now();
     let mut clients = Vec::new();
     for _ in 0..CLIENTS {
@@ -109,7 +99,7 @@ case!(NoDeadline, "field.vanished.plain" => each_family(plain));
 /// Checks that a plain listener's connections are probed in the same way.
 fn plain(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &Listen::plain(family))?;
-    keep_alive(&scene.listener)?;
+    probe_clients(&scene.listener, SECOND, PROBES)?;
     let mut client = scene.client();
     client.open(context.patience())?;
     let mut accepted = accept(&scene.listener, context)?;
@@ -142,7 +132,7 @@ case!(NoDeadline, "field.vanished.off" => each_family(off));
 /// Checks that nothing is sent without SO_KEEPALIVE.
 fn off(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &filtered(family))?;
-    keep_alive(&scene.listener)?;
+    probe_clients(&scene.listener, SECOND, PROBES)?;
     SockRef::from(scene.listener.socket()).set_keepalive(false)?;
     let (mut client, _) = scene.parked(context)?;
     receives_nothing(&mut client, 3 * SECOND, "sent to a silent client")?;
@@ -155,7 +145,7 @@ case!(NoDeadline, "field.vanished.alive" => each_family(alive));
 /// as if there had been none.
 fn alive(context: &Context, family: Family) -> Result<()> {
     let scene = WireScene::new(context, family, &filtered(family))?;
-    keep_alive(&scene.listener)?;
+    probe_clients(&scene.listener, SECOND, PROBES)?;
     let mut clients = scene.connect_many(CLIENTS)?;
     let all = CLIENTS as u64;
     // Several times as many as are allowed to be lost.
@@ -204,7 +194,7 @@ case!(NoDeadline, "field.vanished.one_answer" => each_family(one_answer));
 /// Checks that one answer in time is enough, and that a client that sends after that is served.
 fn one_answer(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &filtered(family))?;
-    keep_alive(&scene.listener)?;
+    probe_clients(&scene.listener, SECOND, PROBES)?;
     let (mut client, _) = scene.parked(context)?;
     for _ in 0..2 {
         for nth in 1..=PROBES {
@@ -225,7 +215,7 @@ case!(NoDeadline, "field.vanished.restarted" => each_family(restarted));
 /// given up at its first probe.
 fn restarted(context: &Context, family: Family) -> Result<()> {
     let scene = RawScene::new(context, family, &filtered(family))?;
-    keep_alive(&scene.listener)?;
+    probe_clients(&scene.listener, SECOND, PROBES)?;
     let (mut client, _) = scene.parked(context)?;
     let probe = next(context, &mut client, "the probe")?;
     is_probe(&client, &probe.segment)?;
