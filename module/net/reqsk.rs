@@ -531,7 +531,9 @@ impl<'a> RequestSock<'a> {
     /// it is not counted.
     ///
     /// The count has 7 bits, and wraps. (A CPU that makes a connection between this and the
-    /// handler's next step would find 127 timeouts: the connection's statistics would be wrong.)
+    /// handler's next step finds 127 timeouts: the connection's statistics are wrong then, and the
+    /// count of young requests is one too high, as it may be one too low where that CPU comes
+    /// while the handler counts a timeout itself.)
     ///
     /// Only for `send_synack`, as [`Self::reset_timeouts`].
     ///

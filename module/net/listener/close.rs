@@ -122,7 +122,7 @@ impl Listener {
     ///
     /// The socket has stopped by now. The caller holds its lock. O(number of parked requests), as
     /// TCP itself takes for the requests in the accept queue; nothing is sent, and only timers of
-    /// requests that came in the last 300 ms are touched.
+    /// requests that came in the last 300 ms are touched, or of those whose clients are probed.
     ///
     /// # Safety
     ///
@@ -146,7 +146,7 @@ impl Listener {
                 unsafe { request.restore_ops() };
                 ask(&request, &parked);
                 // TCP would drop the request without a word.
-                if flags.is_timer_armed() {
+                if flags.is_timer_armed() || queue.probing.is_some() {
                     request.defer_timer();
                 }
                 // SAFETY: `owned` is a reference to the request of `parked`, which was just taken

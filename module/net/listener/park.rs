@@ -560,7 +560,7 @@ impl Listener {
                 unsafe { queue.bury(&parked) };
                 // Dropping the request waits for the handler, which is the caller.
                 // SAFETY: The queue is this listener's by the contract of this function.
-                unsafe { self.fire_soon(queue) };
+                unsafe { self.schedule(queue, now()) };
                 OnSynAckTimer::Waits
             }
         }

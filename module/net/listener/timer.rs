@@ -96,6 +96,9 @@ impl HrTimerCallback for Listener {
 impl Listener {
     /// Returns what the timer has to do.
     fn timer_action(&self, queue: &Locked, now: Nanos) -> TimerAction {
+        if queue.first_dead().is_some() {
+            return TimerAction::Expire(Expiry::Died);
+        }
         let oldest = queue.oldest().map(|oldest| oldest.parked_at());
         let sock = self.listen_sock();
         // TCP hands segments to a listener that takes over, the rebuilt ACK included.
@@ -167,6 +170,10 @@ impl Listener {
         queue: &mut ParkQueue,
         expiry: Expiry,
     ) -> Option<Expired> {
+        if expiry == Expiry::Died {
+            // SAFETY: The queue is this listener's by the contract of this function.
+            return unsafe { self.take_dead(queue) };
+        }
         loop {
             let next = match expiry {
                 Expiry::Eviction => queue.victim(),
@@ -232,19 +239,6 @@ impl Listener {
             probes: keepalive.probes,
         };
         Probing::of(&queue.config, by_socket, keepalive.is_on)
-    }
-
-    /// Has the timer fire as soon as it can.
-    ///
-    /// # Safety
-    ///
-    /// `queue` must be this listener's.
-    pub(super) unsafe fn fire_soon(self: ArcBorrow<'_, Self>, queue: &mut Locked) {
-        if !queue.is_closed() {
-            let now = now();
-            // SAFETY: The queue is this listener's by the contract of this function.
-            unsafe { self.set_timer(queue, now, Some(now)) };
-        }
     }
 
     /// Does to an expired request what the listener's configuration says. No lock may be held.
@@ -401,15 +395,6 @@ impl Listener {
                 queue.probing = self.probing(&queue);
                 queue.defer_timers(now);
             }
-            if queue.first_dead().is_some() {
-                // SAFETY: The queue is this listener's.
-                let dead = unsafe { self.take_dead(&mut queue) };
-                drop(queue);
-                if let Some(dead) = dead {
-                    self.expire(&dead, bh, rcu);
-                }
-                continue;
-            }
             let action = self.timer_action(&queue, now);
             // `max_parked` was lowered, perhaps, and requests are not counted by source yet. The
             // next run counts more.
@@ -419,7 +404,9 @@ impl Listener {
             if let TimerAction::Expire(expiry) = action {
                 // SAFETY: The queue is this listener's.
                 let expired = unsafe { self.take_expired(&mut queue, expiry) };
-                queue.room_watch.on_handed_over();
+                if expiry != Expiry::Died {
+                    queue.room_watch.on_handed_over();
+                }
                 // Dropping the last reference to a request calls its destructor, which takes the
                 // lock.
                 drop(queue);
