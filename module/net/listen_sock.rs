@@ -25,6 +25,10 @@ use super::{
     rcu::ReadSide, //
 };
 
+/// What `sk_max_ack_backlog` is while the module has raised it. `listen()` never sets it: it takes
+/// no more than `net.core.somaxconn`, which is an `int` and not negative (`__sys_listen_socket()`).
+pub(crate) const RAISED: u32 = u32::MAX;
+
 /// A TCP socket that listens, has listened, or is about to listen.
 ///
 /// Its fields change under locks that the module does not take. A read by a method is a
@@ -116,9 +120,16 @@ impl<'a> ListenSock<'a> {
         unsafe { bindings::accf_restore_zerocopy(self.as_ptr()) };
     }
 
-    /// Returns whether a connection made now would be refused (`sk_acceptq_is_full()`).
-    pub(crate) fn accept_queue_is_full(self) -> bool {
-        self.queued() > self.backlog()
+    /// Returns whether a connection made now would be refused (`sk_acceptq_is_full()`), or would
+    /// not only since the module has raised the backlog.
+    pub(crate) fn accept_queue_may_be_full(self) -> bool {
+        const { assert!(RAISED.wrapping_add(1) == 0) };
+        self.queued() >= self.backlog().wrapping_add(1)
+    }
+
+    /// Returns whether the module has raised the backlog.
+    pub(crate) fn is_backlog_raised(self) -> bool {
+        self.backlog() == RAISED
     }
 
     /// Returns how many connections the accept queue holds (`sk_ack_backlog`).

@@ -20,13 +20,23 @@ const GROWTH: Nanos = Nanos::from_millis(1_000);
 /// How long it takes afterwards until new clients get half of the room that they had.
 const HALF_LIFE: Nanos = Nanos::from_millis(2_000);
 
+/// How long a client must have been parked for its request to begin a burst.
+///
+/// Every client is parked for the time until its request comes, which is not idleness. If those
+/// counted, a server that is too slow for its clients would have a burst all the time.
+const IDLE: Nanos = Nanos::from_millis(100);
+/// The same for one that was parked after the last burst began, while that is not over.
+const IDLE_SINCE_BURST: Nanos = Nanos::from_millis(1_000);
+
 /// What is to become a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Joining {
-    /// The request of a client that was parked until now.
-    Parked,
-    /// A client that is not parked: a SYN, or a request that came with the bare ACK or before it.
+    /// The request of a client that was parked at this time, and has been until now.
+    Parked(Nanos),
+    /// A request of a client that is not parked: it came with the bare ACK, or before it.
     Newcomer,
+    /// A SYN.
+    Syn,
 }
 
 /// The accept queue of a listener.
@@ -68,10 +78,26 @@ impl Burst {
     /// Returns whether `joining` may become a connection at `now`.
     pub fn has_room(&self, joining: Joining, queue: AcceptQueue, now: Nanos) -> bool {
         let room = match joining {
-            Joining::Parked => queue.backlog.max(queue.somaxconn),
-            Joining::Newcomer => queue.backlog.saturating_add(self.room_for_newcomers(now)),
+            Joining::Parked(at) if self.was_idle(at, now) => queue.backlog.max(queue.somaxconn),
+            _ => queue.backlog.saturating_add(self.room_for_newcomers(now)),
         };
         queue.queued <= room
+    }
+
+    /// Returns whether a client that was parked at `at`, and sends at `now`, is one of those that a
+    /// plain listener's server would have accepted long ago.
+    fn was_idle(&self, at: Nanos, now: Nanos) -> bool {
+        let idle = Nanos(now.0.saturating_sub(at.0));
+        match self.0 {
+            Some(last) if !self.is_over(now) => at < last.began || idle >= IDLE_SINCE_BURST,
+            _ => idle >= IDLE,
+        }
+    }
+
+    /// Returns whether there is no burst any more for which new clients have room.
+    pub fn is_over(&self, now: Nanos) -> bool {
+        self.0
+            .is_none_or(|last| now >= last.began.after(GROWTH) && self.room_for_newcomers(now) == 0)
     }
 
     /// Notes that the request of a parked client was made a connection at `now`, which goes into
@@ -88,7 +114,7 @@ impl Burst {
             }
             // It only shrinks, so that a server that is too slow for its clients does not keep a
             // queue that is longer than its backlog.
-            Some(_) if self.room_for_newcomers(now) > 0 => {}
+            Some(_) if !self.is_over(now) => {}
             _ => {
                 self.0 = Some(Excess {
                     began: now,

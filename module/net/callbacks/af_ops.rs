@@ -41,7 +41,10 @@ use crate::{
         },
         inject,
         listen_sock::ListenSock,
-        listener::Listener,
+        listener::{
+            Listener,
+            Raised, //
+        },
         rcu::ReadSide,
         reqsk::{
             self,
@@ -103,7 +106,7 @@ pub(crate) fn table<F: Filter>(
 
 /// How often TCP is asked to make a connection for which the accept queue has no room, if
 /// `listen()` is called each time.
-const ATTEMPTS: u32 = 4;
+const ATTEMPTS: u32 = 16;
 
 /// The result of looking up the listener of a socket for which the kernel calls the module.
 enum Lookup<'a> {
@@ -348,7 +351,7 @@ unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -> c_int {
                 take_over_defer_accept(listener);
             }
             let original = listener.original_ops().conn_request;
-            if sock.accept_queue_is_full() {
+            if sock.accept_queue_may_be_full() {
                 // SAFETY: The arguments are those that TCP has for its own function.
                 return unsafe { conn_request_if_full(&bh, listener, original, sk, skb) };
             }
@@ -382,7 +385,13 @@ unsafe fn conn_request_if_full(
     let Some(original) = original else {
         return -1;
     };
-    let raised = listener.raise_backlog(bh, Joining::Newcomer);
+    let raised = listener.raise_backlog(bh, Joining::Syn);
+    // SAFETY: TCP calls this function for a socket, which is not NULL, and in memory for the call.
+    let sock = unsafe { ListenSock::from_raw(NonNull::new_unchecked(sk)) };
+    if raised.is_none() && sock.is_backlog_raised() {
+        // TCP would drop the SYN, if another CPU had not raised the backlog just now.
+        return 0;
+    }
     // SAFETY: The arguments are those that TCP has for its own function.
     let result = unsafe { original(sk, skb) };
     if let Some(raised) = raised {
@@ -607,15 +616,50 @@ unsafe fn on_data(
     segment: TcpSegment<'_>,
     kind: policy::SegmentKind,
 ) -> Child {
-    if sock.accept_queue_is_full() {
+    if sock.accept_queue_may_be_full() {
         // SAFETY: By the contract of this function.
         return unsafe { on_data_if_full(bh, args, listener, request, segment, kind) };
     }
+    let raw = args.0;
     // SAFETY: `listener` is that of the arguments' socket by the contract of this function.
     let made = unsafe { args.call_original(listener) };
+    if made.child.is_none() {
+        // SAFETY: The call was for these, by the contract of this function, and made no child.
+        return unsafe { on_data_if_refused(bh, raw, sock, listener, request, segment, kind) };
+    }
     // SAFETY: The call was for these, by the contract of this function.
     unsafe { complete(bh, made, listener, request, segment, kind) };
     made
+}
+
+/// Handles a segment of which TCP has made no connection: the accept queue may have become full a
+/// moment ago.
+///
+/// # Safety
+///
+/// As for [`on_data`], for the arguments `raw`, with which TCP's function was called once. It has
+/// made no child.
+#[cold] // Most accept queues are never full.
+unsafe fn on_data_if_refused(
+    bh: &BhDisabled<'_>,
+    raw: &RawArgs,
+    sock: ListenSock<'_>,
+    listener: ArcBorrow<'_, Listener>,
+    request: RequestSock<'_>,
+    segment: TcpSegment<'_>,
+    kind: policy::SegmentKind,
+) -> Child {
+    if !raw.dst.is_null() || !sock.accept_queue_may_be_full() {
+        return Child {
+            child: None,
+            owns_request: false,
+        };
+    }
+    // INVARIANT: They are TCP's, whose call is not over. The only call so far has made no child,
+    // and had no route to put.
+    let args = SynRecvSockArgs(raw);
+    // SAFETY: By the contract of this function.
+    unsafe { on_data_if_full(bh, args, listener, request, segment, kind) }
 }
 
 /// Handles a segment that the server is to see, and that finds the accept queue full ([`on_data`]).
@@ -636,21 +680,19 @@ unsafe fn on_data_if_full(
     kind: policy::SegmentKind,
 ) -> Child {
     // If it is parked or taken out of the queue by another CPU just now, either is right.
-    let parking_listener = resolve_parking_listener(bh, listener, &request)
-        .filter(|listener| listener.has_parked(&request));
-    let joining = match parking_listener {
-        Some(_) => Joining::Parked,
-        None => Joining::Newcomer,
-    };
+    let parking = resolve_parking_listener(bh, listener, &request)
+        .and_then(|listener| Some((listener, listener.parked_at(bh, &request)?)));
+    let joining = parking.map_or(Joining::Newcomer, |(_, at)| Joining::Parked(at));
     let mut attempts = ATTEMPTS;
     loop {
         let raised = listener.raise_backlog(bh, joining);
-        let is_raised = raised.is_some();
+        let was_full = raised.as_ref().is_some_and(Raised::was_full);
+        let is_refused = raised.is_none();
         attempts -= 1;
         let again = args.without_route().filter(|_| attempts > 0);
         // SAFETY: `listener` is that of the arguments' socket by the contract of this function.
         let made = unsafe { args.call_original(listener) };
-        let is_late = is_raised && made.owns_request && joining == Joining::Parked;
+        let is_late = was_full && made.owns_request && parking.is_some();
         let child = made.child.map(|child| {
             // SAFETY: A new child is locked, and a TCP socket.
             unsafe { ListenSock::from_raw(child) }
@@ -664,10 +706,10 @@ unsafe fn on_data_if_full(
             }
             _ => {}
         }
-        if let Some(parking_listener) = parking_listener {
+        if let Some((parking_listener, _)) = parking {
             if is_late {
                 parking_listener.count_late(bh);
-            } else if !is_raised && made.child.is_none() {
+            } else if is_refused && made.child.is_none() {
                 parking_listener.count_overflow(bh);
             }
         }

@@ -6,15 +6,22 @@
 //! its retransmission timeout. TCP compares the queue with `sk_max_ack_backlog` and asks no one, so
 //! the module raises that number for the length of TCP's call.
 
+use kernel::sync::atomic::ordering::Relaxed;
+
 use crate::{
     net::{
         bh::BhDisabled,
-        listen_sock::ListenSock, //
+        listen_sock::{
+            ListenSock,
+            RAISED, //
+        },
+        reqsk::RequestSock, //
     },
     policy::{
         AcceptQueue,
         Burst,
-        Joining, //
+        Joining,
+        Nanos, //
     }, //
 };
 
@@ -23,10 +30,6 @@ use super::{
     Listener,
     Locked, //
 };
-
-/// What `sk_max_ack_backlog` is while it is raised. `listen()` never sets it: it takes no more than
-/// `net.core.somaxconn`, which is an `int` and not negative (`__sys_listen_socket()`).
-const RAISED: u32 = u32::MAX;
 
 /// Returns the backlog of a socket as `listen()` has set it, or `None` while it is raised.
 pub(super) fn backlog_unless_raised(sock: ListenSock<'_>) -> Option<u32> {
@@ -98,11 +101,18 @@ impl LateState {
 pub(crate) struct Raised<'a> {
     listener: &'a Listener,
     interruptions: u32,
+    /// Whether the accept queue was full.
+    was_full: bool,
 }
 
 impl Raised<'_> {
+    /// Returns whether the accept queue was full.
+    pub(crate) fn was_full(&self) -> bool {
+        self.was_full
+    }
+
     /// Lowers the backlog. `child` is what TCP has made; `is_late`: of the request of a parked
-    /// client.
+    /// client, beyond the backlog.
     ///
     /// Returns whether the backlog was raised all the time: if not, `listen()` was called, and TCP
     /// may have refused for that reason.
@@ -117,6 +127,7 @@ impl Raised<'_> {
         if is_late {
             let accept_queue = queue.late.accept_queue(sock);
             queue.late.burst.on_late(accept_queue, now());
+            self.listener.has_burst.store(true, Relaxed);
         }
         let was_raised = queue.late.lower(sock, self.interruptions);
         if let Some(child) = child {
@@ -145,21 +156,46 @@ impl Listener {
         joining: Joining,
     ) -> Option<Raised<'_>> {
         let sock = self.listen_sock();
+        // A flood of SYNs at a server that is slow does not keep others waiting for the lock.
+        let is_new = !matches!(joining, Joining::Parked(_));
+        if is_new && !self.has_burst.load(Relaxed) && !sock.is_backlog_raised() {
+            return None;
+        }
         let mut queue = self.queue.lock(bh);
+        let now = now();
+        if queue.late.burst.is_over(now) {
+            self.has_burst.store(false, Relaxed);
+        }
         let accept_queue = queue.late.accept_queue(sock);
-        if queue.is_closed() || !queue.late.burst.has_room(joining, accept_queue, now()) {
+        if queue.is_closed() || !queue.late.burst.has_room(joining, accept_queue, now) {
             return None;
         }
         // TCP limits half-open requests by the same number.
         let half_open = u32::try_from(sock.half_open()).unwrap_or(0);
-        if joining == Joining::Newcomer && half_open > accept_queue.backlog {
+        if joining == Joining::Syn && half_open > accept_queue.backlog {
             return None;
         }
         let interruptions = queue.late.raise(sock);
         Some(Raised {
             listener: self,
             interruptions,
+            was_full: accept_queue.is_full(),
         })
+    }
+
+    /// Returns when `request` was parked here, if it is.
+    #[cold] // Most accept queues are never full.
+    pub(crate) fn parked_at(
+        &self,
+        bh: &BhDisabled<'_>,
+        request: &RequestSock<'_>,
+    ) -> Option<Nanos> {
+        let _queue = self.queue.lock(bh);
+        if !self.has_parked(request) {
+            return None;
+        }
+        // SAFETY: The request is parked here, and the lock is held.
+        Some(unsafe { request.parked() }.parked_at())
     }
 
     /// Counts a request that this listener had parked, and that was made a connection beyond the

@@ -100,6 +100,7 @@ use close::Untold;
 use late::LateState;
 use timer::now;
 
+pub(crate) use late::Raised;
 pub(crate) use park::OnSynAckTimer;
 
 /// What the listener's lock guards: its queue, and the handle of its timer.
@@ -150,6 +151,8 @@ pub(crate) struct Listener {
     callbacks: &'static RequestCallbacks,
     /// See [`Self::restores_clones`].
     restores_clones: Atomic<bool>,
+    /// Whether there may be a burst for which new clients have room. Written under the lock.
+    has_burst: Atomic<bool>,
     /// Makes the tags of requests that are parked here.
     tag: ListenerTag,
     /// The number of CPUs when the filter was attached.
@@ -208,6 +211,7 @@ impl Listener {
                 defaults: defaults,
                 callbacks: callbacks,
                 restores_clones: Atomic::new(false),
+                has_burst: Atomic::new(false),
                 tag: ListenerTag::new(),
                 // SAFETY: The function looks at a number that is always there.
                 cpus: unsafe { bindings::accf_num_online_cpus() },

@@ -240,7 +240,7 @@ impl Listener {
     #[inline(always)] // Saves 120 instructions of a bare ACK (`cargo xtask bench connection`).
     unsafe fn enqueue(
         &self,
-        queue: &mut ParkQueue,
+        queue: &mut Locked,
         request: &RequestSock<'_>,
         ack: AckInfo,
     ) -> Result<Admission, Bypass> {
@@ -335,12 +335,12 @@ impl Listener {
     }
 
     /// Decides whether there is room for one more request, and returns what is to be done for it.
-    fn admit(&self, queue: &ParkQueue, charge: &NetnsCharge<'_>) -> Result<Admission, Bypass> {
+    fn admit(&self, queue: &Locked, charge: &NetnsCharge<'_>) -> Result<Admission, Bypass> {
         policy::on_park(
             &queue.config,
             queue.unexpired(),
             charge.is_over_limit(),
-            || self.listen_sock().accept_queue_is_full(),
+            || self.accept_queue(queue).is_full(),
         )
     }
 

@@ -280,8 +280,8 @@ impl Listener {
             // TCP would refuse the connection, and drops the request either way (`send_reset()`).
             // One that is counted by source would first be put back into its list, which may be a
             // long one. If the listener has stopped, another one may take the request.
-            let sock = self.listen_sock();
-            if flags.is_counted() && sock.is_listening() && sock.accept_queue_is_full() {
+            let is_full = self.accept_queue(&queue).is_full();
+            if flags.is_counted() && self.listen_sock().is_listening() && is_full {
                 return true;
             }
             let accept = (Expiry::SynInWindow, OnTimeout::Accept);
@@ -330,7 +330,7 @@ impl Listener {
         let parked = unsafe { request.parked() };
         // SAFETY: As the request is parked here, its entry is in the queue, and the lock is held.
         let may_wait = || !unsafe { parked.set_refused() };
-        if was_deferred || self.listen_sock().accept_queue_is_full() || may_wait() {
+        if was_deferred || self.accept_queue(&queue).is_full() || may_wait() {
             // The request waits for its new deadline, or for room. Or there was no room until a
             // moment ago.
             // SAFETY: As the request is parked here, its entry is in the queue.

@@ -22,10 +22,18 @@ fn queue(queued: u32, backlog: u32) -> AcceptQueue {
 }
 
 /// Has `count` parked clients send at `now`, and returns how many are in the queue then.
-fn send_all(burst: &mut Burst, backlog: u32, mut queued: u32, count: u32, now: u64) -> u32 {
+fn send_all(
+    burst: &mut Burst,
+    backlog: u32,
+    mut queued: u32,
+    count: u32,
+    parked_at: u64,
+    now: u64,
+) -> u32 {
+    let joining = Joining::Parked(Nanos(parked_at));
     for _ in 0..count {
         let full = queued > backlog;
-        if burst.has_room(Joining::Parked, queue(queued, backlog), Nanos(now)) {
+        if burst.has_room(joining, queue(queued, backlog), Nanos(now)) {
             if full {
                 burst.on_late(queue(queued, backlog), Nanos(now));
             }
@@ -61,7 +69,7 @@ proptest! {
         backlog in 0..2 * SOMAXCONN,
         clients in 0..3 * SOMAXCONN,
     ) {
-        let queued = send_all(&mut Burst::default(), backlog, 0, clients, 5);
+        let queued = send_all(&mut Burst::default(), backlog, 0, clients, 5, SECOND);
         prop_assert_eq!(queued, clients.min(backlog.max(SOMAXCONN) + 1));
     }
 
@@ -75,10 +83,11 @@ proptest! {
         times in prop::collection::vec(0..20 * SECOND, 2),
     ) {
         let mut burst = Burst::default();
-        let queued = send_all(&mut burst, backlog, 0, clients, 7);
+        let began = SECOND;
+        let queued = send_all(&mut burst, backlog, 0, clients, 0, began);
         let most = queued.max(backlog + 1);
-        prop_assert_eq!(room_for_newcomers(&burst, backlog, 7 + early), most);
-        let room = |now| room_for_newcomers(&burst, backlog, 7 + now);
+        prop_assert_eq!(room_for_newcomers(&burst, backlog, began + early), most);
+        let room = |now| room_for_newcomers(&burst, backlog, began + now);
         let (first, last) = (times[0].min(times[1]), times[0].max(times[1]));
         prop_assert!(room(first) >= room(last));
         prop_assert!(room(last) > backlog);
@@ -87,31 +96,94 @@ proptest! {
         prop_assert_eq!(room(30 * SECOND), backlog + 1);
     }
 
-    /// A server that is too slow for its clients gets its backlog back: the queue does not stay
-    /// long because it is long.
+    /// A server that is too slow for its clients keeps its backlog, however much too slow it is:
+    /// every client is parked for a round trip, which is no burst.
     #[test]
-    fn an_overload_does_not_keep_the_queue_long(backlog in 1..500_u32, clients in 0..4_000_u32) {
+    fn an_overload_is_no_burst(
+        backlog in 16..300_u32,
+        times in 2..12_u32,
+        round_trip in 1..9_u64,
+        idle in 0..2_000_u32,
+    ) {
+        const TICK: u64 = SECOND / 100;
+        const SERVED: u32 = 10;
         let mut burst = Burst::default();
-        let mut queued = send_all(&mut burst, backlog, 0, clients, 0);
-        let mut parked = 0;
-        // 100 clients come and 50 are accepted in a second. Those that are let in are parked, and
-        // send a second later.
-        for tenth in 0..1_000_u64 {
-            let now = tenth * SECOND / 10;
-            queued = queued.saturating_sub(5);
-            if tenth % 10 == 0 {
-                queued = send_all(&mut burst, backlog, queued, parked, now);
-                parked = 0;
+        // Idle clients send once, in the overload.
+        let mut queued = send_all(&mut burst, backlog, 0, idle, 0, SECOND);
+        let mut under_way = std::collections::VecDeque::new();
+        let (mut sum, mut long, mut ticks) = (0_u64, 0_u64, 0_u64);
+        let begin = SECOND / TICK;
+        for tick in begin..begin + 60 * 100 {
+            let now = tick * TICK;
+            queued = queued.saturating_sub(SERVED);
+            while under_way.front().is_some_and(|&at| at + round_trip * TICK <= now) {
+                let at = under_way.pop_front().unwrap();
+                queued = send_all(&mut burst, backlog, queued, 1, at, now);
             }
-            for _ in 0..10 {
-                let room = burst.has_room(Joining::Newcomer, queue(queued, backlog), Nanos(now));
-                parked += u32::from(room);
+            for _ in 0..SERVED * times {
+                if burst.has_room(Joining::Syn, queue(queued, backlog), Nanos(now)) {
+                    under_way.push_back(now);
+                }
+            }
+            // The idle ones have been worked off, and their room is gone.
+            if tick > begin + 35 * 100 {
+                sum += u64::from(queued);
+                long += u64::from(queued > 2 * backlog);
+                ticks += 1;
             }
         }
-        // The clients of one second, twice: those that are parked when the queue is full, and
-        // those for whose burst there is room a second later.
-        prop_assert!(queued <= backlog + 1 + 2 * 100, "{queued}");
+        prop_assert!(sum / ticks <= u64::from(backlog) + 1, "{} on average", sum / ticks);
+        prop_assert_eq!(long, 0);
     }
+}
+
+/// Returns a burst that began at a second, of clients parked long before, with this excess.
+fn burst_of(excess: u32) -> Burst {
+    let mut burst = Burst::default();
+    send_all(&mut burst, 10, 11, excess, 0, SECOND);
+    burst
+}
+
+#[test]
+fn a_burst_grows_for_a_second() {
+    for (later, most) in [(SECOND - 1, 11 + 50), (SECOND, 11 + 20)] {
+        let mut burst = burst_of(20);
+        send_all(&mut burst, 10, 11, 50, 0, SECOND + later);
+        assert_eq!(room_for_newcomers(&burst, 10, SECOND + SECOND), most);
+    }
+}
+
+#[test]
+fn a_burst_that_shrinks_and_grows_again_is_as_large_as_it_was() {
+    let mut burst = burst_of(20);
+    send_all(&mut burst, 10, 11, 5, 0, SECOND + 5);
+    assert_eq!(room_for_newcomers(&burst, 10, SECOND + 5), 11 + 20);
+}
+
+#[test]
+fn there_is_a_second_burst_when_the_first_is_gone() {
+    let mut burst = burst_of(20);
+    let later = 40 * SECOND;
+    assert!(burst.is_over(Nanos(later)));
+    send_all(&mut burst, 10, 11, 30, later - SECOND, later);
+    assert!(!burst.is_over(Nanos(later)));
+    assert_eq!(room_for_newcomers(&burst, 10, later), 11 + 30);
+}
+
+#[test]
+fn a_client_is_idle_after_a_while() {
+    let full = queue(11, 10);
+    let may = |burst: &Burst, at, now| burst.has_room(Joining::Parked(Nanos(at)), full, Nanos(now));
+    let none = Burst::default();
+    assert!(may(&none, SECOND, SECOND + SECOND / 10));
+    assert!(!may(&none, SECOND, SECOND + SECOND / 10 - 1));
+    // The queue of this burst is as long as it was, so that there is no room for others.
+    let burst = burst_of(1);
+    let long = queue(12, 10);
+    let may = |at, now| burst.has_room(Joining::Parked(Nanos(at)), long, Nanos(now));
+    assert!(may(SECOND - 1, SECOND + 1));
+    assert!(!may(SECOND, SECOND + SECOND / 2));
+    assert!(may(SECOND, SECOND + SECOND));
 }
 
 #[test]

@@ -17,6 +17,10 @@ pub const ROOM_NOTICED_WITHIN: Millis = 50;
 /// Later they have less and less.
 const ROOM_STAYS_FOR: Millis = 400;
 
+/// A client that was parked for less is not idle, and for more is: 100 ms, says the module.
+const NOT_IDLE: Millis = 50;
+const IDLE: Millis = 150;
+
 /// After this time without an ACK the SYN-ACK is retransmitted, and then after twice as long.
 const SYN_ACK_TIMEOUT: Millis = 1000;
 
@@ -130,6 +134,7 @@ pub struct Counts {
     pub closed_reset: u64,
     pub closed_reset_unparked: u64,
     pub released_late: u64,
+    pub overflow_dropped: u64,
 }
 
 impl Counts {
@@ -170,6 +175,7 @@ impl fmt::Display for Counts {
             ("closed_reset", self.closed_reset),
             ("closed_reset_unparked", self.closed_reset_unparked),
             ("released_late", self.released_late),
+            ("overflow_dropped", self.overflow_dropped),
         ];
         let mut separator = "";
         for (name, count) in counts.into_iter().filter(|(_, count)| *count != 0) {
@@ -381,6 +387,14 @@ impl Server {
         let is_late = |burst: Burst| self.over > burst.began + ROOM_STAYS_FOR;
         if joins && self.is_full() && self.burst.is_some_and(is_late) {
             return false;
+        }
+        if let State::Parked(at) = client.state {
+            let is_clear = self
+                .was_idle(at)
+                .is_some_and(|was_idle| was_idle || !self.burst.is_some_and(is_late));
+            if segment.is_for_server() && self.is_full() && !is_clear {
+                return false;
+            }
         }
         match client.state {
             State::Queued | State::Accepted => false,
@@ -623,21 +637,25 @@ impl Server {
 
     /// Handles data or a FIN. If the accept queue is full, only a parked client becomes connected.
     fn receive_data(&mut self, client: usize, is_fin: bool) {
-        let was_parked = matches!(self.clients[client].state, State::Parked(_));
-        let is_late = was_parked && self.is_full();
-        if was_parked || !self.is_full_for_newcomers() {
+        let parked_at = self.parked_at(client);
+        let was_idle = parked_at.is_some_and(|at| self.was_idle(at) == Some(true));
+        let was_full = self.is_full();
+        if was_idle || !self.is_full_for_newcomers() {
             self.enqueue(client);
-        } else {
+        } else if parked_at.is_none() {
             self.connect(client);
+        } else {
+            self.counts.overflow_dropped += 1;
+            return;
         }
-        if is_late {
+        if was_full && parked_at.is_some() {
             let most = self.queue.len() - self.backlog - 1;
             let began = self.now;
             let burst = self.burst.get_or_insert(Burst { began, most });
             burst.most = burst.most.max(most);
             self.counts.released_late += 1;
         }
-        if was_parked {
+        if parked_at.is_some() {
             self.parked.retain(|it| *it != client);
             if is_fin {
                 self.counts.released_fin += 1;
@@ -850,6 +868,18 @@ impl Server {
     /// two.
     fn is_full(&self) -> bool {
         self.queue.len() > self.backlog
+    }
+
+    /// Returns whether a client that was parked at this time may join a full accept queue as one
+    /// that was idle; `None` if that is not clear.
+    fn was_idle(&self, at: Window) -> Option<bool> {
+        match self.burst {
+            Some(burst) if at.to < burst.began => Some(true),
+            // It is not for a second.
+            Some(_) => (self.over < at.from + IDLE).then_some(false),
+            None if self.now >= at.to + IDLE => Some(true),
+            None => (self.over < at.from + NOT_IDLE).then_some(false),
+        }
     }
 
     /// Returns whether the accept queue is full for clients that are not parked.

@@ -196,12 +196,18 @@ impl Listener {
 
     fn connect(&mut self, client: usize, segment: SegmentKind) {
         let joining = match self.states[client] {
-            State::Parked => Joining::Parked,
+            State::Parked => {
+                let at = self.parked.iter().find(|it| it.0 == client).unwrap().1;
+                Joining::Parked(Nanos(at))
+            }
             _ => Joining::Newcomer,
         };
         let may_be_late = segment != SegmentKind::BareAck && self.has_room(joining);
         let is_full = self.is_full();
         if is_full && !may_be_late {
+            let is_counted =
+                self.states[client] == State::Parked && segment != SegmentKind::BareAck;
+            self.stats.overflow_dropped += u64::from(is_counted);
             if let State::HalfOpen { acked } = &mut self.states[client] {
                 *acked = true;
             }
@@ -211,7 +217,7 @@ impl Listener {
             self.unpark(client, End::of_accepted(segment, None));
         }
         self.states[client] = State::Connected;
-        if is_full && joining == Joining::Parked {
+        if is_full && joining != Joining::Newcomer {
             let queue = self.accept_queue();
             self.burst.on_late(queue, Nanos(self.now));
             self.stats.released_late += 1;
@@ -279,7 +285,7 @@ impl Listener {
         let is_known = matches!(self.states[client], State::HalfOpen { .. } | State::Parked);
         match segment {
             Sent::Syn if !is_known => {
-                self.states[client] = match self.is_open && self.has_room(Joining::Newcomer) {
+                self.states[client] = match self.is_open && self.has_room(Joining::Syn) {
                     true => State::HalfOpen { acked: false },
                     false => State::Gone,
                 };
@@ -353,6 +359,7 @@ impl Listener {
             closed_reset: self.stats.ended(End::ClosedReset),
             closed_reset_unparked: self.stats.closed_reset_unparked,
             released_late: self.stats.released_late,
+            overflow_dropped: self.stats.overflow_dropped,
         }
     }
 

@@ -3,6 +3,7 @@
 //! more than the accept queue is long, while the others vanish, and are probed.
 
 use std::io::Read as _;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use accf_kit::account::{self, describe};
@@ -96,6 +97,8 @@ fn burst(
             "{all} of {CLIENTS} clients could connect"
         );
         wait_for(round, tun, || Ok(stats(listener)?.parked == all)).context("all parked")?;
+        // Until the last one is idle, and no client under way.
+        sleep(Duration::from_millis(150));
     }
     let mut habits = Habits::default();
     rng.shuffle(&mut clients);

@@ -533,6 +533,7 @@ impl Run {
         as_expected.closed_reset = expected.closed_reset;
         as_expected.closed_reset_unparked = expected.closed_reset_unparked;
         as_expected.released_late = expected.released_late;
+        as_expected.overflow_dropped = expected.overflow_dropped;
         // All clients have one address, of which the oldest is evicted.
         as_expected.sources = seen.sources;
         as_expected.half_open_young = expected.half_open_young as i64;

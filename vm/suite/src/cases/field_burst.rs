@@ -59,6 +59,8 @@ impl Crowd {
             let parked = crowd.clients.len() as u64;
             counts(context, &crowd.listener, counted!(parked: parked))?;
         }
+        // Until the last one is idle, and no client under way.
+        sleep(Duration::from_millis(120));
         Ok(crowd)
     }
 
@@ -97,10 +99,14 @@ impl Crowd {
 
     /// Returns the backlog that the listener shows.
     fn backlog(&self) -> Result<u64> {
-        let info = tcp_info::all(&self.listener)?;
-        let sacked = info.into_iter().find(|(name, _)| *name == "sacked");
-        sacked.map(|(_, value)| value).context("no backlog")
+        backlog_of(&self.listener)
     }
+}
+
+fn backlog_of(listener: &Listener) -> Result<u64> {
+    let info = tcp_info::all(listener)?;
+    let sacked = info.into_iter().find(|(name, _)| *name == "sacked");
+    sacked.map(|(_, value)| value).context("no backlog")
 }
 
 /// Accepts a client.
@@ -179,6 +185,8 @@ fn burst(context: &Context, family: Family, backlog: i32, work: Duration) -> Res
     let clients = clients_on(Kernel::of_this_guest());
     let mut best = f64::INFINITY;
     let (mut best_plain, mut best_roomy) = (f64::INFINITY, f64::INFINITY);
+    // The best of some rounds counts: other work of this machine slows down some of them, and an
+    // ACK that it keeps back for 200 ms has a segment sent again.
     for _ in 0..ROUNDS {
         let mut plain = Crowd::new(&Listen::plain(family).backlog(backlog))?;
         let mut accepted = Vec::new();
@@ -195,8 +203,8 @@ fn burst(context: &Context, family: Family, backlog: i32, work: Duration) -> Res
         let mut crowd = Crowd::parked(context, family, backlog, clients)?;
         let before = Counters::read(&crowd.ns)?;
         let last = crowd.ask(|listener| serve(context, listener, clients, work))?;
-        nothing_lost(&crowd.ns, &before)?;
         nothing_refused(&crowd.ns, &before)?;
+        let lost = Counters::read(&crowd.ns)?.growth(&before, "TcpRetransSegs")?;
         let late = control::stats(&crowd.listener)?.released_late;
         counts(
             context,
@@ -204,19 +212,24 @@ fn burst(context: &Context, family: Family, backlog: i32, work: Duration) -> Res
             counted!(released_data: clients as u64, released_late: late),
         )?;
         expect_eq!(crowd.backlog()?, backlog as u64, "the backlog afterwards");
-        ensure!(late > 0, "the accept queue was never full");
+        ensure!(
+            late > 0 || work.is_zero(),
+            "the accept queue was never full"
+        );
 
         let roomy_last = Crowd::parked(context, family, 2 * clients as i32, clients)?
             .ask(|listener| serve(context, listener, clients, work))?;
         let millis = |time: Duration| time.as_secs_f64() * 1e3;
         context.note(format!(
             "the last answer after {:.0} ms; plain {:.0} ms; filtered with room for all {:.0} ms; \
-             {late} of {clients} late",
+             {late} of {clients} late, {lost} segments sent again",
             millis(last),
             millis(plain_last),
             millis(roomy_last)
         ));
-        best = best.min(millis(last));
+        if lost == 0 {
+            best = best.min(millis(last));
+        }
         best_plain = best_plain.min(millis(plain_last));
         best_roomy = best_roomy.min(millis(roomy_last));
         if best <= best_plain.max(best_roomy) * TIMES {
@@ -394,6 +407,12 @@ fn listen_again(context: &Context, family: Family) -> Result<()> {
             while !over.load(Ordering::Relaxed) {
                 backlog = 5 + (backlog + 1) % 7;
                 changing.socket().listen(backlog)?;
+                // Or it is raised just now.
+                let seen = backlog_of(&changing)?;
+                ensure!(
+                    seen == backlog as u64 || seen == u64::from(u32::MAX),
+                    "a backlog of {seen} after listen({backlog})"
+                );
             }
             Ok(backlog)
         });

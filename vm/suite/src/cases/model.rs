@@ -152,6 +152,7 @@ impl Tally {
         sum.closed_reset += counts.closed_reset;
         sum.closed_reset_unparked += counts.closed_reset_unparked;
         sum.released_late += counts.released_late;
+        sum.overflow_dropped += counts.overflow_dropped;
     }
 }
 
