@@ -49,9 +49,10 @@ const INET_ULP_INFO_NAME: u16 = 1;
 const ACCF_ULP_INFO_CONFIG: u16 = 0x1AC1;
 const ACCF_ULP_INFO_STATS: u16 = 0x1AC2;
 /// The fields of `struct accf_stats`, by their positions.
-const STATS_WORDS: usize = 26 + 32 + 4 * 3;
+const STATS_WORDS: usize = 30 + 32 + 4 * 3;
 const RELEASED_PAUSED: usize = 21 + 32;
 const CLOSED_RESET: usize = RELEASED_PAUSED + 2;
+const DIED: usize = STATS_WORDS - 1;
 
 /// A permanent listener, with what a dump must say of it.
 struct Landmark {
@@ -485,7 +486,7 @@ fn socket(message: &[u8], landmarks: &[Landmark]) -> Result<bool> {
             (None, None) => continue,
             _ => bail!("only one of two attributes is there"),
         };
-        expect_eq!(config.len(), 20, "bytes of settings");
+        expect_eq!(config.len(), 24, "bytes of settings");
         expect_eq!(stats.len(), 8 * STATS_WORDS, "bytes of counters");
         let words: Vec<u64> = stats
             .chunks_exact(8)
@@ -495,7 +496,7 @@ fn socket(message: &[u8], landmarks: &[Landmark]) -> Result<bool> {
             bail!("no counters");
         };
         let later = |nth: usize| words.get(nth).copied().unwrap_or(0);
-        let later = later(RELEASED_PAUSED) + later(CLOSED_RESET);
+        let later = later(RELEASED_PAUSED) + later(CLOSED_RESET) + later(DIED);
         let sum = parked + ends.iter().take(8).sum::<u64>() + later;
         expect_eq!(sum, *total, "the sum of {words:?}");
         if let Some(landmark) = with_port(landmarks, port) {
