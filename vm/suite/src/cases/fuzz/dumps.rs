@@ -138,7 +138,7 @@ impl Landmark {
         Ok(Self {
             listener,
             config,
-            numbers: [0, max_parked, on_timeout, 0, 0]
+            numbers: [0, max_parked, on_timeout, 0, 0, 0]
                 .into_iter()
                 .flat_map(u32::to_ne_bytes)
                 .collect(),
