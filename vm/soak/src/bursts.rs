@@ -23,8 +23,10 @@ const BACKLOG: i32 = 64;
 const CLIENTS: u32 = 150;
 /// What a client asks.
 const REQUEST: &[u8] = b"burst";
-/// After this time of silence a client is probed, and after as long again it is given up.
-const SECOND: Duration = Duration::from_secs(1);
+/// After this time of silence a client is probed, and given up after two more such times.
+const SILENCE: Duration = Duration::from_secs(2);
+/// For how long a client is parked before it counts as idle, at least.
+const IDLE: Duration = Duration::from_millis(1_100);
 
 /// How many clients did what.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,7 +44,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     ns.set_sysctl("net.ipv4.tcp_synack_retries", "2")?;
     let listen = Listen::filtered(family).backlog(BACKLOG).config(timeout(0));
     let listener = listen.open(&ns)?;
-    probe_clients(&listener, SECOND, 1)?;
+    probe_clients(&listener, SILENCE, 2)?;
     let mut tun = TunClients::new(&ns, family, listener.port())?;
     let mut first = 0;
     let mut sum = Habits::default();
@@ -97,8 +99,8 @@ fn burst(
             "{all} of {CLIENTS} clients could connect"
         );
         wait_for(round, tun, || Ok(stats(listener)?.parked == all)).context("all parked")?;
-        // Until the last one is idle, and no client under way.
-        sleep(Duration::from_millis(150));
+        // Until the last one counts as idle, also soon after the burst before.
+        sleep(IDLE);
     }
     let mut habits = Habits::default();
     rng.shuffle(&mut clients);

@@ -169,7 +169,7 @@ fn not_grown(ns: &Netns, before: &Counters, counters: [&str; 2]) -> Result<()> {
 fn clients_on(kernel: Kernel) -> usize {
     match kernel {
         Kernel::Stock => 800,
-        Kernel::Dev => 300,
+        Kernel::Dev => 200,
     }
 }
 
@@ -177,9 +177,9 @@ case!(Alone, "field.burst.prompt" => each_family, burst(128, Duration::ZERO));
 case!(Alone, "field.burst.working" => each_family, burst(128, Duration::from_millis(2)));
 case!(Alone, "field.burst.short_backlog" => each_family, burst(4, Duration::from_millis(2)));
 /// Checks that the requests of clients that send together are all answered, nothing of them sent
-/// again, although the backlog is shorter; and as fast as at a plain listener whose server has
-/// accepted them before, or as at a filtered one with a long backlog, where making and accepting
-/// 800 connections takes longer than the server's work.
+/// again, although the backlog is shorter; and, by a server with work, as fast as at a plain
+/// listener whose server has accepted them before, or as at a filtered one with a long backlog,
+/// where making and accepting 800 connections takes longer than the server's work.
 fn burst(context: &Context, family: Family, backlog: i32, work: Duration) -> Result<()> {
     module::reload("")?;
     let clients = clients_on(Kernel::of_this_guest());
@@ -232,15 +232,20 @@ fn burst(context: &Context, family: Family, backlog: i32, work: Duration) -> Res
         }
         best_plain = best_plain.min(millis(plain_last));
         best_roomy = best_roomy.min(millis(roomy_last));
-        if best <= best_plain.max(best_roomy) * TIMES {
+        let is_fast = best <= best_plain.max(best_roomy) * TIMES;
+        if lost == 0 && (is_fast || work.is_zero()) {
             break;
         }
     }
-    expect_in!(
-        best,
-        0.0..=best_plain.max(best_roomy) * TIMES,
-        "milliseconds until the last answer"
-    );
+    ensure!(best.is_finite(), "segments were sent again in each round");
+    // Without work, the time is that of this machine's processors.
+    if !work.is_zero() {
+        expect_in!(
+            best,
+            0.0..=best_plain.max(best_roomy) * TIMES,
+            "milliseconds until the last answer"
+        );
+    }
     module::unload(context.patience())
 }
 
