@@ -389,6 +389,69 @@ mod tests {
         Ok(())
     }
 
+    /// Has the clients of some requests die, of which one is counted by its source.
+    fn die(
+        queue: &mut ParkQueue,
+        requests: &[TestRequest],
+    ) -> core::result::Result<(), &'static str> {
+        queue.defer_timers(Nanos(u64::MAX));
+        check(!queue.count_sources(1), "one of six is not all")?;
+        for nth in [2, 0, 4] {
+            // SAFETY: The request is parked at the listener whose queue is locked, its SYN-ACK
+            // timer is deferred, and it is not expired.
+            unsafe {
+                let parked = requests[nth].request().parked_arc();
+                queue.bury(&parked);
+            }
+        }
+        check(queue.unexpired() == 3, "three are left")?;
+        check(is_of(queue.oldest().as_deref(), &requests[1]), "oldest")?;
+        // A CPU that was about to accept it gives up.
+        set_expired(queue, &requests[2], false);
+        check(queue.unexpired() == 3, "the dead stay dead")?;
+        check(is_of(queue.first_dead().as_deref(), &requests[2]), "first")?;
+        // A CPU is about to drop it.
+        // SAFETY: It was just seen in the list of the dead, and the lock is held.
+        unsafe {
+            let parked = requests[2].request().parked_arc();
+            queue.take_dead(&parked);
+        }
+        check(is_of(queue.first_dead().as_deref(), &requests[0]), "second")?;
+        check(queue.unexpired() == 3, "it is still dead")?;
+        check(
+            is_of(queue.oldest().as_deref(), &requests[1]),
+            "oldest again",
+        )
+    }
+
+    #[test]
+    fn requests_whose_clients_have_died_leave_from_any_list() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let requests = requests(&listener, 6)?;
+        for request in &requests {
+            assert!(request.park(1)?);
+        }
+        let outcome = listener.with_queue(|queue| die(queue, &requests))?;
+        if let Err(says) = outcome {
+            pr_err!("does not hold: {says}\n");
+        }
+        assert!(outcome.is_ok());
+        for nth in [4, 2, 1, 5, 0, 3] {
+            if nth % 2 == 0 {
+                requests[nth].destroy();
+            } else {
+                requests[nth].complete()?;
+            }
+        }
+        assert!(listener.stats()?.parked == 0);
+        assert!(listener.with_queue(|queue| queue.unexpired() == 0)?);
+        drop(requests);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
     #[test]
     fn a_max_parked_of_zero_means_the_default() -> Result {
         let registration = register(Timeout::Never)?;

@@ -91,8 +91,8 @@ pub enum Error {
 
     /// The timeout is not 1 to 4,294,967,295 whole milliseconds.
     #[error(
-        "a timeout of {0:?} cannot be set: set 1 ms to 4294967.295 s (49 days), \
-         or none to wait until the client sends"
+        "a time of {0:?} cannot be set: set 1 ms to 4294967.295 s (49 days), or none: no timeout \
+         is to wait until the client sends, no time for probes to leave them to SO_KEEPALIVE"
     )]
     TimeoutOutOfRange(Duration),
 

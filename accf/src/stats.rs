@@ -110,11 +110,12 @@ pub struct Stats {
     pub sources: [Option<Source>; SOURCES],
 
     /// Of `released_data` and `released_fin`: those that came when the accept queue was full, and
-    /// were accepted nonetheless. The accept queue takes them up to `net.core.somaxconn`, whatever
-    /// the backlog is.
+    /// were accepted nonetheless. The accept queue takes those of clients that were idle, up to
+    /// `net.core.somaxconn`, whatever the backlog is.
     pub released_late: u64,
-    /// Segments with data, or with the client's FIN, that were dropped since the accept queue had
-    /// reached even that. The connection stays parked, and the client retransmits them.
+    /// Segments with data, or with the client's FIN, that were dropped since the accept queue was
+    /// full: of a client that was parked for a moment only, or at `net.core.somaxconn`. The
+    /// connection stays parked, and the client retransmits them.
     pub overflow_dropped: u64,
 
     /// Probes that were sent to parked clients ([`Config::probe`](crate::Config::probe)).

@@ -94,10 +94,11 @@ pub(crate) fn probe(
     _bh: &BhDisabled<'_>,
     rcu: &rcu::Guard,
 ) {
-    let Some(ops_override) = RequestOpsOverride::of(request) else {
+    let Some(send_ack) =
+        RequestOpsOverride::of(request).and_then(|ops_override| ops_override.original().send_ack)
+    else {
         return;
     };
-    let send_ack = ops_override.original().send_ack;
     let Some(skb) = last_ack(request, parked, rcu) else {
         return;
     };
@@ -108,7 +109,7 @@ pub(crate) fn probe(
     // it: bottom halves are off and the caller is an RCU reader, as the tokens prove.
     unsafe {
         bindings::accf_skb_fill_cb(request.as_ptr(), skb.as_ptr());
-        bindings::accf_send_probe(request.as_ptr(), skb.as_ptr(), send_ack);
+        bindings::accf_send_probe(request.as_ptr(), skb.as_ptr(), Some(send_ack));
         bindings::accf_skb_drop(skb.as_ptr());
     }
 }

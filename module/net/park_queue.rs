@@ -387,7 +387,9 @@ impl ParkQueue {
         }
     }
 
-    /// Marks a parked request as expired, or as not expired. One that expires is counted off.
+    /// Marks a parked request as expired, or as not expired. One that expires is counted off. One
+    /// whose client has died stays expired for that: two CPUs may have begun to accept it, and the
+    /// timer may have found it dead after the first one had given up.
     ///
     /// # Safety
     ///
@@ -397,6 +399,9 @@ impl ParkQueue {
         parked: &ParkedRequest,
         expired: Option<(Expiry, OnTimeout)>,
     ) {
+        if parked.flags().is_listed_as_dead() {
+            return;
+        }
         self.expired -= u64::from(parked.flags().expired().is_some());
         self.expired += u64::from(expired.is_some());
         if parked.flags().is_counted() {
@@ -408,8 +413,8 @@ impl ParkQueue {
                 insert_from_front(&mut self.deferred, parked);
             }
         }
-        // SAFETY: The entry is in this queue by the contract of this function, and the lock is held
-        // by the type invariants.
+        // SAFETY: The entry is in this queue by the contract of this function, and not in the list
+        // of the dead, as seen above. The lock is held by the type invariants.
         unsafe { parked.set_expired(expired) };
     }
 
@@ -445,7 +450,8 @@ impl ParkQueue {
     pub(crate) unsafe fn take_dead(&mut self, parked: &ParkedRequest) {
         // SAFETY: The entry is in this list by the contract of this function.
         if let Some(parked) = unsafe { self.dead.remove(parked) } {
-            // SAFETY: The entry was in this queue, and the lock is held by the type invariants.
+            // SAFETY: The entry has just left that list, and goes into `deferred` next. The lock is
+            // held by the type invariants, as there was an entry.
             unsafe { parked.set_expired(Some((Expiry::Died, OnTimeout::Reset))) };
             // INVARIANT: The flags name `deferred`, and the entry is expired.
             insert_from_front(&mut self.deferred, parked);
@@ -503,10 +509,7 @@ unsafe fn defer_timer(parked: &ListArc<ParkedRequest>, probing: Option<Probing>)
     let request = unsafe { parked.request() };
     // If the timer is not pending, either its handler runs late: it will not send anything, and
     // sets the timer to as late as it ever does. Or the request is about to leave the queue.
-    match probing {
-        Some(probing) => request.defer_timer_for(probing.idle),
-        None => request.defer_timer(),
-    };
+    request.defer_timer(probing.map(|probing| probing.idle));
     // SAFETY: By the contract of this function.
     unsafe { parked.set_timer_deferred() };
 }

@@ -465,11 +465,14 @@ impl ParkedRequest {
     ///
     /// # Safety
     ///
-    /// `self` must be in the queue of the parking listener, whose lock the caller holds.
+    /// The caller must hold the lock of the parking listener. `self` must be in its queue, and not
+    /// in the list of the dead; or have been taken out of that just now, and go into another list
+    /// before the lock is dropped.
     pub(crate) unsafe fn set_expired(&self, expired: Option<(Expiry, OnTimeout)>) {
         let (expiry, on_timeout) = expired.unzip();
-        // SAFETY: The lock is held by the contract of this function, and the flags that change
-        // name no list.
+        // SAFETY: The lock is held by the contract of this function. With none of these flags, and
+        // with both of a client that has died, the entry is in the list that it is in, or goes into
+        // next: not in that of the dead.
         unsafe {
             self.set(
                 ParkedFlag::TimedOut,

@@ -486,19 +486,15 @@ impl<'a> RequestSock<'a> {
         }
     }
 
-    /// Defers its SYN-ACK timer for weeks, so that the timer does no harm while the request is
-    /// parked. Returns whether the timer was pending; otherwise nothing has changed.
+    /// Defers its SYN-ACK timer, so that the timer does no harm while the request is parked: for
+    /// `time`, when the listener hears of it (`send_synack()`), or for weeks. Returns whether the
+    /// timer was pending; otherwise nothing has changed.
     ///
     /// The timer is not deleted: the kernel, when it drops the request, puts the timer's reference
     /// only if it deletes a pending timer.
-    pub(crate) fn defer_timer(&self) -> bool {
-        self.modify_pending_timer(DEFERRED_JIFFIES)
-    }
-
-    /// The same, but the timer fires after `time`, at the next clock tick: the listener then hears
-    /// of it (`send_synack()`).
-    pub(crate) fn defer_timer_for(&self, time: Nanos) -> bool {
-        self.modify_pending_timer(jiffies(time).min(DEFERRED_JIFFIES))
+    pub(crate) fn defer_timer(&self, time: Option<Nanos>) -> bool {
+        let jiffies = time.map_or(DEFERRED_JIFFIES, jiffies);
+        self.modify_pending_timer(jiffies.min(DEFERRED_JIFFIES))
     }
 
     /// Makes its SYN-ACK timer fire `jiffies` from now: the kernel then decides what becomes of the

@@ -50,7 +50,8 @@ impl Probing {
     /// Returns what to do when a client did not answer in time for the `silences`th time, the first
     /// time being before any probe.
     pub fn on_silence(&self, silences: u8) -> Silence {
-        if silences > self.probes {
+        // Silences are counted up to the largest number.
+        if silences > self.probes || silences == u8::MAX {
             Silence::Gone
         } else {
             Silence::Probe

@@ -117,7 +117,7 @@ pub struct Stats {
     pub evicted_greediest: u64,
     /// Requests of parked clients that were made connections beyond the backlog.
     pub released_late: u64,
-    /// Segments of parked clients that were dropped, as the accept queue was as long as any may be.
+    /// Segments of parked clients that were dropped, as the accept queue was full.
     pub overflow_dropped: u64,
     /// Probes that were sent to clients.
     pub probes: u64,

@@ -278,10 +278,11 @@ struct accf_source {
  *	     connection is counted until it leaves.
  * @released_late: Of @released_data and @released_fin: those that came when the
  *		   accept queue was full, and were accepted nonetheless. The
- *		   accept queue takes them up to net.core.somaxconn, whatever
- *		   the backlog is.
+ *		   accept queue takes those of clients that were idle, up to
+ *		   net.core.somaxconn, whatever the backlog is.
  * @overflow_dropped: Segments with data, or with the client's FIN, that were
- *		      dropped since the accept queue had reached even that. The
+ *		      dropped since the accept queue was full: of a client that
+ *		      was parked for a moment only, or at net.core.somaxconn. The
  *		      connection stays parked, and the client retransmits them.
  * @probes: Probes that were sent to parked clients (@probe_ms of accf_config).
  * @died: Parked, then reset because the client did not answer to probes; or

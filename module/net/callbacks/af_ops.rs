@@ -353,7 +353,7 @@ unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -> c_int {
             let original = listener.original_ops().conn_request;
             if sock.accept_queue_may_be_full() {
                 // SAFETY: The arguments are those that TCP has for its own function.
-                return unsafe { conn_request_if_full(&bh, listener, original, sk, skb) };
+                return unsafe { conn_request_if_full(&bh, listener, original, sock, skb) };
             }
             original
         }
@@ -373,27 +373,25 @@ unsafe extern "C" fn conn_request(sk: *mut sock, skb: *mut sk_buff) -> c_int {
 ///
 /// # Safety
 ///
-/// TCP must have called [`conn_request`] with `sk` and `skb`, and `listener` be that of `sk`.
+/// TCP must have called [`conn_request`] with `sock` and `skb`, and `listener` be that of `sock`.
 #[cold] // Most accept queues are never full.
 unsafe fn conn_request_if_full(
     bh: &BhDisabled<'_>,
     listener: ArcBorrow<'_, Listener>,
     original: Option<ConnRequest>,
-    sk: *mut sock,
+    sock: ListenSock<'_>,
     skb: *mut sk_buff,
 ) -> c_int {
     let Some(original) = original else {
         return -1;
     };
     let raised = listener.raise_backlog(bh, Joining::Syn);
-    // SAFETY: TCP calls this function for a socket, which is not NULL, and in memory for the call.
-    let sock = unsafe { ListenSock::from_raw(NonNull::new_unchecked(sk)) };
     if raised.is_none() && sock.is_backlog_raised() {
         // TCP would drop the SYN, if another CPU had not raised the backlog just now.
         return 0;
     }
     // SAFETY: The arguments are those that TCP has for its own function.
-    let result = unsafe { original(sk, skb) };
+    let result = unsafe { original(sock.as_ptr(), skb) };
     if let Some(raised) = raised {
         raised.lower(bh, None, false);
     }
@@ -485,7 +483,7 @@ struct RawArgs {
     opt_child_init: Option<ChildInit>,
 }
 
-/// The arguments of `icsk_af_ops->syn_recv_sock`, for one call. (By reference, which saves 20
+/// The arguments of `icsk_af_ops->syn_recv_sock`, for one call. (By reference, which saves 13
 /// instructions of a request: `cargo xtask bench holding`.)
 ///
 /// # Invariants
@@ -566,7 +564,7 @@ impl SynRecvSockArgs<'_> {
     /// there is a route, which the first call consumes.
     fn without_route(&self) -> Option<Self> {
         // INVARIANT: They are TCP's, whose call is not over. A call that makes no child and has no
-        // route to put leaves everything as it was.
+        // route to put leaves everything as it was, but for counters.
         self.0.dst.is_null().then_some(Self(self.0))
     }
 
@@ -714,7 +712,7 @@ unsafe fn on_data_if_full(
             }
         }
         // SAFETY: The call was for these, by the contract of this function.
-        unsafe { complete_late(bh, made, listener, request, segment, kind) };
+        unsafe { complete(bh, made, listener, request, segment, kind) };
         return made;
     }
 }
@@ -754,25 +752,6 @@ unsafe fn complete(
             }
         }
     }
-}
-
-/// The same out of the way of connections for which there is room.
-///
-/// # Safety
-///
-/// See [`complete`].
-#[cold] // Most accept queues are never full, and most bare ACKs are parked.
-#[inline(never)]
-unsafe fn complete_late(
-    bh: &BhDisabled<'_>,
-    made: Child,
-    listener: ArcBorrow<'_, Listener>,
-    request: RequestSock<'_>,
-    segment: TcpSegment<'_>,
-    kind: policy::SegmentKind,
-) {
-    // SAFETY: By the contract of this function.
-    unsafe { complete(bh, made, listener, request, segment, kind) };
 }
 
 /// Handles the end of a client's stream before the first byte of it. Returns whether the client was
@@ -881,7 +860,7 @@ unsafe fn on_late_ack(
     // SAFETY: `listener` is that of the arguments' socket by the contract of this function.
     let made = unsafe { args.call_original(listener) };
     // SAFETY: The call was for these, by the contract of this function.
-    unsafe { complete_late(bh, made, listener, request, segment, kind) };
+    unsafe { complete(bh, made, listener, request, segment, kind) };
     made
 }
 

@@ -147,7 +147,7 @@ impl Listener {
                 ask(&request, &parked);
                 // TCP would drop the request without a word.
                 if flags.is_timer_armed() || queue.probing.is_some() {
-                    request.defer_timer();
+                    request.defer_timer(None);
                 }
                 // SAFETY: `owned` is a reference to the request of `parked`, which was just taken
                 // out of the queue and has got TCP's operations back.

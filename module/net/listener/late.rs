@@ -205,7 +205,7 @@ impl Listener {
     }
 
     /// Counts a segment of a request that is parked here, which is dropped as the accept queue is
-    /// as long as any may be.
+    /// full.
     pub(crate) fn count_overflow(&self, bh: &BhDisabled<'_>) {
         self.queue.lock(bh).stats.overflow_dropped += 1;
     }

@@ -291,10 +291,7 @@ impl Listener {
     #[cold] // Most timers are far from firing.
     fn defer_timer(&self, queue: &mut ParkQueue, request: &RequestSock<'_>) -> bool {
         queue.probing = self.probing(queue);
-        match queue.probing {
-            Some(probing) => request.defer_timer_for(probing.idle),
-            None => request.defer_timer(),
-        }
+        request.defer_timer(queue.probing.map(|probing| probing.idle))
     }
 
     /// Checks whether this listener parks requests at all.
@@ -475,7 +472,7 @@ impl Listener {
             // The client is there. If the timer is not pending, its handler runs, and does not
             // know of this ACK: the next probe is early.
             if let (Some(probing), false) = (queue.probing, parked.flags().is_timer_armed()) {
-                request.defer_timer_for(probing.idle);
+                request.defer_timer(Some(probing.idle));
             }
         }
     }

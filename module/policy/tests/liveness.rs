@@ -28,13 +28,13 @@ fn config(probe_ms: u32) -> Config {
 proptest! {
     /// A client gets as many probes as TCP_KEEPCNT says, and is given up after the last one.
     #[test]
-    fn a_client_is_given_up_after_the_last_probe(probes in 0..=127_u8) {
+    fn a_client_is_given_up_after_the_last_probe(probes: u8) {
         let time = Nanos::from_millis(5);
         let probing = Probing { idle: time, interval: time, probes };
         let sent = (1..=u8::MAX)
             .take_while(|&silences| probing.on_silence(silences) == Silence::Probe)
             .count();
-        prop_assert_eq!(sent, usize::from(probes));
+        prop_assert_eq!(sent, usize::from(probes.min(u8::MAX - 1)));
     }
 
     /// Without `probe_ms`, the socket's options count; with it, it alone does, but for the number.

@@ -212,7 +212,7 @@ fn counters(stats: &Stats) -> String {
                 (1, "closed without a byte, reset", stats.closed_reset.into()),
                 (
                     0,
-                    "segments dropped: the accept queue was at somaxconn",
+                    "segments dropped: the accept queue was full",
                     stats.overflow_dropped.into(),
                 ),
                 (
@@ -379,7 +379,7 @@ mod tests {
       fell back to plain TCP                                              10
       accepted because parking was paused                                 11
       closed without a byte, reset                                        13
-    segments dropped: the accept queue was at somaxconn                   14
+    segments dropped: the accept queue was full                           14
     closed without a byte before they were parked, reset                   3
   not parked, as on a plain listener, because
     the SYN was answered with a syncookie                                 21
