@@ -623,15 +623,17 @@ unsafe fn on_data(
     let made = unsafe { args.call_original(listener) };
     if made.child.is_none() {
         // SAFETY: The call was for these, by the contract of this function, and made no child.
-        return unsafe { on_data_if_refused(bh, raw, sock, listener, request, segment, kind) };
+        return unsafe { on_data_if_refused(bh, raw, listener, request, segment, kind) };
     }
     // SAFETY: The call was for these, by the contract of this function.
     unsafe { complete(bh, made, listener, request, segment, kind) };
     made
 }
 
-/// Handles a segment of which TCP has made no connection: the accept queue may have become full a
-/// moment ago.
+/// Handles a segment of which TCP has made no connection. If its request is parked, TCP is asked
+/// once more: the accept queue may have been full for a moment.
+///
+/// That it is not full now says nothing: `listen()` may have set a larger backlog since.
 ///
 /// # Safety
 ///
@@ -641,13 +643,12 @@ unsafe fn on_data(
 unsafe fn on_data_if_refused(
     bh: &BhDisabled<'_>,
     raw: &RawArgs,
-    sock: ListenSock<'_>,
     listener: ArcBorrow<'_, Listener>,
     request: RequestSock<'_>,
     segment: TcpSegment<'_>,
     kind: policy::SegmentKind,
 ) -> Child {
-    if !raw.dst.is_null() || !sock.accept_queue_may_be_full() {
+    if !raw.dst.is_null() || !request.has_ops_override() {
         return Child {
             child: None,
             owns_request: false,
