@@ -2,7 +2,7 @@
 
 //! Runs the cases: stage by stage, each in a process of its own, under a watchdog.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::mpsc::{channel, Sender};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -101,6 +101,7 @@ struct RunOptions {
     seed: u64,
     patience: u32,
     fuzz_time: Option<Duration>,
+    pin: PinWatch,
 }
 
 impl RunOptions {
@@ -108,6 +109,54 @@ impl RunOptions {
     fn limit(&self, case: &Case) -> Duration {
         let fuzz_time = self.fuzz_time.filter(|_| case.stage == Stage::Fuzz);
         case.limit * self.patience + fuzz_time.unwrap_or_default()
+    }
+}
+
+/// Notices that the module was pinned, and while which cases ran. Only cases of [`Stage::Last`] may
+/// pin it: no later stage could load it with other parameters.
+#[derive(Default)]
+struct PinWatch(Mutex<Seen>);
+
+/// What a [`PinWatch`] has seen.
+#[derive(Default)]
+struct Seen {
+    running: BTreeSet<String>,
+    /// Why no further case can succeed.
+    pinned: Option<String>,
+}
+
+impl PinWatch {
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a case begins; the error says why it cannot.
+    fn begin(&self, name: &str, stage: Stage) -> Result<(), String> {
+        let mut seen = self.seen();
+        match &seen.pinned {
+            Some(why) if stage != Stage::Last => Err(why.clone()),
+            _ => {
+                seen.running.insert(name.to_owned());
+                Ok(())
+            }
+        }
+    }
+
+    /// Notes that a case has ended; the error says that the module was pinned meanwhile.
+    fn end(&self, name: &str, stage: Stage, is_pinned: bool) -> Result<(), String> {
+        let mut seen = self.seen();
+        if is_pinned && stage != Stage::Last && seen.pinned.is_none() {
+            let cases: Vec<&str> = seen.running.iter().map(String::as_str).collect();
+            seen.pinned = Some(format!(
+                "the module was pinned, and cannot be unloaded any more, while one of these ran: {}\n",
+                cases.join(", ")
+            ));
+        }
+        seen.running.remove(name);
+        match &seen.pinned {
+            Some(why) if stage != Stage::Last => Err(why.clone()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -149,6 +198,7 @@ pub(crate) fn run(
         seed,
         patience: kernel.patience(),
         fuzz_time,
+        pin: PinWatch::default(),
     };
     let jobs = jobs.unwrap_or(match kernel {
         Kernel::Stock => 6,
@@ -207,8 +257,7 @@ fn prepare(stage: Stage) -> Result<()> {
 
 /// Runs a case that failed a second time, alone.
 fn once_more(case: &Case, first: &Outcome, options: &RunOptions) -> Outcome {
-    let mut again = run_process(&case.name, options.limit(case), options)
-        .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
+    let mut again = run_watched(&case.name, case.stage, options.limit(case), options);
     again.diagnostics = format!(
         "failed at first ({:.1} s):\n{}\nonce more, by itself:\n{}",
         first.took.as_secs_f64(),
@@ -249,8 +298,7 @@ fn run_batch<W: std::io::Write>(
             let Some(case) = batch.get(index) else {
                 continue;
             };
-            let first = run_process(&name, limit, options)
-                .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
+            let first = run_watched(&name, case.stage, limit, options);
             let outcome = match first.verdict {
                 Verdict::Failed if case.stage != Stage::Fuzz => once_more(case, &first, options),
                 _ => first,
@@ -259,6 +307,9 @@ fn run_batch<W: std::io::Write>(
         }
         return Ok(());
     }
+    let Some(stage) = batch.first().map(|case| case.stage) else {
+        return Ok(());
+    };
     let queue = Mutex::new(queue);
     let mut outcomes: Vec<Option<Outcome>> = batch.iter().map(|_| None).collect();
     let mut failed: Vec<(usize, Outcome)> = Vec::new();
@@ -267,7 +318,7 @@ fn run_batch<W: std::io::Write>(
         let (sender, receiver) = channel();
         for _ in 0..width.max(1) {
             let sender = sender.clone();
-            scope.spawn(|| work(&queue, options, sender));
+            scope.spawn(|| work(&queue, stage, options, sender));
         }
         drop(sender);
         for (index, outcome) in receiver {
@@ -311,6 +362,7 @@ fn report_ready<W: std::io::Write>(
 /// Takes cases from the queue until it is empty.
 fn work(
     queue: &Mutex<VecDeque<(usize, String, Duration)>>,
+    stage: Stage,
     options: &RunOptions,
     results: Sender<(usize, Outcome)>,
 ) {
@@ -322,8 +374,7 @@ fn work(
         let Some((index, name, limit)) = next else {
             return;
         };
-        let outcome = run_process(&name, limit, options)
-            .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
+        let outcome = run_watched(&name, stage, limit, options);
         if results.send((index, outcome)).is_err() {
             return;
         }
@@ -338,6 +389,22 @@ fn report<W: std::io::Write>(writer: &mut Writer<W>, case: &Case, outcome: &Outc
     }
     writer.result(&case.name, &outcome.verdict)?;
     Ok(())
+}
+
+/// Runs one case as [`run_process`] does, unless the module is pinned where it must not be.
+fn run_watched(name: &str, stage: Stage, limit: Duration, options: &RunOptions) -> Outcome {
+    if let Err(why) = options.pin.begin(name, stage) {
+        return Outcome::failed(why);
+    }
+    let mut outcome = run_process(name, limit, options)
+        .unwrap_or_else(|error| Outcome::failed(format!("cannot run the case: {error:#}")));
+    // Where it is not loaded, it has no parameters.
+    let is_pinned = module::is_pinned().unwrap_or(false);
+    if let Err(why) = options.pin.end(name, stage, is_pinned) {
+        outcome.verdict = Verdict::Failed;
+        outcome.diagnostics.push_str(&why);
+    }
+    outcome
 }
 
 /// Runs one case in a process of its own, and ends the process if it does not end by itself.
@@ -476,7 +543,38 @@ fn release() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::matches;
+    use super::{matches, PinWatch};
+    use crate::case::Stage;
+
+    #[test]
+    fn a_pinned_module_fails_what_ran_and_what_comes_later() {
+        let watch = PinWatch::default();
+        assert_eq!(watch.begin("a.early", Stage::Default), Ok(()));
+        assert_eq!(watch.end("a.early", Stage::Default, false), Ok(()));
+        assert_eq!(watch.begin("a.first", Stage::Default), Ok(()));
+        assert_eq!(watch.begin("a.second", Stage::Default), Ok(()));
+        let why = watch.end("a.first", Stage::Default, true).unwrap_err();
+        assert!(
+            why.ends_with("while one of these ran: a.first, a.second\n"),
+            "{why}"
+        );
+        assert_eq!(
+            watch.end("a.second", Stage::Default, true),
+            Err(why.clone())
+        );
+        assert_eq!(watch.begin("a.later", Stage::Alone), Err(why));
+        assert_eq!(watch.begin("a.last", Stage::Last), Ok(()));
+        assert_eq!(watch.end("a.last", Stage::Last, true), Ok(()));
+    }
+
+    #[test]
+    fn cases_at_the_very_end_may_pin_the_module() {
+        let watch = PinWatch::default();
+        for name in ["migrate.one", "migrate.two"] {
+            assert_eq!(watch.begin(name, Stage::Last), Ok(()));
+            assert_eq!(watch.end(name, Stage::Last, true), Ok(()));
+        }
+    }
 
     #[test]
     fn a_star_stands_for_anything() {
