@@ -37,6 +37,12 @@ pub enum Bench {
     Deadline,
     /// What an eviction costs beside many sources.
     Eviction,
+    /// What it costs, and who must send again, when many parked clients send at once.
+    Burst,
+    /// What it costs to close a listener, and how soon its clients know.
+    Close,
+    /// What it costs to ask a parked client whether it is still there.
+    Probes,
     /// How many segments a silent and a slow client cost.
     Segments,
     /// What a connection of a plain listener costs with and without the module.
@@ -45,13 +51,16 @@ pub enum Bench {
 
 impl Bench {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Connection,
         Self::Holding,
         Self::Interference,
         Self::Pause,
         Self::Deadline,
         Self::Eviction,
+        Self::Burst,
+        Self::Close,
+        Self::Probes,
         Self::Segments,
         Self::Others,
     ];
@@ -65,6 +74,9 @@ impl Bench {
             Self::Pause => "pause",
             Self::Deadline => "deadline",
             Self::Eviction => "eviction",
+            Self::Burst => "burst",
+            Self::Close => "close",
+            Self::Probes => "probes",
             Self::Segments => "segments",
             Self::Others => "others",
         }
@@ -127,12 +139,18 @@ pub enum Unit {
 /// | pause | `repair` (milliseconds) | ``, `rto_only` (3) | the client's pause in seconds |
 /// | deadline | `late` (milliseconds, negative: early) | ``, `reset` | the deadline in ms |
 /// | eviction | `evict` (2) | `reset`, `drop` | sources with one connection each |
+/// | burst | `sent_again`, `last_answer` (milliseconds) | `backlog_128`, `room` (4) | |
+/// | burst | `instructions`, `instructions_request` (5) | `backlog_128`, `room` (4) | |
+/// | close | `close` (2), `told` (milliseconds) | `` | clients |
+/// | probes | `probe`, `answer` (2) | `` | other parked clients |
 /// | segments | `syn_acks`, `from_server`, `from_client` | `silent`, `slow` | |
 /// | others | `instructions` | `without_module`, `with_module`, `filter_elsewhere` | |
 ///
 /// 1. Those for the bare ACK, and for the request; what the server does then is included.
 /// 2. In instructions, but for `bytes`.
 /// 3. Without tail loss probes.
+/// 4. With a backlog for all clients.
+/// 5. Of one connection; those from its request on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     /// The benchmark.

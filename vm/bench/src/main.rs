@@ -4,7 +4,9 @@
 
 #![forbid(unsafe_code)]
 
+mod burst;
 mod client;
+mod close;
 mod connection;
 mod deadline;
 mod eviction;
@@ -14,6 +16,7 @@ mod interference;
 mod kernel;
 mod others;
 mod pause;
+mod probes;
 mod profile;
 mod rounds;
 mod segments;
@@ -87,6 +90,9 @@ fn main() -> Result<()> {
             Bench::Pause => pause::measure,
             Bench::Deadline => deadline::measure,
             Bench::Eviction => eviction::measure,
+            Bench::Burst => burst::measure,
+            Bench::Close => close::measure,
+            Bench::Probes => probes::measure,
             Bench::Segments => segments::measure,
         };
         say(bench);

@@ -32,6 +32,12 @@ pub(super) mod bound {
     pub(in crate::bench) const LATE_JIFFIES: f64 = 2.0;
     /// Milliseconds before the deadline, for rounding.
     pub(in crate::bench) const EARLY_MS: f64 = 0.01;
+    /// Instructions of a burst, as a fraction of those where the accept queue has room for all.
+    pub(in crate::bench) const IN_A_BURST: f64 = 1.05;
+    /// The time to a burst's last response, in the same way.
+    pub(in crate::bench) const LAST_ANSWER: f64 = 1.1;
+    /// Milliseconds until all clients of a closed listener know.
+    pub(in crate::bench) const TOLD_MS: f64 = 1000.0;
     /// SYN-ACKs of one connection.
     pub(in crate::bench) const SYN_ACKS: f64 = 1.0;
     /// Relative difference of instruction counts that are taken as equal.
@@ -60,6 +66,9 @@ pub(crate) fn judge(recording: &Recording, asked: &[Bench]) -> Vec<Verdict> {
             Bench::Pause => pause(figures),
             Bench::Deadline => deadline(figures),
             Bench::Eviction => eviction(figures),
+            Bench::Burst => burst(figures),
+            Bench::Close => close(figures),
+            Bench::Probes => probes(figures),
             Bench::Segments => segments(figures),
             Bench::Others => others(figures),
         })
@@ -240,6 +249,106 @@ fn eviction(figures: Figures<'_>) -> Vec<Verdict> {
         let found = last_against_first(figures, key, " sources").unwrap_or_else(once);
         let says = format!("{what}: the most sources against the fewest");
         let claim = claim(bench, &["evict", case, "flat"], says);
+        bar(claim, Unit::Ratio, Bound::AtMost(bound::FLAT), found)
+    });
+    flat.collect()
+}
+
+/// Judges a burst.
+fn burst(figures: Figures<'_>) -> Vec<Verdict> {
+    let bench = Bench::Burst;
+    let key = |metric| Key::new(bench, metric).case("backlog_128");
+    let found = figures.samples(key("sent_again"));
+    let found = found.map(|samples| {
+        let worst = samples.iter().copied().fold(0.0, f64::max);
+        Found::plain(worst, SEGMENTS)
+    });
+    let claimed = claim(bench, &["sent_again"], "requests that are sent again");
+    let mut bars = vec![bar(claimed, SEGMENTS, Bound::Exactly(0.0), found)];
+
+    let mut ratio = |metric, than: Key<'_>, name: &str, says: &str, limit| {
+        let found = figures.compare(key(metric), than);
+        let claimed = claim(bench, &[metric, name], says);
+        let found = found.map(Found::ratio);
+        bars.push(bar(claimed, Unit::Ratio, Bound::AtMost(limit), found));
+    };
+    ratio(
+        "instructions",
+        key("instructions").at(Listener::Plain),
+        "dataready_vs_plain",
+        "instructions of a connection against plain",
+        bound::AS_CHEAP,
+    );
+    ratio(
+        "instructions_request",
+        key("instructions_request").case("room"),
+        "vs_room",
+        "instructions from its request on, against an accept queue with room for all",
+        bound::IN_A_BURST,
+    );
+    ratio(
+        "last_answer",
+        key("last_answer").case("room"),
+        "vs_room",
+        "time to the last response, against an accept queue with room for all",
+        bound::LAST_ANSWER,
+    );
+    bars
+}
+
+/// Judges the end of a listener.
+fn close(figures: Figures<'_>) -> Vec<Verdict> {
+    let bench = Bench::Close;
+    let key = Key::new(bench, "close");
+    let found = worst(figures.places(key).into_iter().map(|place| {
+        let this = key.x(place);
+        let comparison = figures.compare(this, this.at(Listener::Plain))?;
+        Ok(Found::ratio(comparison).at(format_args!("{} clients", number(place))))
+    }));
+    let says =
+        "instructions of close() for each parked client, against one in plain's accept queue";
+    let claimed = claim(bench, &["close.dataready_vs_plain"], says);
+    let versus = bar(claimed, Unit::Ratio, Bound::AtMost(1.0), found);
+
+    let found = last_against_first(figures, key, " clients")
+        .unwrap_or_else(|| Err("close() was not measured at two numbers of clients".into()));
+    let says = "instructions of close() for each parked client: the most against the fewest";
+    let claimed = claim(bench, &["close.flat"], says);
+    let flat = bar(claimed, Unit::Ratio, Bound::AtMost(bound::FLAT), found);
+
+    let key = Key::new(bench, "told");
+    let found = worst(figures.places(key).into_iter().map(|place| {
+        let samples = figures.samples(key.x(place))?;
+        let last = samples.iter().copied().fold(0.0, f64::max);
+        let found = Found::plain(last, Unit::Milliseconds);
+        Ok(found.at(format_args!("{} clients", number(place))))
+    }));
+    let claimed = claim(
+        bench,
+        &["told"],
+        "until the last client is told, at the worst",
+    );
+    let limit = Bound::AtMost(bound::TOLD_MS);
+    vec![versus, flat, bar(claimed, Unit::Milliseconds, limit, found)]
+}
+
+/// Judges the cost of probes.
+fn probes(figures: Figures<'_>) -> Vec<Verdict> {
+    let bench = Bench::Probes;
+    let costs = [
+        ("probe", "instructions to probe a client"),
+        ("answer", "instructions for its answer"),
+    ];
+    let flat = costs.into_iter().map(|(metric, what)| {
+        let once = || {
+            Err(format!(
+                "{what}: not measured at two numbers of connections"
+            ))
+        };
+        let key = Key::new(bench, metric);
+        let found = last_against_first(figures, key, " parked").unwrap_or_else(once);
+        let says = format!("{what}: the most parked against the fewest");
+        let claim = claim(bench, &[metric, "flat"], says);
         bar(claim, Unit::Ratio, Bound::AtMost(bound::FLAT), found)
     });
     flat.collect()
@@ -451,7 +560,7 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), count, "names are unique");
-        assert_eq!(count, 28);
+        assert_eq!(count, 37);
     }
 
     #[test]
@@ -462,6 +571,8 @@ mod tests {
         let rto = Key::new(Bench::Pause, "rto");
         let late = Key::new(Bench::Deadline, "late");
         let segments = |metric, case| Key::new(Bench::Segments, metric).case(case);
+        let burst = |metric| Key::new(Bench::Burst, metric).case("backlog_128");
+        let end = |metric| Key::new(Bench::Close, metric);
         let others = |case| {
             let key = Key::new(Bench::Others, "instructions").case(case);
             key.at(Listener::Plain)
@@ -507,6 +618,35 @@ mod tests {
                 Key::new(Bench::Eviction, "evict").case("drop").x(1e5),
                 &[9_900.0],
                 &["evict.drop.flat"],
+            ),
+            (burst("sent_again"), &[0.0, 0.0, 1.0], &["sent_again"]),
+            (
+                burst("instructions"),
+                &[103_000.0],
+                &["instructions.dataready_vs_plain"],
+            ),
+            (
+                burst("instructions_request"),
+                &[55_000.0],
+                &["instructions_request.vs_room"],
+            ),
+            (burst("last_answer"), &[46.0], &["last_answer.vs_room"]),
+            (
+                end("close").x(1e4),
+                &[21_100.0],
+                &["close.dataready_vs_plain", "close.flat"],
+            ),
+            (end("close").x(1e4), &[1_000.0], &["close.flat"]),
+            (end("told").x(1e4), &[300.0, 1_001.0], &["told"]),
+            (
+                Key::new(Bench::Probes, "probe").x(1e5),
+                &[9_000.0],
+                &["probe.flat"],
+            ),
+            (
+                Key::new(Bench::Probes, "answer").x(1e5),
+                &[3_200.0],
+                &["answer.flat"],
             ),
             // Not the largest number.
             (holding("park").x(1e5), &[9000.0], &[]),

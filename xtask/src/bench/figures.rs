@@ -260,6 +260,8 @@ pub(crate) fn case_title(case: &str) -> &str {
         "accept" => "accepted",
         "reset" => "reset",
         "drop" => "dropped",
+        "backlog_128" => "backlog 128",
+        "room" => "backlog for all",
         "silent" => "silent client",
         "slow" => "slow client",
         "without_module" => "without the module",

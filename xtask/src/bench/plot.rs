@@ -24,6 +24,9 @@ pub(crate) fn all(recording: &Recording) -> Vec<(Bench, Picture)> {
             Bench::Pause => pause(figures),
             Bench::Deadline => deadline(figures),
             Bench::Eviction => eviction(figures),
+            Bench::Burst => burst(figures),
+            Bench::Close => close(figures),
+            Bench::Probes => probes(figures),
             Bench::Segments => segments(figures),
             Bench::Others => others(figures),
         };
@@ -252,6 +255,96 @@ fn eviction(figures: Figures<'_>) -> Picture {
     }
 }
 
+/// Plots a burst.
+fn burst(figures: Figures<'_>) -> Picture {
+    const CASES: [&str; 2] = ["backlog_128", "room"];
+    let panels = [
+        ("sent_again", "Requests that are sent again", "segments"),
+        ("last_answer", "Until the last response", "ms"),
+        (
+            "instructions",
+            "A connection, from its SYN on",
+            "instructions",
+        ),
+        (
+            "instructions_request",
+            "… from its request on",
+            "instructions",
+        ),
+    ];
+    let panels = panels.into_iter().map(|(metric, title, unit)| {
+        let key = |case| Key::new(Bench::Burst, metric).case(case);
+        let series = columns(&CASES, |case, listener| {
+            asked(figures, key(case).at(listener))
+        });
+        let scale = match unit {
+            "segments" => Scale::Whole,
+            _ => Scale::Linear,
+        };
+        column_panel(title, &CASES, Axis::new(unit, scale, long), series)
+    });
+    Picture {
+        title: "Many clients that connected ahead of need send their requests at once".into(),
+        note: "The server of the plain listener has accepted them by then.".into(),
+        columns: 2,
+        panels: with_series(panels),
+        ..Picture::default()
+    }
+}
+
+/// Plots the end of a listener.
+fn close(figures: Figures<'_>) -> Picture {
+    let panels = [
+        (
+            "close",
+            "instructions of close(), for each client",
+            "instructions",
+        ),
+        ("told", "Until the last client is told", "ms"),
+    ];
+    let panels = panels.into_iter().map(|(metric, title, unit)| {
+        let series = lines(figures, Key::new(Bench::Close, metric));
+        let x = Axis::new("clients", Scale::Log, short);
+        let y = Axis::new(unit, Scale::Linear, short);
+        line_panel(title, x, y, series, Vec::new())
+    });
+    Picture {
+        title: "The end of a listener, by the number of its clients".into(),
+        note: "They are in the accept queue of the plain listener, and parked at the other.".into(),
+        columns: 2,
+        panels: with_series(panels),
+        ..Picture::default()
+    }
+}
+
+/// Plots the cost of probes.
+fn probes(figures: Figures<'_>) -> Picture {
+    let panels = [("probe", "To probe a client"), ("answer", "For its answer")];
+    let panels = panels.into_iter().map(|(metric, title)| {
+        let key = Key::new(Bench::Probes, metric);
+        let fewest = figures.places(key).first().copied();
+        let cost = fewest.and_then(|fewest| figures.statistics(key.x(fewest)).ok());
+        let limit = cost.map(|cost| Limit::Level(cost.median * bound::FLAT));
+        let x = Axis::new("other parked connections", Scale::Log, short);
+        let y = Axis::new("instructions", Scale::Linear, short);
+        line_panel(
+            title,
+            x,
+            y,
+            lines(figures, key),
+            limit.into_iter().collect(),
+        )
+    });
+    Picture {
+        title: "The cost of a probe, by the number of other parked connections".into(),
+        note: "1,000 clients are probed, the others are not. From the timer on.".into(),
+        limit: Some("dataready must not be above"),
+        columns: 2,
+        panels: with_series(panels),
+        ..Picture::default()
+    }
+}
+
 /// Plots the latency of active clients while others are idle.
 fn interference(figures: Figures<'_>) -> Picture {
     let key = Key::new(Bench::Interference, "latency");
@@ -398,7 +491,7 @@ mod tests {
 
     #[test]
     fn every_plot_says_what_it_shows() {
-        let cases: [(Bench, &[&str]); 8] = [
+        let cases: [(Bench, &[&str]); 11] = [
             (
                 Bench::Connection,
                 &[
@@ -436,6 +529,20 @@ mod tests {
             (
                 Bench::Eviction,
                 &["sources", "100k", "To park one and drop another"],
+            ),
+            (
+                Bench::Burst,
+                &[
+                    "Requests that are sent again",
+                    "backlog 128",
+                    "backlog for all",
+                    "85,000",
+                ],
+            ),
+            (Bench::Close, &["clients", "10k", "instructions of close()"]),
+            (
+                Bench::Probes,
+                &["other parked connections", "100k", "For its answer"],
             ),
             (
                 Bench::Segments,

@@ -143,6 +143,12 @@ fn metric_title(metric: &str) -> &str {
         "release" => "instructions to release",
         "timer" => "instructions at the deadline",
         "evict" => "instructions to park and evict",
+        "sent_again" => "requests sent again",
+        "last_answer" => "last response after, ms",
+        "close" => "instructions of close(), for each",
+        "told" => "last one told after, ms",
+        "probe" => "instructions to probe",
+        "answer" => "instructions for the answer",
         "latency" => "instructions to the response",
         "rto" => "RTO, ms",
         "rtt" => "RTT, ms",
@@ -222,6 +228,34 @@ fn about(bench: Bench) -> About {
                     of the address that has the most. Addresses that share one of the module's 256 \
                     buckets count as one.",
             x: Some(numeric("sources", "sources")),
+        },
+        Bench::Burst => About {
+            heading: "A burst",
+            prose: "800 clients connect ahead of need (400 in a short run), and then all send \
+                    their requests before the server gets the processor. By then the server of the \
+                    plain listener has accepted them. The backlog is 128, or large enough for all; \
+                    `TCP_DEFER_ACCEPT` cannot hold so many silent clients. A client that is not \
+                    answered sends its request again after 200 ms, 600 ms, and so on. The \
+                    instructions are those of the kernel and of the server, for each connection: \
+                    from its SYN on, and from its request on, which is where the connections of a \
+                    filtered listener are made and accepted.",
+            x: None,
+        },
+        Bench::Close => About {
+            heading: "The end of a listener",
+            prose:
+                "A listener with many silent clients is closed: they are in the accept queue of \
+                    a plain one, and parked at a filtered one. The table shows the instructions of \
+                    `close()` by the number of clients, and the time until the last of them has \
+                    been told by an RST. The listener is locked for less than `close()` takes.",
+            x: Some(numeric("clients", "clients")),
+        },
+        Bench::Probes => About {
+            heading: "The cost of a probe",
+            prose: "1,000 parked clients are probed five times a second, beside others that are \
+                    not, and answer to each probe. The table shows the instructions to probe one, \
+                    from its timer on, and those for its answer.",
+            x: Some(numeric("other parked connections", "others")),
         },
         Bench::Segments => About {
             heading: "Segments",
@@ -321,6 +355,8 @@ impl<'a> Report<'a> {
                 "release",
                 "timer",
                 "latency",
+                "close",
+                "instructions_request",
                 "rto",
                 "repair",
             ]

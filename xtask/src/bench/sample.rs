@@ -23,6 +23,9 @@ pub(crate) fn sample() -> Recording {
     pause(&mut recording);
     deadline(&mut recording);
     eviction(&mut recording);
+    burst(&mut recording);
+    close(&mut recording);
+    probes(&mut recording);
     segments(&mut recording);
     others(&mut recording);
     recording
@@ -113,6 +116,46 @@ fn eviction(recording: &mut Recording) {
     for x in [1e3, 1e4, 1e5] {
         for (case, cost) in [("reset", 13_200.0), ("drop", 8_800.0)] {
             let key = Key::new(Bench::Eviction, "evict").case(case).x(x);
+            add(recording, key, Unit::Instructions, &around(cost));
+        }
+    }
+}
+
+fn burst(recording: &mut Recording) {
+    for (listener, case, instructions, from_request, last_answer) in [
+        (Listener::Plain, "backlog_128", 101_000.0, 31_000.0, 25.0),
+        (Listener::Dataready, "backlog_128", 85_000.0, 52_000.0, 42.0),
+        (Listener::Dataready, "room", 84_500.0, 51_500.0, 41.5),
+    ] {
+        for (metric, unit, value) in [
+            ("sent_again", Unit::Segments, 0.0),
+            ("last_answer", Unit::Milliseconds, last_answer),
+            ("instructions", Unit::Instructions, instructions),
+            ("instructions_request", Unit::Instructions, from_request),
+        ] {
+            let key = Key::new(Bench::Burst, metric).case(case).at(listener);
+            add(recording, key, unit, &around(value));
+        }
+    }
+}
+
+fn close(recording: &mut Recording) {
+    for x in [1e3, 1e4] {
+        for (listener, cost, told) in [
+            (Listener::Plain, 21_000.0, x / 50.0),
+            (Listener::Dataready, 900.0, 20.0 + x / 50.0),
+        ] {
+            let key = |metric| Key::new(Bench::Close, metric).at(listener).x(x);
+            add(recording, key("close"), Unit::Instructions, &around(cost));
+            add(recording, key("told"), Unit::Milliseconds, &around(told));
+        }
+    }
+}
+
+fn probes(recording: &mut Recording) {
+    for x in [1e3, 1e4, 1e5] {
+        for (metric, cost) in [("probe", 8_100.0), ("answer", 2_900.0)] {
+            let key = Key::new(Bench::Probes, metric).x(x);
             add(recording, key, Unit::Instructions, &around(cost));
         }
     }
