@@ -8,7 +8,7 @@ use accf_kit::control::{self, OnTimeout};
 use accf_kit::counters::Counters;
 use accf_kit::endpoint::Listen;
 use accf_kit::segment::Flags;
-use accf_kit::tun_clients::{TunClients, FIRST_SPREAD};
+use accf_kit::tun_clients::{TunClients, FIRST_SPREAD, SAME_ADDRESS};
 use anyhow::{ensure, Context, Result};
 
 use crate::idle_clients::namespace;
@@ -21,8 +21,6 @@ const MAX_IF_SHORT: u32 = 10_000;
 /// The connections of the greedy source that are parked, and then those that come with each
 /// `on_timeout`.
 const GREEDY: u32 = 1_000;
-/// The clients behind a TUN interface that have one address are as far apart.
-const SAME_ADDRESS: u32 = 200;
 /// Clients connect in batches, with a pause after each.
 const BATCH: u32 = 100;
 const BATCH_PAUSE: Duration = Duration::from_millis(50);

@@ -33,6 +33,8 @@ const SERVER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
 /// How many addresses the clients have: enough to be many, and fewer than the kernel remembers
 /// neighbours.
 const ADDRESSES: u32 = 200;
+/// Clients whose numbers are a multiple of this apart have the same address.
+pub const SAME_ADDRESS: u32 = ADDRESSES;
 /// The last part of the first address.
 const FIRST_ADDRESS: u32 = 11;
 const FIRST_PORT: u32 = 1024;

@@ -4,7 +4,7 @@
 
 use std::io::Read as _;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use accf_kit::account::{self, describe};
 use accf_kit::control::{pause, resume, stats, timeout};
@@ -98,7 +98,9 @@ fn burst(
             all == u64::from(CLIENTS),
             "{all} of {CLIENTS} clients could connect"
         );
-        wait_for(round, tun, || Ok(stats(listener)?.parked == all)).context("all parked")?;
+        round
+            .wait_for(tun, || Ok(stats(listener)?.parked == all))
+            .context("all parked")?;
         // Until the last one counts as idle, also soon after the burst before.
         sleep(IDLE);
     }
@@ -124,11 +126,11 @@ fn burst(
     if !round.has_all() {
         // Those that have not all been parked, or whose segments were dropped, are not told apart.
         pause(listener)?;
-        wait_for(round, tun, &mut serve).context("all gone")?;
+        round.wait_for(tun, &mut serve).context("all gone")?;
         resume(listener)?;
         return Ok(habits);
     }
-    wait_for(round, tun, &mut serve).context("all gone")?;
+    round.wait_for(tun, &mut serve).context("all gone")?;
     serve()?;
     let seen = stats(listener)?;
     for (what, seen, expected) in [
@@ -185,22 +187,4 @@ fn read(accepted: &Accepted) -> Result<Option<bool>> {
         }
         Err(_) => Ok(None),
     }
-}
-
-/// Takes segments off the wire until `done` says so.
-fn wait_for(
-    round: &Round<'_>,
-    tun: &mut TunClients,
-    mut done: impl FnMut() -> Result<bool>,
-) -> Result<()> {
-    let begin = Instant::now();
-    while !done()? {
-        ensure!(
-            begin.elapsed() < round.limit(),
-            "not within {:?}",
-            round.limit()
-        );
-        tun.pump(Duration::from_millis(10), |_, _| Ok(()))?;
-    }
-    Ok(())
 }

@@ -26,6 +26,7 @@ mod scripted_clients;
 mod segment_clients;
 mod server_group;
 mod socket_clients;
+mod sources;
 mod watch;
 
 use std::path::PathBuf;

@@ -177,7 +177,7 @@ fn module_goes() -> Result<Proof> {
 }
 
 /// What a soak is made of, by how it is counted: without one of them it would prove nothing.
-const EVENTS: [&str; 21] = [
+const EVENTS: [&str; 22] = [
     "module loaded",
     "module unloaded",
     "unloading refused, as it has to be",
@@ -198,6 +198,7 @@ const EVENTS: [&str; 21] = [
     "SYNs into the window",
     "requests in bursts",
     "clients that vanished",
+    "clients served beside a greedy source",
     "listeners at rest with nothing left, and sums that are right",
 ];
 

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use accf_kit::control::Stats;
 use accf_kit::fault::Whose;
 use accf_kit::netns::Netns;
-use anyhow::Result;
+use accf_kit::tun_clients::TunClients;
+use anyhow::{ensure, Result};
 
 use crate::board::Board;
 use crate::program::Program;
@@ -186,6 +187,24 @@ impl<'a> Round<'a> {
             sleep(left.min(NAP));
         }
         false
+    }
+
+    /// Takes segments off a wire until `done` says so, which must be within the limit.
+    pub(crate) fn wait_for(
+        &self,
+        tun: &mut TunClients,
+        mut done: impl FnMut() -> Result<bool>,
+    ) -> Result<()> {
+        let begin = Instant::now();
+        while !done()? {
+            ensure!(
+                begin.elapsed() < self.limit(),
+                "not within {:?}",
+                self.limit()
+            );
+            tun.pump(Duration::from_millis(10), |_, _| Ok(()))?;
+        }
+        Ok(())
     }
 
     /// Records that a listener has come to rest, with these counts.

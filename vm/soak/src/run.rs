@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use crate::round::{Round, Shortage};
 use crate::{
     bursts, changing_listeners, impaired_wire, namespaces, pauses, probes, segment_clients,
-    server_group, watch,
+    server_group, sources, watch,
 };
 
 /// What an actor in a round does.
@@ -26,7 +26,7 @@ pub(crate) type Actor = fn(&Round<'_>) -> Result<()>;
 const ENOUGH: u64 = 400;
 
 /// The actors that make clients and serve them: each ends by itself once the round is over.
-pub(crate) const ACTORS: [(&str, Actor); 9] = [
+pub(crate) const ACTORS: [(&str, Actor); 10] = [
     ("raw clients", segment_clients::run),
     ("a cable that loses", impaired_wire::lossy),
     ("a cable with conntrack", impaired_wire::tracked),
@@ -34,6 +34,7 @@ pub(crate) const ACTORS: [(&str, Actor); 9] = [
     ("listeners that pause", pauses::run),
     ("probes", probes::run),
     ("bursts", bursts::run),
+    ("sources", sources::run),
     ("a group", server_group::run),
     ("namespaces", namespaces::run),
 ];
