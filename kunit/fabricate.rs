@@ -22,7 +22,10 @@ use kernel::{
 use crate::{
     net::{
         self,
-        bh::BhGuard,
+        bh::{
+            BhDisabled,
+            BhGuard, //
+        },
         bindings,
         callbacks::af_ops,
         listen_sock::ListenSock,
@@ -205,7 +208,7 @@ impl TestListener {
     }
 
     /// Returns the listening socket as `net/` sees it.
-    fn listen_sock(&self) -> ListenSock<'_> {
+    pub(crate) fn listen_sock(&self) -> ListenSock<'_> {
         // SAFETY: The socket is this test's, a TCP socket, and in memory as long as `self`.
         unsafe { ListenSock::from_raw(NonNull::new_unchecked(self.sk())) }
     }
@@ -265,6 +268,29 @@ impl TestListener {
         let listener = unsafe { Listener::of(self.listen_sock(), &bh) }.ok_or(ENOENT)?;
         let mut queue = listener.queue.lock(&bh);
         Ok(f(&mut queue))
+    }
+
+    /// Calls `f` with bottom halves off: `f` must not assert anything. No lock is held.
+    pub(crate) fn with_listener<T>(
+        &self,
+        f: impl FnOnce(&Listener, &BhDisabled<'_>) -> T,
+    ) -> Result<T> {
+        let bh = BhGuard::new();
+        let bh = bh.token();
+        // SAFETY: The socket is alive as long as `self`. If it has a filter, that was attached by
+        // `callbacks::ulp::init()`.
+        let listener = unsafe { Listener::of(self.listen_sock(), &bh) }.ok_or(ENOENT)?;
+        Ok(f(&listener, &bh))
+    }
+
+    /// Sets the backlog as `listen()` does, which knows nothing of the module.
+    pub(crate) fn listen_again(&self, backlog: u32) {
+        self.listen_sock().swap_backlog(backlog);
+    }
+
+    /// Returns the backlog.
+    pub(crate) fn backlog(&self) -> u32 {
+        self.listen_sock().backlog()
     }
 
     /// Returns its configuration.

@@ -31,11 +31,14 @@ mod tests {
         },
         net::{
             bindings,
+            listen_sock::RAISED,
             reqsk_ops::ListenerTag, //
         },
         policy::{
             Config,
             End,
+            Joining,
+            Nanos,
             Phase,
             SegmentKind,
             Timeout, //
@@ -474,6 +477,74 @@ mod tests {
         assert!(RESETS.load(Relaxed) - resets == 2);
         drop(first);
         drop(second);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn the_backlog_is_raised_while_a_call_of_tcp_needs_it() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        listener.listen_again(3);
+        let seen = listener.with_listener(|filtered, bh| {
+            let joining = Joining::Parked(Nanos(0));
+            let first = filtered.raise_backlog(bh, joining)?;
+            let one = listener.backlog();
+            let second = filtered.raise_backlog(bh, joining)?;
+            let one_was_raised = first.lower(bh, None, false);
+            let other = listener.backlog();
+            let other_was_raised = second.lower(bh, None, false);
+            Some((one, one_was_raised, other, other_was_raised))
+        })?;
+        assert!(seen == Some((RAISED, true, RAISED, true)));
+        assert!(listener.backlog() == 3);
+        drop(listener);
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn what_listen_sets_while_the_backlog_is_raised_stays() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        let child = TestListener::plain()?;
+        listener.listen_again(3);
+        let seen = listener.with_listener(|filtered, bh| {
+            let joining = Joining::Parked(Nanos(0));
+            let first = filtered.raise_backlog(bh, joining)?;
+            listener.listen_again(5);
+            // It is raised again, and knows of that.
+            let second = filtered.raise_backlog(bh, joining)?;
+            let raised = listener.backlog();
+            let first = first.lower(bh, Some(child.listen_sock()), false);
+            let second = second.lower(bh, None, false);
+            let between = listener.backlog();
+            let third = filtered.raise_backlog(bh, joining)?;
+            listener.listen_again(7);
+            let third = third.lower(bh, None, false);
+            Some((raised, first, second, between, third))
+        })?;
+        // The first and the third call found it lower than they had raised it, for a moment.
+        assert!(seen == Some((RAISED, false, true, 5, false)));
+        assert!(listener.backlog() == 7);
+        assert!(child.backlog() == 5);
+        drop((listener, child));
+        drop(registration);
+        Ok(())
+    }
+
+    #[test]
+    fn a_closed_listener_raises_no_backlog() -> Result {
+        let registration = register(Timeout::Never)?;
+        let listener = TestListener::filtered()?;
+        listener.listen_again(3);
+        listener.with_queue(|queue| queue.close())?;
+        let is_raised = listener.with_listener(|filtered, bh| {
+            let raised = filtered.raise_backlog(bh, Joining::Parked(Nanos(0)));
+            raised.map(|raised| raised.lower(bh, None, false)).is_some()
+        })?;
+        assert!(!is_raised && listener.backlog() == 3);
+        drop(listener);
         drop(registration);
         Ok(())
     }
