@@ -8,6 +8,7 @@ use kernel::prelude::*;
 mod tests {
     use crate::net::{
         bindings::{
+            self,
             accf_arrival,
             accf_endpoints,
             in6_addr, //
@@ -50,12 +51,10 @@ mod tests {
         timestamps: None,
         has_dsack: false,
         arrival: accf_arrival {
+            ip: 64 << bindings::ACCF_HOP_LIMIT_SHIFT,
             iif: 1,
-            flow_label: 0,
-            hop_limit: 64,
-            dsfield: 0,
-            ace: 0,
         },
+        ace: 0,
     };
 
     #[test]
@@ -100,11 +99,10 @@ mod tests {
     fn an_ack_has_the_bits_of_ip_and_ecn() {
         let ack = BareAck {
             arrival: accf_arrival {
+                ip: 0xa_bcde << bindings::ACCF_FLOW_LABEL_SHIFT
+                    | 7 << bindings::ACCF_HOP_LIMIT_SHIFT
+                    | 0x29 << bindings::ACCF_DSFIELD_SHIFT,
                 iif: 1,
-                flow_label: 0xa_bcde,
-                hop_limit: 7,
-                dsfield: 0x29,
-                ace: 0,
             },
             ..ACK
         };
@@ -121,8 +119,7 @@ mod tests {
             (4, [0x51, 0x10]),
             (7, [0x51, 0xd0]),
         ] {
-            let arrival = accf_arrival { ace, ..ack.arrival };
-            let packet = AckPacket::new(&ends(AF_INET), BareAck { arrival, ..ack });
+            let packet = AckPacket::new(&ends(AF_INET), BareAck { ace, ..ack });
             assert!(packet.as_bytes().get(32..34) == Some(&bytes));
         }
     }

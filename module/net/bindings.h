@@ -108,18 +108,21 @@ struct accf_endpoints {
 	struct in6_addr server_v6;
 };
 
-/* What IP and ECN say of a segment: what a child takes from its headers. */
+/* What IP says of a segment, each member in a register. */
 struct accf_arrival {
-	/* The index of the interface that it came in by. */
-	u32 iif;
+	/* The fields of its header, by the shifts below; the other bits are 0. */
+	u64 ip;
+	/* The index of the interface that it came in by: 32 bits. */
+	u64 iif;
+};
+
+enum {
 	/* The flow label, 20 bits in host order; 0 in IPv4. */
-	u32 flow_label;
-	/* TTL, or hop limit. */
-	u8 hop_limit;
-	/* TOS, or traffic class, with the bits of ECN. */
-	u8 dsfield;
-	/* The TCP flags AE, CWR and ECE, of which ECE is bit 0. */
-	u8 ace;
+	ACCF_FLOW_LABEL_SHIFT = 28,
+	/* TTL, or hop limit, 8 bits. */
+	ACCF_HOP_LIMIT_SHIFT = 48,
+	/* TOS, or traffic class, 8 bits, with those of ECN. */
+	ACCF_DSFIELD_SHIFT = 56,
 };
 
 /* The SYN-ACK timer of a request. */
@@ -199,7 +202,7 @@ u32 accf_rto_max(void);
 u32 accf_echoed_rtt_us(const struct request_sock *req, u64 now_us, u32 tsecr);
 void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us);
 void accf_child_set_ack(struct sock *child, const struct request_sock *req,
-			struct sk_buff *skb, struct accf_arrival ack);
+			struct sk_buff *skb, struct accf_arrival ack, u8 ace);
 void accf_child_set_waited(struct sock *child, u32 waited_ms);
 void accf_req_endpoints(const struct request_sock *req,
 			struct accf_endpoints *ends);

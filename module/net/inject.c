@@ -18,29 +18,28 @@ static bool accf_req_is_ipv4(const struct request_sock *req)
 }
 
 /**
- * accf_skb_arrival() - Tell what a child takes from a segment's headers.
+ * accf_skb_arrival() - Tell what a child takes from a segment's IP header.
  * @skb: the segment, which tcp_check_req() has checked
  *
- * As tcp_v4_syn_recv_sock(), tcp_v6_syn_recv_sock() and tcp_accecn_third_ack()
- * read it.
+ * As tcp_v4_syn_recv_sock() and tcp_v6_syn_recv_sock() read it.
  *
  * Context: Any.
  */
 struct accf_arrival accf_skb_arrival(const struct sk_buff *skb)
 {
-	struct accf_arrival arrival = { .ace = tcp_accecn_ace(tcp_hdr(skb)) };
+	struct accf_arrival arrival = {};
 
 	if (skb->protocol == htons(ETH_P_IP)) {
 		arrival.iif = inet_iif(skb);
-		arrival.hop_limit = ip_hdr(skb)->ttl;
-		arrival.dsfield = ip_hdr(skb)->tos;
+		arrival.ip = (u64)ip_hdr(skb)->ttl << ACCF_HOP_LIMIT_SHIFT |
+			     (u64)ip_hdr(skb)->tos << ACCF_DSFIELD_SHIFT;
 		return arrival;
 	}
 #if IS_ENABLED(CONFIG_IPV6)
 	arrival.iif = tcp_v6_iif(skb);
-	arrival.flow_label = ntohl(ip6_flowlabel(ipv6_hdr(skb)));
-	arrival.hop_limit = ipv6_hdr(skb)->hop_limit;
-	arrival.dsfield = ipv6_get_dsfield(ipv6_hdr(skb));
+	arrival.ip = (u64)ntohl(ip6_flowlabel(ipv6_hdr(skb))) << ACCF_FLOW_LABEL_SHIFT |
+		     (u64)ipv6_hdr(skb)->hop_limit << ACCF_HOP_LIMIT_SHIFT |
+		     (u64)ipv6_get_dsfield(ipv6_hdr(skb)) << ACCF_DSFIELD_SHIFT;
 #endif
 	return arrival;
 }

@@ -163,7 +163,7 @@ fn last_ack(
             bytes.as_ptr().cast(),
             bytes.len() as u32,
             packet.network_len() as u32,
-            kept.arrival.iif,
+            kept.arrival.iif as u32,
         )
     })
 }

@@ -104,7 +104,7 @@ impl AckInfo {
     ) -> Self {
         let timestamps = segment.timestamps(request.uses_timestamps());
         let arrival = segment.arrival();
-        let mut state = ParkedFlags::of_ack(segment.window(), timestamps).with_ace(arrival.ace);
+        let mut state = ParkedFlags::of_ack(segment.window(), timestamps).with_ace(segment.ace());
         if request.has_repeated_syn_ack() {
             state = state.of_repeated_syn_ack(request, segment, timestamps);
         }
@@ -112,7 +112,7 @@ impl AckInfo {
             request: request.as_non_null(),
             parked_at,
             first_ack: FirstAck::new(request.round_trip(parked_at, timestamps), &arrival),
-            iif: arrival.iif,
+            iif: arrival.iif as u32,
             write_seq_and_silences: Atomic::new(
                 request.listen_sock().write_seq() & bindings::ACCF_WRITE_SEQ_MASK,
             ),
@@ -140,20 +140,13 @@ unsafe impl Send for AckInfo {}
 // are constant, or atomic.
 unsafe impl Sync for AckInfo {}
 
-/// The round-trip time by the first bare ACK, and that ACK's IP header:
-///
-/// | bits | |
-/// | --- | --- |
-/// | 0 to 27 | the round-trip time in microseconds, or why it is not there |
-/// | 28 to 47 | the flow label |
-/// | 48 to 55 | TTL, or hop limit |
-/// | 56 to 63 | TOS, or traffic class |
+/// The round-trip time by the first bare ACK in microseconds, or why it is not there, in bits 0 to
+/// 27; and that ACK's IP header, where [`accf_arrival`] has it (`ip`).
 #[derive(Clone, Copy)]
 struct FirstAck(u64);
 
 impl FirstAck {
-    const RTT_BITS: u32 = 28;
-    const RTT_UNKNOWN: u32 = (1 << Self::RTT_BITS) - 1;
+    const RTT_UNKNOWN: u32 = (1 << bindings::ACCF_FLOW_LABEL_SHIFT) - 1;
     const RTT_SINCE_SYN_ACK: u32 = Self::RTT_UNKNOWN - 1;
     /// 268 s, which is longer than TCP waits for anything.
     const RTT_MAX: u32 = Self::RTT_SINCE_SYN_ACK - 1;
@@ -164,12 +157,7 @@ impl FirstAck {
             Some(RoundTrip::SinceSynAck) => Self::RTT_SINCE_SYN_ACK,
             Some(RoundTrip::Micros(micros)) => micros.min(Self::RTT_MAX),
         };
-        Self(
-            u64::from(rtt)
-                | u64::from(arrival.flow_label) << Self::RTT_BITS
-                | u64::from(arrival.hop_limit) << 48
-                | u64::from(arrival.dsfield) << 56,
-        )
+        Self(u64::from(rtt) | arrival.ip)
     }
 
     /// Returns the round-trip time, if it is known.
@@ -181,14 +169,11 @@ impl FirstAck {
         }
     }
 
-    /// Returns what IP said of the ACK, which came in by the interface `iif`, with these flags.
-    fn arrival(self, iif: u32, ace: u8) -> accf_arrival {
+    /// Returns what IP said of the ACK, which came in by the interface `iif`.
+    fn arrival(self, iif: u32) -> accf_arrival {
         accf_arrival {
-            iif,
-            flow_label: (self.0 >> Self::RTT_BITS) as u32 & 0xf_ffff,
-            hop_limit: (self.0 >> 48) as u8,
-            dsfield: (self.0 >> 56) as u8,
-            ace,
+            ip: self.0 & !u64::from(Self::RTT_UNKNOWN),
+            iif: iif.into(),
         }
     }
 }
@@ -256,7 +241,7 @@ impl ParkedFlags {
     }
 
     /// Returns AE, CWR and ECE of the first bare ACK.
-    fn ace(self) -> u8 {
+    pub(crate) fn ace(self) -> u8 {
         (self.0 >> Self::ACE_SHIFT) as u8 & 7
     }
 
@@ -437,9 +422,9 @@ impl ParkedRequest {
             .store(self.write_seq() | silences, Relaxed);
     }
 
-    /// Returns what IP and ECN said of the first bare ACK.
+    /// Returns what IP said of the first bare ACK.
     pub(crate) fn arrival(&self) -> accf_arrival {
-        self.ack.first_ack.arrival(self.ack.iif, self.flags().ace())
+        self.ack.first_ack.arrival(self.ack.iif)
     }
 
     /// Returns what is kept of the bare ACK.
@@ -453,6 +438,7 @@ impl ParkedRequest {
             echoes_first: flags.contains(ParkedFlag::EchoesFirst),
             has_dsack: flags.contains(ParkedFlag::HasDsack),
             arrival: self.arrival(),
+            ace: flags.ace(),
         }
     }
 

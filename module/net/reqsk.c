@@ -180,6 +180,21 @@ void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us)
 	req->num_retrans = 0;
 }
 
+static u32 accf_flow_label(struct accf_arrival ack)
+{
+	return (ack.ip >> ACCF_FLOW_LABEL_SHIFT) & 0xfffff;
+}
+
+static u8 accf_hop_limit(struct accf_arrival ack)
+{
+	return ack.ip >> ACCF_HOP_LIMIT_SHIFT;
+}
+
+static u8 accf_dsfield(struct accf_arrival ack)
+{
+	return ack.ip >> ACCF_DSFIELD_SHIFT;
+}
+
 /*
  * Does for @child what tcp_ecn_openreq_child() and tcp_rcv_state_process() do for
  * the third segment of an Accurate ECN handshake: tcp_accecn_third_ack() and
@@ -187,12 +202,12 @@ void accf_set_synack_rtt_us(struct request_sock *req, u32 rtt_us, u64 now_us)
  * counted, so what tells of the last one stays.
  */
 static noinline void accf_child_set_accecn(struct sock *child, const struct request_sock *req,
-					   struct accf_arrival ack)
+					   struct accf_arrival ack, u8 ace)
 {
-	u8 ecn = ack.dsfield & INET_ECN_MASK;
+	u8 ecn = accf_dsfield(ack) & INET_ECN_MASK;
 	struct tcp_sock *tp = tcp_sk(child);
 
-	switch (ack.ace) {
+	switch (ace) {
 	case 0x0:
 		tcp_accecn_fail_mode_set(tp, TCP_ACCECN_ACE_FAIL_RECV | TCP_ACCECN_OPT_FAIL_RECV);
 		break;
@@ -201,8 +216,8 @@ static noinline void accf_child_set_accecn(struct sock *child, const struct requ
 	case 0x1:
 		break;
 	default:
-		if (tcp_accecn_validate_syn_feedback(child, ack.ace, tcp_rsk(req)->syn_ect_snt) &&
-		    tcp_accecn_extract_syn_ect(ack.ace) == INET_ECN_CE && !tp->delivered_ce)
+		if (tcp_accecn_validate_syn_feedback(child, ace, tcp_rsk(req)->syn_ect_snt) &&
+		    tcp_accecn_extract_syn_ect(ace) == INET_ECN_CE && !tp->delivered_ce)
 			WRITE_ONCE(tp->delivered_ce, 1);
 		break;
 	}
@@ -265,11 +280,12 @@ static void accf_child_set_ipv6(struct sock *child, struct sk_buff *skb,
 	if (!is_updated || !(np->rxopt.bits.rxinfo || np->rxopt.bits.rxoinfo))
 		WRITE_ONCE(np->mcast_oif, ack.iif);
 	if (!is_updated || !(np->rxopt.bits.rxhlim || np->rxopt.bits.rxohlim))
-		WRITE_ONCE(np->mcast_hops, ack.hop_limit);
+		WRITE_ONCE(np->mcast_hops, accf_hop_limit(ack));
 	if (!is_updated || !(np->rxopt.bits.rxflow || np->rxopt.bits.rxtclass))
-		np->rcv_flowinfo = ip6_make_flowinfo(ack.dsfield, htonl(ack.flow_label));
+		np->rcv_flowinfo = ip6_make_flowinfo(accf_dsfield(ack),
+						     htonl(accf_flow_label(ack)));
 	if (!is_updated && inet6_test_bit(REPFLOW, child))
-		np->flow_label = htonl(ack.flow_label);
+		np->flow_label = htonl(accf_flow_label(ack));
 }
 #endif
 
@@ -278,8 +294,8 @@ static __always_inline void accf_child_set_ipv4(struct sock *child, struct accf_
 	struct inet_sock *inet = inet_sk(child);
 
 	WRITE_ONCE(inet->mc_index, ack.iif);
-	WRITE_ONCE(inet->mc_ttl, ack.hop_limit);
-	WRITE_ONCE(inet->rcv_tos, ack.dsfield);
+	WRITE_ONCE(inet->mc_ttl, accf_hop_limit(ack));
+	WRITE_ONCE(inet->rcv_tos, accf_dsfield(ack));
 }
 
 /* Counts the bytes of @skb by ECN, as tcp_rcv_established() does. */
@@ -290,10 +306,11 @@ static noinline void accf_child_count_ecn(struct sock *child, const struct sk_bu
 
 static __always_inline void accf_child_set_ecn(struct sock *child,
 						const struct request_sock *req,
-						struct sk_buff *skb, struct accf_arrival ack)
+						struct sk_buff *skb, struct accf_arrival ack,
+						u8 ace)
 {
 	if (tcp_rsk(req)->accecn_ok)
-		accf_child_set_accecn(child, req, ack);
+		accf_child_set_accecn(child, req, ack, ace);
 	/* Nothing is counted, and nothing changes, without ECN. */
 	else if ((TCP_SKB_CB(skb)->ip_dsfield & INET_ECN_MASK) || tcp_sk(child)->prev_ecnfield)
 		accf_child_count_ecn(child, skb);
@@ -305,16 +322,16 @@ static __always_inline void accf_child_set_ecn(struct sock *child,
  * accf_child_set_ack(), which needs no stack so.
  */
 static noinline void accf_child_set_ack_ipv6(struct sock *child, const struct request_sock *req,
-					     struct sk_buff *skb, struct accf_arrival ack)
+					     struct sk_buff *skb, struct accf_arrival ack, u8 ace)
 {
 	if (READ_ONCE(req->rsk_ops)->family == AF_INET) {
 		accf_child_set_ipv4(child, ack);
 		WRITE_ONCE(inet6_sk(child)->mcast_oif, ack.iif);
-		WRITE_ONCE(inet6_sk(child)->mcast_hops, ack.hop_limit);
+		WRITE_ONCE(inet6_sk(child)->mcast_hops, accf_hop_limit(ack));
 	} else {
 		accf_child_set_ipv6(child, skb, ack);
 	}
-	accf_child_set_ecn(child, req, skb, ack);
+	accf_child_set_ecn(child, req, skb, ack, ace);
 }
 #endif
 
@@ -323,7 +340,8 @@ static noinline void accf_child_set_ack_ipv6(struct sock *child, const struct re
  * @child: the child of a later segment, new and locked
  * @req: its request
  * @skb: the later segment
- * @ack: the bare ACK
+ * @ack: the bare ACK, from accf_skb_arrival()
+ * @ace: its TCP flags AE, CWR and ECE, of which ECE is bit 0
  *
  * On a plain listener the ACK makes the child, and the later segment comes to a
  * connection. That updates what an IPv6 socket has asked to know of its last
@@ -334,19 +352,19 @@ static noinline void accf_child_set_ack_ipv6(struct sock *child, const struct re
  * Context: Bottom halves off, under the lock of @child.
  */
 void accf_child_set_ack(struct sock *child, const struct request_sock *req,
-			struct sk_buff *skb, struct accf_arrival ack)
+			struct sk_buff *skb, struct accf_arrival ack, u8 ace)
 {
 	struct tcp_sock *tp = tcp_sk(child);
 
 	WRITE_ONCE(tp->segs_in, tp->segs_in + 1);
 #if IS_ENABLED(CONFIG_IPV6)
 	if (child->sk_family != AF_INET) {
-		accf_child_set_ack_ipv6(child, req, skb, ack);
+		accf_child_set_ack_ipv6(child, req, skb, ack, ace);
 		return;
 	}
 #endif
 	accf_child_set_ipv4(child, ack);
-	accf_child_set_ecn(child, req, skb, ack);
+	accf_child_set_ecn(child, req, skb, ack, ace);
 }
 
 /**

@@ -98,8 +98,10 @@ pub(crate) struct KeptAck {
     pub(crate) echoes_first: bool,
     /// Whether the first one said that the SYN-ACK came twice.
     pub(crate) has_dsack: bool,
-    /// What IP and ECN said of the first one.
+    /// What IP said of the first one.
     pub(crate) arrival: accf_arrival,
+    /// AE, CWR and ECE of the first one.
+    pub(crate) ace: u8,
 }
 
 /// A source of clients: an IPv4 address, also of a v4-mapped client, or the first 64 bits of an
@@ -425,7 +427,8 @@ impl<'a> RequestSock<'a> {
     }
 
     /// Makes `child` what it is on a plain listener, where the bare ACK makes it, and not a later
-    /// segment: `ack` is what IP and ECN said of the ACK, and `segment` the later one.
+    /// segment: `ack` is what IP said of the ACK, `ace` its AE, CWR and ECE, and `segment` is the
+    /// later one.
     ///
     /// # Safety
     ///
@@ -435,12 +438,13 @@ impl<'a> RequestSock<'a> {
         child: NonNull<bindings::sock>,
         segment: &TcpSegment<'_>,
         ack: accf_arrival,
+        ace: u8,
     ) {
         let (child, req) = (child.as_ptr(), self.as_ptr());
         // SAFETY: The request is alive by the type invariants, and so is the segment, of which the
         // function may make a clone, as TCP does. The child is locked by the contract of this
         // function.
-        unsafe { bindings::accf_child_set_ack(child, req, segment.as_ptr().cast_mut(), ack) };
+        unsafe { bindings::accf_child_set_ack(child, req, segment.as_ptr().cast_mut(), ack, ace) };
     }
 
     /// Takes the time that the request was parked off what `child` counts as recovery, if its
@@ -622,6 +626,7 @@ impl<'a> RequestSock<'a> {
             timestamps: kept.tsval.map(|value| Timestamps { value, echo }),
             has_dsack: kept.has_dsack,
             arrival: kept.arrival,
+            ace: kept.ace,
         }
     }
 }

@@ -27,6 +27,8 @@ const WINDOW: usize = 14;
 /// Flags of a TCP header.
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
+/// In the byte of the data offset.
+const AE: u8 = 0x01;
 
 /// A TCP segment (`struct sk_buff`) in TCP's receive path.
 ///
@@ -122,7 +124,13 @@ impl<'a> TcpSegment<'a> {
         u16::from_be_bytes([header[WINDOW], header[WINDOW + 1]])
     }
 
-    /// Returns what IP and ECN say of it.
+    /// Returns its flags AE, CWR and ECE, of which ECE is bit 0 (`tcp_accecn_ace()`).
+    pub(crate) fn ace(&self) -> u8 {
+        let header = self.header();
+        (header[DATA_OFFSET] & AE) << 2 | header[FLAGS] >> 6
+    }
+
+    /// Returns what IP says of it.
     pub(crate) fn arrival(&self) -> accf_arrival {
         // SAFETY: The segment is valid, with its headers, by the type invariants.
         unsafe { bindings::accf_skb_arrival(self.skb) }
@@ -178,8 +186,27 @@ pub(crate) struct BareAck {
     pub(crate) timestamps: Option<Timestamps>,
     /// Whether it says that the SYN-ACK came twice (D-SACK, RFC 2883).
     pub(crate) has_dsack: bool,
-    /// What IP and ECN say of it.
+    /// What IP says of it.
     pub(crate) arrival: accf_arrival,
+    /// The flags AE, CWR and ECE, of which ECE is bit 0.
+    pub(crate) ace: u8,
+}
+
+impl accf_arrival {
+    /// Returns the flow label, in host order.
+    fn flow_label(&self) -> u32 {
+        (self.ip >> bindings::ACCF_FLOW_LABEL_SHIFT) as u32 & 0xf_ffff
+    }
+
+    /// Returns TTL, or hop limit.
+    fn hop_limit(&self) -> u8 {
+        (self.ip >> bindings::ACCF_HOP_LIMIT_SHIFT) as u8
+    }
+
+    /// Returns TOS, or traffic class.
+    fn dsfield(&self) -> u8 {
+        (self.ip >> bindings::ACCF_DSFIELD_SHIFT) as u8
+    }
 }
 
 /// Returns the bytes of an IPv6 address, in network order.
@@ -263,13 +290,8 @@ impl AckPacket {
             options += SACK_LEN;
         }
         let segment_len = (TCP_LEN + options) as u16;
-        let accf_arrival {
-            flow_label,
-            hop_limit,
-            dsfield,
-            ace,
-            ..
-        } = ack.arrival;
+        let BareAck { arrival, ace, .. } = ack;
+        let (hop_limit, dsfield) = (arrival.hop_limit(), arrival.dsfield());
 
         if i32::from(ends.family) == AF_INET {
             packet.put(&[0x45, dsfield]);
@@ -279,7 +301,8 @@ impl AckPacket {
             packet.put(&ends.server_v4.to_ne_bytes());
         } else {
             let version = 6 << 28;
-            packet.put(&(version | u32::from(dsfield) << 20 | flow_label).to_be_bytes());
+            let first = version | u32::from(dsfield) << 20 | arrival.flow_label();
+            packet.put(&first.to_be_bytes());
             packet.put(&segment_len.to_be_bytes());
             packet.put(&[IPPROTO_TCP, hop_limit]);
             packet.put(&in6_bytes(&ends.client_v6));

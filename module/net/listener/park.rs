@@ -69,8 +69,9 @@ use super::{
 /// What a connection takes from the time in which its request was parked.
 pub(crate) struct Completed {
     waited: Nanos,
-    /// The bare ACK, if a later segment has made the connection.
-    ack: Option<accf_arrival>,
+    /// What IP said of the bare ACK, and its AE, CWR and ECE, if a later segment has made the
+    /// connection.
+    ack: Option<(accf_arrival, u8)>,
 }
 
 impl Completed {
@@ -88,9 +89,9 @@ impl Completed {
     ) {
         // SAFETY: By the contract of this function.
         unsafe { request.set_child_waited(child, self.waited) };
-        if let Some(ack) = self.ack {
+        if let Some((ack, ace)) = self.ack {
             // SAFETY: By the contract of this function.
-            unsafe { request.set_child_ack(child, segment, ack) };
+            unsafe { request.set_child_ack(child, segment, ack, ace) };
         }
     }
 }
@@ -599,7 +600,7 @@ impl Listener {
         }
         // The ACK that `inject` rebuilds says the same.
         let is_rebuilt = segment == policy::SegmentKind::BareAck && flags.expired().is_some();
-        let ack = (!is_rebuilt).then(|| parked.arrival());
+        let ack = (!is_rebuilt).then(|| (parked.arrival(), flags.ace()));
         queue.recycle(parked);
         Some(Completed { waited, ack })
     }
