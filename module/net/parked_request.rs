@@ -2,7 +2,10 @@
 
 //! The list entry of a parked request.
 
-use core::ptr::NonNull;
+use core::ptr::{
+    self,
+    NonNull, //
+};
 
 use kernel::{
     alloc::flags::{
@@ -444,7 +447,9 @@ impl ParkedRequest {
 
     /// Returns the flags of the request.
     pub(crate) fn flags(&self) -> ParkedFlags {
-        ParkedFlags(self.ack.state.load(Relaxed))
+        // A `READ_ONCE()`, which is what a relaxed load is, without its call.
+        // SAFETY: The pointer is that of a field of `self`, and what writes it is atomic.
+        ParkedFlags(unsafe { ptr::read_volatile(self.ack.state.as_ptr()) })
     }
 
     /// Marks the request as expired, with what is to become of it; `None` makes it wait again.
