@@ -109,7 +109,7 @@ impl AckInfo {
         let arrival = segment.arrival();
         let mut state = ParkedFlags::of_ack(segment.window(), timestamps).with_ace(segment.ace());
         if request.has_repeated_syn_ack() {
-            state = state.of_repeated_syn_ack(request, segment, timestamps);
+            state = state.of_repeated_syn_ack(*request, *segment, timestamps);
         }
         Self {
             request: request.as_non_null(),
@@ -253,8 +253,8 @@ impl ParkedFlags {
     #[cold] // Few SYN-ACKs are sent more than once.
     fn of_repeated_syn_ack(
         self,
-        request: &RequestSock<'_>,
-        segment: &TcpSegment<'_>,
+        request: RequestSock<'_>,
+        segment: TcpSegment<'_>,
         timestamps: Option<Timestamps>,
     ) -> Self {
         let first = request.first_tsval_sent();
@@ -359,7 +359,7 @@ impl ParkedRequest {
     /// # Safety
     ///
     /// `self` must be in the queue of the parking listener, whose lock the caller holds.
-    pub(crate) unsafe fn set_last_ack(&self, request: &RequestSock<'_>, segment: &TcpSegment<'_>) {
+    pub(crate) unsafe fn set_last_ack(&self, request: RequestSock<'_>, segment: TcpSegment<'_>) {
         let timestamps = segment.timestamps(request.uses_timestamps());
         if let Some(timestamps) = timestamps {
             self.ack.tsval.store(timestamps.value, Relaxed);

@@ -146,7 +146,7 @@ impl RequestOpsOverride {
     ///   pass the same: those of the first are final.
     #[cold] // One of those that `net/mod.rs` names: together, they save 48 instructions.
     pub(crate) unsafe fn for_request(
-        request: &RequestSock<'_>,
+        request: RequestSock<'_>,
         callbacks: &RequestCallbacks,
     ) -> Option<&'static Self> {
         let slot = Self::slot(request.family())?;
@@ -155,8 +155,8 @@ impl RequestOpsOverride {
         // no other kind get here, these are `tcp_request_sock_ops`, `tcp6_request_sock_ops`,
         // `tcp_request_sock_ipv4_ops` and `tcp_request_sock_ipv6_ops`, which are constants of the
         // kernel's image. The callbacks are as `in_slot()` wants them, by the same contract.
-        unsafe { Self::in_slot(slot, request, callbacks) }
-            .filter(|ops_override| ops_override.is_for(request))
+        unsafe { Self::in_slot(slot, &request, callbacks) }
+            .filter(|ops_override| ops_override.is_for(&request))
     }
 
     /// Returns the override in `slot`, made of the operations of `request` and of `callbacks` if

@@ -461,7 +461,7 @@ pub(crate) unsafe extern "C" fn syn_recv_sock<F: Filter>(
     match F::verdict(kind) {
         Verdict::Ready => {
             // SAFETY: The listener's socket and the request are those of the arguments.
-            if kind == SegmentKind::Fin && unsafe { on_fin(&bh, &args, listener, &request) } {
+            if kind == SegmentKind::Fin && unsafe { on_fin(&bh, args.0, listener, request) } {
                 return args.drop_segment().as_ptr();
             }
             // SAFETY: The socket, the request and the segment are those of the arguments.
@@ -766,24 +766,24 @@ unsafe fn complete(
 #[cold] // Few clients close without a byte.
 unsafe fn on_fin(
     bh: &BhDisabled<'_>,
-    args: &SynRecvSockArgs<'_>,
+    raw: &RawArgs,
     listener: ArcBorrow<'_, Listener>,
-    request: &RequestSock<'_>,
+    request: RequestSock<'_>,
 ) -> bool {
     // SAFETY: The listener and the request are alive.
-    let flags = unsafe { bindings::accf_req_flags(args.0.sk, request.as_ptr()) };
+    let flags = unsafe { bindings::accf_req_flags(raw.sk, request.as_ptr()) };
     if exemption(flags).is_some()
-        || !listener.is_listener_of(request)
+        || !listener.is_listener_of(&request)
         || request.is_fast_open()
         || request.is_mptcp()
         // SAFETY: The request is the arguments' `req_unhash`, to which TCP holds a reference during
         // this call, without a lock.
-        || !unsafe { listener.drop_closed(bh, request) }
+        || !unsafe { listener.drop_closed(bh, &request) }
     {
         return false;
     }
     // SAFETY: The arguments are TCP's, by the type invariants, and the call is not over.
-    unsafe { inject::reset_segment(request, args.0.sk, args.0.skb, bh) };
+    unsafe { inject::reset_segment(&request, raw.sk, raw.skb, bh) };
     true
 }
 
@@ -809,7 +809,7 @@ unsafe fn on_bare_ack(
         // SAFETY: The listener and the request are alive.
         let flags = unsafe { bindings::accf_req_flags(sk, request.as_ptr()) };
         if flags != 0 {
-            phase_of_acked_or_exempt(bh, listener, &request, flags)
+            phase_of_acked_or_exempt(bh, listener, request, flags)
         } else if !listener.is_listener_of(&request) || request.is_fast_open() || request.is_mptcp()
         {
             Phase::Exempt(Bypass::Other)
@@ -829,7 +829,7 @@ unsafe fn on_bare_ack(
         }
         Action::Hold => {
             if let Some(listener) = resolve_parking_listener(bh, listener, &request) {
-                listener.update_last_ack(bh, &request, &segment);
+                listener.update_last_ack(bh, request, segment);
             }
             return args.drop_segment().as_ptr();
         }
@@ -870,15 +870,15 @@ unsafe fn on_late_ack(
 fn phase_of_acked_or_exempt(
     bh: &BhDisabled<'_>,
     listener: ArcBorrow<'_, Listener>,
-    request: &RequestSock<'_>,
+    request: RequestSock<'_>,
     flags: u32,
 ) -> Phase {
     let exempt = exemption(flags);
     if flags & bindings::ACCF_IS_ACKED == 0 {
         return exempt.map_or(Phase::Unparked, Phase::Exempt);
     }
-    match resolve_parking_listener(bh, listener, request)
-        .and_then(|listener| listener.phase_of(bh, request))
+    match resolve_parking_listener(bh, listener, &request)
+        .and_then(|listener| listener.phase_of(bh, &request))
     {
         Some(phase) if exempt.is_none() => phase,
         // The listener parks no more: let the parked request go.

@@ -145,7 +145,7 @@ impl Listener {
         if request.is_parked(self.tag) {
             // SAFETY: The request is parked here, and the lock is held; so its entry is in the
             // queue.
-            unsafe { request.parked().set_last_ack(&request, &segment) };
+            unsafe { request.parked().set_last_ack(request, segment) };
             return true;
         }
         let had_armed = queue.has_armed();
@@ -169,7 +169,7 @@ impl Listener {
         }
         if admission != Admission::Park {
             // SAFETY: The queue is this listener's.
-            unsafe { self.make_room(&request, bh, queue, admission) };
+            unsafe { self.make_room(request, bh, queue, admission) };
         }
         true
     }
@@ -192,7 +192,7 @@ impl Listener {
     #[cold] // One of those that `net/mod.rs` names: together, they save 48 instructions.
     unsafe fn make_room(
         self: ArcBorrow<'_, Self>,
-        newcomer: &RequestSock<'_>,
+        newcomer: RequestSock<'_>,
         bh: &BhDisabled<'_>,
         mut queue: Guard<'_, Locked, SpinLockBackend>,
         admission: Admission,
@@ -258,7 +258,7 @@ impl Listener {
         let spare = queue.take_spare()?;
         // Most clients send soon, and the SYN-ACK timers of their requests need not be touched.
         let is_timer_far = request.may_synack_timer_run();
-        if !is_timer_far && !self.defer_timer(queue, request) {
+        if !is_timer_far && !self.defer_timer(queue, *request) {
             queue.recycle(spare.into());
             return Err(Bypass::Other);
         }
@@ -290,7 +290,7 @@ impl Listener {
     /// Defers the SYN-ACK timer of a request that is about to be parked: until its client is
     /// probed, if it is. Returns whether the timer was pending.
     #[cold] // Most timers are far from firing.
-    fn defer_timer(&self, queue: &mut ParkQueue, request: &RequestSock<'_>) -> bool {
+    fn defer_timer(&self, queue: &mut ParkQueue, request: RequestSock<'_>) -> bool {
         queue.probing = self.probing(queue);
         request.defer_timer(queue.probing.map(|probing| probing.idle))
     }
@@ -326,7 +326,7 @@ impl Listener {
         // this function: it has TCP's operations, or it is a clone that has the override. The
         // override of its family exists then. `self.callbacks` are the module's only ones, by the
         // contract of `Self::new()`.
-        let ops_override = unsafe { RequestOpsOverride::for_request(request, self.callbacks) }
+        let ops_override = unsafe { RequestOpsOverride::for_request(*request, self.callbacks) }
             .ok_or(Bypass::Other)?;
         queue.ops_override = Some(ops_override);
         Ok(ops_override)
@@ -458,11 +458,11 @@ impl Listener {
     pub(crate) fn update_last_ack(
         &self,
         bh: &BhDisabled<'_>,
-        request: &RequestSock<'_>,
-        segment: &TcpSegment<'_>,
+        request: RequestSock<'_>,
+        segment: TcpSegment<'_>,
     ) {
         let queue = self.queue.lock(bh);
-        if self.has_parked(request) {
+        if self.has_parked(&request) {
             // SAFETY: The request is parked here, and the lock is held.
             let parked = unsafe { request.parked() };
             // SAFETY: As the request is parked here, its entry is in the queue. The lock is held.
