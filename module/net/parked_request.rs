@@ -100,6 +100,7 @@ impl AckInfo {
     }
 
     /// Returns the data of `request`, whose bare ACK is `segment`.
+    #[inline(always)] // See `Listener::park()`.
     pub(crate) fn new(
         request: &RequestSock<'_>,
         segment: &TcpSegment<'_>,

@@ -143,6 +143,7 @@ pub enum Admission {
 ///
 /// A connection is reset or dropped only for the listener's own limit, for which its server asked;
 /// never because other listeners use up the limit of the namespace.
+#[inline(always)] // See `Listener::park()`.
 pub fn on_park(
     config: &Config,
     parked: u64,

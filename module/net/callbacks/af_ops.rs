@@ -794,6 +794,7 @@ unsafe fn on_fin(
 ///
 /// `listener` must be that of the arguments' socket, `request` their `req_unhash`, and `segment`
 /// their segment, of this `kind`.
+#[inline(always)] // See `Listener::park()`.
 unsafe fn on_bare_ack(
     bh: &BhDisabled<'_>,
     args: SynRecvSockArgs<'_>,
