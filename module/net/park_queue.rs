@@ -268,11 +268,11 @@ impl ParkQueue {
     /// Keeps the entry of a request that is no longer parked, unless another CPU still looks at it
     /// or enough are kept.
     pub(crate) fn recycle(&mut self, parked: Arc<ParkedRequest>) {
-        if self.is_closed() || self.spares.len() == self.spares.capacity() {
+        let Some(spare) = Arc::into_unique_or_drop(parked) else {
             return;
-        }
-        if let Some(spare) = Arc::into_unique_or_drop(parked) {
-            // There is room, as just seen.
+        };
+        if !self.is_closed() {
+            // Without room for it, it is dropped.
             let _ = self.spares.push_within_capacity(spare);
         }
     }
