@@ -302,6 +302,17 @@ impl<'a> ListenSock<'a> {
         unsafe { bindings::accf_ulp_data_publish(self.as_ptr(), data) };
     }
 
+    /// Sets `icsk->icsk_ulp_data` to NULL (`RCU_INIT_POINTER()`).
+    ///
+    /// # Safety
+    ///
+    /// No other CPU may see the socket: the caller has just made it as a child.
+    pub(crate) unsafe fn clear_ulp_data(self) {
+        // SAFETY: The socket is in memory by the type invariants, and the caller alone sees it, by
+        // the contract of this function.
+        unsafe { ptr::write_volatile(&raw mut (*self.csk()).icsk_ulp_data, ptr::null_mut()) };
+    }
+
     /// Returns whether the caller may have this listener park more requests than the module's
     /// default (`CAP_NET_ADMIN` in the network namespace). Process context.
     pub(crate) fn may_raise_max_parked(self) -> bool {

@@ -187,7 +187,7 @@ unsafe extern "C" fn clone(req: *const request_sock, child: *mut sock, _priority
     // SAFETY: No other CPU sees the child. TCP took no module reference for it, and must put none.
     unsafe {
         child.set_ulp_ops(ptr::null());
-        child.publish_ulp_data(ptr::null_mut());
+        child.clear_ulp_data();
     }
 }
 
