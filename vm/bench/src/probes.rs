@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What it costs to probe parked clients.
 //!
-//! Some clients are probed often, beside more and more that are not, and answer to each probe. While
-//! probes are sent, this thread keeps the processor busy: what it does not get has gone to
+//! Some clients are probed often, beside more and more that are not, and answer to each probe.
+//! While probes are sent, this thread keeps the processor busy: what it does not get has gone to
 //! interrupts, of which those without a client are subtracted.
 
 use std::collections::VecDeque;

@@ -111,7 +111,7 @@ fn compete(round: &Round<'_>, tun: &mut TunClients, listener: &Listener, row: u3
             })
             .context("the pool served")?;
     }
-    // Whoever is left is handed over, and reset.
+    // The clients that are left are handed over, and reset.
     pause(listener)?;
     round
         .wait_for(tun, || {

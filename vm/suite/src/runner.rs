@@ -148,7 +148,8 @@ impl PinWatch {
         if is_pinned && stage != Stage::Last && seen.pinned.is_none() {
             let cases: Vec<&str> = seen.running.iter().map(String::as_str).collect();
             seen.pinned = Some(format!(
-                "the module was pinned, and cannot be unloaded any more, while one of these ran: {}\n",
+                "the module was pinned, and cannot be unloaded any more, while one of these ran: \
+                 {}\n",
                 cases.join(", ")
             ));
         }

@@ -234,11 +234,11 @@ fn about(bench: Bench) -> About {
             prose: "800 clients connect ahead of need (400 in a short run), and then all send \
                     their requests before the server gets the processor. By then the server of the \
                     plain listener has accepted them. The backlog is 128, or large enough for all; \
-                    `TCP_DEFER_ACCEPT` cannot hold so many silent clients. A client that is not \
-                    answered sends its request again after 200 ms, 600 ms, and so on. The \
-                    instructions are those of the kernel and of the server, for each connection: \
-                    from its SYN on, and from its request on, which is where the connections of a \
-                    filtered listener are made and accepted.",
+                    `TCP_DEFER_ACCEPT` holds no more silent clients than its backlog. A client \
+                    that is not answered sends its request again after 200 ms, 600 ms, and so on. \
+                    The instructions are those of the kernel and of the server, for each \
+                    connection: from its SYN on, and from its request on, which is where the \
+                    connections of a filtered listener are made and accepted.",
             x: None,
         },
         Bench::Close => About {
