@@ -54,12 +54,41 @@ pub fn unload(limit: Duration) -> Result<()> {
     match last {
         Ok(()) => Ok(()),
         Err(Errno::EWOULDBLOCK) => bail!(
-            "the module is still in use after {} ms: reference count {}",
+            "the module is still in use after {} ms: reference count {}, {}; other processes:\n{}",
             limit.as_millis(),
-            refcount()?.map_or_else(|| "unknown".to_owned(), |count| count.to_string())
+            refcount()?.map_or_else(|| "unknown".to_owned(), |count| count.to_string()),
+            match is_pinned()? {
+                true => "pinned",
+                false => "not pinned",
+            },
+            processes()
         ),
         Err(error) => Err(error).context("unload the module"),
     }
+}
+
+/// Describes the processes that have a command line, which those of the kernel do not have: what
+/// each is, its state, and where its threads wait.
+pub fn processes() -> String {
+    let numbers = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let described = numbers.filter_map(|entry| {
+        let at = |file: &str| fs::read_to_string(entry.path().join(file)).ok();
+        let command = at("cmdline")?.replace('\0', " ");
+        let stat = at("stat")?;
+        let (_, state) = stat.rsplit_once(") ")?;
+        (!command.is_empty()).then(|| {
+            let number = entry.file_name();
+            let stack = at("stack").unwrap_or_default().replace('\n', "; ");
+            format!(
+                "{} {} {}[{}]",
+                number.to_string_lossy(),
+                state.chars().next().unwrap_or('?'),
+                command,
+                stack
+            )
+        })
+    });
+    described.collect::<Vec<String>>().join("\n")
 }
 
 /// Unloads the module if it is loaded, and loads it with other parameters.
@@ -123,6 +152,13 @@ fn column(modules: &str, name: &str, column: usize) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn this_process_is_described() {
+        let start = format!("{} ", std::process::id());
+        let all = processes();
+        assert!(all.lines().any(|line| line.starts_with(&start)), "{all}");
+    }
 
     #[test]
     fn the_reference_count_is_the_third_column() {

@@ -112,8 +112,9 @@ impl RunOptions {
     }
 }
 
-/// Notices that the module was pinned, and while which cases ran. Only cases of [`Stage::Last`] may
-/// pin it: no later stage could load it with other parameters.
+/// Notices that the module was pinned, and while which cases ran, or that it cannot be unloaded for
+/// another reason. Only cases of [`Stage::Last`] may pin it: no later stage could load it with other
+/// parameters.
 #[derive(Default)]
 struct PinWatch(Mutex<Seen>);
 
@@ -128,6 +129,11 @@ struct Seen {
 impl PinWatch {
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the module can no longer be unloaded.
+    fn cannot_unload(&self, why: &str) {
+        self.seen().pinned.get_or_insert_with(|| why.to_owned());
     }
 
     /// Notes that a case begins; the error says why it cannot.
@@ -225,6 +231,7 @@ pub(crate) fn run(
             Ok(()) => run_batch(&batch, width, &options, &mut writer)?,
             Err(error) => {
                 let text = format!("the stage \"{stage}\" could not be prepared: {error:#}");
+                options.pin.cannot_unload(&text);
                 for case in &batch {
                     report(&mut writer, case, &Outcome::failed(text.clone()))?;
                 }
@@ -566,6 +573,16 @@ mod tests {
         assert_eq!(watch.begin("a.later", Stage::Alone), Err(why));
         assert_eq!(watch.begin("a.last", Stage::Last), Ok(()));
         assert_eq!(watch.end("a.last", Stage::Last, true), Ok(()));
+    }
+
+    #[test]
+    fn a_module_that_cannot_be_unloaded_fails_what_comes_later() {
+        let watch = PinWatch::default();
+        watch.cannot_unload("in use");
+        watch.cannot_unload("still in use");
+        let why = Err("in use".to_owned());
+        assert_eq!(watch.begin("a.later", Stage::Alone), why);
+        assert_eq!(watch.begin("a.last", Stage::Last), Ok(()));
     }
 
     #[test]

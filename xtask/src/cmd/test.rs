@@ -65,7 +65,8 @@ exit "$status"
 
 /// The cases that only the stock kernel runs, as the dev kernel is slow: those of IPv4 clients of
 /// an IPv6 listener that take the path of any IPv4 client. What differs for such clients is in
-/// `attach`, `deadline`, `hold`, `ktls`, `lifetime`, `plain` and `release`.
+/// `attach`, `deadline`, `field.ack`, `field.options`, `hold`, `ktls`, `lifetime`, `plain` and
+/// `release`.
 const DEV_WITHOUT: &[&str] = &[
     "account.*.mapped",
     "backlog.*.mapped",
@@ -73,6 +74,19 @@ const DEV_WITHOUT: &[&str] = &[
     "control.*.mapped",
     "defer.*.mapped",
     "evict.*.mapped",
+    "field.bpf.*.mapped",
+    "field.burst.*.mapped",
+    "field.close.*.mapped",
+    "field.device.*.mapped",
+    "field.pause.*.mapped",
+    "field.plug.*.mapped",
+    "field.probe.*.mapped",
+    "field.same_port.*.mapped",
+    "field.source.*.mapped",
+    "field.tos.*.mapped",
+    "field.transparent.*.mapped",
+    "field.vanished.*.mapped",
+    "field.vrf.*.mapped",
     "fuzz.*.mapped",
     "migrate.*.mapped",
     "mixture.*.mapped",
