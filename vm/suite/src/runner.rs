@@ -113,8 +113,8 @@ impl RunOptions {
 }
 
 /// Notices that the module was pinned, and while which cases ran, or that it cannot be unloaded for
-/// another reason. Only cases of [`Stage::Last`] may pin it: no later stage could load it with other
-/// parameters.
+/// another reason. Only cases of [`Stage::Last`] may pin it: no later stage could load it with
+/// other parameters.
 #[derive(Default)]
 struct PinWatch(Mutex<Seen>);
 
