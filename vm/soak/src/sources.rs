@@ -17,10 +17,10 @@ use crate::round::Round;
 const PLACE: &str = "sources";
 
 /// How many may be parked.
-const ROOM: u32 = 64;
+const ROOM: u32 = 32;
 /// How many clients the one address has, and how many connections the greedy one opens.
-const POOL: u32 = 20;
-const GREEDY: u32 = 100;
+const POOL: u32 = 10;
+const GREEDY: u32 = 40;
 /// How many connections an address opens before its ports come again.
 const ROWS: u32 = 50_000;
 /// A deadline that no client meets.
@@ -43,7 +43,7 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     let (mut begun, mut served) = (0, 0);
     let mut row = 0;
     round.begin();
-    let most = Duration::from_millis(500) * round.patience;
+    let most = Duration::from_secs(1) * round.patience;
     while round.pause(&mut rng, most) {
         let on_timeout = *rng
             .choice(&[OnTimeout::Accept, OnTimeout::Reset, OnTimeout::Drop])
