@@ -23,7 +23,7 @@ use accf_kit::segment::Flags;
 use accf_kit::tun_clients::{TunClient, TunClients};
 use anyhow::{ensure, Context, Result};
 
-use crate::idle_clients::{namespace, BACKLOG, BATCH};
+use crate::idle_clients::{namespace, BACKLOG, BATCH, SETTLES_WITHIN};
 use crate::rounds::{in_turn, no_syncookies, Figure, Figures, Plan, FAMILY, REQUEST, RESPONSE};
 
 /// The clients, and those in a short run.
@@ -42,11 +42,45 @@ const RETRANSMISSIONS: u32 = 6;
 /// The limit for a segment that the server sends at once.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(10);
 
-/// A listener, its case, and its backlog.
-const SETUPS: [(Listener, &str, u32); 3] = [
-    (Listener::Plain, "backlog_128", BACKLOG),
-    (Listener::Dataready, "backlog_128", BACKLOG),
-    (Listener::Dataready, "room", ROOM),
+/// How long the server works for each response, where it does.
+const WORK: Duration = Duration::from_millis(2);
+
+/// How a burst is played.
+#[derive(Clone, Copy, Debug)]
+struct Setup {
+    listener: Listener,
+    case: &'static str,
+    backlog: u32,
+    work: Duration,
+}
+
+const PROMPT: Setup = Setup {
+    listener: Listener::Dataready,
+    case: "backlog_128",
+    backlog: BACKLOG,
+    work: Duration::ZERO,
+};
+const WORKING: Setup = Setup {
+    case: "working",
+    work: WORK,
+    ..PROMPT
+};
+const SETUPS: [Setup; 5] = [
+    Setup {
+        listener: Listener::Plain,
+        ..PROMPT
+    },
+    PROMPT,
+    Setup {
+        case: "room",
+        backlog: ROOM,
+        ..PROMPT
+    },
+    Setup {
+        listener: Listener::Plain,
+        ..WORKING
+    },
+    WORKING,
 ];
 
 /// What a burst took.
@@ -69,10 +103,13 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
         CLIENTS
     };
     let mut figures = Figures::new(Bench::Burst);
+    // Whatever is done only once is done here.
+    burst(PROMPT, clients).context("warm-up")?;
     for round in 0..plan.rounds {
-        for (listener, case, backlog) in in_turn(SETUPS, round) {
-            let seen = burst(listener, backlog, clients)
-                .with_context(|| format!("{}, backlog {backlog}", listener.key()))?;
+        for setup in in_turn(SETUPS, round) {
+            let Setup { listener, case, .. } = setup;
+            let seen =
+                burst(setup, clients).with_context(|| format!("{}, {case}", listener.key()))?;
             let each = |instructions: u64| instructions as f64 / f64::from(clients);
             let samples = [
                 ("sent_again", Unit::Segments, f64::from(seen.sent_again)),
@@ -96,8 +133,9 @@ pub(crate) fn measure(plan: Plan) -> Result<Vec<Measurement>> {
     Ok(figures.finish())
 }
 
-/// A server that is given the processor by [`Server::run`] only.
+/// A server that is given the processor only when its functions are called.
 struct Server {
+    work: Duration,
     listener: endpoint::Listener,
     accepted: Vec<TcpStream>,
     spent: u64,
@@ -118,17 +156,21 @@ impl Server {
 
     /// Answers the requests of all that it has accepted, and closes them.
     fn answer(&mut self) -> Result<()> {
-        let (done, spent) = count::during(|| {
-            for mut stream in self.accepted.drain(..) {
+        for mut stream in self.accepted.drain(..) {
+            // What it works does not count.
+            sleep(self.work);
+            let (done, spent) = count::during(|| {
                 let mut request = [0; REQUEST.len()];
                 stream.read_exact(&mut request).context("the request")?;
                 ensure!(request == REQUEST, "the server read something else");
                 stream.write_all(RESPONSE)?;
-            }
-            Ok(())
-        });
-        self.spent += spent;
-        done
+                drop(stream);
+                Ok(())
+            });
+            self.spent += spent;
+            done?;
+        }
+        Ok(())
     }
 }
 
@@ -140,7 +182,15 @@ struct Client {
 }
 
 /// Plays one burst.
-fn burst(listener: Listener, backlog: u32, count: u32) -> Result<Burst> {
+fn burst(setup: Setup, count: u32) -> Result<Burst> {
+    let Setup {
+        listener,
+        backlog,
+        work,
+        ..
+    } = setup;
+    // What was measured before is to be gone.
+    sleep(SETTLES_WITHIN);
     let ns = namespace()?;
     let listen = match listener {
         Listener::Dataready => {
@@ -150,6 +200,7 @@ fn burst(listener: Listener, backlog: u32, count: u32) -> Result<Burst> {
     };
     let mut server = Server {
         listener: listen.backlog(i32::try_from(backlog)?).open(&ns)?,
+        work,
         accepted: Vec::new(),
         spent: 0,
     };

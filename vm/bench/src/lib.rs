@@ -139,8 +139,8 @@ pub enum Unit {
 /// | pause | `repair` (milliseconds) | ``, `rto_only` (3) | the client's pause in seconds |
 /// | deadline | `late` (milliseconds, negative: early) | ``, `reset` | the deadline in ms |
 /// | eviction | `evict` (2) | `reset`, `drop` | sources with one connection each |
-/// | burst | `sent_again`, `last_answer` (milliseconds) | `backlog_128`, `room` (4) | |
-/// | burst | `instructions`, `instructions_request` (5) | `backlog_128`, `room` (4) | |
+/// | burst | `sent_again`, `last_answer` (milliseconds) | `backlog_128`, `room` (4), `working` (6) | |
+/// | burst | `instructions`, `instructions_request` (5) | `backlog_128`, `room` (4), `working` (6) | |
 /// | close | `close` (2), `told` (milliseconds) | `` | clients |
 /// | probes | `probe`, `answer` (2) | `` | other parked clients |
 /// | segments | `syn_acks`, `from_server`, `from_client` | `silent`, `slow` | |
@@ -151,6 +151,7 @@ pub enum Unit {
 /// 3. Without tail loss probes.
 /// 4. With a backlog for all clients.
 /// 5. Of one connection; those from its request on.
+/// 6. The server works for each response, which does not count as instructions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     /// The benchmark.

@@ -262,6 +262,7 @@ pub(crate) fn case_title(case: &str) -> &str {
         "drop" => "dropped",
         "backlog_128" => "backlog 128",
         "room" => "backlog for all",
+        "working" => "server works",
         "silent" => "silent client",
         "slow" => "slow client",
         "without_module" => "without the module",

@@ -257,31 +257,39 @@ fn eviction(figures: Figures<'_>) -> Picture {
 
 /// Plots a burst.
 fn burst(figures: Figures<'_>) -> Picture {
-    const CASES: [&str; 2] = ["backlog_128", "room"];
-    let panels = [
-        ("sent_again", "Requests that are sent again", "segments"),
-        ("last_answer", "Until the last response", "ms"),
+    const PROMPT: [&str; 2] = ["backlog_128", "room"];
+    const ALL: [&str; 3] = ["backlog_128", "room", "working"];
+    let panels: [(&str, &[&str], &str, &str); 4] = [
+        (
+            "sent_again",
+            &ALL,
+            "Requests that are sent again",
+            "segments",
+        ),
+        ("last_answer", &PROMPT, "Until the last response", "ms"),
+        (
+            "last_answer",
+            &["working"],
+            "… of a server that works",
+            "ms",
+        ),
         (
             "instructions",
+            &ALL,
             "A connection, from its SYN on",
             "instructions",
         ),
-        (
-            "instructions_request",
-            "… from its request on",
-            "instructions",
-        ),
     ];
-    let panels = panels.into_iter().map(|(metric, title, unit)| {
+    let panels = panels.into_iter().map(|(metric, cases, title, unit)| {
         let key = |case| Key::new(Bench::Burst, metric).case(case);
-        let series = columns(&CASES, |case, listener| {
+        let series = columns(cases, |case, listener| {
             asked(figures, key(case).at(listener))
         });
         let scale = match unit {
             "segments" => Scale::Whole,
             _ => Scale::Linear,
         };
-        column_panel(title, &CASES, Axis::new(unit, scale, long), series)
+        column_panel(title, cases, Axis::new(unit, scale, long), series)
     });
     Picture {
         title: "Many clients that connected ahead of need send their requests at once".into(),

@@ -126,6 +126,8 @@ fn burst(recording: &mut Recording) {
         (Listener::Plain, "backlog_128", 101_000.0, 31_000.0, 25.0),
         (Listener::Dataready, "backlog_128", 85_000.0, 52_000.0, 42.0),
         (Listener::Dataready, "room", 84_500.0, 51_500.0, 41.5),
+        (Listener::Plain, "working", 121_000.0, 51_000.0, 1_610.0),
+        (Listener::Dataready, "working", 105_000.0, 72_000.0, 1_640.0),
     ] {
         for (metric, unit, value) in [
             ("sent_again", Unit::Segments, 0.0),
