@@ -67,9 +67,7 @@ struct Probed {
 
 /// Parks the clients of a step, and measures.
 fn probe(step: Step, figures: &mut Figures) -> Result<()> {
-    // What was measured before is to be gone.
-    sleep(SETTLES_WITHIN);
-    let ticks = interrupts().min(interrupts());
+    let ticks = ticks();
     let ns = namespace()?;
     let all = step.clients + PROBED;
     let settings = |probe| Config {
@@ -187,6 +185,20 @@ fn note(asked: &mut VecDeque<u32>, to: u32, segment: &Segment) -> Result<()> {
     );
     asked.push_back(to);
     Ok(())
+}
+
+/// Waits until what was measured before is gone, and returns how many instructions interrupts take
+/// in a [`WINDOW`] in which there is nothing else.
+fn ticks() -> u64 {
+    let mut least = interrupts();
+    loop {
+        sleep(SETTLES_WITHIN);
+        let taken = interrupts();
+        if taken >= least - least / 10 {
+            return taken.min(least);
+        }
+        least = taken;
+    }
 }
 
 /// Keeps the processor busy for [`WINDOW`], and returns how many instructions others have taken.
