@@ -409,15 +409,25 @@ mod tests {
         // A CPU that was about to accept it gives up.
         set_expired(queue, &requests[2], false);
         check(queue.unexpired() == 3, "the dead stay dead")?;
-        check(is_of(queue.first_dead().as_deref(), &requests[2]), "first")?;
-        // A CPU is about to drop it.
-        // SAFETY: It was just seen in the list of the dead, and the lock is held.
-        unsafe {
-            let parked = requests[2].request().parked_arc();
-            queue.take_dead(&parked);
+        // A CPU is about to drop it, and then another one.
+        for (nth, next) in [(2, Some(4)), (4, Some(0)), (0, None)] {
+            check(queue.next_dead().is_some(), "next")?;
+            // SAFETY: It was buried above, and is in the list of the dead since. The lock is held.
+            unsafe {
+                let parked = requests[nth].request().parked_arc();
+                queue.take_dead(&parked);
+            }
+            // One that is taken is not told again.
+            let told = queue.next_dead();
+            check(
+                told.is_some() == next.is_some()
+                    && next.is_none_or(|next| is_of(told.as_deref(), &requests[next])),
+                "next, after one was taken",
+            )?;
         }
-        check(is_of(queue.first_dead().as_deref(), &requests[0]), "second")?;
-        check(queue.unexpired() == 3, "it is still dead")?;
+        set_expired(queue, &requests[0], false);
+        check(queue.next_dead().is_none(), "taken for good")?;
+        check(queue.unexpired() == 3, "they are still dead")?;
         check(
             is_of(queue.oldest().as_deref(), &requests[1]),
             "oldest again",

@@ -83,8 +83,7 @@ pub(crate) fn reset(
 
 /// Sends the client a keepalive probe (RFC 1122, section 4.2.3.6).
 ///
-/// It has the current timestamp, which the client echoes with all that it sends afterwards. If
-/// there is no memory, nothing is sent.
+/// It has the current timestamp, which the client may echo. If there is no memory, nothing is sent.
 ///
 /// Softirq, or process context with bottom halves off. No lock may be held.
 #[cold] // Most listeners do not probe.

@@ -77,7 +77,7 @@ enum State {
 /// * An entry that has left the queue is not counted.
 /// * The entries that are not counted were parked after those that are, except for those that are
 ///   or were expired.
-/// * Each entry in `dead` is expired, and no CPU acts on it yet.
+/// * Each entry in `dead` is expired. Those that no CPU acts on yet come first.
 /// * `deferred` and `armed` are in the order of parking, each of its own. But for those that are or
 ///   were expired, all entries in `deferred` were parked before those in `armed`.
 /// * If there is an entry, the value is behind the lock of the listener where the request of each
@@ -326,7 +326,7 @@ impl ParkQueue {
         }
         let list = if flags.is_timer_armed() {
             &mut self.armed
-        } else if flags.is_listed_as_dead() {
+        } else if flags.is_dead() {
             &mut self.dead
         } else {
             &mut self.deferred
@@ -399,7 +399,7 @@ impl ParkQueue {
         parked: &ParkedRequest,
         expired: Option<(Expiry, OnTimeout)>,
     ) {
-        if parked.flags().is_listed_as_dead() {
+        if parked.flags().is_dead() {
             return;
         }
         self.expired -= u64::from(parked.flags().expired().is_some());
@@ -433,28 +433,31 @@ impl ParkQueue {
             // SAFETY: The entry has just left its list, and goes into `dead` next. The lock is held
             // by the type invariants, as there was an entry.
             unsafe { parked.set_dead() };
-            self.dead.push_back(parked);
+            self.dead.push_front(parked);
         }
     }
 
-    /// Returns the first request whose client has died.
-    pub(crate) fn first_dead(&self) -> Option<ArcBorrow<'_, ParkedRequest>> {
-        self.dead.iter().next()
+    /// Returns a request whose client has died, and on which no CPU acts yet.
+    pub(crate) fn next_dead(&self) -> Option<ArcBorrow<'_, ParkedRequest>> {
+        self.dead
+            .iter()
+            .next()
+            .filter(|parked| !parked.flags().is_taken_as_dead())
     }
 
-    /// Takes a request out of the list of those whose clients have died: a CPU is about to drop it.
+    /// Notes that a CPU is about to drop a request whose client has died. O(1).
     ///
     /// # Safety
     ///
-    /// `parked` must be in that list of this queue.
+    /// `parked` must be in the list of those in this queue.
     pub(crate) unsafe fn take_dead(&mut self, parked: &ParkedRequest) {
         // SAFETY: The entry is in this list by the contract of this function.
         if let Some(parked) = unsafe { self.dead.remove(parked) } {
-            // SAFETY: The entry has just left that list, and goes into `deferred` next. The lock is
-            // held by the type invariants, as there was an entry.
-            unsafe { parked.set_expired(Some((Expiry::Died, OnTimeout::Reset))) };
-            // INVARIANT: The flags name `deferred`, and the entry is expired.
-            insert_from_front(&mut self.deferred, parked);
+            // SAFETY: The lock is held by the type invariants, as there was an entry.
+            unsafe { parked.set_taken_as_dead() };
+            // INVARIANT: The flags name `dead` as before. A CPU acts on the entry, so it goes
+            // behind those that no CPU acts on.
+            self.dead.push_back(parked);
         }
     }
 

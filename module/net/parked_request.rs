@@ -210,8 +210,8 @@ impl_flags!(
         EchoesFirst = bit_u32(23),
         /// The first bare ACK said that the SYN-ACK came twice.
         HasDsack = bit_u32(24),
-        /// The client has not answered to probes. With it, the request is in the list of those; or
-        /// it was, and `TimedOut` is set as well.
+        /// The client has not answered to probes, and the request is in the list of those. With
+        /// `TimedOut`, a CPU is about to drop it.
         Died = bit_u32(30),
         /// Parking is paused, and the request is handed over to the server.
         Paused = bit_u32(28),
@@ -317,9 +317,14 @@ impl ParkedFlags {
         self.contains(ParkedFlag::TimerArmed)
     }
 
-    /// Returns whether the request is in the list of those whose clients have died.
-    pub(crate) fn is_listed_as_dead(self) -> bool {
-        self.contains(ParkedFlag::Died) && !self.contains(ParkedFlag::TimedOut)
+    /// Returns whether the client has died, and the request is in the list of those.
+    pub(crate) fn is_dead(self) -> bool {
+        self.contains(ParkedFlag::Died)
+    }
+
+    /// Returns whether a CPU is about to drop the request, as its client has died.
+    pub(crate) fn is_taken_as_dead(self) -> bool {
+        self.is_dead() && self.contains(ParkedFlag::TimedOut)
     }
 
     /// Returns whether the request is counted by its source, and in the list of those.
@@ -458,19 +463,12 @@ impl ParkedRequest {
     /// # Safety
     ///
     /// The caller must hold the lock of the parking listener. `self` must be in its queue, and not
-    /// in the list of the dead; or have been taken out of that just now, and go into another list
-    /// before the lock is dropped.
+    /// in the list of the dead.
     pub(crate) unsafe fn set_expired(&self, expired: Option<(Expiry, OnTimeout)>) {
         let (expiry, on_timeout) = expired.unzip();
-        // SAFETY: The lock is held by the contract of this function. With none of these flags, and
-        // with both of a client that has died, the entry is in the list that it is in, or goes into
-        // next: not in that of the dead.
+        // SAFETY: The lock is held by the contract of this function, and these flags name no list.
         unsafe {
-            self.set(
-                ParkedFlag::TimedOut,
-                matches!(expiry, Some(Expiry::Timeout | Expiry::Died)),
-            );
-            self.set(ParkedFlag::Died, expiry == Some(Expiry::Died));
+            self.set(ParkedFlag::TimedOut, expiry == Some(Expiry::Timeout));
             self.set(ParkedFlag::Evicted, expiry == Some(Expiry::Eviction));
             self.set(ParkedFlag::Paused, expiry == Some(Expiry::Pause));
             self.set(ParkedFlag::Stopped, expiry == Some(Expiry::Stopped));
@@ -518,6 +516,17 @@ impl ParkedRequest {
         unsafe { self.set(ParkedFlag::Died, true) };
     }
 
+    /// Marks the request as one that a CPU is about to drop, as its client has died.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the lock of the parking listener. `self` must be in its queue, in the
+    /// list of the dead, or have been taken out of that just now and go there again.
+    pub(crate) unsafe fn set_taken_as_dead(&self) {
+        // SAFETY: The lock is held by the contract of this function, and the flag names no list.
+        unsafe { self.set(ParkedFlag::TimedOut, true) };
+    }
+
     /// Marks the request as counted by its source, or as not counted: it moves to another list.
     ///
     /// # Safety
@@ -548,8 +557,8 @@ impl ParkedRequest {
     /// # Safety
     ///
     /// The caller must hold the lock of the parking listener: the flags are read and written in two
-    /// steps. `self` must be in the list that [`ParkedFlag::TimerArmed`] and
-    /// [`ParkedFlag::Counted`] name, or in no list, when the lock is dropped.
+    /// steps. `self` must be in the list that [`ParkedFlag::TimerArmed`], [`ParkedFlag::Counted`]
+    /// and [`ParkedFlag::Died`] name, or in no list, when the lock is dropped.
     unsafe fn set(&self, flag: ParkedFlag, value: bool) {
         let flags = self.flags().with(flag, value);
         self.ack.state.store(flags.0, Relaxed);

@@ -322,11 +322,16 @@ impl<'a> RequestSock<'a> {
         unsafe { (*self.as_ptr()).num_timeout() }
     }
 
+    /// Returns what the handler of its SYN-ACK timer counts by.
+    fn synack_timer(&self) -> bindings::accf_synack_timer {
+        // SAFETY: Alive by the type invariants, and so is its listener.
+        unsafe { bindings::accf_req_synack_timer(self.as_ptr()) }
+    }
+
     /// Returns whether its SYN-ACK timer may stay armed while it is parked
     /// (`policy::may_synack_timer_run()`).
     pub(crate) fn may_synack_timer_run(&self) -> bool {
-        // SAFETY: Alive by the type invariants, and so is its listener.
-        let synack = unsafe { bindings::accf_req_synack_timer(self.as_ptr()) };
+        let synack = self.synack_timer();
         // It is never negative, and no timer is set to more than `DEFERRED_JIFFIES`.
         let left = Nanos(u64::from(synack.left as u32).saturating_mul(NANOS_PER_JIFFY));
         policy::may_synack_timer_run(synack.timeouts, synack.max_timeouts, left)
@@ -491,14 +496,31 @@ impl<'a> RequestSock<'a> {
     }
 
     /// Defers its SYN-ACK timer, so that the timer does no harm while the request is parked: for
-    /// `time`, when the listener hears of it (`send_synack()`), or for weeks. Returns whether the
-    /// timer was pending; otherwise nothing has changed.
+    /// `time`, when the listener hears of it (`send_synack()`), or for weeks; also for weeks if the
+    /// timer's handler would drop the request (`policy::timeouts_while_probed()`). Returns whether
+    /// the timer was pending; otherwise nothing has changed.
     ///
     /// The timer is not deleted: the kernel, when it drops the request, puts the timer's reference
     /// only if it deletes a pending timer.
+    ///
+    /// The lock of the parking listener is held.
     pub(crate) fn defer_timer(&self, time: Option<Nanos>) -> bool {
-        let jiffies = time.map_or(DEFERRED_JIFFIES, jiffies);
-        self.modify_pending_timer(jiffies.min(DEFERRED_JIFFIES))
+        let Some(time) = time else {
+            return self.modify_pending_timer(DEFERRED_JIFFIES);
+        };
+        let synack = self.synack_timer();
+        let Some(kept) = policy::timeouts_while_probed(synack.timeouts, synack.max_timeouts) else {
+            return self.modify_pending_timer(DEFERRED_JIFFIES);
+        };
+        let was_pending = self.modify_pending_timer(jiffies(time).min(DEFERRED_JIFFIES));
+        if was_pending && kept != synack.timeouts {
+            // SAFETY: Alive by the type invariants. Only the timer's handler writes the field, but
+            // for this lock's holders; the timer was pending just now, and does not fire for at
+            // least a clock tick. The field shares its byte with `syncookie`, which does not change
+            // any more.
+            unsafe { (*self.as_ptr()).set_num_timeout(kept) };
+        }
+        was_pending
     }
 
     /// Makes its SYN-ACK timer fire `jiffies` from now: the kernel then decides what becomes of the
@@ -530,10 +552,10 @@ impl<'a> RequestSock<'a> {
     /// RTO if that is sooner, and not count this timeout if there was none before. Returns whether
     /// it is not counted.
     ///
-    /// The count has 7 bits, and wraps. (A CPU that makes a connection between this and the
-    /// handler's next step finds 127 timeouts: the connection's statistics are wrong then, and the
-    /// count of young requests is one too high, as it may be one too low where that CPU comes
-    /// while the handler counts a timeout itself.)
+    /// The count has 7 bits, and wraps. Between this and the handler's next step, another CPU finds
+    /// 127 timeouts: a connection that it makes then shows that number, and for a segment with a
+    /// timestamp `tcp_reqsk_timeout()` shifts by it, which UBSAN reports (once, where it is on).
+    /// So this is the last thing to be done before the handler goes on.
     ///
     /// Only for `send_synack`, as [`Self::reset_timeouts`].
     ///

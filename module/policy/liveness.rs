@@ -58,3 +58,14 @@ impl Probing {
         }
     }
 }
+
+/// Returns how many timeouts a request may show while its client is probed, of which it has had
+/// `timeouts`; `None` if the client cannot be probed.
+///
+/// The SYN-ACK timer's handler drops a request without a word that has had `max_timeouts`, before
+/// it asks for a SYN-ACK (and so for a probe). Under pressure it takes no more than two for the
+/// maximum.
+pub fn timeouts_while_probed(timeouts: u8, max_timeouts: u8) -> Option<u8> {
+    let kept = timeouts.min(1);
+    (kept < max_timeouts.min(2)).then_some(kept)
+}

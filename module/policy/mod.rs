@@ -53,6 +53,7 @@ pub use late::{
     Joining, //
 };
 pub use liveness::{
+    timeouts_while_probed,
     Probing,
     Silence, //
 };

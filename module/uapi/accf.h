@@ -161,8 +161,8 @@ enum accf_on_close {
  *	      otherwise whether or not SO_KEEPALIVE is set. A client that does not
  *	      answer to as many probes as TCP_KEEPCNT says is reset. A probe is an
  *	      ACK, as of any connection; times are rounded up to clock ticks, and
- *	      probes are no further apart than the largest retransmission timeout
- *	      (two minutes).
+ *	      the wait for an answer is no longer than the largest retransmission
+ *	      timeout (net.ipv4.tcp_rto_max_ms, two minutes by default).
  *
  * A change takes effect at once, also for connections that are already parked:
  * except for @probe_ms (and the socket's options), by which the time of the next

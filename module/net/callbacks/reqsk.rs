@@ -116,8 +116,10 @@ unsafe extern "C" fn send_synack(
         match unsafe { listener.on_synack_timer(&bh, &request) } {
             OnSynAckTimer::NotParked => {}
             OnSynAckTimer::Waits => return EAGAIN.to_errno(),
-            OnSynAckTimer::Probe(parked) => {
+            OnSynAckTimer::Probe(parked, interval) => {
                 inject::probe(&request, &parked, &bh, &rcu::read_lock());
+                // SAFETY: The timer's handler is the caller.
+                unsafe { listener.wait_again(&bh, &request, interval) };
                 return EAGAIN.to_errno();
             }
         }

@@ -102,8 +102,9 @@ pub(crate) enum OnSynAckTimer {
     NotParked,
     /// The request stays parked.
     Waits,
-    /// The same, and the client is to be probed.
-    Probe(Arc<ParkedRequest>),
+    /// The same, and the client is to be probed ([`Listener::wait_again`] comes after that). An
+    /// answer may take this long.
+    Probe(Arc<ParkedRequest>, Nanos),
 }
 
 impl Listener {
@@ -545,18 +546,10 @@ impl Listener {
         let silences = parked.silences().saturating_add(1);
         // SAFETY: As the request is parked here, its entry is in the queue. The lock is held.
         unsafe { parked.set_silences(silences) };
-        // SAFETY: The lock is held; the handler is the caller by the contract of this function.
-        let is_counted = !unsafe { request.wait_again(probing.interval) };
-        if is_counted && parked.flags().is_young() {
-            // The handler is about to count it off.
-            // SAFETY: As the request is parked here, its entry is in the queue. The lock is held.
-            unsafe { parked.set_young(false) };
-            self.listen_sock().add_young(1);
-        }
         match probing.on_silence(silences) {
             Silence::Probe => {
                 queue.stats.probes += 1;
-                OnSynAckTimer::Probe(parked)
+                OnSynAckTimer::Probe(parked, probing.interval)
             }
             Silence::Gone => {
                 // SAFETY: The entry is in this queue, not expired, and its timer deferred, by the
@@ -565,8 +558,56 @@ impl Listener {
                 // Dropping the request waits for the handler, which is the caller.
                 // SAFETY: The queue is this listener's by the contract of this function.
                 unsafe { self.schedule(queue, now()) };
+                // SAFETY: The lock is held, the request is parked here with `parked`, and the
+                // handler is the caller.
+                unsafe { self.set_interval(request, &parked, probing.interval) };
                 OnSynAckTimer::Waits
             }
+        }
+    }
+
+    /// Has the SYN-ACK timer of a request whose client was probed fire again after `interval`, if
+    /// the request is still parked.
+    ///
+    /// # Safety
+    ///
+    /// The caller must have been called by that timer's handler, and return to it.
+    #[cold] // Most listeners do not probe.
+    pub(crate) unsafe fn wait_again(
+        &self,
+        bh: &BhDisabled<'_>,
+        request: &RequestSock<'_>,
+        interval: Nanos,
+    ) {
+        let _queue = self.queue.lock(bh);
+        if self.has_parked(request) {
+            // SAFETY: The request is parked here, and the lock is held.
+            let parked = unsafe { request.parked() };
+            // SAFETY: The lock is held, the request is parked here with `parked`, and the handler
+            // is the caller by the contract of this function.
+            unsafe { self.set_interval(request, parked, interval) };
+        }
+    }
+
+    /// Does what [`Self::wait_again`] says.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the lock, under which `request` is parked here with `parked`, and must
+    /// have been called by the handler of its SYN-ACK timer.
+    unsafe fn set_interval(
+        &self,
+        request: &RequestSock<'_>,
+        parked: &ParkedRequest,
+        interval: Nanos,
+    ) {
+        // SAFETY: The lock is held; the handler is the caller by the contract of this function.
+        let is_counted = !unsafe { request.wait_again(interval) };
+        if is_counted && parked.flags().is_young() {
+            // The handler is about to count it off.
+            // SAFETY: As the request is parked here, its entry is in the queue. The lock is held.
+            unsafe { parked.set_young(false) };
+            self.listen_sock().add_young(1);
         }
     }
 

@@ -96,7 +96,7 @@ impl HrTimerCallback for Listener {
 impl Listener {
     /// Returns what the timer has to do.
     fn timer_action(&self, queue: &Locked, now: Nanos) -> TimerAction {
-        if queue.first_dead().is_some() {
+        if queue.next_dead().is_some() {
             return TimerAction::Expire(Expiry::Died);
         }
         let oldest = queue.oldest().map(|oldest| oldest.parked_at());
@@ -205,14 +205,14 @@ impl Listener {
         }
     }
 
-    /// Takes a reference to the first request whose client has died, if it is not dying itself.
+    /// Takes a reference to a request whose client has died, if it is not dying itself.
     ///
     /// # Safety
     ///
     /// `queue` must be this listener's.
     #[cold] // Few clients die.
     unsafe fn take_dead(&self, queue: &mut ParkQueue) -> Option<Expired> {
-        let parked: Arc<ParkedRequest> = queue.first_dead()?.into();
+        let parked: Arc<ParkedRequest> = queue.next_dead()?.into();
         // SAFETY: The entry is in the queue, and the lock is held.
         let Some(request) = unsafe { parked.request() }.get() else {
             // SAFETY: The queue is this listener's by the contract of this function. The entry is

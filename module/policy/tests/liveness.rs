@@ -3,6 +3,7 @@
 //! When a silent client is probed, and when it is given up.
 
 use accf_policy::{
+    timeouts_while_probed,
     Config,
     Nanos,
     OnClose,
@@ -56,5 +57,15 @@ proptest! {
         let time = Nanos::from_millis(probe_ms);
         let by_config = Probing { idle: time, interval: time, probes };
         prop_assert_eq!(Probing::of(&config(probe_ms), keepalive, is_on), Some(by_config));
+    }
+
+    /// A request whose client is probed shows fewer timeouts than those for which TCP drops it,
+    /// also if TCP allows two only; and no more than it has had.
+    #[test]
+    fn a_probed_request_is_not_dropped_for_its_timeouts(timeouts: u8, max_timeouts: u8) {
+        match timeouts_while_probed(timeouts, max_timeouts) {
+            Some(kept) => prop_assert!(kept < max_timeouts.min(2) && kept <= timeouts),
+            None => prop_assert!(max_timeouts == 0 || (max_timeouts == 1 && timeouts > 0)),
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::thread::sleep;
 use std::time::Duration;
 
-use accf_kit::account::{self, describe};
+use accf_kit::account::describe;
 use accf_kit::control::{pause, resume, stats, timeout};
 use accf_kit::endpoint::{probe_clients, reset_on_close, Accepted, Listen, Listener};
 use accf_kit::segment::Flags;
@@ -71,15 +71,10 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     round.board.events_of("requests in bursts", sum.asked);
     round.board.events_of("clients that vanished", sum.vanished);
     pause(&listener)?;
-    let seen = account::settle(&listener, round.limit(), account::at_rest, || {
+    round.comes_to_rest(&listener, || {
         tun.pump(Duration::from_millis(1), |_, _| Ok(()))?;
-        while let Some(accepted) = listener.accept_now()? {
-            reset_on_close(&accepted.stream)?;
-        }
         Ok(())
-    })?;
-    round.at_rest(&seen);
-    Ok(())
+    })
 }
 
 /// Has clients come, ask, close and vanish; returns how many did what, once all are gone.

@@ -76,14 +76,10 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     }
     for (listener, _) in &listeners {
         pause(listener)?;
-        let seen = account::settle(listener, round.limit(), account::at_rest, || {
+        round.comes_to_rest(listener, || {
             scene.clients.hear(Duration::from_millis(1))?;
-            while let Some(accepted) = listener.accept_now()? {
-                reset_on_close(&accepted.stream)?;
-            }
             Ok(())
         })?;
-        round.at_rest(&seen);
     }
     Ok(())
 }

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use accf_kit::account;
 use accf_kit::control::Stats;
+use accf_kit::endpoint::{reset_on_close, Listener};
 use accf_kit::fault::Whose;
 use accf_kit::netns::Netns;
 use accf_kit::tun_clients::TunClients;
@@ -204,6 +206,24 @@ impl<'a> Round<'a> {
             );
             tun.pump(Duration::from_millis(10), |_, _| Ok(()))?;
         }
+        Ok(())
+    }
+
+    /// Waits until a listener has come to rest, and records that. `hear` takes what its clients are
+    /// sent off the wire; connections are reset.
+    pub(crate) fn comes_to_rest(
+        &self,
+        listener: &Listener,
+        mut hear: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let seen = account::settle(listener, self.limit(), account::at_rest, || {
+            hear()?;
+            while let Some(accepted) = listener.accept_now()? {
+                reset_on_close(&accepted.stream)?;
+            }
+            Ok(())
+        })?;
+        self.at_rest(&seen);
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 use std::io::Read as _;
 use std::time::{Duration, Instant};
 
-use accf_kit::account::{self, describe};
+use accf_kit::account::describe;
 use accf_kit::control::{pause, resume, set_config, settings, stats, OnTimeout};
 use accf_kit::endpoint::{reset_on_close, Family, Listen, Listener};
 use accf_kit::segment::Flags;
@@ -60,15 +60,10 @@ pub(crate) fn run(round: &Round<'_>) -> Result<()> {
     round
         .board
         .events_of("clients served beside a greedy source", served);
-    let seen = account::settle(&listener, round.limit(), account::at_rest, || {
+    round.comes_to_rest(&listener, || {
         tun.pump(Duration::from_millis(1), |_, _| Ok(()))?;
-        while let Some(accepted) = listener.accept_now()? {
-            reset_on_close(&accepted.stream)?;
-        }
         Ok(())
-    })?;
-    round.at_rest(&seen);
-    Ok(())
+    })
 }
 
 /// Has the pool connect, then the greedy address, and then the pool ask; returns how many of it

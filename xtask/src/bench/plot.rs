@@ -224,6 +224,17 @@ fn holding(figures: Figures<'_>) -> Picture {
     }
 }
 
+/// Returns a panel of instructions that must not grow with the number of `things`.
+fn flat_panel(figures: Figures<'_>, key: Key<'_>, title: &str, things: &str) -> Panel {
+    let fewest = figures.places(key).first().copied();
+    let cost = fewest.and_then(|fewest| figures.statistics(key.x(fewest)).ok());
+    let limit = cost.map(|cost| Limit::Level(cost.median * bound::FLAT));
+    let x = Axis::new(things, Scale::Log, short);
+    let y = Axis::new("instructions", Scale::Linear, short);
+    let limits = limit.into_iter().collect();
+    line_panel(title, x, y, lines(figures, key), limits)
+}
+
 /// Plots the cost of an eviction.
 fn eviction(figures: Figures<'_>) -> Picture {
     let panels = [
@@ -232,18 +243,7 @@ fn eviction(figures: Figures<'_>) -> Picture {
     ];
     let panels = panels.into_iter().map(|(case, title)| {
         let key = Key::new(Bench::Eviction, "evict").case(case);
-        let fewest = figures.places(key).first().copied();
-        let cost = fewest.and_then(|fewest| figures.statistics(key.x(fewest)).ok());
-        let limit = cost.map(|cost| Limit::Level(cost.median * bound::FLAT));
-        let x = Axis::new("sources", Scale::Log, short);
-        let y = Axis::new("instructions", Scale::Linear, short);
-        line_panel(
-            title,
-            x,
-            y,
-            lines(figures, key),
-            limit.into_iter().collect(),
-        )
+        flat_panel(figures, key, title, "sources")
     });
     Picture {
         title: "The cost of an eviction, by the number of sources".into(),
@@ -330,18 +330,7 @@ fn probes(figures: Figures<'_>) -> Picture {
     let panels = [("probe", "To probe a client"), ("answer", "For its answer")];
     let panels = panels.into_iter().map(|(metric, title)| {
         let key = Key::new(Bench::Probes, metric);
-        let fewest = figures.places(key).first().copied();
-        let cost = fewest.and_then(|fewest| figures.statistics(key.x(fewest)).ok());
-        let limit = cost.map(|cost| Limit::Level(cost.median * bound::FLAT));
-        let x = Axis::new("other parked connections", Scale::Log, short);
-        let y = Axis::new("instructions", Scale::Linear, short);
-        line_panel(
-            title,
-            x,
-            y,
-            lines(figures, key),
-            limit.into_iter().collect(),
-        )
+        flat_panel(figures, key, title, "other parked connections")
     });
     Picture {
         title: "The cost of a probe, by the number of other parked connections".into(),

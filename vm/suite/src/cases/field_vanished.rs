@@ -25,6 +25,8 @@ use crate::scene::{
 const CLIENTS: usize = 10;
 /// How many probes are not answered before a client is given up.
 const PROBES: u32 = 3;
+/// How long a case takes that waits for SYN-ACKs.
+const LONG: Duration = Duration::from_secs(60);
 /// TCP_KEEPIDLE and TCP_KEEPINTVL.
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -223,4 +225,49 @@ fn restarted(context: &Context, family: Family) -> Result<()> {
     let seen = read_counts(context, &scene.listener, counted!(died: 1, probes: 1))?;
     expect_eq!(seen.aborted, 0, "aborted");
     receives_nothing(&mut client, 2 * SECOND, "sent to a client that has reset")
+}
+
+case!(NoDeadline, "field.vanished.synack_retries" => each_family(synack_retries).long(LONG));
+/// Checks that a client that is there stays parked, and is served, however few SYN-ACKs may be sent
+/// again, and however many were: TCP drops a request without a word whose SYN-ACK timer has fired
+/// as often as that.
+fn synack_retries(context: &Context, family: Family) -> Result<()> {
+    for (retries, syn_acks, is_probed) in [
+        ("0", 1, false),
+        ("1", 1, true),
+        ("1", 2, false),
+        ("2", 3, true),
+    ] {
+        let scene = RawScene::new(context, family, &filtered(family))?;
+        scene
+            .ns
+            .set_sysctl("net.ipv4.tcp_synack_retries", retries)?;
+        probe_clients(&scene.listener, SECOND, PROBES)?;
+        let mut client = scene.client();
+        client.half_open(context.patience())?;
+        for nth in 2..=syn_acks {
+            let again = next(context, &mut client, &format!("SYN-ACK {nth}"))?.segment;
+            ensure!(again.is_syn_ack(), "not SYN-ACK {nth}: {again}");
+        }
+        client.ack()?;
+        scene.counts(context, counted!(parked: 1))?;
+        let probes = if is_probed { 2 } else { 0 };
+        for nth in 1..=probes {
+            let probe = next(context, &mut client, &format!("probe {nth}"))?;
+            is_probe(&client, &probe.segment)?;
+            client.ack()?;
+        }
+        if !is_probed {
+            receives_nothing(
+                &mut client,
+                3 * SECOND,
+                "sent to a client that is not probed",
+            )?;
+        }
+        scene.serve(context, &mut client)?;
+        scene
+            .counts(context, counted!(released_data: 1, probes: probes))
+            .with_context(|| format!("tcp_synack_retries={retries}, {syn_acks} SYN-ACKs"))?;
+    }
+    Ok(())
 }
